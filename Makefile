@@ -1,0 +1,38 @@
+# One vocabulary, shared with CI. `make demo` and `make test` need only Debian's python3, python3-venv and make.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PACS   ?=
+
+.PHONY: demo test lint up
+.DEFAULT_GOAL := help
+
+help: ## these lines
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+demo: $(VENV)/running ## real studies in, rows out, compared; PACS=orthanc sends through a real Orthanc
+	@$(BIN)/python -m bench.demo --pacs "$(PACS)"
+
+test: $(VENV)/testing ## unit, integration and end-to-end tests; missing peers are named and skipped
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/testing ## ruff and mypy
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+up: ## Orthanc, server and gateway in containers
+	docker compose up --build
+
+$(VENV)/running: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what running needs"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/testing: requirements-dev.txt $(VENV)/running
+	@echo "installing what testing needs"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@

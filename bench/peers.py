@@ -1,0 +1,71 @@
+"""Real peers: Debian's Orthanc and DCMTK, where they are installed."""
+
+import json
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from bench.processes import Process, running
+
+ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
+ORTHANC_MISSING = "Orthanc is not installed (Debian: apt-get install orthanc)"
+DCMTK_MISSING = "DCMTK is not installed (Debian: apt-get install dcmtk)"
+
+
+class Orthanc:
+    """A running Orthanc that knows the gateway as the modality GATEWAY."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    def upload(self, path: Path) -> str:
+        """Upload one DICOM file by the REST API; returns Orthanc's id of its study."""
+        return str(self._call("/instances", content=path.read_bytes())["ParentStudy"])
+
+    def send(self, resources: list[str]) -> None:
+        """`store to modality`: C-STORE all images of the resources to the gateway, and wait for it."""
+        result = self._call("/modalities/GATEWAY/store", json={"Resources": resources, "Synchronous": True})
+        if result["FailedInstancesCount"]:
+            raise RuntimeError(f"Orthanc could not send {result['FailedInstancesCount']} instances")
+
+    def _call(self, path: str, **body: object) -> dict[str, object]:
+        response = self._http.post(path, **body)  # type: ignore[arg-type]
+        response.raise_for_status()
+        answer: dict[str, object] = response.json()
+        return answer
+
+
+@contextmanager
+def orthanc(folder: Path, gateway_port: int, ae_title: str = "STORESCP") -> Iterator[Orthanc]:
+    """Debian's Orthanc as a process of its own, with its storage in `folder`."""
+    if ORTHANC is None:
+        raise FileNotFoundError(ORTHANC_MISSING)
+    http_port, dicom_port = _free_port(), _free_port()
+    configuration = {
+        "Name": "demo PACS",
+        "StorageDirectory": str(folder / "orthanc"),
+        "IndexDirectory": str(folder / "orthanc"),
+        "HttpPort": http_port,
+        "DicomPort": dicom_port,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "DicomModalities": {"GATEWAY": [ae_title, "127.0.0.1", gateway_port]},
+        "Plugins": [],
+    }
+    path = folder / "orthanc.json"
+    path.write_text(json.dumps(configuration))
+    with (
+        running(Process("orthanc", [ORTHANC, str(path)], folder)) as process,
+        httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60, trust_env=False) as http,
+    ):
+        process.wait_for(lambda line: True if "Orthanc has started" in line else None)
+        yield Orthanc(http)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])

@@ -1,0 +1,134 @@
+"""Starts the real server and the real gateway as processes on free loopback ports, and stops them."""
+
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+ROOT = Path(__file__).parent.parent
+START_TIMEOUT_S = 30.0
+T = TypeVar("T")
+
+
+class ProcessFailed(Exception):
+    """A process ended or did not say what was awaited; the text ends with its last lines of output."""
+
+
+class Process:
+    """A child process whose output lines can be waited for."""
+
+    def __init__(self, name: str, command: list[str], cwd: Path, **environment: str) -> None:
+        self.name = name
+        self.lines: list[str] = []
+        self._unread: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "SERVER_", "DATABASE_URL"))}
+        self.popen = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=inherited | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        threading.Thread(target=self._read, daemon=True, name=f"read {name}").start()
+
+    def wait_for(self, find: Callable[[str], T | None], timeout_s: float = START_TIMEOUT_S) -> T:
+        """The first result of `find` over the output lines not yet waited for that is not None."""
+        while True:
+            try:
+                line = self._unread.get(timeout=timeout_s)
+            except queue.Empty:
+                raise self._failed(f"said nothing awaited for {timeout_s:g} s") from None
+            if line is None:
+                raise self._failed(f"ended with exit code {self.popen.wait()}")
+            if (found := find(line)) is not None:
+                return found
+
+    def wait_for_event(self, event: str, timeout_s: float = START_TIMEOUT_S, **fields: Any) -> dict[str, Any]:
+        """The next log event of that name with those fields."""
+
+        def find(line: str) -> dict[str, Any] | None:
+            entry = as_event(line)
+            return entry if entry.get("event") == event and fields.items() <= entry.items() else None
+
+        return self.wait_for(find, timeout_s)
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """Every log event of that name so far."""
+        return [entry for line in list(self.lines) if (entry := as_event(line)).get("event") == event]
+
+    def stop(self, timeout_s: float = 60.0) -> int:
+        """SIGTERM, then the exit code; SIGKILL where it does not end in time."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGTERM)
+        try:
+            return self.popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise self._failed(f"did not end within {timeout_s:g} s of SIGTERM") from None
+
+    def kill(self) -> None:
+        """SIGKILL: what `kill -9` and a power cut do."""
+        self.popen.kill()
+        self.popen.wait()
+
+    def _read(self) -> None:
+        assert self.popen.stdout is not None  # noqa: S101 - stdout is a pipe
+        for line in self.popen.stdout:
+            self.lines.append(line.rstrip())
+            self._unread.put(line.rstrip())
+        self._unread.put(None)
+
+    def _failed(self, problem: str) -> ProcessFailed:
+        return ProcessFailed(f"{self.name} {problem}\n" + "\n".join(self.lines[-20:]))
+
+
+def as_event(line: str) -> dict[str, Any]:
+    """A JSON log line as a dict; empty for any other line."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+@contextmanager
+def running(process: Process) -> Iterator[Process]:
+    """Stop the process on the way out, whatever happened."""
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+@contextmanager
+def server(folder: Path, port: int = 0, **environment: str) -> Iterator[tuple[Process, str]]:
+    """`uvicorn server:app` on a SQLite file in `folder`; yields the process and its URL."""
+    environment = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"} | environment
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), "--port", str(port), "server:app"]
+    with running(Process("server", command, folder, **environment)) as process:
+        yield process, process.wait_for(_uvicorn_url)
+
+
+@contextmanager
+def gateway(folder: Path, server_url: str, **settings: Any) -> Iterator[tuple[Process, int]]:
+    """`python client.py` on a free DICOM port; yields the process and the port. `settings` are GATEWAY_… names."""
+    environment = {f"GATEWAY_{name}".upper(): str(value) for name, value in settings.items()}
+    environment |= {"GATEWAY_SERVER_URL": server_url}
+    command = [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"]
+    with running(Process("gateway", command, folder, **environment)) as process:
+        yield process, int(process.wait_for_event("gateway.started")["port"])
+
+
+def _uvicorn_url(line: str) -> str | None:
+    found = re.search(r"Uvicorn running on (http://\S+)", line)
+    return found and found[1]

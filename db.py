@@ -1,0 +1,329 @@
+"""The server's only SQL: one row per series, one per series and SOP Instance UID, and what contradicted them."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import alembic.util
+from sqlalchemy import (
+    JSON,
+    Column,
+    Connection,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Select,
+    Table,
+    Text,
+    event,
+    exc,
+    func,
+    select,
+)
+from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.engine import RowMapping, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.types import TypeDecorator
+
+from models import GatewayError, SeriesRecord, SeriesReport
+
+BUSY_TIMEOUT_MS = 5000
+READERS = 4
+
+
+class DatabaseUnavailable(GatewayError):
+    """The database cannot answer now; nothing was changed, and trying again may help."""
+
+
+class DatabaseUnusable(GatewayError):
+    """The database cannot be opened at all. The text says why and names the cure."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC timestamp; SQLite stores none with a zone, so it is added when read."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value and value.replace(tzinfo=UTC)
+
+
+metadata = MetaData()
+series = Table(
+    "series",
+    metadata,
+    Column("SeriesInstanceUID", Text, primary_key=True),
+    Column("PatientID", Text),
+    Column("PatientName", Text),
+    Column("StudyInstanceUID", Text, nullable=False),
+    Column("NumInstances", Integer, nullable=False),
+    Column("Modality", Text),
+    Column("Attributes", JSON, nullable=False),
+    Column("Undecoded", JSON, nullable=False),
+    Column("Revision", Integer, nullable=False),
+    Column("Verdict", Text),
+    Column("ExpectedInstances", Integer),
+    Column("FirstReceivedAt", UtcDateTime),
+    Column("LastReceivedAt", UtcDateTime),
+    Column("UpdatedAt", UtcDateTime, nullable=False),
+    Column("Conflicts", Integer, nullable=False),
+    Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
+    Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
+    Index("series_by_modality", "Modality", "SeriesInstanceUID"),
+)
+
+
+def _of_series() -> Column[str]:
+    return Column("SeriesInstanceUID", Text, ForeignKey("series.SeriesInstanceUID"), primary_key=True)
+
+
+instances = Table(
+    "instances",
+    metadata,
+    _of_series(),
+    Column("SOPInstanceUID", Text, primary_key=True),
+    sqlite_with_rowid=False,
+)
+conflicts = Table(
+    "conflicts",
+    metadata,
+    _of_series(),
+    Column("Digest", Text, primary_key=True),  # of the contradicting identity and instances: a repeat is kept once
+    Column("Report", JSON, nullable=False),
+    Column("ReceivedAt", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+
+class Database:
+    """Series in SQLite: one connection writes, one transaction a report; others only read."""
+
+    def __init__(self, writer: AsyncEngine, readers: AsyncEngine) -> None:
+        self._writer = writer
+        self._readers = readers
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator["Database"]:
+        """Open the database at `url`, bringing its schema up to date. Raises DatabaseUnusable."""
+        database = cls(_engine(url, writes=True), _engine(url, writes=False))
+        try:
+            await database._migrate(url)
+            yield database
+        finally:
+            await database._readers.dispose()
+            await database._writer.dispose()
+
+    async def store(self, report: SeriesReport) -> tuple[SeriesRecord, bool]:
+        """Take the union of a report and what is known, in one transaction; the stored record, and whether it is new.
+
+        The result does not depend on repetition or order. A report that names another PatientID or
+        StudyInstanceUID than the record is kept in `conflicts` and changes nothing else.
+        """
+        now = datetime.now(UTC)
+        uid = report.SeriesInstanceUID
+        async with _translated(), self._writer.begin() as connection:
+            inserted = await connection.execute(insert(series).on_conflict_do_nothing(), _new_row(report, now))
+            known = await _row(connection, uid)
+            if _contradicts(report, known):
+                await _keep_conflict(connection, report, now)
+            else:
+                await _add_instances(connection, report)
+                await _update(connection, uid, _changes(report, known, await _union(connection, report, known), now))
+            return _record(await _row(connection, uid)), inserted.rowcount == 1
+
+    async def get(self, series_instance_uid: str) -> SeriesRecord | None:
+        """The record of one series, None where it is not known."""
+        async with _translated(), self._readers.connect() as connection:
+            row = (await connection.execute(_by_uid(series_instance_uid))).mappings().one_or_none()
+            return row and _record(row)
+
+    async def page(self, *, after: str | None, limit: int, **equal: str | None) -> list[SeriesRecord]:
+        """Up to `limit` records in order of SeriesInstanceUID behind `after`, with the given columns `equal`."""
+        query = select(series).order_by(series.c.SeriesInstanceUID).limit(limit)
+        for column, value in equal.items():
+            if value is not None:
+                query = query.where(series.c[column] == value)
+        if after is not None:
+            query = query.where(series.c.SeriesInstanceUID > after)
+        async with _translated(), self._readers.connect() as connection:
+            rows = (await connection.execute(query)).mappings()
+            return [_record(row) for row in rows]
+
+    async def ping(self) -> None:
+        """Raises DatabaseUnavailable where the database cannot be read."""
+        async with _translated(), self._readers.connect() as connection:
+            await connection.execute(select(series.c.NumInstances).limit(1))
+
+    async def _migrate(self, url: str) -> None:
+        try:
+            async with self._writer.begin() as connection:
+                await connection.run_sync(_upgrade)
+        except alembic.util.CommandError as error:
+            raise DatabaseUnusable(
+                f"DATABASE_URL={url} has a schema this version does not know ({error}). Run the version that wrote it, "
+                "or a newer one, or name another file."
+            ) from error
+        except exc.DBAPIError as error:
+            raise DatabaseUnusable(
+                f"DATABASE_URL={url} cannot be opened: {error.orig}. Check that it is a SQLite file, that its folder "
+                "exists and that this user may write both."
+            ) from error
+
+
+def _engine(url: str, *, writes: bool) -> AsyncEngine:
+    size = 1 if writes else READERS
+    engine = create_async_engine(make_url(url), pool_size=size, max_overflow=0, hide_parameters=True)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy's BEGIN below is the only one
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"busy_timeout={BUSY_TIMEOUT_MS}",
+            f"query_only={'OFF' if writes else 'ON'}",
+        ):
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _upgrade(connection: Connection) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    """Database errors as DatabaseUnavailable: the edge to the driver, whose texts can hold patient data."""
+    try:
+        yield
+    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+        raise DatabaseUnavailable(type(error).__name__) from error
+
+
+def _by_uid(series_instance_uid: str) -> Select[Any]:
+    return select(series).where(series.c.SeriesInstanceUID == series_instance_uid)
+
+
+async def _row(connection: AsyncConnection, series_instance_uid: str) -> RowMapping:
+    row: RowMapping = (await connection.execute(_by_uid(series_instance_uid))).mappings().one()
+    return row
+
+
+def _record(row: RowMapping) -> SeriesRecord:
+    return SeriesRecord.model_validate(dict(row))
+
+
+def _new_row(report: SeriesReport, now: datetime) -> dict[str, Any]:
+    return {
+        "SeriesInstanceUID": report.SeriesInstanceUID,
+        "PatientID": report.PatientID,
+        "PatientName": report.PatientName,
+        "StudyInstanceUID": report.StudyInstanceUID,
+        "NumInstances": 0,
+        "Modality": _modality(report.Attributes),
+        "Attributes": report.Attributes,
+        "Undecoded": report.Undecoded,
+        "Revision": 0,  # becomes 1 with the update that follows in the same transaction
+        "Verdict": report.Verdict,
+        "ExpectedInstances": report.ExpectedInstances,
+        "FirstReceivedAt": report.FirstReceivedAt,
+        "LastReceivedAt": report.LastReceivedAt,
+        "UpdatedAt": now,
+        "Conflicts": 0,
+    }
+
+
+def _modality(attributes: dict[str, list[str]]) -> str | None:
+    return next(iter(attributes.get("Modality", ())), None)
+
+
+def _contradicts(report: SeriesReport, known: RowMapping) -> bool:
+    """Another study, or another patient where both name one."""
+    return report.StudyInstanceUID != known["StudyInstanceUID"] or (
+        report.PatientID is not None and known["PatientID"] is not None and report.PatientID != known["PatientID"]
+    )
+
+
+async def _add_instances(connection: AsyncConnection, report: SeriesReport) -> None:
+    if report.SOPInstanceUIDs:
+        rows = [
+            {"SeriesInstanceUID": report.SeriesInstanceUID, "SOPInstanceUID": uid}
+            for uid in set(report.SOPInstanceUIDs)
+        ]
+        await connection.execute(insert(instances).on_conflict_do_nothing(), rows)
+
+
+async def _union(connection: AsyncConnection, report: SeriesReport, known: RowMapping) -> int:
+    """Distinct instances, or the count reported without UIDs where that is more; never less than was known."""
+    of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
+    counted = (await connection.execute(select(func.count()).select_from(instances).where(of_series))).scalar_one()
+    floor = report.NumInstances if report.SOPInstanceUIDs is None else 0
+    return max(int(known["NumInstances"]), int(counted), floor)
+
+
+def _changes(report: SeriesReport, known: RowMapping, union: int, now: datetime) -> dict[str, Any]:
+    """The columns that a report changes: what is stored stays, what was empty is filled. Empty if it is no news."""
+    attributes = {**report.Attributes, **known["Attributes"]}
+    changes: dict[str, Any] = {
+        "PatientID": known["PatientID"] or report.PatientID,
+        "PatientName": known["PatientName"] or report.PatientName,
+        "NumInstances": union,
+        "Modality": _modality(attributes),
+        "Attributes": attributes,
+        "Undecoded": {**report.Undecoded, **known["Undecoded"]},
+        "Verdict": (union > known["NumInstances"] and report.Verdict) or known["Verdict"],
+        "ExpectedInstances": report.ExpectedInstances or known["ExpectedInstances"],
+    }
+    if all(known[column] == value for column, value in changes.items()):
+        return {}
+    first = [at for at in (known["FirstReceivedAt"], report.FirstReceivedAt) if at]
+    last = [at for at in (known["LastReceivedAt"], report.LastReceivedAt) if at]
+    return changes | {
+        "FirstReceivedAt": min(first, default=None),
+        "LastReceivedAt": max(last, default=None),
+        "Revision": known["Revision"] + 1,
+        "UpdatedAt": now,
+    }
+
+
+async def _update(connection: AsyncConnection, series_instance_uid: str, changes: dict[str, Any]) -> None:
+    if changes:
+        of_series = series.c.SeriesInstanceUID == series_instance_uid
+        await connection.execute(series.update().where(of_series).values(changes))
+
+
+async def _keep_conflict(connection: AsyncConnection, report: SeriesReport, now: datetime) -> None:
+    content = "\n".join([*map(str, report.key), *sorted(report.SOPInstanceUIDs or ())])
+    row = {
+        "SeriesInstanceUID": report.SeriesInstanceUID,
+        "Digest": hashlib.sha256(content.encode()).hexdigest(),
+        "Report": report.model_dump(mode="json"),
+        "ReceivedAt": now,
+    }
+    await connection.execute(insert(conflicts).on_conflict_do_nothing(), row)
+    of_series = conflicts.c.SeriesInstanceUID == report.SeriesInstanceUID
+    count = select(func.count()).select_from(conflicts).where(of_series)
+    await _update(connection, report.SeriesInstanceUID, {"Conflicts": (await connection.execute(count)).scalar_one()})

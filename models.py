@@ -1,0 +1,127 @@
+"""The nouns that cross a boundary: Instance, SeriesReport, SeriesRecord. No I/O, no clock."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
+"""Why a series was reported: see README, "What it promises"."""
+
+
+class GatewayError(Exception):
+    """Base of every error that one of our files raises for another to handle."""
+
+
+class SeriesKey(NamedTuple):
+    """What one series is collected under.
+
+    PatientID is part of it: the same Series Instance UID under two patients must reach the server as two
+    reports, or the contradiction would vanish inside one of them.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    patient_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One received SOP Instance: its identity, where it came from, and its header's attributes.
+
+    `attributes` maps DICOM keywords to their values in text form (empty tuple: present without value).
+    `undecoded` maps the keywords of text that its character set cannot decode to the bytes as sent.
+    """
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    peer_address: str
+    received_at: datetime
+    attributes: Mapping[str, tuple[str, ...]]
+    undecoded: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def key(self) -> SeriesKey:
+        return SeriesKey(self.study_instance_uid, self.series_instance_uid, self.text("PatientID"))
+
+    def text(self, keyword: str) -> str | None:
+        """The attribute as one string, values joined by a backslash as on the wire; None where it has no value."""
+        return "\\".join(self.attributes.get(keyword, ())) or None
+
+
+def _clean(value: object) -> object:
+    """Remove what DICOM pads with: NUL anywhere (PostgreSQL text has none), spaces at the ends; empty is None."""
+    return (value.replace("\0", "").strip(" ") or None) if isinstance(value, str) else value
+
+
+Uid = Annotated[
+    str,
+    BeforeValidator(_clean),
+    Field(pattern=r"^[0-9.]{1,64}$", description="A UID as sent (PS3.5 §9.1); leading zeros are tolerated."),
+]
+Text = Annotated[str | None, BeforeValidator(_clean), Field(max_length=1024)]
+Keyword = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$", description="A DICOM keyword (PS3.6).")]
+Values = list[Annotated[str, BeforeValidator(lambda v: v.replace("\0", "") if isinstance(v, str) else v)]]
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class SeriesReport(BaseModel):
+    """What `POST /series` takes. The first five fields are all a minimal client needs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    SeriesInstanceUID: Uid
+    PatientID: Text = None
+    PatientName: Text = None
+    StudyInstanceUID: Uid
+    NumInstances: Annotated[Count, Field(description="Without SOPInstanceUIDs: at least so many are known.")]
+    SOPInstanceUIDs: Annotated[
+        list[Uid] | None, Field(description="The server takes the union; order and repetition do not matter.")
+    ] = None
+    Attributes: Annotated[
+        dict[Keyword, Values], Field(description="Study and series attributes, keyword to values in text form.")
+    ] = {}
+    Undecoded: Annotated[
+        dict[Keyword, Base64], Field(description="Text its character set cannot decode: the bytes as sent.")
+    ] = {}
+    Revision: Annotated[int, Field(ge=1, lt=2**31, description="Counts this gateway's reports of the series.")] = 1
+    Verdict: SeriesVerdict | None = None
+    ExpectedInstances: Count | None = None
+    GatewayID: Annotated[str, Field(max_length=64)] | None = None
+    FirstReceivedAt: AwareDatetime | None = None
+    LastReceivedAt: AwareDatetime | None = None
+
+    @property
+    def key(self) -> SeriesKey:
+        return SeriesKey(self.StudyInstanceUID, self.SeriesInstanceUID, self.PatientID)
+
+
+class SeriesRecord(BaseModel):
+    """A stored series: one row, the union of every report about it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    SeriesInstanceUID: str
+    PatientID: str | None
+    PatientName: str | None
+    StudyInstanceUID: str
+    NumInstances: Annotated[int, Field(description="Distinct SOP Instance UIDs known; it never goes down.")]
+    Modality: str | None
+    Attributes: dict[str, list[str]]
+    Undecoded: dict[str, str]
+    Revision: Annotated[int, Field(description="Counts the reports that changed this record.")]
+    Verdict: SeriesVerdict | None
+    ExpectedInstances: int | None
+    FirstReceivedAt: AwareDatetime | None
+    LastReceivedAt: AwareDatetime | None
+    UpdatedAt: AwareDatetime
+    Conflicts: Annotated[
+        int, Field(description="Reports kept aside because they name another PatientID or StudyInstanceUID.")
+    ]

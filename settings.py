@@ -1,0 +1,114 @@
+"""What an operator can change, with units. Read once, frozen."""
+
+import difflib
+import os
+import uuid
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, HttpUrl, StringConstraints, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class SettingsError(Exception):
+    """A setting is unknown or wrong. The text names each one, its problem and the cure."""
+
+
+class GatewaySettings(BaseSettings):
+    """The gateway's settings: environment (`GATEWAY_…`), then `.env`, then these defaults."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_file=".env", extra="ignore", frozen=True)
+
+    scp_host: str = Field("127.0.0.1", description="Address the DICOM listener binds to.")
+    scp_port: int = Field(6667, ge=0, le=65535, description="DICOM port; 0 takes a free one and logs it.")
+    ae_title: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[ -\[\]-~]{1,16}$")] = Field(
+        "STORESCP", description="Our AE title: 1 to 16 ASCII characters without backslash (PS3.5 §6.2)."
+    )
+    server_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8000"), description="Where series reports are posted.")
+    gateway_id: str = Field(
+        default_factory=lambda: f"{os.uname().nodename[:51]}-{uuid.uuid4().hex[:12]}",
+        min_length=1,
+        max_length=64,
+        description="Name of this gateway in its reports; by default host name and a random part.",
+    )
+    idle_timeout_s: Seconds = Field(2.0, description="A series this long without a new image is reported as idle.")
+    max_open_s: Seconds = Field(900.0, description="A series open this long is reported as capped, quiet or not.")
+    drain_timeout_s: Seconds = Field(
+        30.0, description="On SIGTERM: longest wait for open associations, then as long again for undelivered reports."
+    )
+    inbox_size: int = Field(1000, ge=1, description="Instances between the SCP and the collector.")
+    inbox_timeout_s: Seconds = Field(5.0, description="How long a C-STORE waits for room before it is refused 0xA700.")
+    max_pending_instances: int = Field(
+        200_000, ge=1, description="Instances held in memory, open or undelivered; beyond it C-STORE gets 0xA700."
+    )
+    dispatch_concurrency: int = Field(8, ge=1, le=256, description="Reports posted at the same time.")
+    request_timeout_s: Seconds = Field(10.0, description="Longest wait for one answer of the server.")
+    retry_max_s: Seconds = Field(30.0, description="Longest back-off between two tries of one report.")
+
+
+class ServerSettings(BaseSettings):
+    """The server's settings: environment (`SERVER_…` and `DATABASE_URL`), then `.env`, then these defaults."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SERVER_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
+    database_url: str = Field(
+        "sqlite+aiosqlite:///series.db",
+        validation_alias=AliasChoices("DATABASE_URL"),
+        description="Where series are stored: sqlite+aiosqlite:///FILE.",
+    )
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body; beyond it 413.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_sqlite_file(cls, url: str) -> str:
+        if not url.startswith("sqlite+aiosqlite:///") or ":memory:" in url or url.endswith(":///"):
+            raise ValueError("must have the form sqlite+aiosqlite:///FILE")
+        return url
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(cls: type[S], flags: Mapping[str, Any] | None = None) -> S:
+    """Read settings; `flags` (given on the command line) win over the environment. Raises SettingsError."""
+    prefix = str(cls.model_config["env_prefix"])
+    known = {variable(cls, name) for name in cls.model_fields}
+    given = os.environ.keys() | dotenv_values(".env").keys()
+    problems = [
+        f"{name}: unknown setting{_suggest(name, known)}"
+        for name in sorted(given)
+        if name.upper().startswith(prefix) and name.upper() not in known
+    ]
+    try:
+        settings = cls(**(flags or {}))
+    except ValidationError as error:
+        problems += [_explain(cls, details) for details in error.errors(include_url=False)]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    return settings
+
+
+def variable(cls: type[BaseSettings], name: str) -> str:
+    """The environment variable of a field: `scp_port` is `GATEWAY_SCP_PORT`."""
+    alias = cls.model_fields[name].validation_alias
+    return (
+        str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"{cls.model_config['env_prefix']}{name}".upper()
+    )
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name.upper(), known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; remove it, or use one of {', '.join(sorted(known))}"
+
+
+def _explain(cls: type[BaseSettings], details: Any) -> str:
+    name = str(details["loc"][0])
+    field = next((f for f in cls.model_fields if name in (f, variable(cls, f))), name)
+    given = details["input"]
+    about = cls.model_fields[field].description if field in cls.model_fields else ""
+    return f"{variable(cls, field)}={given!r}: {details['msg']}. {about}"
