@@ -219,7 +219,7 @@ async def _translated() -> AsyncIterator[None]:
     """Database errors as DatabaseUnavailable: the edge to the driver, whose texts can hold patient data."""
     try:
         yield
-    except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+    except (exc.DBAPIError, exc.TimeoutError) as error:
         raise DatabaseUnavailable(type(error).__name__) from error
 
 

@@ -65,7 +65,7 @@ Uid = Annotated[
     BeforeValidator(_clean),
     Field(pattern=r"^[0-9.]{1,64}$", description="A UID as sent (PS3.5 §9.1); leading zeros are tolerated."),
 ]
-Text = Annotated[str | None, BeforeValidator(_clean), Field(max_length=1024)]
+Text = Annotated[Annotated[str, Field(max_length=1024)] | None, BeforeValidator(_clean)]
 Keyword = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$", description="A DICOM keyword (PS3.6).")]
 Values = list[Annotated[str, BeforeValidator(lambda v: v.replace("\0", "") if isinstance(v, str) else v)]]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]

@@ -23,6 +23,7 @@ SUCCESS = 0x0000
 OUT_OF_RESOURCES = 0xA700
 DATA_SET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
+PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
 
 MAXIMUM_PDU_BYTES = 131072
 MAXIMUM_ASSOCIATIONS = 100
@@ -151,6 +152,9 @@ class _Scp:
         except TimeoutError:
             future.cancel()
             return OUT_OF_RESOURCES
+        except Exception as error:  # the edge again: not kept is never Success, and the text may be a patient's
+            log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=instance.sop_instance_uid)
+            return PROCESSING_FAILURE
 
     async def _keep(self, instance: Instance) -> int:
         return await self._handle_store(instance)

@@ -15,6 +15,7 @@ from pydicom.data import get_testdata_file
 from pydicom.errors import InvalidDicomError
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -25,7 +26,6 @@ from bench.processes import Process, ProcessFailed, gateway, server
 ASSOCIATIONS = 2
 IDLE_TIMEOUT_S = 2.0
 ROWS_TIMEOUT_S = 60.0
-UID_WIDTH = 22
 
 
 @dataclass
@@ -163,13 +163,10 @@ def _wait_for_rows(process: Process, series: int, one_stored: Callable[[], None]
 
 
 def _table(stored: list[dict[str, str]]) -> Table:
-    table = Table(title="series")
-    for column in ("SeriesInstanceUID", "PatientID", "PatientName", "Modality", "NumInstances", "Verdict"):
-        table.add_column(column, no_wrap=True, justify="right" if column == "NumInstances" else "left")
+    table = Table("Series", "PatientID", "PatientName", "Modality", "NumInstances", "Verdict", box=SIMPLE)
     for row in sorted(stored, key=lambda row: (row["PatientID"], row["SeriesInstanceUID"])):
-        uid = row["SeriesInstanceUID"]
-        short = uid if len(uid) <= UID_WIDTH else f"…{uid[1 - UID_WIDTH :]}"
-        table.add_row(short, *(str(row[str(column.header)]) for column in table.columns[1:]))
+        columns = [str(row[str(column.header)]) for column in table.columns[1:]]
+        table.add_row(f"…{row['SeriesInstanceUID'][-11:]}", *columns)
     return table
 
 

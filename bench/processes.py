@@ -39,7 +39,8 @@ class Process:
             text=True,
             errors="replace",
         )
-        threading.Thread(target=self._read, daemon=True, name=f"read {name}").start()
+        self._reader = threading.Thread(target=self._read, daemon=True, name=f"read {name}")
+        self._reader.start()
 
     def wait_for(self, find: Callable[[str], T | None], timeout_s: float = START_TIMEOUT_S) -> T:
         """The first result of `find` over the output lines not yet waited for that is not None."""
@@ -71,21 +72,25 @@ class Process:
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
         try:
-            return self.popen.wait(timeout_s)
+            self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
             self.kill()
             raise self._failed(f"did not end within {timeout_s:g} s of SIGTERM") from None
+        self._reader.join()
+        return self.popen.returncode
 
     def kill(self) -> None:
         """SIGKILL: what `kill -9` and a power cut do."""
         self.popen.kill()
         self.popen.wait()
+        self._reader.join()
 
     def _read(self) -> None:
         assert self.popen.stdout is not None  # noqa: S101 - stdout is a pipe
-        for line in self.popen.stdout:
-            self.lines.append(line.rstrip())
-            self._unread.put(line.rstrip())
+        with self.popen.stdout as output:
+            for line in output:
+                self.lines.append(line.rstrip())
+                self._unread.put(line.rstrip())
         self._unread.put(None)
 
     def _failed(self, problem: str) -> ProcessFailed:

@@ -1,0 +1,242 @@
+"""Real processes, real peers: images in on the DICOM side, exact rows out of the server."""
+
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.presentation import build_context
+
+from bench.demo import expected, send_interleaved, studies
+from bench.peers import orthanc
+from bench.processes import Process, gateway, server
+from tests.factories import STUDY, make_dataset
+
+TINY_ALPHA = 50
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with server(tmp_path_factory.mktemp("server")) as (_, url):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def running(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, int]]:
+    with gateway(tmp_path_factory.mktemp("gateway"), url, idle_timeout_s=1.0) as running:
+        yield running
+
+
+def record(url: str, series: str) -> dict[str, Any]:
+    answer: dict[str, Any] = httpx.get(f"{url}/series/{series}", trust_env=False).raise_for_status().json()
+    return answer
+
+
+def wait_for_counts(process: Process, url: str, counts: dict[str, int]) -> None:
+    """Wait until each series was delivered and the server counts so many."""
+    while any(
+        httpx.get(f"{url}/series/{uid}", trust_env=False).json().get("NumInstances") != n for uid, n in counts.items()
+    ):
+        process.wait_for_event("report.delivered")
+
+
+def new_series(n: int) -> list[Dataset]:
+    study = f"{STUDY}.{next(numbers)}"
+    series = f"{study}.1"
+    return [make_dataset(str(i + 1), study=study, series=series) for i in range(n)]
+
+
+def write(folder: Path, datasets: list[Dataset]) -> list[str]:
+    paths = []
+    for ds in datasets:
+        path = folder / f"{ds.SOPInstanceUID}.dcm"
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        pydicom.dcmwrite(path, ds, enforce_file_format=True)
+        paths.append(str(path))
+    return paths
+
+
+@pytest.mark.peer("dcmtk")
+def test_echoscu_is_answered(running: tuple[Process, int]) -> None:
+    subprocess.run(["echoscu", "-aec", "STORESCP", "127.0.0.1", str(running[1])], check=True, timeout=60)
+
+
+@pytest.mark.peer("dcmtk")
+@pytest.mark.parametrize(
+    "command", [["storescu", "-aec", "STORESCP"], ["dcmsend", "-aec", "STORESCP"]], ids=lambda c: c[0]
+)
+def test_dcmtk_sends_and_the_row_is_exact(
+    running: tuple[Process, int], url: str, tmp_path: Path, command: list[str]
+) -> None:
+    datasets = new_series(12)
+    files = write(tmp_path, datasets)
+    subprocess.run([*command, "127.0.0.1", str(running[1]), *files], check=True, timeout=60)
+    wait_for_counts(running[0], url, {datasets[0].SeriesInstanceUID: 12})
+
+
+@pytest.mark.peer("orthanc")
+def test_orthanc_sends_all_studies_and_the_rows_are_exact(tmp_path: Path) -> None:
+    files = studies()
+    with (
+        server(tmp_path) as (_, url),
+        gateway(tmp_path, url, idle_timeout_s=1.0) as (process, port),
+        orthanc(tmp_path, port) as pacs,
+    ):
+        pacs.send(sorted({pacs.upload(path) for path in files}))
+        counts = {uid: len(sent.sop_instance_uids) for uid, sent in expected(files).items()}
+        assert (len(counts), sum(counts.values())) == (14, 81)
+        wait_for_counts(process, url, counts)
+
+
+def test_pynetdicom_sends_real_studies_and_rows_carry_patient_and_modality(
+    running: tuple[Process, int], url: str
+) -> None:
+    files = [path for path in studies() if "TINY_ALPHA" in str(path)]
+    send_interleaved(files, running[1], lambda: None)
+    ((uid, sent),) = expected(files).items()
+    wait_for_counts(running[0], url, {uid: TINY_ALPHA})
+    row = record(url, uid)
+    assert (row["PatientID"], row["PatientName"], row["Modality"]) == (sent.patient_id, sent.patient_name, "CT")
+    assert row["Verdict"] == "idle"
+
+
+def send(port: int, datasets: list[Dataset]) -> None:
+    """Send over one association; every image must be accepted."""
+    contexts = [build_context(datasets[0].SOPClassUID, ExplicitVRLittleEndian)]
+    assoc = AE("SCU").associate("127.0.0.1", port, contexts)
+    assert assoc.is_established
+    for ds in datasets:
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        assert assoc.send_c_store(ds).Status == 0x0000
+    assoc.release()
+
+
+def send_in_parallel(port: int, parts: list[list[Dataset]]) -> None:
+    problems: list[BaseException] = []
+
+    def run(part: list[Dataset]) -> None:
+        try:
+            send(port, part)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=run, args=(part,)) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+
+
+def test_interleaved_repeated_and_late_images_while_the_server_is_down_are_counted_exactly(tmp_path: Path) -> None:
+    one, two = new_series(105), new_series(105)
+    late = one[100:] + two[100:]
+    images = (one[:100] + two[:100]) * 2
+    random.Random(3).shuffle(images)
+    with server(tmp_path) as (process, url):
+        port_of_server = int(url.rsplit(":", 1)[1])
+        process.stop()  # from now on nobody answers there
+    with gateway(tmp_path, url, idle_timeout_s=1.0, retry_max_s=1.0) as (process, port):
+        send_in_parallel(port, [images[n::4] for n in range(4)])
+        first = process.wait_for_event("report.delayed")
+        while seconds_between(first, process.wait_for_event("report.delayed")) < 3:
+            pass
+        with server(tmp_path, port_of_server) as (_, url):
+            wait_for_counts(process, url, {one[0].SeriesInstanceUID: 100, two[0].SeriesInstanceUID: 100})
+            send(port, late)
+            wait_for_counts(process, url, {one[0].SeriesInstanceUID: 105, two[0].SeriesInstanceUID: 105})
+            listed = httpx.get(f"{url}/series", trust_env=False).json()["series"]
+            assert [row["NumInstances"] for row in listed] == [105, 105]
+
+
+def seconds_between(one: dict[str, Any], other: dict[str, Any]) -> float:
+    first, second = (datetime.fromisoformat(event["timestamp"]) for event in (one, other))
+    return (second - first).total_seconds()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_what_is_open_and_exits_0(url: str, tmp_path: Path, number: signal.Signals) -> None:
+    datasets = new_series(5)
+    with gateway(tmp_path, url, idle_timeout_s=600) as (process, port):
+        send(port, datasets)
+        process.popen.send_signal(number)
+        assert process.popen.wait(30) == 0
+        assert process.events("series.reported")[0]["verdict"] == "drained"
+    assert record(url, datasets[0].SeriesInstanceUID)["NumInstances"] == 5
+
+
+def test_undelivered_reports_at_the_end_of_the_drain_are_said_and_exit_1(tmp_path: Path) -> None:
+    with gateway(tmp_path, "http://127.0.0.1:9", idle_timeout_s=600, drain_timeout_s=0.3) as (process, port):
+        send(port, new_series(2))
+        assert process.stop() == 1
+        (stopped,) = process.events("gateway.stopped")
+        assert (stopped["undelivered"], stopped["level"]) == (1, "error")
+        assert "drain_timeout_s=0.3" in stopped["reason"]
+
+
+def test_too_much_pending_is_refused_out_of_resources(tmp_path: Path) -> None:
+    images = new_series(4)
+    with gateway(tmp_path, "http://127.0.0.1:9", max_pending_instances=3, drain_timeout_s=0.3) as (_, port):
+        send(port, images[:3])
+        assoc = AE("SCU").associate("127.0.0.1", port, [build_context(images[3].SOPClassUID, ExplicitVRLittleEndian)])
+        images[3].file_meta = images[0].file_meta
+        assert assoc.send_c_store(images[3]).Status == 0xA700
+        assoc.release()
+
+
+def test_wrong_setting_stops_the_start_with_name_and_cure(tmp_path: Path) -> None:
+    for command in (["client.py"], ["-m", "uvicorn", "server:app"]):
+        root = Path(__file__).parents[2]
+        wrong = {"GATEWAY_SCP_PROT": "1", "DATABASE_URL": "mysql://x"}
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=root,
+            env=os.environ | wrong,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode != 0
+        assert (
+            "did you mean GATEWAY_SCP_PORT" if "client.py" in command else "DATABASE_URL='mysql://x'"
+        ) in done.stderr
+
+
+def test_no_patient_name_in_any_output(tmp_path: Path) -> None:
+    marked = new_series(3)
+    for ds in marked:
+        ds.PatientName, ds.PatientID = "Marked^Name", "MarkedID"
+    broken = new_series(1)
+    broken[0].PatientName = "Marked^Name"
+    del broken[0].StudyInstanceUID
+    with (
+        server(tmp_path) as (server_process, url),
+        gateway(tmp_path, url, idle_timeout_s=0.5, drain_timeout_s=1) as (process, port),
+    ):
+        send(port, marked)
+        with pytest.raises(AssertionError):
+            send(port, broken)
+        process.wait_for_event("report.delivered")
+        httpx.get(f"{url}/series", params={"PatientID": "MarkedID"}, trust_env=False)
+        httpx.post(f"{url}/series", json={"PatientName": ["Marked^Name"]}, trust_env=False)
+    output = "\n".join(process.lines + server_process.lines)
+    assert "instance.refused" in output
+    assert "GET /series" in output
+    assert "Marked" not in output

@@ -1,0 +1,78 @@
+"""Synthetic instances and data sets. No patient ever had these names."""
+
+from datetime import UTC, datetime
+from io import BytesIO
+
+from pydicom.dataset import Dataset
+from pydicom.filebase import DicomIO
+from pydicom.filewriter import write_dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+from models import Instance, SeriesReport
+
+STUDY = "1.2.826.0.1.3680043.10.1"
+SERIES = f"{STUDY}.1"
+RECEIVED_AT = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def make_instance(
+    sop: str = "1", *, study: str = STUDY, series: str = SERIES, patient_id: str | None = "P1"
+) -> Instance:
+    """An Instance as the SCP would make it; `sop` is the last component of its UID."""
+    attributes: dict[str, tuple[str, ...]] = {"Modality": ("CT",), "PatientName": ("Test^One",)}
+    if patient_id is not None:
+        attributes["PatientID"] = (patient_id,)
+    return Instance(
+        study_instance_uid=study,
+        series_instance_uid=series,
+        sop_instance_uid=f"{series}.{sop}",
+        sop_class_uid=CTImageStorage,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        calling_ae_title="TEST",
+        peer_address="127.0.0.1",
+        received_at=RECEIVED_AT,
+        attributes=attributes,
+    )
+
+
+def make_report(*sops: str, series: str = SERIES, study: str = STUDY, patient_id: str | None = "P1") -> SeriesReport:
+    """A gateway's report of these instances."""
+    return SeriesReport(
+        SeriesInstanceUID=series,
+        PatientID=patient_id,
+        PatientName="Test^One",
+        StudyInstanceUID=study,
+        NumInstances=len(sops),
+        SOPInstanceUIDs=[f"{series}.{sop}" for sop in sops],
+        Attributes={"Modality": ["CT"]},
+        Verdict="idle",
+        FirstReceivedAt=RECEIVED_AT,
+        LastReceivedAt=RECEIVED_AT,
+    )
+
+
+def make_dataset(sop: str = "1", *, study: str = STUDY, series: str = SERIES) -> Dataset:
+    """A small CT data set with everything a C-STORE needs, for the explicit VR little endian syntax."""
+    ds = Dataset()
+    ds.SOPClassUID = CTImageStorage
+    ds.SOPInstanceUID = f"{series}.{sop}"
+    ds.StudyInstanceUID = study
+    ds.SeriesInstanceUID = series
+    ds.PatientID = "P1"
+    ds.PatientName = "Test^One"
+    ds.Modality = "CT"
+    ds.Rows = ds.Columns = 8
+    ds.BitsAllocated = 16
+    ds.PixelData = bytes(128)
+    ds["PixelData"].VR = "OW"
+    return ds
+
+
+def encode(ds: Dataset, *, implicit: bool = False, little_endian: bool = True) -> bytes:
+    """The data set's bytes as they travel in P-DATA, without File Meta Information."""
+    buffer = BytesIO()
+    fp = DicomIO(buffer)
+    fp.is_implicit_VR = implicit
+    fp.is_little_endian = little_endian
+    write_dataset(fp, ds)
+    return buffer.getvalue()

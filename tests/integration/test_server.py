@@ -1,0 +1,127 @@
+"""The HTTP contract, through the ASGI application and a real SQLite file."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from server import GATEWAY_REPORT, MINIMAL_REPORT, create_app
+from settings import ServerSettings
+from tests.factories import make_report
+
+
+@pytest.fixture
+async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+    settings = ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db", max_body_bytes=4096)
+    app = create_app(settings)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client,
+    ):
+        yield client
+
+
+async def test_the_seeds_payload_alone_is_accepted(http: httpx.AsyncClient) -> None:
+    response = await http.post("/series", json=MINIMAL_REPORT)
+    assert response.status_code == 201
+    assert {name: response.json()[name] for name in MINIMAL_REPORT} == MINIMAL_REPORT
+
+
+async def test_second_report_is_200_with_the_union(http: httpx.AsyncClient) -> None:
+    assert (await http.post("/series", json=GATEWAY_REPORT)).status_code == 201
+    response = await http.post("/series", json=GATEWAY_REPORT | {"SOPInstanceUIDs": ["1.9"]})
+    assert (response.status_code, response.json()["NumInstances"]) == (200, 3)
+    record = (await http.get(f"/series/{GATEWAY_REPORT['SeriesInstanceUID']}")).json()
+    assert record == response.json()
+
+
+@pytest.mark.parametrize("field", ["SeriesInstanceUID", "StudyInstanceUID", "NumInstances"])
+async def test_missing_field_is_422_naming_it(http: httpx.AsyncClient, field: str) -> None:
+    response = await http.post("/series", json={k: v for k, v in MINIMAL_REPORT.items() if k != field})
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["body", field]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"not json", b"[]", b'"x"', b'{"PatientName": "Secret^Name\\ud800"}', b"\xff\xfe", b"nul\0"]
+)
+async def test_body_that_is_no_report_is_422(http: httpx.AsyncClient, body: bytes) -> None:
+    response = await http.post("/series", content=body, headers={"Content-Type": "application/json"})
+    assert response.status_code == 422
+
+
+async def test_error_text_never_repeats_the_value(http: httpx.AsyncClient, capfd: pytest.CaptureFixture[str]) -> None:
+    body = {"SeriesInstanceUID": "Secret^Name", "PatientName": ["Secret^Name"], "Secret^Name": 1}
+    response = await http.post("/series", json=body)
+    printed = capfd.readouterr()
+    assert response.status_code == 422
+    assert "SeriesInstanceUID" in response.text
+    shown = response.text.replace('["body","Secret^Name"]', "")  # the name of a field that does not exist
+    assert "Secret" not in shown
+    assert "Secret" not in printed.out + printed.err.replace("body.Secret^Name", "")
+
+
+async def test_body_over_the_limit_is_413(http: httpx.AsyncClient) -> None:
+    response = await http.post("/series", json=MINIMAL_REPORT | {"PatientName": "x" * 5000})
+    assert response.status_code == 413
+
+
+async def test_conflict_is_kept_and_the_answer_says_so(http: httpx.AsyncClient) -> None:
+    await http.post("/series", json=MINIMAL_REPORT)
+    response = await http.post("/series", json=MINIMAL_REPORT | {"PatientID": "another"})
+    assert (response.status_code, response.json()["Conflicts"]) == (200, 1)
+    assert response.json()["PatientID"] == MINIMAL_REPORT["PatientID"]
+
+
+async def test_unknown_series_is_404(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/series/1.2.3")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "limit=x", "after=../x", "StudyInstanceUID=abc", "Modality=" + "x" * 17]
+)
+async def test_bad_query_is_422_naming_it(http: httpx.AsyncClient, query: str) -> None:
+    response = await http.get(f"/series?{query}")
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"] == ["query", query.split("=", maxsplit=1)[0]]
+
+
+async def test_pages_are_followed_by_next(http: httpx.AsyncClient) -> None:
+    for n in range(7):
+        await http.post("/series", json=make_report("1", series=f"1.{n}").model_dump(mode="json"))
+    seen: list[str] = []
+    page: dict[str, Any] = {"next": None}
+    for _ in range(3):
+        parameters: dict[str, Any] = {"limit": 3, "PatientID": "P1"} | ({"after": page["next"]} if page["next"] else {})
+        page = (await http.get("/series", params=parameters)).json()
+        seen += [record["SeriesInstanceUID"] for record in page["series"]]
+    assert page["next"] is None
+    assert seen == [f"1.{n}" for n in range(7)]
+
+
+async def test_health_is_live_and_ready(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/health/live")).json() == {"status": "live"}
+    assert (await http.get("/health/ready")).json() == {"status": "ready"}
+
+
+async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, tmp_path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        (tmp_path / f"s.db{suffix}").unlink(missing_ok=True)
+    (tmp_path / "s.db").mkdir()
+    app = http._transport.app  # type: ignore[attr-defined]
+    await app.state.database._readers.dispose()
+    await app.state.database._writer.dispose()
+    for request in (http.get("/health/ready"), http.get("/series"), http.post("/series", json=MINIMAL_REPORT)):
+        response = await request
+        assert response.status_code == 503
+        assert int(response.headers["Retry-After"]) >= 1
+    assert (await http.get("/health/live")).status_code == 200
+
+
+async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    content = document["paths"]["/series"]["post"]["requestBody"]["content"]["application/json"]
+    assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
+    assert document["paths"].keys() == {"/series", "/series/{SeriesInstanceUID}", "/health/live", "/health/ready"}

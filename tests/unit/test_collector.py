@@ -1,0 +1,178 @@
+"""SeriesCollector decides; the time is passed in."""
+
+from collections import defaultdict
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client import SeriesCollector
+from models import SeriesReport
+from tests.factories import SERIES, STUDY, make_instance
+
+IDLE_S = 2.0
+MAX_OPEN_S = 10.0
+
+
+@pytest.fixture
+def collector() -> SeriesCollector:
+    return new_collector()
+
+
+def new_collector() -> SeriesCollector:
+    return SeriesCollector(idle_timeout_s=IDLE_S, max_open_s=MAX_OPEN_S, gateway_id="test")
+
+
+def sops(report: SeriesReport) -> set[str]:
+    return set(report.SOPInstanceUIDs or ())
+
+
+def test_nothing_open_has_no_deadline(collector: SeriesCollector) -> None:
+    assert collector.next_deadline() is None
+    assert collector.due(1e9) == []
+
+
+def test_series_is_idle_after_the_timeout_and_not_before(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1"), 100.0)
+    assert collector.next_deadline() == 100.0 + IDLE_S
+    assert collector.due(100.0 + IDLE_S - 0.001) == []
+    (report,) = collector.due(100.0 + IDLE_S)
+    assert (report.Verdict, report.NumInstances, report.Revision) == ("idle", 1, 1)
+    assert collector.next_deadline() is None
+
+
+def test_every_image_starts_the_timeout_again(collector: SeriesCollector) -> None:
+    for second in range(4):
+        collector.observe(make_instance(str(second)), float(second))
+        assert collector.due(second + 0.9) == []
+    assert collector.next_deadline() == 3.0 + IDLE_S
+    assert collector.due(5.0)[0].NumInstances == 4
+
+
+def test_repeated_image_counts_once(collector: SeriesCollector) -> None:
+    for _ in range(3):
+        collector.observe(make_instance("1"), 0.0)
+    assert collector.held == 1
+    assert collector.due(IDLE_S)[0].NumInstances == 1
+
+
+def test_dripping_series_is_capped(collector: SeriesCollector) -> None:
+    for second in range(10):
+        collector.observe(make_instance(str(second)), float(second))
+    assert collector.next_deadline() == MAX_OPEN_S
+    (report,) = collector.due(MAX_OPEN_S)
+    assert (report.Verdict, report.NumInstances) == ("capped", 10)
+
+
+def test_series_do_not_disturb_each_other(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1", series="1.1"), 0.0)
+    collector.observe(make_instance("1", series="1.2"), 1.0)
+    assert [r.SeriesInstanceUID for r in collector.due(2.0)] == ["1.1"]
+    assert [r.SeriesInstanceUID for r in collector.due(3.0)] == ["1.2"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"study": "1.1"}, {"study": "1.2"}),
+        ({"patient_id": "P1"}, {"patient_id": "P2"}),
+        ({"patient_id": "P1"}, {"patient_id": None}),
+    ],
+)
+def test_one_series_uid_of_two_owners_is_two_reports(
+    collector: SeriesCollector, one: dict[str, str], other: dict[str, str]
+) -> None:
+    collector.observe(make_instance("1", **one), 0.0)
+    collector.observe(make_instance("2", **other), 0.0)
+    assert [r.NumInstances for r in collector.due(IDLE_S)] == [1, 1]
+
+
+def test_late_image_opens_the_next_revision_with_only_the_new(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1"), 0.0)
+    first = collector.due(IDLE_S)[0]
+    collector.observe(make_instance("2"), IDLE_S)
+    second = collector.due(2 * IDLE_S)[0]
+    assert (first.Revision, sops(first)) == (1, {f"{SERIES}.1"})
+    assert (second.Revision, sops(second)) == (2, {f"{SERIES}.2"})
+
+
+def test_drain_reports_what_is_open_and_empties(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1"), 0.0)
+    (report,) = collector.drain()
+    assert report.Verdict == "drained"
+    assert (collector.held, collector.next_deadline(), collector.drain()) == (0, None, [])
+
+
+def test_attribute_missing_in_the_first_image_is_taken_from_a_later_one(collector: SeriesCollector) -> None:
+    bare = make_instance("1")
+    collector.observe(replace(bare, attributes={"PatientID": ("P1",), "PatientName": ()}), 0.0)
+    collector.observe(make_instance("2"), 0.0)
+    (report,) = collector.drain()
+    assert report.PatientName == "Test^One"
+    assert report.Attributes == {"Modality": ["CT"]}
+
+
+def test_undecoded_text_is_reported_as_base64(collector: SeriesCollector) -> None:
+    collector.observe(replace(make_instance("1"), undecoded={"PatientName": b"\xff"}), 0.0)
+    assert collector.drain()[0].Undecoded == {"PatientName": "/w=="}
+
+
+arrivals = st.lists(
+    st.tuples(
+        st.floats(0, 3, allow_nan=False),  # gap to the one before, around the idle timeout
+        st.sampled_from(["1.1", "1.2", "1.3"]),
+        st.integers(0, 5).map(str),
+    ),
+    max_size=60,
+)
+
+
+@given(arrivals)
+def test_any_arrivals_split_at_idle_gaps_and_nothing_is_lost_or_doubled(gaps: list[tuple[float, str, str]]) -> None:
+    collector = new_collector()
+    reports: list[SeriesReport] = []
+    expected: dict[str, list[set[str]]] = defaultdict(list)  # an independent account: per series, a set per revision
+    opened: dict[str, float] = {}
+    seen: dict[str, float] = {}
+    now = 0.0
+    for gap, series, sop in gaps:
+        now += gap
+        reports += collector.due(now)
+        instance = make_instance(sop, series=series)
+        if series not in seen or now >= min(seen[series] + IDLE_S, opened[series] + MAX_OPEN_S):
+            expected[series].append(set())
+            opened[series] = now
+        seen[series] = now
+        expected[series][-1].add(instance.sop_instance_uid)
+        collector.observe(instance, now)
+        assert collector.held + sum(r.NumInstances for r in reports) == sum(
+            len(revision) for revisions in expected.values() for revision in revisions
+        )
+    reports += collector.drain()
+    for series, revisions in expected.items():
+        mine = [r for r in reports if r.SeriesInstanceUID == series]
+        assert [r.Revision for r in mine] == list(range(1, len(revisions) + 1))
+        assert [sops(r) for r in mine] == revisions
+    assert collector.held == 0
+
+
+def test_next_deadline_does_not_look_at_every_series(monkeypatch: pytest.MonkeyPatch) -> None:
+    collector = new_collector()
+    looked_at = 0
+    compute = SeriesCollector._deadline
+
+    def counting(self: SeriesCollector, series: object) -> float:
+        nonlocal looked_at
+        looked_at += 1
+        return compute(self, series)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SeriesCollector, "_deadline", counting)
+    n = 2000
+    for i in range(n):
+        collector.observe(make_instance("1", series=f"{STUDY}.{i}"), i * 1e-6)
+        collector.next_deadline()
+    for i in range(n):
+        collector.observe(make_instance("2", series=f"{STUDY}.{i}"), 1 + i * 1e-6)
+        collector.next_deadline()
+    assert looked_at < 6 * n

@@ -1,0 +1,34 @@
+"""The import arrows of the map hold."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY_IMPORT = {
+    "models": set(),
+    "settings": set(),
+    "telemetry": {"settings"},
+    "header": {"models"},
+    "scp": {"models", "header", "settings"},
+    "client": {"models", "header", "settings", "scp", "telemetry"},
+    "db": {"models"},
+    "server": {"models", "db", "settings", "telemetry"},
+}
+
+
+def imported_by(module: str) -> set[str]:
+    tree = ast.parse((ROOT / f"{module}.py").read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return names & MAY_IMPORT.keys()
+
+
+def test_every_module_is_on_the_map() -> None:
+    assert {path.stem for path in ROOT.glob("*.py")} == MAY_IMPORT.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_module_imports_only_what_the_map_allows(module: str) -> None:
+    assert imported_by(module) <= MAY_IMPORT[module]

@@ -1,0 +1,71 @@
+"""A wrong or unknown setting stops the start and says what to do."""
+
+from pathlib import Path
+
+import pytest
+
+from settings import GatewaySettings, ServerSettings, SettingsError, load
+
+
+@pytest.fixture(autouse=True)
+def no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / ".env"
+
+
+def test_defaults_are_the_contract() -> None:
+    gateway = load(GatewaySettings)
+    assert (gateway.ae_title, gateway.scp_host, gateway.scp_port) == ("STORESCP", "127.0.0.1", 6667)
+    assert (gateway.idle_timeout_s, gateway.max_open_s) == (2.0, 900.0)
+    assert load(ServerSettings).database_url == "sqlite+aiosqlite:///series.db"
+
+
+def test_flag_wins_over_environment_wins_over_dotenv(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_dotenv.write_text("GATEWAY_INBOX_SIZE=1\nGATEWAY_SCP_PORT=1\nGATEWAY_AE_TITLE=ONE\n")
+    monkeypatch.setenv("GATEWAY_SCP_PORT", "2")
+    monkeypatch.setenv("GATEWAY_AE_TITLE", "TWO")
+    settings = load(GatewaySettings, {"ae_title": "THREE"})
+    assert (settings.inbox_size, settings.scp_port, settings.ae_title) == (1, 2, "THREE")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "cure"),
+    [
+        ("GATEWAY_SCP_PORT", "abc", "DICOM port"),
+        ("GATEWAY_SCP_PORT", "70000", "65535"),
+        ("GATEWAY_AE_TITLE", "SEVENTEEN_LETTERS", "1 to 16 ASCII characters"),
+        ("GATEWAY_AE_TITLE", "BACK\\SLASH", "without backslash"),
+        ("GATEWAY_AE_TITLE", "   ", "1 to 16"),
+        ("GATEWAY_IDLE_TIMEOUT_S", "0", "greater than 0"),
+        ("GATEWAY_IDLE_TIMEOUT_S", "inf", "finite"),
+        ("GATEWAY_SERVER_URL", "server:8000", "URL"),
+    ],
+)
+def test_wrong_value_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, name: str, value: str, cure: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as error:
+        load(GatewaySettings)
+    assert name in str(error.value)
+    assert cure in str(error.value)
+
+
+def test_unknown_name_is_refused_with_the_likely_one(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_IDEL_TIMEOUT_S", "3")
+    no_dotenv.write_text("GATEWAY_NO_SUCH_THING=1\n")
+    with pytest.raises(SettingsError, match=r"GATEWAY_IDEL_TIMEOUT_S: unknown setting; did you mean GATEWAY_IDLE") as e:
+        load(GatewaySettings)
+    assert "GATEWAY_NO_SUCH_THING" in str(e.value)
+
+
+def test_the_servers_settings_do_not_disturb_the_gateway(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_dotenv.write_text("SERVER_MAX_BODY_BYTES=2048\nDATABASE_URL=sqlite+aiosqlite:///x.db\nOTHER=1\n")
+    load(GatewaySettings)
+    server = load(ServerSettings)
+    assert (server.max_body_bytes, server.database_url) == (2048, "sqlite+aiosqlite:///x.db")
+
+
+@pytest.mark.parametrize("url", ["mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"])
+def test_database_that_is_no_sqlite_file_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(SettingsError, match=r"DATABASE_URL=.*sqlite\+aiosqlite:///FILE"):
+        load(ServerSettings)
