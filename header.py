@@ -1,5 +1,6 @@
 """Encoded data set in, Instance out: reads only the header, never the pixels."""
 
+import contextlib
 import re
 import struct
 import zlib
@@ -12,6 +13,7 @@ from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
 from models import GatewayError, Instance
 
 MAX_HEADER_BYTES = 8 * 2**20  # a deflated data set is inflated no further than this
+MAX_VALUE_BYTES = 1024  # PN, the longest of the wanted VRs, has at most 3 component groups of 64 characters
 
 # PS3.18 tables 10.6.3-3 (study), -4 (series) and -5 (instance): what QIDO-RS returns and a data set can hold.
 INSTANCE_LEVEL = {
@@ -214,17 +216,24 @@ def _decode_values(
                 str(n) for v in values for (n,) in struct.iter_unpack(encoding.order + "H", v[: len(v) // 2 * 2])
             )
             continue
-        try:
-            texts = [decode_text(v, vr, charset) for v in values]
-        except (UnicodeError, LookupError):
-            undecoded[keyword] = b"\\".join(values)
-            texts = [_guess(v) for v in values]
+        texts, as_sent = _texts(values, vr, charset)
+        if as_sent is not None:
+            undecoded[keyword] = as_sent
         if tag in REQUEST_ATTRIBUTES:
             attributes[keyword] = tuple(_trim(text) for text in texts)  # positions are items: keep the empty ones
         else:
             trimmed = tuple(_trim(text).rstrip("=" if vr == "PN" else "") for text in texts[0].split("\\"))
             attributes[keyword] = trimmed if any(trimmed) else ()
     return attributes, undecoded
+
+
+def _texts(values: list[bytes], vr: str, charset: list[str]) -> tuple[list[str], bytes | None]:
+    """The values as text; with the bytes as sent (each cut at MAX_VALUE_BYTES) where that text is only a guess."""
+    if max(map(len, values)) <= MAX_VALUE_BYTES:
+        with contextlib.suppress(UnicodeError, LookupError):
+            return [decode_text(value, vr, charset) for value in values], None
+    values = [value[:MAX_VALUE_BYTES] for value in values]
+    return [_guess(value) for value in values], b"\\".join(values)
 
 
 def _trim(text: str) -> str:

@@ -1,15 +1,18 @@
 """SeriesCollector decides; the time is passed in."""
 
+import struct
 from collections import defaultdict
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.uid import ExplicitVRLittleEndian
 
 from client import SeriesCollector
+from header import WANTED, read_instance
 from models import SeriesReport
-from tests.factories import SERIES, STUDY, make_instance
+from tests.factories import RECEIVED_AT, SERIES, STUDY, encode, make_dataset, make_instance
 
 IDLE_S = 2.0
 MAX_OPEN_S = 10.0
@@ -176,3 +179,27 @@ def test_next_deadline_does_not_look_at_every_series(monkeypatch: pytest.MonkeyP
         collector.observe(make_instance("2", series=f"{STUDY}.{i}"), 1 + i * 1e-6)
         collector.next_deadline()
     assert looked_at < 6 * n
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["PatientName", "PatientID", "Modality", "SeriesDescription", "SpecificCharacterSet"]),
+        st.lists(st.binary(max_size=2000), max_size=3),
+    )
+)
+def test_whatever_a_header_holds_can_be_reported(values: dict[str, list[bytes]]) -> None:
+    ds = make_dataset()
+    del ds.PixelData  # the walk ends there, and the spoilt elements follow
+    body = encode(ds)
+    for tag, (keyword, vr) in WANTED.items():
+        if keyword in values:
+            raw = b"\\".join(values[keyword])
+            raw += b" " * (len(raw) % 2)
+            body += struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(raw)) + raw
+    instance = read_instance(
+        body, transfer_syntax_uid=ExplicitVRLittleEndian, calling_ae_title="", peer_address="", received_at=RECEIVED_AT
+    )
+    collector = new_collector()
+    collector.observe(instance, 0.0)
+    (report,) = collector.drain()
+    assert SeriesReport.model_validate_json(report.model_dump_json()) == report
