@@ -336,7 +336,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> int:
     """Run the gateway until `stop`, then drain. Returns the exit code: 0 if every report was delivered."""
     inbox: asyncio.Queue[Instance | None] = asyncio.Queue(settings.inbox_size)
     collector = SeriesCollector(
-        idle_timeout_s=settings.idle_timeout_s, max_open_s=settings.max_open_s, gateway_id=settings.gateway_id
+        idle_timeout_s=settings.idle_timeout_s, max_open_s=settings.max_open_s, gateway_id=settings.id
     )
     async with (
         httpx.AsyncClient(base_url=str(settings.server_url), timeout=settings.request_timeout_s) as http,

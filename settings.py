@@ -28,7 +28,7 @@ class GatewaySettings(BaseSettings):
         "STORESCP", description="Our AE title: 1 to 16 ASCII characters without backslash (PS3.5 §6.2)."
     )
     server_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8000"), description="Where series reports are posted.")
-    gateway_id: str = Field(
+    id: str = Field(
         default_factory=lambda: f"{os.uname().nodename[:51]}-{uuid.uuid4().hex[:12]}",
         min_length=1,
         max_length=64,

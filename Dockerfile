@@ -1,0 +1,18 @@
+# One image for both processes; docker-compose.yml names the command.
+
+FROM python:3.11-slim-bookworm AS build
+RUN python -m venv /venv
+COPY requirements.txt .
+RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirements.txt
+
+FROM python:3.11-slim-bookworm
+ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# A fixed uid, so that a volume written by one image can be written by the next.
+RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data
+WORKDIR /app
+COPY --from=build /venv /venv
+COPY client.py db.py header.py models.py scp.py server.py settings.py telemetry.py ./
+COPY migrations migrations
+USER gateway
+VOLUME /data
+CMD ["python", "client.py"]

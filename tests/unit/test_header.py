@@ -1,0 +1,334 @@
+"""header.py on real bytes, with pydicom as the oracle."""
+
+import struct
+import tracemalloc
+import warnings
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.dataset import Dataset
+from pydicom.filereader import _read_file_meta_info, read_preamble
+from pydicom.multival import MultiValue
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from header import MAX_HEADER_BYTES, MAX_VALUE_BYTES, WANTED, HeaderError, read_instance
+from models import Instance
+from tests.factories import RECEIVED_AT, SERIES, STUDY, encode, make_dataset
+
+SHIPPED = sorted(path for path in (Path(pydicom.__file__).parent / "data").rglob("*") if path.is_file())
+SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+REQUIRED = {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SOPInstanceUID": 0x00080018}
+
+
+def read(data: bytes, syntax: str = ExplicitVRLittleEndian) -> Instance:
+    return read_instance(
+        data, transfer_syntax_uid=syntax, calling_ae_title="AE", peer_address="::1", received_at=RECEIVED_AT
+    )
+
+
+def element(tag: int, vr: str, value: bytes) -> bytes:
+    """One explicit VR little endian element with a short length, padded to even."""
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
+
+
+def identity(**changes: bytes | None) -> list[tuple[int, str, bytes]]:
+    values = {"StudyInstanceUID": STUDY.encode(), "SeriesInstanceUID": SERIES.encode(), "SOPInstanceUID": b"1.2.3"}
+    return [(REQUIRED[k], "UI", v) for k, v in (values | changes).items() if v is not None]
+
+
+def header(*elements: tuple[int, str, bytes], **changes: bytes | None) -> bytes:
+    """A data set of the required UIDs (or their `changes`, None: left out) and other elements, in order of tag."""
+    return b"".join(element(*e) for e in sorted([*identity(**changes), *elements]))
+
+
+# --- the oracle ---------------------------------------------------------------------------------------------
+
+
+def oracle(ds: Dataset) -> dict[str, tuple[str, ...]]:
+    """What pydicom reads, in the form of Instance.attributes."""
+    values: dict[str, tuple[str, ...]] = {}
+    for tag, (keyword, vr) in WANTED.items():
+        if tag in ds:
+            value: Any = ds[tag].value
+            items = [] if value is None else list(value) if isinstance(value, MultiValue) else [value]
+            texts = tuple(str(item).replace("\0", "").strip(" ") for item in items)
+            values[keyword] = tuple(t.rstrip("=") if vr == "PN" else t for t in texts) if any(texts) else ()
+    return values
+
+
+@cache
+def shipped() -> list[tuple[str, bytes, str, dict[str, tuple[str, ...]]]]:
+    """Name, data set bytes, transfer syntax and pydicom's reading of every file with File Meta Information."""
+    files = []
+    for path in SHIPPED:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                read_preamble(file, False)
+                syntax = str(_read_file_meta_info(file).TransferSyntaxUID)
+            except (pydicom.errors.InvalidDicomError, AttributeError, EOFError):
+                continue
+            files.append((path.name, file.read(), syntax, oracle(pydicom.dcmread(path, force=True))))
+    return files
+
+
+def test_every_file_pydicom_ships_reads_as_pydicom_reads_it() -> None:
+    compared = 0
+    for name, data, syntax, expected in shipped():
+        if all(expected.get(keyword) for keyword in REQUIRED):
+            assert (name, dict(read(data, syntax).attributes).items() >= expected.items()) == (name, True)
+            compared += 1
+        else:
+            with pytest.raises(HeaderError):
+                read(data, syntax)
+    assert compared > 140
+
+
+def rewritten(ds: Dataset, syntax: str) -> bytes:
+    big, implicit = syntax == ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
+    data = encode(ds, implicit=implicit, little_endian=not big)
+    if syntax == DeflatedExplicitVRLittleEndian:
+        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+        data = compressor.compress(data) + compressor.flush()
+    return data
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_every_encoding_of_one_data_set_reads_alike(syntax: str) -> None:
+    instance = read(rewritten(make_dataset(), syntax), syntax)
+    assert instance.attributes == read(encode(make_dataset())).attributes
+    assert (instance.attributes["Rows"], instance.attributes["BitsAllocated"]) == (("8",), ("16",))
+
+
+# --- identity -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keyword", REQUIRED)
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (None, "is missing"),
+        (b"", "is empty"),
+        (b"\0\0", "is empty"),
+        (b"  ", "is empty"),
+        (b"1.2\\1.3", "has several values"),
+        (b"1." * 32 + b"1", "is not a UID"),
+        (b"../../evil", "is not a UID"),
+        (b"1.2.x", "is not a UID"),
+        (b"1.\x002", "is not a UID"),
+        (b"1.2\n", "is not a UID"),
+    ],
+)
+def test_identity_that_cannot_be_used_is_refused_by_name(keyword: str, value: bytes | None, problem: str) -> None:
+    with pytest.raises(HeaderError) as error:
+        read(header(**{keyword: value}))
+    assert str(error.value) == f"{keyword} {problem}"
+    assert error.value.tag == REQUIRED[keyword]
+
+
+@pytest.mark.parametrize("value", [b"01.002.3", b"1" * 64, b"1.2\0", b"1.2 "])
+def test_uid_is_taken_as_sent_but_for_padding(value: bytes) -> None:
+    assert read(header(SeriesInstanceUID=value)).series_instance_uid == value.rstrip(b"\0 ").decode()
+
+
+# --- text ---------------------------------------------------------------------------------------------------
+
+
+def named(name: bytes, charset: bytes | None = None) -> Instance:
+    elements = [(0x00100010, "PN", name)] + ([(0x00080005, "CS", charset)] if charset is not None else [])
+    return read(header(*elements))
+
+
+@pytest.mark.parametrize(
+    ("charset", "sent", "text"),
+    [
+        (b"ISO_IR 100", b"Buc^J\xe9r\xf4me", "Buc^Jérôme"),
+        (b"ISO_IR 192", "Wang^小東".encode(), "Wang^小東"),
+        (b"GB18030", "王^小东".encode("gb18030"), "王^小东"),
+        (b"GBK", "誠^\u8a93".encode("gbk"), "誠^誓"),
+        (b"ISO_IR 13", "ﾔﾏﾀﾞ^ﾀﾛｳ".encode("shift_jis"), "ﾔﾏﾀﾞ^ﾀﾛｳ"),
+        (b"\\ISO 2022 IR 87", b"Yamada^Tarou=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B", "Yamada^Tarou=山田^太郎"),
+        (b"\\ISO 2022 IR 149", b"Hong^Gildong=\x1b$)C\xfb\xf3^\x1b$)C\xd1\xce\xd4\xd7", "Hong^Gildong=洪^吉洞"),
+        (b"\\ISO 2022 IR 58", b"Zhang=\x1b$)A\xd5\xc5^\x1b$)A\xd0\xa1", "Zhang=张^小"),
+    ],
+)
+def test_text_is_decoded_by_its_character_set(charset: bytes, sent: bytes, text: str) -> None:
+    instance = named(sent, charset)
+    assert (instance.text("PatientName"), instance.undecoded) == (text, {})
+
+
+@pytest.mark.parametrize(
+    ("charset", "sent", "guess"),
+    [
+        (None, "Müller^Jörg".encode(), "Müller^Jörg"),
+        (None, "Müller^Jörg".encode("latin-1"), "Müller^Jörg"),
+        (b"ISO_IR 6", b"\xff\xfe", "ÿþ"),
+        (b"ISO_IR 192", b"M\xfcller", "Müller"),
+        (b"NO SUCH SET", "Müller".encode(), "Müller"),
+        (b"\\ISO 2022 IR 87", b"\x1b$Z12", "\x1b$Z12"),
+        (b"\\ISO 2022 IR 87", b"\x1b$B\xff\xff", "\x1b$Bÿÿ"),
+    ],
+)
+def test_text_that_contradicts_its_character_set_is_guessed_flagged_and_kept(
+    charset: bytes | None, sent: bytes, guess: str
+) -> None:
+    instance = named(sent, charset)
+    assert instance.text("PatientName") == guess
+    assert instance.undecoded["PatientName"].rstrip(b"\0") == sent
+
+
+def test_text_of_absurd_length_is_cut_and_flagged() -> None:
+    instance = named(b"x" * 5000)
+    assert instance.text("PatientName") == "x" * MAX_VALUE_BYTES
+    assert instance.undecoded == {"PatientName": b"x" * MAX_VALUE_BYTES}
+
+
+def test_backslash_inside_a_two_byte_character_does_not_split() -> None:
+    sent = "誠".encode("gbk")
+    assert sent[1] == 0x5C
+    assert named(sent, b"GBK").attributes["PatientName"] == ("誠",)
+
+
+def test_backslash_in_a_name_is_kept() -> None:
+    instance = named(b"One\\Two")
+    assert (instance.attributes["PatientName"], instance.text("PatientName")) == (("One", "Two"), "One\\Two")
+
+
+def test_nul_and_padding_are_removed() -> None:
+    assert named(b" Do\0e^Jane \0").text("PatientName") == "Doe^Jane"
+
+
+def test_absent_and_empty_names_are_none() -> None:
+    absent, empty, blank = read(header()), named(b""), named(b"  ")
+    assert [i.text("PatientName") for i in (absent, empty, blank)] == [None, None, None]
+    assert "PatientName" not in absent.attributes
+    assert (empty.attributes["PatientName"], blank.attributes["PatientName"]) == ((), ())
+
+
+# --- sequences ----------------------------------------------------------------------------------------------
+
+UNDEFINED = 0xFFFFFFFF
+ITEM, ITEM_END, SEQUENCE_END = (
+    struct.pack("<HHL", 0xFFFE, e, n) for e, n in ((0xE000, UNDEFINED), (0xE00D, 0), (0xE0DD, 0))
+)
+
+
+def sequence(tag: int, vr: str = "SQ") -> bytes:
+    return struct.pack("<HH2s2xL", tag >> 16, tag & 0xFFFF, vr.encode(), UNDEFINED)
+
+
+def behind_sop_uid(between: bytes) -> bytes:
+    """A header with these bytes at (0008,1140), behind the SOP Instance UID and before the others."""
+    sop, study, series = (element(*e) for e in sorted(identity()))
+    return sop + between + study + series
+
+
+@pytest.mark.parametrize("depth", [1, 300, 20_000])
+def test_deep_sequences_are_skipped(depth: int) -> None:
+    nested = (sequence(0x00081140) + ITEM) * depth + (ITEM_END + SEQUENCE_END) * depth
+    assert read(behind_sop_uid(nested)).series_instance_uid == SERIES
+
+
+def test_un_of_undefined_length_holds_implicit_items() -> None:
+    inside = struct.pack("<HHL", 0x0008, 0x1150, 4) + b"1.2\0"  # read as explicit, the length would be elsewhere
+    data = sequence(0x00081140, "UN") + ITEM + inside + ITEM_END + SEQUENCE_END
+    assert read(behind_sop_uid(data)).series_instance_uid == SERIES
+
+
+def test_decoy_inside_a_sequence_is_not_taken() -> None:
+    decoy = sequence(0x00081140) + ITEM + element(0x0020000E, "UI", b"9.9.9") + ITEM_END + SEQUENCE_END
+    assert read(behind_sop_uid(decoy)).series_instance_uid == SERIES
+
+
+def requests() -> Dataset:
+    ds = make_dataset()
+    ds.RequestAttributesSequence = [Dataset(), Dataset()]
+    ds.RequestAttributesSequence[0].ScheduledProcedureStepID = "STEP"
+    ds.RequestAttributesSequence[1].RequestedProcedureID = "PROCEDURE"
+    return ds
+
+
+@pytest.mark.parametrize("undefined", [False, True])
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_request_attributes_stand_flat_in_item_order(syntax: str, undefined: bool) -> None:
+    ds = requests()
+    ds["RequestAttributesSequence"].is_undefined_length = undefined
+    for item in ds.RequestAttributesSequence:
+        item.is_undefined_length_sequence_item = undefined
+    attributes = read(rewritten(ds, syntax), syntax).attributes
+    assert attributes["ScheduledProcedureStepID"] == ("STEP", "")
+    assert attributes["RequestedProcedureID"] == ("", "PROCEDURE")
+
+
+# --- hostile and broken bytes -------------------------------------------------------------------------------
+
+
+def test_deflate_bomb_is_inflated_no_further_than_the_limit() -> None:
+    bomb = element(0x00080018, "UI", b"1.2.3") + struct.pack("<HH2s2xL", 9, 16, b"OB", 200 * 2**20)
+    compressor = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    data = compressor.compress(bomb) + b"".join(compressor.compress(bytes(2**20)) for _ in range(200))
+    data += compressor.compress(header()) + compressor.flush()
+    tracemalloc.start()
+    with pytest.raises(HeaderError, match="StudyInstanceUID is missing"):
+        read(data, DeflatedExplicitVRLittleEndian)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * MAX_HEADER_BYTES
+
+
+def test_garbage_instead_of_deflate_is_refused() -> None:
+    with pytest.raises(HeaderError):
+        read(b"\xff" * 100, DeflatedExplicitVRLittleEndian)
+
+
+def test_what_lies_behind_the_header_is_not_read() -> None:
+    assert (
+        read(header((0x00280010, "US", b"\x08\0")) + b"\xe0\x7f\x10\x00" + b"\xff" * 1000).series_instance_uid == SERIES
+    )
+
+
+def read_or_refuse(data: bytes, syntax: str) -> None:
+    try:
+        instance = read(data, syntax)
+    except HeaderError as error:
+        assert error.tag in REQUIRED.values()
+    else:
+        assert all((instance.study_instance_uid, instance.series_instance_uid, instance.sop_instance_uid))
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_header_cut_anywhere_is_read_or_refused(syntax: str) -> None:
+    data = rewritten(requests(), syntax)
+    for end in range(len(data)):
+        read_or_refuse(data[:end], syntax)
+
+
+@given(st.binary(max_size=400), st.sampled_from(SYNTAXES))
+def test_any_bytes_are_read_or_refused(data: bytes, syntax: str) -> None:
+    read_or_refuse(data, syntax)
+
+
+@settings(max_examples=300)
+@given(st.data(), st.sampled_from(SYNTAXES[:3]))
+def test_a_mutated_header_is_read_or_refused(data: st.DataObject, syntax: str) -> None:
+    mutated = bytearray(rewritten(requests(), syntax))
+    for _ in range(data.draw(st.integers(1, 8))):
+        mutated[data.draw(st.integers(0, len(mutated) - 1))] = data.draw(st.integers(0, 255))
+    read_or_refuse(bytes(mutated), syntax)
+
+
+@pytest.mark.parametrize("nothing", [ITEM, ITEM_END, SEQUENCE_END, b"\0" * 8])
+def test_a_megabyte_of_tiny_items_is_walked_once(nothing: bytes) -> None:
+    read_or_refuse(sequence(0x00081140) + nothing * 130_000, ExplicitVRLittleEndian)
