@@ -35,6 +35,7 @@ from sqlalchemy.types import TypeDecorator
 from models import GatewayError, SeriesRecord, SeriesReport
 
 BUSY_TIMEOUT_MS = 5000
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
 READERS = 4
 
 
@@ -117,6 +118,8 @@ class Database:
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator["Database"]:
         """Open the database at `url`, bringing its schema up to date. Raises DatabaseUnusable."""
+        if not Path(make_url(url).database or "").parent.is_dir():
+            raise DatabaseUnusable(f"DATABASE_URL={url}: its folder does not exist. Make it, or name another file.")
         database = cls(_engine(url, writes=True), _engine(url, writes=False))
         try:
             await database._migrate(url)
@@ -177,8 +180,8 @@ class Database:
             ) from error
         except exc.DBAPIError as error:
             raise DatabaseUnusable(
-                f"DATABASE_URL={url} cannot be opened: {error.orig}. Check that it is a SQLite file, that its folder "
-                "exists and that this user may write both."
+                f"DATABASE_URL={url} cannot be opened: {error.orig}. Check that it is a SQLite file and that "
+                "this user may write it and its folder."
             ) from error
 
 
@@ -189,16 +192,12 @@ def _engine(url: str, *, writes: bool) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "connect")
     def configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy's BEGIN below is the only one
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            f"busy_timeout={BUSY_TIMEOUT_MS}",
-            f"query_only={'OFF' if writes else 'ON'}",
-        ):
-            cursor = connection.cursor()
-            cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
+        try:
+            for pragma in (*PRAGMAS, f"query_only={'OFF' if writes else 'ON'}"):
+                connection.cursor().execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()  # the pool does not know it yet
+            raise
 
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:

@@ -205,11 +205,14 @@ async def test_unknown_schema_is_refused_with_the_cure(path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize("content", [None, b"this is no database" * 100])
-async def test_unusable_file_is_refused_with_the_cure(tmp_path: Path, content: bytes | None) -> None:
-    path = tmp_path / "missing-folder" / "series.db" if content is None else tmp_path / "text.db"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DatabaseUnusable, match="Check that"):
+async def test_file_that_is_no_database_is_refused_with_the_cure(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(DatabaseUnusable, match="Check that it is a SQLite file"):
         async with Database.open(url(path)):
+            pass
+
+
+async def test_missing_folder_is_refused_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnusable, match="folder does not exist"):
+        async with Database.open(url(tmp_path / "missing" / "series.db")):
             pass

@@ -53,6 +53,13 @@ def test_every_image_starts_the_timeout_again(collector: SeriesCollector) -> Non
     assert collector.due(5.0)[0].NumInstances == 4
 
 
+def test_deadline_is_the_next_one_though_an_older_series_still_receives(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1", series="1.1"), 0.0)
+    collector.observe(make_instance("1", series="1.2"), 1.0)
+    collector.observe(make_instance("2", series="1.1"), 1.5)
+    assert collector.next_deadline() == 1.0 + IDLE_S
+
+
 def test_repeated_image_counts_once(collector: SeriesCollector) -> None:
     for _ in range(3):
         collector.observe(make_instance("1"), 0.0)
