@@ -1,7 +1,7 @@
 """The gateway process: images in by DICOM, one report per series out by HTTP.
 
-`scp` puts every received instance on the inbox; `collect` groups them by series until each is idle;
-`SeriesDispatcher` posts the reports until the server has them.
+`scp` puts every received instance on the inbox; `collect` commits it to the journal, then groups by series until each
+is idle; `SeriesDispatcher` posts the reports until the server has them. What is committed outlives this process.
 """
 
 import asyncio
@@ -10,29 +10,34 @@ import contextlib
 import heapq
 import itertools
 import random
-import signal
-import sys
+import time
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-import click
 import httpx
 import pydantic
 import structlog
 
+from control import changes, serve_control
 from header import INSTANCE_LEVEL
+from journal import Bounds, Journal, JournalUnavailable, Waiting
 from models import GatewayError, Instance, SeriesKey, SeriesRecord, SeriesReport, SeriesVerdict
-from scp import OUT_OF_RESOURCES, CannotListen, enqueue, serve_scp
-from settings import GatewaySettings, SettingsError, load
-from telemetry import configure_logging
+from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, enqueue, serve_scp
+from settings import GatewaySettings
 
 REMEMBERED_REVISIONS = 100_000  # closed series whose revision number is known; beyond it numbering restarts at 1
 RETRY_BASE_S = 0.25
 RETRY_AFTER_MAX_S = 3600.0
 RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
+WHOLE_SERVER = {429, 502, 503, 504}
+PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
+JOURNAL_RETRY_S = 1.0
+DUE_AT_ONCE = 100  # reports made and journalled before the inbox is looked at again
 
 CLOSED = None  # ends a queue
 NOT_IN_ATTRIBUTES = {keyword for keyword, _ in INSTANCE_LEVEL.values()} | {
@@ -48,9 +53,11 @@ log = structlog.get_logger()
 class ServerUnavailable(GatewayError):
     """The server could not take a report now: try again, not before `retry_after_s`."""
 
-    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+    def __init__(self, reason: str, retry_after_s: float = 0.0, *, whole_server: bool = False) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.whole_server = whole_server
+        """Other reports would fare alike."""
 
 
 class SeriesRejected(GatewayError):
@@ -80,26 +87,29 @@ class SeriesCollector:
     A report closes the revision. A later instance of the series opens the next one, which carries only what came since.
     """
 
-    def __init__(self, *, idle_timeout_s: float, max_open_s: float, gateway_id: str) -> None:
+    def __init__(
+        self,
+        *,
+        idle_timeout_s: float,
+        max_open_s: float,
+        gateway_id: str,
+        revisions: Mapping[SeriesKey, int] = MappingProxyType({}),
+    ) -> None:
         self._idle_timeout_s = idle_timeout_s
         self._max_open_s = max_open_s
         self._gateway_id = gateway_id
         self._open: dict[SeriesKey, OpenSeries] = {}
-        self._revisions: dict[SeriesKey, int] = {}
+        self._revisions = dict(revisions)
         # One entry per open series, never later than its deadline; the number breaks ties.
         self._deadlines: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
-        self.held = 0
-        """Instances in open series."""
 
     def observe(self, instance: Instance, now: float) -> None:
         """Count one instance under its series; a repeated one counts once but shows that the series is alive."""
         series = self._open.get(instance.key) or self._start(instance, now)
         series.last_seen = now
         series.last_received_at = max(series.last_received_at, instance.received_at)
-        if instance.sop_instance_uid not in series.sop_instance_uids:
-            series.sop_instance_uids.add(instance.sop_instance_uid)
-            self.held += 1
+        series.sop_instance_uids.add(instance.sop_instance_uid)
         for keyword, values in instance.attributes.items():
             if values and keyword not in series.attributes:
                 series.attributes[keyword] = values
@@ -117,9 +127,9 @@ class SeriesCollector:
         return None
 
     def due(self, now: float) -> list[SeriesReport]:
-        """Close and report every series whose deadline has passed."""
-        reports = []
-        while (deadline := self.next_deadline()) is not None and deadline <= now:
+        """Close and report series whose deadline has passed, at most DUE_AT_ONCE."""
+        reports: list[SeriesReport] = []
+        while len(reports) < DUE_AT_ONCE and (deadline := self.next_deadline()) is not None and deadline <= now:
             _, _, key = heapq.heappop(self._deadlines)
             idle = self._open[key].last_seen + self._idle_timeout_s <= now
             reports.append(self._close(key, "idle" if idle else "capped"))
@@ -147,7 +157,6 @@ class SeriesCollector:
 
     def _close(self, key: SeriesKey, verdict: SeriesVerdict) -> SeriesReport:
         series = self._open.pop(key)
-        self.held -= len(series.sop_instance_uids)
         self._revisions[key] = series.revision
         if len(self._revisions) > REMEMBERED_REVISIONS:
             del self._revisions[next(iter(self._revisions))]
@@ -172,93 +181,158 @@ class SeriesCollector:
 
 
 class SeriesDispatcher:
-    """Posts reports until the server has them: in order within a series, side by side across series.
+    """Posts the journal's waiting reports until the server has them: in order within a series, side by side across.
 
-    A server that is down delays a report and never drops it; only its own series waits behind it.
+    A report that fails waits for its own next attempt, and only its series behind it. A server that fails (refuses
+    connections, says 429, 502, 503 or 504, or fails every report) is left alone for a while, then asked with one post.
     """
 
-    def __init__(
-        self, http: httpx.AsyncClient, tasks: asyncio.TaskGroup, *, concurrency: int, retry_max_s: float
-    ) -> None:
+    def __init__(self, http: httpx.AsyncClient, journal: Journal, *, concurrency: int, retry_max_s: float) -> None:
         self._http = http
-        self._tasks = tasks
-        self._slots = asyncio.Semaphore(concurrency)
+        self._journal = journal
+        self._concurrency = concurrency
         self._retry_max_s = retry_max_s
-        self._waiting: dict[SeriesKey, deque[SeriesReport]] = {}
-        self._delivering: set[asyncio.Task[None]] = set()
+        self._lines: dict[SeriesKey, deque[Waiting]] = {}
+        # One entry per series that has a report waiting and none being posted; the number breaks ties.
+        self._due: list[tuple[float, int, SeriesKey]] = []
+        self._numbers = itertools.count()
+        self._posting = 0
+        self._failures = 0  # in a row; one of the whole server counts as many as may be posted at once
+        self._paused_at = 0.0
+        self._paused_until = 0.0
+        self._changed = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
-        self.held = 0
-        """Instances in reports that the server has not acknowledged."""
 
-    def submit(self, report: SeriesReport) -> None:
+    @property
+    def undelivered(self) -> int:
+        """Reports that the server has not acknowledged."""
+        return sum(map(len, self._lines.values()))
+
+    def submit(self, waiting: Waiting) -> None:
         """Take a report for delivery, behind earlier ones of the same series."""
-        self.held += report.NumInstances
         self._empty.clear()
-        waiting = self._waiting.setdefault(report.key, deque())
-        waiting.append(report)
-        if len(waiting) == 1:
-            task = self._tasks.create_task(
-                self._deliver_series(report.key), name=f"dispatch {report.SeriesInstanceUID}"
-            )
-            self._delivering.add(task)
-            task.add_done_callback(self._delivering.discard)
+        line = self._lines.setdefault(waiting.key, deque())
+        line.append(waiting)
+        if len(line) == 1:
+            self._schedule(waiting.key, from_wall_clock(waiting.next_attempt_at))
 
-    async def drain(self) -> None:
-        """Return when every report taken is delivered or refused."""
-        await self._empty.wait()
+    def pause(self, seconds: float) -> None:
+        """Post nothing for so long."""
+        self._paused_until = asyncio.get_running_loop().time() + seconds
 
-    def cancel(self) -> int:
-        """Give up what is not delivered; returns how many reports that were."""
-        undelivered = sum(len(waiting) for waiting in self._waiting.values())
-        for task in self._delivering:
-            task.cancel()
-        return undelivered
+    async def drain(self, timeout_s: float) -> int:
+        """Wait until every report taken is delivered or refused, at most so long; returns how many are not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        return self.undelivered
 
-    async def _deliver_series(self, key: SeriesKey) -> None:
-        waiting = self._waiting[key]
-        while waiting:
-            await self._deliver(waiting[0])
-            self.held -= waiting.popleft().NumInstances
-        del self._waiting[key]
-        if not self._waiting:
+    async def run(self) -> None:
+        """Post what is due, until cancelled."""
+        async with asyncio.TaskGroup() as posts:
+            while True:
+                key = await self._next_due()
+                self._posting += 1
+                posts.create_task(self._deliver(key), name=f"post {key.series_instance_uid}")
+
+    async def _next_due(self) -> SeriesKey:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            free = self._posting < (1 if self._failures >= self._concurrency else self._concurrency)
+            deadline = max(self._due[0][0], self._paused_until) if self._due and free else None
+            if deadline is not None and deadline <= loop.time():
+                return heapq.heappop(self._due)[2]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+
+    def _schedule(self, key: SeriesKey, delay_s: float) -> None:
+        heapq.heappush(self._due, (asyncio.get_running_loop().time() + delay_s, next(self._numbers), key))
+        self._changed.set()
+
+    async def _deliver(self, key: SeriesKey) -> None:
+        """One try of the first report in a series' line."""
+        line = self._lines[key]
+        begun = asyncio.get_running_loop().time()
+        delay_s = 0.0
+        try:
+            await self._try(line[0])
+            line.popleft()
+        except ServerUnavailable as error:
+            line[0], delay_s = await self._delayed(line[0], error, begun)
+        except JournalUnavailable as error:  # posting again does no harm
+            log.error("report.unmarked", series_instance_uid=key.series_instance_uid, reason=str(error))
+            delay_s = JOURNAL_RETRY_S
+        self._posting -= 1
+        if line:
+            self._schedule(key, delay_s)
+        else:
+            del self._lines[key]
+        self._changed.set()
+        if not self._lines:
             self._empty.set()
 
-    async def _deliver(self, report: SeriesReport) -> None:
-        """Post one report until the server has it or refuses it for good."""
+    async def _try(self, waiting: Waiting) -> None:
+        """Post a report and mark it delivered or dead. Raises ServerUnavailable or JournalUnavailable."""
         event = log.bind(
-            series_instance_uid=report.SeriesInstanceUID, revision=report.Revision, instances=report.NumInstances
+            series_instance_uid=waiting.key.series_instance_uid, revision=waiting.revision, instances=waiting.instances
         )
-        for attempt in itertools.count(1):
-            try:
-                async with self._slots:
-                    record = await self._post(report)
-            except ServerUnavailable as error:
-                delay_s = max(error.retry_after_s, backoff_s(attempt, self._retry_max_s))
-                event.warning("report.delayed", attempt=attempt, reason=str(error), retry_in_s=round(delay_s, 3))
-                await asyncio.sleep(delay_s)
-            except SeriesRejected as error:
-                event.error("report.rejected", reason=str(error))
-                return
-            else:
-                event.info("report.delivered", stored=record.NumInstances, verdict=report.Verdict, attempt=attempt)
-                if record.Conflicts:
-                    event.warning("series.conflicted", conflicts=record.Conflicts)
-                return
+        try:
+            record = await self._post(await self._journal.report(waiting))
+        except SeriesRejected as error:
+            await self._journal.refused(waiting, str(error))
+            event.error("report.rejected", reason=str(error), dead_letter=waiting.id)
+            return
+        self._failures = 0
+        await self._journal.delivered(waiting)
+        event.info("report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1)
+        if record.Conflicts:
+            event.warning("series.conflicted", conflicts=record.Conflicts)
 
-    async def _post(self, report: SeriesReport) -> SeriesRecord:
+    async def _delayed(self, waiting: Waiting, error: ServerUnavailable, begun: float) -> tuple[Waiting, float]:
+        """Note a failed try: the report with its next attempt, and the seconds until then."""
+        attempts = waiting.attempts + 1
+        delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s))
+        waiting = replace(waiting, attempts=attempts, next_attempt_at=time.time() + delay_s)
+        log.warning(
+            "report.delayed",
+            series_instance_uid=waiting.key.series_instance_uid,
+            revision=waiting.revision,
+            attempt=attempts,
+            reason=str(error),
+            retry_in_s=round(delay_s, 3),
+        )
+        with contextlib.suppress(JournalUnavailable):  # a restart then tries sooner
+            await self._journal.delayed(waiting, str(error))
+            if begun >= self._paused_at:  # else it says no more than what began the pause
+                await self._failed(error)
+        return waiting, delay_s
+
+    async def _failed(self, error: ServerUnavailable) -> None:
+        self._failures += self._concurrency if error.whole_server else 1
+        if self._failures < self._concurrency:
+            return
+        longest_s = self._retry_max_s if error.whole_server else PROBE_S
+        pause_s = backoff_s(self._failures // self._concurrency, longest_s)
+        if error.whole_server and error.retry_after_s > pause_s:
+            pause_s = error.retry_after_s
+            await self._journal.pause(time.time() + pause_s)
+        self._paused_at = asyncio.get_running_loop().time()
+        self.pause(pause_s)
+
+    async def _post(self, report: str) -> SeriesRecord:
         """One try. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
         try:
-            response = await self._http.post(
-                "series",
-                content=report.model_dump_json(exclude_none=True),
-                headers={"Content-Type": "application/json"},
-            )
+            response = await self._http.post("series", content=report, headers={"Content-Type": "application/json"})
         except httpx.HTTPError as error:
-            raise ServerUnavailable(f"{type(error).__name__}: {error}") from error
+            whole_server = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            raise ServerUnavailable(f"{type(error).__name__}: {error}", whole_server=whole_server) from error
         status = response.status_code
         if status >= 500 or status in RETRYABLE:
-            raise ServerUnavailable(f"HTTP {status}", retry_after_s(response.headers.get("Retry-After")))
+            wait_s = retry_after_s(response.headers.get("Retry-After"))
+            raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
         if 400 <= status < 500:
             raise SeriesRejected(f"HTTP {status} {_problem(response)}")
         try:
@@ -285,6 +359,11 @@ def retry_after_s(header: str | None) -> float:
     return min(max(seconds, 0.0), RETRY_AFTER_MAX_S)
 
 
+def from_wall_clock(at: float) -> float:
+    """Seconds from now until `at` (since 1970), never more than was ever asked for: the clock may have been set."""
+    return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
 def _problem(response: httpx.Response) -> str:
     """Which fields the server refused and why, from its 422 body; never the values."""
     try:
@@ -296,22 +375,36 @@ def _problem(response: httpx.Response) -> str:
 # --- the process --------------------------------------------------------------------------------------------
 
 
-async def collect(
-    inbox: asyncio.Queue[Instance | None], collector: SeriesCollector, dispatcher: SeriesDispatcher
-) -> None:
-    """Move instances from the inbox into their series, and series that fall due to the dispatcher, until CLOSED."""
+class Drain(NamedTuple):
+    """On the inbox: report what is open now; `closed` takes how many series that were."""
+
+    closed: asyncio.Future[int]
+
+
+Inbox = asyncio.Queue[Arrival | Drain | None]
+
+
+async def collect(inbox: Inbox, journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher) -> None:
+    """Move instances from the inbox through the journal into their series, and reports to the dispatcher, until CLOSED.
+
+    What is on the inbox together is committed together: one fsync serves every association that waits.
+    """
     loop = asyncio.get_running_loop()
+    reports: list[SeriesReport] = []  # made, and not yet in the journal
     closed = False
     while not closed:
-        for instance in await _take(inbox, collector.next_deadline()):
-            if instance is CLOSED:
-                closed = True
-            else:
-                collector.observe(instance, loop.time())
-        _submit(dispatcher, collector.drain() if closed else collector.due(loop.time()))
+        items = await _take(inbox, loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline())
+        await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
+        drains = [item for item in items if isinstance(item, Drain)]
+        closed = CLOSED in items
+        drained = collector.drain() if drains or closed else []
+        reports += drained or collector.due(loop.time())
+        reports = await _report(reports, journal, dispatcher)
+        for drain in drains:
+            drain.closed.set_result(len(drained))
 
 
-async def _take(inbox: asyncio.Queue[Instance | None], deadline: float | None) -> list[Instance | None]:
+async def _take(inbox: Inbox, deadline: float | None) -> list[Arrival | Drain | None]:
     """All that is in the inbox, waiting for the first until `deadline`: what has arrived is seen before what is due."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
@@ -320,102 +413,144 @@ async def _take(inbox: asyncio.Queue[Instance | None], deadline: float | None) -
     return []
 
 
-def _submit(dispatcher: SeriesDispatcher, reports: Iterable[SeriesReport]) -> None:
-    for report in reports:
-        log.info(
-            "series.reported",
-            verdict=report.Verdict,
-            series_instance_uid=report.SeriesInstanceUID,
-            revision=report.Revision,
-            instances=report.NumInstances,
-        )
-        dispatcher.submit(report)
+async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesCollector) -> None:
+    """Commit, then count, then answer: 0x0000 means kept."""
+    arrivals = [arrival for arrival in arrivals if not arrival.status.done()]  # done: its sender was told otherwise
+    if not arrivals:
+        return
+    status = SUCCESS
+    try:
+        await journal.keep([arrival.instance for arrival in arrivals])
+    except JournalUnavailable as error:
+        log.error("instances.refused", count=len(arrivals), reason=str(error))
+        status = OUT_OF_RESOURCES
+    else:
+        now = asyncio.get_running_loop().time()
+        for arrival in arrivals:
+            collector.observe(arrival.instance, now)
+    for arrival in arrivals:
+        if not arrival.status.done():
+            arrival.status.set_result(status)
 
 
-async def run(settings: GatewaySettings, stop: asyncio.Event) -> int:
-    """Run the gateway until `stop`, then drain. Returns the exit code: 0 if every report was delivered."""
-    inbox: asyncio.Queue[Instance | None] = asyncio.Queue(settings.inbox_size)
-    collector = SeriesCollector(
-        idle_timeout_s=settings.idle_timeout_s, max_open_s=settings.max_open_s, gateway_id=settings.id
-    )
+async def _report(reports: list[SeriesReport], journal: Journal, dispatcher: SeriesDispatcher) -> list[SeriesReport]:
+    """Move closed series into the journal's outbox; returns those that it could not take now."""
+    for first in range(0, len(reports), DUE_AT_ONCE):
+        some = reports[first : first + DUE_AT_ONCE]
+        try:
+            waiting = await journal.close(some)
+        except JournalUnavailable as error:
+            log.error("series.unreported", count=len(reports) - first, reason=str(error))
+            return reports[first:]
+        for report, entry in zip(some, waiting, strict=True):
+            log.info(
+                "series.reported",
+                verdict=report.Verdict,
+                series_instance_uid=report.SeriesInstanceUID,
+                revision=report.Revision,
+                instances=report.NumInstances,
+            )
+            dispatcher.submit(entry)
+    return []
+
+
+async def watch(journal: Journal) -> None:
+    """Say when the gateway stops and resumes taking instances; try a failing journal until it works again."""
+    before: str | None = None
+    while True:
+        if journal.failing:
+            with contextlib.suppress(JournalUnavailable):
+                await journal.probe()
+        reason = journal.saturated()
+        if reason and not before:
+            log.error("gateway.saturated", reason=reason)
+        elif before and not reason:
+            log.info("gateway.recovered")
+        before = reason
+        await asyncio.sleep(JOURNAL_RETRY_S)
+
+
+async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True) -> int:
+    """Run the gateway until `stop`, then drain; returns how many reports stay in the journal for the next start.
+
+    With `listen` false it only drains what the journal holds. Raises CannotListen or JournalUnusable.
+    """
+    inbox: Inbox = asyncio.Queue(settings.inbox_size)
+    bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
     async with (
+        Journal.open(settings.journal_path, bounds) as journal,
         httpx.AsyncClient(base_url=str(settings.server_url), timeout=settings.request_timeout_s) as http,
         asyncio.TaskGroup() as tasks,
     ):
         dispatcher = SeriesDispatcher(
-            http, tasks, concurrency=settings.dispatch_concurrency, retry_max_s=settings.retry_max_s
+            http, journal, concurrency=settings.dispatch_concurrency, retry_max_s=settings.retry_max_s
         )
-        collecting = tasks.create_task(collect(inbox, collector, dispatcher), name="collect")
-        put = enqueue(inbox, settings.inbox_timeout_s)
-
-        async def handle_store(instance: Instance) -> int:
-            """Keep one instance and return its C-STORE status (PS3.7 §9.1.1)."""
-            if inbox.qsize() + collector.held + dispatcher.held >= settings.max_pending_instances:
-                log.warning(
-                    "instance.refused", sop_instance_uid=instance.sop_instance_uid, reason="max_pending_instances"
-                )
-                return OUT_OF_RESOURCES
-            return await put(instance)
-
-        async with serve_scp(settings, handle_store) as port:
-            log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
-            await stop.wait()
-            log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
+        collector = restore(settings, journal, dispatcher)
+        background = [
+            tasks.create_task(dispatcher.run(), name="dispatch"),
+            tasks.create_task(watch(journal), name="watch"),
+        ]
+        collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher), name="collect")
+        if listen:
+            await _listen(settings, stop, inbox, journal, dispatcher)
         await inbox.put(CLOSED)
         await collecting
-        try:
-            async with asyncio.timeout(settings.drain_timeout_s):
-                await dispatcher.drain()
-        except TimeoutError:
-            undelivered = dispatcher.cancel()
-            log.error(
-                "gateway.stopped",
-                reason=f"drain exceeded drain_timeout_s={settings.drain_timeout_s:g}",
-                undelivered=undelivered,
-            )
-            return 1
-    log.info("gateway.stopped", undelivered=0)
-    return 0
+        undelivered = await dispatcher.drain(settings.drain_timeout_s)
+        for task in background:
+            task.cancel()
+    log.info("gateway.stopped", undelivered=undelivered)
+    return undelivered
 
 
-async def _run_until_signalled(settings: GatewaySettings) -> int:
-    """SIGTERM and Ctrl-C drain; a second one kills."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal() -> None:
-        stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    return await run(settings, stop)
-
-
-def _flag(name: str) -> click.Option:
-    field_info = GatewaySettings.model_fields[name]
-    shown = "" if field_info.default_factory else f" [default: {field_info.default}]"
-    return click.Option([f"--{name.replace('_', '-')}"], help=f"{field_info.description}{shown}", metavar="VALUE")
+def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:
+    """Re-arm what an earlier run left: open series with a full time-out from now, reports in their order."""
+    collector = SeriesCollector(
+        idle_timeout_s=settings.idle_timeout_s,
+        max_open_s=settings.max_open_s,
+        gateway_id=settings.id,
+        revisions=journal.revisions(),
+    )
+    now = asyncio.get_running_loop().time()
+    for instance in journal.replay():
+        collector.observe(instance, now)
+    dispatcher.pause(from_wall_clock(journal.paused_until()))
+    for waiting in journal.waiting():
+        dispatcher.submit(waiting)
+    log.info("journal.opened", open_instances=journal.open_instances, undelivered=dispatcher.undelivered)
+    return collector
 
 
-def main(**flags: str | None) -> None:
-    """Receive DICOM images, report each series once it is idle. Every flag is also a GATEWAY_… variable."""
-    configure_logging()
-    try:
-        settings = load(GatewaySettings, {name: value for name, value in flags.items() if value is not None})
-    except SettingsError as error:
-        raise click.UsageError(str(error)) from None
-    try:
-        sys.exit(asyncio.run(_run_until_signalled(settings)))
-    except* CannotListen as errors:
-        problem = str(errors.exceptions[0])
-    raise click.ClickException(problem)
+async def _listen(
+    settings: GatewaySettings, stop: asyncio.Event, inbox: Inbox, journal: Journal, dispatcher: SeriesDispatcher
+) -> None:
+    """Take instances and the operator's requests until `stop`."""
+    put = enqueue(inbox.put, settings.inbox_timeout_s)
 
+    async def handle_store(instance: Instance) -> int:
+        """Keep one instance and return its C-STORE status (PS3.7 §9.1.1)."""
+        return OUT_OF_RESOURCES if journal.saturated() else await put(instance)
 
-cli = click.Command(
-    "client.py", callback=main, help=main.__doc__, params=[_flag(n) for n in GatewaySettings.model_fields]
-)
+    async def status() -> dict[str, Any]:
+        reason = journal.saturated()
+        return {"running": True, "ready": reason is None, "reason": reason}
+
+    async def drain() -> dict[str, Any]:
+        request = Drain(asyncio.get_running_loop().create_future())
+        await inbox.put(request)
+        reported = await request.closed
+        return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
+
+    operations = {"status": status, "drain": drain, **changes(journal, dispatcher.submit)}
+    async with (
+        serve_control(settings.journal_path, operations),
+        serve_scp(settings, handle_store, journal.saturated) as port,
+    ):
+        log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
+        await stop.wait()
+        log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
+
 
 if __name__ == "__main__":
-    cli()
+    from commands import command_line
+
+    command_line(run)()

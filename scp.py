@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import cast
+from typing import NamedTuple, cast
 
 import structlog
 from pydicom.dataset import Dataset
@@ -45,31 +45,47 @@ class CannotListen(GatewayError):
         )
 
 
-def enqueue(inbox: asyncio.Queue[Instance | None], timeout_s: float) -> HandleStore:
-    """A `handle_store` that puts on `inbox`; full for `timeout_s` is OUT_OF_RESOURCES, and the instance is not kept."""
+class Arrival(NamedTuple):
+    """A received instance on its way to being kept; `status` takes its C-STORE status."""
+
+    instance: Instance
+    status: asyncio.Future[int]
+
+
+def enqueue(put: Callable[[Arrival], Awaitable[None]], timeout_s: float) -> HandleStore:
+    """A `handle_store` that puts on a bounded queue and waits until someone sets the status.
+
+    Not kept within `timeout_s` is OUT_OF_RESOURCES; the future is then cancelled and the instance must not be kept.
+    """
 
     async def handle_store(instance: Instance) -> int:
+        arrival = Arrival(instance, asyncio.get_running_loop().create_future())
         try:
             async with asyncio.timeout(timeout_s):
-                await inbox.put(instance)
+                await put(arrival)
+                return await arrival.status
         except TimeoutError:
-            log.warning("instance.refused", sop_instance_uid=instance.sop_instance_uid, reason="inbox full")
+            arrival.status.cancel()
+            log.warning("instance.refused", sop_instance_uid=instance.sop_instance_uid, reason="inbox_timeout_s passed")
             return OUT_OF_RESOURCES
-        return SUCCESS
 
     return handle_store
 
 
 @asynccontextmanager
-async def serve_scp(settings: GatewaySettings, handle_store: HandleStore) -> AsyncIterator[int]:
+async def serve_scp(
+    settings: GatewaySettings, handle_store: HandleStore, saturated: Callable[[], str | None]
+) -> AsyncIterator[int]:
     """Listen for associations; yields the port bound.
 
-    On exit: stops accepting, lets open associations finish within `drain_timeout_s`, then aborts what is left.
+    While `saturated` gives a reason, new associations are rejected as transient, local limit exceeded (PS3.8 table
+    9-21); it is called from other threads. On exit: stops accepting, lets open associations finish within
+    `drain_timeout_s`, then aborts what is left.
     Raises CannotListen where the address cannot be bound.
     """
     scp = _Scp(handle_store, asyncio.get_running_loop(), settings.inbox_timeout_s + HOP_MARGIN_S)
     try:
-        server = _application_entity(settings).start_server(
+        server = _application_entity(settings, saturated).start_server(
             (settings.scp_host, settings.scp_port),
             block=False,
             evt_handlers=[(evt.EVT_C_STORE, scp.on_c_store), (evt.EVT_C_ECHO, scp.on_c_echo)],
@@ -84,14 +100,25 @@ async def serve_scp(settings: GatewaySettings, handle_store: HandleStore) -> Asy
         await _drain(server, settings.drain_timeout_s)
 
 
-def _application_entity(settings: GatewaySettings) -> AE:
+class _ApplicationEntity(AE):
+    """pynetdicom's AE, which rejects an association beyond `maximum_associations` as transient, local limit."""
+
+    def __init__(self, ae_title: str, saturated: Callable[[], str | None]) -> None:
+        super().__init__(ae_title=ae_title)
+        self._saturated = saturated
+
+    @property  # type: ignore[misc]
+    def maximum_associations(self) -> int:
+        return 0 if self._saturated() else MAXIMUM_ASSOCIATIONS
+
+
+def _application_entity(settings: GatewaySettings, saturated: Callable[[], str | None]) -> AE:
     """An AE that accepts every storage SOP class, private ones included, in every transfer syntax, and C-ECHO."""
     _config.UNRESTRICTED_STORAGE_SERVICE = True
     _config.LOG_HANDLER_LEVEL = "none"  # per-message logs cost time and may show identifiers
     logging.getLogger("pynetdicom").setLevel(logging.ERROR)
-    ae = AE(ae_title=settings.ae_title)
+    ae = _ApplicationEntity(settings.ae_title, saturated)
     ae.maximum_pdu_size = MAXIMUM_PDU_BYTES
-    ae.maximum_associations = MAXIMUM_ASSOCIATIONS
     ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
     return ae
 

@@ -4,6 +4,7 @@ import difflib
 import os
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from dotenv import dotenv_values
@@ -37,12 +38,19 @@ class GatewaySettings(BaseSettings):
     idle_timeout_s: Seconds = Field(2.0, description="A series this long without a new image is reported as idle.")
     max_open_s: Seconds = Field(900.0, description="A series open this long is reported as capped, quiet or not.")
     drain_timeout_s: Seconds = Field(
-        30.0, description="On SIGTERM: longest wait for open associations, then as long again for undelivered reports."
+        30.0, description="On SIGTERM and drain: longest wait for open associations, then for undelivered reports."
     )
     inbox_size: int = Field(1000, ge=1, description="Instances between the SCP and the collector.")
     inbox_timeout_s: Seconds = Field(5.0, description="How long a C-STORE waits for room before it is refused 0xA700.")
+    journal_path: Path = Field(
+        Path("gateway-journal.db"), description="What is acknowledged and not yet delivered; one file a gateway."
+    )
+    journal_max_bytes: int = Field(4 * 2**30, ge=2**16, description="Journal size beyond which C-STORE gets 0xA700.")
+    min_free_bytes: int = Field(
+        256 * 2**20, ge=0, description="Free disk beside the journal below which C-STORE gets 0xA700."
+    )
     max_pending_instances: int = Field(
-        200_000, ge=1, description="Instances held in memory, open or undelivered; beyond it C-STORE gets 0xA700."
+        2_000_000, ge=1, description="Instances open or undelivered beyond which C-STORE gets 0xA700."
     )
     dispatch_concurrency: int = Field(8, ge=1, le=256, description="Reports posted at the same time.")
     request_timeout_s: Seconds = Field(10.0, description="Longest wait for one answer of the server.")

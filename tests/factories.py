@@ -1,13 +1,19 @@
 """Synthetic instances and data sets. No patient ever had these names."""
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from journal import Bounds, Journal, _connect
 from models import Instance, SeriesReport
 
 STUDY = "1.2.826.0.1.3680043.10.1"
@@ -76,3 +82,28 @@ def encode(ds: Dataset, *, implicit: bool = False, little_endian: bool = True) -
     fp.is_little_endian = little_endian
     write_dataset(fp, ds)
     return buffer.getvalue()
+
+
+UNBOUNDED = Bounds(max_instances=10**9, max_bytes=10**12, min_free_bytes=0)
+
+
+class Inline(Executor):
+    """Runs at once, in the caller: for virtual time, which does not wait for threads."""
+
+    def submit(self, do: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(do(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def memory_journal() -> Iterator[Journal]:
+    """A journal that dies with the test."""
+    connection = _connect(Path(":memory:"))
+    try:
+        yield Journal(Path("/tmp"), connection, UNBOUNDED, Inline())  # noqa: S108 - only its free space is looked at
+    finally:
+        connection.close()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom import AE
+from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from bench.demo import expected, send_interleaved, studies
 from bench.peers import orthanc
-from bench.processes import Process, gateway, server
+from bench.processes import ROOT, Process, gateway, server
 from tests.factories import STUDY, make_dataset
 
 TINY_ALPHA = 50
@@ -115,16 +117,23 @@ def test_pynetdicom_sends_real_studies_and_rows_carry_patient_and_modality(
     assert row["Verdict"] == "idle"
 
 
-def send(port: int, datasets: list[Dataset]) -> None:
-    """Send over one association; every image must be accepted."""
-    contexts = [build_context(datasets[0].SOPClassUID, ExplicitVRLittleEndian)]
-    assoc = AE("SCU").associate("127.0.0.1", port, contexts)
+@contextmanager
+def association(port: int, datasets: list[Dataset]) -> Iterator[Association]:
+    """An open association for these data sets, which are made ready to be sent."""
+    assoc = AE("SCU").associate("127.0.0.1", port, [build_context(datasets[0].SOPClassUID, ExplicitVRLittleEndian)])
     assert assoc.is_established
     for ds in datasets:
         ds.file_meta = pydicom.dataset.FileMetaDataset()
         ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        assert assoc.send_c_store(ds).Status == 0x0000
+    yield assoc
     assoc.release()
+
+
+def send(port: int, datasets: list[Dataset]) -> None:
+    """Send over one association; every image must be accepted."""
+    with association(port, datasets) as assoc:
+        for ds in datasets:
+            assert assoc.send_c_store(ds).Status == 0x0000
 
 
 def send_in_parallel(port: int, parts: list[list[Dataset]]) -> None:
@@ -181,23 +190,46 @@ def test_signal_drains_what_is_open_and_exits_0(url: str, tmp_path: Path, number
     assert record(url, datasets[0].SeriesInstanceUID)["NumInstances"] == 5
 
 
-def test_undelivered_reports_at_the_end_of_the_drain_are_said_and_exit_1(tmp_path: Path) -> None:
+def test_undelivered_reports_at_the_end_of_the_drain_are_delivered_by_the_next_start(url: str, tmp_path: Path) -> None:
+    datasets = new_series(2)
     with gateway(tmp_path, "http://127.0.0.1:9", idle_timeout_s=600, drain_timeout_s=0.3) as (process, port):
-        send(port, new_series(2))
-        assert process.stop() == 1
+        send(port, datasets)
+        assert process.stop() == 0
         (stopped,) = process.events("gateway.stopped")
-        assert (stopped["undelivered"], stopped["level"]) == (1, "error")
-        assert "drain_timeout_s=0.3" in stopped["reason"]
+        assert stopped["undelivered"] == 1
+    with gateway(tmp_path, url, idle_timeout_s=600) as (process, _):
+        wait_for_counts(process, url, {datasets[0].SeriesInstanceUID: 2})
 
 
-def test_too_much_pending_is_refused_out_of_resources(tmp_path: Path) -> None:
+def test_killed_gateway_forgets_nothing_it_acknowledged(url: str, tmp_path: Path) -> None:
+    datasets = new_series(30)
+    with gateway(tmp_path, url, idle_timeout_s=600) as (process, port):
+        send(port, datasets[:20])
+        process.kill()
+    with gateway(tmp_path, url, idle_timeout_s=1) as (process, port):
+        assert process.events("journal.opened")[0]["open_instances"] == 20
+        send(port, datasets[15:])
+        wait_for_counts(process, url, {datasets[0].SeriesInstanceUID: 30})
+
+
+def test_too_much_pending_is_refused_out_of_resources_and_accepted_again(url: str, tmp_path: Path) -> None:
     images = new_series(4)
-    with gateway(tmp_path, "http://127.0.0.1:9", max_pending_instances=3, drain_timeout_s=0.3) as (_, port):
-        send(port, images[:3])
-        assoc = AE("SCU").associate("127.0.0.1", port, [build_context(images[3].SOPClassUID, ExplicitVRLittleEndian)])
-        images[3].file_meta = images[0].file_meta
-        assert assoc.send_c_store(images[3]).Status == 0xA700
-        assoc.release()
+    with gateway(tmp_path, url, max_pending_instances=3, idle_timeout_s=1) as (process, port):
+        with association(port, images) as assoc:
+            statuses = [assoc.send_c_store(image).Status for image in images]
+            assert statuses == [0x0000, 0x0000, 0x0000, 0xA700]
+            process.wait_for_event("gateway.saturated", reason="max_pending_instances=3 reached")
+            process.wait_for_event("gateway.recovered")
+            assert assoc.send_c_store(images[3]).Status == 0x0000
+        wait_for_counts(process, url, {images[0].SeriesInstanceUID: 4})
+
+
+def test_second_gateway_on_one_journal_is_refused_with_the_cure(running: tuple[Process, int], tmp_path: Path) -> None:
+    with gateway(tmp_path, "http://127.0.0.1:9", drain_timeout_s=0.3):
+        second = Process("second", [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"], tmp_path)
+        assert second.popen.wait(60) == 1
+        assert second.stop() == 1
+        assert "used by another gateway. Stop it, or give each gateway its own" in "".join(second.lines)
 
 
 def test_wrong_setting_stops_the_start_with_name_and_cure(tmp_path: Path) -> None:

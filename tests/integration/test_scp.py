@@ -31,6 +31,7 @@ from scp import (
     OUT_OF_RESOURCES,
     PROCESSING_FAILURE,
     SUCCESS,
+    Arrival,
     CannotListen,
     HandleStore,
     enqueue,
@@ -45,6 +46,10 @@ PRIVATE_TRANSFER_SYNTAX = "1.2.826.0.1.3680043.10.99.2"
 
 def settings(**changes: Any) -> GatewaySettings:
     return GatewaySettings(scp_port=0, **changes)
+
+
+def unsaturated() -> None:
+    return None
 
 
 class Scu:
@@ -95,7 +100,7 @@ def kept() -> Kept:
 
 @pytest.fixture
 async def port(kept: Kept) -> AsyncIterator[int]:
-    async with serve_scp(settings(), kept) as port:
+    async with serve_scp(settings(), kept, unsaturated) as port:
         yield port
 
 
@@ -218,16 +223,40 @@ async def test_patient_name_that_is_absent_is_none(port: int, kept: Kept) -> Non
     assert kept.instances[0].text("PatientName") is None
 
 
-async def test_full_inbox_is_refused_out_of_resources_and_accepts_again() -> None:
-    inbox: asyncio.Queue[Instance | None] = asyncio.Queue(2)
-    async with serve_scp(settings(), enqueue(inbox, 0.05)) as port, associated(port) as scu:
-        answers = [(await scu.store(make_dataset(str(n)))).Status for n in range(3)]
-        assert answers == [SUCCESS, SUCCESS, OUT_OF_RESOURCES]
-        assert inbox.qsize() == 2
-        inbox.get_nowait()
-        assert (await scu.store(make_dataset("3"))).Status == SUCCESS
-    assert [inbox.get_nowait(), inbox.get_nowait()] != []
-    assert inbox.empty()
+async def test_instance_that_nobody_keeps_in_time_is_refused_out_of_resources_and_withdrawn() -> None:
+    inbox: asyncio.Queue[Arrival] = asyncio.Queue(1)
+    async with serve_scp(settings(), enqueue(inbox.put, 0.05), unsaturated) as port, associated(port) as scu:
+        assert (await scu.store(make_dataset("1"))).Status == OUT_OF_RESOURCES  # on the inbox, not kept
+        assert (await scu.store(make_dataset("2"))).Status == OUT_OF_RESOURCES  # no room on the inbox
+        withdrawn = inbox.get_nowait()
+        assert withdrawn.status.cancelled()
+        assert inbox.empty()
+
+
+async def test_success_is_answered_only_when_the_status_says_so() -> None:
+    inbox: asyncio.Queue[Arrival] = asyncio.Queue(1)
+    async with serve_scp(settings(), enqueue(inbox.put, 60), unsaturated) as port, associated(port) as scu:
+        answer = asyncio.create_task(scu.store(make_dataset("1")))
+        arrival = await inbox.get()
+        assert not answer.done()
+        arrival.status.set_result(SUCCESS)
+        assert (await answer).Status == SUCCESS
+
+
+async def test_saturated_rejects_new_associations_as_transient_local_limit_and_keeps_open_ones(kept: Kept) -> None:
+    saturated = False
+    reason = "disk full"
+    async with serve_scp(settings(), kept, lambda: reason if saturated else None) as port, associated(port) as scu:
+        saturated = True
+        assoc = await asyncio.to_thread(AE("SCU").associate, "127.0.0.1", port, [build_context(Verification)])
+        assert assoc.is_rejected
+        primitive = assoc.acceptor.primitive
+        assert primitive is not None
+        assert (primitive.result, primitive.result_source, primitive.diagnostic) == (2, 3, 2)  # PS3.8 table 9-21
+        assert (await scu.store(make_dataset())).Status == SUCCESS
+        saturated = False
+        async with associated(port):
+            pass
 
 
 async def test_failing_handle_store_is_no_success_and_its_text_is_not_logged(
@@ -236,14 +265,14 @@ async def test_failing_handle_store_is_no_success_and_its_text_is_not_logged(
     async def fails(instance: Instance) -> int:
         raise RuntimeError(instance.text("PatientName"))
 
-    async with serve_scp(settings(), fails) as port, associated(port) as scu:
+    async with serve_scp(settings(), fails, unsaturated) as port, associated(port) as scu:
         assert (await scu.store(make_dataset())).Status == PROCESSING_FAILURE
     assert "Test^One" not in caplog.text + capfd.readouterr().err
 
 
 async def test_open_association_may_finish_while_draining(kept: Kept) -> None:
     async with asyncio.TaskGroup() as tasks:
-        async with serve_scp(settings(), kept) as port:
+        async with serve_scp(settings(), kept, unsaturated) as port:
             scu_context = associated(port)
             scu = await scu_context.__aenter__()
             sending = tasks.create_task(_send_after_close(scu, port))
@@ -266,7 +295,7 @@ async def _send_after_close(scu: Scu, port: int) -> None:
 
 
 async def test_association_that_outlasts_the_drain_is_aborted(kept: Kept) -> None:
-    async with serve_scp(settings(drain_timeout_s=0.1), kept) as port:
+    async with serve_scp(settings(drain_timeout_s=0.1), kept, unsaturated) as port:
         context = associated(port)
         scu = await context.__aenter__()
     await asyncio.to_thread(scu.assoc.join, 10)
@@ -276,5 +305,5 @@ async def test_association_that_outlasts_the_drain_is_aborted(kept: Kept) -> Non
 async def test_taken_port_is_named_with_the_cure(port: int) -> None:
     handle_store: HandleStore = Kept()
     with pytest.raises(CannotListen, match=rf"GATEWAY_SCP_PORT={port}.*choose another"):
-        async with serve_scp(GatewaySettings(scp_port=port), handle_store):
+        async with serve_scp(GatewaySettings(scp_port=port), handle_store, unsaturated):
             pass

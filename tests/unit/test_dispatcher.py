@@ -1,17 +1,22 @@
 """SeriesDispatcher against a scripted server, in virtual time."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from itertools import pairwise
 
 import httpx
 import pytest
 
-from client import RETRY_AFTER_MAX_S, SeriesDispatcher, backoff_s, retry_after_s
+from client import RETRY_AFTER_MAX_S, SeriesDispatcher, backoff_s, from_wall_clock, retry_after_s
+from journal import Journal, JournalUnavailable, Waiting
 from models import SeriesRecord, SeriesReport
-from tests.factories import RECEIVED_AT, make_report
+from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 Answer = Callable[[SeriesReport], Awaitable[httpx.Response]]
@@ -34,8 +39,30 @@ def stored(report: SeriesReport) -> httpx.Response:
     return httpx.Response(200, content=record.model_dump_json())
 
 
+class Line:
+    """A dispatcher that works off a journal, against `answer`."""
+
+    def __init__(self, journal: Journal, dispatcher: SeriesDispatcher) -> None:
+        self.journal = journal
+        self.dispatcher = dispatcher
+
+    async def report(self, *reports: SeriesReport) -> None:
+        """Move reports into the journal and its outbox."""
+        for report in reports:
+            for sop in report.SOPInstanceUIDs or ():
+                instance = replace(make_instance(series=report.SeriesInstanceUID), sop_instance_uid=sop)
+                await self.journal.keep([instance])
+            for waiting in await self.journal.close([report]):
+                self.dispatcher.submit(waiting)
+
+    def states(self) -> list[str]:
+        return [row["state"] for row in self.journal._connection.execute("SELECT state FROM reports ORDER BY id")]
+
+
 @asynccontextmanager
-async def dispatching(answer: Answer, concurrency: int = 4) -> AsyncIterator[SeriesDispatcher]:
+async def dispatching(answer: Answer, concurrency: int = 4) -> AsyncIterator[Line]:
+    """At the end everything is delivered."""
+
     async def handle(request: httpx.Request) -> httpx.Response:
         return await answer(SeriesReport.model_validate_json(request.content))
 
@@ -43,9 +70,15 @@ async def dispatching(answer: Answer, concurrency: int = 4) -> AsyncIterator[Ser
         httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(handle)) as http,
         asyncio.TaskGroup() as tasks,
     ):
-        dispatcher = SeriesDispatcher(http, tasks, concurrency=concurrency, retry_max_s=30.0)
-        yield dispatcher
-        await dispatcher.drain()
+        with memory_journal() as journal:
+            dispatcher = SeriesDispatcher(http, journal, concurrency=concurrency, retry_max_s=30.0)
+            running = tasks.create_task(dispatcher.run())
+            yield Line(journal, dispatcher)
+            assert await dispatcher.drain(1e6) == 0
+            assert journal.waiting_instances == 0
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
 
 
 class Server:
@@ -84,35 +117,47 @@ class Server:
 )
 async def test_what_may_pass_is_tried_again_until_stored(failure: httpx.Response | Exception) -> None:
     server = Server(failure, failure, failure)
-    async with dispatching(server) as dispatcher:
-        dispatcher.submit(make_report("1", "2"))
-        assert dispatcher.held == 2
+    async with dispatching(server) as line:
+        await line.report(make_report("1", "2"))
+        assert line.journal.waiting_instances == 2
     assert len(server.times) == 4
     assert [r.NumInstances for r in server.reports] == [2]
-    assert dispatcher.held == 0
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
-async def test_refusal_that_no_retry_cures_is_not_retried(status: int) -> None:
+async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(status: int) -> None:
     server = Server(httpx.Response(status, json={"detail": [{"loc": ["body", "NumInstances"], "msg": "bad"}]}))
-    async with dispatching(server) as dispatcher:
-        dispatcher.submit(make_report("1"))
-    assert len(server.times) == 1
-    assert dispatcher.held == 0
+    async with dispatching(server) as line:
+        await line.report(make_report("1"), make_report("2"))
+        await line.dispatcher.drain(60)
+        assert line.states() == ["dead", "delivered"]
+        (answer,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
+    assert answer == f"HTTP {status} body.NumInstances: bad"
+    assert len(server.times) == 2
+
+
+async def test_replayed_dead_letter_is_posted_again() -> None:
+    server = Server(httpx.Response(422, json={}))
+    async with dispatching(server) as line:
+        await line.report(make_report("1", "2"))
+        await line.dispatcher.drain(60)
+        (replayed,) = await line.journal.replay_dead(None)
+        line.dispatcher.submit(replayed)
+    assert [r.NumInstances for r in server.reports] == [2]
 
 
 async def test_retry_after_is_honoured() -> None:
     server = Server(httpx.Response(503, headers={"Retry-After": "120"}))
-    async with dispatching(server) as dispatcher:
-        dispatcher.submit(make_report("1"))
+    async with dispatching(server) as line:
+        await line.report(make_report("1"))
     assert server.times[1] - server.times[0] >= 120
 
 
 async def test_reports_of_one_series_arrive_in_order_though_the_first_fails() -> None:
     server = Server(httpx.Response(500), httpx.Response(500))
-    async with dispatching(server) as dispatcher:
+    async with dispatching(server) as line:
         for revision in (1, 2, 3):
-            dispatcher.submit(make_report("1").model_copy(update={"Revision": revision}))
+            await line.report(make_report("1").model_copy(update={"Revision": revision}))
     assert [r.Revision for r in server.reports] == [1, 2, 3]
 
 
@@ -125,9 +170,9 @@ async def test_a_failing_series_does_not_hold_up_others() -> None:
         good.set()
         return stored(report)
 
-    async with dispatching(answer, concurrency=1) as dispatcher:
-        dispatcher.submit(make_report("1", series="1.1"))
-        dispatcher.submit(make_report("1", series="1.2"))
+    async with dispatching(answer, concurrency=1) as line:
+        await line.report(make_report("1", series="1.1"))
+        await line.report(make_report("1", series="1.2"))
     assert good.is_set()
 
 
@@ -142,22 +187,61 @@ async def test_no_more_posts_at_once_than_allowed() -> None:
         at_once -= 1
         return stored(report)
 
-    async with dispatching(answer, concurrency=3) as dispatcher:
+    async with dispatching(answer, concurrency=3) as line:
         for n in range(20):
-            dispatcher.submit(make_report("1", series=f"1.{n + 1}"))
+            await line.report(make_report("1", series=f"1.{n + 1}"))
     assert peak == 3
 
 
-async def test_cancel_counts_what_is_not_delivered() -> None:
-    async with dispatching(Server(*[httpx.Response(503)] * 10_000)) as dispatcher:
-        dispatcher.submit(make_report("1", series="1.1"))
-        dispatcher.submit(make_report("2", series="1.1"))
-        dispatcher.submit(make_report("1", series="1.2"))
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(60):
-                await dispatcher.drain()
-        assert dispatcher.cancel() == 3
-        dispatcher._empty.set()  # what the gateway does here is exit
+async def test_a_server_that_is_down_is_asked_with_one_post_at_a_time_and_ever_more_seldom() -> None:
+    server = Server(*[httpx.ConnectError("refused")] * 40)
+    async with dispatching(server) as line:
+        for n in range(200):
+            await line.report(make_report("1", series=f"1.{n + 1}"))
+    gaps = [later - earlier for earlier, later in pairwise(server.times[4:40])]
+    assert sum(gaps) > 60  # 36 tries; each of the 200 for itself would have made thousands
+    assert all(gaps)
+    assert len(server.reports) == 200
+
+
+async def test_a_server_that_fails_every_report_is_not_hammered() -> None:
+    server = Server(*[httpx.Response(500)] * 100)
+    async with dispatching(server) as line:
+        for n in range(50):
+            await line.report(make_report("1", series=f"1.{n + 1}"))
+    assert server.times[99] - server.times[0] > 30
+
+
+async def test_retry_after_of_a_whole_server_holds_for_every_report_and_over_a_restart() -> None:
+    server = Server(httpx.Response(503, headers={"Retry-After": "120"}))
+    async with dispatching(server, concurrency=1) as line:
+        await line.report(make_report("1", series="1.1"), make_report("1", series="1.2"))
+        assert await line.dispatcher.drain(60) == 2
+        assert 100 < from_wall_clock(line.journal.paused_until()) <= 120
+    assert server.times[1] - server.times[0] >= 120
+
+
+async def test_report_that_cannot_be_marked_delivered_is_posted_again_and_delivered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = Server()
+    failures = [JournalUnavailable("disk full")]
+    delivered = Journal.delivered
+
+    async def fails_once(self: Journal, waiting: Waiting) -> None:
+        if failures:
+            raise failures.pop()
+        await delivered(self, waiting)
+
+    monkeypatch.setattr(Journal, "delivered", fails_once)
+    async with dispatching(server) as line:
+        await line.report(make_report("1"), make_report("2").model_copy(update={"Revision": 2}))
+    assert [r.Revision for r in server.reports] == [1, 1, 2]
+
+
+def test_time_to_a_wall_clock_deadline_is_bounded_whatever_the_clock_says() -> None:
+    assert from_wall_clock(time.time() + 10**6) == RETRY_AFTER_MAX_S
+    assert from_wall_clock(0) == 0
 
 
 def test_backoff_is_jittered_and_bounded() -> None:

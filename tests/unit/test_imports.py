@@ -12,7 +12,10 @@ MAY_IMPORT = {
     "telemetry": {"settings"},
     "header": {"models"},
     "scp": {"models", "header", "settings"},
-    "client": {"models", "header", "settings", "scp", "telemetry"},
+    "journal": {"models"},
+    "control": {"models", "journal"},
+    "commands": {"models", "settings", "telemetry", "journal", "control"},
+    "client": {"models", "header", "settings", "scp", "journal", "control", "commands"},
     "db": {"models"},
     "server": {"models", "db", "settings", "telemetry"},
 }

@@ -1,0 +1,275 @@
+"""`python client.py …`: the gateway, and its operator's commands beside a running one or on a stopped one's journal.
+
+Questions are answered from the journal, read beside its owner. What changes it is done by its owner: a running gateway
+on request, else the command itself, which then holds the journal's lock.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol, TypeVar
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from control import NotRunning, RequestFailed, changes, request
+from journal import Bounds, Journal, JournalUnusable, read
+from models import GatewayError
+from settings import GatewaySettings, SettingsError, load
+from telemetry import configure_logging
+
+UNFINISHED = 3
+"""Exit code where the gateway is not ready, or not everything is delivered."""
+REQUEST_TIMEOUT_S = 10.0
+
+DEAD = "SELECT id, series_instance_uid, revision, instances, answer, changed_at FROM reports WHERE state = 'dead'"
+STATUS = """
+SELECT (SELECT count(*) FROM open_series) AS open_series,
+    (SELECT count(*) FROM instances) AS open_instances,
+    count(*) FILTER (WHERE state = 'waiting') AS waiting_reports,
+    coalesce(sum(instances) FILTER (WHERE state = 'waiting'), 0) AS waiting_instances,
+    count(*) FILTER (WHERE state = 'dead') AS dead_letters,
+    count(*) FILTER (WHERE state = 'delivered') AS delivered_in_history,
+    max(changed_at) FILTER (WHERE state = 'delivered') AS last_delivered_at,
+    (SELECT answer FROM reports WHERE state = 'waiting' AND answer IS NOT NULL ORDER BY changed_at DESC LIMIT 1)
+        AS last_problem
+FROM reports
+"""
+
+
+T = TypeVar("T")
+
+
+class Run(Protocol):
+    """`client.run`."""
+
+    def __call__(
+        self, settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True
+    ) -> Coroutine[Any, Any, int]: ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command is given."""
+
+    settings: GatewaySettings
+    run: Run
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+chosen = click.argument("ids", type=int, nargs=-1)
+everyone = click.option("--all", "everyone", is_flag=True, help="Every dead letter.")
+
+
+def command_line(run: Run) -> click.Group:
+    """The command line. Every setting is also a flag; without a command the gateway runs."""
+
+    @click.pass_context
+    def gateway(context: click.Context, /, **flags: str | None) -> None:
+        """Receive DICOM images, report each series once it is idle. Every flag is also a GATEWAY_… variable."""
+        configure_logging()
+        try:
+            settings = load(GatewaySettings, {name: value for name, value in flags.items() if value is not None})
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from None
+        context.obj = Context(settings, run)
+        if context.invoked_subcommand is None:
+            _run(_until_signalled(context.obj))
+
+    return click.Group(
+        "client.py",
+        callback=gateway,
+        help=gateway.__doc__,
+        params=[_flag(name) for name in GatewaySettings.model_fields],
+        commands=[status, drain, dead_letters],
+        invoke_without_command=True,
+    )
+
+
+@click.command
+@as_json
+@click.pass_obj
+def status(context: Context, as_json: bool) -> None:
+    """What the gateway holds, and whether it is ready; exit code 3 where it is not."""
+    settings = context.settings
+    (held,) = _read(settings, STATUS)
+    live: dict[str, Any] = {"running": False, "ready": False, "reason": "not running"}
+    try:
+        live = request(settings.journal_path, REQUEST_TIMEOUT_S, "status")
+    except RequestFailed as error:
+        live |= {"running": True, "reason": str(error)}
+    except NotRunning:
+        pass
+    _show(live | held | {"journal": str(settings.journal_path)}, as_json)
+    sys.exit(0 if live["ready"] else UNFINISHED)
+
+
+@click.command
+@as_json
+@click.pass_obj
+def drain(context: Context, as_json: bool) -> None:
+    """Report every series open now (verdict `drained`) and deliver all that waits; exit code 3 if some stays."""
+    settings = context.settings
+    try:
+        result = _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain")
+    except NotRunning:
+        (held,) = _read(settings, STATUS)
+        undelivered = _run(context.run(settings, asyncio.Event(), listen=False))
+        result = {"reported": held["open_series"], "undelivered": undelivered}
+    _show(result, as_json)
+    sys.exit(UNFINISHED if result["undelivered"] else 0)
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Reports that the server refused for good."""
+
+
+@dead_letters.command("list")
+@as_json
+@click.pass_obj
+def list_(context: Context, as_json: bool) -> None:
+    """Every dead letter and why; no patient data."""
+    _show(_read(context.settings, f"{DEAD} ORDER BY id"), as_json)
+
+
+@dead_letters.command
+@click.argument("id", type=int)
+@as_json
+@click.pass_obj
+def show(context: Context, id: int, as_json: bool) -> None:
+    """One dead letter with the report as it was posted: this shows patient data."""
+    rows = _read(context.settings, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
+    if not rows:
+        raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
+    _show(rows[0] | {"report": json.loads(rows[0]["report"])}, as_json)
+
+
+@dead_letters.command
+@chosen
+@everyone
+@as_json
+@click.pass_obj
+def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool) -> None:
+    """Post dead letters again, once what the server refused is cured."""
+    _change(context.settings, as_json, "replay", ids=_choose(ids, everyone))
+
+
+@dead_letters.command
+@chosen
+@everyone
+@click.option("--reason", required=True, help="Kept in the history.")
+@as_json
+@click.pass_obj
+def discard(context: Context, ids: tuple[int, ...], everyone: bool, reason: str, as_json: bool) -> None:
+    """Give dead letters up for good."""
+    _change(context.settings, as_json, "discard", ids=_choose(ids, everyone), reason=reason)
+
+
+# --- helpers -------------------------------------------------------------------------------------------------
+
+
+def _flag(name: str) -> click.Option:
+    field_info = GatewaySettings.model_fields[name]
+    shown = "" if field_info.default_factory else f" [default: {field_info.default}]"
+    return click.Option([f"--{name.replace('_', '-')}"], help=f"{field_info.description}{shown}", metavar="VALUE")
+
+
+async def _until_signalled(context: Context) -> int:
+    """SIGTERM and Ctrl-C drain; a second one kills."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        stop.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return await context.run(context.settings, stop)
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, with what the operator can cure as one line instead of a traceback."""
+    try:
+        return asyncio.run(main)
+    except* GatewayError as errors:
+        problem = str(errors.exceptions[0])
+    raise click.ClickException(problem)
+
+
+def _read(settings: GatewaySettings, query: str, *parameters: Any) -> list[dict[str, Any]]:
+    try:
+        return read(settings.journal_path, query, *parameters)
+    except JournalUnusable as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _asked(settings: GatewaySettings, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
+    """The running gateway's answer. Raises NotRunning."""
+    try:
+        return request(settings.journal_path, timeout_s, do, **arguments)
+    except RequestFailed as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _choose(ids: tuple[int, ...], everyone: bool) -> list[int] | None:
+    """The ids, None for all."""
+    if bool(ids) == everyone:
+        raise click.UsageError("name dead letters by their id, or give --all")
+    return None if everyone else list(ids)
+
+
+def _change(settings: GatewaySettings, as_json: bool, do: str, **arguments: Any) -> None:
+    async def alone() -> dict[str, Any]:
+        bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
+        async with Journal.open(settings.journal_path, bounds) as journal:
+            return await changes(journal, submit=lambda waiting: None)[do](**arguments)
+
+    _read(settings, STATUS)  # there has to be a journal
+    try:
+        result = _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
+    except NotRunning:
+        result = _run(alone())
+    _show(result, as_json)
+    (changed,) = result.values()
+    if missing := set(arguments["ids"] or ()) - set(changed):
+        raise click.ClickException(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+
+
+def _show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
+    """JSON, or a table: of columns for a list, of lines for one thing. Columns that end in `_at` are times."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 240, soft_wrap=not sys.stdout.isatty())
+    if isinstance(result, dict):
+        table = Table(box=SIMPLE, show_header=False)
+        for name, value in result.items():
+            table.add_row(name.replace("_", " "), _text(name, value))
+    elif not result:
+        console.print("none")
+        return
+    else:
+        table = Table(*result[0], box=SIMPLE)
+        for row in result:
+            table.add_row(*(_text(name, value) for name, value in row.items()))
+    console.print(table)
+
+
+def _text(name: str, value: Any) -> Text:
+    if value is None:
+        return Text("-")
+    if name.endswith("_at"):
+        return Text(f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    return Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value))

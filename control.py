@@ -1,0 +1,121 @@
+"""The Unix socket `<journal>.sock` on which a running gateway takes its operator's requests: one JSON line each way."""
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from journal import Journal, JournalUnavailable, Waiting
+from models import GatewayError
+
+MAX_LINE_BYTES = 2**20
+
+Operation = Callable[..., Awaitable[dict[str, Any]]]
+log = structlog.get_logger()
+
+
+class NotRunning(GatewayError):
+    """No gateway listens on the journal's socket."""
+
+
+class RequestFailed(GatewayError):
+    """The running gateway could not do what was asked. The text says why."""
+
+
+def changes(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
+    """What may be changed by the journal's owner, be it the gateway or a command on a stopped one's journal."""
+
+    async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
+        replayed = await journal.replay_dead(ids)
+        for waiting in replayed:
+            submit(waiting)
+        log.info("dead_letters.replayed", ids=[waiting.id for waiting in replayed])
+        return {"replayed": [waiting.id for waiting in replayed]}
+
+    async def discard(ids: Sequence[int] | None, reason: str) -> dict[str, Any]:
+        discarded = await journal.discard_dead(ids, reason)
+        log.info("dead_letters.discarded", ids=discarded, reason=reason)
+        return {"discarded": discarded}
+
+    return {"replay": replay, "discard": discard}
+
+
+@asynccontextmanager
+async def serve_control(path: Path, operations: Mapping[str, Operation]) -> AsyncIterator[None]:
+    """Take requests, `{"do": operation, …arguments}`, from the user whom the gateway runs as."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+            writer.write(json.dumps(await _answer(operations, reader)).encode() + b"\n")
+            await writer.drain()
+
+    with _address(path) as address:
+        _remove(address)  # a killed gateway leaves it; the journal's lock says that it is ours
+        before = os.umask(0o177)
+        try:
+            server = await asyncio.start_unix_server(serve, address, limit=MAX_LINE_BYTES)
+        finally:
+            os.umask(before)
+        try:
+            yield
+        finally:
+            server.close()
+            _remove(address)
+
+
+async def _answer(operations: Mapping[str, Operation], reader: asyncio.StreamReader) -> dict[str, Any]:
+    """Do what one line asks: the edge to whoever may open the socket."""
+    try:
+        arguments = json.loads(await reader.readline())
+        return await operations[arguments.pop("do")](**arguments)
+    except JournalUnavailable as error:
+        return {"error": str(error)}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        return {"error": f"not a request that this gateway knows ({type(error).__name__}): is it another version?"}
+
+
+def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
+    """Ask the gateway that runs on the journal at `path`. Raises NotRunning or RequestFailed."""
+    with _address(path) as address, socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(timeout_s)
+        try:
+            sock.connect(address)
+        except PermissionError as error:
+            raise RequestFailed(
+                f"{path}.sock may not be opened. Run this as the user whom the gateway runs as."
+            ) from error
+        except OSError as error:
+            raise NotRunning from error
+        try:
+            sock.sendall(json.dumps({"do": do} | arguments).encode() + b"\n")
+            with sock.makefile() as lines:
+                answer: dict[str, Any] = json.loads(lines.readline())
+        except (OSError, ValueError) as error:
+            raise RequestFailed(f"the gateway did not answer {do}: {type(error).__name__}") from error
+    if "error" in answer:
+        raise RequestFailed(str(answer["error"]))
+    return answer
+
+
+def _remove(address: str) -> None:
+    Path(address).unlink(missing_ok=True)
+
+
+@contextmanager
+def _address(journal_path: Path) -> Iterator[str]:
+    """The socket's path by way of its folder's descriptor: a Unix address holds 107 bytes, a path may be longer."""
+    try:
+        folder = os.open(journal_path.absolute().parent, os.O_PATH)
+    except OSError as error:
+        raise NotRunning from error
+    try:
+        yield f"/proc/self/fd/{folder}/{journal_path.name}.sock"
+    finally:
+        os.close(folder)

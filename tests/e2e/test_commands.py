@@ -1,0 +1,163 @@
+"""The operator's commands, beside a running gateway and on a stopped one's journal."""
+
+import http.server
+import json
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.processes import ROOT, gateway, server
+from tests.e2e.test_main_job import new_series, send, wait_for_counts
+
+NOWHERE = "http://127.0.0.1:9"
+
+
+def client(folder: Path, *arguments: str, exit_code: int = 0, url: str = NOWHERE) -> str:
+    """Run `python client.py …` there and return what it printed."""
+    command = [sys.executable, str(ROOT / "client.py"), "--server-url", url, "--drain-timeout-s", "5", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == exit_code, done.stdout + done.stderr
+    return done.stdout + (done.stderr if exit_code else "")
+
+
+def client_json(folder: Path, *arguments: str, exit_code: int = 0, url: str = NOWHERE) -> Any:
+    out = client(folder, *arguments, "--json", exit_code=exit_code, url=url)
+    return json.JSONDecoder().raw_decode(out)[0]
+
+
+@contextmanager
+def refusing_server() -> Iterator[str]:
+    """Answers every report 422."""
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            body = json.dumps({"detail": [{"loc": ["body", "PatientID"], "msg": "not one of ours"}]}).encode()
+            self.send_response(422)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as refusing:
+        thread = threading.Thread(target=refusing.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{refusing.server_port}"
+        finally:
+            refusing.shutdown()
+            thread.join()
+
+
+def dead_letters(folder: Path, n: int) -> list[str]:
+    """Leave that many dead letters in the journal of a stopped gateway; the series they are about."""
+    series = [new_series(2) for _ in range(n)]
+    with refusing_server() as url, gateway(folder, url, idle_timeout_s=0.2) as (process, port):
+        for datasets in series:
+            send(port, datasets)
+            process.wait_for_event("report.rejected")
+    return [datasets[0].SeriesInstanceUID for datasets in series]
+
+
+def test_status_of_a_running_and_of_a_stopped_gateway(tmp_path: Path) -> None:
+    with gateway(tmp_path, NOWHERE, idle_timeout_s=600, drain_timeout_s=0.3) as (_, port):
+        send(port, new_series(3))
+        status = client_json(tmp_path, "status")
+        assert (status["running"], status["ready"]) == (True, True)
+        assert (status["open_series"], status["open_instances"], status["waiting_reports"]) == (1, 3, 0)
+        assert "open instances" in client(tmp_path, "status")
+    status = client_json(tmp_path, "status", exit_code=3)
+    assert (status["running"], status["ready"], status["reason"]) == (False, False, "not running")
+    assert (status["open_series"], status["waiting_reports"], status["waiting_instances"]) == (0, 1, 3)
+    assert "ConnectError" in status["last_problem"]
+
+
+def test_status_of_a_saturated_gateway_says_why(tmp_path: Path) -> None:
+    with gateway(tmp_path, NOWHERE, min_free_bytes=2**60, drain_timeout_s=0.3) as (process, _):
+        status = client_json(tmp_path, "status", exit_code=3)
+        assert (status["running"], status["ready"]) == (True, False)
+        assert status["reason"].startswith("less than min_free_bytes=")
+        assert process.events("gateway.saturated")
+
+
+def test_drain_of_a_running_gateway_reports_what_is_open_and_it_goes_on(tmp_path: Path) -> None:
+    datasets, more = new_series(3), new_series(2)
+    with server(tmp_path) as (_, url), gateway(tmp_path, url, idle_timeout_s=600) as (process, port):
+        send(port, datasets)
+        assert client_json(tmp_path, "drain") == {"reported": 1, "undelivered": 0}
+        row = httpx.get(f"{url}/series/{datasets[0].SeriesInstanceUID}", trust_env=False).json()
+        assert (row["NumInstances"], row["Verdict"]) == (3, "drained")
+        send(port, more)
+        client(tmp_path, "drain")
+        wait_for_counts(process, url, {more[0].SeriesInstanceUID: 2})
+
+
+def test_drain_of_a_killed_gateways_journal_delivers_it(tmp_path: Path) -> None:
+    datasets = new_series(4)
+    with gateway(tmp_path, NOWHERE, idle_timeout_s=600) as (process, port):
+        send(port, datasets)
+        process.kill()
+    assert client_json(tmp_path, "drain", exit_code=3) == {"reported": 1, "undelivered": 1}
+    with server(tmp_path) as (_, url):
+        assert client_json(tmp_path, "drain", url=url) == {"reported": 0, "undelivered": 0}
+        row = httpx.get(f"{url}/series/{datasets[0].SeriesInstanceUID}", trust_env=False).json()
+        assert (row["NumInstances"], row["Verdict"]) == (4, "drained")
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["running", "stopped"])
+def test_dead_letters_are_listed_shown_replayed_and_discarded(tmp_path: Path, beside: bool) -> None:
+    series = dead_letters(tmp_path, 3)
+    with server(tmp_path) as (_, url):
+        if beside:
+            with gateway(tmp_path, url):
+                _handle_dead_letters(tmp_path, url, series)
+        else:
+            _handle_dead_letters(tmp_path, url, series)
+        assert client_json(tmp_path, "drain", url=url)["undelivered"] == 0
+        listed = httpx.get(f"{url}/series", trust_env=False).json()["series"]
+        assert {row["SeriesInstanceUID"] for row in listed} == {series[0], series[2]}
+
+
+def _handle_dead_letters(folder: Path, url: str, series: list[str]) -> None:
+    listed = client_json(folder, "dead-letters", "list", url=url)
+    assert [letter["series_instance_uid"] for letter in listed] == series
+    assert listed[0]["answer"] == "HTTP 422 body.PatientID: not one of ours"
+    assert "Test^One" not in client(folder, "dead-letters", "list", url=url)
+    first, second, _ = (str(letter["id"]) for letter in listed)
+    shown = client_json(folder, "dead-letters", "show", first, url=url)
+    assert (shown["report"]["PatientName"], len(shown["report"]["SOPInstanceUIDs"])) == ("Test^One", 2)
+    assert client_json(folder, "dead-letters", "replay", first, url=url) == {"replayed": [int(first)]}
+    assert client_json(folder, "dead-letters", "discard", second, "--reason", "a test", url=url) == {
+        "discarded": [int(second)]
+    }
+    assert len(client_json(folder, "dead-letters", "replay", "--all", url=url)["replayed"]) == 1
+    assert client_json(folder, "dead-letters", "list", url=url) == []
+    assert "none" in client(folder, "dead-letters", "list", url=url)
+    assert "not dead letters: 77" in client(folder, "dead-letters", "replay", "77", url=url, exit_code=1)
+
+
+def test_wrong_use_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
+    assert "no journal there" in client(tmp_path, "status", exit_code=1)
+    assert "no journal there" in client(tmp_path, "drain", exit_code=1)
+    assert "no journal there" in client(tmp_path, "dead-letters", "replay", "--all", exit_code=1)
+    assert list(tmp_path.iterdir()) == []
+    with gateway(tmp_path, NOWHERE):
+        assert "or give --all" in client(tmp_path, "dead-letters", "replay", exit_code=2)
+        assert "--reason" in client(tmp_path, "dead-letters", "discard", "--all", exit_code=2)
+        assert "no dead letter 7" in client(tmp_path, "dead-letters", "show", "7", exit_code=1)
+
+
+def test_only_its_own_user_may_command_the_gateway(tmp_path: Path) -> None:
+    with gateway(tmp_path, NOWHERE):
+        assert stat.S_IMODE((tmp_path / "gateway-journal.db.sock").stat().st_mode) == 0o600
+    assert not (tmp_path / "gateway-journal.db.sock").exists()

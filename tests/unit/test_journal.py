@@ -1,0 +1,280 @@
+"""The journal's laws, on real files."""
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from structlog.testing import capture_logs
+
+import journal as journal_module
+from client import SeriesCollector
+from journal import Bounds, Journal, JournalUnavailable, JournalUnusable, read
+from models import Instance, SeriesReport
+from tests.factories import UNBOUNDED, make_instance, make_report
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.db"
+
+
+@pytest.fixture
+async def journal(path: Path) -> AsyncIterator[Journal]:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        yield journal
+
+
+def rebuilt(journal: Journal) -> list[SeriesReport]:
+    """What a gateway that starts on this journal would report."""
+    collector = SeriesCollector(idle_timeout_s=1, max_open_s=9, gateway_id="g", revisions=journal.revisions())
+    for instance in journal.replay():
+        collector.observe(instance, 0.0)
+    return collector.drain()
+
+
+def reported(*instances: Instance) -> SeriesReport:
+    """What a collector makes of these."""
+    collector = SeriesCollector(idle_timeout_s=1, max_open_s=9, gateway_id="g")
+    for instance in instances:
+        collector.observe(instance, 0.0)
+    (report,) = collector.drain()
+    return report
+
+
+def instances(*sops: str) -> list[Instance]:
+    return [make_instance(sop) for sop in sops]
+
+
+async def after_restart(path: Path) -> list[SeriesReport]:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        return rebuilt(journal)
+
+
+async def test_restart_rebuilds_open_series_exactly(path: Path) -> None:
+    first = replace(make_instance("1"), undecoded={"PatientName": b"T\xe4st"})
+    later = replace(
+        make_instance("2"), attributes={"PatientID": ("P1",), "BodyPartExamined": ("HEAD",), "Modality": ("MR",)}
+    )
+    other = make_instance("1", series="1.9", patient_id=None)
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep([first, later, other])
+        await journal.keep([first])  # again
+    one, two = await after_restart(path)
+    assert one.model_copy(update={"GatewayID": "g"}) == reported(first, later)
+    assert one.Attributes["BodyPartExamined"] == ["HEAD"]
+    assert one.Undecoded == {"PatientName": "VORzdA=="}
+    assert two == reported(other)
+
+
+async def test_attribute_that_only_a_repeated_instance_carries_survives(path: Path) -> None:
+    again = replace(make_instance("1"), attributes={"PatientID": ("P1",), "SeriesDescription": ("T2",)})
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep([make_instance("1")])
+        await journal.keep([again])
+    (report,) = await after_restart(path)
+    assert report.Attributes["SeriesDescription"] == ["T2"]
+
+
+async def test_patient_id_of_several_values_stays_the_same_series(path: Path) -> None:
+    instance = replace(make_instance("1"), attributes={"PatientID": ("P1", "P2")})
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep([instance])
+    (report,) = await after_restart(path)
+    assert report.PatientID == "P1\\P2"
+
+
+async def test_closing_moves_the_reported_instances_and_leaves_later_ones(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep(instances("1", "2"))
+        await journal.keep(instances("3"))  # kept after the report was made
+        (waiting,) = await journal.close([make_report("1", "2")])
+        assert (journal.open_instances, journal.waiting_instances) == (1, 2)
+        assert SeriesReport.model_validate_json(await journal.report(waiting)) == make_report("1", "2")
+    (report,) = await after_restart(path)
+    assert (report.Revision, report.SOPInstanceUIDs) == (2, make_report("3").SOPInstanceUIDs)
+
+
+async def test_instance_in_two_reports_closed_together_is_no_error(journal: Journal) -> None:
+    await journal.keep(instances("1"))
+    await journal.keep(instances("1"))
+    assert len(await journal.close([make_report("1"), make_report("1")])) == 2
+    assert (journal.open_instances, journal.waiting_instances) == (0, 2)
+    await journal.keep(instances("1"))
+    assert journal.open_instances == 1
+
+
+async def test_reports_survive_with_their_order_and_next_attempt(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        for sop in ("1", "2"):
+            await journal.keep(instances(sop))
+        first, second = await journal.close([make_report("1"), make_report("2")])
+        first = replace(first, attempts=3, next_attempt_at=time.time() + 60)
+        await journal.delayed(first, "HTTP 503")
+        await journal.pause(time.time() + 99)
+        until = journal.paused_until()
+    async with Journal.open(path, UNBOUNDED) as journal:
+        assert journal.waiting() == [first, second]
+        assert journal.waiting_instances == 2
+        assert journal.paused_until() == until
+
+
+async def test_delivered_report_keeps_its_place_in_the_history_without_its_content(
+    journal: Journal, path: Path
+) -> None:
+    await journal.keep(instances("1"))
+    (waiting,) = await journal.close([make_report("1")])
+    await journal.delivered(waiting)
+    assert (journal.waiting(), journal.waiting_instances) == ([], 0)
+    assert read(path, "SELECT state, report FROM reports") == [{"state": "delivered", "report": None}]
+    assert list(journal.revisions().values()) == [1]
+
+
+async def test_refused_report_is_dead_until_replayed_or_discarded_with_a_reason(journal: Journal, path: Path) -> None:
+    await journal.keep(instances("1", "2"))
+    one, two = await journal.close([make_report("1"), make_report("2")])
+    for waiting in (one, two):
+        await journal.refused(waiting, "HTTP 422 bad")
+    assert (journal.waiting(), journal.waiting_instances) == ([], 0)
+    assert await journal.replay_dead([one.id, 999]) == [one]
+    assert (journal.waiting(), journal.waiting_instances) == ([one], 1)
+    assert await journal.discard_dead(None, "test data") == [two.id]
+    assert await journal.discard_dead(None, "again") == []
+    rows = read(path, "SELECT state, answer, report IS NULL AS empty FROM reports ORDER BY id")
+    assert rows == [
+        {"state": "waiting", "answer": None, "empty": 0},
+        {"state": "discarded", "answer": "test data", "empty": 1},
+    ]
+
+
+async def test_history_is_bounded_by_number_and_age(
+    journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "HISTORY_REPORTS", 3)
+    monkeypatch.setattr(journal_module, "PRUNE_EVERY", 1)
+    for n in range(8):
+        await journal.keep(instances(str(n)))
+        (waiting,) = await journal.close([make_report(str(n))])
+        await journal.delivered(waiting)
+        assert read(path, "SELECT count(*) AS n FROM reports")[0]["n"] <= 3
+    monkeypatch.setattr(journal_module, "HISTORY_AGE_S", -1)
+    await journal.keep(instances("9"))
+    (waiting,) = await journal.close([make_report("9")])
+    await journal.delivered(waiting)
+    assert read(path, "SELECT count(*) AS n FROM reports")[0]["n"] == 0
+
+
+async def test_file_shrinks_after_delivery(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "VACUUM_PAGES", 10)
+    for n in range(20):
+        series = f"1.{n + 1}"
+        await journal.keep([make_instance(str(i), series=series) for i in range(400)])
+    reports = [make_report(*map(str, range(400)), series=f"1.{n + 1}") for n in range(20)]
+    waiting = await journal.close(reports)
+    full = read(path, "PRAGMA page_count")[0]["page_count"]
+    for one in waiting:
+        await journal.delivered(one)
+    assert read(path, "PRAGMA page_count")[0]["page_count"] < full - 15
+    assert read(path, "PRAGMA freelist_count")[0]["freelist_count"] <= 10
+
+
+async def test_what_waits_together_is_committed_together_and_failure_keeps_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = []
+    journal._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    await journal.keep(instances(*map(str, range(50))))
+    assert commits == ["COMMIT"]
+    unstorable: Any = {}
+    with pytest.raises(JournalUnavailable):
+        await journal.keep([make_instance("y"), replace(make_instance("x", series="1.7"), sop_class_uid=unstorable)])
+    assert journal.open_instances == 50
+    assert journal.failing
+    assert journal.saturated() == journal.failing
+    await journal.probe()
+    assert journal.saturated() is None
+    assert {i.sop_instance_uid for i in journal.replay()} == {
+        i.sop_instance_uid for i in instances(*map(str, range(50)))
+    }
+
+
+async def test_bounds_saturate_with_the_settings_name(path: Path) -> None:
+    for bounds, reason in (
+        (Bounds(1, 10**12, 0), "max_pending_instances=1"),
+        (Bounds(10**9, 1, 0), "journal_max_bytes=1"),
+        (Bounds(10**9, 10**12, 10**18), "min_free_bytes=1"),
+    ):
+        async with Journal.open(path, bounds) as journal:
+            await journal.keep(instances("1"))
+            assert str(journal.saturated()).startswith(reason) or reason in str(journal.saturated())
+
+
+async def test_second_gateway_on_the_same_journal_is_refused_with_the_cure(journal: Journal, path: Path) -> None:
+    with pytest.raises(JournalUnusable, match=r"used by another gateway.*give each gateway its own"):
+        async with Journal.open(path, UNBOUNDED):
+            pass
+
+
+@pytest.mark.parametrize("how", ["garbage", "torn page"])
+async def test_corrupt_file_is_set_aside_whole_and_said_loudly(path: Path, how: str) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep(instances(*map(str, range(500))))
+    content = bytearray(path.read_bytes())
+    if how == "garbage":
+        content[:] = os.urandom(len(content))
+    else:
+        content[8192 : len(content) - 4096] = b"\xff" * (len(content) - 12288)
+    path.write_bytes(content)
+    with capture_logs() as logs:
+        async with Journal.open(path, UNBOUNDED) as journal:
+            assert journal.open_instances == 0
+            await journal.keep(instances("1"))
+    (aside,) = path.parent.glob("journal.db.corrupt-*")
+    assert aside.read_bytes()[4096:] == bytes(content)[4096:]  # SQLite marks its first page as opened
+    (entry,) = logs
+    assert (entry["event"], entry["log_level"], entry["moved_to"]) == ("journal.set_aside", "error", str(aside))
+
+
+async def test_journal_of_a_newer_version_is_refused_and_left_alone(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    before = path.read_bytes()
+    with pytest.raises(JournalUnusable, match="newer version"):
+        async with Journal.open(path, UNBOUNDED):
+            pass
+    assert path.read_bytes()[96:100] == before[96:100]
+    assert not list(path.parent.glob("*.corrupt-*"))
+
+
+@pytest.mark.parametrize("bad", ["no/such/folder/journal.db", "."])
+async def test_path_that_cannot_be_opened_is_named_with_the_cure(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(JournalUnusable, match="GATEWAY_JOURNAL_PATH="):
+        async with Journal.open(tmp_path / bad, UNBOUNDED):
+            pass
+
+
+async def test_reading_a_journal_that_is_not_there_is_an_error_and_makes_none(path: Path) -> None:
+    with pytest.raises(JournalUnusable, match="no journal there"):
+        read(path, "SELECT 1")
+    assert not path.exists()
+
+
+async def test_reader_sees_what_is_committed_while_the_gateway_writes(journal: Journal, path: Path) -> None:
+    await journal.keep(instances("1", "2"))
+    assert read(path, "SELECT count(*) AS n FROM instances") == [{"n": 2}]
+    await journal.keep(instances("3"))
+    assert read(path, "SELECT count(*) AS n FROM instances") == [{"n": 3}]
+
+
+async def test_writes_of_many_tasks_are_serial(journal: Journal) -> None:
+    tasks: list[Awaitable[None]] = [journal.keep(instances(str(n))) for n in range(50)]
+    await asyncio.gather(*tasks)
+    assert journal.open_instances == 50
