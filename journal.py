@@ -379,7 +379,8 @@ class Journal:
         free = self._one("PRAGMA freelist_count")
         self._used_bytes = (self._one("PRAGMA page_count") - free) * self._one("PRAGMA page_size")
         if free > VACUUM_PAGES:
-            self._connection.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
+            # execute() would step it once, which frees one page; this steps it to its end.
+            self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
 
     def _one(self, query: str, *parameters: Any) -> Any:
         (value,) = self._connection.execute(query, parameters).fetchone()
