@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo test lint up
+.PHONY: demo test lint faults up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -20,6 +20,9 @@ lint: $(VENV)/testing ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends with lost=0 doubled=0
+	@$(BIN)/python -m bench.faults $(ARGS)
 
 up: ## Orthanc, server and gateway in containers
 	docker compose up --build

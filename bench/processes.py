@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
@@ -115,23 +116,42 @@ def running(process: Process) -> Iterator[Process]:
         process.stop()
 
 
-@contextmanager
-def server(folder: Path, port: int = 0, **environment: str) -> Iterator[tuple[Process, str]]:
-    """`uvicorn server:app` on a SQLite file in `folder`; yields the process and its URL."""
+def start_server(folder: Path, port: int = 0, **environment: str) -> tuple[Process, str]:
+    """`uvicorn server:app` on a SQLite file in `folder`: the process and its URL, once it answers."""
     environment = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"} | environment
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), "--port", str(port), "server:app"]
-    with running(Process("server", command, folder, **environment)) as process:
-        yield process, process.wait_for(_uvicorn_url)
+    process = Process("server", command, folder, **environment)
+    return process, process.wait_for(_uvicorn_url)
+
+
+def start_gateway(
+    folder: Path,
+    server_url: str,
+    port: int = 0,
+    root: Path = ROOT,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Process, int]:
+    """`python client.py` with its journal in `folder`: the process and its DICOM port, once it listens."""
+    command = [sys.executable, str(root / "client.py"), "--scp-port", str(port), "--server-url", server_url]
+    process = Process("gateway", command, folder, **environment)
+    return process, int(process.wait_for_event("gateway.started")["port"])
+
+
+@contextmanager
+def server(folder: Path, port: int = 0, **environment: str) -> Iterator[tuple[Process, str]]:
+    """A server, stopped at the end."""
+    process, url = start_server(folder, port, **environment)
+    with running(process):
+        yield process, url
 
 
 @contextmanager
 def gateway(folder: Path, server_url: str, **settings: Any) -> Iterator[tuple[Process, int]]:
-    """`python client.py` on a free DICOM port; yields the process and the port. `settings` are GATEWAY_… names."""
+    """A gateway, stopped at the end. `settings` are GATEWAY_… names."""
     environment = {f"GATEWAY_{name}".upper(): str(value) for name, value in settings.items()}
-    environment |= {"GATEWAY_SERVER_URL": server_url}
-    command = [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"]
-    with running(Process("gateway", command, folder, **environment)) as process:
-        yield process, int(process.wait_for_event("gateway.started")["port"])
+    process, port = start_gateway(folder, server_url, environment=environment)
+    with running(process):
+        yield process, port
 
 
 def _uvicorn_url(line: str) -> str | None:

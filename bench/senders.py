@@ -1,0 +1,127 @@
+"""Senders that remember which instances they were told 0x0000 for: stock pynetdicom and DCMTK's storescu."""
+
+import random
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pynetdicom import AE
+from pynetdicom.presentation import build_context
+
+STORESCU = shutil.which("storescu")
+AGAIN_AFTER_S = 0.1  # a sender that was refused or cut off tries again; so do PACS
+
+
+def synthetic_series(n: int) -> list[Dataset]:
+    """A CT series of `n` small images under new UIDs."""
+    study, series = generate_uid(), generate_uid()
+    return [synthetic_image(study, series, generate_uid()) for _ in range(n)]
+
+
+def synthetic_image(study: str, series: str, sop: str) -> Dataset:
+    """A small CT image with everything that a C-STORE needs."""
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, sop
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
+    ds.PatientID, ds.PatientName, ds.Modality = "P1", "Test^One", "CT"
+    ds.Rows = ds.Columns = 8
+    ds.BitsAllocated = 16
+    ds.PixelData = bytes(128)
+    ds["PixelData"].VR = "OW"
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
+class Sender:
+    """Sends its images, in their order, until each was answered 0x0000 or the time is up."""
+
+    def __init__(self, port: int, images: Sequence[Dataset], deadline: float) -> None:
+        self._port = port
+        self._images = images
+        self._deadline = deadline
+        """Monotonic seconds."""
+        self.acknowledged: set[str] = set()
+        """SOP Instance UIDs."""
+        self.cut_short = 0
+        """Rounds that did not end with 0x0000 for every image."""
+
+    def run(self) -> None:
+        """Returns when all are acknowledged, or at the deadline."""
+        left = list(self._images)
+        while left and time.monotonic() < self._deadline:
+            done = list(self.send(left))
+            self.acknowledged.update(left[n].SOPInstanceUID for n in done)
+            left = [ds for n, ds in enumerate(left) if n not in set(done)]
+            self.cut_short += bool(left)
+            if left:
+                time.sleep(random.uniform(0, 2 * AGAIN_AFTER_S))
+
+    def send(self, images: list[Dataset]) -> Iterator[int]:
+        """One association; yields the places of images as they are acknowledged."""
+        raise NotImplementedError
+
+
+class PynetdicomSender(Sender):
+    """Stock pynetdicom as SCU."""
+
+    def send(self, images: list[Dataset]) -> Iterator[int]:
+        ae = AE("FAULTS")
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 6
+        assoc = ae.associate("127.0.0.1", self._port, [build_context(CTImageStorage, ExplicitVRLittleEndian)])
+        for n, ds in enumerate(images):
+            if not assoc.is_established:
+                return
+            try:
+                status = assoc.send_c_store(ds)
+            except (RuntimeError, ValueError, ConnectionError):  # the association ended meanwhile
+                return
+            if status.get("Status") == 0x0000:
+                yield n
+            elif "Status" in status:
+                time.sleep(AGAIN_AFTER_S)
+        if assoc.is_established:
+            assoc.release()
+
+
+class StorescuSender(Sender):
+    """DCMTK's storescu, whose verbose output tells the answer to each file."""
+
+    def __init__(self, port: int, images: Sequence[Dataset], deadline: float, folder: Path) -> None:
+        super().__init__(port, images, deadline)
+        self._paths = {ds.SOPInstanceUID: folder / f"{ds.SOPInstanceUID}.dcm" for ds in images}
+        for ds in images:
+            pydicom.dcmwrite(self._paths[ds.SOPInstanceUID], ds, enforce_file_format=True)
+
+    def send(self, images: list[Dataset]) -> Iterator[int]:
+        files = [str(self._paths[ds.SOPInstanceUID]) for ds in images]
+        command = [
+            str(STORESCU),
+            "-v",
+            "-nh",
+            "-td",
+            "6",
+            "-ta",
+            "6",
+            "-to",
+            "6",
+            "-aec",
+            "STORESCP",
+            "127.0.0.1",
+            str(self._port),
+            *files,
+        ]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        file = None
+        for line in done.stdout.splitlines():
+            if found := re.search(r"Sending file: (\S+)", line):
+                file = found[1]
+            elif "Received Store Response (Success)" in line and file is not None:
+                yield files.index(file)
+                file = None

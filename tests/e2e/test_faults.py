@@ -1,0 +1,26 @@
+"""A short round of `make faults`: every fault once, at a random moment. The full round stands in docs/reliability.md."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from bench.faults import FAULTS, _may_mount, missing
+from bench.processes import ROOT
+
+
+@pytest.mark.timeout(300)
+def test_no_fault_loses_or_doubles_what_was_acknowledged() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.faults", "--trials", "1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = len([fault for fault in FAULTS if not missing(fault, _may_mount())])
+    last = done.stdout.splitlines()[-1]
+    assert re.fullmatch(rf"faults: trials={trials} acknowledged=[1-9]\d* lost=0 doubled=0", last)
