@@ -35,7 +35,7 @@ from bench.proxy import Mischief, Proxy, proxy
 from bench.senders import STORESCU, PynetdicomSender, Sender, StorescuSender, synthetic_series
 
 TRIAL_TIMEOUT_S = 90.0
-WORKERS = 3
+WORKERS = 4
 SETTINGS = {
     "GATEWAY_IDLE_TIMEOUT_S": "0.3",
     "GATEWAY_RETRY_MAX_S": "0.5",
