@@ -1,4 +1,4 @@
-"""A short round of `make faults`: every fault once, at a random moment. The full round stands in docs/reliability.md."""
+"""A short round of `make faults`: every fault once, at a random moment. docs/reliability.md has the full round."""
 
 import re
 import subprocess
