@@ -146,8 +146,9 @@ async def test_replayed_dead_letter_is_posted_again() -> None:
     assert [r.NumInstances for r in server.reports] == [2]
 
 
-async def test_retry_after_is_honoured() -> None:
-    server = Server(httpx.Response(503, headers={"Retry-After": "120"}))
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+async def test_retry_after_is_honoured(status: int) -> None:
+    server = Server(httpx.Response(status, headers={"Retry-After": "120"}))
     async with dispatching(server) as line:
         await line.report(make_report("1"))
     assert server.times[1] - server.times[0] >= 120
