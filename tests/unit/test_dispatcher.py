@@ -205,6 +205,26 @@ async def test_a_server_that_is_down_is_asked_with_one_post_at_a_time_and_ever_m
     assert len(server.reports) == 200
 
 
+async def test_after_an_outage_posts_go_side_by_side_again() -> None:
+    at_once = peak = 0
+
+    async def answer(report: SeriesReport) -> httpx.Response:
+        nonlocal at_once, peak
+        if asyncio.get_running_loop().time() - began < 60:
+            raise httpx.ConnectError("refused")
+        at_once += 1
+        peak = max(peak, at_once)
+        await asyncio.sleep(1)  # virtual
+        at_once -= 1
+        return stored(report)
+
+    began = asyncio.get_running_loop().time()
+    async with dispatching(answer, concurrency=3) as line:
+        for n in range(10):
+            await line.report(make_report("1", series=f"1.{n + 1}"))
+    assert peak == 3
+
+
 async def test_a_server_that_fails_every_report_is_not_hammered() -> None:
     server = Server(*[httpx.Response(500)] * 100)
     async with dispatching(server) as line:
