@@ -8,10 +8,12 @@ import asyncio
 import json
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol, TypeVar
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol, TypeVar, cast
 
 import click
 from rich.box import SIMPLE
@@ -197,10 +199,18 @@ async def _until_signalled(context: Context) -> int:
     return await context.run(context.settings, stop)
 
 
+def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed (it is not made for every platform), else asyncio's own."""
+    if find_spec("uvloop") is None:
+        return None
+    return cast(Callable[[], asyncio.AbstractEventLoop], import_module("uvloop").new_event_loop)
+
+
 def _run(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run, with what the operator can cure as one line instead of a traceback."""
+    """asyncio.run on uvloop, with what the operator can cure as one line instead of a traceback."""
     try:
-        return asyncio.run(main)
+        with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
+            return runner.run(main)
     except* GatewayError as errors:
         problem = str(errors.exceptions[0])
     raise click.ClickException(problem)

@@ -1,22 +1,42 @@
-"""DICOM in: a C-STORE SCP that awaits `handle_store` for every instance (PS3.4 Annex B, PS3.7 §9.1.1)."""
+"""DICOM in: a C-STORE SCP on asyncio that awaits `handle_store` for every instance (PS3.4 Annex B, PS3.7 §9.1.1)."""
 
 import asyncio
+import contextlib
 import logging
+import signal
+import socket
+import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple, cast
 
 import structlog
-from pydicom.dataset import Dataset
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config, evt
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
-from pynetdicom.transport import ThreadedAssociationServer
 
 from header import HeaderError, read_instance
 from models import GatewayError, Instance
 from settings import GatewaySettings
+from upper_layer import (
+    NEED_DATA,
+    PAUSED,
+    Aborted,
+    Acceptor,
+    AssociateRequested,
+    EchoRequested,
+    Event,
+    HeaderReady,
+    InstanceFinished,
+    Limits,
+    OperationRefused,
+    Released,
+    State,
+    StoreStarted,
+    Violation,
+)
 
 # C-STORE statuses, PS3.4 Annex B.2.3
 SUCCESS = 0x0000
@@ -25,9 +45,13 @@ DATA_SET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
 
-MAXIMUM_PDU_BYTES = 131072
-MAXIMUM_ASSOCIATIONS = 100
-HOP_MARGIN_S = 5.0  # handle_store bounds its own wait; this bounds a loop that no longer runs
+# A-ASSOCIATE-RJ result, source and reason, PS3.8 table 9-21
+CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
+LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
+
+READ_BYTES = 2**18
+WRITE_BYTES = 2**16  # of answers that a peer does not fetch, beyond which it is not read any further
+TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux
 
 HandleStore = Callable[[Instance], Awaitable[int]]
 """Keeps one instance and returns its C-STORE status; must bound its own wait."""
@@ -43,6 +67,10 @@ class CannotListen(GatewayError):
             f"cannot listen on GATEWAY_SCP_HOST={settings.scp_host} GATEWAY_SCP_PORT={settings.scp_port}: "
             f"{error.strerror}. Stop what uses it, or choose another address or port (port 0 takes a free one)."
         )
+
+
+class BadCertificate(GatewayError):
+    """The certificate files cannot be used."""
 
 
 class Arrival(NamedTuple):
@@ -79,131 +107,377 @@ async def serve_scp(
     """Listen for associations; yields the port bound.
 
     While `saturated` gives a reason, new associations are rejected as transient, local limit exceeded (PS3.8 table
-    9-21); it is called from other threads. On exit: stops accepting, lets open associations finish within
-    `drain_timeout_s`, then aborts what is left.
+    9-21). On exit: stops accepting, lets open associations finish within `drain_timeout_s`, then aborts what is left.
     Raises CannotListen where the address cannot be bound.
     """
-    scp = _Scp(handle_store, asyncio.get_running_loop(), settings.inbox_timeout_s + HOP_MARGIN_S)
+    loop = asyncio.get_running_loop()
+    scp = _Scp(settings, handle_store, saturated)
     try:
-        server = _application_entity(settings, saturated).start_server(
-            (settings.scp_host, settings.scp_port),
-            block=False,
-            evt_handlers=[(evt.EVT_C_STORE, scp.on_c_store), (evt.EVT_C_ECHO, scp.on_c_echo)],
-        )
+        server = await loop.create_server(lambda: _Association(scp), settings.scp_host, settings.scp_port, backlog=1024)
     except OSError as error:
         raise CannotListen(settings, error) from error
-    server = cast(ThreadedAssociationServer, server)  # None only where it blocks
+    loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)
     try:
-        yield int(server.server_address[1])
+        yield int(server.sockets[0].getsockname()[1])
     finally:
-        await asyncio.to_thread(server.shutdown)
-        await _drain(server, settings.drain_timeout_s)
+        loop.remove_signal_handler(signal.SIGHUP)
+        server.close()
+        await scp.drain()
 
 
-class _ApplicationEntity(AE):
-    """pynetdicom's AE, which rejects an association beyond `maximum_associations` as transient, local limit."""
-
-    def __init__(self, ae_title: str, saturated: Callable[[], str | None]) -> None:
-        super().__init__(ae_title=ae_title)
-        self._saturated = saturated
-
-    @property  # type: ignore[misc]
-    def maximum_associations(self) -> int:
-        return 0 if self._saturated() else MAXIMUM_ASSOCIATIONS
-
-
-def _application_entity(settings: GatewaySettings, saturated: Callable[[], str | None]) -> AE:
-    """An AE that accepts every storage SOP class, private ones included, in every transfer syntax, and C-ECHO."""
-    _config.UNRESTRICTED_STORAGE_SERVICE = True
-    _config.LOG_HANDLER_LEVEL = "none"  # per-message logs cost time and may show identifiers
-    logging.getLogger("pynetdicom").setLevel(logging.ERROR)
-    ae = _ApplicationEntity(settings.ae_title, saturated)
-    ae.maximum_pdu_size = MAXIMUM_PDU_BYTES
+def _application_entity(settings: GatewaySettings) -> AE:
+    """pynetdicom's AE as our configuration: title, contexts besides storage, limits."""
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # what it would say of hostile bytes we say ourselves
+    ae = AE(ae_title=settings.ae_title)
+    ae.maximum_associations = settings.max_associations
     ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
     return ae
 
 
-async def _drain(server: ThreadedAssociationServer, drain_timeout_s: float) -> None:
-    """Wait for open associations to end; abort those that outlast `drain_timeout_s`."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + drain_timeout_s
-    associations = server.active_associations
-    for assoc in associations:
-        await asyncio.to_thread(assoc.join, max(0.0, deadline - loop.time()))
-    for assoc in associations:
-        if assoc.is_alive():
-            log.error(
-                "association.aborted",
-                calling_ae_title=assoc.requestor.ae_title,
-                reason=f"drain exceeded drain_timeout_s={drain_timeout_s:g}",
-            )
-            await asyncio.to_thread(assoc.abort)
+def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
+    """DICOM TLS as in PS3.15 B.12 (BCP 195): TLS 1.2 with ECDHE and AES-GCM, or 1.3. None where it is not wanted.
+
+    Raises BadCertificate.
+    """
+    if settings.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM")
+    context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}[
+        settings.tls_client_certs
+    ]
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        if settings.tls_ca is not None:
+            context.load_verify_locations(settings.tls_ca)
+    except OSError as error:  # ssl.SSLError is one
+        files = (
+            f"GATEWAY_TLS_CERT={settings.tls_cert} GATEWAY_TLS_KEY={settings.tls_key} GATEWAY_TLS_CA={settings.tls_ca}"
+        )
+        cure = "Name readable PEM files whose key fits the certificate."
+        raise BadCertificate(f"{files}: {error.strerror or error}. {cure}") from error
+    return context
 
 
 class _Scp:
-    """pynetdicom's handlers. They run in association threads and make the one hop into the event loop."""
+    """What the associations of one listener share: settings, and who is connected."""
 
-    def __init__(self, handle_store: HandleStore, loop: asyncio.AbstractEventLoop, hop_timeout_s: float) -> None:
-        self._handle_store = handle_store
-        self._loop = loop
-        self._hop_timeout_s = hop_timeout_s
+    def __init__(
+        self, settings: GatewaySettings, handle_store: HandleStore, saturated: Callable[[], str | None]
+    ) -> None:
+        self.settings = settings
+        self.ae = _application_entity(settings)
+        self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes, settings.max_header_bytes)
+        self.tls = tls_context(settings)
+        self.handle_store = handle_store
+        self.saturated = saturated
+        self.read_buffer = memoryview(bytearray(READ_BYTES))  # shared: what is read is taken over before the next read
+        self.connections: dict[_Association, None] = {}  # in order of arrival
+        self.established = 0
+        self._by_address: Counter[str] = Counter()
+        self._empty = asyncio.Event()
 
-    def on_c_echo(self, event: evt.Event) -> int:
-        return SUCCESS
+    def reload_certificate(self) -> None:
+        """On SIGHUP: new handshakes use the certificate files as they are now; bad ones change nothing."""
+        try:
+            self.tls = tls_context(self.settings)
+        except BadCertificate as error:
+            log.error("certificate.refused", reason=str(error))
+        else:
+            log.info("certificate.reloaded", tls=self.tls is not None)
 
-    def on_c_store(self, event: evt.Event) -> Dataset:
+    def admit(self, connection: "_Association") -> bool:
+        """Whether a new connection may stay. Beyond its address's share, the oldest silent one of it has to go."""
+        address = connection.address
+        if not self.settings.may_connect(address):
+            log.warning("connection.refused", peer_address=address, reason="not in allowed_peers")
+            return False
+        if self._by_address[address] >= self.settings.max_connections_per_peer:
+            silent = (c for c in self.connections if c.address == address and c.silent)
+            oldest = next(silent, None)
+            if oldest is None:
+                log.warning("connection.refused", peer_address=address, reason="max_connections_per_peer")
+                return False
+            oldest.drop()
+        self.connections[connection] = None
+        self._by_address[address] += 1
+        return True
+
+    def forget(self, connection: "_Association") -> None:
+        """A connection ended."""
+        if connection not in self.connections:
+            return
+        del self.connections[connection]
+        self._by_address[connection.address] -= 1
+        if not self._by_address[connection.address]:
+            del self._by_address[connection.address]
+        if not self.connections:
+            self._empty.set()
+
+    def rejection(self, calling_ae_title: str, address: str) -> tuple[int, int, int] | None:
+        """Result, source and reason to reject an association with, None where it is accepted."""
+        if not self.settings.may_associate(calling_ae_title, address):
+            return CALLING_AE_TITLE_NOT_RECOGNIZED
+        if self.saturated() or self.established >= self.ae.maximum_associations:
+            return LOCAL_LIMIT_EXCEEDED
+        return None
+
+    async def drain(self) -> None:
+        """Close what is silent, wait for open associations to end, abort those that outlast `drain_timeout_s`."""
+        for connection in [c for c in self.connections if c.silent]:
+            connection.drop()
+        if self.connections:
+            self._empty.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.drain_timeout_s):
+                    await self._empty.wait()
+        for connection in list(self.connections):
+            connection.abort(f"drain exceeded drain_timeout_s={self.settings.drain_timeout_s:g}")
+
+
+class _Association(asyncio.BufferedProtocol):
+    """One connection: moves bytes between its transport and its Acceptor, and instances to `handle_store`."""
+
+    def __init__(self, scp: _Scp) -> None:
+        self._scp = scp
+        self._loop = asyncio.get_running_loop()
+        self._acceptor = Acceptor(scp.ae.supported_contexts, scp.limits)
+        self._transport: asyncio.Transport
+        self._socket: socket.socket | None = None
+        self.address = ""
+        self._calling_ae_title = ""
+        self._store: StoreStarted
+        self._header = b""
+        self._securing: asyncio.Task[None] | None = None
+        self._storing: asyncio.Task[None] | None = None
+        self._may_write = True
+        self._established = False
+        self._pdus = 0
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def silent(self) -> bool:
+        """Connected, and nothing asked for yet."""
+        return self._acceptor.state is State.STA2
+
+    # --- the transport's side ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if peer else ""
+        if not self._scp.admit(self):
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(WRITE_BYTES)
+        self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._expect_within(self._scp.settings.associate_timeout_s)
+        if self._scp.tls is not None:
+            self._transport.pause_reading()
+            self._securing = self._loop.create_task(self._secure(self._scp.tls), name="TLS handshake")
+
+    async def _secure(self, tls: ssl.SSLContext) -> None:
+        """The TLS handshake (PS3.15 Annex B), counted like any other silence of this address."""
+        try:
+            transport = await self._loop.start_tls(
+                self._transport,
+                self,
+                tls,
+                server_side=True,
+                ssl_handshake_timeout=self._scp.settings.associate_timeout_s,
+            )
+        except (OSError, ssl.SSLError) as error:
+            self._log("association.insecure", reason=getattr(error, "reason", None) or type(error).__name__)
+            transport = None
+        if transport is None:
+            self.drop()
+        else:
+            self._transport = transport
+            self._transport.set_write_buffer_limits(WRITE_BYTES)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._scp.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._acknowledge()
+        self._acceptor.receive_data(self._scp.read_buffer[:nbytes])
+        self._advance()
+
+    def eof_received(self) -> bool:
+        return False  # close
+
+    def pause_writing(self) -> None:
+        self._may_write = False
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._may_write = True
+        self._advance()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._socket is not None:
+            self._socket.detach()  # the transport closes it
+            self._socket = None
+        if self._established:
+            self._established = False
+            self._scp.established -= 1
+        self._scp.forget(self)
+
+    def drop(self) -> None:
+        """Close a connection that nobody associated on."""
+        self._transport.abort()
+        self._scp.forget(self)
+
+    def abort(self, reason: str) -> None:
+        """A-ABORT and close."""
+        log.error(
+            "association.aborted", calling_ae_title=self._calling_ae_title, peer_address=self.address, reason=reason
+        )
+        self._transport.write(self._acceptor.abort())
+        self._transport.close()
+        self._scp.forget(self)
+
+    # --- the upper layer's side ---
+
+    def _advance(self) -> None:
+        """Handle events until more data, an answer of ours, or the peer's reading is needed."""
+        while self._may_write:
+            event = self._acceptor.next_event()
+            if event is NEED_DATA:
+                break
+            if event is PAUSED:
+                self._transport.pause_reading()
+                return
+            self._handle(event)
+        if self._may_write and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._set_deadline()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case StoreStarted():
+                self._store, self._header = event, b""
+            case HeaderReady(header):
+                self._header = header
+            case InstanceFinished():
+                self._storing = self._loop.create_task(self._finish(), name="store")
+            case EchoRequested(response):
+                self._transport.write(response)
+            case AssociateRequested(primitive):
+                self._associate(primitive)
+            case OperationRefused(command_field, response):
+                self._log("operation.refused", command_field=f"0x{command_field:04X}")
+                self._transport.write(response)
+            case Released(response):
+                self._end(response)
+            case Violation(problem, response):
+                self._log("association.violated", reason=problem)
+                self._end(response)
+            case Aborted():
+                self._end(b"")
+
+    def _associate(self, request: A_ASSOCIATE) -> None:
+        self._calling_ae_title = request.calling_ae_title or ""
+        rejection = self._scp.rejection(self._calling_ae_title, self.address)
+        if rejection is not None:
+            self._log("association.rejected", result_source_reason=rejection)
+            self._end(self._acceptor.reject(*rejection))
+            return
+        self._established = True
+        self._scp.established += 1
+        self._transport.write(self._acceptor.accept())
+
+    async def _finish(self) -> None:
+        """Read the instance's identity, have it kept, and answer."""
+        status, comment, offending = await self._keep()
+        if not self._transport.is_closing():
+            self._transport.write(self._acceptor.respond(status, comment, offending))
+            self._acknowledge()
+            self._advance()
+
+    async def _keep(self) -> tuple[int, str, int | None]:
+        """Status, Error Comment and Offending Element of the C-STORE response."""
+        store = self._store
         try:
             instance = read_instance(
-                event.encoded_dataset(include_meta=False),
-                transfer_syntax_uid=str(event.context.transfer_syntax),
-                calling_ae_title=event.assoc.requestor.ae_title,
-                peer_address=event.assoc.requestor.address or "",
+                self._header,
+                transfer_syntax_uid=store.transfer_syntax_uid,
+                calling_ae_title=self._calling_ae_title,
+                peer_address=self.address,
                 received_at=datetime.now(UTC),
             )
         except HeaderError as error:
-            return _refusal(event, CANNOT_UNDERSTAND, str(error), error.tag)
-        except Exception as error:  # the edge to hostile bytes: pynetdicom would log the text, which may be a patient's
-            return _refusal(event, CANNOT_UNDERSTAND, f"header unreadable: {type(error).__name__}")
-        request = cast(C_STORE, event.request)
-        if instance.sop_instance_uid != request.AffectedSOPInstanceUID:
-            return _refusal(event, DATA_SET_MISMATCH, "SOPInstanceUID is not the command's", 0x00080018)
-        if instance.sop_class_uid not in ("", request.AffectedSOPClassUID):
-            return _refusal(event, DATA_SET_MISMATCH, "SOPClassUID is not the command's", 0x00080016)
-        return _status(self._hop(instance))
-
-    def _hop(self, instance: Instance) -> int:
-        """Run `handle_store` on the loop and wait for its status: the one thread-to-loop hop."""
-        future = asyncio.run_coroutine_threadsafe(self._keep(instance), self._loop)
+            return self._refusal(CANNOT_UNDERSTAND, str(error), error.tag)
+        except Exception as error:  # the edge to hostile bytes: the text may be a patient's
+            return self._refusal(CANNOT_UNDERSTAND, f"header unreadable: {type(error).__name__}")
+        if instance.sop_instance_uid != _uid(store.sop_instance_uid):
+            return self._refusal(DATA_SET_MISMATCH, "SOPInstanceUID is not the command's", 0x00080018)
+        if instance.sop_class_uid not in ("", _uid(store.sop_class_uid)):
+            return self._refusal(DATA_SET_MISMATCH, "SOPClassUID is not the command's", 0x00080016)
         try:
-            return future.result(self._hop_timeout_s)
-        except TimeoutError:
-            future.cancel()
-            return OUT_OF_RESOURCES
-        except Exception as error:  # the edge again: not kept is never Success, and the text may be a patient's
+            return await self._scp.handle_store(instance), "", None
+        except Exception as error:  # the edge again: not kept is never Success
             log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=instance.sop_instance_uid)
-            return PROCESSING_FAILURE
+            return PROCESSING_FAILURE, "", None
 
-    async def _keep(self, instance: Instance) -> int:
-        return await self._handle_store(instance)
+    def _refusal(self, status: int, comment: str, offending: int | None = None) -> tuple[int, str, int | None]:
+        self._log("instance.refused", status=f"0x{status:04X}", reason=comment)
+        return status, comment, offending
+
+    def _end(self, response: bytes) -> None:
+        """Write what is owed and close; a peer that does not fetch it is cut off in time."""
+        if response:
+            self._transport.write(response)
+        self._transport.close()
+        self._expect_within(self._scp.settings.associate_timeout_s)
+
+    def _log(self, event: str, **fields: object) -> None:
+        log.warning(event, calling_ae_title=self._calling_ae_title, peer_address=self.address, **fields)
+
+    # --- time ---
+
+    def _set_deadline(self) -> None:
+        """A PDU that has begun has to end, and something has to come at all, each within its time-out."""
+        settings = self._scp.settings
+        if self._acceptor.state is not State.STA6:
+            return  # the deadline for the A-ASSOCIATE-RQ stands
+        if not self._acceptor.in_pdu:
+            self._pdus = -1
+            self._expect_within(settings.association_idle_timeout_s)
+        elif self._acceptor.pdus != self._pdus:
+            self._pdus = self._acceptor.pdus
+            self._expect_within(settings.pdu_timeout_s)
+
+    def _expect_within(self, seconds: float) -> None:
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+
+    def _on_timer(self) -> None:
+        """The one timer of a connection; a deadline that has moved on re-arms it."""
+        if self._storing is not None and not self._storing.done():
+            self._deadline = self._loop.time() + self._scp.settings.pdu_timeout_s  # it waits for us
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        elif self._acceptor.state is State.STA6:
+            self.abort("pdu_timeout_s passed" if self._acceptor.in_pdu else "association_idle_timeout_s passed")
+            self._timer = self._loop.call_later(self._scp.settings.associate_timeout_s, self._transport.abort)
+        else:
+            self.drop()
+
+    def _acknowledge(self) -> None:
+        """Acknowledge at once: a sender with Nagle's algorithm waits for it, and the kernel would delay it 40 ms."""
+        if self._socket is not None and TCP_QUICKACK is not None:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
 
 
-def _status(code: int) -> Dataset:
-    status = Dataset()
-    status.Status = code
-    return status
-
-
-def _refusal(event: evt.Event, code: int, comment: str, offending: int | None = None) -> Dataset:
-    """A failure status with the reason in Error Comment and Offending Element (PS3.7 §C.4)."""
-    status = _status(code)
-    status.ErrorComment = comment[:64]
-    if offending is not None:
-        status.OffendingElement = offending
-    log.warning(
-        "instance.refused",
-        status=f"0x{code:04X}",
-        reason=comment,
-        calling_ae_title=event.assoc.requestor.ae_title,
-        peer_address=event.assoc.requestor.address,
-    )
-    return status
+def _uid(value: bytes) -> str:
+    return value.decode("ascii", "replace").rstrip("\0 ")

@@ -4,11 +4,13 @@ import difflib
 import os
 import uuid
 from collections.abc import Mapping
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, HttpUrl, StringConstraints, ValidationError, field_validator
+from pydantic import AliasChoices, Field, HttpUrl, StringConstraints, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -27,6 +29,34 @@ class GatewaySettings(BaseSettings):
     scp_port: int = Field(6667, ge=0, le=65535, description="DICOM port; 0 takes a free one and logs it.")
     ae_title: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[ -\[\]-~]{1,16}$")] = Field(
         "STORESCP", description="Our AE title: 1 to 16 ASCII characters without backslash (PS3.5 §6.2)."
+    )
+    allowed_peers: str = Field(
+        "",
+        description="Who may send, comma separated: AE titles (CT1), addresses or networks (10.0.0.0/24), or both "
+        "(CT1@10.0.0.7). Empty on a loopback address: everyone on this machine.",
+    )
+    allow_any_peer: bool = Field(False, description="Let every peer that reaches the port send.")
+    max_associations: int = Field(
+        200, ge=1, description="Associations at once; further ones are rejected as transient."
+    )
+    max_connections_per_peer: int = Field(
+        100, ge=1, description="TCP connections of one address; beyond it the oldest that is silent has to go."
+    )
+    associate_timeout_s: Seconds = Field(
+        10.0, description="Longest wait for a TLS handshake, for an A-ASSOCIATE-RQ, and for a peer to close."
+    )
+    pdu_timeout_s: Seconds = Field(30.0, description="Longest time that one PDU may take.")
+    association_idle_timeout_s: Seconds = Field(600.0, description="An association this long without a PDU is aborted.")
+    max_pdu_bytes: int = Field(2**20, ge=2**17, description="Longest P-DATA-TF PDU; we announce 131072.")
+    max_command_bytes: int = Field(2**16, ge=1024, description="Longest DIMSE command set.")
+    max_header_bytes: int = Field(
+        2**20, ge=4096, description="How much of a data set is kept to find the header's attributes in."
+    )
+    tls_cert: Path | None = Field(None, description="PEM certificate chain; with it the DICOM port speaks TLS only.")
+    tls_key: Path | None = Field(None, description="PEM key of the certificate; by default in the same file.")
+    tls_ca: Path | None = Field(None, description="PEM certificates that senders' certificates are checked against.")
+    tls_client_certs: Literal["none", "optional", "required"] = Field(
+        "none", description="Whether senders have to show a certificate: none, optional, required."
     )
     server_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8000"), description="Where series reports are posted.")
     id: str = Field(
@@ -55,6 +85,66 @@ class GatewaySettings(BaseSettings):
     dispatch_concurrency: int = Field(8, ge=1, le=256, description="Reports posted at the same time.")
     request_timeout_s: Seconds = Field(10.0, description="Longest wait for one answer of the server.")
     retry_max_s: Seconds = Field(30.0, description="Longest back-off between two tries of one report.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if any(entry in ("", "@") for entry in self._entries()):
+            raise ValueError("GATEWAY_ALLOWED_PEERS has an empty entry: remove the comma")
+        self._peers  # noqa: B018 - raises where an entry is wrong
+        if self.tls_cert is None and (self.tls_key or self.tls_ca or self.tls_client_certs != "none"):
+            raise ValueError("GATEWAY_TLS_CERT is missing: without it the other GATEWAY_TLS_… do nothing")
+        if self.tls_client_certs != "none" and self.tls_ca is None:
+            raise ValueError(f"GATEWAY_TLS_CLIENT_CERTS={self.tls_client_certs} needs GATEWAY_TLS_CA to check them")
+        if not (self.allowed_peers.strip() or self.allow_any_peer or _is_loopback(self.scp_host)):
+            raise ValueError(
+                f"GATEWAY_SCP_HOST={self.scp_host} can be reached from other machines. Name who may send in "
+                "GATEWAY_ALLOWED_PEERS (AE titles, addresses, networks), or set GATEWAY_ALLOW_ANY_PEER=true"
+            )
+        return self
+
+    def may_connect(self, address: str) -> bool:
+        """Whether a peer at this address may send at all, whatever it calls itself."""
+        return self._everyone or any(_matches(network, address) for _, network in self._peers)
+
+    def may_associate(self, calling_ae_title: str, address: str) -> bool:
+        """Whether this peer may send."""
+        return self._everyone or any(
+            ae_title in ("", calling_ae_title.strip()) and _matches(network, address)
+            for ae_title, network in self._peers
+        )
+
+    @property
+    def _everyone(self) -> bool:
+        return self.allow_any_peer or not self.allowed_peers.strip()
+
+    @cached_property
+    def _peers(self) -> list[tuple[str, IPv4Network | IPv6Network | None]]:
+        """AE title ('' for any) and network (None for any) of each entry."""
+        return [_peer(entry) for entry in self._entries()]
+
+    def _entries(self) -> list[str]:
+        return [entry.strip() for entry in self.allowed_peers.split(",")] if self.allowed_peers.strip() else []
+
+
+def _peer(entry: str) -> tuple[str, IPv4Network | IPv6Network | None]:
+    ae_title, at, network = entry.rpartition("@")
+    try:
+        return ae_title, ip_network(network, strict=False)
+    except ValueError:
+        if at:
+            raise ValueError(f"{entry!r} is not of the form AE@address or AE@network") from None
+        return network, None
+
+
+def _matches(network: IPv4Network | IPv6Network | None, address: str) -> bool:
+    return network is None or ip_address(address) in network
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class ServerSettings(BaseSettings):
@@ -115,6 +205,8 @@ def _suggest(name: str, known: set[str]) -> str:
 
 
 def _explain(cls: type[BaseSettings], details: Any) -> str:
+    if not details["loc"]:
+        return str(details["msg"]).removeprefix("Value error, ")
     name = str(details["loc"][0])
     field = next((f for f in cls.model_fields if name in (f, variable(cls, f))), name)
     given = details["input"]

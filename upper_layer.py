@@ -1,0 +1,529 @@
+"""The DICOM upper layer for an acceptor, as a sans-IO state machine (PS3.8 §9.2): bytes in, events and bytes out.
+
+Rules. `receive_data` takes what came from the peer; `next_event` returns what it means, NEED_DATA where it needs more,
+or PAUSED while the caller owes an answer: then the transport should not be read. `accept`, `reject`, `respond` and
+`abort` return the bytes to write. After Released, Aborted or Violation nothing more comes: write the bytes that the
+event carries, and close. No sockets, no clock, no logging; P-DATA is parsed as it streams, whatever its fragmentation,
+and of a data set only the first `max_header_bytes` are kept.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import (
+    A_ASSOCIATE,
+    ImplementationClassUIDNotification,
+    ImplementationVersionNameNotification,
+    MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
+)
+from pynetdicom.presentation import PresentationContext, negotiate_unrestricted
+
+APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 Annex A
+
+# C-STORE and C-ECHO statuses, PS3.4 Annex B.2.3 and PS3.7 Annex C
+SUCCESS = 0x0000
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+UNRECOGNIZED_OPERATION = 0x0211
+
+MAXIMUM_LENGTH = 131072
+"""Of a P-DATA-TF PDU, as we announce it (PS3.8 Annex D.1)."""
+MAX_ASSOCIATE_BYTES = 2**18
+MAX_CONTEXTS = 128  # their IDs are the odd numbers of one byte, PS3.8 §9.3.2.2
+MAX_ITEMS = 8192  # of a whole A-ASSOCIATE-RQ, transfer syntaxes and negotiation items included
+
+
+class State(Enum):
+    """States of PS3.8 §9.2.1 that an acceptor without release collisions passes through."""
+
+    STA2 = "awaiting A-ASSOCIATE-RQ"
+    STA3 = "awaiting the local answer to an A-ASSOCIATE-RQ"
+    STA6 = "data transfer"
+    STA13 = "awaiting the transport's close"
+
+
+class PduType(Enum):
+    """PS3.8 §9.3."""
+
+    A_ASSOCIATE_RQ = 0x01
+    A_ASSOCIATE_AC = 0x02
+    A_ASSOCIATE_RJ = 0x03
+    P_DATA_TF = 0x04
+    A_RELEASE_RQ = 0x05
+    A_RELEASE_RP = 0x06
+    A_ABORT = 0x07
+
+
+EXPECTED = {
+    State.STA2: {PduType.A_ASSOCIATE_RQ, PduType.A_ABORT},
+    State.STA6: {PduType.P_DATA_TF, PduType.A_RELEASE_RQ, PduType.A_ABORT},
+}
+"""What may come in each state (PS3.8 table 9-10); anything else is answered with A-ABORT (AA-1, AA-8)."""
+
+# A-ABORT reasons, PS3.8 table 9-26
+UNRECOGNIZED_PDU = 1
+UNEXPECTED_PDU = 2
+INVALID_PDU_PARAMETER = 6
+
+C_STORE_RQ = 0x0001
+C_ECHO_RQ = 0x0030
+C_CANCEL_RQ = 0x0FFF
+RESPONSE = 0x8000
+NO_DATA_SET = 0x0101
+VERIFICATION = "1.2.840.10008.1.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Beyond these a peer is cut off with A-ABORT."""
+
+    max_pdu_bytes: int = 2**20
+    max_command_bytes: int = 2**16
+    max_header_bytes: int = 2**20
+
+
+# --- events ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AssociateRequested:
+    """The caller owes `accept` or `reject`."""
+
+    primitive: A_ASSOCIATE
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStarted:
+    """A C-STORE-RQ (PS3.7 §9.3.1.1); its data set follows."""
+
+    context_id: int
+    transfer_syntax_uid: str
+    message_id: bytes
+    sop_class_uid: bytes
+    sop_instance_uid: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderReady:
+    """The first bytes of the data set: all of it, or `max_header_bytes`."""
+
+    header: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceFinished:
+    """The last fragment has come; the caller owes `respond`."""
+
+    length: int
+    """Bytes of the encoded data set."""
+
+
+@dataclass(frozen=True, slots=True)
+class EchoRequested:
+    """A C-ECHO-RQ; the caller writes `response`."""
+
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRefused:
+    """A DIMSE operation that is not served; the caller writes `response`."""
+
+    command_field: int
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The peer ended the association; the caller writes `response` and closes."""
+
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The peer broke off; the caller closes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """The peer broke the protocol or a limit; the caller writes `response` (an A-ABORT) and closes."""
+
+    problem: str
+    response: bytes
+
+
+class Wait(Enum):
+    NEED_DATA = "feed more"
+    PAUSED = "answer first"
+
+
+NEED_DATA, PAUSED = Wait.NEED_DATA, Wait.PAUSED
+
+Event = (
+    AssociateRequested
+    | StoreStarted
+    | HeaderReady
+    | InstanceFinished
+    | EchoRequested
+    | OperationRefused
+    | Released
+    | Aborted
+    | Violation
+    | Wait
+)
+
+
+class _Broken(Exception):
+    """What the peer did wrong, and the A-ABORT reason for it."""
+
+    def __init__(self, problem: str, reason: int = INVALID_PDU_PARAMETER) -> None:
+        super().__init__(problem)
+        self.reason = reason
+
+
+# --- the state machine ----------------------------------------------------------------------------------------
+
+
+class Acceptor:
+    """One association, seen from the acceptor."""
+
+    def __init__(self, supported: Sequence[PresentationContext], limits: Limits) -> None:
+        """`supported` are contexts besides storage, all of which is accepted (pynetdicom's negotiate_unrestricted)."""
+        self.state = State.STA2
+        self._supported = supported
+        self._limits = limits
+        self._buffer = bytearray()
+        self._at = 0  # what of the buffer is consumed
+        self.pdus = 0
+        """P-DATA-TF PDUs that have begun."""
+        self._pdu_left = 0  # of the P-DATA-TF being read
+        self._pdv_left = 0  # of its presentation data value
+        self._pdv_context = 0
+        self._pdv_is_command = self._pdv_is_last = False
+        self._acceptance = b""
+        self._contexts: dict[int, tuple[str, str]] = {}  # accepted: abstract and transfer syntax
+        self._peer_maximum_length = 0
+        self._command = bytearray()
+        self._store: StoreStarted | None = None
+        self._refusal: OperationRefused | None = None  # to come when its data set has passed
+        self._header = bytearray()
+        self._header_given = False
+        self._length = 0
+        self._next: Event | None = None
+        self._paused = False
+
+    # --- in ---
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes of the peer; they are copied."""
+        self._buffer += data
+
+    @property
+    def in_pdu(self) -> bool:
+        """Whether a PDU has begun and not ended: what a time-out per PDU watches."""
+        return self._pdu_left > 0 or len(self._buffer) > self._at
+
+    def next_event(self) -> Event:
+        """The next event, NEED_DATA or PAUSED."""
+        if self._next is not None:
+            event, self._next = self._next, None
+            return event
+        if self._paused:
+            return PAUSED
+        try:
+            while self.state is not State.STA13:
+                found = self._in_pdu() if self._pdu_left else self._pdu()
+                if found is NEED_DATA:
+                    del self._buffer[: self._at]
+                    self._at = 0
+                if found is not None:
+                    return found
+        except _Broken as broken:
+            self._end()
+            return Violation(str(broken), _abort(broken.reason))
+        self._end()  # AA-6: whatever still comes is ignored
+        return NEED_DATA
+
+    def _pdu(self) -> Event | None:
+        """Begin the next PDU; P-DATA-TF is streamed, the others are short enough to wait for."""
+        if len(self._buffer) - self._at < 6:
+            return NEED_DATA
+        number, _, length = struct.unpack_from(">BBL", self._buffer, self._at)
+        try:
+            kind = PduType(number)
+        except ValueError:
+            raise _Broken(f"PDU type 0x{number:02X} is none of PS3.8", UNRECOGNIZED_PDU) from None
+        if kind not in EXPECTED[self.state]:
+            raise _Broken(f"{kind.name} while {self.state.value}", UNEXPECTED_PDU)
+        if kind is PduType.P_DATA_TF:
+            if length > self._limits.max_pdu_bytes:
+                raise _Broken(f"P-DATA-TF of {length} bytes is beyond max_pdu_bytes={self._limits.max_pdu_bytes}")
+            self._at += 6
+            self._pdu_left = length
+            self.pdus += 1
+            return None
+        longest = MAX_ASSOCIATE_BYTES if kind is PduType.A_ASSOCIATE_RQ else 4
+        if length > longest:
+            raise _Broken(f"{kind.name} of {length} bytes, {longest} are the most")
+        if len(self._buffer) - self._at < 6 + length:
+            return NEED_DATA
+        pdu = bytes(self._buffer[self._at : self._at + 6 + length])
+        self._at += 6 + length
+        if kind is PduType.A_ASSOCIATE_RQ:
+            return self._associate(pdu)
+        self._end()
+        return Aborted() if kind is PduType.A_ABORT else Released(b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00")
+
+    def _associate(self, pdu: bytes) -> Event:
+        _count_items(pdu)
+        rq = A_ASSOCIATE_RQ()
+        try:
+            rq.decode(pdu)
+            primitive = rq.to_primitive()
+            self._acceptance = self._negotiate(primitive)
+        except Exception as error:  # the edge to hostile bytes; pynetdicom raises what they lead to
+            raise _Broken(f"A-ASSOCIATE-RQ unreadable: {type(error).__name__}") from None
+        self.state, self._paused = State.STA3, True
+        return AssociateRequested(primitive)
+
+    def _negotiate(self, request: A_ASSOCIATE) -> bytes:
+        """The A-ASSOCIATE-AC, as pynetdicom's own acceptor would make it, and what it accepts."""
+        self._peer_maximum_length = request.maximum_length_received or 0
+        roles = {
+            item.sop_class_uid: (item.scu_role, item.scp_role)
+            for item in request.user_information
+            if isinstance(item, SCP_SCU_RoleSelectionNegotiation) and item.sop_class_uid
+        }
+        contexts, roles_accepted = negotiate_unrestricted(
+            request.presentation_context_definition_list, list(self._supported), roles
+        )
+        self._contexts = {
+            context.context_id: (str(context.abstract_syntax), str(context.transfer_syntax[0]))
+            for context in contexts
+            if context.result == 0x00 and context.context_id
+        }
+        maximum_length = MaximumLengthNotification()
+        maximum_length.maximum_length_received = MAXIMUM_LENGTH
+        implementation = ImplementationClassUIDNotification()
+        implementation.implementation_class_uid = PYNETDICOM_IMPLEMENTATION_UID
+        version = ImplementationVersionNameNotification()
+        version.implementation_version_name = PYNETDICOM_IMPLEMENTATION_VERSION
+        answer = A_ASSOCIATE()
+        answer.application_context_name = APPLICATION_CONTEXT_NAME
+        answer.calling_ae_title, answer.called_ae_title = request.calling_ae_title, request.called_ae_title
+        answer.result, answer.result_source = 0x00, 0x01
+        answer.presentation_context_definition_results_list = contexts
+        answer.user_information = [maximum_length, implementation, version, *roles_accepted]
+        pdu = A_ASSOCIATE_AC()
+        pdu.from_primitive(answer)
+        return pdu.encode()
+
+    def _in_pdu(self) -> Event | None:
+        """Go on in a P-DATA-TF: the next PDV header, or as much of a PDV's fragment as there is."""
+        if not self._pdv_left:
+            if self._pdu_left < 6:
+                raise _Broken("P-DATA-TF ends within a presentation data value item")
+            if len(self._buffer) - self._at < 6:
+                return NEED_DATA
+            length, self._pdv_context, header = struct.unpack_from(">LBB", self._buffer, self._at)
+            if not 2 <= length <= self._pdu_left - 4:
+                raise _Broken(
+                    f"presentation data value of {length} bytes in a P-DATA-TF with {self._pdu_left - 4} left"
+                )
+            self._at += 6
+            self._pdu_left -= 6
+            self._pdv_left = length - 2
+            self._pdv_is_command, self._pdv_is_last = bool(header & 1), bool(header & 2)
+            self._check_order()
+        n = min(self._pdv_left, len(self._buffer) - self._at)
+        if n == 0 and self._pdv_left:
+            return NEED_DATA
+        fragment = memoryview(self._buffer)[self._at : self._at + n]
+        try:
+            if self._pdv_is_command:
+                self._command += fragment
+            else:
+                self._length += n
+                if not self._header_given:
+                    self._header += fragment[: self._limits.max_header_bytes - len(self._header)]
+        finally:
+            fragment.release()
+        self._at += n
+        self._pdu_left -= n
+        self._pdv_left -= n
+        if len(self._command) > self._limits.max_command_bytes:
+            raise _Broken(f"command set beyond max_command_bytes={self._limits.max_command_bytes}")
+        complete = self._pdv_is_last and not self._pdv_left
+        if self._pdv_is_command:
+            return self._command_complete() if complete else None
+        return self._data_set(complete)
+
+    def _check_order(self) -> None:
+        """PDVs of one message come in order and on one accepted context (PS3.8 Annex E.2, PS3.7 §6.3.1)."""
+        if self._pdv_context not in self._contexts:
+            raise _Broken(f"presentation context {self._pdv_context} was not accepted")
+        expects_data_set = self._store is not None or self._refusal is not None
+        if self._pdv_is_command == expects_data_set:
+            raise _Broken(
+                "a command in the middle of a data set" if expects_data_set else "a data set without a command"
+            )
+        if self._store is not None and self._store.context_id != self._pdv_context:
+            raise _Broken("a data set in another presentation context than its command")
+
+    def _command_complete(self) -> Event | None:
+        """Read a command set (PS3.7 §6.3.1, Annex E) and act on it."""
+        elements = _command_elements(self._command)
+        self._command.clear()
+        field = _us(elements, 0x0100)
+        if field & RESPONSE:
+            raise _Broken(f"a DIMSE response, 0x{field:04X}, to no request")
+        if field == C_CANCEL_RQ:
+            return None  # of an operation that is over
+        message_id = elements.get(0x0110, b"")
+        if len(message_id) != 2:
+            raise _Broken("a command set without MessageID")
+        sop_class = elements.get(0x0002, elements.get(0x0003, b""))
+        abstract_syntax, transfer_syntax = self._contexts[self._pdv_context]
+        has_data_set = _us(elements, 0x0800) != NO_DATA_SET
+        if field == C_STORE_RQ and abstract_syntax != VERIFICATION:
+            if not has_data_set:
+                raise _Broken("a C-STORE-RQ without a data set")
+            self._length, self._header_given = 0, False
+            self._store = StoreStarted(
+                self._pdv_context, transfer_syntax, message_id, sop_class, elements.get(0x1000, b"")
+            )
+            return self._store
+        if field == C_ECHO_RQ and abstract_syntax == VERIFICATION and not has_data_set:
+            return EchoRequested(self._response(self._pdv_context, field, message_id, sop_class, SUCCESS))
+        status = SOP_CLASS_NOT_SUPPORTED if field == C_STORE_RQ else UNRECOGNIZED_OPERATION
+        refusal = OperationRefused(field, self._response(self._pdv_context, field, message_id, sop_class, status))
+        if not has_data_set:
+            return refusal
+        self._refusal, self._header_given = refusal, True
+        return None
+
+    def _data_set(self, complete: bool) -> Event | None:
+        """A fragment of the data set was taken."""
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None if complete else self._refusal
+            return refusal if complete else None
+        finished = InstanceFinished(self._length) if complete else None
+        if complete:
+            self._paused = True
+        if self._header_given or not (complete or len(self._header) == self._limits.max_header_bytes):
+            return finished
+        self._header_given, self._next = True, finished
+        header, self._header = bytes(self._header), bytearray()
+        return HeaderReady(header)
+
+    # --- out ---
+
+    def accept(self) -> bytes:
+        """A-ASSOCIATE-AC, after AssociateRequested."""
+        self.state, self._paused = State.STA6, False
+        return self._acceptance
+
+    def reject(self, result: int, source: int, reason: int) -> bytes:
+        """A-ASSOCIATE-RJ (PS3.8 table 9-21), after AssociateRequested; then close."""
+        self._end()
+        return struct.pack(">BBLBBBB", PduType.A_ASSOCIATE_RJ.value, 0, 4, 0, result, source, reason)
+
+    def respond(self, status: int, comment: str = "", offending: int | None = None) -> bytes:
+        """C-STORE-RSP (PS3.7 §9.3.1.2, §C.4), after InstanceFinished."""
+        if self._store is None:
+            raise RuntimeError("respond() without an instance that waits for it")
+        store, self._store, self._paused = self._store, None, False
+        extra = b"" if offending is None else _element(0x0901, struct.pack("<HH", offending >> 16, offending & 0xFFFF))
+        extra += _element(0x0902, comment.encode("ascii", "replace")[:64]) if comment else b""
+        return self._response(
+            store.context_id,
+            C_STORE_RQ,
+            store.message_id,
+            store.sop_class_uid,
+            status,
+            extra + _element(0x1000, store.sop_instance_uid),
+        )
+
+    def abort(self) -> bytes:
+        """A-ABORT by the service user, at any time; then close."""
+        self._end()
+        return struct.pack(">BBLBBBB", PduType.A_ABORT.value, 0, 4, 0, 0, 0, 0)
+
+    def _response(  # noqa: PLR0913, PLR0917 - one parameter an element
+        self, context_id: int, field: int, message_id: bytes, sop_class_uid: bytes, status: int, extra: bytes = b""
+    ) -> bytes:
+        """A DIMSE response as P-DATA-TF PDUs (PS3.7 §6.3.1), no longer than the peer takes."""
+        body = _element(0x0002, sop_class_uid) if sop_class_uid else b""
+        body += _element(0x0100, struct.pack("<H", field | RESPONSE)) + _element(0x0120, message_id)
+        body += _element(0x0800, struct.pack("<H", NO_DATA_SET)) + _element(0x0900, struct.pack("<H", status)) + extra
+        message = _element(0x0000, struct.pack("<L", len(body))) + body
+        room = max(1, (self._peer_maximum_length or MAXIMUM_LENGTH) - 6)
+        pdus = b""
+        for start in range(0, len(message), room):
+            part = message[start : start + room]
+            header = 0b11 if start + room >= len(message) else 0b01
+            pdus += struct.pack(">BBLLBB", PduType.P_DATA_TF.value, 0, len(part) + 6, len(part) + 2, context_id, header)
+            pdus += part
+        return pdus
+
+    def _end(self) -> None:
+        self.state = State.STA13
+        self._paused = False
+        self._buffer.clear()
+        self._at = 0
+
+
+def _abort(reason: int) -> bytes:
+    """A-ABORT by the service provider (PS3.8 §9.3.8)."""
+    return struct.pack(">BBLBBBB", PduType.A_ABORT.value, 0, 4, 0, 0, 2, reason)
+
+
+def _count_items(pdu: bytes) -> None:
+    """Refuse an A-ASSOCIATE-RQ of more items than it could need, before anything is made of them."""
+    contexts = items = 0
+    at = 74  # PS3.8 table 9-11: the variable items follow the fixed fields
+    while at + 4 <= len(pdu):
+        kind, _, length = struct.unpack_from(">BBH", pdu, at)
+        contexts += kind == 0x20
+        items += 1
+        inner, end = at + (8 if kind == 0x20 else 4), min(at + 4 + length, len(pdu))
+        while kind in (0x20, 0x50) and inner + 4 <= end:
+            inner += 4 + int.from_bytes(pdu[inner + 2 : inner + 4], "big")
+            items += 1
+        at += 4 + length
+    if contexts > MAX_CONTEXTS or items > MAX_ITEMS:
+        raise _Broken(f"A-ASSOCIATE-RQ with {contexts} presentation contexts and {items} items")
+
+
+def _command_elements(command: bytearray) -> dict[int, bytes]:
+    """A command set's elements by their number in group 0000 (implicit VR little endian, PS3.7 §6.3.1)."""
+    elements: dict[int, bytes] = {}
+    at = 0
+    while at + 8 <= len(command):
+        group, element, length = struct.unpack_from("<HHL", command, at)
+        at += 8
+        if group != 0 or at + length > len(command):
+            break
+        elements[element] = bytes(command[at : at + length])
+        at += length
+    if at != len(command):
+        raise _Broken("a command set that is not one")
+    return elements
+
+
+def _us(elements: dict[int, bytes], element: int) -> int:
+    value = elements.get(element, b"")
+    if len(value) != 2:
+        raise _Broken(f"a command set without (0000,{element:04X})")
+    return int.from_bytes(value, "little")
+
+
+def _element(element: int, value: bytes) -> bytes:
+    """One element of a command set, its value padded to an even length."""
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HHL", 0, element, len(value)) + value
