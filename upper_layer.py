@@ -69,6 +69,8 @@ UNRECOGNIZED_PDU = 1
 UNEXPECTED_PDU = 2
 INVALID_PDU_PARAMETER = 6
 
+PROTOCOL_VERSION_NOT_SUPPORTED = (1, 2, 2)  # A-ASSOCIATE-RJ result, source and reason, PS3.8 table 9-21
+
 C_STORE_RQ = 0x0001
 C_ECHO_RQ = 0x0030
 C_CANCEL_RQ = 0x0FFF
@@ -288,6 +290,10 @@ class Acceptor:
             self._acceptance = self._negotiate(primitive)
         except Exception as error:  # the edge to hostile bytes; pynetdicom raises what they lead to
             raise _Broken(f"A-ASSOCIATE-RQ unreadable: {type(error).__name__}") from None
+        if not rq.protocol_version & 1:
+            return Violation(
+                f"protocol version 0x{rq.protocol_version:04X}", self.reject(*PROTOCOL_VERSION_NOT_SUPPORTED)
+            )
         self.state, self._paused = State.STA3, True
         return AssociateRequested(primitive)
 

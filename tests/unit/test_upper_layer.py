@@ -1,0 +1,358 @@
+"""The upper layer's laws: the same bytes give the same events however they are cut; what breaks a rule is cut off."""
+
+import struct
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
+from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
+from pynetdicom.presentation import PresentationContext
+
+from upper_layer import (
+    INVALID_PDU_PARAMETER,
+    MAXIMUM_LENGTH,
+    NEED_DATA,
+    PAUSED,
+    UNEXPECTED_PDU,
+    UNRECOGNIZED_PDU,
+    VERIFICATION,
+    Aborted,
+    Acceptor,
+    AssociateRequested,
+    EchoRequested,
+    Event,
+    HeaderReady,
+    InstanceFinished,
+    Limits,
+    OperationRefused,
+    Released,
+    State,
+    StoreStarted,
+    Violation,
+)
+
+SUPPORTED = [build_context(VERIFICATION, ALL_TRANSFER_SYNTAXES)]
+RELEASE_RQ = b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00"
+ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x00\x00"
+SOP_INSTANCE = "1.2.3.4"
+DATA_SET = bytes(range(256)) * 20
+
+
+def associate_rq(
+    contexts: Iterable[PresentationContext] | None = None, maximum_length: int = 16384, called: str = "STORESCP"
+) -> bytes:
+    """An A-ASSOCIATE-RQ as stock pynetdicom sends it; by default CT as context 1 and Verification as 3."""
+    request = A_ASSOCIATE()
+    request.application_context_name = "1.2.840.10008.3.1.1.1"
+    request.calling_ae_title, request.called_ae_title = "SCU", called
+    chosen = list(contexts or [build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(VERIFICATION)])
+    for n, context in enumerate(chosen):
+        context.context_id = 2 * n + 1
+    request.presentation_context_definition_list = chosen
+    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
+    length.maximum_length_received = maximum_length
+    implementation.implementation_class_uid = "1.2.3"
+    request.user_information = [length, implementation]
+    pdu = A_ASSOCIATE_RQ()
+    pdu.from_primitive(request)
+    return pdu.encode()
+
+
+def element(number: int, value: bytes) -> bytes:
+    return struct.pack("<HHL", 0, number, len(value)) + value
+
+
+def command(field: int, *, data_set: bool, sop_class: str = CTImageStorage, message_id: int = 7) -> bytes:
+    body = element(0x0002, sop_class.encode()) + element(0x0100, struct.pack("<H", field))
+    body += element(0x0110, struct.pack("<H", message_id))
+    body += element(0x0800, struct.pack("<H", 1 if data_set else 0x0101)) + element(0x1000, SOP_INSTANCE.encode())
+    return element(0, struct.pack("<L", len(body))) + body
+
+
+def pdv(context_id: int, header: int, fragment: bytes) -> bytes:
+    return struct.pack(">LBB", len(fragment) + 2, context_id, header) + fragment
+
+
+def p_data(*pdvs: bytes) -> bytes:
+    return struct.pack(">BBL", 4, 0, sum(map(len, pdvs))) + b"".join(pdvs)
+
+
+def store(data_set: bytes = DATA_SET, *, pieces: int = 3, context_id: int = 1) -> bytes:
+    """A C-STORE-RQ and its data set, in several P-DATA-TF PDUs."""
+    size = len(data_set) // pieces + 1
+    parts = [data_set[n : n + size] for n in range(0, len(data_set), size)]
+    message = p_data(pdv(context_id, 3, command(1, data_set=True)))
+    return message + b"".join(
+        p_data(pdv(context_id, 2 if n == len(parts) - 1 else 0, part)) for n, part in enumerate(parts)
+    )
+
+
+ECHO = p_data(pdv(3, 3, command(0x30, data_set=False, sop_class=VERIFICATION)))
+
+
+def run(chunks: Iterable[bytes], limits: Limits | None = None) -> tuple[list[Event], bytes]:
+    """Everything that happens where the caller accepts all, and what it writes."""
+    acceptor = Acceptor(SUPPORTED, limits or Limits())
+    events: list[Event] = []
+    written = b""
+    for chunk in chunks:
+        acceptor.receive_data(chunk)
+        while (event := acceptor.next_event()) is not NEED_DATA:
+            assert event is not PAUSED
+            events.append(event)
+            match event:
+                case AssociateRequested():
+                    written += acceptor.accept()
+                case InstanceFinished():
+                    written += acceptor.respond(0)
+                case EchoRequested(response) | OperationRefused(_, response) | Released(response):
+                    written += response
+                case Violation(_, response):
+                    written += response
+    return events, written
+
+
+def kinds(events: list[Event]) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def established(*pdus: bytes, limits: Limits | None = None) -> tuple[list[Event], bytes]:
+    """As `run`, without the association's own event and answer."""
+    events, written = run([associate_rq(), *pdus], limits)
+    assert isinstance(events[0], AssociateRequested)
+    length = struct.unpack_from(">L", written, 2)[0]
+    return events[1:], written[6 + length :]
+
+
+def test_an_association_from_request_to_release() -> None:
+    events, written = established(ECHO, store(), RELEASE_RQ)
+    assert kinds(events) == ["EchoRequested", "StoreStarted", "HeaderReady", "InstanceFinished", "Released"]
+    started, header, finished = events[1:4]
+    assert isinstance(started, StoreStarted)
+    assert (started.sop_instance_uid, started.transfer_syntax_uid) == (SOP_INSTANCE.encode(), ExplicitVRLittleEndian)
+    assert header == HeaderReady(DATA_SET)
+    assert finished == InstanceFinished(len(DATA_SET))
+    assert written.endswith(b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00")
+
+
+STREAM = associate_rq() + ECHO + store() + ECHO + store(pieces=7) + store(b"") + RELEASE_RQ
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_the_same_bytes_cut_anywhere_give_the_same_events(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(STREAM)]
+    assert comparable(run(STREAM[a:b] for a, b in pairwise(edges))) == comparable(run([STREAM]))
+
+
+def test_the_same_bytes_one_by_one_give_the_same_events() -> None:
+    assert comparable(run(bytes([byte]) for byte in STREAM)) == comparable(run([STREAM]))
+
+
+def comparable(outcome: tuple[list[Event], bytes]) -> tuple[list[object], bytes]:
+    events, written = outcome
+    return [type(e) if isinstance(e, AssociateRequested) else e for e in events], written
+
+
+def test_several_pdvs_in_one_pdu_and_a_command_in_fragments() -> None:
+    whole = command(1, data_set=True)
+    events, _ = established(
+        p_data(pdv(1, 1, whole[:5]), pdv(1, 1, whole[5:9]), pdv(1, 3, whole[9:]), pdv(1, 0, b"ab"), pdv(1, 2, b"c"))
+    )
+    assert kinds(events) == ["StoreStarted", "HeaderReady", "InstanceFinished"]
+    assert events[1:] == [HeaderReady(b"abc"), InstanceFinished(3)]
+
+
+def test_only_the_header_of_a_large_data_set_is_kept() -> None:
+    acceptor = Acceptor(SUPPORTED, Limits(max_header_bytes=4096))
+    acceptor.receive_data(associate_rq())
+    acceptor.next_event()
+    acceptor.accept()
+    acceptor.receive_data(p_data(pdv(1, 3, command(1, data_set=True))))
+    assert isinstance(acceptor.next_event(), StoreStarted)
+    headers = []
+    for n in range(200):
+        acceptor.receive_data(p_data(pdv(1, 2 if n == 199 else 0, bytes(65536))))
+        while not isinstance(event := acceptor.next_event(), InstanceFinished) and event is not NEED_DATA:
+            headers.append(event)
+        assert len(acceptor._buffer) + len(acceptor._header) <= 65536 + 4096 + 12
+    assert headers == [HeaderReady(bytes(4096))]
+    assert event == InstanceFinished(200 * 65536)
+
+
+def test_nothing_is_read_on_while_an_answer_is_owed() -> None:
+    acceptor = Acceptor(SUPPORTED, Limits())
+    acceptor.receive_data(associate_rq() + store() + store())
+    assert isinstance(acceptor.next_event(), AssociateRequested)
+    assert acceptor.next_event() is PAUSED
+    acceptor.accept()
+    assert kinds([acceptor.next_event() for _ in range(3)]) == ["StoreStarted", "HeaderReady", "InstanceFinished"]
+    assert acceptor.next_event() is PAUSED
+    acceptor.respond(0)
+    assert isinstance(acceptor.next_event(), StoreStarted)
+
+
+def test_response_echoes_message_id_and_uids_and_carries_the_reason() -> None:
+    acceptor = Acceptor(SUPPORTED, Limits())
+    acceptor.receive_data(associate_rq() + store())
+    acceptor.next_event()
+    acceptor.accept()
+    while not isinstance(acceptor.next_event(), InstanceFinished):
+        pass
+    response = acceptor.respond(0xC000, "StudyInstanceUID is missing", 0x0020000D)
+    assert element(0x0100, b"\x01\x80") in response
+    assert element(0x0120, struct.pack("<H", 7)) in response
+    assert element(0x0900, b"\x00\xc0") in response
+    assert element(0x0901, b"\x20\x00\x0d\x00") in response
+    assert b"StudyInstanceUID is missing" in response
+    assert SOP_INSTANCE.encode() in response
+
+
+@pytest.mark.parametrize("maximum_length", [0, 7, 32, 128, 16384])
+def test_response_is_cut_to_what_the_peer_takes(maximum_length: int) -> None:
+    _, written = run([associate_rq(maximum_length=maximum_length) + ECHO])
+    at = 6 + struct.unpack_from(">L", written, 2)[0]
+    message, lengths, last = b"", [], 0
+    while at < len(written):
+        kind, length, _, context_id, last = struct.unpack_from(">BxLLBB", written, at)
+        assert (kind, context_id) == (4, 3)
+        lengths.append(length)
+        message += written[at + 12 : at + 6 + length]
+        at += 6 + length
+    assert last == 3
+    assert max(lengths) <= (maximum_length or MAXIMUM_LENGTH)
+    assert element(0x0900, b"\0\0") in message
+
+
+@pytest.mark.parametrize(
+    ("pdu", "status"),
+    [
+        (p_data(pdv(1, 3, command(0x20, data_set=True)), pdv(1, 2, b"query")), 0x0211),  # C-FIND
+        (p_data(pdv(1, 3, command(0x0130, data_set=False))), 0x0211),  # N-ACTION
+        (p_data(pdv(3, 3, command(1, data_set=True)), pdv(3, 2, b"pixels")), 0x0122),  # C-STORE as Verification
+        (p_data(pdv(1, 3, command(0x30, data_set=False))), 0x0211),  # C-ECHO as CT
+    ],
+)
+def test_operation_that_is_not_served_gets_its_refusal_and_the_association_goes_on(pdu: bytes, status: int) -> None:
+    events, written = established(pdu, ECHO)
+    assert kinds(events) == ["OperationRefused", "EchoRequested"]
+    assert element(0x0900, struct.pack("<H", status)) in written
+
+
+def test_cancel_of_nothing_is_ignored() -> None:
+    assert kinds(established(p_data(pdv(1, 3, command(0x0FFF, data_set=False))), ECHO)[0]) == ["EchoRequested"]
+
+
+def test_abort_ends_it_without_an_answer() -> None:
+    assert established(ABORT) == ([Aborted()], b"")
+    assert run([ABORT]) == ([Aborted()], b"")
+
+
+def test_release_in_the_middle_of_an_instance_finishes_nothing() -> None:
+    started = p_data(pdv(1, 3, command(1, data_set=True))) + p_data(pdv(1, 0, b"first part"))
+    assert kinds(established(started + RELEASE_RQ)[0]) == ["StoreStarted", "Released"]
+
+
+@pytest.mark.parametrize(
+    ("pdu", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n", UNRECOGNIZED_PDU),
+        (b"\x00" * 10, UNRECOGNIZED_PDU),
+        (b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00", UNEXPECTED_PDU),
+        (associate_rq(), UNEXPECTED_PDU),
+        (struct.pack(">BBL", 4, 0, 0xFFFFFFFF), INVALID_PDU_PARAMETER),
+        (struct.pack(">BBL", 5, 0, 0xFFFFFFFF), INVALID_PDU_PARAMETER),
+        (p_data(b"abc"), INVALID_PDU_PARAMETER),
+        (p_data(struct.pack(">LBB", 0, 1, 3)), INVALID_PDU_PARAMETER),
+        (p_data(struct.pack(">LBB", 0xFFFFFFFF, 1, 3)), INVALID_PDU_PARAMETER),
+        (p_data(pdv(5, 3, command(1, data_set=True))), INVALID_PDU_PARAMETER),  # context not accepted
+        (p_data(pdv(1, 2, b"data")), INVALID_PDU_PARAMETER),
+        (p_data(pdv(1, 3, command(1, data_set=True)), pdv(1, 3, b"")), INVALID_PDU_PARAMETER),
+        (p_data(pdv(1, 3, command(1, data_set=True)), pdv(3, 2, b"x")), INVALID_PDU_PARAMETER),
+        (p_data(pdv(1, 3, command(1, data_set=False))), INVALID_PDU_PARAMETER),
+        (p_data(pdv(1, 3, command(0x8001, data_set=False))), INVALID_PDU_PARAMETER),
+        (p_data(pdv(1, 3, b"\0" * 7)), INVALID_PDU_PARAMETER),
+        (p_data(pdv(1, 3, element(0x0100, b"\x01\0"))), INVALID_PDU_PARAMETER),
+        (p_data(pdv(1, 3, command(1, data_set=True)[:-3])), INVALID_PDU_PARAMETER),
+    ],
+)
+def test_what_breaks_the_protocol_is_aborted_by_the_provider(pdu: bytes, reason: int) -> None:
+    events, written = established(pdu, ECHO)
+    (violation,) = [event for event in events if isinstance(event, Violation)]
+    assert events[-1] is violation
+    assert written.endswith(bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, reason]))
+
+
+@pytest.mark.parametrize(
+    "pdu",
+    [
+        struct.pack(">BBL", 1, 0, 0xFFFFFFFF),
+        struct.pack(">BBL", 1, 0, 2**18 + 1),
+        ECHO,
+        RELEASE_RQ,
+        associate_rq()[:2] + struct.pack(">L", 100) + bytes(100),
+    ],
+)
+def test_what_comes_instead_of_an_association_request_is_aborted_before_it_is_buffered(pdu: bytes) -> None:
+    events, _ = run([pdu])
+    assert kinds(events) == ["Violation"]
+
+
+@pytest.mark.parametrize("item", [0x20, 0x21, 0x50], ids=hex)
+def test_association_request_of_countless_items_is_aborted_before_it_is_read(item: int) -> None:
+    rq = associate_rq()
+    body = rq[6:] + bytes([item, 0, 0, 0]) * 50_000
+    events, _ = run([rq[:2] + struct.pack(">L", len(body)) + body])
+    assert kinds(events) == ["Violation"]
+    assert "items" in str(events[0])
+
+
+def test_command_set_beyond_its_limit_is_aborted() -> None:
+    endless = (p_data(pdv(1, 1, bytes(1000))) for _ in range(100))
+    events, _ = established(*endless, limits=Limits(max_command_bytes=4096))
+    assert kinds(events) == ["Violation"]
+    assert "max_command_bytes=4096" in str(events[0])
+
+
+def test_nothing_counts_after_the_end() -> None:
+    acceptor = Acceptor(SUPPORTED, Limits())
+    acceptor.receive_data(b"nonsense, and more than six bytes of it")
+    assert isinstance(acceptor.next_event(), Violation)
+    acceptor.receive_data(associate_rq() + ECHO)
+    assert acceptor.next_event() is NEED_DATA
+    assert acceptor.state is State.STA13
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=300, deadline=None)
+def test_no_bytes_raise(data: bytes) -> None:
+    run([data])
+    established(data)
+    established(p_data(pdv(1, 3, data)))
+
+
+@given(st.data())
+@settings(max_examples=300, deadline=None)
+def test_no_mutation_of_a_real_stream_raises(data: st.DataObject) -> None:
+    stream = bytearray(STREAM)
+    for _ in range(data.draw(st.integers(1, 8))):
+        stream[data.draw(st.integers(0, len(stream) - 1))] = data.draw(st.integers(0, 255))
+    run([bytes(stream)])
+
+
+@pytest.mark.parametrize("first", range(0, len(AllStoragePresentationContexts), 100))
+def test_every_storage_class_in_every_transfer_syntax_is_accepted(first: int) -> None:
+    for syntax in ALL_TRANSFER_SYNTAXES:
+        proposed = [
+            build_context(str(c.abstract_syntax), syntax) for c in AllStoragePresentationContexts[first : first + 100]
+        ]
+        _, written = run([associate_rq(proposed)])
+        answer = A_ASSOCIATE_AC()
+        answer.decode(written)
+        results = answer.to_primitive().presentation_context_definition_results_list
+        assert [(cx.result, cx.transfer_syntax) for cx in results] == [(0, [syntax])] * len(proposed)
