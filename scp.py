@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import ssl
+from asyncio.trsock import TransportSocket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -244,7 +245,7 @@ class _Association(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._acceptor = Acceptor(scp.ae.supported_contexts, scp.limits)
         self._transport: asyncio.Transport
-        self._socket: socket.socket | None = None
+        self._socket: TransportSocket | None = None
         self.address = ""
         self._calling_ae_title = ""
         self._store: StoreStarted
@@ -272,8 +273,9 @@ class _Association(asyncio.BufferedProtocol):
             self._transport.abort()
             return
         self._transport.set_write_buffer_limits(WRITE_BYTES)
-        self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = transport.get_extra_info("socket")
+        if self._socket is not None:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._expect_within(self._scp.settings.associate_timeout_s)
         if self._scp.tls is not None:
             self._transport.pause_reading()
@@ -320,9 +322,7 @@ class _Association(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._socket is not None:
-            self._socket.detach()  # the transport closes it
-            self._socket = None
+        self._socket = None
         if self._established:
             self._established = False
             self._scp.established -= 1

@@ -1,0 +1,361 @@
+"""The SCP's limits and time-outs, its allow-list and TLS, over real sockets."""
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import ssl
+import warnings
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pynetdicom import AE
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
+from structlog.testing import capture_logs
+
+from scp import BadCertificate, serve_scp
+from settings import GatewaySettings, SettingsError, load
+from tests.factories import encode, make_dataset
+from tests.integration.test_scp import Kept, unsaturated
+from tests.unit.test_upper_layer import ECHO, SOP_INSTANCE, associate_rq, store
+
+ABORTED = b"\x07\x00\x00\x00\x00\x04"
+
+
+@asynccontextmanager
+async def serving(**settings: Any) -> AsyncIterator[tuple[int, Kept]]:
+    kept = Kept()
+    async with serve_scp(GatewaySettings(scp_port=0, drain_timeout_s=0.1, **settings), kept, unsaturated) as port:
+        yield port, kept
+
+
+async def echo(port: int, ae_title: str = "SCU", source: str = "127.0.0.1", **arguments: Any) -> bool | tuple[int, ...]:
+    """A whole C-ECHO by stock pynetdicom: True, or the rejection's result, source and reason."""
+    return await asyncio.to_thread(_echo, port, ae_title, source, arguments)
+
+
+def _echo(port: int, ae_title: str, source: str, arguments: dict[str, Any]) -> bool | tuple[int, ...]:
+    ae = AE(ae_title)
+    ae.connection_timeout = ae.acse_timeout = 20
+    assoc = ae.associate("127.0.0.1", port, [build_context(Verification)], bind_address=(source, 0), **arguments)
+    if assoc.is_established:
+        status = assoc.send_c_echo().Status
+        assoc.release()
+        return bool(status == 0)
+    primitive = assoc.acceptor.primitive
+    outcome = () if primitive is None else (primitive.result, primitive.result_source, primitive.diagnostic)
+    for thread in (assoc, assoc.dul):
+        if thread.is_alive():
+            thread.join(10)
+    del assoc, thread
+    with warnings.catch_warnings():  # a stock SCU that is cut off leaves its socket to the garbage collector
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+    return outcome  # type: ignore[return-value]
+
+
+class Raw:
+    """A TCP client that says what it likes."""
+
+    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
+        self.port, self.source = port, source
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+
+    async def __aenter__(self) -> "Raw":
+        self.reader, self.writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, local_addr=(self.source, 0), limit=2**20
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.transport.abort()
+
+    async def say(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def pdu(self) -> bytes:
+        head = await self.reader.readexactly(6)
+        return head + await self.reader.readexactly(int.from_bytes(head[2:], "big"))
+
+    async def end(self) -> bytes:
+        """All that comes until the other side closes."""
+        try:
+            return await asyncio.wait_for(self.reader.read(-1), 30)
+        except ConnectionError:
+            return b""
+
+
+async def test_silent_connections_beyond_their_share_give_way_to_one_that_speaks() -> None:
+    async with serving(max_connections_per_peer=5, associate_timeout_s=60) as (port, _):
+        silent = [await Raw(port).__aenter__() for _ in range(20)]
+        assert await echo(port) is True
+        for raw in silent[:15]:
+            assert await raw.end() == b""
+        for raw in silent:
+            await raw.__aexit__()
+
+
+async def test_connections_of_one_address_do_not_count_against_another() -> None:
+    async with serving(max_connections_per_peer=2) as (port, _):
+        async with Raw(port) as one, Raw(port) as two:
+            for raw in (one, two):
+                await raw.say(associate_rq())
+                await raw.pdu()
+            assert await echo(port) == ()
+            assert await echo(port, source="127.0.0.2") is True
+        while await echo(port) != True:  # noqa: E712 - a rejection is a tuple
+            pass
+
+
+async def test_association_beyond_max_associations_is_rejected_as_transient_until_one_ends() -> None:
+    async with serving(max_associations=1) as (port, _):
+        async with Raw(port) as raw:
+            await raw.say(associate_rq())
+            assert (await raw.pdu())[0] == 2
+            assert await echo(port) == (2, 3, 2)
+        while await echo(port) != True:  # noqa: E712
+            pass
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"\x01\x00\x00\x00\x00", associate_rq()[:-1]], ids=["nothing", "5 bytes", "most"]
+)
+async def test_connection_without_a_whole_association_request_in_time_is_closed(said: bytes) -> None:
+    async with serving(associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
+        await raw.say(said)
+        assert await raw.end() == b""
+
+
+async def test_bytes_that_trickle_do_not_extend_the_time_for_a_pdu() -> None:
+    async with serving(pdu_timeout_s=0.3, association_idle_timeout_s=60) as (port, _), Raw(port) as raw:
+        await raw.say(associate_rq())
+        await raw.pdu()
+        trickle = asyncio.create_task(_trickle(raw, store()))
+        assert (await raw.end()).startswith(ABORTED)
+        trickle.cancel()
+
+
+async def _trickle(raw: Raw, data: bytes) -> None:
+    for n in range(len(data)):
+        await raw.say(data[n : n + 1])
+        await asyncio.sleep(0.02)
+
+
+async def test_idle_association_is_aborted_in_time_and_one_that_is_used_is_not() -> None:
+    async with serving(association_idle_timeout_s=0.5) as (port, _), Raw(port) as used, Raw(port) as idle:
+        for raw in (used, idle):
+            await raw.say(associate_rq())
+            await raw.pdu()
+        ended = asyncio.create_task(idle.end())
+        while not ended.done():
+            await used.say(ECHO)
+            assert (await used.pdu())[0] == 4
+            await asyncio.sleep(0.01)
+        assert ended.result().startswith(ABORTED)
+
+
+async def test_sender_that_pipelines_is_not_read_on_while_its_instance_waits() -> None:
+    """Back-pressure reaches the sender by TCP: it can send no more than the buffers hold."""
+    release = asyncio.Event()
+
+    async def slow(_: object) -> int:
+        await release.wait()
+        return 0
+
+    ds = make_dataset()
+    ds.SOPInstanceUID = SOP_INSTANCE
+    image = encode(ds)
+    async with serve_scp(GatewaySettings(scp_port=0), slow, unsaturated) as port, Raw(port) as raw:
+        await raw.say(associate_rq())
+        await raw.pdu()
+        flood = asyncio.create_task(raw.say(store(image + bytes(200_000)) * 200))
+        done, _ = await asyncio.wait([flood], timeout=1)
+        assert not done
+        release.set()
+        for _ in range(200):
+            assert (await raw.pdu())[0] == 4
+        await flood
+
+
+async def test_sender_that_does_not_fetch_its_answers_is_not_read_on() -> None:
+    async with serving() as (port, _), Raw(port) as raw:
+        raw.writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.reader._limit = 1  # type: ignore[attr-defined]
+        raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await raw.say(associate_rq())
+        flood = asyncio.create_task(raw.say(ECHO * 300_000))
+        done, _ = await asyncio.wait([flood], timeout=1)
+        assert not done
+        flood.cancel()
+
+
+@pytest.mark.parametrize(
+    ("allowed", "ae_title", "source", "outcome"),
+    [
+        ("CT1", "CT1", "127.0.0.1", True),
+        ("CT1", "CT2", "127.0.0.1", (1, 1, 3)),
+        ("127.0.0.2", "ANY", "127.0.0.2", True),
+        ("127.0.0.2", "ANY", "127.0.0.1", ()),
+        ("10.0.0.0/8, 127.0.0.0/8", "ANY", "127.0.0.1", True),
+        ("CT1@127.0.0.2", "CT1", "127.0.0.2", True),
+        ("CT1@127.0.0.2", "CT2", "127.0.0.2", (1, 1, 3)),
+        ("CT1@127.0.0.2,CT2", "CT1", "127.0.0.1", (1, 1, 3)),
+    ],
+)
+async def test_only_allowed_peers_associate(allowed: str, ae_title: str, source: str, outcome: object) -> None:
+    async with serving(allowed_peers=allowed) as (port, _):
+        assert await echo(port, ae_title, source) == outcome
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"scp_host": "0.0.0.0"}, "can be reached from other machines. Name who may send in GATEWAY_ALLOWED_PEERS"),  # noqa: S104
+        ({"allowed_peers": "CT1,,CT2"}, "empty entry"),
+        ({"allowed_peers": "CT1@nowhere"}, "'CT1@nowhere' is not of the form AE@address"),
+        ({"tls_key": "key.pem"}, "GATEWAY_TLS_CERT is missing"),
+        ({"tls_cert": "c.pem", "tls_client_certs": "required"}, "needs GATEWAY_TLS_CA"),
+    ],
+)
+def test_settings_that_do_not_fit_together_stop_the_start_with_the_cure(flags: dict[str, str], problem: str) -> None:
+    with pytest.raises(SettingsError, match=problem):
+        load(GatewaySettings, flags)
+
+
+def test_open_address_is_accepted_where_it_is_wanted() -> None:
+    assert load(GatewaySettings, {"scp_host": "0.0.0.0", "allow_any_peer": "true"}).may_associate("X", "10.0.0.1")  # noqa: S104
+    assert not load(GatewaySettings, {"scp_host": "::", "allowed_peers": "::1"}).may_connect("10.0.0.1")
+
+
+# --- TLS ------------------------------------------------------------------------------------------------------
+
+
+class Certificates:
+    """A certificate authority and what it signed, as files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.authority = trustme.CA()
+        self.ca = folder / "ca.pem"
+        self.cert = folder / "gateway.pem"
+        self.authority.cert_pem.write_to_path(str(self.ca))
+        self.renew()
+
+    def renew(self) -> None:
+        self.authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(self.cert))
+
+    def client(self, *, certified: bool = False, maximum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if certified:
+            self.authority.issue_cert("sender").configure_cert(context)
+        if maximum is not None:
+            context.minimum_version = ssl.TLSVersion.TLSv1
+            context.maximum_version = maximum
+        return context
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+async def tls_echo(port: int, context: ssl.SSLContext) -> bool | tuple[int, ...]:
+    return await echo(port, tls_args=(context, "localhost"))
+
+
+async def test_tls_carries_associations_and_a_silent_client_holds_up_nobody(certificates: Certificates) -> None:
+    async with serving(tls_cert=certificates.cert) as (port, _), Raw(port), Raw(port) as half:
+        await half.say(b"\x16\x03\x01")  # the beginning of a ClientHello
+        assert await tls_echo(port, certificates.client()) is True
+
+
+async def test_handshake_that_does_not_end_in_time_is_closed(certificates: Certificates) -> None:
+    async with serving(tls_cert=certificates.cert, associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
+        assert await raw.end() == b""
+
+
+async def test_plain_dicom_on_a_tls_port_is_closed_and_said(certificates: Certificates) -> None:
+    with capture_logs() as logs:
+        async with serving(tls_cert=certificates.cert) as (port, kept), Raw(port) as raw:
+            await raw.say(associate_rq())
+            await raw.end()
+            assert await tls_echo(port, certificates.client()) is True
+    assert "association.insecure" in {entry["event"] for entry in logs}
+    assert kept.instances == []
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+async def test_tls_below_1_2_is_refused(certificates: Certificates) -> None:
+    async with serving(tls_cert=certificates.cert) as (port, _):
+        assert await tls_echo(port, certificates.client(maximum=ssl.TLSVersion.TLSv1_1)) == ()
+        assert await tls_echo(port, certificates.client(maximum=ssl.TLSVersion.TLSv1_2)) is True
+
+
+@pytest.mark.parametrize(("wanted", "without"), [("none", True), ("optional", True), ("required", ())])
+async def test_client_certificates(certificates: Certificates, wanted: str, without: object) -> None:
+    settings = {"tls_cert": certificates.cert, "tls_ca": certificates.ca, "tls_client_certs": wanted}
+    async with serving(**settings) as (port, _):
+        assert await tls_echo(port, certificates.client(certified=True)) is True
+        assert await tls_echo(port, certificates.client()) == without
+
+
+async def test_sighup_loads_the_certificate_anew_and_keeps_the_old_one_where_it_is_bad(
+    certificates: Certificates,
+) -> None:
+    async with serving(tls_cert=certificates.cert) as (port, _):
+        before = await _serial(port)
+        certificates.renew()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0)
+        while await _serial(port) == before:
+            pass
+        renewed = await _serial(port)
+        certificates.cert.write_text("nonsense")
+        with capture_logs() as logs:
+            os.kill(os.getpid(), signal.SIGHUP)
+            while not logs:  # noqa: ASYNC110 - a signal handler sets no event
+                await asyncio.sleep(0)
+        assert logs[0]["event"] == "certificate.refused"
+        assert await _serial(port) == renewed
+
+
+async def _serial(port: int) -> bytes:
+    pem = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+    return pem.encode()
+
+
+async def test_certificate_that_cannot_be_used_stops_the_start_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(BadCertificate, match="Name readable PEM files"):
+        async with serving(tls_cert=tmp_path / "missing.pem"):
+            pass
+
+
+async def test_tls_stores_an_instance(certificates: Certificates) -> None:
+    async with serving(tls_cert=certificates.cert) as (port, kept):
+
+        def send() -> int:
+            assoc = AE("SCU").associate(
+                "127.0.0.1",
+                port,
+                [build_context(CTImageStorage, ExplicitVRLittleEndian)],
+                tls_args=(certificates.client(), "localhost"),
+            )
+            ds = make_dataset()
+            ds.PixelData = bytes(10**6)
+            ds.file_meta = FileMetaDataset()
+            ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+            status = int(assoc.send_c_store(ds).Status)
+            assoc.release()
+            return status
+
+        assert await asyncio.to_thread(send) == 0
+        assert len(kept.instances) == 1
