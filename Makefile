@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo test lint faults up
+.PHONY: demo test lint faults bench attacks up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -23,6 +23,12 @@ lint: $(VENV)/testing ## ruff and mypy
 
 faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.faults $(ARGS)
+
+bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into docs/benchmarks.md
+	@$(BIN)/python -m bench.receive $(ARGS)
+
+attacks: $(VENV)/testing ## hostile peers, while a good one keeps working; ends with tried=T survived=T
+	@$(BIN)/python -m bench.attacks $(ARGS)
 
 up: ## Orthanc, server and gateway in containers
 	docker compose up --build

@@ -6,13 +6,18 @@ on request, else the command itself, which then holds the journal's lock.
 
 import asyncio
 import json
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar, cast
 
 import click
@@ -24,8 +29,10 @@ from rich.text import Text
 from control import NotRunning, RequestFailed, changes, request
 from journal import Bounds, Journal, JournalUnusable, read
 from models import GatewayError
+from scp import CannotListen
 from settings import GatewaySettings, SettingsError, load
 from telemetry import configure_logging
+from workers import supervise
 
 UNFINISHED = 3
 """Exit code where the gateway is not ready, or not everything is delivered."""
@@ -64,6 +71,20 @@ class Context:
     settings: GatewaySettings
     run: Run
 
+    @property
+    def workers(self) -> list[GatewaySettings]:
+        """The settings of each worker."""
+        return [
+            self.settings.model_copy(update={"journal_path": path, "workers": 1}) for path in self.settings.journals
+        ]
+
+    @property
+    def only_worker(self) -> GatewaySettings:
+        """The one whose dead letters an id can name."""
+        if self.settings.workers > 1:
+            raise click.UsageError("ids differ from worker to worker: add --workers 1 --journal-path with the journal")
+        return self.settings
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 chosen = click.argument("ids", type=int, nargs=-1)
@@ -82,7 +103,9 @@ def command_line(run: Run) -> click.Group:
         except SettingsError as error:
             raise click.UsageError(str(error)) from None
         context.obj = Context(settings, run)
-        if context.invoked_subcommand is None:
+        if context.invoked_subcommand is None and settings.workers > 1:
+            sys.exit(_supervise(settings, run))
+        elif context.invoked_subcommand is None:
             _run(_until_signalled(context.obj))
 
     return click.Group(
@@ -100,7 +123,12 @@ def command_line(run: Run) -> click.Group:
 @click.pass_obj
 def status(context: Context, as_json: bool) -> None:
     """What the gateway holds, and whether it is ready; exit code 3 where it is not."""
-    settings = context.settings
+    each = [_status(settings) for settings in context.workers]
+    _show(each if len(each) > 1 else each[0], as_json)
+    sys.exit(0 if all(one["ready"] for one in each) else UNFINISHED)
+
+
+def _status(settings: GatewaySettings) -> dict[str, Any]:
     (held,) = _read(settings, STATUS)
     live: dict[str, Any] = {"running": False, "ready": False, "reason": "not running"}
     try:
@@ -109,8 +137,7 @@ def status(context: Context, as_json: bool) -> None:
         live |= {"running": True, "reason": str(error)}
     except NotRunning:
         pass
-    _show(live | held | {"journal": str(settings.journal_path)}, as_json)
-    sys.exit(0 if live["ready"] else UNFINISHED)
+    return live | held | {"journal": str(settings.journal_path)}
 
 
 @click.command
@@ -118,15 +145,19 @@ def status(context: Context, as_json: bool) -> None:
 @click.pass_obj
 def drain(context: Context, as_json: bool) -> None:
     """Report every series open now (verdict `drained`) and deliver all that waits; exit code 3 if some stays."""
-    settings = context.settings
-    try:
-        result = _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain")
-    except NotRunning:
-        (held,) = _read(settings, STATUS)
-        undelivered = _run(context.run(settings, asyncio.Event(), listen=False))
-        result = {"reported": held["open_series"], "undelivered": undelivered}
+    each = [_drain(settings, context.run) for settings in context.workers]
+    result = {name: sum(one[name] for one in each) for name in ("reported", "undelivered")}
     _show(result, as_json)
     sys.exit(UNFINISHED if result["undelivered"] else 0)
+
+
+def _drain(settings: GatewaySettings, run: Run) -> dict[str, Any]:
+    try:
+        return _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain")
+    except NotRunning:
+        (held,) = _read(settings, STATUS)
+        undelivered = _run(run(settings, asyncio.Event(), listen=False))
+        return {"reported": held["open_series"], "undelivered": undelivered}
 
 
 @click.group("dead-letters")
@@ -139,7 +170,8 @@ def dead_letters() -> None:
 @click.pass_obj
 def list_(context: Context, as_json: bool) -> None:
     """Every dead letter and why; no patient data."""
-    _show(_read(context.settings, f"{DEAD} ORDER BY id"), as_json)
+    each = [(settings, _read(settings, f"{DEAD} ORDER BY id")) for settings in context.workers]
+    _show([row | {"journal": str(settings.journal_path)} for settings, rows in each for row in rows], as_json)
 
 
 @dead_letters.command
@@ -148,7 +180,7 @@ def list_(context: Context, as_json: bool) -> None:
 @click.pass_obj
 def show(context: Context, id: int, as_json: bool) -> None:
     """One dead letter with the report as it was posted: this shows patient data."""
-    rows = _read(context.settings, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
+    rows = _read(context.only_worker, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
     if not rows:
         raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
     _show(rows[0] | {"report": json.loads(rows[0]["report"])}, as_json)
@@ -161,7 +193,7 @@ def show(context: Context, id: int, as_json: bool) -> None:
 @click.pass_obj
 def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool) -> None:
     """Post dead letters again, once what the server refused is cured."""
-    _change(context.settings, as_json, "replay", ids=_choose(ids, everyone))
+    _change(context, as_json, "replay", ids=_choose(ids, everyone))
 
 
 @dead_letters.command
@@ -172,7 +204,7 @@ def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool
 @click.pass_obj
 def discard(context: Context, ids: tuple[int, ...], everyone: bool, reason: str, as_json: bool) -> None:
     """Give dead letters up for good."""
-    _change(context.settings, as_json, "discard", ids=_choose(ids, everyone), reason=reason)
+    _change(context, as_json, "discard", ids=_choose(ids, everyone), reason=reason)
 
 
 # --- helpers -------------------------------------------------------------------------------------------------
@@ -184,19 +216,47 @@ def _flag(name: str) -> click.Option:
     return click.Option([f"--{name.replace('_', '-')}"], help=f"{field_info.description}{shown}", metavar="VALUE")
 
 
-async def _until_signalled(context: Context) -> int:
+async def _until_signalled(
+    context: Context, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
+) -> int:
     """SIGTERM and Ctrl-C drain; a second one kills."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
         stop.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             loop.remove_signal_handler(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         loop.add_signal_handler(number, on_signal)
     return await context.run(context.settings, stop)
+
+
+def _supervise(settings: GatewaySettings, run: Run) -> int:
+    try:
+        return supervise(settings, partial(_work, run))
+    except CannotListen as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _work(run: Run, settings: GatewaySettings, number: int) -> None:
+    """One worker's process: ends on SIGTERM (Ctrl-C reaches the supervisor too), or with the supervisor."""
+    configure_logging(worker=number)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    supervisor = multiprocessing.parent_process()
+    if supervisor is not None:
+        threading.Thread(target=_end_with, args=(supervisor.sentinel,), daemon=True, name="supervisor").start()
+    try:
+        _run(_until_signalled(Context(settings, run), (signal.SIGTERM,)))
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+def _end_with(sentinel: int) -> None:
+    wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -238,7 +298,17 @@ def _choose(ids: tuple[int, ...], everyone: bool) -> list[int] | None:
     return None if everyone else list(ids)
 
 
-def _change(settings: GatewaySettings, as_json: bool, do: str, **arguments: Any) -> None:
+def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **arguments: Any) -> None:
+    """Change dead letters of one worker, or all dead letters of every worker."""
+    workers = context.workers if ids is None else [context.only_worker]
+    each = [_change_one(settings, do, ids=ids, **arguments) for settings in workers]
+    _show({name: [i for one in each for i in one[name]] for name in each[0]}, as_json)
+    (changed,) = each[0].values()
+    if missing := set(ids or ()) - set(changed):
+        raise click.ClickException(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+
+
+def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
     async def alone() -> dict[str, Any]:
         bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
         async with Journal.open(settings.journal_path, bounds) as journal:
@@ -246,13 +316,9 @@ def _change(settings: GatewaySettings, as_json: bool, do: str, **arguments: Any)
 
     _read(settings, STATUS)  # there has to be a journal
     try:
-        result = _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
+        return _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
     except NotRunning:
-        result = _run(alone())
-    _show(result, as_json)
-    (changed,) = result.values()
-    if missing := set(arguments["ids"] or ()) - set(changed):
-        raise click.ClickException(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+        return _run(alone())
 
 
 def _show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:

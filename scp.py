@@ -114,7 +114,13 @@ async def serve_scp(
     loop = asyncio.get_running_loop()
     scp = _Scp(settings, handle_store, saturated)
     try:
-        server = await loop.create_server(lambda: _Association(scp), settings.scp_host, settings.scp_port, backlog=1024)
+        server = await loop.create_server(
+            lambda: _Association(scp),
+            settings.scp_host,
+            settings.scp_port,
+            backlog=1024,
+            reuse_port=settings.workers > 1,
+        )
     except OSError as error:
         raise CannotListen(settings, error) from error
     loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)

@@ -30,6 +30,12 @@ class GatewaySettings(BaseSettings):
     ae_title: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[ -\[\]-~]{1,16}$")] = Field(
         "STORESCP", description="Our AE title: 1 to 16 ASCII characters without backslash (PS3.5 §6.2)."
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes that share the DICOM port, each with a journal of its own (…-1.db, …-2.db).",
+    )
     allowed_peers: str = Field(
         "",
         description="Who may send, comma separated: AE titles (CT1), addresses or networks (10.0.0.0/24), or both "
@@ -101,6 +107,14 @@ class GatewaySettings(BaseSettings):
                 "GATEWAY_ALLOWED_PEERS (AE titles, addresses, networks), or set GATEWAY_ALLOW_ANY_PEER=true"
             )
         return self
+
+    @property
+    def journals(self) -> list[Path]:
+        """The journal of each worker."""
+        path = self.journal_path
+        if self.workers == 1:
+            return [path]
+        return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, self.workers + 1)]
 
     def may_connect(self, address: str) -> bool:
         """Whether a peer at this address may send at all, whatever it calls itself."""

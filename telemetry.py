@@ -6,14 +6,19 @@ import sys
 import structlog
 
 
-def configure_logging() -> None:
-    """Write log events to stderr: coloured lines on a terminal, one JSON object a line otherwise."""
+def configure_logging(**fields: object) -> None:
+    """Write log events to stderr: coloured lines on a terminal, one JSON object a line otherwise.
+
+    `fields` are added to every event of this process.
+    """
+    structlog.contextvars.bind_contextvars(**fields)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     )
     structlog.configure(
         processors=[
+            structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,

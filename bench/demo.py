@@ -22,6 +22,7 @@ from rich.table import Table
 
 from bench.peers import ORTHANC, ORTHANC_MISSING, orthanc
 from bench.processes import Process, ProcessFailed, gateway, server
+from bench.senders import pure_scu
 
 ASSOCIATIONS = 2
 IDLE_TIMEOUT_S = 2.0
@@ -127,9 +128,8 @@ def send_interleaved(files: list[Path], port: int, sent_one: Callable[[], None])
 def _send(files: list[Path], port: int, sent_one: Callable[[], None], problems: list[str]) -> None:
     datasets = [pydicom.dcmread(path) for path in files]
     kinds = {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in datasets}
-    assoc = AE("DEMO").associate(
-        "127.0.0.1", port, contexts=[build_context(*kind) for kind in sorted(kinds)], ae_title="STORESCP"
-    )
+    contexts = [build_context(*kind) for kind in sorted(kinds)]
+    assoc = pure_scu(AE("DEMO").associate("127.0.0.1", port, contexts, ae_title="STORESCP"))
     if not assoc.is_established:
         problems.append("no association")
         return

@@ -42,9 +42,22 @@ class Orthanc:
 @contextmanager
 def orthanc(folder: Path, gateway_port: int, ae_title: str = "STORESCP") -> Iterator[Orthanc]:
     """Debian's Orthanc as a process of its own, with its storage in `folder`."""
+    http_port = free_port()
+    modalities = {"GATEWAY": [ae_title, "127.0.0.1", gateway_port]}
+    with (
+        orthanc_process(folder, free_port(), http_port, modalities),
+        httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60, trust_env=False) as http,
+    ):
+        yield Orthanc(http)
+
+
+@contextmanager
+def orthanc_process(
+    folder: Path, dicom_port: int, http_port: int, modalities: dict[str, list[object]]
+) -> Iterator[Process]:
+    """Debian's Orthanc, once it has started."""
     if ORTHANC is None:
         raise FileNotFoundError(ORTHANC_MISSING)
-    http_port, dicom_port = _free_port(), _free_port()
     configuration = {
         "Name": "demo PACS",
         "StorageDirectory": str(folder / "orthanc"),
@@ -53,19 +66,17 @@ def orthanc(folder: Path, gateway_port: int, ae_title: str = "STORESCP") -> Iter
         "DicomPort": dicom_port,
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
-        "DicomModalities": {"GATEWAY": [ae_title, "127.0.0.1", gateway_port]},
+        "DicomModalities": modalities,
+        "DicomAlwaysAllowStore": True,
         "Plugins": [],
     }
     path = folder / "orthanc.json"
     path.write_text(json.dumps(configuration))
-    with (
-        running(Process("orthanc", [ORTHANC, str(path)], folder)) as process,
-        httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60, trust_env=False) as http,
-    ):
+    with running(Process("orthanc", [ORTHANC, str(path)], folder)) as process:
         process.wait_for(lambda line: True if "Orthanc has started" in line else None)
-        yield Orthanc(http)
+        yield process
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])

@@ -25,6 +25,7 @@ from pynetdicom.presentation import build_context
 from bench.demo import expected, send_interleaved, studies
 from bench.peers import orthanc
 from bench.processes import ROOT, Process, gateway, server
+from bench.senders import pure_scu
 from tests.factories import STUDY, make_dataset
 
 TINY_ALPHA = 50
@@ -120,7 +121,8 @@ def test_pynetdicom_sends_real_studies_and_rows_carry_patient_and_modality(
 @contextmanager
 def association(port: int, datasets: list[Dataset]) -> Iterator[Association]:
     """An open association for these data sets, which are made ready to be sent."""
-    assoc = AE("SCU").associate("127.0.0.1", port, [build_context(datasets[0].SOPClassUID, ExplicitVRLittleEndian)])
+    contexts = [build_context(datasets[0].SOPClassUID, ExplicitVRLittleEndian)]
+    assoc = pure_scu(AE("SCU").associate("127.0.0.1", port, contexts))
     assert assoc.is_established
     for ds in datasets:
         ds.file_meta = pydicom.dataset.FileMetaDataset()

@@ -24,6 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
+from bench.senders import pure_scu
 from models import Instance
 from scp import (
     CANNOT_UNDERSTAND,
@@ -73,7 +74,7 @@ class Scu:
 async def associated(port: int, sop_class: str = CTImageStorage, syntax: Any = None) -> AsyncIterator[Scu]:
     ae = AE("SCU")
     contexts = [build_context(sop_class, syntax or ExplicitVRLittleEndian)]
-    assoc = await asyncio.to_thread(ae.associate, "127.0.0.1", port, contexts)
+    assoc = pure_scu(await asyncio.to_thread(ae.associate, "127.0.0.1", port, contexts))
     assert assoc.is_established
     try:
         yield Scu(assoc)

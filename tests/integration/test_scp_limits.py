@@ -21,11 +21,12 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from structlog.testing import capture_logs
 
+from bench.senders import associate_rq, pure_scu
 from scp import BadCertificate, serve_scp
 from settings import GatewaySettings, SettingsError, load
 from tests.factories import encode, make_dataset
 from tests.integration.test_scp import Kept, unsaturated
-from tests.unit.test_upper_layer import ECHO, SOP_INSTANCE, associate_rq, store
+from tests.unit.test_upper_layer import ECHO, SOP_INSTANCE, store
 
 ABORTED = b"\x07\x00\x00\x00\x00\x04"
 
@@ -45,7 +46,8 @@ async def echo(port: int, ae_title: str = "SCU", source: str = "127.0.0.1", **ar
 def _echo(port: int, ae_title: str, source: str, arguments: dict[str, Any]) -> bool | tuple[int, ...]:
     ae = AE(ae_title)
     ae.connection_timeout = ae.acse_timeout = 20
-    assoc = ae.associate("127.0.0.1", port, [build_context(Verification)], bind_address=(source, 0), **arguments)
+    contexts = [build_context(Verification)]
+    assoc = pure_scu(ae.associate("127.0.0.1", port, contexts, bind_address=(source, 0), **arguments))
     if assoc.is_established:
         status = assoc.send_c_echo().Status
         assoc.release()
@@ -343,12 +345,9 @@ async def test_tls_stores_an_instance(certificates: Certificates) -> None:
     async with serving(tls_cert=certificates.cert) as (port, kept):
 
         def send() -> int:
-            assoc = AE("SCU").associate(
-                "127.0.0.1",
-                port,
-                [build_context(CTImageStorage, ExplicitVRLittleEndian)],
-                tls_args=(certificates.client(), "localhost"),
-            )
+            contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian)]
+            tls = (certificates.client(), "localhost")
+            assoc = pure_scu(AE("SCU").associate("127.0.0.1", port, contexts, tls_args=tls))
             ds = make_dataset()
             ds.PixelData = bytes(10**6)
             ds.file_meta = FileMetaDataset()

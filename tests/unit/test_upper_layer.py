@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotification, MaximumLengthNotification
-from pynetdicom.presentation import PresentationContext
+from pynetdicom.pdu import A_ASSOCIATE_AC
 
+from bench.senders import associate_rq
 from upper_layer import (
     INVALID_PDU_PARAMETER,
     MAXIMUM_LENGTH,
@@ -41,26 +40,6 @@ RELEASE_RQ = b"\x05\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 ABORT = b"\x07\x00\x00\x00\x00\x04\x00\x00\x00\x00"
 SOP_INSTANCE = "1.2.3.4"
 DATA_SET = bytes(range(256)) * 20
-
-
-def associate_rq(
-    contexts: Iterable[PresentationContext] | None = None, maximum_length: int = 16384, called: str = "STORESCP"
-) -> bytes:
-    """An A-ASSOCIATE-RQ as stock pynetdicom sends it; by default CT as context 1 and Verification as 3."""
-    request = A_ASSOCIATE()
-    request.application_context_name = "1.2.840.10008.3.1.1.1"
-    request.calling_ae_title, request.called_ae_title = "SCU", called
-    chosen = list(contexts or [build_context(CTImageStorage, ExplicitVRLittleEndian), build_context(VERIFICATION)])
-    for n, context in enumerate(chosen):
-        context.context_id = 2 * n + 1
-    request.presentation_context_definition_list = chosen
-    length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
-    length.maximum_length_received = maximum_length
-    implementation.implementation_class_uid = "1.2.3"
-    request.user_information = [length, implementation]
-    pdu = A_ASSOCIATE_RQ()
-    pdu.from_primitive(request)
-    return pdu.encode()
 
 
 def element(number: int, value: bytes) -> bytes:

@@ -1,0 +1,93 @@
+"""docs/benchmarks.md and its plot, from bench/results.json. Run it alone to draw them again."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from bench.processes import ROOT
+
+COMMAND = "make bench"
+
+
+def write_document(results: dict[str, Any]) -> None:
+    """Tables of rates and ratios, one plot; the text around them stands in docs/benchmarks.md between the marks."""
+    path = ROOT / "docs" / "benchmarks.md"
+    before, rest = path.read_text().split("<!-- figures -->")
+    _, after = rest.split("<!-- end of figures -->")
+    figures = "\n\n".join([_rates(results), _costs(results), _extremes(results)])
+    path.write_text(f"{before}<!-- figures -->\n\n{figures}\n\n<!-- end of figures -->{after}")
+    _plot(results, ROOT / "docs" / "benchmarks.svg")
+
+
+def _names(results: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(cell["receiver"] for cell in results["cells"]))
+
+
+def _groups(results: dict[str, Any]) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
+    groups: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+    for cell in results["cells"]:
+        groups.setdefault((cell["sender"], cell["size"], cell["associations"]), {})[cell["receiver"]] = cell
+    return groups
+
+
+def _rates(results: dict[str, Any]) -> str:
+    names = _names(results)
+    lines = [f"| sender, size, associations | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for (sender, size, associations), cells in _groups(results).items():
+        mine = cells["ours"]["instances_per_s"]
+        shown = [f"**{mine:.0f}/s** ({cells['ours']['mb_per_s']:.0f} MB/s)"]
+        shown += [
+            f"{cells[name]['instances_per_s']:.0f}/s ({mine / cells[name]['instances_per_s']:.1f})"
+            for name in names[1:]
+        ]
+        lines.append(f"| {sender}, {size}, {associations} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def _costs(results: dict[str, Any]) -> str:
+    names = _names(results)
+    lines = [f"| CPU seconds per 1000 instances | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for (sender, size, associations), cells in _groups(results).items():
+        shown = [f"{cells[name]['cpu_s_per_1000']:.2f}" for name in names]
+        lines.append(f"| {sender}, {size}, {associations} | {' | '.join(shown)} |")
+    last = list(_groups(results).values())[-1]
+    lines.append("| peak RSS at the end, MiB | " + " | ".join(f"{last[n]['peak_rss_mib']:.0f}" for n in names) + " |")
+    return "\n".join(lines)
+
+
+def _extremes(results: dict[str, Any]) -> str:
+    lines = ["| one instance of 1 GiB | seconds | raised peak RSS by |", "|---|---|---|"]
+    for name, big in results["one_gibibyte"].items():
+        lines.append(f"| {name} | {big['seconds']:.1f} | {big['raised_rss_mib']:.0f} MiB |")
+    lines += ["", "| idle associations | | CPU, percent of one core |", "|---|---|---|"]
+    for name, (associations, percent) in results["idle"].items():
+        lines.append(f"| {name} | {associations} | {percent:.1f} |")
+    lines += ["", f"{results['cores']} cores, shared by senders and receivers."]
+    return "\n".join(lines)
+
+
+def _plot(results: dict[str, Any], path: Path) -> None:
+    mpl.rcParams["svg.hashsalt"] = "series-gateway"
+    groups, names = _groups(results), _names(results)
+    figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
+    width = 0.8 / len(names)
+    for n, name in enumerate(names):
+        rates = [cells[name]["instances_per_s"] for cells in groups.values()]
+        axes.bar([place + n * width for place in range(len(groups))], rates, width, label=name)
+    axes.set_yscale("log")
+    axes.set_ylabel("instances a second (log scale)")
+    labels = [f"{sender}\n{size}\n{associations} assoc." for sender, size, associations in groups]
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], labels, fontsize=8)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(ncols=3, fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    write_document(json.loads((ROOT / "bench" / "results.json").read_text()))
+    sys.exit(0)
