@@ -1,10 +1,11 @@
 """Encoded data set in, Instance out: reads only the header, never the pixels."""
 
 import contextlib
+import functools
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -56,6 +57,12 @@ UNDEFINED_LENGTH = 0xFFFFFFFF
 LENGTH_OF_32_BITS = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 )
+LENGTH_OF_16_BITS = frozenset(
+    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+     b"ST", b"TM", b"UI", b"UL", b"US")
+)  # fmt: skip
+SHORT_HEADERS = {order: struct.Struct(order + "HH2sH") for order in "<>"}  # group, element, VR, length: PS3.5 §7.1.2
+A_UID = re.compile(rb"[0-9.]{1,64}")
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -115,17 +122,24 @@ def _inflate(data_set: bytes) -> bytes:
         return b""  # reads as an empty data set: refused for its missing UIDs
 
 
-def _read_values(data: bytes, encoding: Encoding) -> dict[int, list[bytes]]:
-    """The wanted elements' values as sent; a list of more than one only for values from sequence items."""
-    raw: dict[int, list[bytes]] = {}
+def _read_values(data: bytes, encoding: Encoding) -> dict[int, tuple[bytes, ...]]:
+    """The wanted elements' values as sent; more than one only for values from sequence items.
+
+    What is longer than MAX_VALUE_BYTES is cut, one byte later, so that it is seen to be longer.
+    """
+    raw: dict[int, tuple[bytes, ...]] = {}
     for tag, start, end, inner in _elements(data, 0, len(data), encoding):
         if tag in WANTED:
-            raw[tag] = [data[start:end]]
+            raw[tag] = (data[start : min(end, start + MAX_VALUE_BYTES + 1)],)
         elif tag == REQUEST_ATTRIBUTES_SEQUENCE:
             for item_start, item_end in _items(data, start, end, inner):
-                item = {t: data[s:e] for t, s, e, _ in _elements(data, item_start, item_end, inner)}
+                item = {
+                    t: data[s : min(e, s + MAX_VALUE_BYTES + 1)]
+                    for t, s, e, _ in _elements(data, item_start, item_end, inner)
+                    if t in REQUEST_ATTRIBUTES
+                }
                 for item_tag in REQUEST_ATTRIBUTES:
-                    raw.setdefault(item_tag, []).append(item.get(item_tag, b""))
+                    raw[item_tag] = (*raw.get(item_tag, ()), item.get(item_tag, b""))
         if tag >= LAST_WANTED:
             break
     return raw
@@ -133,8 +147,13 @@ def _read_values(data: bytes, encoding: Encoding) -> dict[int, list[bytes]]:
 
 def _elements(data: bytes, p: int, end: int, encoding: Encoding) -> Iterator[tuple[int, int, int, Encoding]]:
     """Walk the elements of one level: (tag, value start, value end, encoding of nested items). Ends where data ends."""
+    short = SHORT_HEADERS[encoding.order].unpack_from
     while p + 8 <= end:
-        tag, length, p, inner = _element_header(data, p, encoding)
+        group, element, vr, length = short(data, p)
+        if vr in LENGTH_OF_16_BITS and not encoding.implicit and group != 0xFFFE:  # nearly all of them
+            tag, p, inner = group << 16 | element, p + 8, encoding
+        else:
+            tag, length, p, inner = _element_header(data, p, encoding)
         if tag == ITEM_DELIMITATION:
             return
         stop = _skip_undefined(data, p, inner) if length == UNDEFINED_LENGTH else p + length
@@ -187,7 +206,7 @@ def _items(data: bytes, p: int, end: int, encoding: Encoding) -> Iterator[tuple[
         p = stop
 
 
-def _uid(raw: Mapping[int, list[bytes]], tag: int) -> str:
+def _uid(raw: Mapping[int, tuple[bytes, ...]], tag: int) -> str:
     """A required UID, accepted as sent if it is one value of at most 64 characters of the UID alphabet (PS3.5 §9.1)."""
     keyword = WANTED[tag][0]
     if tag not in raw:
@@ -197,37 +216,44 @@ def _uid(raw: Mapping[int, list[bytes]], tag: int) -> str:
         raise HeaderError(tag, keyword, "is empty")
     if b"\\" in value:
         raise HeaderError(tag, keyword, "has several values")
-    if not re.fullmatch(rb"[0-9.]{1,64}", value):
+    if not A_UID.fullmatch(value):
         raise HeaderError(tag, keyword, "is not a UID")
     return value.decode("ascii")
 
 
 def _decode_values(
-    raw: Mapping[int, list[bytes]], encoding: Encoding
+    raw: Mapping[int, tuple[bytes, ...]], encoding: Encoding
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, bytes]]:
     """Attributes in text form, and the bytes of what the declared character set could not decode."""
-    charset = [term.strip().decode("latin-1") for term in raw.get(0x00080005, [b""])[0].strip(b"\0").split(b"\\")]
+    charset = raw.get(0x00080005, (b"",))[0]
     attributes: dict[str, tuple[str, ...]] = {}
     undecoded: dict[str, bytes] = {}
     for tag, values in raw.items():
-        keyword, vr = WANTED.get(tag) or REQUEST_ATTRIBUTES[tag]
-        if vr == "US":
-            attributes[keyword] = tuple(
-                str(n) for v in values for (n,) in struct.iter_unpack(encoding.order + "H", v[: len(v) // 2 * 2])
-            )
-            continue
-        texts, as_sent = _texts(values, vr, charset)
+        keyword, texts, as_sent = _decode_element(tag, values, encoding.order, charset)
+        attributes[keyword] = texts
         if as_sent is not None:
             undecoded[keyword] = as_sent
-        if tag in REQUEST_ATTRIBUTES:
-            attributes[keyword] = tuple(_trim(text) for text in texts)  # positions are items: keep the empty ones
-        else:
-            trimmed = tuple(_trim(text).rstrip("=" if vr == "PN" else "") for text in texts[0].split("\\"))
-            attributes[keyword] = trimmed if any(trimmed) else ()
     return attributes, undecoded
 
 
-def _texts(values: list[bytes], vr: str, charset: list[str]) -> tuple[list[str], bytes | None]:
+@functools.lru_cache(maxsize=4096)  # the images of a series differ in few of their values
+def _decode_element(
+    tag: int, values: tuple[bytes, ...], order: str, charset: bytes
+) -> tuple[str, tuple[str, ...], bytes | None]:
+    """Keyword, values in text form, and the bytes as sent where that text is only a guess."""
+    keyword, vr = WANTED.get(tag) or REQUEST_ATTRIBUTES[tag]
+    if vr == "US":
+        numbers = (n for v in values for (n,) in struct.iter_unpack(order + "H", v[: len(v) // 2 * 2]))
+        return keyword, tuple(map(str, numbers)), None
+    terms = [term.strip().decode("latin-1") for term in charset.strip(b"\0").split(b"\\")]
+    texts, as_sent = _texts(values, vr, terms)
+    if tag in REQUEST_ATTRIBUTES:  # positions are items: keep the empty ones
+        return keyword, tuple(_trim(text) for text in texts), as_sent
+    trimmed = tuple(_trim(text).rstrip("=" if vr == "PN" else "") for text in texts[0].split("\\"))
+    return keyword, trimmed if any(trimmed) else (), as_sent
+
+
+def _texts(values: Sequence[bytes], vr: str, charset: list[str]) -> tuple[list[str], bytes | None]:
     """The values as text; with the bytes as sent (each cut at MAX_VALUE_BYTES) where that text is only a guess."""
     if max(map(len, values)) <= MAX_VALUE_BYTES:
         with contextlib.suppress(UnicodeError, LookupError):

@@ -30,6 +30,7 @@ HISTORY_REPORTS = 10_000
 HISTORY_AGE_S = 7 * 86400.0
 PRUNE_EVERY = 100  # deliveries
 VACUUM_PAGES = 2000
+FREE_BYTES_FOR_S = 0.1
 
 SCHEMA = """
 CREATE TABLE open_series (
@@ -119,6 +120,8 @@ class Journal:
         self._open: dict[SeriesKey, _OpenSeries] = {}
         self._deliveries = 0
         self._used_bytes = 0
+        self._free = 0
+        self._free_until = 0.0
         self.failing: str | None = None
         """Why the last write failed; None after one that succeeded."""
         self.open_instances: int = self._one("SELECT count(*) FROM instances")
@@ -212,15 +215,21 @@ class Journal:
     # --- pressure ---
 
     def saturated(self) -> str | None:
-        """Why nothing more is taken in, None where something is. Callable from any thread."""
+        """Why nothing more is taken in, None where something is."""
         if self.open_instances + self.waiting_instances >= self._bounds.max_instances:
             return f"max_pending_instances={self._bounds.max_instances} reached"
         if self._used_bytes >= self._bounds.max_bytes:
             return f"journal_max_bytes={self._bounds.max_bytes} reached"
-        disk = os.statvfs(self._path.parent)
-        if disk.f_bavail * disk.f_frsize < self._bounds.min_free_bytes:
+        if self._free_bytes() < self._bounds.min_free_bytes:
             return f"less than min_free_bytes={self._bounds.min_free_bytes} free"
         return self.failing
+
+    def _free_bytes(self) -> int:
+        """Of the journal's disk; asked once in FREE_BYTES_FOR_S, for it is asked for every instance."""
+        if time.monotonic() >= self._free_until:
+            disk = os.statvfs(self._path.parent)
+            self._free, self._free_until = disk.f_bavail * disk.f_frsize, time.monotonic() + FREE_BYTES_FOR_S
+        return self._free
 
     async def probe(self) -> None:
         """Try a write, so that a journal that failed is found to work again."""

@@ -259,6 +259,7 @@ class _Association(asyncio.BufferedProtocol):
         self._securing: asyncio.Task[None] | None = None
         self._storing: asyncio.Task[None] | None = None
         self._may_write = True
+        self._paused = False
         self._established = False
         self._pdus = 0
         self._deadline = 0.0
@@ -312,14 +313,21 @@ class _Association(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._acknowledge()
         self._acceptor.receive_data(self._scp.read_buffer[:nbytes])
-        self._advance()
+        if self._storing is not None and not self._storing.done():  # a sender that does not wait for answers waits here
+            self._pause()
+        else:
+            self._advance()
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._transport.pause_reading()
 
     def eof_received(self) -> bool:
         return False  # close
 
     def pause_writing(self) -> None:
         self._may_write = False
-        self._transport.pause_reading()
+        self._pause()
 
     def resume_writing(self) -> None:
         self._may_write = True
@@ -357,11 +365,12 @@ class _Association(asyncio.BufferedProtocol):
             if event is NEED_DATA:
                 break
             if event is PAUSED:
-                self._transport.pause_reading()
                 return
             self._handle(event)
         if self._may_write and not self._transport.is_closing():
-            self._transport.resume_reading()
+            if self._paused:
+                self._paused = False
+                self._transport.resume_reading()
             self._set_deadline()
 
     def _handle(self, event: Event) -> None:
@@ -402,8 +411,8 @@ class _Association(asyncio.BufferedProtocol):
         """Read the instance's identity, have it kept, and answer."""
         status, comment, offending = await self._keep()
         if not self._transport.is_closing():
+            self._storing = None
             self._transport.write(self._acceptor.respond(status, comment, offending))
-            self._acknowledge()
             self._advance()
 
     async def _keep(self) -> tuple[int, str, int | None]:
