@@ -6,6 +6,7 @@ import logging
 import signal
 import socket
 import ssl
+import warnings
 from asyncio.trsock import TransportSocket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -120,6 +121,8 @@ async def serve_scp(
             settings.scp_port,
             backlog=1024,
             reuse_port=settings.workers > 1,
+            ssl=scp.tls,
+            ssl_handshake_timeout=settings.associate_timeout_s if scp.tls else None,
         )
     except OSError as error:
         raise CannotListen(settings, error) from error
@@ -135,6 +138,7 @@ async def serve_scp(
 def _application_entity(settings: GatewaySettings) -> AE:
     """pynetdicom's AE as our configuration: title, contexts besides storage, limits."""
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # what it would say of hostile bytes we say ourselves
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
     ae = AE(ae_title=settings.ae_title)
     ae.maximum_associations = settings.max_associations
     ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
@@ -154,8 +158,14 @@ def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
     context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}[
         settings.tls_client_certs
     ]
+    load_certificates(context, settings)
+    return context
+
+
+def load_certificates(context: ssl.SSLContext, settings: GatewaySettings) -> None:
+    """Read the certificate files. Raises BadCertificate."""
     try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+        context.load_cert_chain(str(settings.tls_cert), settings.tls_key)
         if settings.tls_ca is not None:
             context.load_verify_locations(settings.tls_ca)
     except OSError as error:  # ssl.SSLError is one
@@ -164,7 +174,6 @@ def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
         )
         cure = "Name readable PEM files whose key fits the certificate."
         raise BadCertificate(f"{files}: {error.strerror or error}. {cure}") from error
-    return context
 
 
 class _Scp:
@@ -188,7 +197,8 @@ class _Scp:
     def reload_certificate(self) -> None:
         """On SIGHUP: new handshakes use the certificate files as they are now; bad ones change nothing."""
         try:
-            self.tls = tls_context(self.settings)
+            if self.tls is not None and tls_context(self.settings):  # the files are good: now into the one in use
+                load_certificates(self.tls, self.settings)
         except BadCertificate as error:
             log.error("certificate.refused", reason=str(error))
         else:
@@ -256,7 +266,6 @@ class _Association(asyncio.BufferedProtocol):
         self._calling_ae_title = ""
         self._store: StoreStarted
         self._header = b""
-        self._securing: asyncio.Task[None] | None = None
         self._storing: asyncio.Task[None] | None = None
         self._may_write = True
         self._paused = False
@@ -284,28 +293,6 @@ class _Association(asyncio.BufferedProtocol):
         if self._socket is not None:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._expect_within(self._scp.settings.associate_timeout_s)
-        if self._scp.tls is not None:
-            self._transport.pause_reading()
-            self._securing = self._loop.create_task(self._secure(self._scp.tls), name="TLS handshake")
-
-    async def _secure(self, tls: ssl.SSLContext) -> None:
-        """The TLS handshake (PS3.15 Annex B), counted like any other silence of this address."""
-        try:
-            transport = await self._loop.start_tls(
-                self._transport,
-                self,
-                tls,
-                server_side=True,
-                ssl_handshake_timeout=self._scp.settings.associate_timeout_s,
-            )
-        except (OSError, ssl.SSLError) as error:
-            self._log("association.insecure", reason=getattr(error, "reason", None) or type(error).__name__)
-            transport = None
-        if transport is None:
-            self.drop()
-        else:
-            self._transport = transport
-            self._transport.set_write_buffer_limits(WRITE_BYTES)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._scp.read_buffer

@@ -53,7 +53,7 @@ def orthanc(folder: Path, gateway_port: int, ae_title: str = "STORESCP") -> Iter
 
 @contextmanager
 def orthanc_process(
-    folder: Path, dicom_port: int, http_port: int, modalities: dict[str, list[object]]
+    folder: Path, dicom_port: int, http_port: int, modalities: dict[str, list[object]], **environment: str
 ) -> Iterator[Process]:
     """Debian's Orthanc, once it has started."""
     if ORTHANC is None:
@@ -72,7 +72,7 @@ def orthanc_process(
     }
     path = folder / "orthanc.json"
     path.write_text(json.dumps(configuration))
-    with running(Process("orthanc", [ORTHANC, str(path)], folder)) as process:
+    with running(Process("orthanc", [ORTHANC, str(path)], folder, **environment)) as process:
         process.wait_for(lambda line: True if "Orthanc has started" in line else None)
         yield process
 

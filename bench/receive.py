@@ -38,6 +38,7 @@ PROBE = 8  # images an association, to find out how many fill CELL_S
 BIG_FRAMES = 2048  # of 512 by 512 16-bit pixels: 1 GiB
 IDLE = 500
 IDLE_S = 10.0
+NODELAY = {"TCP_NODELAY": "1"}  # for the receivers built on DCMTK: their answers then do not wait either
 
 EMPTY_HANDLER = """
 import sys
@@ -112,8 +113,7 @@ def ours(folder: Path, **settings: Any) -> Iterator[Receiver]:
 def command(name: str, folder: Path, make: Callable[[int], list[str]]) -> Iterator[Receiver]:
     """A receiver that is one command."""
     port = free_port()
-    environment = {"TCP_NODELAY": "1"}  # DCMTK's answers then do not wait either
-    with running(Process(name, make(port), folder, **environment)) as process:
+    with running(Process(name, make(port), folder, **NODELAY)) as process:
         _wait_for_port(port)
         yield Receiver(name, port, [psutil.Process(process.popen.pid)])
 
@@ -121,7 +121,7 @@ def command(name: str, folder: Path, make: Callable[[int], list[str]]) -> Iterat
 @contextmanager
 def orthanc_peer(folder: Path) -> Iterator[Receiver]:
     port = free_port()
-    with orthanc_process(folder, port, free_port(), {}) as process:
+    with orthanc_process(folder, port, free_port(), {}, **NODELAY) as process:
         yield Receiver("Orthanc", port, [psutil.Process(process.popen.pid)])
 
 

@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 
 import looptime
 import pytest
@@ -31,7 +33,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Tests marked `virtual_time` run on a loop whose clock jumps to the next timer instead of waiting."""
+    """Tests marked `virtual_time` run on a loop whose clock jumps to the next timer instead of waiting.
+
+    Those of the SCP run on asyncio's loop and on uvloop, where it is installed.
+    """
     if item.get_closest_marker("virtual_time"):
         return {"virtual": looptime.new_event_loop}
+    if item.path.name.startswith("test_scp") and find_spec("uvloop") is not None:
+        return {"asyncio": asyncio.new_event_loop, "uvloop": import_module("uvloop").new_event_loop}
     return {"real": asyncio.new_event_loop}
