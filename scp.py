@@ -126,7 +126,8 @@ async def serve_scp(
         )
     except OSError as error:
         raise CannotListen(settings, error) from error
-    loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)
+    if scp.tls is not None:
+        loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:
@@ -197,12 +198,12 @@ class _Scp:
     def reload_certificate(self) -> None:
         """On SIGHUP: new handshakes use the certificate files as they are now; bad ones change nothing."""
         try:
-            if self.tls is not None and tls_context(self.settings):  # the files are good: now into the one in use
-                load_certificates(self.tls, self.settings)
+            tls_context(self.settings)  # a bad file shows here
+            load_certificates(cast(ssl.SSLContext, self.tls), self.settings)
         except BadCertificate as error:
             log.error("certificate.refused", reason=str(error))
         else:
-            log.info("certificate.reloaded", tls=self.tls is not None)
+            log.info("certificate.reloaded")
 
     def admit(self, connection: "_Association") -> bool:
         """Whether a new connection may stay. Beyond its address's share, the oldest silent one of it has to go."""

@@ -1,6 +1,7 @@
 """More cores: N gateways on one port (SO_REUSEPORT), each a process with its own journal, watched by this one."""
 
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -43,6 +44,11 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
         for worker in workers:
             worker.process.terminate()
 
+    def reload(number: int, _: object) -> None:
+        for worker in workers:
+            if worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, number)
+
     def start(number: int) -> SpawnProcess:
         mine = settings.model_copy(update={"journal_path": settings.journals[number - 1], "scp_port": port})
         process = context.Process(target=work, args=(mine, number), name=f"worker {number}")
@@ -54,6 +60,8 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
         port = int(reserved.getsockname()[1])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
+        if settings.tls_cert is not None:
+            signal.signal(signal.SIGHUP, reload)
         workers += [_Worker(n, start(n), time.monotonic()) for n in range(1, settings.workers + 1)]
         while any(worker.process.is_alive() for worker in workers) or not stopping:
             wait([worker.process.sentinel for worker in workers if worker.process.is_alive()], RESTART_AFTER_S)

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -36,7 +37,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from bench.processes import gateway, server
+from bench.processes import ROOT, gateway, server
 from bench.senders import associate_rq, pure_scu, synthetic_image, synthetic_series
 from header import HeaderError, read_instance
 from models import SeriesReport
@@ -580,7 +581,7 @@ def fuzz(count: int, seed: int) -> str:
                     peer_address="",
                     received_at=SeriesReport.model_fields["LastReceivedAt"].default,
                 )
-    return f"fuzz: {count} inputs, no exception but HeaderError"
+    return f"{count} inputs, nothing raised but HeaderError"
 
 
 SYNTAXES = (ExplicitVRLittleEndian, "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", DeflatedExplicitVRLittleEndian)
@@ -614,6 +615,38 @@ def _through_upper_layer(said: bytes, rng: random.Random) -> None:
                 acceptor.respond(0)
 
 
+def fuzz_all(console: Console, count: int, seed: int) -> list[Row]:
+    """Mutation in two processes, and coverage-guided fuzzing where atheris is installed: all at once."""
+    python = [sys.executable, "-Wignore"]
+    commands = {
+        f"mutations, seed {seed + n}": [
+            *python,
+            "-c",
+            f"from bench.attacks import fuzz; print(fuzz({count // 2}, {seed + n}))",
+        ]
+        for n in range(2)
+    }
+    with tempfile.TemporaryDirectory() as crashes:
+        if find_spec("atheris") is None:
+            console.print("missing: atheris, for coverage-guided fuzzing")
+        else:
+            options = [f"-runs={count // 4}", "-max_len=4096", f"-seed={seed}", f"-artifact_prefix={crashes}/"]
+            for target in ("upper_layer", "header"):
+                commands[f"atheris, {target}"] = [*python, "-m", f"fuzz.{target}", *options]
+        running = {
+            name: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+            for name, command in commands.items()
+            if count
+        }
+        rows = []
+        for name, process in running.items():
+            last = process.communicate()[0].strip().splitlines()[-1:]
+            problems = [f"exit code {process.returncode}: {last}"] if process.returncode else []
+            console.print(f"fuzz: {name}: {last[0] if last else ''} {problems or ''}")
+            rows.append(Row(f"fuzz: {name}", problems=problems))
+    return rows
+
+
 def main() -> int:
     """Run the attacks; exit code 0 if all were survived."""
     parser = argparse.ArgumentParser(prog="make attacks", description=__doc__)
@@ -633,23 +666,7 @@ def main() -> int:
         good = (str(row.good), f"{row.worst_s * 1000:.0f} ms")
         table.add_row(row.attack, row.answer, f"{row.peak_mib:.0f} MiB", *good, "; ".join(row.problems) or "yes")
     console.print(table)
-    if options.fuzz:
-        parts = [
-            [
-                sys.executable,
-                "-Wignore",
-                "-c",
-                f"from bench.attacks import fuzz; print(fuzz({options.fuzz // 2}, {options.seed + n}))",
-            ]
-            for n in range(2)
-        ]
-        fuzzers = [subprocess.Popen(part, stdout=subprocess.PIPE, text=True) for part in parts]
-        outputs = [fuzzer.communicate()[0].strip() for fuzzer in fuzzers]
-        if any(fuzzer.returncode for fuzzer in fuzzers):
-            rows.append(Row("fuzz", problems=["an exception came out"]))
-        else:
-            console.print("\n".join(outputs))
-            rows.append(Row("fuzz"))
+    rows += fuzz_all(console, options.fuzz, options.seed)
     survived = sum(not row.problems for row in rows)
     console.print(f"seed {options.seed}")
     console.print(f"attacks: tried={len(rows)} survived={survived}")
