@@ -60,10 +60,15 @@ class Receiver:
     processes: list[psutil.Process]
 
     def cpu_s(self) -> float:
-        """CPU seconds so far, ended children included; a connection makes a forking receiver collect those."""
-        socket.create_connection(("127.0.0.1", self.port), 5).close()
-        time.sleep(0.1)
-        times = [process.cpu_times() for process in self.processes]
+        """CPU seconds so far, children included; a connection makes DCMTK's forking receiver collect those that ended."""
+        if self.name.startswith("storescp"):
+            socket.create_connection(("127.0.0.1", self.port), 5).close()
+            time.sleep(0.1)
+        everyone = [p for process in self.processes for p in (process, *process.children(recursive=True))]
+        times = []
+        for process in everyone:
+            with suppress(psutil.NoSuchProcess):
+                times.append(process.cpu_times())
         return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
     def peak_rss_mib(self) -> float:
@@ -99,7 +104,7 @@ def _wait_for_port(port: int) -> None:
 
 
 @contextmanager
-def ours(folder: Path, **settings: Any) -> Iterator[Receiver]:
+def ours(folder: Path, name: str, **settings: Any) -> Iterator[Receiver]:
     """Gateway and server."""
     with (
         server(folder) as (http, url),
@@ -108,7 +113,7 @@ def ours(folder: Path, **settings: Any) -> Iterator[Receiver]:
             port,
         ),
     ):
-        yield Receiver("ours", port, [psutil.Process(process.popen.pid), psutil.Process(http.popen.pid)])
+        yield Receiver(name, port, [psutil.Process(process.popen.pid), psutil.Process(http.popen.pid)])
 
 
 @contextmanager
@@ -129,9 +134,10 @@ def orthanc_peer(folder: Path) -> Iterator[Receiver]:
 
 def receivers(folder: Path, stack: ExitStack, console: Console) -> list[Receiver]:
     """All that are installed; the others are named."""
-    for name in ("ours", "files", "pynetdicom"):
+    for name in ("ours", "workers", "files", "pynetdicom"):
         (folder / name).mkdir()
-    found = [stack.enter_context(ours(folder / "ours"))]
+    found = [stack.enter_context(ours(folder / "ours", "ours"))]
+    found.append(stack.enter_context(ours(folder / "workers", "ours, 2 workers", workers=2)))
     if STORESCP:
         scp = str(STORESCP)
         files = str(folder / "files")
@@ -268,7 +274,7 @@ def worst_ratio(cells: list[Cell]) -> tuple[float, str, str]:
     for cell in cells:
         if cell.receiver == "ours":
             for peer in cells:
-                if peer.receiver != "ours" and _where(peer) == _where(cell):
+                if not peer.receiver.startswith("ours") and _where(peer) == _where(cell):
                     ratios.append((cell.instances_per_s / peer.instances_per_s, peer.receiver, _where(cell)))
     return min(ratios)
 

@@ -116,6 +116,15 @@ def test_orthanc_knows_the_gateway() -> None:
     }
 
 
+def test_orthanc_and_the_health_check_may_send() -> None:
+    gateway = {name.removeprefix("GATEWAY_").lower(): v for name, v in SERVICES["client"]["environment"].items()}
+    health_check = SERVICES["client"]["healthcheck"]["test"][-1]
+    (ae_title,) = re.findall(r'AE\("(\w+)"\)', health_check)
+    assert GatewaySettings(**gateway).may_associate(ae_title, "127.0.0.1")
+    assert GatewaySettings(**gateway).may_associate("ORTHANC", "172.18.0.2")  # Orthanc's own default title
+    assert not GatewaySettings(**gateway).may_associate("SOMEONE", "172.18.0.2")
+
+
 def test_images_are_pinned() -> None:
     images = [service["image"] for service in SERVICES.values() if "image" in service]
     images += re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
