@@ -60,7 +60,7 @@ class Receiver:
     processes: list[psutil.Process]
 
     def cpu_s(self) -> float:
-        """CPU seconds so far, children included; a connection makes DCMTK's forking receiver collect those that ended."""
+        """CPU seconds so far, children included; a connection makes DCMTK's receiver collect those that ended."""
         if self.name.startswith("storescp"):
             socket.create_connection(("127.0.0.1", self.port), 5).close()
             time.sleep(0.1)
