@@ -80,7 +80,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
         axes.bar([place + n * width for place in range(len(groups))], rates, width, label=name)
     axes.set_yscale("log")
     axes.set_ylabel("instances a second (log scale)")
-    labels = [f"{sender}\n{size}\n{associations} assoc." for sender, size, associations in groups]
+    labels = [f"{sender.replace(' ', chr(10))}\n{size}\n{associations} assoc." for sender, size, associations in groups]
     axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], labels, fontsize=8)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(ncols=3, fontsize=8)
