@@ -25,7 +25,7 @@ import psutil
 import pydicom
 from rich.console import Console
 
-from bench.peers import ORTHANC, free_port, orthanc_process
+from bench.peers import ORTHANC, free_port, orthanc, orthanc_process
 from bench.processes import ROOT, Process, gateway, running, server
 from bench.senders import associate_rq, synthetic_series
 
@@ -36,6 +36,7 @@ SIZES = {"33 KB": (128, 1400), "525 KB": (512, 300)}
 CELL_S = 1.5
 PROBE = 8  # images an association, to find out how many fill CELL_S
 BIG_FRAMES = 2048  # of 512 by 512 16-bit pixels: 1 GiB
+ORTHANC_IMAGES = 100
 IDLE = 500
 IDLE_S = 10.0
 NODELAY = {"TCP_NODELAY": "1"}  # for the receivers built on DCMTK: their answers then do not wait either
@@ -233,6 +234,27 @@ def measure_all(console: Console, everyone: list[Receiver], files: dict[str, lis
     return cells
 
 
+def orthanc_sends(console: Console, folder: Path, everyone: list[Receiver], files: list[str]) -> list[Cell]:
+    """Orthanc's "store to modality", one job of one association, to each receiver."""
+    if ORTHANC is None:
+        return []
+    cells = []
+    for receiver in everyone:
+        home = folder / f"sender {receiver.name}"
+        home.mkdir()
+        with orthanc(home, receiver.port) as pacs:
+            studies = sorted({pacs.upload(Path(path)) for path in files[:ORTHANC_IMAGES]})
+            cpu_s, began = receiver.cpu_s(), time.monotonic()
+            pacs.send(studies)
+            took_s = time.monotonic() - began
+        rate = ORTHANC_IMAGES / took_s
+        used_s = (receiver.cpu_s() - cpu_s) / ORTHANC_IMAGES * 1000
+        mb_per_s = rate * 2 * 128 * 128 / 1e6
+        cells.append(Cell(receiver.name, "Orthanc", "33 KB", 1, rate, mb_per_s, used_s, receiver.peak_rss_mib()))
+    console.print("Orthanc sends: " + ", ".join(f"{cell.receiver} {cell.instances_per_s:.0f}" for cell in cells))
+    return cells
+
+
 def one_gibibyte(folder: Path, everyone: list[Receiver]) -> dict[str, dict[str, float]]:
     """A 1 GiB multi-frame instance: seconds, and by how much it raised the receiver's peak RSS."""
     (ds,) = synthetic_series(1)
@@ -296,6 +318,7 @@ def main() -> int:
         files = make_files(folder)
         everyone = receivers(folder, stack, console)
         cells = measure_all(console, everyone, files, options.rounds)
+        cells += orthanc_sends(console, folder, everyone, files["33 KB"])
         by_name = {receiver.name: receiver for receiver in everyone}
         idle = {"ours": (IDLE, idle_cpu_percent(by_name["ours"], IDLE))}
         idle["pynetdicom empty"] = (50, idle_cpu_percent(by_name["pynetdicom empty"], 50))
