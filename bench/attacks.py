@@ -38,10 +38,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.processes import ROOT, gateway, server
-from bench.senders import associate_rq, pure_scu, synthetic_image, synthetic_series
+from bench.senders import associate_rq, feed, pure_scu, synthetic_image, synthetic_series
 from header import HeaderError, read_instance
 from models import SeriesReport
-from upper_layer import NEED_DATA, PAUSED, Acceptor, AssociateRequested, InstanceFinished, Limits
+from upper_layer import Acceptor, Limits
 
 SETTINGS = {
     "idle_timeout_s": 1,
@@ -571,7 +571,8 @@ def fuzz(count: int, seed: int) -> str:
     stream = associate_rq() + store(data, uid) + pdu(5, 4, bytes(4))
     for n in range(count):
         if n % 2:
-            _through_upper_layer(_mutated(stream, rng), rng)
+            said = _mutated(stream, rng)
+            feed(Acceptor([], Limits(max_header_bytes=4096)), said, cut=rng.randrange(len(said)))
         else:
             with contextlib.suppress(HeaderError):
                 read_instance(
@@ -601,18 +602,6 @@ def _mutated(good: bytes, rng: random.Random) -> bytes:
             case 3:
                 said[at : at + 4] = struct.pack("<L", rng.choice((0, 1, 0xFFFF, 2**31, 2**32 - 1)))
     return bytes(said) or b"\0"
-
-
-def _through_upper_layer(said: bytes, rng: random.Random) -> None:
-    acceptor = Acceptor([], Limits(max_header_bytes=4096))
-    cut = rng.randrange(len(said))
-    for part in (said[:cut], said[cut:]):
-        acceptor.receive_data(part)
-        while (event := acceptor.next_event()) is not NEED_DATA and event is not PAUSED:
-            if isinstance(event, AssociateRequested):
-                acceptor.accept()
-            elif isinstance(event, InstanceFinished):
-                acceptor.respond(0)
 
 
 def fuzz_all(console: Console, count: int, seed: int) -> list[Row]:

@@ -18,6 +18,8 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE, ImplementationClassUIDNotific
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from upper_layer import NEED_DATA, PAUSED, Acceptor, AssociateRequested, InstanceFinished
+
 STORESCU = shutil.which("storescu")
 AGAIN_AFTER_S = 0.1  # a sender that was refused or cut off tries again; so do PACS
 
@@ -72,6 +74,17 @@ def associate_rq(
     pdu = A_ASSOCIATE_RQ()
     pdu.from_primitive(request)
     return pdu.encode()
+
+
+def feed(acceptor: Acceptor, stream: bytes, cut: int) -> None:
+    """What a caller does that accepts everything, with the stream in two parts; may raise nothing."""
+    for part in (stream[:cut], stream[cut:]):
+        acceptor.receive_data(part)
+        while (event := acceptor.next_event()) is not NEED_DATA and event is not PAUSED:
+            if isinstance(event, AssociateRequested):
+                acceptor.accept()
+            elif isinstance(event, InstanceFinished):
+                acceptor.respond(0)
 
 
 class Sender:

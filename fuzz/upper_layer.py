@@ -6,9 +6,9 @@ import warnings
 import atheris
 
 with atheris.instrument_imports(include=["upper_layer"]):
-    from upper_layer import NEED_DATA, PAUSED, Acceptor, AssociateRequested, InstanceFinished, Limits
+    from upper_layer import Acceptor, Limits
 
-from bench.senders import associate_rq
+from bench.senders import associate_rq, feed
 
 ESTABLISHED = associate_rq()
 LIMITS = Limits(max_pdu_bytes=2**17, max_command_bytes=4096, max_header_bytes=4096)
@@ -20,16 +20,9 @@ def test_one_input(data: bytes) -> None:
         return
     stream = (ESTABLISHED if data[0] & 1 else b"") + data[1:]
     acceptor = Acceptor([], LIMITS)
-    cut = len(stream) * data[0] // 256
-    for part in (stream[:cut], stream[cut:]):
-        acceptor.receive_data(part)
-        while (event := acceptor.next_event()) is not NEED_DATA and event is not PAUSED:
-            if isinstance(event, AssociateRequested):
-                acceptor.accept()
-            elif isinstance(event, InstanceFinished):
-                acceptor.respond(0)
-        assert len(acceptor._header) <= LIMITS.max_header_bytes  # noqa: S101
-        assert len(acceptor._command) <= LIMITS.max_command_bytes  # noqa: S101
+    feed(acceptor, stream, cut=len(stream) * data[0] // 256)
+    assert len(acceptor._header) <= LIMITS.max_header_bytes  # noqa: S101
+    assert len(acceptor._command) <= LIMITS.max_command_bytes  # noqa: S101
 
 
 if __name__ == "__main__":
