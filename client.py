@@ -221,6 +221,13 @@ class SeriesDispatcher:
         """Post nothing for so long."""
         self._paused_until = asyncio.get_running_loop().time() + seconds
 
+    def hurry(self) -> None:
+        """Try everything now, whatever its next attempt: an operator asks for it."""
+        now = asyncio.get_running_loop().time()
+        self._due = [(now, number, key) for _, number, key in sorted(self._due)]
+        self._paused_until = now
+        self._changed.set()
+
     async def drain(self, timeout_s: float) -> int:
         """Wait until every report taken is delivered or refused, at most so long; returns how many are not."""
         with contextlib.suppress(TimeoutError):
@@ -493,6 +500,8 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher), name="collect")
         if listen:
             await _listen(settings, stop, inbox, journal, dispatcher)
+        else:
+            dispatcher.hurry()
         await inbox.put(CLOSED)
         await collecting
         undelivered = await dispatcher.drain(settings.drain_timeout_s)
@@ -538,6 +547,7 @@ async def _listen(
         request = Drain(asyncio.get_running_loop().create_future())
         await inbox.put(request)
         reported = await request.closed
+        dispatcher.hurry()
         return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
 
     operations = {"status": status, "drain": drain, **changes(journal, dispatcher.submit)}

@@ -154,6 +154,18 @@ async def test_retry_after_is_honoured(status: int) -> None:
     assert server.times[1] - server.times[0] >= 120
 
 
+async def test_hurry_does_not_wait_for_the_next_attempt() -> None:
+    server = Server(httpx.Response(503, headers={"Retry-After": "120"}), httpx.Response(500))
+    async with dispatching(server, concurrency=1) as line:
+        for n in range(3):
+            await line.report(make_report("1", series=f"1.{n + 1}"))
+        assert await line.dispatcher.drain(1) == 3
+        hurried_at = asyncio.get_running_loop().time()
+        line.dispatcher.hurry()
+        assert await line.dispatcher.drain(60) == 0
+    assert server.times[1] == hurried_at
+
+
 async def test_reports_of_one_series_arrive_in_order_though_the_first_fails() -> None:
     server = Server(httpx.Response(500), httpx.Response(500))
     async with dispatching(server) as line:
