@@ -533,11 +533,7 @@ async def _listen(
     settings: GatewaySettings, stop: asyncio.Event, inbox: Inbox, journal: Journal, dispatcher: SeriesDispatcher
 ) -> None:
     """Take instances and the operator's requests until `stop`."""
-    put = enqueue(inbox.put, settings.inbox_timeout_s)
-
-    async def handle_store(instance: Instance) -> int:
-        """Keep one instance and return its C-STORE status (PS3.7 §9.1.1)."""
-        return OUT_OF_RESOURCES if journal.saturated() else await put(instance)
+    handle_store = enqueue(inbox, settings.inbox_timeout_s)
 
     async def status() -> dict[str, Any]:
         reason = journal.saturated()

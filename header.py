@@ -2,18 +2,23 @@
 
 import contextlib
 import functools
+import io
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
 
 from models import GatewayError, Instance
 
 MAX_HEADER_BYTES = 8 * 2**20  # a deflated data set is inflated no further than this
+PYDICOM_BYTES = 2**16  # what our own walk finds no identity in is tried once more with pydicom's, no further than this
 MAX_VALUE_BYTES = 1024  # PN, the longest of the wanted VRs, has at most 3 component groups of 64 characters
 
 # PS3.18 tables 10.6.3-3 (study), -4 (series) and -5 (instance): what QIDO-RS returns and a data set can hold.
@@ -50,6 +55,7 @@ SERIES_LEVEL = {
 WANTED = INSTANCE_LEVEL | SERIES_LEVEL
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
+IDENTITY = {0x00080018, 0x0020000D, 0x0020000E}  # SOP, Study and Series Instance UID
 LAST_WANTED = REQUEST_ATTRIBUTES_SEQUENCE
 
 ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 §7.5
@@ -99,6 +105,8 @@ def read_instance(
         order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
     )
     raw = _read_values(data_set, encoding)
+    if not raw.keys() >= IDENTITY:
+        raw = _read_by_pydicom(data_set, encoding) or raw
     attributes, undecoded = _decode_values(raw, encoding)
     return Instance(
         study_instance_uid=_uid(raw, 0x0020000D),
@@ -143,6 +151,25 @@ def _read_values(data: bytes, encoding: Encoding) -> dict[int, tuple[bytes, ...]
         if tag >= LAST_WANTED:
             break
     return raw
+
+
+def _read_by_pydicom(data: bytes, encoding: Encoding) -> dict[int, tuple[bytes, ...]]:
+    """What pydicom's reader finds, which also guesses at data sets encoded otherwise than announced.
+
+    Empty unless it finds a whole identity. It is slow and recursive: it gets the first PYDICOM_BYTES only.
+    """
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # the edge to hostile bytes
+        warnings.simplefilter("ignore")
+        reader = io.BytesIO(data[:PYDICOM_BYTES])
+        ds = read_dataset(reader, encoding.implicit, encoding.order == "<", stop_when=lambda tag, *_: tag > LAST_WANTED)
+        elements = {tag: ds.get_item(tag) for tag in WANTED if tag in ds}
+        if elements.keys() >= IDENTITY:
+            return {
+                tag: ((element.value or b"")[: MAX_VALUE_BYTES + 1],)
+                for tag, element in elements.items()
+                if isinstance(element, RawDataElement)
+            }
+    return {}
 
 
 def _elements(data: bytes, p: int, end: int, encoding: Encoding) -> Iterator[tuple[int, int, int, Encoding]]:

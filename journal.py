@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +30,7 @@ HISTORY_REPORTS = 10_000
 HISTORY_AGE_S = 7 * 86400.0
 PRUNE_EVERY = 100  # deliveries
 VACUUM_PAGES = 2000
-FREE_BYTES_FOR_S = 0.1
+MEASURED_FOR_S = 0.1  # so long the sizes of the journal and of what is free on its disk are taken for unchanged
 
 SCHEMA = """
 CREATE TABLE open_series (
@@ -63,6 +63,11 @@ CREATE TABLE server (  -- one row
     probed_at REAL NOT NULL
 );
 INSERT INTO server VALUES (1, 0, 0);
+"""
+
+# One statement however many there are: each statement costs a switch of threads.
+INSERT_INSTANCES = """
+INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)
 """
 
 P = ParamSpec("P")
@@ -120,6 +125,7 @@ class Journal:
         self._open: dict[SeriesKey, _OpenSeries] = {}
         self._deliveries = 0
         self._used_bytes = 0
+        self._measured_at = 0.0
         self._free = 0
         self._free_until = 0.0
         self.failing: str | None = None
@@ -225,10 +231,10 @@ class Journal:
         return self.failing
 
     def _free_bytes(self) -> int:
-        """Of the journal's disk; asked once in FREE_BYTES_FOR_S, for it is asked for every instance."""
+        """Of the journal's disk; asked once in MEASURED_FOR_S, for it is asked for every instance."""
         if time.monotonic() >= self._free_until:
             disk = os.statvfs(self._path.parent)
-            self._free, self._free_until = disk.f_bavail * disk.f_frsize, time.monotonic() + FREE_BYTES_FOR_S
+            self._free, self._free_until = disk.f_bavail * disk.f_frsize, time.monotonic() + MEASURED_FOR_S
         return self._free
 
     async def probe(self) -> None:
@@ -261,21 +267,22 @@ class Journal:
 
     def _keep(self, instances: Sequence[Instance]) -> None:
         changed: dict[SeriesKey, _OpenSeries] = {}  # copies: they hold once they are committed
-        rows = []
-        with self._transaction():
-            for instance in instances:
+        rows: list[tuple[int, str, float]] = []
+        news = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
+        with self._transaction() if news else nullcontext():  # one statement needs none
+            for instance in news:
                 series = changed.get(instance.key) or self._open.get(instance.key)
-                if series is None or _has_news(instance, series):
-                    changed[instance.key] = series = self._learn(instance, series)
-                rows.append((series.id, instance.sop_instance_uid, instance.received_at.timestamp()))
+                changed[instance.key] = self._learn(instance, series)
             for series in changed.values():
                 self._execute("UPDATE open_series SET content = ? WHERE id = ?", _pack(series), series.id)
-            before = self._connection.total_changes
-            self._connection.executemany("INSERT OR IGNORE INTO instances VALUES (?, ?, ?)", rows)
-            inserted = self._connection.total_changes - before
+            for instance in instances:
+                series = changed.get(instance.key) or self._open[instance.key]
+                rows.append((series.id, instance.sop_instance_uid, instance.received_at.timestamp()))
+            inserted = self._connection.execute(INSERT_INSTANCES, (json.dumps(rows),)).rowcount
         self._open |= changed
         self.open_instances += inserted
-        self._measure()
+        if time.monotonic() >= self._measured_at + MEASURED_FOR_S:
+            self._measure()
 
     def _learn(self, instance: Instance, series: _OpenSeries | None) -> _OpenSeries:
         """The series with what this instance adds: the first value of an attribute stays, as in the collector."""
@@ -385,6 +392,7 @@ class Journal:
 
     def _measure(self) -> None:
         """How much of the file is used; what is free in it goes back to the file system, some pages at a time."""
+        self._measured_at = time.monotonic()
         free = self._one("PRAGMA freelist_count")
         self._used_bytes = (self._one("PRAGMA page_count") - free) * self._one("PRAGMA page_size")
         if free > VACUUM_PAGES:

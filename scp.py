@@ -7,12 +7,11 @@ import signal
 import socket
 import ssl
 import warnings
-from asyncio.trsock import TransportSocket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import structlog
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
@@ -51,12 +50,14 @@ PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
 CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
+BACKLOG = 1024  # connections that wait to be accepted
+ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
 READ_BYTES = 2**18
 WRITE_BYTES = 2**16  # of answers that a peer does not fetch, beyond which it is not read any further
 TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux
 
 HandleStore = Callable[[Instance], Awaitable[int]]
-"""Keeps one instance and returns its C-STORE status; must bound its own wait."""
+"""Keeps one instance and returns its C-STORE status; must bound its own wait. A future costs less than a coroutine."""
 
 log = structlog.get_logger()
 
@@ -82,24 +83,32 @@ class Arrival(NamedTuple):
     status: asyncio.Future[int]
 
 
-def enqueue(put: Callable[[Arrival], Awaitable[None]], timeout_s: float) -> HandleStore:
-    """A `handle_store` that puts on a bounded queue and waits until someone sets the status.
+def enqueue(inbox: asyncio.Queue[Any], timeout_s: float) -> HandleStore:
+    """A `handle_store` that puts an Arrival on a bounded queue and waits until someone sets its status.
 
-    Not kept within `timeout_s` is OUT_OF_RESOURCES; the future is then cancelled and the instance must not be kept.
+    Not kept within `timeout_s` is OUT_OF_RESOURCES; an arrival whose status is set must not be kept.
     """
+    loop = asyncio.get_running_loop()
 
-    async def handle_store(instance: Instance) -> int:
-        arrival = Arrival(instance, asyncio.get_running_loop().create_future())
+    def handle_store(instance: Instance) -> asyncio.Future[int]:
+        arrival = Arrival(instance, loop.create_future())
+        waits = loop.call_later(timeout_s, _refuse, arrival)
+        arrival.status.add_done_callback(lambda _: waits.cancel())
         try:
-            async with asyncio.timeout(timeout_s):
-                await put(arrival)
-                return await arrival.status
-        except TimeoutError:
-            arrival.status.cancel()
-            log.warning("instance.refused", sop_instance_uid=instance.sop_instance_uid, reason="inbox_timeout_s passed")
-            return OUT_OF_RESOURCES
+            inbox.put_nowait(arrival)
+        except asyncio.QueueFull:
+            putting = loop.create_task(inbox.put(arrival), name="put")
+            arrival.status.add_done_callback(lambda _: putting.cancel())
+        return arrival.status
 
     return handle_store
+
+
+def _refuse(arrival: Arrival) -> None:
+    sop_instance_uid = arrival.instance.sop_instance_uid
+    log.warning("instance.refused", sop_instance_uid=sop_instance_uid, reason="inbox_timeout_s passed")
+    if not arrival.status.done():
+        arrival.status.set_result(OUT_OF_RESOURCES)
 
 
 @asynccontextmanager
@@ -109,36 +118,42 @@ async def serve_scp(
     """Listen for associations; yields the port bound.
 
     While `saturated` gives a reason, new associations are rejected as transient, local limit exceeded (PS3.8 table
-    9-21). On exit: stops accepting, lets open associations finish within `drain_timeout_s`, then aborts what is left.
-    Raises CannotListen where the address cannot be bound.
+    9-21), and instances on open ones are answered OUT_OF_RESOURCES. On exit: stops accepting, lets open associations
+    finish within `drain_timeout_s`, then aborts what is left. Raises CannotListen where the address cannot be bound.
     """
-    loop = asyncio.get_running_loop()
     scp = _Scp(settings, handle_store, saturated)
+    with _listen(settings) as listener:
+        if scp.tls is not None:
+            scp.loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)
+        accepting = scp.loop.create_task(scp.accept(listener), name="accept")
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            scp.loop.remove_signal_handler(signal.SIGHUP)
+            accepting.cancel()
+            await asyncio.wait([accepting])
+    await scp.drain()
+
+
+def _listen(settings: GatewaySettings) -> socket.socket:
+    host = settings.scp_host
     try:
-        server = await loop.create_server(
-            lambda: _Association(scp),
-            settings.scp_host,
-            settings.scp_port,
-            backlog=1024,
+        listener = socket.create_server(
+            (host, settings.scp_port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=BACKLOG,
             reuse_port=settings.workers > 1,
-            ssl=scp.tls,
-            ssl_handshake_timeout=settings.associate_timeout_s if scp.tls else None,
         )
     except OSError as error:
         raise CannotListen(settings, error) from error
-    if scp.tls is not None:
-        loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)
-    try:
-        yield int(server.sockets[0].getsockname()[1])
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)
-        server.close()
-        await scp.drain()
+    listener.setblocking(False)
+    return listener
 
 
 def _application_entity(settings: GatewaySettings) -> AE:
     """pynetdicom's AE as our configuration: title, contexts besides storage, limits."""
-    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # what it would say of hostile bytes we say ourselves
+    for name in ("pynetdicom", "pydicom"):  # what they would say of hostile bytes we say ourselves
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"pydicom\.")
     ae = AE(ae_title=settings.ae_title)
     ae.maximum_associations = settings.max_associations
@@ -183,6 +198,7 @@ class _Scp:
     def __init__(
         self, settings: GatewaySettings, handle_store: HandleStore, saturated: Callable[[], str | None]
     ) -> None:
+        self.loop = asyncio.get_running_loop()
         self.settings = settings
         self.ae = _application_entity(settings)
         self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes, settings.max_header_bytes)
@@ -204,6 +220,22 @@ class _Scp:
             log.error("certificate.refused", reason=str(error))
         else:
             log.info("certificate.reloaded")
+
+    async def accept(self, listener: socket.socket) -> None:
+        """Take connections until cancelled. Each counts from here on, its TLS handshake included."""
+        while True:
+            try:
+                sock, address = await self.loop.sock_accept(listener)
+            except OSError as error:
+                log.error("connection.unaccepted", reason=error.strerror)
+                await asyncio.sleep(ACCEPT_RETRY_S)
+                continue
+            connection = _Association(self, str(address[0]))
+            if self.admit(connection):
+                connection.open(sock)
+            else:
+                sock.close()
+            await asyncio.sleep(0)  # whoever connects as fast as we accept does not hold up the others
 
     def admit(self, connection: "_Association") -> bool:
         """Whether a new connection may stay. Beyond its address's share, the oldest silent one of it has to go."""
@@ -257,17 +289,18 @@ class _Scp:
 class _Association(asyncio.BufferedProtocol):
     """One connection: moves bytes between its transport and its Acceptor, and instances to `handle_store`."""
 
-    def __init__(self, scp: _Scp) -> None:
+    def __init__(self, scp: _Scp, address: str) -> None:
+        self.address = address
         self._scp = scp
-        self._loop = asyncio.get_running_loop()
+        self._loop = scp.loop
         self._acceptor = Acceptor(scp.ae.supported_contexts, scp.limits)
+        self._opening: asyncio.Task[None]
         self._transport: asyncio.Transport
-        self._socket: TransportSocket | None = None
-        self.address = ""
+        self._socket: socket.socket | None = None  # the transport's, while connected
         self._calling_ae_title = ""
         self._store: StoreStarted
         self._header = b""
-        self._storing: asyncio.Task[None] | None = None
+        self._storing: asyncio.Future[int] | None = None
         self._may_write = True
         self._paused = False
         self._established = False
@@ -280,19 +313,29 @@ class _Association(asyncio.BufferedProtocol):
         """Connected, and nothing asked for yet."""
         return self._acceptor.state is State.STA2
 
+    def open(self, sock: socket.socket) -> None:
+        """Begin, with a TLS handshake where one is wanted."""
+        self._opening = self._loop.create_task(self._open(sock), name="open")
+
+    async def _open(self, sock: socket.socket) -> None:
+        tls = self._scp.tls
+        timeout_s = self._scp.settings.associate_timeout_s if tls else None
+        try:
+            await self._loop.connect_accepted_socket(lambda: self, sock, ssl=tls, ssl_handshake_timeout=timeout_s)
+        except OSError as error:  # ssl.SSLError and TimeoutError are
+            self._log("connection.refused", reason=f"TLS handshake: {type(error).__name__}")
+        finally:
+            if self._socket is None:
+                sock.close()
+                self._scp.forget(self)
+
     # --- the transport's side ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if peer else ""
-        if not self._scp.admit(self):
-            self._transport.abort()
-            return
         self._transport.set_write_buffer_limits(WRITE_BYTES)
-        self._socket = transport.get_extra_info("socket")
-        if self._socket is not None:
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())  # a view: connection_lost
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._expect_within(self._scp.settings.associate_timeout_s)
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -301,7 +344,7 @@ class _Association(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._acknowledge()
         self._acceptor.receive_data(self._scp.read_buffer[:nbytes])
-        if self._storing is not None and not self._storing.done():  # a sender that does not wait for answers waits here
+        if self._storing is not None:  # a sender that does not wait for answers waits here
             self._pause()
         else:
             self._advance()
@@ -324,7 +367,9 @@ class _Association(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._socket = None
+        if self._socket is not None:
+            self._socket.detach()  # the transport closes it
+            self._socket = None
         if self._established:
             self._established = False
             self._scp.established -= 1
@@ -332,7 +377,10 @@ class _Association(asyncio.BufferedProtocol):
 
     def drop(self) -> None:
         """Close a connection that nobody associated on."""
-        self._transport.abort()
+        if self._opening.done():
+            self._transport.abort()
+        else:
+            self._opening.cancel()
         self._scp.forget(self)
 
     def abort(self, reason: str) -> None:
@@ -368,7 +416,7 @@ class _Association(asyncio.BufferedProtocol):
             case HeaderReady(header):
                 self._header = header
             case InstanceFinished():
-                self._storing = self._loop.create_task(self._finish(), name="store")
+                self._keep()
             case EchoRequested(response):
                 self._transport.write(response)
             case AssociateRequested(primitive):
@@ -395,17 +443,12 @@ class _Association(asyncio.BufferedProtocol):
         self._scp.established += 1
         self._transport.write(self._acceptor.accept())
 
-    async def _finish(self) -> None:
-        """Read the instance's identity, have it kept, and answer."""
-        status, comment, offending = await self._keep()
-        if not self._transport.is_closing():
-            self._storing = None
-            self._transport.write(self._acceptor.respond(status, comment, offending))
-            self._advance()
-
-    async def _keep(self) -> tuple[int, str, int | None]:
-        """Status, Error Comment and Offending Element of the C-STORE response."""
+    def _keep(self) -> None:
+        """Read the instance's identity and have it kept; what cannot be is answered at once."""
         store = self._store
+        if self._scp.saturated():
+            self._transport.write(self._acceptor.respond(OUT_OF_RESOURCES))
+            return
         try:
             instance = read_instance(
                 self._header,
@@ -415,22 +458,34 @@ class _Association(asyncio.BufferedProtocol):
                 received_at=datetime.now(UTC),
             )
         except HeaderError as error:
-            return self._refusal(CANNOT_UNDERSTAND, str(error), error.tag)
+            self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)
         except Exception as error:  # the edge to hostile bytes: the text may be a patient's
-            return self._refusal(CANNOT_UNDERSTAND, f"header unreadable: {type(error).__name__}")
-        if instance.sop_instance_uid != _uid(store.sop_instance_uid):
-            return self._refusal(DATA_SET_MISMATCH, "SOPInstanceUID is not the command's", 0x00080018)
-        if instance.sop_class_uid not in ("", _uid(store.sop_class_uid)):
-            return self._refusal(DATA_SET_MISMATCH, "SOPClassUID is not the command's", 0x00080016)
-        try:
-            return await self._scp.handle_store(instance), "", None
-        except Exception as error:  # the edge again: not kept is never Success
-            log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=instance.sop_instance_uid)
-            return PROCESSING_FAILURE, "", None
+            self._refuse(CANNOT_UNDERSTAND, f"header unreadable: {type(error).__name__}")
+        else:
+            if instance.sop_instance_uid != _uid(store.sop_instance_uid):
+                self._refuse(DATA_SET_MISMATCH, "SOPInstanceUID is not the command's", 0x00080018)
+            elif instance.sop_class_uid not in ("", _uid(store.sop_class_uid)):
+                self._refuse(DATA_SET_MISMATCH, "SOPClassUID is not the command's", 0x00080016)
+            else:
+                self._storing = asyncio.ensure_future(self._scp.handle_store(instance))
+                self._storing.add_done_callback(self._kept)
 
-    def _refusal(self, status: int, comment: str, offending: int | None = None) -> tuple[int, str, int | None]:
+    def _refuse(self, status: int, comment: str, offending: int | None = None) -> None:
+        """Answer with Error Comment and Offending Element (PS3.7 §C.4)."""
         self._log("instance.refused", status=f"0x{status:04X}", reason=comment)
-        return status, comment, offending
+        self._transport.write(self._acceptor.respond(status, comment, offending))
+
+    def _kept(self, storing: asyncio.Future[int]) -> None:
+        """Answer what was kept, or not, and go on."""
+        self._storing = None
+        if self._transport.is_closing() or storing.cancelled():
+            return
+        if (error := storing.exception()) is not None:  # the edge again: not kept is never Success
+            uid = _uid(self._store.sop_instance_uid)
+            log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=uid)
+        status = PROCESSING_FAILURE if error else storing.result()
+        self._transport.write(self._acceptor.respond(status))
+        self._advance()
 
     def _end(self, response: bytes) -> None:
         """Write what is owed and close; a peer that does not fetch it is cut off in time."""
@@ -465,7 +520,7 @@ class _Association(asyncio.BufferedProtocol):
 
     def _on_timer(self) -> None:
         """The one timer of a connection; a deadline that has moved on re-arms it."""
-        if self._storing is not None and not self._storing.done():
+        if self._storing is not None:
             self._deadline = self._loop.time() + self._scp.settings.pdu_timeout_s  # it waits for us
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._on_timer)

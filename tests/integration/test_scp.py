@@ -226,17 +226,17 @@ async def test_patient_name_that_is_absent_is_none(port: int, kept: Kept) -> Non
 
 async def test_instance_that_nobody_keeps_in_time_is_refused_out_of_resources_and_withdrawn() -> None:
     inbox: asyncio.Queue[Arrival] = asyncio.Queue(1)
-    async with serve_scp(settings(), enqueue(inbox.put, 0.05), unsaturated) as port, associated(port) as scu:
+    async with serve_scp(settings(), enqueue(inbox, 0.05), unsaturated) as port, associated(port) as scu:
         assert (await scu.store(make_dataset("1"))).Status == OUT_OF_RESOURCES  # on the inbox, not kept
         assert (await scu.store(make_dataset("2"))).Status == OUT_OF_RESOURCES  # no room on the inbox
         withdrawn = inbox.get_nowait()
-        assert withdrawn.status.cancelled()
+        assert withdrawn.status.done()  # so nobody keeps it
         assert inbox.empty()
 
 
 async def test_success_is_answered_only_when_the_status_says_so() -> None:
     inbox: asyncio.Queue[Arrival] = asyncio.Queue(1)
-    async with serve_scp(settings(), enqueue(inbox.put, 60), unsaturated) as port, associated(port) as scu:
+    async with serve_scp(settings(), enqueue(inbox, 60), unsaturated) as port, associated(port) as scu:
         answer = asyncio.create_task(scu.store(make_dataset("1")))
         arrival = await inbox.get()
         assert not answer.done()
@@ -244,7 +244,7 @@ async def test_success_is_answered_only_when_the_status_says_so() -> None:
         assert (await answer).Status == SUCCESS
 
 
-async def test_saturated_rejects_new_associations_as_transient_local_limit_and_keeps_open_ones(kept: Kept) -> None:
+async def test_saturated_rejects_associations_as_transient_and_instances_as_out_of_resources(kept: Kept) -> None:
     saturated = False
     reason = "disk full"
     async with serve_scp(settings(), kept, lambda: reason if saturated else None) as port, associated(port) as scu:
@@ -254,8 +254,10 @@ async def test_saturated_rejects_new_associations_as_transient_local_limit_and_k
         primitive = assoc.acceptor.primitive
         assert primitive is not None
         assert (primitive.result, primitive.result_source, primitive.diagnostic) == (2, 3, 2)  # PS3.8 table 9-21
-        assert (await scu.store(make_dataset())).Status == SUCCESS
+        assert (await scu.store(make_dataset())).Status == OUT_OF_RESOURCES
+        assert not kept.instances
         saturated = False
+        assert (await scu.store(make_dataset())).Status == SUCCESS
         async with associated(port):
             pass
 

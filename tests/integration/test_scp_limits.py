@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import ssl
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,45 @@ async def test_tls_carries_associations_and_a_silent_client_holds_up_nobody(cert
     async with serving(tls_cert=certificates.cert) as (port, _), Raw(port), Raw(port) as half:
         await half.say(b"\x16\x03\x01")  # the beginning of a ClientHello
         assert await tls_echo(port, certificates.client()) is True
+
+
+async def test_silent_handshakes_count_against_their_address(certificates: Certificates) -> None:
+    limits = {"max_connections_per_peer": 5, "associate_timeout_s": 60}
+    async with serving(tls_cert=certificates.cert, **limits) as (port, _):
+        silent = [await Raw(port).__aenter__() for _ in range(20)]
+        for raw in silent[::2]:
+            await raw.say(b"\x16\x03\x01")
+        assert await tls_echo(port, certificates.client()) is True
+        for raw in silent[:15]:
+            assert await raw.end() == b""
+        for raw in silent:
+            await raw.__aexit__()
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """At most 256 open files in this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("few_files")
+async def test_listener_without_file_descriptors_goes_on_when_it_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scp.ACCEPT_RETRY_S", 0.01)
+    async with serving() as (port, _):
+        with socket.socket() as client, capture_logs() as logs, ExitStack() as stack:
+            client.setblocking(False)
+            with suppress(OSError):
+                while True:
+                    stack.callback(os.close, os.dup(0))
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+            async with asyncio.timeout(20):
+                while not logs:  # noqa: ASYNC110 - a log event is nothing to wait for
+                    await asyncio.sleep(0.01)
+        assert logs[0]["event"] == "connection.unaccepted"
+        assert await echo(port) is True
 
 
 async def test_handshake_that_does_not_end_in_time_is_closed(certificates: Certificates) -> None:

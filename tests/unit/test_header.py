@@ -22,7 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from header import MAX_HEADER_BYTES, MAX_VALUE_BYTES, WANTED, HeaderError, read_instance
+from header import MAX_HEADER_BYTES, MAX_VALUE_BYTES, PYDICOM_BYTES, WANTED, HeaderError, read_instance
 from models import Instance
 from tests.factories import RECEIVED_AT, SERIES, STUDY, encode, make_dataset
 
@@ -94,6 +94,24 @@ def test_every_file_pydicom_ships_reads_as_pydicom_reads_it() -> None:
             with pytest.raises(HeaderError):
                 read(data, syntax)
     assert compared > 140
+
+
+@pytest.mark.parametrize(("announced", "implicit"), [(ImplicitVRLittleEndian, False), (ExplicitVRLittleEndian, True)])
+def test_data_set_encoded_otherwise_than_announced_is_still_read(announced: str, implicit: bool) -> None:
+    ds = make_dataset()
+    instance = read(encode(ds, implicit=implicit, little_endian=True), announced)
+    assert dict(instance.attributes).items() >= oracle(ds).items()
+
+
+def test_pydicoms_reader_gets_a_bounded_part_and_its_errors_do_not_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    nested = struct.pack("<HHLHHL", 0x0008, 0x1140, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF) * 5000
+    with pytest.raises(HeaderError):
+        read(nested, ImplicitVRLittleEndian)
+    seen = []
+    monkeypatch.setattr("header.read_dataset", lambda file, *_, **__: seen.append(len(file.getvalue())))
+    with pytest.raises(HeaderError):
+        read(bytes(2**20))
+    assert seen == [PYDICOM_BYTES]
 
 
 def rewritten(ds: Dataset, syntax: str) -> bytes:
