@@ -9,13 +9,15 @@ import base64
 import contextlib
 import heapq
 import itertools
+import math
 import random
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -24,13 +26,30 @@ import pydantic
 import structlog
 
 from control import changes, serve_control
-from header import INSTANCE_LEVEL
+from header import COUNTS, INSTANCE_LEVEL
+from idle import Adaptive, Fixed, IdlePolicy, Phase, Source
 from journal import Bounds, Journal, JournalUnavailable, Waiting
-from models import GatewayError, Instance, SeriesKey, SeriesRecord, SeriesReport, SeriesVerdict
-from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, enqueue, serve_scp
+from models import (
+    MAX_TIMELINE,
+    Association,
+    GatewayError,
+    Instance,
+    SeriesKey,
+    SeriesRecord,
+    SeriesReport,
+    SeriesVerdict,
+    TimelineEntry,
+)
+from pacs import Answer, Pacs, Question
+from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
 from settings import GatewaySettings
 
 REMEMBERED_REVISIONS = 100_000  # closed series whose revision number is known; beyond it numbering restarts at 1
+REMEMBERED_IMAGES = 100  # closed series whose images are known, to tell late images from a series sent again
+ASK_AFTER_S = 0.3  # of silence, where there is a PACS to ask
+ASK_AGAIN_MAX_S = 10.0
+FETCHES = 2  # of one revision
+MODALITY_LENGTH = 16  # a CS
 RETRY_BASE_S = 0.25
 RETRY_AFTER_MAX_S = 3600.0
 RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
@@ -40,7 +59,7 @@ JOURNAL_RETRY_S = 1.0
 DUE_AT_ONCE = 100  # reports made and journalled before the inbox is looked at again
 
 CLOSED = None  # ends a queue
-NOT_IN_ATTRIBUTES = {keyword for keyword, _ in INSTANCE_LEVEL.values()} | {
+NOT_IN_ATTRIBUTES = {keyword for keyword, _ in (INSTANCE_LEVEL | COUNTS).values()} | {
     "PatientID",
     "PatientName",
     "StudyInstanceUID",
@@ -69,9 +88,10 @@ class SeriesRejected(GatewayError):
 
 @dataclass(slots=True)
 class OpenSeries:
-    """A series that is still receiving. `opened` and `last_seen` are loop time."""
+    """A series that is still receiving. `opened`, `last_seen` and all that ends in `_at` are loop time."""
 
     revision: int
+    source: Source
     opened: float
     last_seen: float
     first_received_at: datetime
@@ -79,6 +99,31 @@ class OpenSeries:
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     undecoded: dict[str, bytes] = field(default_factory=dict)
     sop_instance_uids: set[str] = field(default_factory=set)
+    carried: dict[Association, int] = field(default_factory=dict)
+    """How many images each association brought."""
+    longest_s: dict[Phase, float] = field(default_factory=dict)
+    timeline: list[TimelineEntry] = field(default_factory=list)
+    entry: float = math.inf
+    """The earliest of its entries in the heap of deadlines."""
+    idle_hit: bool = False
+    """The idle time-out has passed; the grace period runs."""
+    ask_at: float = math.inf
+    asked: int = 0
+    asking: bool = False
+    fetches: int = 0
+    fetching: bool = False
+    answer: Answer | None = None
+    """The last one of the PACS."""
+
+
+class _Closed(NamedTuple):
+    """What is remembered of a reported series."""
+
+    revision: int
+    source: Source
+    phase: Phase
+    last_seen: float
+    verdict: SeriesVerdict
 
 
 class SeriesCollector:
@@ -87,26 +132,47 @@ class SeriesCollector:
     A report closes the revision. A later instance of the series opens the next one, which carries only what came since.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one parameter a rule
         self,
         *,
-        idle_timeout_s: float,
+        policy: IdlePolicy,
         max_open_s: float,
         gateway_id: str,
+        wall_clock: Callable[[float], datetime],
+        pacs: Container[str] = (),
+        patience_s: float = 0.0,
+        fetch: bool = False,
         revisions: Mapping[SeriesKey, int] = MappingProxyType({}),
     ) -> None:
-        self._idle_timeout_s = idle_timeout_s
+        """`pacs`: calling AE titles that can be asked; `patience_s`: how long to wait for what they say is missing."""
+        self.policy = policy
         self._max_open_s = max_open_s
         self._gateway_id = gateway_id
+        self._wall_clock = wall_clock
+        self._pacs = pacs
+        self._patience_s = patience_s
+        self._fetch = fetch
         self._open: dict[SeriesKey, OpenSeries] = {}
-        self._revisions = dict(revisions)
-        # One entry per open series, never later than its deadline; the number breaks ties.
+        self._closed: dict[SeriesKey, _Closed | int] = dict(revisions)  # of an earlier run, the revision only
+        self._recent: dict[SeriesKey, set[str]] = {}  # what the last reported series held
+        self._carried_last: dict[Association, SeriesKey] = {}  # by those that are open
+        self._carried: dict[Association, set[SeriesKey]] = {}  # the same, of series that are open
+        self._questions: list[Question] = []
+        # At least one entry per open series that is not later than its deadline; the number breaks ties.
         self._deadlines: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
 
+    # --- what happens ---
+
     def observe(self, instance: Instance, now: float) -> None:
         """Count one instance under its series; a repeated one counts once but shows that the series is alive."""
-        series = self._open.get(instance.key) or self._start(instance, now)
+        key = instance.key
+        series = self._open.get(key)
+        if series is None:
+            series = self._open[key] = self._start(instance, now)
+        else:
+            phase = self._phase(key, series)
+            series.longest_s[phase] = max(series.longest_s.get(phase, 0.0), now - series.last_seen)
         series.last_seen = now
         series.last_received_at = max(series.last_received_at, instance.received_at)
         series.sop_instance_uids.add(instance.sop_instance_uid)
@@ -115,15 +181,63 @@ class SeriesCollector:
                 series.attributes[keyword] = values
                 if keyword in instance.undecoded:
                     series.undecoded[keyword] = instance.undecoded[keyword]
+        series.idle_hit = False
+        if series.source.calling_ae_title in self._pacs:
+            series.ask_at = now + ASK_AFTER_S
+        self._carry(instance.association, key, series, now)
+        if series.entry == math.inf or series.ask_at < math.inf or self._phase(key, series) is Phase.COUNTED:
+            self._schedule(key, series)  # else the deadline only moved on
+
+    def released(self, association: Association, now: float) -> None:
+        """An association ended: that shortens the wait of the series it carried, and is a reason to ask the PACS."""
+        self._carried_last.pop(association, None)
+        for key in self._carried.pop(association, ()):
+            series = self._open[key]
+            if series.ask_at < math.inf and self._phase(key, series) in (Phase.RELEASED, Phase.COUNTED):
+                series.ask_at = min(series.ask_at, now)
+            self._schedule(key, series)
+
+    def answered(self, key: SeriesKey, answer: Answer, now: float) -> list[SeriesReport]:
+        """The PACS answered, or did not. A series that is verified by it is closed and reported at once."""
+        series = self._open.get(key)
+        if series is None:  # reported in the meantime
+            return []
+        self._note(
+            series,
+            "pacs.answered",
+            now,
+            PACS=answer.pacs,
+            Count=answer.count,
+            Known=answer.known,
+            Missing=len(answer.missing),
+            Fetched=answer.fetched,
+            Problem=answer.problem,
+        )
+        series.answer = answer
+        series.asking = series.fetching = False
+        if answer.confirmed and answer.here == len(series.sop_instance_uids):
+            return [self._close(key, "verified", now)]
+        series.asked += 1
+        again_s = 0.0 if answer.fetched else min(ASK_AFTER_S * 2.0**series.asked, ASK_AGAIN_MAX_S)
+        series.ask_at = min(series.ask_at, now + again_s)
+        self._schedule(key, series)
+        return []
+
+    # --- what is due ---
 
     def next_deadline(self) -> float | None:
         """When the next series falls due (loop time), None where none is open. Amortised O(log n)."""
         while self._deadlines:
-            entry, number, key = self._deadlines[0]
-            deadline = self._deadline(self._open[key])
+            entry, _, key = self._deadlines[0]
+            series = self._open.get(key)
+            if series is None or entry != series.entry:  # of a series reported since, or an earlier one was added
+                heapq.heappop(self._deadlines)
+                continue
+            deadline = self._deadline(key, series)
             if deadline <= entry:
-                return deadline
-            heapq.heapreplace(self._deadlines, (deadline, number, key))
+                return entry
+            heapq.heappop(self._deadlines)
+            self._schedule(key, series, again=True)
         return None
 
     def due(self, now: float) -> list[SeriesReport]:
@@ -131,35 +245,151 @@ class SeriesCollector:
         reports: list[SeriesReport] = []
         while len(reports) < DUE_AT_ONCE and (deadline := self.next_deadline()) is not None and deadline <= now:
             _, _, key = heapq.heappop(self._deadlines)
-            idle = self._open[key].last_seen + self._idle_timeout_s <= now
-            reports.append(self._close(key, "idle" if idle else "capped"))
+            reports += self._decide(key, self._open[key], now)
         return reports
 
-    def drain(self) -> list[SeriesReport]:
+    def questions(self) -> list[Question]:
+        """What to ask since the last time."""
+        questions, self._questions = self._questions, []
+        return questions
+
+    def drain(self, now: float) -> list[SeriesReport]:
         """Close and report every open series, due or not."""
         self._deadlines.clear()
-        return [self._close(key, "drained") for key in list(self._open)]
+        return [self._close(key, "drained", now) for key in list(self._open)]
+
+    # --- deciding ---
+
+    def _decide(self, key: SeriesKey, series: OpenSeries, now: float) -> list[SeriesReport]:
+        """What to do about a series whose deadline has come: ask, wait for the grace period, fetch, or report it."""
+        idle = self._idle_at(key, series) <= now
+        if idle and series.idle_hit and not self._may_fetch(series):
+            return [self._close(key, "expected" if self._phase(key, series) is Phase.COUNTED else "idle", now)]
+        if not idle and series.opened + self._max_open_s <= now:
+            return [self._close(key, "capped", now)]
+        if idle and series.idle_hit:
+            self._ask(key, series, fetch=True)
+        elif series.ask_at <= now and not series.asking:
+            self._ask(key, series, fetch=False)
+        elif idle:
+            series.idle_hit = True
+            self._note(series, "series.idle", now, **self._silence(key, series))
+        self._schedule(key, series, again=True)
+        return []
+
+    def _may_fetch(self, series: OpenSeries) -> bool:
+        return self._fetch and series.fetches < FETCHES and series.answer is not None and bool(series.answer.missing)
+
+    def _ask(self, key: SeriesKey, series: OpenSeries, *, fetch: bool) -> None:
+        series.ask_at = math.inf
+        series.asking, series.fetching = True, fetch
+        series.fetches += fetch
+        here = frozenset(series.sop_instance_uids)
+        self._questions.append(Question(key, series.source.calling_ae_title, here, fetch))
+
+    def _silence(self, key: SeriesKey, series: OpenSeries) -> dict[str, str | float]:
+        """What an idle decision rests on."""
+        return {
+            "IdleTimeoutS": round(self._timeout_s(key, series), 3),
+            "Policy": self.policy.name,
+            "Phase": self._phase(key, series).value,
+            "LearntFrom": self.policy.known(series.source),
+        }
+
+    def _phase(self, key: SeriesKey, series: OpenSeries) -> Phase:
+        expected = _count_in_tags(series.attributes)
+        if expected is not None and len(series.sop_instance_uids) == expected:
+            return Phase.COUNTED
+        carriers = [association for association in series.carried if association.released_at is None]
+        if not carriers and series.carried:
+            return Phase.RELEASED
+        if carriers and all(self._carried_last.get(association) != key for association in carriers):
+            return Phase.MOVED
+        return Phase.OPEN
+
+    def _timeout_s(self, key: SeriesKey, series: OpenSeries) -> float:
+        if series.answer is not None and series.answer.more and not self._fetch:
+            return self._patience_s
+        return self.policy.timeout_s(series.source, self._phase(key, series), series.longest_s)
+
+    def _idle_at(self, key: SeriesKey, series: OpenSeries) -> float:
+        """When the series is to be taken for idle, or its grace period ends. Bytes that still come are activity."""
+        if series.fetching:
+            return math.inf
+        receiving = (a.receiving_at or 0.0 for a in series.carried if a.released_at is None)
+        timeout_s = self._timeout_s(key, series)
+        grace_s = self.policy.grace_s(timeout_s) if series.idle_hit else 0.0
+        return max(series.last_seen, *receiving, 0.0) + timeout_s + grace_s
+
+    def _deadline(self, key: SeriesKey, series: OpenSeries) -> float:
+        ask_at = math.inf if series.asking else series.ask_at
+        return min(self._idle_at(key, series), series.opened + self._max_open_s, ask_at)
+
+    def _schedule(self, key: SeriesKey, series: OpenSeries, *, again: bool = False) -> None:
+        """Put the deadline on the heap, if it is earlier than what is there (`again`: nothing of it is)."""
+        deadline = self._deadline(key, series)
+        if again or deadline < series.entry:
+            series.entry = deadline
+            heapq.heappush(self._deadlines, (deadline, next(self._numbers), key))
+
+    # --- opening and closing ---
 
     def _start(self, instance: Instance, now: float) -> OpenSeries:
+        closed = self._closed.pop(instance.key, 0)
+        recent = self._recent.pop(instance.key, None)
         series = OpenSeries(
-            revision=self._revisions.pop(instance.key, 0) + 1,
+            revision=(closed.revision if isinstance(closed, _Closed) else closed) + 1,
+            source=Source(instance.calling_ae_title.strip(), (instance.text("Modality") or "")[:MODALITY_LENGTH]),
             opened=now,
             last_seen=now,
             first_received_at=instance.received_at,
             last_received_at=instance.received_at,
         )
-        self._open[instance.key] = series
-        heapq.heappush(self._deadlines, (self._deadline(series), next(self._numbers), instance.key))
+        if isinstance(closed, _Closed) and instance.sop_instance_uid not in (recent or {instance.sop_instance_uid}):
+            late_s = now - closed.last_seen
+            self.policy.learn(closed.source, {closed.phase: late_s})
+            self._note(series, "series.reopened", now, LateByS=round(late_s, 3), Verdict=closed.verdict)
         return series
 
-    def _deadline(self, series: OpenSeries) -> float:
-        return min(series.last_seen + self._idle_timeout_s, series.opened + self._max_open_s)
+    def _carry(self, association: Association | None, key: SeriesKey, series: OpenSeries, now: float) -> None:
+        """Note what brought an image; the series that it carried before may now be over sooner."""
+        if association is None:
+            return
+        if association not in series.carried:
+            series.carried[association] = 0
+            title, address = association.calling_ae_title.strip(), association.peer_address
+            number = association.number
+            self._note(series, "association.joined", now, Association=number, CallingAETitle=title, PeerAddress=address)
+        series.carried[association] += 1
+        if association.released_at is not None:
+            return
+        before = self._carried_last.get(association, key)
+        self._carried_last[association] = key
+        self._carried.setdefault(association, set()).add(key)
+        if before != key and before in self._open:
+            self._schedule(before, self._open[before])
 
-    def _close(self, key: SeriesKey, verdict: SeriesVerdict) -> SeriesReport:
-        series = self._open.pop(key)
-        self._revisions[key] = series.revision
-        if len(self._revisions) > REMEMBERED_REVISIONS:
-            del self._revisions[next(iter(self._revisions))]
+    def _close(self, key: SeriesKey, verdict: SeriesVerdict, now: float) -> SeriesReport:
+        series = self._open[key]
+        phase, silence = self._phase(key, series), self._silence(key, series)
+        for association, images in series.carried.items():
+            released = association.released_at is not None
+            self._note(series, "images.counted", now, Association=association.number, Images=images, Released=released)
+            self._carried.get(association, set()).discard(key)
+        self._note(series, "series.reported", now, Verdict=verdict, Images=len(series.sop_instance_uids))
+        del self._open[key]
+        if verdict not in ("drained", "capped"):
+            self.policy.learn(series.source, {phase: 0.0} | series.longest_s)
+        self._closed[key] = _Closed(series.revision, series.source, phase, series.last_seen, verdict)
+        self._recent[key] = series.sop_instance_uids
+        for memory, size in ((self._closed, REMEMBERED_REVISIONS), (self._recent, REMEMBERED_IMAGES)):
+            if len(memory) > size:
+                del memory[next(iter(memory))]
+        return self._report(key, series, verdict, _basis(verdict, series.answer, silence))
+
+    def _report(self, key: SeriesKey, series: OpenSeries, verdict: SeriesVerdict, basis: str) -> SeriesReport:
+        in_tags, answer = _count_in_tags(series.attributes), series.answer
+        asked = answer is not None and answer.count is not None
         return SeriesReport(
             SeriesInstanceUID=key.series_instance_uid,
             PatientID=key.patient_id,
@@ -171,10 +401,50 @@ class SeriesCollector:
             Undecoded={k: base64.b64encode(v).decode() for k, v in series.undecoded.items()},
             Revision=series.revision,
             Verdict=verdict,
+            ExpectedInstances=answer.count if answer and asked else in_tags,
+            ExpectedFrom="pacs" if asked else "tags" if in_tags else None,
+            MissingSOPInstanceUIDs=list(answer.missing) if answer else [],
+            Basis=basis,
+            Source=" ".join(filter(None, series.source)),
+            IdlePolicy=self.policy.name,
+            Timeline=series.timeline,
             GatewayID=self._gateway_id,
             FirstReceivedAt=series.first_received_at,
             LastReceivedAt=series.last_received_at,
         )
+
+    def _note(self, series: OpenSeries, event: str, now: float, **details: str | float | None) -> None:
+        """Keep one thing that happened as evidence; of very many, the first and the last."""
+        if len(series.timeline) == MAX_TIMELINE:
+            del series.timeline[MAX_TIMELINE // 2]
+        series.timeline.append(TimelineEntry(At=self._wall_clock(now), Event=event, Details=details))
+
+
+def _count_in_tags(attributes: Mapping[str, Sequence[str]]) -> int | None:
+    """How many images a tag says there are: a hint, senders fill it in loosely. None where none says so."""
+    for keyword, _ in COUNTS.values():
+        (text,) = attributes.get(keyword) or ("",)
+        if text.isdecimal() and 0 < int(text) < 2**31:
+            return int(text)
+    return None
+
+
+def _basis(verdict: SeriesVerdict, answer: Answer | None, silence: Mapping[str, str | float]) -> str:
+    """What a verdict rests on, in words."""
+    quiet = "quiet for {IdleTimeoutS:g} s ({Policy}, {Phase}, learnt from {LearntFrom} series)".format_map(silence)
+    said = ""
+    if answer is not None:
+        said = f"; {answer.pacs}: {answer.problem or f'{answer.count} images, {answer.known} known'}"
+    match verdict:
+        case "verified":
+            return f"{answer and answer.pacs} said {answer and answer.count} twice"
+        case "expected":
+            return f"as many images as a tag says, and {quiet}{said}"
+        case "idle":
+            return quiet + said
+        case "capped":
+            return f"open for max_open_s{said}"
+    return f"an operator's request, or a stop{said}"
 
 
 # --- dispatching --------------------------------------------------------------------------------------------
@@ -388,10 +658,29 @@ class Drain(NamedTuple):
     closed: asyncio.Future[int]
 
 
-Inbox = asyncio.Queue[Arrival | Drain | None]
+class Released(NamedTuple):
+    """On the inbox: an association ended."""
+
+    association: Association
 
 
-async def collect(inbox: Inbox, journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher) -> None:
+class Answered(NamedTuple):
+    """On the inbox: what the PACS says of a series."""
+
+    key: SeriesKey
+    answer: Answer
+
+
+Inbox = asyncio.Queue[Arrival | Released | Answered | Drain | None]
+
+
+async def collect(
+    inbox: Inbox,
+    journal: Journal,
+    collector: SeriesCollector,
+    dispatcher: SeriesDispatcher,
+    ask: Callable[[Question], None] | None = None,
+) -> None:
     """Move instances from the inbox through the journal into their series, and reports to the dispatcher, until CLOSED.
 
     What is on the inbox together is committed together: one fsync serves every association that waits.
@@ -402,16 +691,27 @@ async def collect(inbox: Inbox, journal: Journal, collector: SeriesCollector, di
     while not closed:
         items = await _take(inbox, loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline())
         await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
-        drains = [item for item in items if isinstance(item, Drain)]
+        drains = []
+        for item in items:
+            match item:
+                case Released(association):
+                    collector.released(association, loop.time())
+                case Answered(key, answer):
+                    reports += collector.answered(key, answer, loop.time())
+                case Drain():
+                    drains.append(item)
         closed = CLOSED in items
-        drained = collector.drain() if drains or closed else []
+        drained = collector.drain(loop.time()) if drains or closed else []
         reports += drained or collector.due(loop.time())
-        reports = await _report(reports, journal, dispatcher)
+        reports = await _report(reports, journal, collector, dispatcher)
+        for question in collector.questions():
+            if ask is not None:
+                ask(question)
         for drain in drains:
             drain.closed.set_result(len(drained))
 
 
-async def _take(inbox: Inbox, deadline: float | None) -> list[Arrival | Drain | None]:
+async def _take(inbox: Inbox, deadline: float | None) -> list[Arrival | Released | Answered | Drain | None]:
     """All that is in the inbox, waiting for the first until `deadline`: what has arrived is seen before what is due."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
@@ -440,12 +740,14 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
             arrival.status.set_result(status)
 
 
-async def _report(reports: list[SeriesReport], journal: Journal, dispatcher: SeriesDispatcher) -> list[SeriesReport]:
+async def _report(
+    reports: list[SeriesReport], journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher
+) -> list[SeriesReport]:
     """Move closed series into the journal's outbox; returns those that it could not take now."""
     for first in range(0, len(reports), DUE_AT_ONCE):
         some = reports[first : first + DUE_AT_ONCE]
         try:
-            waiting = await journal.close(some)
+            waiting = await journal.close(some, {(*source,): text for source, text in collector.policy.news().items()})
         except JournalUnavailable as error:
             log.error("series.unreported", count=len(reports) - first, reason=str(error))
             return reports[first:]
@@ -453,6 +755,7 @@ async def _report(reports: list[SeriesReport], journal: Journal, dispatcher: Ser
             log.info(
                 "series.reported",
                 verdict=report.Verdict,
+                basis=report.Basis,
                 series_instance_uid=report.SeriesInstanceUID,
                 revision=report.Revision,
                 instances=report.NumInstances,
@@ -497,13 +800,27 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             tasks.create_task(dispatcher.run(), name="dispatch"),
             tasks.create_task(watch(journal), name="watch"),
         ]
-        collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher), name="collect")
-        if listen:
-            await _listen(settings, stop, inbox, journal, dispatcher)
-        else:
-            dispatcher.hurry()
-        await inbox.put(CLOSED)
-        await collecting
+        handle_store = enqueue(inbox, settings.inbox_timeout_s)
+        asking: set[asyncio.Task[None]] = set()
+        async with Pacs.open(settings, partial(stored_instances, http), handle_store) as pacs:
+
+            async def answer(question: Question) -> None:
+                await inbox.put(Answered(question.key, await pacs.ask(question)))
+
+            def ask(question: Question) -> None:
+                task = tasks.create_task(answer(question), name="ask")
+                asking.add(task)
+                task.add_done_callback(asking.discard)
+
+            collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask), name="collect")
+            if listen:
+                await _listen(settings, stop, inbox, journal, dispatcher, handle_store)
+            else:
+                dispatcher.hurry()
+            for task in asking:
+                task.cancel()
+            await inbox.put(CLOSED)
+            await collecting
         undelivered = await dispatcher.drain(settings.drain_timeout_s)
         for task in background:
             task.cancel()
@@ -513,13 +830,23 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
 
 def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:
     """Re-arm what an earlier run left: open series with a full time-out from now, reports in their order."""
+    loop = asyncio.get_running_loop()
+    policy: IdlePolicy = Fixed(settings.idle_timeout_s)
+    if settings.idle_policy == "adaptive":
+        policy = Adaptive(settings.idle_timeout_s, settings.idle_max_s)
+        for source, learnt in journal.learnt().items():
+            policy.load(Source(*source), learnt)
     collector = SeriesCollector(
-        idle_timeout_s=settings.idle_timeout_s,
+        policy=policy,
         max_open_s=settings.max_open_s,
         gateway_id=settings.id,
+        wall_clock=lambda at: datetime.now(UTC) + timedelta(seconds=at - loop.time()),
+        pacs=settings.pacs_by_ae_title,
+        patience_s=settings.idle_max_s,
+        fetch=settings.fetch_missing != "off",
         revisions=journal.revisions(),
     )
-    now = asyncio.get_running_loop().time()
+    now = loop.time()
     for instance in journal.replay():
         collector.observe(instance, now)
     dispatcher.pause(from_wall_clock(journal.paused_until()))
@@ -529,11 +856,24 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
     return collector
 
 
-async def _listen(
-    settings: GatewaySettings, stop: asyncio.Event, inbox: Inbox, journal: Journal, dispatcher: SeriesDispatcher
+async def stored_instances(http: httpx.AsyncClient, key: SeriesKey) -> list[str]:
+    """SOP Instance UIDs that the server has of a series; none where it cannot say."""
+    try:
+        response = await http.get(f"series/{key.series_instance_uid}/instances")
+        return [str(uid) for uid in response.raise_for_status().json()["SOPInstanceUIDs"]]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return []
+
+
+async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
+    settings: GatewaySettings,
+    stop: asyncio.Event,
+    inbox: Inbox,
+    journal: Journal,
+    dispatcher: SeriesDispatcher,
+    handle_store: HandleStore,
 ) -> None:
     """Take instances and the operator's requests until `stop`."""
-    handle_store = enqueue(inbox, settings.inbox_timeout_s)
 
     async def status() -> dict[str, Any]:
         reason = journal.saturated()
@@ -546,10 +886,15 @@ async def _listen(
         dispatcher.hurry()
         return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
 
+    def observe(association: Association) -> None:
+        if association.released_at is not None:
+            tasks.create_task(inbox.put(Released(association)), name="released")
+
     operations = {"status": status, "drain": drain, **changes(journal, dispatcher.submit)}
     async with (
         serve_control(settings.journal_path, operations),
-        serve_scp(settings, handle_store, journal.saturated) as port,
+        asyncio.TaskGroup() as tasks,
+        serve_scp(settings, handle_store, journal.saturated, observe) as port,
     ):
         log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
         await stop.wait()

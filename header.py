@@ -15,7 +15,7 @@ from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
-from models import GatewayError, Instance
+from models import Association, GatewayError, Instance
 
 MAX_HEADER_BYTES = 8 * 2**20  # a deflated data set is inflated no further than this
 PYDICOM_BYTES = 2**16  # what our own walk finds no identity in is tried once more with pydicom's, no further than this
@@ -52,7 +52,11 @@ SERIES_LEVEL = {
     0x00400244: ("PerformedProcedureStepStartDate", "DA"),
     0x00400245: ("PerformedProcedureStepStartTime", "TM"),
 }
-WANTED = INSTANCE_LEVEL | SERIES_LEVEL
+COUNTS = {  # of the images there should be: hints only, senders fill them in loosely
+    0x00201002: ("ImagesInAcquisition", "IS"),
+    0x00201209: ("NumberOfSeriesRelatedInstances", "IS"),
+}
+WANTED = INSTANCE_LEVEL | SERIES_LEVEL | COUNTS
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
 IDENTITY = {0x00080018, 0x0020000D, 0x0020000E}  # SOP, Study and Series Instance UID
@@ -90,8 +94,14 @@ class Encoding(NamedTuple):
     order: str  # struct's byte order mark
 
 
-def read_instance(
-    data_set: bytes, *, transfer_syntax_uid: str, calling_ae_title: str, peer_address: str, received_at: datetime
+def read_instance(  # noqa: PLR0913 - one parameter a field
+    data_set: bytes,
+    *,
+    transfer_syntax_uid: str,
+    calling_ae_title: str,
+    peer_address: str,
+    received_at: datetime,
+    association: Association | None = None,
 ) -> Instance:
     """Read one Instance from an encoded data set (without File Meta Information).
 
@@ -119,6 +129,7 @@ def read_instance(
         received_at=received_at,
         attributes=attributes,
         undecoded=undecoded,
+        association=association,
     )
 
 

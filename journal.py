@@ -12,20 +12,22 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
 from models import GatewayError, Instance, SeriesKey, SeriesReport
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEY = "study_instance_uid, series_instance_uid, patient_id"
+LEARNT_SOURCES = 1000
 HISTORY_REPORTS = 10_000
 HISTORY_AGE_S = 7 * 86400.0
 PRUNE_EVERY = 100  # deliveries
@@ -63,6 +65,12 @@ CREATE TABLE server (  -- one row
     probed_at REAL NOT NULL
 );
 INSERT INTO server VALUES (1, 0, 0);
+"""
+SCHEMA_2 = """
+CREATE TABLE learnt (  -- the idle policy's, by source
+    calling_ae_title TEXT NOT NULL, modality TEXT NOT NULL, content TEXT NOT NULL,
+    PRIMARY KEY (calling_ae_title, modality)
+);
 """
 
 # One statement however many there are: each statement costs a switch of threads.
@@ -152,9 +160,19 @@ class Journal:
         """Log instances, all in one transaction with one fsync. Raises JournalUnavailable; then none is kept."""
         await self._write(self._keep, instances)
 
-    async def close(self, reports: Sequence[SeriesReport]) -> list[Waiting]:
-        """Move the reports' instances from the log into the reports, in one transaction. Raises JournalUnavailable."""
-        return await self._write(self._close, reports)
+    async def close(
+        self, reports: Sequence[SeriesReport], learnt: Mapping[tuple[str, str], str] = MappingProxyType({})
+    ) -> list[Waiting]:
+        """Move the reports' instances from the log into the reports, in one transaction. Raises JournalUnavailable.
+
+        `learnt`: what the idle policy has learnt, by calling AE title and modality.
+        """
+        return await self._write(self._close, reports, learnt)
+
+    def learnt(self) -> dict[tuple[str, str], str]:
+        """What the idle policy had learnt, oldest first."""
+        rows = self._connection.execute("SELECT * FROM learnt ORDER BY rowid")
+        return {(row["calling_ae_title"], row["modality"]): row["content"] for row in rows}
 
     def replay(self) -> Iterator[Instance]:
         """Every instance of the log; call it once, before anything is kept.
@@ -307,10 +325,18 @@ class Journal:
         )
         return int(cursor.lastrowid or 0)
 
-    def _close(self, reports: Sequence[SeriesReport]) -> list[Waiting]:
+    def _close(self, reports: Sequence[SeriesReport], learnt: Mapping[tuple[str, str], str]) -> list[Waiting]:
         waiting, moved = [], 0
         emptied: list[SeriesKey] = []
         with self._transaction():
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO learnt VALUES (?, ?, ?)",
+                [(*source, content) for source, content in learnt.items()],
+            )
+            self._execute(
+                "DELETE FROM learnt WHERE rowid IN (SELECT rowid FROM learnt ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
+                LEARNT_SOURCES,
+            )
             for report in reports:
                 waiting.append(self._insert_report(report))
                 if (series := self._open.get(report.key)) is None or report.key in emptied:
@@ -470,8 +496,8 @@ def _connect(path: Path) -> sqlite3.Connection:
                 f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
                 f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
             )
-        if version == 0:
-            connection.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        steps = "".join((SCHEMA, SCHEMA_2)[version:])
+        connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     except BaseException:
         connection.close()
         raise

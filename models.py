@@ -11,6 +11,10 @@ SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see README, "What it promises"."""
 
 
+MAX_TIMELINE = 200  # entries of one report
+MAX_MISSING = 1000  # UIDs of one report
+
+
 class GatewayError(Exception):
     """Base of every error that one of our files raises for another to handle."""
 
@@ -25,6 +29,20 @@ class SeriesKey(NamedTuple):
     study_instance_uid: str
     series_instance_uid: str
     patient_id: str | None
+
+
+@dataclass(slots=True, eq=False)
+class Association:
+    """One association: its acceptor changes it, others read. Times are the event loop's, in seconds."""
+
+    number: int
+    calling_ae_title: str
+    peer_address: str
+    opened_at: float
+    receiving_at: float | None = None
+    """When bytes of an instance that has not ended last came; None between instances."""
+    released_at: float | None = None
+    """When it ended, however it did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,8 @@ class Instance:
     received_at: datetime
     attributes: Mapping[str, tuple[str, ...]]
     undecoded: Mapping[str, bytes] = field(default_factory=dict)
+    association: Association | None = field(default=None, compare=False, repr=False)
+    """What carried it; None where that is not known any more."""
 
     @property
     def key(self) -> SeriesKey:
@@ -72,6 +92,18 @@ Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
+class TimelineEntry(BaseModel):
+    """One thing that happened to a series, as evidence. Never patient data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    At: AwareDatetime
+    Event: Annotated[str, Field(pattern=r"^[a-z]+\.[a-z_]+$", max_length=64, description="As in the logs: noun.verb.")]
+    Details: Annotated[
+        dict[Keyword, bool | int | float | Annotated[str, Field(max_length=256)] | None], Field(max_length=16)
+    ] = {}
+
+
 class SeriesReport(BaseModel):
     """What `POST /series` takes. The first five fields are all a minimal client needs."""
 
@@ -93,7 +125,21 @@ class SeriesReport(BaseModel):
     ] = {}
     Revision: Annotated[int, Field(ge=1, lt=2**31, description="Counts this gateway's reports of the series.")] = 1
     Verdict: SeriesVerdict | None = None
-    ExpectedInstances: Count | None = None
+    ExpectedInstances: Annotated[
+        Count | None, Field(description="So many there should be, as `ExpectedFrom` says.")
+    ] = None
+    ExpectedFrom: Annotated[
+        Literal["pacs", "tags"] | None, Field(description="Who says so: the PACS, asked twice, or a tag of the images.")
+    ] = None
+    MissingSOPInstanceUIDs: Annotated[
+        list[Uid], Field(max_length=MAX_MISSING, description="Of what the PACS has: what neither side had when asked.")
+    ] = []
+    Basis: Annotated[str | None, Field(max_length=256, description="What the verdict rests on, in words.")] = None
+    Source: Annotated[str | None, Field(max_length=64, description="Calling AE title and modality, as learnt for.")] = (
+        None
+    )
+    IdlePolicy: Annotated[str | None, Field(max_length=32)] = None
+    Timeline: Annotated[list[TimelineEntry], Field(max_length=MAX_TIMELINE)] = []
     GatewayID: Annotated[str, Field(max_length=64)] | None = None
     FirstReceivedAt: AwareDatetime | None = None
     LastReceivedAt: AwareDatetime | None = None

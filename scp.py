@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 import socket
@@ -19,7 +20,7 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from header import HeaderError, read_instance
-from models import GatewayError, Instance
+from models import Association, GatewayError, Instance
 from settings import GatewaySettings
 from upper_layer import (
     NEED_DATA,
@@ -113,15 +114,19 @@ def _refuse(arrival: Arrival) -> None:
 
 @asynccontextmanager
 async def serve_scp(
-    settings: GatewaySettings, handle_store: HandleStore, saturated: Callable[[], str | None]
+    settings: GatewaySettings,
+    handle_store: HandleStore,
+    saturated: Callable[[], str | None],
+    observe: Callable[[Association], None] = lambda _: None,
 ) -> AsyncIterator[int]:
     """Listen for associations; yields the port bound.
 
     While `saturated` gives a reason, new associations are rejected as transient, local limit exceeded (PS3.8 table
     9-21), and instances on open ones are answered OUT_OF_RESOURCES. On exit: stops accepting, lets open associations
-    finish within `drain_timeout_s`, then aborts what is left. Raises CannotListen where the address cannot be bound.
+    finish within `drain_timeout_s`, then aborts what is left. `observe` is told of every association when it
+    is established and when it has ended. Raises CannotListen where the address cannot be bound.
     """
-    scp = _Scp(settings, handle_store, saturated)
+    scp = _Scp(settings, handle_store, saturated, observe)
     with _listen(settings) as listener:
         if scp.tls is not None:
             scp.loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)
@@ -196,7 +201,11 @@ class _Scp:
     """What the associations of one listener share: settings, and who is connected."""
 
     def __init__(
-        self, settings: GatewaySettings, handle_store: HandleStore, saturated: Callable[[], str | None]
+        self,
+        settings: GatewaySettings,
+        handle_store: HandleStore,
+        saturated: Callable[[], str | None],
+        observe: Callable[[Association], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.settings = settings
@@ -205,6 +214,8 @@ class _Scp:
         self.tls = tls_context(settings)
         self.handle_store = handle_store
         self.saturated = saturated
+        self.observe = observe
+        self.numbers = itertools.count(1)
         self.read_buffer = memoryview(bytearray(READ_BYTES))  # shared: what is read is taken over before the next read
         self.connections: dict[_Association, None] = {}  # in order of arrival
         self.established = 0
@@ -303,7 +314,7 @@ class _Association(asyncio.BufferedProtocol):
         self._storing: asyncio.Future[int] | None = None
         self._may_write = True
         self._paused = False
-        self._established = False
+        self._association: Association | None = None  # while established
         self._pdus = 0
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -348,6 +359,8 @@ class _Association(asyncio.BufferedProtocol):
             self._pause()
         else:
             self._advance()
+            if self._association is not None:
+                self._association.receiving_at = self._loop.time() if self._acceptor.in_instance else None
 
     def _pause(self) -> None:
         self._paused = True
@@ -370,8 +383,10 @@ class _Association(asyncio.BufferedProtocol):
         if self._socket is not None:
             self._socket.detach()  # the transport closes it
             self._socket = None
-        if self._established:
-            self._established = False
+        if self._association is not None:
+            self._association.released_at = self._loop.time()
+            self._scp.observe(self._association)
+            self._association = None
             self._scp.established -= 1
         self._scp.forget(self)
 
@@ -439,8 +454,10 @@ class _Association(asyncio.BufferedProtocol):
             self._log("association.rejected", result_source_reason=rejection)
             self._end(self._acceptor.reject(*rejection))
             return
-        self._established = True
+        number, now = next(self._scp.numbers), self._loop.time()
+        self._association = Association(number, self._calling_ae_title, self.address, now)
         self._scp.established += 1
+        self._scp.observe(self._association)
         self._transport.write(self._acceptor.accept())
 
     def _keep(self) -> None:
@@ -456,6 +473,7 @@ class _Association(asyncio.BufferedProtocol):
                 calling_ae_title=self._calling_ae_title,
                 peer_address=self.address,
                 received_at=datetime.now(UTC),
+                association=self._association,
             )
         except HeaderError as error:
             self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)

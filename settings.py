@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, HttpUrl, StringConstraints, ValidationError, field_validator, model_validator
@@ -71,7 +71,29 @@ class GatewaySettings(BaseSettings):
         max_length=64,
         description="Name of this gateway in its reports; by default host name and a random part.",
     )
-    idle_timeout_s: Seconds = Field(2.0, description="A series this long without a new image is reported as idle.")
+    idle_policy: Literal["adaptive", "fixed"] = Field(
+        "adaptive", description="How long a series may be quiet: learnt per sender and modality, or the same for all."
+    )
+    idle_timeout_s: Seconds = Field(
+        2.0,
+        description="Fixed policy: a series this long without a new image is reported as idle. Adaptive policy: what "
+        "the waits for a sender not known yet are derived from.",
+    )
+    idle_max_s: Seconds = Field(
+        60.0, description="Longest adaptive wait, and longest wait for images that the PACS has and has not sent."
+    )
+    pacs: str = Field(
+        "",
+        description="Senders that can be asked what a series holds: AE@HOST:PORT, comma separated, matched by the "
+        "calling AE title.",
+    )
+    pacs_timeout_s: Seconds = Field(5.0, description="Longest wait for a PACS: to associate, and for each answer.")
+    fetch_missing: Literal["off", "get", "move"] = Field(
+        "off", description="Fetch what the PACS has and did not send, by C-GET, or by C-MOVE to our AE title."
+    )
+    trace_path: Path | None = Field(
+        None, description="Record when images come, as JSON Lines, for `make completion TRACES=folder`."
+    )
     max_open_s: Seconds = Field(900.0, description="A series open this long is reported as capped, quiet or not.")
     drain_timeout_s: Seconds = Field(
         30.0, description="On SIGTERM and drain: longest wait for open associations, then for undelivered reports."
@@ -97,6 +119,9 @@ class GatewaySettings(BaseSettings):
         if any(entry in ("", "@") for entry in self._entries()):
             raise ValueError("GATEWAY_ALLOWED_PEERS has an empty entry: remove the comma")
         self._peers  # noqa: B018 - raises where an entry is wrong
+        self.pacs_by_ae_title  # noqa: B018 - raises where an entry is wrong
+        if self.fetch_missing != "off" and not self.pacs.strip():
+            raise ValueError(f"GATEWAY_FETCH_MISSING={self.fetch_missing} needs GATEWAY_PACS to fetch from")
         if self.tls_cert is None and (self.tls_key or self.tls_ca or self.tls_client_certs != "none"):
             raise ValueError("GATEWAY_TLS_CERT is missing: without it the other GATEWAY_TLS_… do nothing")
         if self.tls_client_certs != "none" and self.tls_ca is None:
@@ -115,6 +140,12 @@ class GatewaySettings(BaseSettings):
         if self.workers == 1:
             return [path]
         return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, self.workers + 1)]
+
+    @cached_property
+    def pacs_by_ae_title(self) -> dict[str, "Peer"]:
+        """Who can be asked, by AE title."""
+        entries = [_pacs(entry.strip()) for entry in self.pacs.split(",")] if self.pacs.strip() else []
+        return {peer.ae_title: peer for peer in entries}
 
     def may_connect(self, address: str) -> bool:
         """Whether a peer at this address may send at all, whatever it calls itself."""
@@ -138,6 +169,22 @@ class GatewaySettings(BaseSettings):
 
     def _entries(self) -> list[str]:
         return [entry.strip() for entry in self.allowed_peers.split(",")] if self.allowed_peers.strip() else []
+
+
+class Peer(NamedTuple):
+    """A DICOM application that we call."""
+
+    ae_title: str
+    host: str
+    port: int
+
+
+def _pacs(entry: str) -> Peer:
+    ae_title, at, address = entry.partition("@")
+    host, colon, port = address.rpartition(":")
+    if not (ae_title.strip() and at and host and colon and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"GATEWAY_PACS entry {entry!r} is not of the form AE@HOST:PORT")
+    return Peer(ae_title.strip(), host.strip("[]"), int(port))
 
 
 def _peer(entry: str) -> tuple[str, IPv4Network | IPv6Network | None]:

@@ -230,6 +230,11 @@ class Acceptor:
         """Whether a PDU has begun and not ended: what a time-out per PDU watches."""
         return self._pdu_left > 0 or len(self._buffer) > self._at
 
+    @property
+    def in_instance(self) -> bool:
+        """Whether a C-STORE-RQ has come and is not answered."""
+        return self._store is not None
+
     def next_event(self) -> Event:
         """The next event, NEED_DATA or PAUSED."""
         if self._next is not None:

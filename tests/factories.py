@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from client import SeriesCollector
+from idle import IdlePolicy
 from journal import Bounds, Journal, _connect
 from models import Instance, SeriesReport
 
@@ -107,3 +109,14 @@ def memory_journal() -> Iterator[Journal]:
         yield Journal(Path("/tmp"), connection, UNBOUNDED, Inline())  # noqa: S108 - only its free space is looked at
     finally:
         connection.close()
+
+
+def collector_of(policy: IdlePolicy, *, max_open_s: float = 1e9, **options: Any) -> SeriesCollector:
+    """A collector in virtual time, which begins at RECEIVED_AT."""
+    return SeriesCollector(
+        policy=policy,
+        max_open_s=max_open_s,
+        gateway_id="test",
+        wall_clock=lambda at: RECEIVED_AT + timedelta(seconds=at),
+        **options,
+    )

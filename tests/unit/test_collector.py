@@ -3,6 +3,7 @@
 import struct
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from client import DUE_AT_ONCE, SeriesCollector
 from header import WANTED, read_instance
+from idle import Fixed
 from models import SeriesReport
-from tests.factories import RECEIVED_AT, SERIES, STUDY, encode, make_dataset, make_instance
+from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 
 IDLE_S = 2.0
 MAX_OPEN_S = 10.0
@@ -24,7 +26,7 @@ def collector() -> SeriesCollector:
 
 
 def new_collector() -> SeriesCollector:
-    return SeriesCollector(idle_timeout_s=IDLE_S, max_open_s=MAX_OPEN_S, gateway_id="test")
+    return collector_of(Fixed(IDLE_S), max_open_s=MAX_OPEN_S)
 
 
 def sops(report: SeriesReport) -> set[str]:
@@ -108,23 +110,23 @@ def test_late_image_opens_the_next_revision_with_only_the_new(collector: SeriesC
 
 def test_drain_reports_what_is_open_and_empties(collector: SeriesCollector) -> None:
     collector.observe(make_instance("1"), 0.0)
-    (report,) = collector.drain()
+    (report,) = collector.drain(99.0)
     assert report.Verdict == "drained"
-    assert (collector.next_deadline(), collector.drain()) == (None, [])
+    assert (collector.next_deadline(), collector.drain(99.0)) == (None, [])
 
 
 def test_attribute_missing_in_the_first_image_is_taken_from_a_later_one(collector: SeriesCollector) -> None:
     bare = make_instance("1")
     collector.observe(replace(bare, attributes={"PatientID": ("P1",), "PatientName": ()}), 0.0)
     collector.observe(make_instance("2"), 0.0)
-    (report,) = collector.drain()
+    (report,) = collector.drain(99.0)
     assert report.PatientName == "Test^One"
     assert report.Attributes == {"Modality": ["CT"]}
 
 
 def test_undecoded_text_is_reported_as_base64(collector: SeriesCollector) -> None:
     collector.observe(replace(make_instance("1"), undecoded={"PatientName": b"\xff"}), 0.0)
-    assert collector.drain()[0].Undecoded == {"PatientName": "/w=="}
+    assert collector.drain(99.0)[0].Undecoded == {"PatientName": "/w=="}
 
 
 arrivals = st.lists(
@@ -155,7 +157,7 @@ def test_any_arrivals_split_at_idle_gaps_and_nothing_is_lost_or_doubled(gaps: li
         seen[series] = now
         expected[series][-1].add(instance.sop_instance_uid)
         collector.observe(instance, now)
-    reports += collector.drain()
+    reports += collector.drain(99.0)
     for series, revisions in expected.items():
         mine = [r for r in reports if r.SeriesInstanceUID == series]
         assert [r.Revision for r in mine] == list(range(1, len(revisions) + 1))
@@ -167,10 +169,10 @@ def test_next_deadline_does_not_look_at_every_series(monkeypatch: pytest.MonkeyP
     looked_at = 0
     compute = SeriesCollector._deadline
 
-    def counting(self: SeriesCollector, series: object) -> float:
+    def counting(self: SeriesCollector, *series: Any) -> float:
         nonlocal looked_at
         looked_at += 1
-        return compute(self, series)  # type: ignore[arg-type]
+        return compute(self, *series)
 
     monkeypatch.setattr(SeriesCollector, "_deadline", counting)
     n = 2000
@@ -203,15 +205,15 @@ def test_whatever_a_header_holds_can_be_reported(values: dict[str, list[bytes]])
     )
     collector = new_collector()
     collector.observe(instance, 0.0)
-    (report,) = collector.drain()
+    (report,) = collector.drain(99.0)
     assert SeriesReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_a_new_revision_follows_the_last_one_of_an_earlier_run() -> None:
     key = make_instance().key
-    collector = SeriesCollector(idle_timeout_s=IDLE_S, max_open_s=MAX_OPEN_S, gateway_id="g", revisions={key: 4})
+    collector = collector_of(Fixed(IDLE_S), revisions={key: 4})
     collector.observe(make_instance(), 0.0)
-    assert collector.drain()[0].Revision == 5
+    assert collector.drain(99.0)[0].Revision == 5
 
 
 def test_no_more_series_are_closed_at_once_than_may_keep_the_inbox_waiting(collector: SeriesCollector) -> None:

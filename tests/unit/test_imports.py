@@ -14,10 +14,12 @@ MAY_IMPORT = {
     "upper_layer": set(),
     "scp": {"models", "header", "settings", "upper_layer"},
     "journal": {"models"},
+    "idle": set(),
+    "pacs": {"models", "header", "settings"},
     "control": {"models", "journal"},
     "workers": {"settings", "scp"},
     "commands": {"models", "settings", "telemetry", "journal", "control", "scp", "workers"},
-    "client": {"models", "header", "settings", "scp", "journal", "control", "commands"},
+    "client": {"models", "header", "settings", "scp", "journal", "idle", "pacs", "control", "commands"},
     "db": {"models"},
     "server": {"models", "db", "settings", "telemetry"},
 }

@@ -1,0 +1,328 @@
+"""Asks the PACS: how many instances has this series, and which are missing (PS3.4 Annex C); fetches what is missing.
+
+pynetdicom as SCU, in a few threads beside the event loop; every question is bounded in time and in matches.
+"""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, TypeVar
+
+from pydicom.dataset import Dataset
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from header import read_instance
+from models import MAX_MISSING, GatewayError, Instance, SeriesKey
+from settings import GatewaySettings, Peer
+
+CONFIRM_S = 0.2  # between two answers that have to be equal
+INTERVAL_S = 0.05  # least time between two questions to one PACS
+AT_ONCE = 2  # questions to one PACS at the same time
+THREADS = 8
+MAX_MATCHES = 20_000
+FETCHED_AT_ONCE = 50  # SOP Instance UIDs in one retrieve request: the list has to fit into 64 KiB
+MAX_CLASSES = 120  # presentation contexts, of at most 128
+
+SUCCESS = 0x0000
+PENDING = (0xFF00, 0xFF01)  # PS3.4 §C.4.1.1.4, §C.4.2.1.5
+SUB_OPERATIONS_FAILED = 0xB000
+
+T = TypeVar("T")
+
+
+class PacsUnavailable(GatewayError):
+    """No answer, or one that cannot be used. The text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask about a series."""
+
+    key: SeriesKey
+    calling_ae_title: str
+    """Of its sender, which is asked."""
+    here: frozenset[str]
+    """The SOP Instance UIDs that stand in no report yet."""
+    fetch: bool
+    """Whether what is missing is to be fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the PACS says of a series, and what is known of it here and at the server."""
+
+    pacs: str
+    here: int
+    """Images that stood here when it was asked."""
+    known: int = 0
+    """Those and the server's, together."""
+    count: int | None = None
+    """What the PACS has; None where it gave no answer."""
+    confirmed: bool = False
+    """It said so twice, and it is what is known."""
+    missing: Sequence[str] = ()
+    fetched: int = 0
+    problem: str | None = None
+
+    @property
+    def more(self) -> bool:
+        """The PACS has more than is known."""
+        return self.count is not None and self.count > self.known
+
+
+class Pacs:
+    """Asks the senders that can be asked."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        known: Callable[[SeriesKey], Awaitable[Collection[str]]],
+        handle_store: Callable[[Instance], Awaitable[int]],
+        threads: Executor,
+    ) -> None:
+        """`known` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them."""
+        self._settings = settings
+        self._peers: Mapping[str, Peer] = settings.pacs_by_ae_title
+        self._known = known
+        self._handle_store = handle_store
+        self._threads = threads
+        self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
+        self._next_at: dict[str, float] = defaultdict(float)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        settings: GatewaySettings,
+        known: Callable[[SeriesKey], Awaitable[Collection[str]]],
+        handle_store: Callable[[Instance], Awaitable[int]],
+    ) -> AsyncIterator["Pacs"]:
+        """With threads of its own; on exit waits for the questions in flight, at most `pacs_timeout_s` each."""
+        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pacs")
+        try:
+            yield cls(settings, known, handle_store, threads)
+        finally:
+            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
+
+    async def ask(self, question: Question) -> Answer:
+        """Ask once, and a second time where the first answer is what is known. Never raises PacsUnavailable."""
+        peer = self._peers[question.calling_ae_title.strip()]
+        here = len(question.here)
+        try:
+            async with self._turns[peer.ae_title]:
+                found = await self._ask(peer, partial(_find, key=question.key))
+                known = set(question.here)
+                if found.count != here:
+                    known |= set(await self._known(question.key))
+                if found.is_all(known):
+                    await asyncio.sleep(CONFIRM_S)
+                    again = await self._ask(peer, partial(_find, key=question.key))
+                    return Answer(peer.ae_title, here, len(known), again.count, again.is_all(known))
+                missing = await self._missing(peer, question.key, found, known)
+                fetched = 0
+                if question.fetch and missing:
+                    fetched = await self._fetch(peer, question.key, missing)
+                uids = tuple(missing)[:MAX_MISSING]
+                return Answer(peer.ae_title, here, len(known), found.count, missing=uids, fetched=fetched)
+        except PacsUnavailable as error:
+            return Answer(peer.ae_title, here, problem=str(error))
+
+    async def _missing(self, peer: Peer, key: SeriesKey, found: "Found", known: set[str]) -> dict[str, str]:
+        """SOP Instance UID and SOP Class UID of what only the PACS has."""
+        if found.count <= len(known) and found.images is None:
+            return {}
+        images = found.images or (await self._ask(peer, partial(_find_images, key=key))).images or {}
+        return {uid: sop_class for uid, sop_class in images.items() if uid not in known}
+
+    async def _fetch(self, peer: Peer, key: SeriesKey, missing: Mapping[str, str]) -> int:
+        if self._settings.fetch_missing == "move":
+            return await self._ask(peer, partial(_move, key=key, uids=list(missing), to=self._settings.ae_title))
+        loop = asyncio.get_running_loop()
+
+        def store(instance: Instance) -> int:
+            """In pynetdicom's thread."""
+            return asyncio.run_coroutine_threadsafe(_wait_for(self._handle_store(instance)), loop).result()
+
+        return await self._ask(peer, partial(_get, key=key, missing=missing, store=store))
+
+    async def _ask(self, peer: Peer, do: Callable[..., T]) -> T:
+        """Run in a thread, not before this PACS may be asked again. Raises PacsUnavailable."""
+        loop = asyncio.get_running_loop()
+        at = self._next_at[peer.ae_title] = max(loop.time(), self._next_at[peer.ae_title] + INTERVAL_S)
+        await asyncio.sleep(at - loop.time())
+        line = _Line(peer, self._settings.ae_title, self._settings.pacs_timeout_s)
+        try:
+            return await loop.run_in_executor(self._threads, do, line)
+        except PacsUnavailable:
+            raise
+        except Exception as error:  # the edge to a foreign peer, which can say anything
+            raise PacsUnavailable(type(error).__name__) from error
+
+
+# --- in a thread ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a PACS has of a series: how many images, and which, where it was asked that."""
+
+    count: int
+    images: Mapping[str, str] | None = None
+    """SOP Instance UID to SOP Class UID."""
+
+    def is_all(self, known: Collection[str]) -> bool:
+        """Whether that is what is known, by UIDs where there are some; nothing is never all."""
+        return self.count > 0 and (self.count == len(known) if self.images is None else set(self.images) == set(known))
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """How to reach a PACS."""
+
+    peer: Peer
+    ae_title: str
+    timeout_s: float
+
+    @contextmanager
+    def associated(self, abstract_syntax: str, scp_of: Collection[str] = (), **options: Any) -> Iterator[Association]:
+        """An association that is surely ended. Raises PacsUnavailable."""
+        ae = AE(self.ae_title)
+        ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = self.timeout_s
+        contexts = [build_context(abstract_syntax)]
+        contexts += [build_context(uid, ALL_TRANSFER_SYNTAXES) for uid in scp_of]
+        roles: list[Any] = [build_role(uid, scp_role=True) for uid in scp_of]
+        assoc = ae.associate(
+            self.peer.host, self.peer.port, contexts, ae_title=self.peer.ae_title, ext_neg=roles, **options
+        )
+        if not assoc.is_established:
+            raise PacsUnavailable("rejected the association" if assoc.is_rejected else "cannot be reached")
+        try:
+            if not any(context.abstract_syntax == abstract_syntax for context in assoc.accepted_contexts):
+                raise PacsUnavailable("does not serve this question")
+            yield assoc
+        finally:
+            if assoc.is_established:
+                assoc.release()
+            if assoc.is_established:
+                assoc.abort()
+
+
+def _find(line: _Line, *, key: SeriesKey) -> Found:
+    """The count at SERIES level, or, where the PACS gives none or zero, the list at IMAGE level."""
+    identifier = _identifier("SERIES", key)
+    identifier.NumberOfSeriesRelatedInstances = None
+    matches = [ds for ds in _matches(line, identifier) if _is_about(ds, key)]
+    counts = [int(ds.NumberOfSeriesRelatedInstances) for ds in matches if ds.get("NumberOfSeriesRelatedInstances")]
+    if len(counts) == 1 and counts[0] > 0:
+        return Found(counts[0])
+    return _find_images(line, key=key)
+
+
+def _find_images(line: _Line, *, key: SeriesKey) -> Found:
+    identifier = _identifier("IMAGE", key)
+    identifier.SOPInstanceUID = identifier.SOPClassUID = None
+    matches = [ds for ds in _matches(line, identifier) if _is_about(ds, key)]
+    images = {str(ds.SOPInstanceUID): str(ds.get("SOPClassUID", "")) for ds in matches if ds.get("SOPInstanceUID")}
+    return Found(len(images), images)
+
+
+def _identifier(level: str, key: SeriesKey) -> Dataset:
+    ds = Dataset()
+    ds.QueryRetrieveLevel = level
+    ds.StudyInstanceUID, ds.SeriesInstanceUID = key.study_instance_uid, key.series_instance_uid
+    return ds
+
+
+def _is_about(ds: Dataset, key: SeriesKey) -> bool:
+    """Whether a match is about the series that was asked for; PACS were seen to answer with others."""
+    return str(ds.get("SeriesInstanceUID", "")) == key.series_instance_uid
+
+
+def _matches(line: _Line, identifier: Dataset) -> Iterator[Dataset]:
+    """C-FIND (PS3.4 §C.4.1). Raises PacsUnavailable."""
+    deadline = time.monotonic() + line.timeout_s
+    with line.associated(StudyRootQueryRetrieveInformationModelFind) as assoc:
+        answers = assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)
+        for number, (status, ds) in enumerate(answers):
+            code = _status(status)
+            if code in PENDING and ds is not None:
+                yield ds
+            elif code != SUCCESS:
+                raise PacsUnavailable(f"C-FIND status 0x{code:04X}")
+            if number > MAX_MATCHES or time.monotonic() > deadline:
+                assoc.abort()
+                raise PacsUnavailable(f"not done after {number} matches or pacs_timeout_s={line.timeout_s:g}")
+
+
+def _status(status: Dataset) -> int:
+    """Raises PacsUnavailable where there was no answer: pynetdicom then gives an empty data set."""
+    if "Status" not in status:
+        raise PacsUnavailable("broke off or did not answer in time")
+    return int(status.Status)
+
+
+def _move(line: _Line, *, key: SeriesKey, uids: Sequence[str], to: str) -> int:
+    """C-MOVE to ourselves (PS3.4 §C.4.2): the images come by C-STORE as others do. Returns how many."""
+    with line.associated(StudyRootQueryRetrieveInformationModelMove) as assoc:
+        return sum(
+            _retrieved(assoc.send_c_move(identifier, to, StudyRootQueryRetrieveInformationModelMove))
+            for identifier in _retrieve_identifiers(key, uids)
+        )
+
+
+def _get(line: _Line, *, key: SeriesKey, missing: Mapping[str, str], store: Callable[[Instance], int]) -> int:
+    """C-GET (PS3.4 §C.4.3): the images come on this association, and go the way of those that were sent."""
+
+    def handle_store(event: evt.Event) -> int:
+        instance = read_instance(
+            event.request.DataSet.getvalue(),  # type: ignore[union-attr]
+            transfer_syntax_uid=str(event.context.transfer_syntax),
+            calling_ae_title=line.peer.ae_title,
+            peer_address=line.peer.host,
+            received_at=datetime.now(UTC),
+        )
+        return store(instance)
+
+    classes = sorted(set(missing.values()) - {""})[:MAX_CLASSES]
+    with line.associated(
+        StudyRootQueryRetrieveInformationModelGet, scp_of=classes, evt_handlers=[(evt.EVT_C_STORE, handle_store)]
+    ) as assoc:
+        return sum(
+            _retrieved(assoc.send_c_get(identifier, StudyRootQueryRetrieveInformationModelGet))
+            for identifier in _retrieve_identifiers(key, list(missing))
+        )
+
+
+def _retrieve_identifiers(key: SeriesKey, uids: Sequence[str]) -> Iterator[Dataset]:
+    for first in range(0, len(uids), FETCHED_AT_ONCE):
+        identifier = _identifier("IMAGE", key)
+        identifier.SOPInstanceUID = list(uids[first : first + FETCHED_AT_ONCE])
+        yield identifier
+
+
+def _retrieved(answers: Iterator[tuple[Dataset, Dataset | None]]) -> int:
+    """How many sub-operations were completed. Raises PacsUnavailable."""
+    completed = 0
+    for status, _ in answers:
+        code = _status(status)
+        completed = int(status.get("NumberOfCompletedSuboperations", None) or completed)
+        if code not in (*PENDING, SUCCESS, SUB_OPERATIONS_FAILED):
+            raise PacsUnavailable(f"retrieve status 0x{code:04X}")
+    return completed
+
+
+async def _wait_for(status: Awaitable[int]) -> int:
+    return await status
