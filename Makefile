@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo test lint faults bench attacks up
+.PHONY: demo test lint faults bench completion attacks up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -26,6 +26,9 @@ faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends 
 
 bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into docs/benchmarks.md
 	@$(BIN)/python -m bench.receive $(ARGS)
+
+completion: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
+	@$(BIN)/python -m bench.completion $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 attacks: $(VENV)/testing ## hostile peers, while a good one keeps working; ends with tried=T survived=T
 	@$(BIN)/python -m bench.attacks $(ARGS)

@@ -13,7 +13,8 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -43,6 +44,7 @@ from models import (
 from pacs import Answer, Pacs, Question
 from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
 from settings import GatewaySettings
+from traces import Recorder
 
 REMEMBERED_REVISIONS = 100_000  # closed series whose revision number is known; beyond it numbering restarts at 1
 REMEMBERED_IMAGES = 100  # closed series whose images are known, to tell late images from a series sent again
@@ -785,6 +787,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
 
     With `listen` false it only drains what the journal holds. Raises CannotListen or JournalUnusable.
     """
+    loop = asyncio.get_running_loop()
     inbox: Inbox = asyncio.Queue(settings.inbox_size)
     bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
     async with (
@@ -814,7 +817,10 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
 
             collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask), name="collect")
             if listen:
-                await _listen(settings, stop, inbox, journal, dispatcher, handle_store)
+                with (
+                    Recorder.open(settings.trace_path, loop.time) if settings.trace_path else nullcontext() as recorder
+                ):
+                    await _listen(settings, stop, inbox, journal, dispatcher, handle_store, recorder)
             else:
                 dispatcher.hurry()
             for task in asking:
@@ -872,8 +878,14 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
     journal: Journal,
     dispatcher: SeriesDispatcher,
     handle_store: HandleStore,
+    recorder: Recorder | None,
 ) -> None:
     """Take instances and the operator's requests until `stop`."""
+
+    def record_and_store(instance: Instance) -> Awaitable[int]:
+        if recorder is not None:
+            recorder.image(instance)
+        return handle_store(instance)
 
     async def status() -> dict[str, Any]:
         reason = journal.saturated()
@@ -887,6 +899,8 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
         return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
 
     def observe(association: Association) -> None:
+        if recorder is not None:
+            recorder.association(association)
         if association.released_at is not None:
             tasks.create_task(inbox.put(Released(association)), name="released")
 
@@ -894,7 +908,7 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
     async with (
         serve_control(settings.journal_path, operations),
         asyncio.TaskGroup() as tasks,
-        serve_scp(settings, handle_store, journal.saturated, observe) as port,
+        serve_scp(settings, record_and_store, journal.saturated, observe) as port,
     ):
         log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
         await stop.wait()

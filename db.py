@@ -32,11 +32,12 @@ from sqlalchemy.engine import RowMapping, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.types import TypeDecorator
 
-from models import GatewayError, SeriesRecord, SeriesReport
+from models import Completion, GatewayError, SeriesEvent, SeriesRecord, SeriesReport
 
 BUSY_TIMEOUT_MS = 5000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
 READERS = 4
+FINAL_VERDICTS = ("verified", "expected", "idle")  # those that say that the series is over
 
 
 class DatabaseUnavailable(GatewayError):
@@ -79,6 +80,11 @@ series = Table(
     Column("LastReceivedAt", UtcDateTime),
     Column("UpdatedAt", UtcDateTime, nullable=False),
     Column("Conflicts", Integer, nullable=False),
+    Column("ExpectedFrom", Text),
+    Column("Basis", Text),
+    Column("FalseCompletions", Integer, nullable=False, server_default="0"),
+    Column("Source", Text),
+    Column("IdlePolicy", Text),
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),
@@ -103,6 +109,30 @@ conflicts = Table(
     Column("Digest", Text, primary_key=True),  # of the contradicting identity and instances: a repeat is kept once
     Column("Report", JSON, nullable=False),
     Column("ReceivedAt", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+
+timeline = Table(
+    "timeline",
+    metadata,
+    Column("Id", Integer, primary_key=True),
+    Column("SeriesInstanceUID", Text, ForeignKey("series.SeriesInstanceUID"), nullable=False),
+    Column("At", UtcDateTime, nullable=False),
+    Column("GatewayID", Text),
+    Column("Revision", Integer, nullable=False),
+    Column("Event", Text, nullable=False),
+    Column("Details", JSON, nullable=False),
+    Index("timeline_by_series", "SeriesInstanceUID", "At", "Id"),
+)
+completions = Table(
+    "completions",
+    metadata,
+    Column("Source", Text, primary_key=True),
+    Column("IdlePolicy", Text, primary_key=True),
+    Column("Verdict", Text, primary_key=True),
+    Column("Series", Integer, nullable=False),
+    Column("False", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -143,7 +173,9 @@ class Database:
                 await _keep_conflict(connection, report, now)
             else:
                 await _add_instances(connection, report)
-                await _update(connection, uid, _changes(report, known, await _union(connection, report, known), now))
+                changes = _changes(report, known, await _union(connection, report, known), now)
+                await _update(connection, uid, changes)
+                await _keep_evidence(connection, report, known, changes)
             return _record(await _row(connection, uid)), inserted.rowcount == 1
 
     async def get(self, series_instance_uid: str) -> SeriesRecord | None:
@@ -151,6 +183,25 @@ class Database:
         async with _translated(), self._readers.connect() as connection:
             row = (await connection.execute(_by_uid(series_instance_uid))).mappings().one_or_none()
             return row and _record(row)
+
+    async def instances(self, series_instance_uid: str) -> list[str]:
+        """The SOP Instance UIDs known of a series, in order; none where it is not known."""
+        query = select(instances.c.SOPInstanceUID).where(instances.c.SeriesInstanceUID == series_instance_uid)
+        async with _translated(), self._readers.connect() as connection:
+            return list((await connection.execute(query.order_by(instances.c.SOPInstanceUID))).scalars())
+
+    async def timeline(self, series_instance_uid: str) -> list[SeriesEvent]:
+        """What happened to a series, in order of time."""
+        query = select(timeline).where(timeline.c.SeriesInstanceUID == series_instance_uid)
+        async with _translated(), self._readers.connect() as connection:
+            rows = (await connection.execute(query.order_by(timeline.c.At, timeline.c.Id))).mappings()
+            return [SeriesEvent.model_validate(dict(row)) for row in rows]
+
+    async def completions(self) -> list[Completion]:
+        """How verdicts have fared, by source, policy and verdict."""
+        async with _translated(), self._readers.connect() as connection:
+            rows = (await connection.execute(select(completions))).mappings()
+            return [Completion.model_validate(dict(row)) for row in rows]
 
     async def page(self, *, after: str | None, limit: int, **equal: str | None) -> list[SeriesRecord]:
         """Up to `limit` records in order of SeriesInstanceUID behind `after`, with the given columns `equal`."""
@@ -232,7 +283,8 @@ async def _row(connection: AsyncConnection, series_instance_uid: str) -> RowMapp
 
 
 def _record(row: RowMapping) -> SeriesRecord:
-    return SeriesRecord.model_validate(dict(row))
+    missing = max(0, (row["ExpectedInstances"] or 0) - row["NumInstances"])
+    return SeriesRecord.model_validate({**row, "Missing": missing})
 
 
 def _new_row(report: SeriesReport, now: datetime) -> dict[str, Any]:
@@ -246,12 +298,11 @@ def _new_row(report: SeriesReport, now: datetime) -> dict[str, Any]:
         "Attributes": report.Attributes,
         "Undecoded": report.Undecoded,
         "Revision": 0,  # becomes 1 with the update that follows in the same transaction
-        "Verdict": report.Verdict,
-        "ExpectedInstances": report.ExpectedInstances,
         "FirstReceivedAt": report.FirstReceivedAt,
         "LastReceivedAt": report.LastReceivedAt,
         "UpdatedAt": now,
         "Conflicts": 0,
+        "FalseCompletions": 0,
     }
 
 
@@ -293,8 +344,8 @@ def _changes(report: SeriesReport, known: RowMapping, union: int, now: datetime)
         "Modality": _modality(attributes),
         "Attributes": attributes,
         "Undecoded": {**report.Undecoded, **known["Undecoded"]},
-        "Verdict": (union > known["NumInstances"] and report.Verdict) or known["Verdict"],
-        "ExpectedInstances": report.ExpectedInstances or known["ExpectedInstances"],
+        "FalseCompletions": known["FalseCompletions"] + _contradicts_verdict(report, known, union),
+        **_settled(report, known, union),
     }
     if all(known[column] == value for column, value in changes.items()):
         return {}
@@ -306,6 +357,67 @@ def _changes(report: SeriesReport, known: RowMapping, union: int, now: datetime)
         "Revision": known["Revision"] + 1,
         "UpdatedAt": now,
     }
+
+
+def _contradicts_verdict(report: SeriesReport, known: RowMapping, union: int) -> bool:
+    """Whether a gateway has more images after it had said that the series was over."""
+    return report.Revision > 1 and union > known["NumInstances"] and known["Verdict"] in FINAL_VERDICTS
+
+
+def _settled(report: SeriesReport, known: RowMapping, union: int) -> dict[str, Any]:
+    """Verdict and what it rests on. `verified` stands only where the union here is what the PACS said twice."""
+    added = union > known["NumInstances"]
+    settled = {column: known[column] for column in ("Verdict", "Basis", "Source", "IdlePolicy")}
+    if added or known["Verdict"] is None or report.Verdict == "verified":
+        settled = {column: getattr(report, column) for column in settled}
+    # Two gateways with a part each: neither had all, and the PACS told both the same.
+    told_both = added and known["ExpectedFrom"] == "pacs" and known["ExpectedInstances"] == report.ExpectedInstances
+    twice = report.Verdict == "verified" or (report.ExpectedFrom == "pacs" and told_both)
+    if twice and union == report.ExpectedInstances:
+        settled["Verdict"] = "verified"
+    elif report.Verdict == "verified":
+        settled |= {"Verdict": "idle", "Basis": f"{report.Basis}; {union} are known"}
+    expected_by = report.ExpectedInstances is not None
+    return settled | {
+        "ExpectedInstances": report.ExpectedInstances if expected_by else known["ExpectedInstances"],
+        "ExpectedFrom": report.ExpectedFrom if expected_by else known["ExpectedFrom"],
+    }
+
+
+async def _keep_evidence(
+    connection: AsyncConnection, report: SeriesReport, known: RowMapping, changes: dict[str, Any]
+) -> None:
+    """Add to the series' timeline, and count verdicts and those that turned out to be wrong."""
+    mine = (timeline.c.SeriesInstanceUID == report.SeriesInstanceUID) & (timeline.c.Revision == report.Revision)
+    told = select(timeline.c.At, timeline.c.Event).where(mine & (timeline.c.GatewayID == report.GatewayID))
+    before = {(row.At, row.Event) for row in await connection.execute(told)} if report.Timeline else set()
+    entries = [
+        {"At": e.At, "GatewayID": report.GatewayID, "Revision": report.Revision, "Event": e.Event, "Details": e.Details}
+        for e in report.Timeline
+        if (e.At, e.Event) not in before
+    ]
+    if changes:
+        added = changes["NumInstances"] - known["NumInstances"]
+        stored = {"Added": added, "Known": changes["NumInstances"], "Verdict": changes["Verdict"]}
+        own = {"At": changes["UpdatedAt"], "GatewayID": None, "Revision": changes["Revision"]}
+        entries.append(own | {"Event": "report.stored", "Details": stored})
+        if _contradicts_verdict(report, known, changes["NumInstances"]):
+            wrong = {"Verdict": known["Verdict"], "IdlePolicy": known["IdlePolicy"], "Added": added}
+            entries.append(own | {"Event": "verdict.contradicted", "Details": wrong})
+            await _count(connection, known, "False")
+        if added and changes["Verdict"] in FINAL_VERDICTS:
+            await _count(connection, changes, "Series")
+    if entries:
+        rows = [{"SeriesInstanceUID": report.SeriesInstanceUID, **entry} for entry in entries]
+        await connection.execute(timeline.insert(), rows)
+
+
+async def _count(connection: AsyncConnection, of: RowMapping | dict[str, Any], column: str) -> None:
+    """One more verdict, or wrong verdict, of a source and policy."""
+    row = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
+    statement = insert(completions).values(row | {"Series": 0, "False": 0} | {column: 1})
+    more = {column: completions.c[column] + 1}
+    await connection.execute(statement.on_conflict_do_update(index_elements=list(row), set_=more))
 
 
 async def _update(connection: AsyncConnection, series_instance_uid: str, changes: dict[str, Any]) -> None:

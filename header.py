@@ -15,7 +15,7 @@ from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
-from models import Association, GatewayError, Instance
+from models import GatewayError, Instance
 
 MAX_HEADER_BYTES = 8 * 2**20  # a deflated data set is inflated no further than this
 PYDICOM_BYTES = 2**16  # what our own walk finds no identity in is tried once more with pydicom's, no further than this
@@ -94,14 +94,8 @@ class Encoding(NamedTuple):
     order: str  # struct's byte order mark
 
 
-def read_instance(  # noqa: PLR0913 - one parameter a field
-    data_set: bytes,
-    *,
-    transfer_syntax_uid: str,
-    calling_ae_title: str,
-    peer_address: str,
-    received_at: datetime,
-    association: Association | None = None,
+def read_instance(
+    data_set: bytes, *, transfer_syntax_uid: str, calling_ae_title: str, peer_address: str, received_at: datetime
 ) -> Instance:
     """Read one Instance from an encoded data set (without File Meta Information).
 
@@ -129,7 +123,6 @@ def read_instance(  # noqa: PLR0913 - one parameter a field
         received_at=received_at,
         attributes=attributes,
         undecoded=undecoded,
-        association=association,
     )
 
 

@@ -95,32 +95,6 @@ class Estimator(Protocol):
     def load(self, dumped: Any) -> None: ...
 
 
-@dataclass
-class Rfc6298:
-    """Mean plus four mean deviations, both as exponential moving averages (RFC 6298 §2)."""
-
-    mean: float = 0.0
-    deviation: float = 0.0
-    count: int = 0
-
-    def add(self, seconds: float) -> None:
-        if self.count == 0:
-            self.mean, self.deviation = seconds, seconds / 2
-        else:
-            self.deviation += (abs(self.mean - seconds) - self.deviation) / 4
-            self.mean += (seconds - self.mean) / 8
-        self.count += 1
-
-    def bound_s(self) -> float:
-        return self.mean + 4 * self.deviation
-
-    def dump(self) -> Any:
-        return [self.mean, self.deviation, self.count]
-
-    def load(self, dumped: Any) -> None:
-        self.mean, self.deviation, self.count = dumped
-
-
 BINS_PER_DECADE = 10
 SHORTEST_S = 0.01
 BINS = 5 * BINS_PER_DECADE + 1  # to 1000 s
@@ -157,11 +131,11 @@ class Quantile:
 
 # --- the adaptive policy --------------------------------------------------------------------------------------
 
-PRIORS = {Phase.OPEN: 2.5, Phase.MOVED: 1.0, Phase.RELEASED: 0.5, Phase.COUNTED: 0.25}
+PRIORS = {Phase.OPEN: 2.5, Phase.MOVED: 1.0, Phase.RELEASED: 1.0, Phase.COUNTED: 0.25}
 """Of a source not known yet, in times of `idle_timeout_s`."""
 ENOUGH = 10  # series, from which on the prior no longer counts
 MARGIN = 1.5  # times what was learnt
-OWN_MARGIN = 2.5  # times the longest silence that this very series has ended
+OWN_MARGIN = 1.5  # times the longest silence that this very series has ended
 GRACE = 0.25  # of the time-out, once it has passed
 FLOOR_S = 0.3
 MAX_LEARNT = 4000  # sources times phases; who sends chooses the AE title

@@ -63,6 +63,8 @@ class Instance:
     received_at: datetime
     attributes: Mapping[str, tuple[str, ...]]
     undecoded: Mapping[str, bytes] = field(default_factory=dict)
+    length: int = field(default=0, compare=False)
+    """Bytes of the encoded data set."""
     association: Association | None = field(default=None, compare=False, repr=False)
     """What carried it; None where that is not known any more."""
 
@@ -149,6 +151,28 @@ class SeriesReport(BaseModel):
         return SeriesKey(self.StudyInstanceUID, self.SeriesInstanceUID, self.PatientID)
 
 
+class SeriesEvent(BaseModel):
+    """One entry of a series' timeline, as stored."""
+
+    At: AwareDatetime
+    Event: str
+    Details: dict[str, bool | int | float | str | None]
+    GatewayID: Annotated[str | None, Field(description="Null: the server's own.")]
+    Revision: Annotated[int, Field(description="Of the gateway's report; in the server's own, of the record.")]
+
+
+class Completion(BaseModel):
+    """How the verdicts of one policy about one source have fared."""
+
+    Source: str
+    IdlePolicy: str
+    Verdict: str
+    Series: Annotated[int, Field(description="How many were reported so.")]
+    False_: Annotated[int, Field(alias="False", description="Of these, how many images came after.")]
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
 class SeriesRecord(BaseModel):
     """A stored series: one row, the union of every report about it."""
 
@@ -168,6 +192,12 @@ class SeriesRecord(BaseModel):
     FirstReceivedAt: AwareDatetime | None
     LastReceivedAt: AwareDatetime | None
     UpdatedAt: AwareDatetime
+    ExpectedFrom: Literal["pacs", "tags"] | None = None
+    Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
+    Basis: Annotated[str | None, Field(description="What the verdict rests on, in words.")] = None
+    FalseCompletions: Annotated[
+        int, Field(description="How often images came after a verdict had said that the series was over.")
+    ] = 0
     Conflicts: Annotated[
         int, Field(description="Reports kept aside because they name another PatientID or StudyInstanceUID.")
     ]

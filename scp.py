@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
@@ -430,8 +431,8 @@ class _Association(asyncio.BufferedProtocol):
                 self._store, self._header = event, b""
             case HeaderReady(header):
                 self._header = header
-            case InstanceFinished():
-                self._keep()
+            case InstanceFinished(length):
+                self._keep(length)
             case EchoRequested(response):
                 self._transport.write(response)
             case AssociateRequested(primitive):
@@ -460,7 +461,7 @@ class _Association(asyncio.BufferedProtocol):
         self._scp.observe(self._association)
         self._transport.write(self._acceptor.accept())
 
-    def _keep(self) -> None:
+    def _keep(self, length: int) -> None:
         """Read the instance's identity and have it kept; what cannot be is answered at once."""
         store = self._store
         if self._scp.saturated():
@@ -473,8 +474,8 @@ class _Association(asyncio.BufferedProtocol):
                 calling_ae_title=self._calling_ae_title,
                 peer_address=self.address,
                 received_at=datetime.now(UTC),
-                association=self._association,
             )
+            instance = replace(instance, length=length, association=self._association)
         except HeaderError as error:
             self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)
         except Exception as error:  # the edge to hostile bytes: the text may be a patient's

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from db import Database, DatabaseUnavailable
-from models import SeriesRecord, SeriesReport, Uid
+from models import Completion, SeriesEvent, SeriesRecord, SeriesReport, Uid
 from settings import ServerSettings, SettingsError, load
 from telemetry import configure_logging, hide_query_strings
 
@@ -47,6 +47,18 @@ class SeriesPage(BaseModel):
 
     series: list[SeriesRecord]
     next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
+
+
+class Timeline(BaseModel):
+    events: list[SeriesEvent]
+
+
+class InstanceList(BaseModel):
+    SOPInstanceUIDs: list[str]
+
+
+class Completions(BaseModel):
+    completions: list[Completion]
 
 
 class Health(BaseModel):
@@ -93,6 +105,9 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app.post("/series", responses=UNAVAILABLE | {201: {"model": SeriesRecord}})(post_series)
     app.get("/series", responses=UNAVAILABLE)(list_series)
     app.get("/series/{SeriesInstanceUID}", responses=UNAVAILABLE | {404: {"model": Problem}})(get_series)
+    app.get("/series/{SeriesInstanceUID}/timeline", responses=UNAVAILABLE | {404: {"model": Problem}})(get_timeline)
+    app.get("/series/{SeriesInstanceUID}/instances", responses=UNAVAILABLE | {404: {"model": Problem}})(get_instances)
+    app.get("/completions", responses=UNAVAILABLE)(list_completions)
     app.get("/health/live")(live)
     app.get("/health/ready", responses=UNAVAILABLE)(ready)
     return app
@@ -141,6 +156,23 @@ async def get_series(SeriesInstanceUID: Uid, database: Db) -> SeriesRecord:
     if record is None:
         raise HTTPException(404, f"no series {SeriesInstanceUID}")
     return record
+
+
+async def get_timeline(SeriesInstanceUID: Uid, database: Db) -> Timeline:
+    """What happened to a series, in order of time: the evidence for its verdict."""
+    await get_series(SeriesInstanceUID, database)
+    return Timeline(events=await database.timeline(SeriesInstanceUID))
+
+
+async def get_instances(SeriesInstanceUID: Uid, database: Db) -> InstanceList:
+    """The SOP Instance UIDs known of a series, whichever gateway sent them."""
+    await get_series(SeriesInstanceUID, database)
+    return InstanceList(SOPInstanceUIDs=await database.instances(SeriesInstanceUID))
+
+
+async def list_completions(database: Db) -> Completions:
+    """How verdicts have fared, by source, policy and verdict: how many series, and how many got more images after."""
+    return Completions(completions=await database.completions())
 
 
 async def live() -> Health:

@@ -141,6 +141,13 @@ class GatewaySettings(BaseSettings):
             return [path]
         return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, self.workers + 1)]
 
+    def of_worker(self, number: int) -> Self:
+        """With files of its own."""
+        trace = self.trace_path and self.trace_path.with_name(
+            f"{self.trace_path.stem}-{number}{self.trace_path.suffix}"
+        )
+        return self.model_copy(update={"journal_path": self.journals[number - 1], "trace_path": trace})
+
     @cached_property
     def pacs_by_ae_title(self) -> dict[str, "Peer"]:
         """Who can be asked, by AE title."""

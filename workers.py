@@ -50,7 +50,7 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
                 os.kill(worker.process.pid, number)
 
     def start(number: int) -> SpawnProcess:
-        mine = settings.model_copy(update={"journal_path": settings.journals[number - 1], "scp_port": port})
+        mine = settings.of_worker(number).model_copy(update={"scp_port": port})
         process = context.Process(target=work, args=(mine, number), name=f"worker {number}")
         process.start()
         return process

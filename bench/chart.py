@@ -10,17 +10,44 @@ from matplotlib import pyplot as plt
 
 from bench.processes import ROOT
 
-COMMAND = "make bench"
+Completions = tuple[list[str], dict[str, tuple[float, float, float]]]
+"""A table's lines; for each policy its false completions per 1000 series, median and 99th percentile of latency."""
 
 
 def write_document(results: dict[str, Any]) -> None:
     """Tables of rates and ratios, one plot; the text around them stands in docs/benchmarks.md between the marks."""
-    path = ROOT / "docs" / "benchmarks.md"
+    _insert(ROOT / "docs" / "benchmarks.md", [_rates(results), _costs(results), _extremes(results)])
+    _plot(results, ROOT / "docs" / "benchmarks.svg")
+
+
+def write_completion(results: dict[str, Completions]) -> None:
+    """Tables and one plot of docs/completion.md: for each set of runs its name, the table's lines, and the points."""
+    parts = [f"### {name}\n\n" + "\n".join(lines) for name, (lines, _) in results.items()]
+    _insert(ROOT / "docs" / "completion.md", parts)
+    mpl.rcParams["svg.hashsalt"] = "series-gateway"
+    figure, all_axes = plt.subplots(1, len(results), figsize=(12, 5.5), layout="constrained")
+    for axes, (name, (_, points)) in zip(all_axes, results.items(), strict=True):
+        for label, (false_per_1000, median_s, p99_s) in points.items():
+            (mark,) = axes.plot(median_s, false_per_1000, "o", label=label)
+            axes.plot([median_s, p99_s], [false_per_1000] * 2, "-|", color=mark.get_color(), alpha=0.5)
+        axes.set_xscale("log")
+        axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=-0.2)
+        axes.set_xlabel("added latency, s: median (dot) to p99 (bar)")
+        axes.set_title(name)
+        axes.grid(alpha=0.3)
+    all_axes[0].set_ylabel("false completions per 1000 series")
+    all_axes[0].legend(fontsize=8)
+    figure.savefig(ROOT / "docs" / "completion.svg", metadata={"Date": None})
+    plt.close(figure)
+
+
+def _insert(path: Path, figures: list[str]) -> None:
+    """Put the figures between a document's marks."""
     before, rest = path.read_text().split("<!-- figures -->")
     _, after = rest.split("<!-- end of figures -->")
-    figures = "\n\n".join([_rates(results), _costs(results), _extremes(results)])
-    path.write_text(f"{before}<!-- figures -->\n\n{figures}\n\n<!-- end of figures -->{after}")
-    _plot(results, ROOT / "docs" / "benchmarks.svg")
+    text = "\n\n".join(figures)
+    path.write_text(f"{before}<!-- figures -->\n\n{text}\n\n<!-- end of figures -->{after}")
 
 
 def _names(results: dict[str, Any]) -> list[str]:

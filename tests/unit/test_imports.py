@@ -15,11 +15,12 @@ MAY_IMPORT = {
     "scp": {"models", "header", "settings", "upper_layer"},
     "journal": {"models"},
     "idle": set(),
+    "traces": {"models"},
     "pacs": {"models", "header", "settings"},
     "control": {"models", "journal"},
     "workers": {"settings", "scp"},
     "commands": {"models", "settings", "telemetry", "journal", "control", "scp", "workers"},
-    "client": {"models", "header", "settings", "scp", "journal", "idle", "pacs", "control", "commands"},
+    "client": {"models", "header", "settings", "scp", "journal", "idle", "pacs", "traces", "control", "commands"},
     "db": {"models"},
     "server": {"models", "db", "settings", "telemetry"},
 }

@@ -1,0 +1,179 @@
+"""Traces of images that arrive: read from JSON Lines, and made up with known kinds of trouble."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of a trace: docs/completion.md."""
+
+    t: float
+    event: Literal["image", "opened", "released"]
+    association: int
+    ae: str
+    modality: str = ""
+    series: str = ""
+    sop: str = ""
+    bytes: int = 0
+
+
+class BadTrace(Exception):
+    """A trace that cannot be judged. Names the file, the line, the field and the cure."""
+
+
+def read_trace(path: Path) -> list[Event]:
+    """One file. Raises BadTrace."""
+    events: list[Event] = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+            event = Event(**{k: v for k, v in fields.items() if k in Event.__slots__})
+            float(event.t)
+        except (ValueError, TypeError) as error:
+            raise BadTrace(f"{where}: {error}. docs/completion.md shows what a line holds.") from error
+        if event.event not in ("image", "opened", "released"):
+            raise BadTrace(f'{where}: event is "{event.event}"; it has to be image, opened or released.')
+        if event.event == "image" and not (event.series and event.sop):
+            raise BadTrace(f"{where}: an image without series or sop.")
+        if events and event.t < events[-1].t:
+            raise BadTrace(f"{where}: t={event.t} is before the line above; order the lines by t.")
+        events.append(event)
+    return events
+
+
+def write_trace(path: Path, events: list[Event]) -> None:
+    """The inverse of `read_trace`."""
+    path.write_text("".join(json.dumps({k: v for k, v in asdict(e).items() if v != ""}) + "\n" for e in events))
+
+
+# --- made up ---------------------------------------------------------------------------------------------------
+
+Send = Iterator[tuple[float, str, str]]
+"""One association: seconds after the one before, series, SOP Instance UID; ends with its release."""
+
+
+class Site:
+    """Makes up one run of one site: associations that begin at any time, merged in order."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.events: list[Event] = []
+        self._associations, self._series = count(1), count(1)
+        self._seed = seed
+
+    def series(self, images: int) -> tuple[str, list[str]]:
+        """A new Series Instance UID and its SOP Instance UIDs."""
+        uid = f"1.2.826.0.1.3680043.10.9.{self._seed}.{next(self._series)}"
+        return uid, [f"{uid}.{n + 1}" for n in range(images)]
+
+    def send(self, t: float, ae: str, modality: str, images: list[tuple[float, str, str]], end_s: float) -> float:
+        """One association: (seconds since the one before, series, sop) each; released `end_s` after the last."""
+        association = next(self._associations)
+        self.events.append(Event(t, "opened", association, ae))
+        for gap, series, sop in images:
+            t += gap
+            self.events.append(Event(t, "image", association, ae, modality, series, sop, 525_000))
+        t += end_s
+        self.events.append(Event(t, "released", association, ae))
+        return t
+
+    def sorted(self) -> list[Event]:
+        return sorted(self.events, key=lambda event: event.t)
+
+
+Kind = Callable[[Site, float], float]
+"""Adds one study at a time of the run; returns when it ends."""
+
+
+def burst(site: Site, t: float) -> float:
+    """A PACS on a fast link: three series on one association."""
+    images = [(site.rng.expovariate(50), uid, sop) for uid, sops in _some(site, 3, 20, 300) for sop in sops]
+    return site.send(t, "PACS1", "CT", images, site.rng.uniform(0.001, 0.2))
+
+
+def heavy_tail(site: Site, t: float) -> float:
+    """A loaded archive: gaps with a Pareto tail, now and then of many seconds."""
+    ((uid, sops),) = _some(site, 1, 50, 400)
+    images = [(min(0.02 * site.rng.paretovariate(1.2), 25.0), uid, sop) for sop in sops]
+    return site.send(t, "ARCHIVE", "MR", images, site.rng.uniform(0.01, 0.5))
+
+
+def volumes(site: Site, t: float) -> float:
+    """A scanner that sends volume after volume of one series while it reconstructs: pauses of seconds."""
+    ((uid, sops),) = _some(site, 1, 120, 240)
+    images = [(site.rng.uniform(3, 9) if n % 40 == 0 and n else 0.05, uid, sop) for n, sop in enumerate(sops)]
+    return site.send(t, "FMRI", "MR", images, site.rng.uniform(0.05, 1))
+
+
+def drip(site: Site, t: float) -> float:
+    """A scanner that sends each image as it is made, on an association of its own."""
+    ((uid, sops),) = _some(site, 1, 10, 40)
+    for sop in sops:
+        t = site.send(t + site.rng.uniform(1.2, 1.8), "CT1", "CT", [(0.05, uid, sop)], 0.01)
+    return t
+
+
+def interleaved(site: Site, t: float) -> float:
+    """Three series in turn on one association, of different lengths."""
+    left = [(uid, list(reversed(sops))) for uid, sops in _some(site, 3, 20, 120)]
+    images = []
+    while left:
+        uid, sops = site.rng.choice(left)
+        images.append((site.rng.expovariate(8), uid, sops.pop()))
+        left = [part for part in left if part[1]]
+    return site.send(t, "PACS2", "MR", images, site.rng.uniform(0.01, 2))
+
+
+def several(site: Site, t: float) -> float:
+    """One series over four associations at once."""
+    ((uid, sops),) = _some(site, 1, 80, 400)
+    ends = [
+        site.send(t + site.rng.uniform(0, 0.3), "PACS3", "CT", [(site.rng.expovariate(20), uid, s) for s in part], 0.05)
+        for part in (sops[n::4] for n in range(4))
+    ]
+    return max(ends)
+
+
+def late(site: Site, t: float) -> float:
+    """One association a series; one in ten has some images more some seconds later, on a new one."""
+    for uid, sops in _some(site, 4, 20, 80):
+        kept = site.rng.randrange(1, 6) if site.rng.random() < 0.1 else 0
+        first, rest = sops[: len(sops) - kept], sops[len(sops) - kept :]
+        t = site.send(t, "PACS4", "CR", [(site.rng.expovariate(40), uid, sop) for sop in first], 0.02)
+        if rest:
+            again = t + site.rng.uniform(2, 12)
+            site.send(again, "PACS4", "CR", [(site.rng.expovariate(40), uid, sop) for sop in rest], 0.02)
+        t += site.rng.uniform(0.05, 1)
+    return t
+
+
+def kept_open(site: Site, t: float) -> float:
+    """A router that keeps its association for minutes after the last image."""
+    images = [(site.rng.expovariate(30), uid, sop) for uid, sops in _some(site, 2, 20, 100) for sop in sops]
+    return site.send(t, "ROUTER", "US", images, 300)
+
+
+KINDS: list[Kind] = [burst, heavy_tail, volumes, drip, interleaved, several, late, kept_open]
+
+
+def _some(site: Site, series: int, least: int, most: int) -> list[tuple[str, list[str]]]:
+    return [site.series(site.rng.randint(least, most)) for _ in range(series)]
+
+
+def synthetic(seed: int, studies: int) -> list[Event]:
+    """A run of one site: studies of every kind, each source one after another, the sources side by side."""
+    site = Site(seed)
+    for kind in KINDS:
+        t = site.rng.uniform(0, 60)
+        for _ in range(studies):
+            t = kind(site, t) + site.rng.expovariate(1 / 90)
+    return site.sorted()
