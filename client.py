@@ -113,7 +113,6 @@ class OpenSeries:
     asked: int = 0
     asking: bool = False
     fetches: int = 0
-    fetching: bool = False
     answer: Answer | None = None
     """The last one of the PACS."""
 
@@ -216,7 +215,7 @@ class SeriesCollector:
             Problem=answer.problem,
         )
         series.answer = answer
-        series.asking = series.fetching = False
+        series.asking = False
         if answer.confirmed and answer.here == len(series.sop_instance_uids):
             return [self._close(key, "verified", now)]
         series.asked += 1
@@ -264,6 +263,8 @@ class SeriesCollector:
 
     def _decide(self, key: SeriesKey, series: OpenSeries, now: float) -> list[SeriesReport]:
         """What to do about a series whose deadline has come: ask, wait for the grace period, fetch, or report it."""
+        if series.ask_at <= now and not series.asking:
+            self._ask(key, series, fetch=False)
         idle = self._idle_at(key, series) <= now
         if idle and series.idle_hit and not self._may_fetch(series):
             return [self._close(key, "expected" if self._phase(key, series) is Phase.COUNTED else "idle", now)]
@@ -271,8 +272,6 @@ class SeriesCollector:
             return [self._close(key, "capped", now)]
         if idle and series.idle_hit:
             self._ask(key, series, fetch=True)
-        elif series.ask_at <= now and not series.asking:
-            self._ask(key, series, fetch=False)
         elif idle:
             series.idle_hit = True
             self._note(series, "series.idle", now, **self._silence(key, series))
@@ -284,7 +283,7 @@ class SeriesCollector:
 
     def _ask(self, key: SeriesKey, series: OpenSeries, *, fetch: bool) -> None:
         series.ask_at = math.inf
-        series.asking, series.fetching = True, fetch
+        series.asking = True
         series.fetches += fetch
         here = frozenset(series.sop_instance_uids)
         self._questions.append(Question(key, series.source.calling_ae_title, here, fetch))
@@ -316,7 +315,7 @@ class SeriesCollector:
 
     def _idle_at(self, key: SeriesKey, series: OpenSeries) -> float:
         """When the series is to be taken for idle, or its grace period ends. Bytes that still come are activity."""
-        if series.fetching:
+        if series.asking:  # for at most pacs_timeout_s an answer
             return math.inf
         receiving = (a.receiving_at or 0.0 for a in series.carried if a.released_at is None)
         timeout_s = self._timeout_s(key, series)
@@ -805,28 +804,26 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         ]
         handle_store = enqueue(inbox, settings.inbox_timeout_s)
         asking: set[asyncio.Task[None]] = set()
-        async with Pacs.open(settings, partial(stored_instances, http), handle_store) as pacs:
+        pacs = Pacs(settings, partial(stored_instances, http), handle_store)
 
-            async def answer(question: Question) -> None:
-                await inbox.put(Answered(question.key, await pacs.ask(question)))
+        async def answer(question: Question) -> None:
+            await inbox.put(Answered(question.key, await pacs.ask(question)))
 
-            def ask(question: Question) -> None:
-                task = tasks.create_task(answer(question), name="ask")
-                asking.add(task)
-                task.add_done_callback(asking.discard)
+        def ask(question: Question) -> None:
+            task = tasks.create_task(answer(question), name="ask")
+            asking.add(task)
+            task.add_done_callback(asking.discard)
 
-            collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask), name="collect")
-            if listen:
-                with (
-                    Recorder.open(settings.trace_path, loop.time) if settings.trace_path else nullcontext() as recorder
-                ):
-                    await _listen(settings, stop, inbox, journal, dispatcher, handle_store, recorder)
-            else:
-                dispatcher.hurry()
-            for task in asking:
-                task.cancel()
-            await inbox.put(CLOSED)
-            await collecting
+        collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask), name="collect")
+        if listen:
+            with Recorder.open(settings.trace_path, loop.time) if settings.trace_path else nullcontext() as recorder:
+                await _listen(settings, stop, inbox, journal, dispatcher, handle_store, recorder)
+        else:
+            dispatcher.hurry()
+        for task in asking:
+            task.cancel()
+        await inbox.put(CLOSED)
+        await collecting
         undelivered = await dispatcher.drain(settings.drain_timeout_s)
         for task in background:
             task.cancel()

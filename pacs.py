@@ -1,18 +1,19 @@
 """Asks the PACS: how many instances has this series, and which are missing (PS3.4 Annex C); fetches what is missing.
 
-pynetdicom as SCU, in a few threads beside the event loop; every question is bounded in time and in matches.
+pynetdicom as SCU, in threads beside the event loop; every question is bounded in time and in matches.
 """
 
 import asyncio
+import contextlib
+import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_role, evt
@@ -31,7 +32,8 @@ from settings import GatewaySettings, Peer
 CONFIRM_S = 0.2  # between two answers that have to be equal
 INTERVAL_S = 0.05  # least time between two questions to one PACS
 AT_ONCE = 2  # questions to one PACS at the same time
-THREADS = 8
+PATIENCE = 4  # times pacs_timeout_s until a whole question is given up
+ABANDONED_S = 60.0  # how long a PACS is left alone then: its thread may hang in pynetdicom for ever
 MAX_MATCHES = 20_000
 FETCHED_AT_ONCE = 50  # SOP Instance UIDs in one retrieve request: the list has to fit into 64 KiB
 MAX_CLASSES = 120  # presentation contexts, of at most 128
@@ -91,31 +93,14 @@ class Pacs:
         settings: GatewaySettings,
         known: Callable[[SeriesKey], Awaitable[Collection[str]]],
         handle_store: Callable[[Instance], Awaitable[int]],
-        threads: Executor,
     ) -> None:
         """`known` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them."""
         self._settings = settings
         self._peers: Mapping[str, Peer] = settings.pacs_by_ae_title
         self._known = known
         self._handle_store = handle_store
-        self._threads = threads
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
         self._next_at: dict[str, float] = defaultdict(float)
-
-    @classmethod
-    @asynccontextmanager
-    async def open(
-        cls,
-        settings: GatewaySettings,
-        known: Callable[[SeriesKey], Awaitable[Collection[str]]],
-        handle_store: Callable[[Instance], Awaitable[int]],
-    ) -> AsyncIterator["Pacs"]:
-        """With threads of its own; on exit waits for the questions in flight, at most `pacs_timeout_s` each."""
-        threads = ThreadPoolExecutor(THREADS, thread_name_prefix="pacs")
-        try:
-            yield cls(settings, known, handle_store, threads)
-        finally:
-            await asyncio.to_thread(threads.shutdown, cancel_futures=True)
 
     async def ask(self, question: Question) -> Answer:
         """Ask once, and a second time where the first answer is what is known. Never raises PacsUnavailable."""
@@ -163,13 +148,43 @@ class Pacs:
         loop = asyncio.get_running_loop()
         at = self._next_at[peer.ae_title] = max(loop.time(), self._next_at[peer.ae_title] + INTERVAL_S)
         await asyncio.sleep(at - loop.time())
-        line = _Line(peer, self._settings.ae_title, self._settings.pacs_timeout_s)
+        timeout_s = self._settings.pacs_timeout_s
         try:
-            return await loop.run_in_executor(self._threads, do, line)
+            async with asyncio.timeout(timeout_s * PATIENCE):
+                return await _in_thread(partial(do, _Line(peer, self._settings.ae_title, timeout_s)))
         except PacsUnavailable:
             raise
+        except TimeoutError as error:
+            self._next_at[peer.ae_title] = loop.time() + ABANDONED_S
+            raise PacsUnavailable("did not end in time") from error
         except Exception as error:  # the edge to a foreign peer, which can say anything
             raise PacsUnavailable(type(error).__name__) from error
+
+
+async def _in_thread(do: Callable[[], T]) -> T:
+    """Run in a daemon thread: one that hangs does not keep the process from ending, as an executor's would."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = do()
+        except Exception as problem:  # handed over
+            error = problem
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="pacs", daemon=True).start()
+    return await future
 
 
 # --- in a thread ----------------------------------------------------------------------------------------------
@@ -210,14 +225,11 @@ class _Line:
         if not assoc.is_established:
             raise PacsUnavailable("rejected the association" if assoc.is_rejected else "cannot be reached")
         try:
-            if not any(context.abstract_syntax == abstract_syntax for context in assoc.accepted_contexts):
-                raise PacsUnavailable("does not serve this question")
-            yield assoc
-        finally:
-            if assoc.is_established:
-                assoc.release()
-            if assoc.is_established:
-                assoc.abort()
+            yield assoc  # a question whose context was not accepted raises ValueError
+        except BaseException:
+            assoc.abort()
+            raise
+        assoc.release()
 
 
 def _find(line: _Line, *, key: SeriesKey) -> Found:

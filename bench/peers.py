@@ -26,6 +26,10 @@ class Orthanc:
         """Upload one DICOM file by the REST API; returns Orthanc's id of its study."""
         return str(self._call("/instances", content=path.read_bytes())["ParentStudy"])
 
+    def upload_image(self, image: bytes) -> str:
+        """Upload one encoded DICOM file; returns Orthanc's id of the instance."""
+        return str(self._call("/instances", content=image)["ID"])
+
     def send(self, resources: list[str]) -> None:
         """`store to modality`: C-STORE all images of the resources to the gateway, and wait for it."""
         result = self._call("/modalities/GATEWAY/store", json={"Resources": resources, "Synchronous": True})
@@ -40,12 +44,14 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path, gateway_port: int, ae_title: str = "STORESCP") -> Iterator[Orthanc]:
-    """Debian's Orthanc as a process of its own, with its storage in `folder`."""
+def orthanc(
+    folder: Path, gateway_port: int, ae_title: str = "STORESCP", dicom_port: int | None = None
+) -> Iterator[Orthanc]:
+    """Debian's Orthanc as a process of its own, with its storage in `folder`; its AE title is ORTHANC."""
     http_port = free_port()
     modalities = {"GATEWAY": [ae_title, "127.0.0.1", gateway_port]}
     with (
-        orthanc_process(folder, free_port(), http_port, modalities),
+        orthanc_process(folder, dicom_port or free_port(), http_port, modalities),
         httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60, trust_env=False) as http,
     ):
         yield Orthanc(http)

@@ -1,0 +1,87 @@
+"""How soon is a series verified? A real Orthanc sends, is asked, and is asked again; `python -m bench.verified`.
+
+Ends with the median, over 20 series of 200 images, from the last image's arrival to the row being readable; then one
+series of which Orthanc holds the last 20 images back for 10 s.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pydicom
+
+from bench.peers import Orthanc, free_port, orthanc
+from bench.processes import gateway, server
+from bench.senders import synthetic_series
+
+SERIES, IMAGES = 20, 200
+HELD_BACK, HELD_BACK_S = 20, 10.0
+
+
+@contextmanager
+def trio(folder: Path, **settings: Any) -> Iterator[tuple[Orthanc, httpx.Client]]:
+    """A server, a gateway that may ask, and the Orthanc it asks."""
+    port = free_port()
+    with (
+        server(folder) as (_, url),
+        gateway(folder, url, pacs=f"ORTHANC@127.0.0.1:{port}", min_free_bytes=0, **settings) as (_, scp_port),
+        orthanc(folder, scp_port, dicom_port=port) as pacs,
+        httpx.Client(base_url=url, timeout=10) as http,
+    ):
+        yield pacs, http
+
+
+def upload(pacs: Orthanc, images: int) -> tuple[str, list[str]]:
+    """A new series in Orthanc: its Series Instance UID, and Orthanc's ids of its images."""
+    datasets = synthetic_series(images)
+    ids = []
+    for ds in datasets:
+        file = BytesIO()
+        pydicom.dcmwrite(file, ds, enforce_file_format=True)
+        ids.append(pacs.upload_image(file.getvalue()))
+    return str(datasets[0].SeriesInstanceUID), ids
+
+
+def wait_for_row(http: httpx.Client, uid: str, timeout_s: float = 60.0, **wanted: Any) -> dict[str, Any]:
+    """The row of a series, once it holds what is wanted."""
+    deadline = time.monotonic() + timeout_s
+    record: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        response = http.get(f"/series/{uid}")
+        if response.status_code == 200:
+            record = response.json()
+            if wanted.items() <= record.items():
+                return record
+        time.sleep(0.01)
+    raise RuntimeError(f"{wanted} did not come within {timeout_s:g} s: {record}")
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as name, trio(Path(name)) as (pacs, http):
+        waits = []
+        for _ in range(SERIES):
+            uid, ids = upload(pacs, IMAGES)
+            pacs.send(ids)
+            record = wait_for_row(http, uid, NumInstances=IMAGES, Verdict="verified")
+            waits.append((datetime.now(UTC) - datetime.fromisoformat(record["LastReceivedAt"])).total_seconds())
+        uid, ids = upload(pacs, IMAGES)
+        pacs.send(ids[:-HELD_BACK])
+        time.sleep(HELD_BACK_S)
+        early = http.get(f"/series/{uid}").json().get("Verdict")
+        pacs.send(ids[-HELD_BACK:])
+        late = wait_for_row(http, uid, NumInstances=IMAGES)
+    print(f"held back for {HELD_BACK_S:g} s: before {early}, after {late['Verdict']}")
+    print(f"verified: median={statistics.median(waits):.2f} s worst={max(waits):.2f} s of {len(waits)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
