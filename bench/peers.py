@@ -30,9 +30,13 @@ class Orthanc:
         """Upload one encoded DICOM file; returns Orthanc's id of the instance."""
         return str(self._call("/instances", content=image)["ID"])
 
-    def send(self, resources: list[str]) -> None:
+    def know(self, name: str, ae_title: str, port: int) -> None:
+        """Add a modality to send to."""
+        self._http.put(f"/modalities/{name}", json=[ae_title, "127.0.0.1", port]).raise_for_status()
+
+    def send(self, resources: list[str], to: str = "GATEWAY") -> None:
         """`store to modality`: C-STORE all images of the resources to the gateway, and wait for it."""
-        result = self._call("/modalities/GATEWAY/store", json={"Resources": resources, "Synchronous": True})
+        result = self._call(f"/modalities/{to}/store", json={"Resources": resources, "Synchronous": True})
         if result["FailedInstancesCount"]:
             raise RuntimeError(f"Orthanc could not send {result['FailedInstancesCount']} instances")
 

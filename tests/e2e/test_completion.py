@@ -1,0 +1,119 @@
+"""Completeness with evidence: a real Orthanc sends, is asked, and gives what it did not send."""
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench import completion
+from bench.peers import free_port, orthanc
+from bench.processes import gateway, server
+from bench.traces import Event, read_trace, synthetic, write_trace
+from bench.verified import trio, upload, wait_for_row
+
+
+def events(http: httpx.Client, uid: str) -> list[str]:
+    return [entry["Event"] for entry in http.get(f"/series/{uid}/timeline").json()["events"]]
+
+
+@pytest.mark.peer("orthanc")
+def test_a_whole_series_is_verified_and_the_timeline_says_why(tmp_path: Path) -> None:
+    with trio(tmp_path) as (pacs, http):
+        uid, ids = upload(pacs, 30)
+        pacs.send(ids)
+        record = wait_for_row(http, uid, NumInstances=30, Verdict="verified")
+        assert (record["ExpectedInstances"], record["ExpectedFrom"], record["Missing"]) == (30, "pacs", 0)
+        assert record["Basis"] == "ORTHANC said 30 twice"
+        assert events(http, uid) == [
+            "association.joined", "pacs.answered", "images.counted", "series.reported", "report.stored",
+        ]  # fmt: skip
+        assert http.get(f"/series/{uid}/instances").json()["SOPInstanceUIDs"]
+
+
+@pytest.mark.peer("orthanc")
+def test_a_series_held_back_is_not_verified_before_the_rest_came(tmp_path: Path) -> None:
+    with trio(tmp_path, idle_max_s=1) as (pacs, http):
+        uid, ids = upload(pacs, 30)
+        pacs.send(ids[:20])
+        record = wait_for_row(http, uid, NumInstances=20)
+        assert (record["Verdict"], record["ExpectedInstances"], record["Missing"]) == ("idle", 30, 10)
+        pacs.send(ids[20:])
+        record = wait_for_row(http, uid, NumInstances=30, Verdict="verified")
+        assert (record["Missing"], record["FalseCompletions"]) == (0, 1)
+        assert "verdict.contradicted" in events(http, uid)
+        verdicts = {c["Verdict"]: (c["Series"], c["False"]) for c in http.get("/completions").json()["completions"]}
+        assert verdicts == {"idle": (1, 1), "verified": (1, 0)}
+
+
+@pytest.mark.peer("orthanc")
+@pytest.mark.parametrize("how", ["get", "move"])
+def test_images_that_were_never_sent_are_fetched_and_only_those(tmp_path: Path, how: str) -> None:
+    trace = tmp_path / "trace.jsonl"
+    with trio(tmp_path, fetch_missing=how, trace_path=trace, idle_timeout_s=0.2) as (pacs, http):
+        uid, ids = upload(pacs, 30)
+        pacs.send(ids[:20])
+        record = wait_for_row(http, uid, NumInstances=30, Verdict="verified")
+        assert record["Revision"] == 1
+        known = http.get(f"/series/{uid}/instances").json()["SOPInstanceUIDs"]
+    recorded = [event.sop for event in read_trace(trace) if event.event == "image"]
+    assert set(recorded) <= set(known)
+    assert len(recorded) == (20 if how == "get" else 30)  # C-MOVE comes by the SCP
+
+
+@pytest.mark.peer("orthanc")
+def test_two_gateways_with_half_a_series_each_make_one_verified_row(tmp_path: Path) -> None:
+    port = free_port()
+    options = {"pacs": f"ORTHANC@127.0.0.1:{port}", "idle_max_s": 1, "min_free_bytes": 0}
+    for name in ("one", "two", "orthanc"):
+        (tmp_path / name).mkdir()
+    with (
+        server(tmp_path) as (_, url),
+        gateway(tmp_path / "one", url, **options) as (_, first),
+        gateway(tmp_path / "two", url, **options) as (_, second),
+        orthanc(tmp_path / "orthanc", first, dicom_port=port) as pacs,
+        httpx.Client(base_url=url) as http,
+    ):
+        pacs.know("SECOND", "STORESCP", second)
+        uid, ids = upload(pacs, 40)
+        pacs.send(ids[:20])
+        pacs.send(ids[20:], to="SECOND")
+        record = wait_for_row(http, uid, NumInstances=40, Verdict="verified")
+        assert (record["ExpectedInstances"], record["FalseCompletions"]) == (40, 0)
+
+
+def test_foreign_traces_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_trace(tmp_path / "site.jsonl", synthetic(7, 2))
+    assert completion.main(["--traces", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("completion: default adaptive false=")
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "Expecting property name"),
+        ('{"t": 1, "event": "image"}', "missing 2 required"),
+        ('{"t": 1, "event": "gone", "association": 1, "ae": "A"}', "it has to be image, opened or released"),
+        ('{"t": 1, "event": "image", "association": 1, "ae": "A"}', "an image without series or sop"),
+        ('{"t": -1, "event": "opened", "association": 1, "ae": "A"}', "order the lines by t"),
+    ],
+)
+def test_a_bad_trace_is_named_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str, problem: str
+) -> None:
+    good = json.dumps({"t": 0, "event": "opened", "association": 1, "ae": "A"})
+    (tmp_path / "site.jsonl").write_text(f"{good}\n{line}\n")
+    assert completion.main(["--traces", str(tmp_path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert problem in said
+    assert "site.jsonl:2" in said.replace(" ", "")
+
+
+def test_the_simulation_counts_what_a_later_image_contradicts() -> None:
+    def image(t: float, sop: str) -> Event:
+        return Event(t, "image", 1, "CT1", "CT", "1.2", sop)
+
+    run = [Event(0.0, "opened", 1, "CT1"), image(0.0, "1"), image(4.0, "2"), image(10.0, "3")]
+    for seconds, false, latency_s in ((1, 2, 1.0), (5, 1, 5.0), (60, 0, 60.0)):
+        outcome = completion.judge([run], completion.Candidate("fixed", completion.fixed(seconds)))
+        assert (outcome.series, outcome.false, outcome.latencies_s) == (1, false, [latency_s])
