@@ -30,8 +30,8 @@ from models import MAX_MISSING, GatewayError, Instance, SeriesKey
 from settings import GatewaySettings, Peer
 
 CONFIRM_S = 0.2  # between two answers that have to be equal
-INTERVAL_S = 0.05  # least time between two questions to one PACS
-AT_ONCE = 2  # questions to one PACS at the same time
+INTERVAL_S = 0.02  # least time between two questions to one PACS
+AT_ONCE = 4  # questions to one PACS at the same time
 PATIENCE = 4  # times pacs_timeout_s until a whole question is given up
 ABANDONED_S = 60.0  # how long a PACS is left alone then: its thread may hang in pynetdicom for ever
 MAX_MATCHES = 20_000
@@ -101,27 +101,27 @@ class Pacs:
         self._handle_store = handle_store
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
         self._next_at: dict[str, float] = defaultdict(float)
+        self._alone_until: dict[str, float] = defaultdict(float)
 
     async def ask(self, question: Question) -> Answer:
         """Ask once, and a second time where the first answer is what is known. Never raises PacsUnavailable."""
         peer = self._peers[question.calling_ae_title.strip()]
         here = len(question.here)
         try:
-            async with self._turns[peer.ae_title]:
-                found = await self._ask(peer, partial(_find, key=question.key))
-                known = set(question.here)
-                if found.count != here:
-                    known |= set(await self._known(question.key))
-                if found.is_all(known):
-                    await asyncio.sleep(CONFIRM_S)
-                    again = await self._ask(peer, partial(_find, key=question.key))
-                    return Answer(peer.ae_title, here, len(known), again.count, again.is_all(known))
-                missing = await self._missing(peer, question.key, found, known)
-                fetched = 0
-                if question.fetch and missing:
-                    fetched = await self._fetch(peer, question.key, missing)
-                uids = tuple(missing)[:MAX_MISSING]
-                return Answer(peer.ae_title, here, len(known), found.count, missing=uids, fetched=fetched)
+            found = await self._ask(peer, partial(_find, key=question.key))
+            known = set(question.here)
+            if found.count != here:
+                known |= set(await self._known(question.key))
+            if found.is_all(known):
+                await asyncio.sleep(CONFIRM_S)
+                again = await self._ask(peer, partial(_find, key=question.key))
+                return Answer(peer.ae_title, here, len(known), again.count, again.is_all(known))
+            missing = await self._missing(peer, question.key, found, known)
+            fetched = 0
+            if question.fetch and missing:
+                fetched = await self._fetch(peer, question.key, missing)
+            uids = tuple(missing)[:MAX_MISSING]
+            return Answer(peer.ae_title, here, len(known), found.count, missing=uids, fetched=fetched)
         except PacsUnavailable as error:
             return Answer(peer.ae_title, here, problem=str(error))
 
@@ -133,30 +133,36 @@ class Pacs:
         return {uid: sop_class for uid, sop_class in images.items() if uid not in known}
 
     async def _fetch(self, peer: Peer, key: SeriesKey, missing: Mapping[str, str]) -> int:
+        patience = PATIENCE + len(missing) / FETCHED_AT_ONCE * PATIENCE
         if self._settings.fetch_missing == "move":
-            return await self._ask(peer, partial(_move, key=key, uids=list(missing), to=self._settings.ae_title))
+            move = partial(_move, key=key, uids=list(missing), to=self._settings.ae_title)
+            return await self._ask(peer, move, patience)
         loop = asyncio.get_running_loop()
 
         def store(instance: Instance) -> int:
             """In pynetdicom's thread."""
             return asyncio.run_coroutine_threadsafe(_wait_for(self._handle_store(instance)), loop).result()
 
-        return await self._ask(peer, partial(_get, key=key, missing=missing, store=store))
+        return await self._ask(peer, partial(_get, key=key, missing=missing, store=store), patience)
 
-    async def _ask(self, peer: Peer, do: Callable[..., T]) -> T:
-        """Run in a thread, not before this PACS may be asked again. Raises PacsUnavailable."""
-        loop = asyncio.get_running_loop()
-        at = self._next_at[peer.ae_title] = max(loop.time(), self._next_at[peer.ae_title] + INTERVAL_S)
-        await asyncio.sleep(at - loop.time())
-        timeout_s = self._settings.pacs_timeout_s
+    async def _ask(self, peer: Peer, do: Callable[..., T], patience: float = PATIENCE) -> T:
+        """Run in a thread, when it is this PACS's turn. Raises PacsUnavailable."""
+        loop, name, timeout_s = asyncio.get_running_loop(), peer.ae_title, self._settings.pacs_timeout_s
+        if loop.time() < self._alone_until[name]:
+            raise PacsUnavailable("left alone, for it did not end in time before")
+        asked = False
         try:
-            async with asyncio.timeout(timeout_s * PATIENCE):
+            async with asyncio.timeout(timeout_s * patience), self._turns[name]:
+                at = self._next_at[name] = max(loop.time(), self._next_at[name] + INTERVAL_S)
+                await asyncio.sleep(at - loop.time())
+                asked = True
                 return await _in_thread(partial(do, _Line(peer, self._settings.ae_title, timeout_s)))
         except PacsUnavailable:
             raise
         except TimeoutError as error:
-            self._next_at[peer.ae_title] = loop.time() + ABANDONED_S
-            raise PacsUnavailable("did not end in time") from error
+            if asked:
+                self._alone_until[name] = loop.time() + ABANDONED_S
+            raise PacsUnavailable("did not end in time" if asked else "too many questions wait") from error
         except Exception as error:  # the edge to a foreign peer, which can say anything
             raise PacsUnavailable(type(error).__name__) from error
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError
@@ -216,3 +218,100 @@ async def test_missing_folder_is_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnusable, match="folder does not exist"):
         async with Database.open(url(tmp_path / "missing" / "series.db")):
             pass
+
+
+# --- evidence ---------------------------------------------------------------------------------------------------
+
+
+def judged(
+    *sops: str, verdict: str = "idle", expected: int | None = None, revision: int = 1, **more: Any
+) -> SeriesReport:
+    """A gateway's report with what it rests on."""
+    at = f"2026-01-01T00:00:0{revision}Z"
+    fields: dict[str, Any] = {
+        "Revision": revision,
+        "Verdict": verdict,
+        "Basis": "as told",
+        "Source": "CT1 CT",
+        "IdlePolicy": "adaptive",
+        "GatewayID": "one",
+        "Timeline": [{"At": at, "Event": "series.reported", "Details": {"Images": len(sops)}}],
+    }
+    if expected is not None:
+        fields |= {"ExpectedInstances": expected, "ExpectedFrom": "pacs"}
+    return SeriesReport.model_validate(make_report(*sops).model_dump() | fields | more)
+
+
+async def told(database: Database) -> list[str]:
+    return [event.Event for event in await database.timeline(SERIES)]
+
+
+async def test_verified_stands_only_where_the_union_is_what_the_pacs_said(database: Database) -> None:
+    record, _ = await database.store(judged("1", "2", verdict="verified", expected=2))
+    assert (record.Verdict, record.Missing) == ("verified", 0)
+    await database.store(judged("9", GatewayID="two"))
+    record, _ = await database.store(judged("1", "2", "3", verdict="verified", expected=3, revision=2))
+    assert (record.NumInstances, record.Verdict, record.Basis) == (4, "idle", "as told; 4 are known")
+
+
+async def test_the_second_half_verifies_where_the_pacs_told_both_gateways_the_same(database: Database) -> None:
+    record, _ = await database.store(judged("1", "2", expected=4))
+    assert (record.Verdict, record.Missing) == ("idle", 2)
+    again, _ = await database.store(judged("1", "2", expected=4))
+    assert again.Verdict == "idle"
+    record, _ = await database.store(judged("3", "4", expected=4, GatewayID="two"))
+    assert (record.Verdict, record.Missing, record.FalseCompletions) == ("verified", 0, 0)
+
+
+async def test_one_answer_repeated_is_not_two(database: Database) -> None:
+    for _ in range(2):
+        record, _ = await database.store(judged("1", "2", expected=2))
+    assert record.Verdict == "idle"
+
+
+async def test_late_images_count_as_a_false_completion_of_the_verdict_before(database: Database) -> None:
+    await database.store(judged("1"))
+    record, _ = await database.store(judged("2", revision=2))
+    assert record.FalseCompletions == 1
+    (completion,) = await database.completions()
+    assert (completion.Source, completion.IdlePolicy, completion.Verdict) == ("CT1 CT", "adaptive", "idle")
+    assert (completion.Series, completion.False_) == (2, 1)
+
+
+@pytest.mark.parametrize("verdict", ["capped", "drained"])
+async def test_images_after_a_verdict_that_claims_nothing_are_no_false_completion(
+    database: Database, verdict: str
+) -> None:
+    await database.store(judged("1", verdict=verdict))
+    record, _ = await database.store(judged("2", revision=2))
+    assert record.FalseCompletions == 0
+
+
+async def test_a_series_sent_again_is_no_false_completion(database: Database) -> None:
+    await database.store(judged("1"))
+    record, _ = await database.store(judged("1", revision=2))
+    assert (record.FalseCompletions, record.Verdict) == (0, "idle")
+
+
+async def test_repeating_a_report_adds_nothing_to_the_timeline(database: Database) -> None:
+    for _ in range(3):
+        await database.store(judged("1"))
+    assert await told(database) == ["series.reported", "report.stored"]
+    await database.store(judged("2", revision=2))
+    events = await told(database)
+    assert sorted(events) == sorted([*["series.reported", "report.stored"] * 2, "verdict.contradicted"])
+    assert await database.instances(SERIES) == [f"{SERIES}.1", f"{SERIES}.2"]
+
+
+async def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_rows(path: Path) -> None:
+    async with Database.open(url(path)) as database:
+        stored, _ = await database.store(make_report("1"))
+    engine = create_engine(f"sqlite:///{path}")
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "0001")
+    engine.dispose()
+    async with Database.open(url(path)) as database:
+        assert await database.get(SERIES) == stored

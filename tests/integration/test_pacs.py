@@ -203,6 +203,24 @@ async def test_a_pacs_that_does_not_answer_is_given_up_on() -> None:
     assert (answer.count, answer.confirmed, answer.problem) == (None, False, "broke off or did not answer in time")
 
 
+async def test_a_pacs_whose_questions_never_end_is_left_alone_and_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stop, calls = threading.Event(), []
+
+    def hangs(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        stop.wait(20)
+
+    monkeypatch.setattr("pacs._find", hangs)
+    async with asking(1, timeout_s=0.05) as (pacs, _):
+        question = Question(KEY, "PACS1", frozenset(UIDS), fetch=False)
+        first, second = await pacs.ask(question), await pacs.ask(question)
+    stop.set()
+    assert (first.problem, first.confirmed) == ("did not end in time", False)
+    assert (second.problem, len(calls)) == ("left alone, for it did not end in time before", 1)
+
+
 async def test_a_count_that_is_no_number_is_said_without_its_text() -> None:
     def find(ds: Dataset) -> Iterator[tuple[int, Dataset | None]]:
         status, answer = match(ds)
