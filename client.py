@@ -173,7 +173,9 @@ class SeriesCollector:
             series = self._open[key] = self._start(instance, now)
         else:
             phase = self._phase(key, series)
-            series.longest_s[phase] = max(series.longest_s.get(phase, 0.0), now - series.last_seen)
+            began_at = instance.association.began_at if instance.association else None
+            silence_s = (now if began_at is None else began_at) - series.last_seen  # it ended with the first bytes
+            series.longest_s[phase] = max(series.longest_s.get(phase, 0.0), silence_s)
         series.last_seen = now
         series.last_received_at = max(series.last_received_at, instance.received_at)
         series.sop_instance_uids.add(instance.sop_instance_uid)

@@ -39,6 +39,8 @@ class Association:
     calling_ae_title: str
     peer_address: str
     opened_at: float
+    began_at: float | None = None
+    """When the last instance began to come."""
     receiving_at: float | None = None
     """When bytes of an instance that has not ended last came; None between instances."""
     released_at: float | None = None

@@ -429,6 +429,8 @@ class _Association(asyncio.BufferedProtocol):
         match event:
             case StoreStarted():
                 self._store, self._header = event, b""
+                if self._association is not None:
+                    self._association.began_at = self._loop.time()
             case HeaderReady(header):
                 self._header = header
             case InstanceFinished(length):

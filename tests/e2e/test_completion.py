@@ -1,14 +1,19 @@
 """Completeness with evidence: a real Orthanc sends, is asked, and gives what it did not send."""
 
 import json
+import time
 from pathlib import Path
 
 import httpx
+import pydicom
 import pytest
+from pydicom.uid import EnhancedMRImageStorage
 
 from bench import completion
 from bench.peers import free_port, orthanc
 from bench.processes import gateway, server
+from bench.record import link, run, wait
+from bench.senders import synthetic_series
 from bench.traces import Event, read_trace, synthetic, write_trace
 from bench.verified import trio, upload, wait_for_row
 
@@ -117,3 +122,39 @@ def test_the_simulation_counts_what_a_later_image_contradicts() -> None:
     for seconds, false, latency_s in ((1, 2, 1.0), (5, 1, 5.0), (60, 0, 60.0)):
         outcome = completion.judge([run], completion.Candidate("fixed", completion.fixed(seconds)))
         assert (outcome.series, outcome.false, outcome.latencies_s) == (1, false, [latency_s])
+
+
+@pytest.mark.peer("dcmtk")
+def test_bytes_that_come_more_slowly_than_the_time_out_keep_their_series_open(tmp_path: Path) -> None:
+    small, big = synthetic_series(2)
+    big.Rows = big.Columns = 1024
+    big.PixelData = bytes(2 * 1024 * 1024)
+    files = [str(tmp_path / f"{n}.dcm") for n in range(2)]
+    for ds, file in zip((small, big), files, strict=True):
+        pydicom.dcmwrite(file, ds, enforce_file_format=True)
+    settings = {"idle_policy": "fixed", "idle_timeout_s": 0.4, "min_free_bytes": 0}
+    with (
+        server(tmp_path) as (_, url),
+        gateway(tmp_path, url, **settings) as (_, port),
+        httpx.Client(base_url=url) as http,
+    ):
+        with link(port, lambda n: time.sleep(n / 1_000_000)) as slow:  # the big one takes two seconds
+            wait(run(slow, files))
+        record = wait_for_row(http, str(small.SeriesInstanceUID))
+        assert (record["NumInstances"], record["Revision"], record["Verdict"]) == (2, 1, "idle")
+
+
+@pytest.mark.peer("dcmtk")
+def test_one_enhanced_multi_frame_instance_is_a_series(tmp_path: Path) -> None:
+    (ds,) = synthetic_series(1)
+    ds.SOPClassUID, ds.NumberOfFrames = EnhancedMRImageStorage, 40
+    ds.PixelData = bytes(128 * 40)
+    pydicom.dcmwrite(tmp_path / "enhanced.dcm", ds, enforce_file_format=True)
+    with (
+        server(tmp_path) as (_, url),
+        gateway(tmp_path, url, min_free_bytes=0) as (_, port),
+        httpx.Client(base_url=url) as http,
+    ):
+        wait(run(port, [str(tmp_path / "enhanced.dcm")]))
+        record = wait_for_row(http, str(ds.SeriesInstanceUID))
+        assert (record["NumInstances"], record["Revision"], record["Verdict"]) == (1, 1, "idle")

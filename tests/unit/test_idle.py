@@ -154,6 +154,17 @@ def test_bytes_that_still_come_are_activity() -> None:
     assert (at, report.NumInstances) == (32.0, 2)
 
 
+def test_time_in_which_bytes_came_is_no_silence() -> None:
+    collector = collector_of(adaptive())
+    carrier = association()
+    collector.observe(image("1", carrier), 0.0)
+    carrier.began_at, carrier.receiving_at = 0.1, 39.0
+    collector.observe(image("2", carrier), 40.0)
+    carrier.receiving_at = None
+    release(collector, carrier, 40.0)
+    assert due_at(collector)[0] < 45.0
+
+
 def test_grace_period_follows_the_idle_time_out_and_an_image_in_it_goes_on() -> None:
     collector = collector_of(adaptive())
     carrier = association()

@@ -278,3 +278,27 @@ async def test_writes_of_many_tasks_are_serial(journal: Journal) -> None:
     tasks: list[Awaitable[None]] = [journal.keep(instances(str(n))) for n in range(50)]
     await asyncio.gather(*tasks)
     assert journal.open_instances == 50
+
+
+async def test_what_the_idle_policy_learnt_is_kept_and_the_last_word_counts(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.close([make_report("1")], {("CT1", "CT"): "old", ("MR1", "MR"): "x"})
+        await journal.close([make_report("2")], {("CT1", "CT"): "new"})
+    async with Journal.open(path, UNBOUNDED) as journal:
+        assert journal.learnt() == {("MR1", "MR"): "x", ("CT1", "CT"): "new"}
+
+
+async def test_what_is_kept_of_the_idle_policy_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "LEARNT_SOURCES", 3)
+    async with Journal.open(path, UNBOUNDED) as journal:
+        for n in range(5):
+            await journal.close([make_report(str(n))], {(f"AE{n}", "CT"): "x"})
+        assert [ae for ae, _ in journal.learnt()] == ["AE2", "AE3", "AE4"]
+
+
+async def test_a_journal_of_the_version_before_goes_on(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(f"{journal_module.SCHEMA} PRAGMA user_version = 1;")
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.close([make_report("1")], {("CT1", "CT"): "x"})
+        assert journal.learnt() == {("CT1", "CT"): "x"}
