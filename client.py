@@ -229,26 +229,25 @@ class SeriesCollector:
     # --- what is due ---
 
     def next_deadline(self) -> float | None:
-        """When the next series falls due (loop time), None where none is open. Amortised O(log n)."""
+        """When to look again (loop time): no series falls due before; None where none is open. O(1) amortised."""
         while self._deadlines:
             entry, _, key = self._deadlines[0]
             series = self._open.get(key)
-            if series is None or entry != series.entry:  # of a series reported since, or an earlier one was added
-                heapq.heappop(self._deadlines)
-                continue
-            deadline = self._deadline(key, series)
-            if deadline <= entry:
+            if series is not None and entry == series.entry:
                 return entry
-            heapq.heappop(self._deadlines)
-            self._schedule(key, series, again=True)
+            heapq.heappop(self._deadlines)  # of a series reported since, or an earlier one was added
         return None
 
     def due(self, now: float) -> list[SeriesReport]:
         """Close and report series whose deadline has passed, at most DUE_AT_ONCE."""
         reports: list[SeriesReport] = []
-        while len(reports) < DUE_AT_ONCE and (deadline := self.next_deadline()) is not None and deadline <= now:
+        while len(reports) < DUE_AT_ONCE and (entry := self.next_deadline()) is not None and entry <= now:
             _, _, key = heapq.heappop(self._deadlines)
-            reports += self._decide(key, self._open[key], now)
+            series = self._open[key]
+            if self._deadline(key, series) <= now:
+                reports += self._decide(key, series, now)
+            else:  # images came since
+                self._schedule(key, series, again=True)
         return reports
 
     def questions(self) -> list[Question]:
@@ -319,7 +318,7 @@ class SeriesCollector:
         """When the series is to be taken for idle, or its grace period ends. Bytes that still come are activity."""
         if series.asking:  # for at most pacs_timeout_s an answer
             return math.inf
-        receiving = (a.receiving_at or 0.0 for a in series.carried if a.released_at is None)
+        receiving = (a.receiving_at or 0.0 for a in series.carried if self._carried_last.get(a) == key)
         timeout_s = self._timeout_s(key, series)
         grace_s = self.policy.grace_s(timeout_s) if series.idle_hit else 0.0
         return max(series.last_seen, *receiving, 0.0) + timeout_s + grace_s

@@ -124,4 +124,5 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     document = (await http.get("/openapi.json")).json()
     content = document["paths"]["/series"]["post"]["requestBody"]["content"]["application/json"]
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
-    assert document["paths"].keys() == {"/series", "/series/{SeriesInstanceUID}", "/health/live", "/health/ready"}
+    named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances")}
+    assert document["paths"].keys() == named | {"/series", "/completions", "/health/live", "/health/ready"}

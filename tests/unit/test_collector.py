@@ -51,6 +51,7 @@ def test_every_image_starts_the_timeout_again(collector: SeriesCollector) -> Non
     for second in range(4):
         collector.observe(make_instance(str(second)), float(second))
         assert collector.due(second + 0.9) == []
+    assert collector.due(3.0 + IDLE_S - 0.001) == []
     assert collector.next_deadline() == 3.0 + IDLE_S
     assert collector.due(5.0)[0].NumInstances == 4
 
@@ -59,6 +60,8 @@ def test_deadline_is_the_next_one_though_an_older_series_still_receives(collecto
     collector.observe(make_instance("1", series="1.1"), 0.0)
     collector.observe(make_instance("1", series="1.2"), 1.0)
     collector.observe(make_instance("2", series="1.1"), 1.5)
+    assert collector.next_deadline() == IDLE_S  # nothing falls due before
+    assert collector.due(IDLE_S) == []
     assert collector.next_deadline() == 1.0 + IDLE_S
 
 
@@ -71,6 +74,8 @@ def test_repeated_image_counts_once(collector: SeriesCollector) -> None:
 def test_dripping_series_is_capped(collector: SeriesCollector) -> None:
     for second in range(10):
         collector.observe(make_instance(str(second)), float(second))
+        assert collector.due(float(second)) == []
+    assert collector.due(MAX_OPEN_S - 0.001) == []
     assert collector.next_deadline() == MAX_OPEN_S
     (report,) = collector.due(MAX_OPEN_S)
     assert (report.Verdict, report.NumInstances) == ("capped", 10)
@@ -182,6 +187,7 @@ def test_next_deadline_does_not_look_at_every_series(monkeypatch: pytest.MonkeyP
     for i in range(n):
         collector.observe(make_instance("2", series=f"{STUDY}.{i}"), 1 + i * 1e-6)
         collector.next_deadline()
+        collector.due(1 + i * 1e-6)
     assert looked_at < 6 * n
 
 

@@ -311,3 +311,25 @@ def test_what_is_missing_is_fetched_a_bounded_number_of_times() -> None:
             collector.answered(question.key, answer(1, 2, missing=["1.2"], fetched=0), now)
         now += 0.1
     assert (fetches, reports[0].Verdict) == (FETCHES, "idle")
+
+
+def test_many_series_on_one_association_cost_no_more_than_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at = 0
+    compute = SeriesCollector._deadline
+
+    def counting(self: SeriesCollector, *series: Any) -> float:
+        nonlocal looked_at
+        looked_at += 1
+        return compute(self, *series)
+
+    monkeypatch.setattr(SeriesCollector, "_deadline", counting)
+    collector = collector_of(Fixed(60.0))
+    carrier = association()
+    images = 3000
+    for n in range(images):
+        now = n * 0.001
+        carrier.receiving_at = now
+        collector.observe(image(str(n), carrier, series=f"1.{n // 10 + 1}"), now)
+        collector.due(now)
+        collector.next_deadline()
+    assert looked_at < images
