@@ -24,6 +24,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
+import models
 from bench.senders import pure_scu
 from models import Instance
 from scp import (
@@ -260,6 +261,22 @@ async def test_saturated_rejects_associations_as_transient_and_instances_as_out_
         assert (await scu.store(make_dataset())).Status == SUCCESS
         async with associated(port):
             pass
+
+
+async def test_association_is_observed_when_it_is_established_and_when_it_has_ended(kept: Kept) -> None:
+    seen: asyncio.Queue[tuple[models.Association, bool]] = asyncio.Queue()
+
+    def observe(association: models.Association) -> None:
+        seen.put_nowait((association, association.released_at is not None))
+
+    async with serve_scp(settings(), kept, unsaturated, observe) as port:
+        async with associated(port) as scu:
+            association, ended = await seen.get()
+            assert (association.peer_address, association.number, ended) == ("127.0.0.1", 1, False)
+            await scu.store(make_dataset())
+            assert kept.instances[0].association is association
+            assert kept.instances[0].length > 128
+        assert await seen.get() == (association, True)
 
 
 async def test_failing_handle_store_is_no_success_and_its_text_is_not_logged(

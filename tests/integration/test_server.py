@@ -1,5 +1,7 @@
 """The HTTP contract, through the ASGI application and a real SQLite file."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,9 @@ async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, 
         assert response.status_code == 503
         assert int(response.headers["Retry-After"]) >= 1
     assert (await http.get("/health/live")).status_code == 200
+    for thread in threading.enumerate():  # aiosqlite's of the failed connections still want this loop
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 10)
 
 
 async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:

@@ -266,7 +266,9 @@ def test_an_image_that_came_while_the_pacs_was_asked_is_no_part_of_the_answer() 
 def test_one_question_of_a_series_is_in_flight_and_no_idle_verdict_falls_meanwhile() -> None:
     collector = asking()
     collector.observe(image("1", association()), 0.0)
-    for now in (0.3, 10.0, 100.0):
+    assert collector.due(0.3) == []
+    collector.observe(image("2", association()), 0.4)
+    for now in (0.8, 10.0, 100.0):
         assert collector.due(now) == []
     assert len(collector.questions()) == 1
 
