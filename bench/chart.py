@@ -27,8 +27,10 @@ def write_completion(results: dict[str, Completions]) -> None:
     mpl.rcParams["svg.hashsalt"] = "series-gateway"
     figure, all_axes = plt.subplots(1, len(results), figsize=(12, 5.5), layout="constrained")
     for axes, (name, (_, points)) in zip(all_axes, results.items(), strict=True):
-        for label, (false_per_1000, median_s, p99_s) in points.items():
-            (mark,) = axes.plot(median_s, false_per_1000, "o", label=label)
+        for n, (label, (false_per_1000, median_s, p99_s)) in enumerate(points.items()):
+            marker = "*" if "PACS" in label else "s" if "fixed" in label else "o"
+            colour = mpl.colormaps["tab20"](n)
+            (mark,) = axes.plot(median_s, false_per_1000, marker, color=colour, ms=9, clip_on=False, label=label)
             axes.plot([median_s, p99_s], [false_per_1000] * 2, "-|", color=mark.get_color(), alpha=0.5)
         axes.set_xscale("log")
         axes.set_yscale("symlog", linthresh=1)
