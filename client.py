@@ -103,6 +103,8 @@ class OpenSeries:
     sop_instance_uids: set[str] = field(default_factory=set)
     carried: dict[Association, int] = field(default_factory=dict)
     """How many images each association brought."""
+    carriers: set[Association] = field(default_factory=set)
+    """Those of them that are open."""
     longest_s: dict[Phase, float] = field(default_factory=dict)
     timeline: list[TimelineEntry] = field(default_factory=list)
     entry: float = math.inf
@@ -196,6 +198,7 @@ class SeriesCollector:
         self._carried_last.pop(association, None)
         for key in self._carried.pop(association, ()):
             series = self._open[key]
+            series.carriers.discard(association)
             if series.ask_at < math.inf and self._phase(key, series) in (Phase.RELEASED, Phase.COUNTED):
                 series.ask_at = min(series.ask_at, now)
             self._schedule(key, series)
@@ -302,10 +305,9 @@ class SeriesCollector:
         expected = _count_in_tags(series.attributes)
         if expected is not None and len(series.sop_instance_uids) == expected:
             return Phase.COUNTED
-        carriers = [association for association in series.carried if association.released_at is None]
-        if not carriers and series.carried:
+        if not series.carriers and series.carried:
             return Phase.RELEASED
-        if carriers and all(self._carried_last.get(association) != key for association in carriers):
+        if series.carriers and all(self._carried_last.get(association) != key for association in series.carriers):
             return Phase.MOVED
         return Phase.OPEN
 
@@ -318,7 +320,7 @@ class SeriesCollector:
         """When the series is to be taken for idle, or its grace period ends. Bytes that still come are activity."""
         if series.asking:  # for at most pacs_timeout_s an answer
             return math.inf
-        receiving = (a.receiving_at or 0.0 for a in series.carried if self._carried_last.get(a) == key)
+        receiving = (a.receiving_at or 0.0 for a in series.carriers if self._carried_last.get(a) == key)
         timeout_s = self._timeout_s(key, series)
         grace_s = self.policy.grace_s(timeout_s) if series.idle_hit else 0.0
         return max(series.last_seen, *receiving, 0.0) + timeout_s + grace_s
@@ -368,6 +370,7 @@ class SeriesCollector:
         before = self._carried_last.get(association, key)
         self._carried_last[association] = key
         self._carried.setdefault(association, set()).add(key)
+        series.carriers.add(association)
         if before != key and before in self._open:
             self._schedule(before, self._open[before])
 
@@ -375,9 +378,10 @@ class SeriesCollector:
         series = self._open[key]
         phase, silence = self._phase(key, series), self._silence(key, series)
         for association, images in series.carried.items():
-            released = association.released_at is not None
+            released = association not in series.carriers
             self._note(series, "images.counted", now, Association=association.number, Images=images, Released=released)
-            self._carried.get(association, set()).discard(key)
+        for association in series.carriers:
+            self._carried[association].discard(key)
         self._note(series, "series.reported", now, Verdict=verdict, Images=len(series.sop_instance_uids))
         del self._open[key]
         if verdict not in ("drained", "capped"):
@@ -805,7 +809,11 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         ]
         handle_store = enqueue(inbox, settings.inbox_timeout_s)
         asking: set[asyncio.Task[None]] = set()
-        pacs = Pacs(settings, partial(stored_instances, http), handle_store)
+
+        async def keep_fetched(instance: Instance) -> int:
+            return OUT_OF_RESOURCES if journal.saturated() else await handle_store(instance)
+
+        pacs = Pacs(settings, partial(stored_instances, http), keep_fetched)
 
         async def answer(question: Question) -> None:
             await inbox.put(Answered(question.key, await pacs.ask(question)))
@@ -900,7 +908,10 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
         if recorder is not None:
             recorder.association(association)
         if association.released_at is not None:
-            tasks.create_task(inbox.put(Released(association)), name="released")
+            try:
+                inbox.put_nowait(Released(association))
+            except asyncio.QueueFull:
+                tasks.create_task(inbox.put(Released(association)), name="released")
 
     operations = {"status": status, "drain": drain, **changes(journal, dispatcher.submit)}
     async with (

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -92,7 +92,7 @@ class Pacs:
         self,
         settings: GatewaySettings,
         known: Callable[[SeriesKey], Awaitable[Collection[str]]],
-        handle_store: Callable[[Instance], Awaitable[int]],
+        handle_store: Callable[[Instance], Coroutine[Any, Any, int]],
     ) -> None:
         """`known` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them."""
         self._settings = settings
@@ -141,7 +141,7 @@ class Pacs:
 
         def store(instance: Instance) -> int:
             """In pynetdicom's thread."""
-            return asyncio.run_coroutine_threadsafe(_wait_for(self._handle_store(instance)), loop).result()
+            return asyncio.run_coroutine_threadsafe(self._handle_store(instance), loop).result()
 
         return await self._ask(peer, partial(_get, key=key, missing=missing, store=store), patience)
 
@@ -340,7 +340,3 @@ def _retrieved(answers: Iterator[tuple[Dataset, Dataset | None]]) -> int:
         if code not in (*PENDING, SUCCESS, SUB_OPERATIONS_FAILED):
             raise PacsUnavailable(f"retrieve status 0x{code:04X}")
     return completed
-
-
-async def _wait_for(status: Awaitable[int]) -> int:
-    return await status
