@@ -11,7 +11,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data
 WORKDIR /app
 COPY --from=build /venv /venv
-COPY client.py commands.py control.py db.py header.py idle.py journal.py models.py pacs.py scp.py server.py settings.py telemetry.py traces.py upper_layer.py workers.py ./
+COPY client.py collector.py commands.py control.py db.py dispatcher.py header.py idle.py journal.py models.py pacs.py scp.py server.py settings.py telemetry.py traces.py upper_layer.py workers.py ./
 COPY migrations migrations
 USER gateway
 VOLUME /data

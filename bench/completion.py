@@ -22,7 +22,7 @@ from rich.progress import track
 
 from bench.processes import ROOT
 from bench.traces import BadTrace, Event, read_trace, synthetic
-from client import SeriesCollector
+from collector import SeriesCollector
 from idle import Adaptive, Estimator, Fixed, IdlePolicy, Phase, Quantile, Source
 from models import Association, Instance, SeriesKey, SeriesReport
 from pacs import CONFIRM_S, Answer, Question

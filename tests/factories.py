@@ -13,7 +13,7 @@ from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from client import SeriesCollector
+from collector import SeriesCollector
 from idle import IdlePolicy
 from journal import Bounds, Journal, _connect
 from models import Instance, SeriesReport

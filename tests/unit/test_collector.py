@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import ExplicitVRLittleEndian
 
-from client import DUE_AT_ONCE, SeriesCollector
+from collector import DUE_AT_ONCE, SeriesCollector
 from header import WANTED, read_instance
 from idle import Fixed
 from models import SeriesReport

@@ -13,7 +13,7 @@ from itertools import pairwise
 import httpx
 import pytest
 
-from client import RETRY_AFTER_MAX_S, SeriesDispatcher, backoff_s, from_wall_clock, retry_after_s
+from dispatcher import RETRY_AFTER_MAX_S, SeriesDispatcher, backoff_s, from_wall_clock, retry_after_s
 from journal import Journal, JournalUnavailable, Waiting
 from models import SeriesRecord, SeriesReport
 from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal

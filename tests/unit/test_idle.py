@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client import ASK_AFTER_S, FETCHES, SeriesCollector
+from collector import ASK_AFTER_S, FETCHES, SeriesCollector
 from idle import ENOUGH, FLOOR_S, MARGIN, OWN_MARGIN, PRIORS, Adaptive, Fixed, Phase, Quantile, Source
 from models import MAX_TIMELINE, Association, Instance, SeriesReport
 from pacs import Answer

@@ -1,0 +1,241 @@
+"""Reports out by HTTP, until the server has them: `SeriesDispatcher`."""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import random
+import time
+from collections import deque
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+import pydantic
+import structlog
+
+from journal import Journal, JournalUnavailable, Waiting
+from models import GatewayError, SeriesKey, SeriesRecord
+
+RETRY_BASE_S = 0.25
+RETRY_AFTER_MAX_S = 3600.0
+RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
+WHOLE_SERVER = {429, 502, 503, 504}
+PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
+JOURNAL_RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class ServerUnavailable(GatewayError):
+    """The server could not take a report now: try again, not before `retry_after_s`."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0, *, whole_server: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+        self.whole_server = whole_server
+        """Other reports would fare alike."""
+
+
+class SeriesRejected(GatewayError):
+    """The server refused a report and no retry will change that."""
+
+
+class SeriesDispatcher:
+    """Posts the journal's waiting reports until the server has them: in order within a series, side by side across.
+
+    A report that fails waits for its own next attempt, and only its series behind it. A server that fails (refuses
+    connections, says 429, 502, 503 or 504, or fails every report) is left alone for a while, then asked with one post.
+    """
+
+    def __init__(self, http: httpx.AsyncClient, journal: Journal, *, concurrency: int, retry_max_s: float) -> None:
+        self._http = http
+        self._journal = journal
+        self._concurrency = concurrency
+        self._retry_max_s = retry_max_s
+        self._lines: dict[SeriesKey, deque[Waiting]] = {}
+        # One entry per series that has a report waiting and none being posted; the number breaks ties.
+        self._due: list[tuple[float, int, SeriesKey]] = []
+        self._numbers = itertools.count()
+        self._posting = 0
+        self._failures = 0  # in a row; one of the whole server counts as many as may be posted at once
+        self._paused_at = 0.0
+        self._paused_until = 0.0
+        self._changed = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def undelivered(self) -> int:
+        """Reports that the server has not acknowledged."""
+        return sum(map(len, self._lines.values()))
+
+    def submit(self, waiting: Waiting) -> None:
+        """Take a report for delivery, behind earlier ones of the same series."""
+        self._empty.clear()
+        line = self._lines.setdefault(waiting.key, deque())
+        line.append(waiting)
+        if len(line) == 1:
+            self._schedule(waiting.key, from_wall_clock(waiting.next_attempt_at))
+
+    def pause(self, seconds: float) -> None:
+        """Post nothing for so long."""
+        self._paused_until = asyncio.get_running_loop().time() + seconds
+
+    def hurry(self) -> None:
+        """Try everything now, whatever its next attempt: an operator asks for it."""
+        now = asyncio.get_running_loop().time()
+        self._due = [(now, number, key) for _, number, key in sorted(self._due)]
+        self._paused_until = now
+        self._changed.set()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Wait until every report taken is delivered or refused, at most so long; returns how many are not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        return self.undelivered
+
+    async def run(self) -> None:
+        """Post what is due, until cancelled."""
+        async with asyncio.TaskGroup() as posts:
+            while True:
+                key = await self._next_due()
+                self._posting += 1
+                posts.create_task(self._deliver(key), name=f"post {key.series_instance_uid}")
+
+    async def _next_due(self) -> SeriesKey:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            free = self._posting < (1 if self._failures >= self._concurrency else self._concurrency)
+            deadline = max(self._due[0][0], self._paused_until) if self._due and free else None
+            if deadline is not None and deadline <= loop.time():
+                return heapq.heappop(self._due)[2]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+
+    def _schedule(self, key: SeriesKey, delay_s: float) -> None:
+        heapq.heappush(self._due, (asyncio.get_running_loop().time() + delay_s, next(self._numbers), key))
+        self._changed.set()
+
+    async def _deliver(self, key: SeriesKey) -> None:
+        """One try of the first report in a series' line."""
+        line = self._lines[key]
+        begun = asyncio.get_running_loop().time()
+        delay_s = 0.0
+        try:
+            await self._try(line[0])
+            line.popleft()
+        except ServerUnavailable as error:
+            line[0], delay_s = await self._delayed(line[0], error, begun)
+        except JournalUnavailable as error:  # posting again does no harm
+            log.error("report.unmarked", series_instance_uid=key.series_instance_uid, reason=str(error))
+            delay_s = JOURNAL_RETRY_S
+        self._posting -= 1
+        if line:
+            self._schedule(key, delay_s)
+        else:
+            del self._lines[key]
+        self._changed.set()
+        if not self._lines:
+            self._empty.set()
+
+    async def _try(self, waiting: Waiting) -> None:
+        """Post a report and mark it delivered or dead. Raises ServerUnavailable or JournalUnavailable."""
+        event = log.bind(
+            series_instance_uid=waiting.key.series_instance_uid, revision=waiting.revision, instances=waiting.instances
+        )
+        try:
+            record = await self._post(await self._journal.report(waiting))
+        except SeriesRejected as error:
+            await self._journal.refused(waiting, str(error))
+            event.error("report.rejected", reason=str(error), dead_letter=waiting.id)
+            return
+        self._failures = 0
+        await self._journal.delivered(waiting)
+        event.info("report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1)
+        if record.Conflicts:
+            event.warning("series.conflicted", conflicts=record.Conflicts)
+
+    async def _delayed(self, waiting: Waiting, error: ServerUnavailable, begun: float) -> tuple[Waiting, float]:
+        """Note a failed try: the report with its next attempt, and the seconds until then."""
+        attempts = waiting.attempts + 1
+        delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s))
+        waiting = replace(waiting, attempts=attempts, next_attempt_at=time.time() + delay_s)
+        log.warning(
+            "report.delayed",
+            series_instance_uid=waiting.key.series_instance_uid,
+            revision=waiting.revision,
+            attempt=attempts,
+            reason=str(error),
+            retry_in_s=round(delay_s, 3),
+        )
+        with contextlib.suppress(JournalUnavailable):  # a restart then tries sooner
+            await self._journal.delayed(waiting, str(error))
+            if begun >= self._paused_at:  # else it says no more than what began the pause
+                await self._failed(error)
+        return waiting, delay_s
+
+    async def _failed(self, error: ServerUnavailable) -> None:
+        self._failures += self._concurrency if error.whole_server else 1
+        if self._failures < self._concurrency:
+            return
+        longest_s = self._retry_max_s if error.whole_server else PROBE_S
+        pause_s = backoff_s(self._failures // self._concurrency, longest_s)
+        if error.whole_server and error.retry_after_s > pause_s:
+            pause_s = error.retry_after_s
+            await self._journal.pause(time.time() + pause_s)
+        self._paused_at = asyncio.get_running_loop().time()
+        self.pause(pause_s)
+
+    async def _post(self, report: str) -> SeriesRecord:
+        """One try. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
+        try:
+            response = await self._http.post("series", content=report, headers={"Content-Type": "application/json"})
+        except httpx.HTTPError as error:
+            whole_server = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            raise ServerUnavailable(f"{type(error).__name__}: {error}", whole_server=whole_server) from error
+        status = response.status_code
+        if status >= 500 or status in RETRYABLE:
+            wait_s = retry_after_s(response.headers.get("Retry-After"))
+            raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
+        if 400 <= status < 500:
+            raise SeriesRejected(f"HTTP {status} {_problem(response)}")
+        try:
+            return SeriesRecord.model_validate_json(response.content)
+        except pydantic.ValidationError:
+            raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?") from None
+
+
+def backoff_s(attempt: int, retry_max_s: float) -> float:
+    """Full jitter: uniform between 0 and an exponentially growing bound, so that gateways do not retry in step."""
+    return random.uniform(0, min(retry_max_s, RETRY_BASE_S * 2.0 ** min(attempt, 30)))  # noqa: S311 - not a secret
+
+
+def retry_after_s(header: str | None) -> float:
+    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date), at most an hour; 0 if none."""
+    if header is None:
+        return 0.0
+    try:
+        seconds = (
+            float(header) if header.isdigit() else (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
+        )
+    except (ValueError, TypeError):
+        return 0.0
+    return min(max(seconds, 0.0), RETRY_AFTER_MAX_S)
+
+
+def from_wall_clock(at: float) -> float:
+    """Seconds from now until `at` (since 1970), never more than was ever asked for: the clock may have been set."""
+    return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
+def _problem(response: httpx.Response) -> str:
+    """Which fields the server refused and why, from its 422 body; never the values."""
+    try:
+        return "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in response.json()["detail"])[:500]
+    except (ValueError, KeyError, TypeError):
+        return response.reason_phrase
