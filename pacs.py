@@ -230,12 +230,19 @@ class _Line:
         )
         if not assoc.is_established:
             raise PacsUnavailable("rejected the association" if assoc.is_rejected else "cannot be reached")
+        # pynetdicom can wait for ever for this thread of its own, which is no daemon: the process could not end.
+        watchdog = threading.Timer(self.timeout_s * PATIENCE, assoc.dul.kill_dul)
+        watchdog.daemon = True
+        watchdog.start()
         try:
             yield assoc  # a question whose context was not accepted raises ValueError
         except BaseException:
             assoc.abort()
             raise
-        assoc.release()
+        else:
+            assoc.release()
+        finally:
+            watchdog.cancel()
 
 
 def _find(line: _Line, *, key: SeriesKey) -> Found:
