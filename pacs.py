@@ -8,8 +8,8 @@ import contextlib
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -43,6 +43,8 @@ PENDING = (0xFF00, 0xFF01)  # PS3.4 §C.4.1.1.4, §C.4.2.1.5
 SUB_OPERATIONS_FAILED = 0xB000
 
 T = TypeVar("T")
+_Answer = tuple[Dataset, Dataset | None]
+"""Status and identifier."""
 
 
 class PacsUnavailable(GatewayError):
@@ -209,6 +211,14 @@ class Found:
         return self.count > 0 and (self.count == len(known) if self.images is None else set(self.images) == set(known))
 
 
+class _Caller(AE):
+    """pynetdicom's AE, without a thread that could keep the process from ending: its upper layer's was seen to hang."""
+
+    def _create_socket(self, assoc: Association, *options: Any) -> Any:
+        assoc.dul.daemon = True
+        return super()._create_socket(assoc, *options)
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
     """How to reach a PACS."""
@@ -220,7 +230,7 @@ class _Line:
     @contextmanager
     def associated(self, abstract_syntax: str, scp_of: Collection[str] = (), **options: Any) -> Iterator[Association]:
         """An association that is surely ended. Raises PacsUnavailable."""
-        ae = AE(self.ae_title)
+        ae = _Caller(self.ae_title)
         ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = self.timeout_s
         contexts = [build_context(abstract_syntax)]
         contexts += [build_context(uid, ALL_TRANSFER_SYNTAXES) for uid in scp_of]
@@ -230,10 +240,6 @@ class _Line:
         )
         if not assoc.is_established:
             raise PacsUnavailable("rejected the association" if assoc.is_rejected else "cannot be reached")
-        # pynetdicom can wait for ever for this thread of its own, which is no daemon: the process could not end.
-        watchdog = threading.Timer(self.timeout_s * PATIENCE, assoc.dul.kill_dul)
-        watchdog.daemon = True
-        watchdog.start()
         try:
             yield assoc  # a question whose context was not accepted raises ValueError
         except BaseException:
@@ -241,8 +247,6 @@ class _Line:
             raise
         else:
             assoc.release()
-        finally:
-            watchdog.cancel()
 
 
 def _find(line: _Line, *, key: SeriesKey) -> Found:
@@ -279,8 +283,10 @@ def _is_about(ds: Dataset, key: SeriesKey) -> bool:
 def _matches(line: _Line, identifier: Dataset) -> Iterator[Dataset]:
     """C-FIND (PS3.4 §C.4.1). Raises PacsUnavailable."""
     deadline = time.monotonic() + line.timeout_s
-    with line.associated(StudyRootQueryRetrieveInformationModelFind) as assoc:
-        answers = assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)
+    with (
+        line.associated(StudyRootQueryRetrieveInformationModelFind) as assoc,
+        _closing(assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)) as answers,
+    ):
         for number, (status, ds) in enumerate(answers):
             code = _status(status)
             if code in PENDING and ds is not None:
@@ -288,8 +294,14 @@ def _matches(line: _Line, identifier: Dataset) -> Iterator[Dataset]:
             elif code != SUCCESS:
                 raise PacsUnavailable(f"C-FIND status 0x{code:04X}")
             if number > MAX_MATCHES or time.monotonic() > deadline:
-                assoc.abort()
                 raise PacsUnavailable(f"not done after {number} matches or pacs_timeout_s={line.timeout_s:g}")
+
+
+@contextmanager
+def _closing(answers: Iterator[_Answer]) -> Iterator[Iterator[_Answer]]:
+    """Closed before the association: pynetdicom yields what it cannot decode in a lock that its abort waits for."""
+    with closing(cast(Generator[_Answer], answers)):
+        yield answers
 
 
 def _status(status: Dataset) -> int:
@@ -338,12 +350,13 @@ def _retrieve_identifiers(key: SeriesKey, uids: Sequence[str]) -> Iterator[Datas
         yield identifier
 
 
-def _retrieved(answers: Iterator[tuple[Dataset, Dataset | None]]) -> int:
+def _retrieved(answers: Iterator[_Answer]) -> int:
     """How many sub-operations were completed. Raises PacsUnavailable."""
     completed = 0
-    for status, _ in answers:
-        code = _status(status)
-        completed = int(status.get("NumberOfCompletedSuboperations", None) or completed)
-        if code not in (*PENDING, SUCCESS, SUB_OPERATIONS_FAILED):
-            raise PacsUnavailable(f"retrieve status 0x{code:04X}")
+    with _closing(answers):
+        for status, _ in answers:
+            code = _status(status)
+            completed = int(status.get("NumberOfCompletedSuboperations", None) or completed)
+            if code not in (*PENDING, SUCCESS, SUB_OPERATIONS_FAILED):
+                raise PacsUnavailable(f"retrieve status 0x{code:04X}")
     return completed

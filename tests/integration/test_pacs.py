@@ -238,3 +238,14 @@ async def test_only_what_is_missing_is_fetched_and_goes_the_way_of_what_was_sent
     assert (answer.fetched, answer.confirmed) == (2, False)
     assert sorted(instance.sop_instance_uid for instance in fetched) == UIDS[1:]
     assert {instance.calling_ae_title for instance in fetched} == {"PACS1"}
+
+
+async def test_a_count_that_is_no_number_is_said_without_its_text() -> None:
+    def find(ds: Dataset) -> Iterator[tuple[int, Dataset | None]]:
+        status, answer = match(ds)
+        answer.add_new(0x00201209, "LO", "many")
+        yield status, answer
+
+    answer = await ask(find, timeout_s=0.3)
+    assert (answer.count, answer.confirmed) == (None, False)
+    assert "many" not in str(answer.problem)
