@@ -8,10 +8,10 @@ RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirem
 FROM python:3.11-slim-bookworm
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # A fixed uid, so that a volume written by one image can be written by the next.
-RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data
+RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data /keys
 WORKDIR /app
 COPY --from=build /venv /venv
-COPY client.py collector.py commands.py control.py db.py dispatcher.py header.py idle.py journal.py models.py pacs.py scp.py server.py settings.py telemetry.py traces.py upper_layer.py workers.py ./
+COPY *.py ./
 COPY migrations migrations
 USER gateway
 VOLUME /data

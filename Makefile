@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo test lint faults bench completion attacks up
+.PHONY: demo test lint faults bench completion attacks scale up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -29,6 +29,9 @@ bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into
 
 completion: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
 	@$(BIN)/python -m bench.completion $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
+
+scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -9; ends with lost=0 doubled=0
+	@$(BIN)/python -m bench.scale $(ARGS)
 
 attacks: $(VENV)/testing ## hostile peers, while a good one keeps working; ends with tried=T survived=T
 	@$(BIN)/python -m bench.attacks $(ARGS)

@@ -7,10 +7,12 @@ has them. What is committed outlives this process.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -21,10 +23,10 @@ from control import changes, serve_control
 from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, from_wall_clock
 from idle import Adaptive, Fixed, IdlePolicy, Source
 from journal import Bounds, Journal, JournalUnavailable
-from models import Association, Instance, SeriesKey, SeriesReport
+from models import Association, GatewayError, Instance, SeriesKey, SeriesReport
 from pacs import Answer, Pacs, Question
 from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
-from settings import GatewaySettings
+from settings import GatewaySettings, key_problem
 from traces import Recorder
 
 CLOSED = None  # ends a queue
@@ -49,6 +51,10 @@ class Answered(NamedTuple):
 
     key: SeriesKey
     answer: Answer
+
+
+class CannotCall(GatewayError):
+    """The server cannot be called as the settings want it. The text names the setting, its problem and the cure."""
 
 
 Inbox = asyncio.Queue[Arrival | Released | Answered | Drain | None]
@@ -163,14 +169,14 @@ async def watch(journal: Journal) -> None:
 async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True) -> int:
     """Run the gateway until `stop`, then drain; returns how many reports stay in the journal for the next start.
 
-    With `listen` false it only drains what the journal holds. Raises CannotListen or JournalUnusable.
+    With `listen` false it only drains what the journal holds. Raises CannotCall, CannotListen or JournalUnusable.
     """
     loop = asyncio.get_running_loop()
     inbox: Inbox = asyncio.Queue(settings.inbox_size)
     bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
     async with (
         Journal.open(settings.journal_path, bounds) as journal,
-        httpx.AsyncClient(base_url=str(settings.server_url), timeout=settings.request_timeout_s) as http,
+        server_client(settings) as http,
         asyncio.TaskGroup() as tasks,
     ):
         dispatcher = SeriesDispatcher(
@@ -240,6 +246,66 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
         dispatcher.submit(waiting)
     log.info("journal.opened", open_instances=journal.open_instances, undelivered=dispatcher.undelivered)
     return collector
+
+
+def server_client(settings: GatewaySettings) -> httpx.AsyncClient:
+    """What every request to the server goes through. Raises CannotCall."""
+    try:
+        tls = ssl.create_default_context(cafile=settings.server_ca)
+    except OSError as error:  # ssl.SSLError is one
+        cure = "Name a readable PEM file of the certificates that the server's is checked against."
+        raise CannotCall(f"GATEWAY_SERVER_CA={settings.server_ca}: {error.strerror or error}. {cure}") from error
+    if settings.exposes_key:
+        log.warning("key.exposed", host=settings.server_url.host, cure="let GATEWAY_SERVER_URL begin with https://")
+    return httpx.AsyncClient(
+        base_url=str(settings.server_url),
+        timeout=settings.request_timeout_s,
+        verify=tls,
+        auth=Bearer(settings.api_key.get_secret_value() if settings.api_key else None, settings.api_key_file),
+    )
+
+
+class Bearer(httpx.Auth):
+    """Sends the key (RFC 6750 §2.1), if there is one; one from a file is read again when the server answers 401."""
+
+    def __init__(self, key: str | None, file: Path | None) -> None:
+        """Raises CannotCall."""
+        self._file = file
+        self._key = key if file is None else read_key(file)
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        sent = self._key
+        if sent is not None:
+            request.headers["Authorization"] = f"Bearer {sent}"
+        response = yield request
+        if response.status_code != 401 or self._file is None:
+            return
+        await self._read_again(self._file)
+        if self._key != sent:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+            yield request
+
+    async def _read_again(self, file: Path) -> None:
+        try:
+            key = await asyncio.to_thread(read_key, file)
+        except CannotCall as error:
+            log.error("key.refused", reason=str(error))
+            return
+        if key != self._key:
+            log.info("key.reloaded")
+        self._key = key
+
+
+def read_key(file: Path) -> str:
+    """The key in a file. Raises CannotCall."""
+    try:
+        key = file.read_text("ascii", "replace").strip()
+        problem = key_problem(key)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem is not None:
+        raise CannotCall(f"GATEWAY_API_KEY_FILE={file}: {problem}. Name a readable file with nothing but the key.")
+    return key
 
 
 async def stored_instances(http: httpx.AsyncClient, key: SeriesKey) -> list[str]:

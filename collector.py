@@ -10,12 +10,13 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import NamedTuple
 
-from header import COUNTS, INSTANCE_LEVEL
+from header import COUNTS, INSTANCE_KEYWORDS, INSTANCE_LEVEL, InstanceValues, instance_values
 from idle import IdlePolicy, Phase, Source
 from models import (
     MAX_TIMELINE,
     Association,
     Instance,
+    InstanceKeyword,
     SeriesKey,
     SeriesReport,
     SeriesVerdict,
@@ -50,7 +51,8 @@ class OpenSeries:
     last_received_at: datetime
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     undecoded: dict[str, bytes] = field(default_factory=dict)
-    sop_instance_uids: set[str] = field(default_factory=set)
+    sop_instance_uids: dict[str, InstanceValues] = field(default_factory=dict)
+    """With what is known of each beside its UID."""
     carried: dict[Association, int] = field(default_factory=dict)
     """How many images each association brought."""
     carriers: set[Association] = field(default_factory=set)
@@ -107,7 +109,7 @@ class SeriesCollector:
         self._fetch = fetch
         self._open: dict[SeriesKey, OpenSeries] = {}
         self._closed: dict[SeriesKey, _Closed | int] = dict(revisions)  # of an earlier run, the revision only
-        self._recent: dict[SeriesKey, set[str]] = {}  # what the last reported series held
+        self._recent: dict[SeriesKey, Container[str]] = {}  # what the last reported series held
         self._carried_last: dict[Association, SeriesKey] = {}  # by those that are open
         self._carried: dict[Association, set[SeriesKey]] = {}  # the same, of series that are open
         self._questions: list[Question] = []
@@ -130,7 +132,7 @@ class SeriesCollector:
             series.longest_s[phase] = max(series.longest_s.get(phase, 0.0), silence_s)
         series.last_seen = now
         series.last_received_at = max(series.last_received_at, instance.received_at)
-        series.sop_instance_uids.add(instance.sop_instance_uid)
+        series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
         for keyword, values in instance.attributes.items():
             if values and keyword not in series.attributes:
                 series.attributes[keyword] = values
@@ -345,16 +347,20 @@ class SeriesCollector:
 
     def _report(self, key: SeriesKey, series: OpenSeries, verdict: SeriesVerdict, basis: str) -> SeriesReport:
         in_tags, answer = _count_in_tags(series.attributes), series.answer
+        uids = sorted(series.sop_instance_uids)
         asked = answer is not None and answer.count is not None
         return SeriesReport(
             SeriesInstanceUID=key.series_instance_uid,
             PatientID=key.patient_id,
             PatientName="\\".join(series.attributes.get("PatientName", ())),
             StudyInstanceUID=key.study_instance_uid,
-            NumInstances=len(series.sop_instance_uids),
-            SOPInstanceUIDs=sorted(series.sop_instance_uids),
+            NumInstances=len(uids),
+            SOPInstanceUIDs=uids,
+            InstanceAttributes=_columns([series.sop_instance_uids[uid] for uid in uids]),
             Attributes={k: list(v) for k, v in series.attributes.items() if k not in NOT_IN_ATTRIBUTES},
-            Undecoded={k: base64.b64encode(v).decode() for k, v in series.undecoded.items()},
+            Undecoded={
+                k: base64.b64encode(v).decode() for k, v in series.undecoded.items() if k not in INSTANCE_KEYWORDS
+            },
             Revision=series.revision,
             Verdict=verdict,
             ExpectedInstances=answer.count if answer and asked else in_tags,
@@ -374,6 +380,12 @@ class SeriesCollector:
         if len(series.timeline) == MAX_TIMELINE:
             del series.timeline[MAX_TIMELINE // 2]
         series.timeline.append(TimelineEntry(At=self._wall_clock(now), Event=event, Details=details))
+
+
+def _columns(rows: Sequence[InstanceValues]) -> dict[InstanceKeyword, list[str | None]]:
+    """Per keyword the values of all instances, a single one where it is that of all; nothing where none has any."""
+    columns = zip(INSTANCE_KEYWORDS, zip(*rows, strict=True), strict=True)
+    return {k: list(column if len(set(column)) > 1 else column[:1]) for k, column in columns if any(column)}
 
 
 def _count_in_tags(attributes: Mapping[str, Sequence[str]]) -> int | None:

@@ -37,6 +37,7 @@ from workers import supervise
 UNFINISHED = 3
 """Exit code where the gateway is not ready, or not everything is delivered."""
 REQUEST_TIMEOUT_S = 10.0
+NOT_FLAGS = {"api_key"}  # a command line is visible to everyone on the machine
 
 DEAD = "SELECT id, series_instance_uid, revision, instances, answer, changed_at FROM reports WHERE state = 'dead'"
 STATUS = """
@@ -92,7 +93,7 @@ everyone = click.option("--all", "everyone", is_flag=True, help="Every dead lett
 
 
 def command_line(run: Run) -> click.Group:
-    """The command line. Every setting is also a flag; without a command the gateway runs."""
+    """The command line. Every setting but a secret is also a flag; without a command the gateway runs."""
 
     @click.pass_context
     def gateway(context: click.Context, /, **flags: str | None) -> None:
@@ -112,7 +113,7 @@ def command_line(run: Run) -> click.Group:
         "client.py",
         callback=gateway,
         help=gateway.__doc__,
-        params=[_flag(name) for name in GatewaySettings.model_fields],
+        params=[_flag(name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
         commands=[status, drain, dead_letters],
         invoke_without_command=True,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from journal import Journal, JournalUnavailable, Waiting
+from journal import Journal, Waiting
 from models import GatewayError
 
 MAX_LINE_BYTES = 2**20
@@ -75,7 +75,7 @@ async def _answer(operations: Mapping[str, Operation], reader: asyncio.StreamRea
     try:
         arguments = json.loads(await reader.readline())
         return await operations[arguments.pop("do")](**arguments)
-    except JournalUnavailable as error:
+    except GatewayError as error:
         return {"error": str(error)}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         return {"error": f"not a request that this gateway knows ({type(error).__name__}): is it another version?"}

@@ -22,8 +22,13 @@ RETRY_BASE_S = 0.25
 RETRY_AFTER_MAX_S = 3600.0
 RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
 WHOLE_SERVER = {429, 502, 503, 504}
+KEY_PROBLEMS = {  # no fault of the report
+    401: "GATEWAY_API_KEY is missing, wrong, expired or revoked",
+    403: "the key lacks the scope series:write",
+}
 PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
 JOURNAL_RETRY_S = 1.0
+EARLY_S = 1e-6  # a loop may fire a timer a little before its time, and then must not spin until it has come
 
 log = structlog.get_logger()
 
@@ -46,7 +51,8 @@ class SeriesDispatcher:
     """Posts the journal's waiting reports until the server has them: in order within a series, side by side across.
 
     A report that fails waits for its own next attempt, and only its series behind it. A server that fails (refuses
-    connections, says 429, 502, 503 or 504, or fails every report) is left alone for a while, then asked with one post.
+    connections or our key, says 429, 502, 503 or 504, or fails every report) is left alone for a while, then asked with
+    one post.
     """
 
     def __init__(self, http: httpx.AsyncClient, journal: Journal, *, concurrency: int, retry_max_s: float) -> None:
@@ -111,7 +117,7 @@ class SeriesDispatcher:
             self._changed.clear()
             free = self._posting < (1 if self._failures >= self._concurrency else self._concurrency)
             deadline = max(self._due[0][0], self._paused_until) if self._due and free else None
-            if deadline is not None and deadline <= loop.time():
+            if deadline is not None and deadline <= loop.time() + EARLY_S:
                 return heapq.heappop(self._due)[2]
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(deadline):
@@ -199,8 +205,10 @@ class SeriesDispatcher:
             whole_server = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             raise ServerUnavailable(f"{type(error).__name__}: {error}", whole_server=whole_server) from error
         status = response.status_code
+        wait_s = retry_after_s(response.headers.get("Retry-After"))
+        if status in KEY_PROBLEMS:
+            raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
         if status >= 500 or status in RETRYABLE:
-            wait_s = retry_after_s(response.headers.get("Retry-After"))
             raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
         if 400 <= status < 500:
             raise SeriesRejected(f"HTTP {status} {_problem(response)}")

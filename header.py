@@ -9,13 +9,13 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
-from models import GatewayError, Instance
+from models import GatewayError, Instance, InstanceKeyword
 
 MAX_HEADER_BYTES = 8 * 2**20  # a deflated data set is inflated no further than this
 PYDICOM_BYTES = 2**16  # what our own walk finds no identity in is tried once more with pydicom's, no further than this
@@ -57,6 +57,9 @@ COUNTS = {  # of the images there should be: hints only, senders fill them in lo
     0x00201209: ("NumberOfSeriesRelatedInstances", "IS"),
 }
 WANTED = INSTANCE_LEVEL | SERIES_LEVEL | COUNTS
+INSTANCE_KEYWORDS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
+MAX_INSTANCE_VALUE = 64  # characters; the longest valid value of one of these is a UID
+REMEMBERED_VALUES = 2**14
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
 IDENTITY = {0x00080018, 0x0020000D, 0x0020000E}  # SOP, Study and Series Instance UID
@@ -77,6 +80,9 @@ A_UID = re.compile(rb"[0-9.]{1,64}")
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}  # PS3.5 A.5, A.7, A.10
+
+InstanceValues = tuple[str | None, ...]
+"""The values of INSTANCE_KEYWORDS, in their order."""
 
 
 class HeaderError(GatewayError):
@@ -124,6 +130,18 @@ def read_instance(
         attributes=attributes,
         undecoded=undecoded,
     )
+
+
+def instance_values(instance: Instance) -> InstanceValues:
+    """What is known of an instance beside its UID; None where it has no value, or one too long to be valid."""
+    texts = (instance.sop_class_uid, *map(instance.text, INSTANCE_KEYWORDS[1:]))
+    return _shared(tuple([text if text and len(text) <= MAX_INSTANCE_VALUE else None for text in texts]))
+
+
+@functools.lru_cache(maxsize=REMEMBERED_VALUES)
+def _shared(values: InstanceValues) -> InstanceValues:
+    """One tuple for all that are equal: the images of one series differ from those of another in little."""
+    return values
 
 
 def _inflate(data_set: bytes) -> bytes:

@@ -17,15 +17,17 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
+from header import INSTANCE_KEYWORDS, InstanceValues, instance_values
 from models import GatewayError, Instance, SeriesKey, SeriesReport
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEY = "study_instance_uid, series_instance_uid, patient_id"
 LEARNT_SOURCES = 1000
 HISTORY_REPORTS = 10_000
@@ -72,10 +74,13 @@ CREATE TABLE learnt (  -- the idle policy's, by source
     PRIMARY KEY (calling_ae_title, modality)
 );
 """
+SCHEMA_3 = """
+ALTER TABLE instances ADD COLUMN attributes TEXT;  -- JSON: the values of INSTANCE_KEYWORDS; null of earlier versions
+"""
 
 # One statement however many there are: each statement costs a switch of threads.
 INSERT_INSTANCES = """
-INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)
+INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
 """
 
 P = ParamSpec("P")
@@ -177,7 +182,7 @@ class Journal:
     def replay(self) -> Iterator[Instance]:
         """Every instance of the log; call it once, before anything is kept.
 
-        The first of each series carries the attributes of all.
+        The first of each series carries the series' attributes, and each its own.
         """
         for series in self._connection.execute("SELECT * FROM open_series").fetchall():
             opened = self._open[_key(series)] = _OpenSeries(series["id"], *_unpack(series["content"]))
@@ -285,7 +290,7 @@ class Journal:
 
     def _keep(self, instances: Sequence[Instance]) -> None:
         changed: dict[SeriesKey, _OpenSeries] = {}  # copies: they hold once they are committed
-        rows: list[tuple[int, str, float]] = []
+        rows: list[tuple[int, str, float, InstanceValues]] = []
         news = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
         with self._transaction() if news else nullcontext():  # one statement needs none
             for instance in news:
@@ -295,7 +300,8 @@ class Journal:
                 self._execute("UPDATE open_series SET content = ? WHERE id = ?", _pack(series), series.id)
             for instance in instances:
                 series = changed.get(instance.key) or self._open[instance.key]
-                rows.append((series.id, instance.sop_instance_uid, instance.received_at.timestamp()))
+                at = instance.received_at.timestamp()
+                rows.append((series.id, instance.sop_instance_uid, at, instance_values(instance)))
             inserted = self._connection.execute(INSERT_INSTANCES, (json.dumps(rows),)).rowcount
         self._open |= changed
         self.open_instances += inserted
@@ -496,7 +502,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
                 f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
             )
-        steps = "".join((SCHEMA, SCHEMA_2)[version:])
+        steps = "".join((SCHEMA, SCHEMA_2, SCHEMA_3)[version:])
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     except BaseException:
         connection.close()
@@ -524,7 +530,8 @@ def _pack(series: _OpenSeries) -> str:
 
 
 def _unpack(content: str) -> tuple[dict[str, tuple[str, ...]], dict[str, bytes]]:
-    attributes, undecoded = json.loads(content)
+    """The series' attributes; those that each instance has of its own stand beside it."""
+    attributes, undecoded = ({k: v for k, v in d.items() if k not in INSTANCE_KEYWORDS} for d in json.loads(content))
     return {k: tuple(v) for k, v in attributes.items()}, {k: base64.b64decode(v) for k, v in undecoded.items()}
 
 
@@ -533,18 +540,25 @@ def _identity(attributes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ..
     return {k: attributes[k] for k in ("PatientID",) if k in attributes}
 
 
+@lru_cache(maxsize=4096)  # the images of different series differ in little
+def _own_attributes(values: str | None) -> Mapping[str, tuple[str, ...]]:
+    """What an instance has of its own: those of INSTANCE_KEYWORDS."""
+    return {k: (v,) for k, v in zip(INSTANCE_KEYWORDS, json.loads(values or "[]"), strict=False) if v}
+
+
 def _instance(
     series: sqlite3.Row, row: sqlite3.Row, attributes: dict[str, tuple[str, ...]], undecoded: dict[str, bytes]
 ) -> Instance:
+    own = _own_attributes(row["attributes"])
     return Instance(
         study_instance_uid=series["study_instance_uid"],
         series_instance_uid=series["series_instance_uid"],
         sop_instance_uid=row["sop_instance_uid"],
-        sop_class_uid=series["sop_class_uid"],
+        sop_class_uid=own.get("SOPClassUID", ("",))[0],
         transfer_syntax_uid=series["transfer_syntax_uid"],
         calling_ae_title=series["calling_ae_title"],
         peer_address=series["peer_address"],
         received_at=datetime.fromtimestamp(row["received_at"], UTC),
-        attributes=attributes,
+        attributes={**attributes, **own},
         undecoded=undecoded,
     )

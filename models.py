@@ -2,10 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Annotated, Literal, NamedTuple
+from datetime import UTC, datetime
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    model_validator,
+)
 
 SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see README, "What it promises"."""
@@ -90,10 +99,30 @@ Uid = Annotated[
     Field(pattern=r"^[0-9.]{1,64}$", description="A UID as sent (PS3.5 §9.1); leading zeros are tolerated."),
 ]
 Text = Annotated[Annotated[str, Field(max_length=1024)] | None, BeforeValidator(_clean)]
+PatientId = Annotated[Annotated[str, Field(max_length=256)] | None, BeforeValidator(_clean)]
 Keyword = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$", description="A DICOM keyword (PS3.6).")]
-Values = list[Annotated[str, BeforeValidator(lambda v: v.replace("\0", "") if isinstance(v, str) else v)]]
+WithoutNul = AfterValidator(lambda text: text.replace("\0", ""))
+Values = list[Annotated[str, WithoutNul]]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
-Count = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+InstanceKeyword = Literal["SOPClassUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
+"""What is known of each instance beside its UID (PS3.18 table 10.6.3-5)."""
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is before the year 1 or after the year 9999 in UTC") from None
+
+
+def _is_no_number(value: object) -> object:
+    if isinstance(value, int | float):
+        raise ValueError("is a number; send ISO 8601 text with a time zone")  # noqa: TRY004 - pydantic's kind of error
+    return value
+
+
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_is_no_number), AfterValidator(_in_utc)]
 
 
 class TimelineEntry(BaseModel):
@@ -101,10 +130,11 @@ class TimelineEntry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    At: AwareDatetime
+    At: Timestamp
     Event: Annotated[str, Field(pattern=r"^[a-z]+\.[a-z_]+$", max_length=64, description="As in the logs: noun.verb.")]
     Details: Annotated[
-        dict[Keyword, bool | int | float | Annotated[str, Field(max_length=256)] | None], Field(max_length=16)
+        dict[Keyword, bool | int | FiniteFloat | Annotated[str, Field(max_length=256), WithoutNul] | None],
+        Field(max_length=16),
     ] = {}
 
 
@@ -114,20 +144,26 @@ class SeriesReport(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     SeriesInstanceUID: Uid
-    PatientID: Text = None
+    PatientID: PatientId = None
     PatientName: Text = None
     StudyInstanceUID: Uid
     NumInstances: Annotated[Count, Field(description="Without SOPInstanceUIDs: at least so many are known.")]
     SOPInstanceUIDs: Annotated[
         list[Uid] | None, Field(description="The server takes the union; order and repetition do not matter.")
     ] = None
+    InstanceAttributes: Annotated[
+        dict[InstanceKeyword, list[Annotated[str, Field(max_length=64), WithoutNul] | None]],
+        Field(description="Values in text form in the order of SOPInstanceUIDs; a single one holds for all."),
+    ] = {}
     Attributes: Annotated[
         dict[Keyword, Values], Field(description="Study and series attributes, keyword to values in text form.")
     ] = {}
     Undecoded: Annotated[
         dict[Keyword, Base64], Field(description="Text its character set cannot decode: the bytes as sent.")
     ] = {}
-    Revision: Annotated[int, Field(ge=1, lt=2**31, description="Counts this gateway's reports of the series.")] = 1
+    Revision: Annotated[
+        int, Field(strict=True, ge=1, lt=2**31, description="Counts this gateway's reports of the series.")
+    ] = 1
     Verdict: SeriesVerdict | None = None
     ExpectedInstances: Annotated[
         Count | None, Field(description="So many there should be, as `ExpectedFrom` says.")
@@ -138,19 +174,63 @@ class SeriesReport(BaseModel):
     MissingSOPInstanceUIDs: Annotated[
         list[Uid], Field(max_length=MAX_MISSING, description="Of what the PACS has: what neither side had when asked.")
     ] = []
-    Basis: Annotated[str | None, Field(max_length=256, description="What the verdict rests on, in words.")] = None
-    Source: Annotated[str | None, Field(max_length=64, description="Calling AE title and modality, as learnt for.")] = (
-        None
-    )
-    IdlePolicy: Annotated[str | None, Field(max_length=32)] = None
+    Basis: Annotated[
+        Annotated[str, Field(max_length=256), WithoutNul] | None,
+        Field(description="What the verdict rests on, in words."),
+    ] = None
+    Source: Annotated[
+        Annotated[str, Field(max_length=64), WithoutNul] | None,
+        Field(description="Calling AE title and modality, as learnt for."),
+    ] = None
+    IdlePolicy: Annotated[str, Field(max_length=32), WithoutNul] | None = None
     Timeline: Annotated[list[TimelineEntry], Field(max_length=MAX_TIMELINE)] = []
-    GatewayID: Annotated[str, Field(max_length=64)] | None = None
-    FirstReceivedAt: AwareDatetime | None = None
-    LastReceivedAt: AwareDatetime | None = None
+    GatewayID: Annotated[str, Field(max_length=64), WithoutNul] | None = None
+    FirstReceivedAt: Timestamp | None = None
+    LastReceivedAt: Timestamp | None = None
+
+    @model_validator(mode="after")
+    def _attributes_fit_their_instances(self) -> Self:
+        for keyword, values in self.InstanceAttributes.items():
+            if len(values) not in (1, len(self.SOPInstanceUIDs or ())):
+                raise ValueError(
+                    f"InstanceAttributes.{keyword} has {len(values)} values: send one for each of "
+                    "SOPInstanceUIDs, or one for all"
+                )
+        return self
 
     @property
     def key(self) -> SeriesKey:
         return SeriesKey(self.StudyInstanceUID, self.SeriesInstanceUID, self.PatientID)
+
+
+class Change(BaseModel):
+    """One revision of a record, in the order in which they came about. Names no patient."""
+
+    Number: Annotated[int, Field(description="Only ever grows; pass the last one as `since` to go on.")]
+    SeriesInstanceUID: str
+    StudyInstanceUID: str
+    Revision: int
+    NumInstances: int
+    Verdict: SeriesVerdict | None
+    At: AwareDatetime
+
+
+Decision = Literal["dismiss", "merge", "correct"]
+"""Of a conflict. dismiss: the images are not this series'. merge: they are, and what is stored of patient and study
+stays. correct: they are, and patient and study become those of the report."""
+
+
+class Conflict(BaseModel):
+    """A report that contradicts the record of its series, kept aside until an operator resolves it."""
+
+    Digest: Annotated[str, Field(description="Its name in the API.")]
+    SeriesInstanceUID: str
+    Report: SeriesReport
+    ReceivedAt: AwareDatetime
+    Resolution: Decision | None
+    ResolvedAt: AwareDatetime | None
+    ResolvedBy: str | None
+    Before: Annotated[dict[str, str | None] | None, Field(description="The identity that `correct` replaced.")]
 
 
 class SeriesEvent(BaseModel):
@@ -203,3 +283,58 @@ class SeriesRecord(BaseModel):
     Conflicts: Annotated[
         int, Field(description="Reports kept aside because they name another PatientID or StudyInstanceUID.")
     ]
+
+
+# --- what the server answers with -------------------------------------------------------------------------------
+
+
+class SeriesPage(BaseModel):
+    """One page of series, in order of SeriesInstanceUID."""
+
+    series: list[SeriesRecord]
+    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
+
+
+class Timeline(BaseModel):
+    events: list[SeriesEvent]
+
+
+class ConflictPage(BaseModel):
+    """One page of conflicts, in order of Digest."""
+
+    conflicts: list[Conflict]
+    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
+
+
+class Resolve(BaseModel):
+    Resolution: Annotated[
+        Decision,
+        Field(
+            description="dismiss: not this series' images. merge: they are, and patient and study stay as stored. "
+            "correct: they are, and patient and study become those of the report."
+        ),
+    ]
+
+
+class ChangePage(BaseModel):
+    """Revisions in the order in which they came about."""
+
+    changes: list[Change]
+    last: Annotated[int, Field(description="Pass it as `since` to go on.")]
+    done: Annotated[bool, Field(description="There was no more when this was asked.")]
+
+
+class InstanceList(BaseModel):
+    SOPInstanceUIDs: list[str]
+
+
+class Completions(BaseModel):
+    completions: list[Completion]
+
+
+class Health(BaseModel):
+    status: str
+
+
+class Problem(BaseModel):
+    detail: str

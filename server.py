@@ -1,21 +1,45 @@
-"""HTTP in: series reports and queries. Run it with `uvicorn server:app`."""
+"""HTTP in: series reports, queries, changes. Run it with `uvicorn server:app`; see also `python server.py --help`."""
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Annotated, Any
 
+import httpx
 import structlog
-from fastapi import Body, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from fastapi.security import HTTPBearer
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field
 
-from db import Database, DatabaseUnavailable
-from models import Completion, SeriesEvent, SeriesRecord, SeriesReport, Uid
-from settings import ServerSettings, SettingsError, load
+import dicomweb
+from access import RETRY_AFTER_S, Guard, audit_log
+from admin import command_line, operations, sqlite_path
+from control import serve_control
+from db import Database
+from engine import DatabaseUnavailable
+from follow import Follower, ended_by_signals
+from keys import Keys
+from models import (
+    ChangePage,
+    Completions,
+    ConflictPage,
+    Health,
+    InstanceList,
+    Problem,
+    Resolve,
+    SeriesPage,
+    SeriesRecord,
+    SeriesReport,
+    Timeline,
+    Uid,
+)
+from settings import ServerSettings, SettingsError, load, without_password
 from telemetry import configure_logging, hide_query_strings
-
-RETRY_AFTER_S = 2
+from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
 log = structlog.get_logger()
 
@@ -42,34 +66,9 @@ EXAMPLES = {
 }
 
 
-class SeriesPage(BaseModel):
-    """One page of series, in order of SeriesInstanceUID."""
-
-    series: list[SeriesRecord]
-    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
-
-
-class Timeline(BaseModel):
-    events: list[SeriesEvent]
-
-
-class InstanceList(BaseModel):
-    SOPInstanceUIDs: list[str]
-
-
-class Completions(BaseModel):
-    completions: list[Completion]
-
-
-class Health(BaseModel):
-    status: str
-
-
-class Problem(BaseModel):
-    detail: str
-
-
-UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"model": Problem, "description": "Not now; see Retry-After."}}
+def _answers(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What a route answers beside its own: 401, 403 and 429 of the guard, 503 of the database, and `codes`."""
+    return {code: {"model": Problem} for code in (*codes, 401, 403, 429, 503)}
 
 
 def _database(request: Request) -> Database:
@@ -77,7 +76,16 @@ def _database(request: Request) -> Database:
     return database
 
 
+def _follower(request: Request) -> Follower:
+    follower: Follower = request.app.state.follower
+    return follower
+
+
 Db = Annotated[Database, Depends(_database)]
+Changes = Annotated[Follower, Depends(_follower)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
@@ -88,8 +96,19 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         configure_logging()
         hide_query_strings()
-        async with Database.open(settings.database_url) as app.state.database:
-            log.info("server.started", database=settings.database_url)
+        async with AsyncExitStack() as stack:
+            app.state.audit = stack.enter_context(audit_log(settings.audit_path))
+            database = app.state.database = await stack.enter_async_context(Database.open(settings))
+            http = await stack.enter_async_context(httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S))
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            follower = app.state.follower = Follower(database)
+            app.state.keys = Keys(database.engine)
+            tasks.create_task(follower.run(), name="follow")
+            tasks.create_task(Webhooks(database, follower, http).run(), name="webhooks")
+            stack.callback(follower.end)
+            await stack.enter_async_context(_administered(settings, database))
+            stack.enter_context(ended_by_signals(follower))
+            log.info("server.started", database=without_password(settings.database_url))
             yield
         log.info("server.stopped")
 
@@ -100,21 +119,41 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         max_body_size=settings.max_body_bytes,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what was refused
     )
+    app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
+    app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DatabaseUnavailable, _unavailable)
-    app.post("/series", responses=UNAVAILABLE | {201: {"model": SeriesRecord}})(post_series)
-    app.get("/series", responses=UNAVAILABLE)(list_series)
-    app.get("/series/{SeriesInstanceUID}", responses=UNAVAILABLE | {404: {"model": Problem}})(get_series)
-    app.get("/series/{SeriesInstanceUID}/timeline", responses=UNAVAILABLE | {404: {"model": Problem}})(get_timeline)
-    app.get("/series/{SeriesInstanceUID}/instances", responses=UNAVAILABLE | {404: {"model": Problem}})(get_instances)
-    app.get("/completions", responses=UNAVAILABLE)(list_completions)
-    app.get("/health/live")(live)
-    app.get("/health/ready", responses=UNAVAILABLE)(ready)
+    _add_routes(app)
     return app
 
 
+def _add_routes(app: FastAPI) -> None:
+    """The guard says who may ask what (access.py); the bearer scheme here only documents it."""
+    key = [Security(HTTPBearer(auto_error=False, description="A key of `python server.py keys create`."))]
+    of_series = "/series/{SeriesInstanceUID}"
+    stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
+    app.post("/series", responses=_answers(400, 413) | stored, dependencies=key)(post_series)
+    app.get("/series", responses=_answers(), dependencies=key)(list_series)
+    app.get(of_series, responses=_answers(404), dependencies=key)(get_series)
+    app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=key)(get_timeline)
+    app.get(f"{of_series}/instances", responses=_answers(404), dependencies=key)(get_instances)
+    app.get("/completions", responses=_answers(), dependencies=key)(list_completions)
+    app.get("/conflicts", responses=_answers(), dependencies=key)(list_conflicts)
+    app.post("/conflicts/{digest}", responses=_answers(400, 404, 413), dependencies=key)(resolve_conflict)
+    app.get("/changes", responses=_answers(), dependencies=key)(list_changes)
+    app.get("/changes/stream", responses=_answers(), response_class=EventSourceResponse, dependencies=key)(
+        stream_changes
+    )
+    dicomweb.add_routes(app, responses=_answers(), dependencies=key)
+    app.get("/health/live")(live)
+    app.get("/health/ready", responses={503: {"model": Problem}})(ready)
+
+
 async def post_series(
-    report: Annotated[SeriesReport, Body(openapi_examples=EXAMPLES)], database: Db, response: Response
+    report: Annotated[SeriesReport, Body(openapi_examples=EXAMPLES)],
+    database: Db,
+    follower: Changes,
+    response: Response,
 ) -> SeriesRecord:
     """Store one report: the union with what is known of the series. Repeating it changes nothing.
 
@@ -122,6 +161,7 @@ async def post_series(
     stored one is kept aside, changes nothing else, and shows in the answer's `Conflicts`.
     """
     record, created = await database.store(report)
+    follower.stored()
     response.status_code = 201 if created else 200
     log.info(
         "series.stored",
@@ -140,7 +180,7 @@ async def list_series(  # noqa: PLR0913, PLR0917 - one parameter a query paramet
     StudyInstanceUID: Annotated[Uid | None, Query()] = None,
     Modality: Annotated[str | None, Query(max_length=16)] = None,
     after: Annotated[Uid | None, Query(description="`next` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Limit = 100,
 ) -> SeriesPage:
     """Stored series, a page at a time (keyset pagination); each filter matches exactly."""
     records = await database.page(
@@ -175,6 +215,54 @@ async def list_completions(database: Db) -> Completions:
     return Completions(completions=await database.completions())
 
 
+async def list_conflicts(
+    database: Db,
+    resolved: Annotated[bool, Query(description="Those that are resolved instead of those that are open.")] = False,
+    after: Annotated[Digest | None, Query(description="`next` of the page before.")] = None,
+    limit: Limit = 100,
+) -> ConflictPage:
+    """Reports that were kept aside because they name another patient or study for a known series."""
+    found = await database.conflicts(after=after, limit=limit + 1, resolved=resolved)
+    page = found[:limit]
+    return ConflictPage(conflicts=page, next=page[-1].Digest if len(found) > limit else None)
+
+
+async def resolve_conflict(
+    digest: Digest, resolution: Resolve, database: Db, follower: Changes, request: Request
+) -> SeriesRecord:
+    """Settle a conflict, as an operator decides. What was stored before stays in the conflict."""
+    record = await database.resolve(digest, resolution.Resolution, request.state.who)
+    if record is None:
+        raise HTTPException(404, "no open conflict with this digest")
+    follower.stored()
+    log.info("conflict.resolved", series_instance_uid=record.SeriesInstanceUID, decision=resolution.Resolution)
+    return record
+
+
+async def list_changes(
+    database: Db,
+    since: Annotated[Number, Query(description="`last` of the page before; 0 for the beginning.")] = 0,
+    limit: Limit = 100,
+) -> ChangePage:
+    """What changed behind a number, in order: each revision of each series once, those of one series in their order."""
+    found = await database.changes(since=since, limit=limit + 1)
+    page = found[:limit]
+    return ChangePage(changes=page, last=page[-1].Number if page else since, done=len(found) <= limit)
+
+
+async def stream_changes(
+    follower: Changes,
+    since: Annotated[Number, Query(description="As in /changes.")] = 0,
+    last_event_id: Annotated[
+        Number | None, Header(description="Sent by whoever reconnects; wins over `since`.")
+    ] = None,
+) -> AsyncIterator[ServerSentEvent]:
+    """The same as server-sent events, those to come included: `id` is the number, `data` the change."""
+    with contextlib.suppress(DatabaseUnavailable):  # the client reconnects and says where it was
+        async for change in follower.changes(since if last_event_id is None else last_event_id):
+            yield ServerSentEvent(data=change, event="change", id=str(change.Number))
+
+
 async def live() -> Health:
     """The process answers."""
     return Health(status="live")
@@ -201,7 +289,16 @@ async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     )
 
 
-try:
-    app = create_app()
-except SettingsError as problem:
-    raise SystemExit(f"server: {problem}") from None
+def _administered(settings: ServerSettings, database: Database) -> AbstractAsyncContextManager[None]:
+    """On SQLite this process alone may write: it does what `python server.py` asks for on a Unix socket."""
+    path = sqlite_path(settings)
+    return serve_control(path, operations(database)) if path else nullcontext()
+
+
+if __name__ == "__main__":
+    command_line()()
+else:
+    try:
+        app = create_app()
+    except SettingsError as problem:
+        raise SystemExit(f"server: {problem}") from None

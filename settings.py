@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from functools import cached_property
@@ -10,9 +11,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from dotenv import dotenv_values
-from pydantic import AliasChoices, Field, HttpUrl, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    HttpUrl,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+DATABASE_URLS = "must have the form sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -65,6 +76,15 @@ class GatewaySettings(BaseSettings):
         "none", description="Whether senders have to show a certificate: none, optional, required."
     )
     server_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8000"), description="Where series reports are posted.")
+    server_ca: Path | None = Field(
+        None, description="PEM certificates that an https server's is checked against; by default the system's."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="Key that the server wants, sent as a bearer token; not a flag, for others would see it."
+    )
+    api_key_file: Path | None = Field(
+        None, description="File with the key on one line; read at start, and again when the server answers 401."
+    )
     id: str = Field(
         default_factory=lambda: f"{os.uname().nodename[:51]}-{uuid.uuid4().hex[:12]}",
         min_length=1,
@@ -122,6 +142,12 @@ class GatewaySettings(BaseSettings):
         self.pacs_by_ae_title  # noqa: B018 - raises where an entry is wrong
         if self.fetch_missing != "off" and not self.pacs.strip():
             raise ValueError(f"GATEWAY_FETCH_MISSING={self.fetch_missing} needs GATEWAY_PACS to fetch from")
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("GATEWAY_API_KEY and GATEWAY_API_KEY_FILE are both given: remove one")
+        if self.api_key is not None and (problem := key_problem(self.api_key.get_secret_value())):
+            raise ValueError(f"GATEWAY_API_KEY {problem}: give the key as the server issued it, or remove the setting")
+        if self.server_ca is not None and self.server_url.scheme != "https":
+            raise ValueError("GATEWAY_SERVER_CA does nothing without https: let GATEWAY_SERVER_URL begin with https://")
         if self.tls_cert is None and (self.tls_key or self.tls_ca or self.tls_client_certs != "none"):
             raise ValueError("GATEWAY_TLS_CERT is missing: without it the other GATEWAY_TLS_… do nothing")
         if self.tls_client_certs != "none" and self.tls_ca is None:
@@ -132,6 +158,13 @@ class GatewaySettings(BaseSettings):
                 "GATEWAY_ALLOWED_PEERS (AE titles, addresses, networks), or set GATEWAY_ALLOW_ANY_PEER=true"
             )
         return self
+
+    @property
+    def exposes_key(self) -> bool:
+        """Whether a key travels in clear text to another machine."""
+        host = (self.server_url.host or "").strip("[]")
+        has_key = self.api_key is not None or self.api_key_file is not None
+        return has_key and self.server_url.scheme == "http" and not _is_loopback(host)
 
     @property
     def journals(self) -> list[Path]:
@@ -215,6 +248,15 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def key_problem(key: str) -> str | None:
+    """Why this cannot be a key, in words that do not show it; None where it can be one."""
+    if not key.strip():
+        return "is empty"
+    if not re.fullmatch(r"[!-~]+", key):
+        return "holds a space, a line break or a character that is not ASCII"
+    return None
+
+
 class ServerSettings(BaseSettings):
     """The server's settings: environment (`SERVER_…` and `DATABASE_URL`), then `.env`, then these defaults."""
 
@@ -225,15 +267,29 @@ class ServerSettings(BaseSettings):
     database_url: str = Field(
         "sqlite+aiosqlite:///series.db",
         validation_alias=AliasChoices("DATABASE_URL"),
-        description="Where series are stored: sqlite+aiosqlite:///FILE.",
+        description="Where series are stored: sqlite+aiosqlite:///FILE, or "
+        "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE.",
+    )
+    database_pool_size: int = Field(10, ge=1, le=1000, description="PostgreSQL connections of one server process.")
+    database_timeout_s: Seconds = Field(
+        10.0, description="PostgreSQL: longest wait for a connection, and for one statement."
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body; beyond it 413.")
+    requests_per_s: float = Field(
+        500.0, gt=0, allow_inf_nan=False, description="Requests of one key, or of this machine; beyond it 429."
+    )
+    audit_path: Path | None = Field(
+        None, description="File of its own for the audit log, JSON Lines; by default it goes with the other logs."
+    )
+    retrieve_url: HttpUrl | None = Field(
+        None, description="DICOMweb service that holds the images; QIDO-RS answers then say where to retrieve them."
+    )
 
     @field_validator("database_url")
     @classmethod
-    def _is_a_sqlite_file(cls, url: str) -> str:
-        if not url.startswith("sqlite+aiosqlite:///") or ":memory:" in url or url.endswith(":///"):
-            raise ValueError("must have the form sqlite+aiosqlite:///FILE")
+    def _is_known(cls, url: str) -> str:
+        if ":memory:" in url or not re.fullmatch(r"sqlite\+aiosqlite:///.+|postgresql\+asyncpg://[^/]*/.+", url):
+            raise ValueError(DATABASE_URLS)
         return url
 
 
@@ -279,4 +335,9 @@ def _explain(cls: type[BaseSettings], details: Any) -> str:
     field = next((f for f in cls.model_fields if name in (f, variable(cls, f))), name)
     given = details["input"]
     about = cls.model_fields[field].description if field in cls.model_fields else ""
-    return f"{variable(cls, field)}={given!r}: {details['msg']}. {about}"
+    return f"{variable(cls, field)}={without_password(repr(given))}: {details['msg']}. {about}"
+
+
+def without_password(url: str) -> str:
+    """A URL that may be shown."""
+    return re.sub(r"//[^@/]*@", "//***@", url)

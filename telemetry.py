@@ -29,7 +29,7 @@ def configure_logging(**fields: object) -> None:
 
 
 def hide_query_strings() -> None:
-    """Cut the query string from uvicorn's access log: `?PatientID=…` is patient data."""
+    """Cut the query string from uvicorn's access log: `?PatientID=…` is patient data. Probes are not logged."""
     logging.getLogger("uvicorn.access").addFilter(_without_query_string)
 
 
@@ -38,4 +38,5 @@ def _without_query_string(record: logging.LogRecord) -> bool:
     if isinstance(record.args, tuple) and len(record.args) == 5:
         client, method, path, version, status = record.args
         record.args = (client, method, str(path).partition("?")[0], version, status)
+        return not str(path).startswith("/health/")
     return True

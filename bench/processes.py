@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -26,19 +26,21 @@ class ProcessFailed(Exception):
 class Process:
     """A child process whose output lines can be waited for."""
 
-    def __init__(self, name: str, command: list[str], cwd: Path, **environment: str) -> None:
+    def __init__(
+        self, name: str, command: list[str], cwd: Path, pass_fds: Sequence[int] = (), /, **environment: str
+    ) -> None:
         self.name = name
         self.lines: list[str] = []
         self._unread: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "SERVER_", "DATABASE_URL"))}
         self.popen = subprocess.Popen(
             command,
             cwd=cwd,
-            env=inherited | environment,
+            env=without_settings() | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            pass_fds=pass_fds,
         )
         self._reader = threading.Thread(target=self._read, daemon=True, name=f"read {name}")
         self._reader.start()
@@ -98,6 +100,11 @@ class Process:
         return ProcessFailed(f"{self.name} {problem}\n" + "\n".join(self.lines[-20:]))
 
 
+def without_settings() -> dict[str, str]:
+    """This process's environment without what our processes read as settings."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "SERVER_", "DATABASE_URL"))}
+
+
 def as_event(line: str) -> dict[str, Any]:
     """A JSON log line as a dict; empty for any other line."""
     try:
@@ -116,10 +123,10 @@ def running(process: Process) -> Iterator[Process]:
         process.stop()
 
 
-def start_server(folder: Path, port: int = 0, **environment: str) -> tuple[Process, str]:
+def start_server(folder: Path, port: int = 0, root: Path = ROOT, /, **environment: str) -> tuple[Process, str]:
     """`uvicorn server:app` on a SQLite file in `folder`: the process and its URL, once it answers."""
     environment = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"} | environment
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), "--port", str(port), "server:app"]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(root), "--port", str(port), "server:app"]
     process = Process("server", command, folder, **environment)
     return process, process.wait_for(_uvicorn_url)
 
@@ -138,7 +145,7 @@ def start_gateway(
 
 
 @contextmanager
-def server(folder: Path, port: int = 0, **environment: str) -> Iterator[tuple[Process, str]]:
+def server(folder: Path, port: int = 0, /, **environment: str) -> Iterator[tuple[Process, str]]:
     """A server, stopped at the end."""
     process, url = start_server(folder, port, **environment)
     with running(process):

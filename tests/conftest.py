@@ -3,17 +3,25 @@
 import asyncio
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import looptime
 import pytest
+from sqlalchemy.engine import URL
 
+from bench import postgres
 from bench.peers import DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
+from bench.scale import HAPROXY, HAPROXY_MISSING
+from db import Database
+from settings import ServerSettings
 
 MISSING = {
     "orthanc": None if ORTHANC else ORTHANC_MISSING,
+    "postgresql": postgres.missing(),
+    "haproxy": None if HAPROXY else HAPROXY_MISSING,
     "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,
 }
 
@@ -42,3 +50,29 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
     if item.path.name.startswith("test_scp") and find_spec("uvloop") is not None:
         return {"asyncio": asyncio.new_event_loop, "uvloop": import_module("uvloop").new_event_loop}
     return {"real": asyncio.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[URL]:
+    """A real PostgreSQL on which databases may be created."""
+    with postgres.postgresql() as server:
+        yield server
+
+
+DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.peer("postgresql"))]
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """DATABASE_URL of a database of its own, without tables yet."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'series.db'}"
+        return
+    with postgres.new_database(request.getfixturevalue("postgresql_server")) as url:
+        yield url
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        yield database

@@ -2,22 +2,26 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0001"
 down_revision = None
+
+KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+DOCUMENT = sa.JSON().with_variant(JSONB(), "postgresql")
 
 
 def upgrade() -> None:
     op.create_table(
         "series",
-        sa.Column("SeriesInstanceUID", sa.Text, primary_key=True),
-        sa.Column("PatientID", sa.Text),
+        sa.Column("SeriesInstanceUID", KEY, primary_key=True),
+        sa.Column("PatientID", KEY),
         sa.Column("PatientName", sa.Text),
-        sa.Column("StudyInstanceUID", sa.Text, nullable=False),
+        sa.Column("StudyInstanceUID", KEY, nullable=False),
         sa.Column("NumInstances", sa.Integer, nullable=False),
-        sa.Column("Modality", sa.Text),
-        sa.Column("Attributes", sa.JSON, nullable=False),
-        sa.Column("Undecoded", sa.JSON, nullable=False),
+        sa.Column("Modality", KEY),
+        sa.Column("Attributes", DOCUMENT, nullable=False),
+        sa.Column("Undecoded", DOCUMENT, nullable=False),
         sa.Column("Revision", sa.Integer, nullable=False),
         sa.Column("Verdict", sa.Text),
         sa.Column("ExpectedInstances", sa.Integer),
@@ -30,15 +34,15 @@ def upgrade() -> None:
         op.create_index(f"series_by_{name}", "series", [column, "SeriesInstanceUID"])
     op.create_table(
         "instances",
-        sa.Column("SeriesInstanceUID", sa.Text, sa.ForeignKey("series.SeriesInstanceUID"), primary_key=True),
-        sa.Column("SOPInstanceUID", sa.Text, primary_key=True),
+        sa.Column("SeriesInstanceUID", KEY, sa.ForeignKey("series.SeriesInstanceUID"), primary_key=True),
+        sa.Column("SOPInstanceUID", KEY, primary_key=True),
         sqlite_with_rowid=False,
     )
     op.create_table(
         "conflicts",
-        sa.Column("SeriesInstanceUID", sa.Text, sa.ForeignKey("series.SeriesInstanceUID"), primary_key=True),
-        sa.Column("Digest", sa.Text, primary_key=True),
-        sa.Column("Report", sa.JSON, nullable=False),
+        sa.Column("SeriesInstanceUID", KEY, sa.ForeignKey("series.SeriesInstanceUID"), primary_key=True),
+        sa.Column("Digest", KEY, primary_key=True),
+        sa.Column("Report", DOCUMENT, nullable=False),
         sa.Column("ReceivedAt", sa.DateTime(timezone=True), nullable=False),
         sqlite_with_rowid=False,
     )

@@ -2,9 +2,14 @@
 
 import sqlalchemy as sa
 from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
 
 revision = "0002"
 down_revision = "0001"
+
+KEY = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+DOCUMENT = sa.JSON().with_variant(JSONB(), "postgresql")
+NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
@@ -15,20 +20,20 @@ def upgrade() -> None:
     op.add_column("series", sa.Column("IdlePolicy", sa.Text))
     op.create_table(
         "timeline",
-        sa.Column("Id", sa.Integer, primary_key=True),
-        sa.Column("SeriesInstanceUID", sa.Text, sa.ForeignKey("series.SeriesInstanceUID"), nullable=False),
+        sa.Column("Id", NUMBER, primary_key=True),
+        sa.Column("SeriesInstanceUID", KEY, sa.ForeignKey("series.SeriesInstanceUID"), nullable=False),
         sa.Column("At", sa.DateTime(timezone=True), nullable=False),
         sa.Column("GatewayID", sa.Text),
         sa.Column("Revision", sa.Integer, nullable=False),
         sa.Column("Event", sa.Text, nullable=False),
-        sa.Column("Details", sa.JSON, nullable=False),
+        sa.Column("Details", DOCUMENT, nullable=False),
     )
     op.create_index("timeline_by_series", "timeline", ["SeriesInstanceUID", "At", "Id"])
     op.create_table(
         "completions",
-        sa.Column("Source", sa.Text, primary_key=True),
-        sa.Column("IdlePolicy", sa.Text, primary_key=True),
-        sa.Column("Verdict", sa.Text, primary_key=True),
+        sa.Column("Source", KEY, primary_key=True),
+        sa.Column("IdlePolicy", KEY, primary_key=True),
+        sa.Column("Verdict", KEY, primary_key=True),
         sa.Column("Series", sa.Integer, nullable=False),
         sa.Column("False", sa.Integer, nullable=False),
         sqlite_with_rowid=False,

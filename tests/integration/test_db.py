@@ -1,72 +1,82 @@
-"""The database contract, on real files."""
+"""The database contract, on a real file of SQLite and on a real PostgreSQL."""
 
 import asyncio
 import random
 import sqlite3
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import alembic.autogenerate
 import alembic.command
 import alembic.config
+import alembic.migration
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from db import BUSY_TIMEOUT_MS, Database, DatabaseUnavailable, DatabaseUnusable, instances, metadata
+from db import Database
+from engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
 from models import SeriesRecord, SeriesReport
-from tests.factories import SERIES, make_report
+from schema import instances, metadata
+from settings import ServerSettings
+from tests.factories import SERIES, STUDY, make_report
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
+    """Of a SQLite file."""
     return tmp_path / "series.db"
 
 
-def url(path: Path) -> str:
-    return f"sqlite+aiosqlite:///{path}"
+def sqlite(path: Path) -> ServerSettings:
+    return ServerSettings(database_url=f"sqlite+aiosqlite:///{path}")
 
 
-@pytest.fixture
-async def database(path: Path) -> AsyncIterator[Database]:
-    async with Database.open(url(path)) as database:
-        yield database
+async def rows(database: Database, query: str) -> list[tuple[Any, ...]]:
+    return [tuple(row.values()) for row in await database.engine.read(text(query))]
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(path)
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
+async def test_the_seeds_columns_come_first(database: Database) -> None:
+    def columns(connection: Connection) -> list[tuple[str, str]]:
+        return [(column["name"], str(column["type"])) for column in inspect(connection).get_columns("series")]
 
-
-def test_the_seeds_columns_come_first(path: Path) -> None:
-    async def create() -> None:
-        async with Database.open(url(path)):
-            pass
-
-    asyncio.run(create())
-    columns = [(name, kind, pk) for _, name, kind, _, _, pk in rows(path, "PRAGMA table_info(series)")]
-    assert columns[:5] == [
-        ("SeriesInstanceUID", "TEXT", 1),
-        ("PatientID", "TEXT", 0),
-        ("PatientName", "TEXT", 0),
-        ("StudyInstanceUID", "TEXT", 0),
-        ("NumInstances", "INTEGER", 0),
+    async with database.engine._readers.connect() as connection:
+        found = await connection.run_sync(columns)
+        keys = await connection.run_sync(lambda c: inspect(c).get_pk_constraint("series")["constrained_columns"])
+    assert [name for name, _ in found][:5] == [
+        "SeriesInstanceUID",
+        "PatientID",
+        "PatientName",
+        "StudyInstanceUID",
+        "NumInstances",
     ]
+    assert [kind.split()[0] for _, kind in found][:5] == ["TEXT"] * 4 + ["INTEGER"]
+    assert keys == ["SeriesInstanceUID"]
 
 
-async def test_migrations_make_exactly_the_tables_the_code_uses(path: Path, database: Database, tmp_path: Path) -> None:
+async def test_migrations_make_exactly_the_tables_the_code_uses(database: Database) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        context = alembic.migration.MigrationContext.configure(connection)
+        return list(alembic.autogenerate.compare_metadata(context, metadata))
+
+    async with database.engine._readers.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_migrations_make_the_same_file_as_the_code_would(path: Path, tmp_path: Path) -> None:
+    async with Database.open(sqlite(path)):
+        pass
     engine = create_engine(f"sqlite:///{tmp_path / 'expected.db'}")
     metadata.create_all(engine)
     engine.dispose()
     query = "SELECT sql FROM sqlite_master WHERE name NOT LIKE 'alembic%' AND sql IS NOT NULL ORDER BY name"
-    migrated, defined = (
-        [" ".join(sql.split()).replace(" ,", ",") for (sql,) in rows(p, query)]
-        for p in (path, tmp_path / "expected.db")
-    )
-    assert migrated == defined
+    made = []
+    for file in (path, tmp_path / "expected.db"):
+        connection = sqlite3.connect(file)
+        made.append([" ".join(sql.split()).replace(" ,", ",") for (sql,) in connection.execute(query)])
+        connection.close()
+    assert made[0] == made[1]
 
 
 async def test_new_series_is_stored_and_read_back(database: Database) -> None:
@@ -112,14 +122,14 @@ async def test_count_without_uids_is_a_floor_and_never_lowers(database: Database
 
 @pytest.mark.parametrize("change", [{"patient_id": "P2"}, {"study": "1.9"}])
 async def test_contradicting_report_is_kept_aside_and_overwrites_nothing(
-    database: Database, path: Path, change: dict[str, str]
+    database: Database, change: dict[str, str]
 ) -> None:
     before, _ = await database.store(make_report("1"))
     for _ in range(2):  # a repeat is kept once
         after, _ = await database.store(make_report("2", "3", **change))
         assert after == before.model_copy(update={"Conflicts": 1})
-    assert rows(path, "SELECT count(*) FROM conflicts") == [(1,)]
-    assert rows(path, "SELECT count(*) FROM instances") == [(1,)]
+    assert await rows(database, "SELECT count(*) FROM conflicts") == [(1,)]
+    assert await rows(database, "SELECT count(*) FROM instances") == [(1,)]
 
 
 async def test_missing_patient_contradicts_nobody_and_is_filled(database: Database) -> None:
@@ -158,66 +168,233 @@ async def test_filters_match_exactly(database: Database) -> None:
         assert await database.page(after=None, limit=9, **{column: value[:-1]}) == []
 
 
-async def test_sqlite_is_durable_with_foreign_keys_and_readers_cannot_write(database: Database) -> None:
-    async with database._writer.connect() as connection:
-        for pragma, value in (
-            ("journal_mode", "wal"),
-            ("synchronous", 2),
-            ("foreign_keys", 1),
-            ("busy_timeout", BUSY_TIMEOUT_MS),
-        ):
-            assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() == value
-        with pytest.raises(IntegrityError):
-            await connection.execute(instances.insert().values(SeriesInstanceUID="none", SOPInstanceUID="1"))
-    with pytest.raises(DatabaseUnavailable):
-        await Database(database._readers, database._readers).store(make_report("1"))
+async def test_sqlite_is_durable_with_foreign_keys_and_readers_cannot_write(path: Path) -> None:
+    async with Database.open(sqlite(path)) as database:
+        async with database.engine._writer.connect() as connection:
+            for pragma, value in (
+                ("journal_mode", "wal"),
+                ("synchronous", 2),
+                ("foreign_keys", 1),
+                ("busy_timeout", BUSY_TIMEOUT_MS),
+            ):
+                assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() == value
+            with pytest.raises(IntegrityError):
+                await connection.execute(instances.insert().values(SeriesInstanceUID="none", SOPInstanceUID="1"))
+        with pytest.raises(DatabaseUnavailable):
+            await Database(Engine(database.engine._readers, database.engine._readers)).store(make_report("1"))
 
 
-async def test_failed_report_leaves_nothing_behind(database: Database, path: Path) -> None:
+async def test_failed_report_leaves_nothing_behind(database: Database) -> None:
     await database.store(make_report("1"))
-    connection = sqlite3.connect(path)
-    connection.execute(
-        "CREATE TRIGGER fault BEFORE UPDATE ON series BEGIN SELECT RAISE(ABORT, 'injected'); END",
-    )
-    connection.commit()
+    on_sqlite = database.engine._writer.dialect.name == "sqlite"
+    fault = ["CREATE TRIGGER fault BEFORE UPDATE ON series BEGIN SELECT RAISE(ABORT, 'injected'); END"]
+    if not on_sqlite:
+        fault = [
+            "CREATE FUNCTION fault() RETURNS trigger AS $$ BEGIN RAISE EXCEPTION 'injected'; END $$ LANGUAGE plpgsql",
+            "CREATE TRIGGER fault BEFORE UPDATE ON series EXECUTE FUNCTION fault()",
+        ]
+    await executed(database, *fault)
     with pytest.raises(DatabaseUnavailable):
         await database.store(make_report("2", "3"))
-    connection.execute("DROP TRIGGER fault")
-    connection.commit()
-    connection.close()
-    assert rows(path, "SELECT count(*) FROM instances") == [(1,)]
+    assert await rows(database, "SELECT count(*) FROM instances") == [(1,)]
+    await executed(database, "DROP TRIGGER fault" + ("" if on_sqlite else " ON series"))
+    assert (await database.store(make_report("2", "3")))[0].NumInstances == 3
 
 
-async def test_records_survive_reopening(path: Path) -> None:
-    async with Database.open(url(path)) as database:
+async def executed(database: Database, *statements: str) -> None:
+    async def execute(connection: AsyncConnection) -> None:
+        for statement in statements:
+            await connection.execute(text(statement))
+
+    await database.engine.write(execute)
+
+
+async def test_records_survive_reopening(database_url: str) -> None:
+    settings = ServerSettings(database_url=database_url)
+    async with Database.open(settings) as database:
         record, _ = await database.store(make_report("1"))
-    async with Database.open(url(path)) as database:
+    async with Database.open(settings) as database:
         assert await database.get(SERIES) == record
 
 
-async def test_unknown_schema_is_refused_with_the_cure(path: Path) -> None:
-    async with Database.open(url(path)):
-        pass
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.commit()
-    connection.close()
+async def test_unknown_schema_is_refused_with_the_cure(database_url: str) -> None:
+    settings = ServerSettings(database_url=database_url)
+    async with Database.open(settings) as database:
+        await executed(database, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(DatabaseUnusable, match=r"9999.*newer"):
-        async with Database.open(url(path)):
+        async with Database.open(settings):
             pass
 
 
 async def test_file_that_is_no_database_is_refused_with_the_cure(path: Path) -> None:
     path.write_bytes(b"this is no database" * 100)
-    with pytest.raises(DatabaseUnusable, match="Check that it is a SQLite file"):
-        async with Database.open(url(path)):
+    with pytest.raises(DatabaseUnusable, match="is it such a file"):
+        async with Database.open(sqlite(path)):
             pass
 
 
 async def test_missing_folder_is_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnusable, match="folder does not exist"):
-        async with Database.open(url(tmp_path / "missing" / "series.db")):
+        async with Database.open(sqlite(tmp_path / "missing" / "series.db")):
             pass
+
+
+async def test_a_second_process_on_sqlite_is_refused_with_the_cure(path: Path) -> None:
+    async with Database.open(sqlite(path)):
+        with pytest.raises(DatabaseUnusable, match=r"used by another.*postgresql\+asyncpg"):
+            async with Database.open(sqlite(path)):
+                pass
+    async with Database.open(sqlite(path)):
+        pass
+
+
+async def test_a_postgresql_that_is_not_there_is_refused_without_showing_the_password() -> None:
+    settings = ServerSettings(database_url="postgresql+asyncpg://me:secret@127.0.0.1:1/series")
+    with pytest.raises(DatabaseUnusable, match="is it running there") as raised:
+        async with Database.open(settings):
+            pass
+    assert "secret" not in str(raised.value)
+
+
+# --- many at once -----------------------------------------------------------------------------------------------
+
+
+def part(numbers: list[int], gateway: str = "one") -> SeriesReport:
+    return make_report(*map(str, numbers)).model_copy(update={"GatewayID": gateway})
+
+
+async def test_overlapping_reports_at_the_same_time_are_united_exactly(database: Database) -> None:
+    rng = random.Random(1)
+    for round_ in range(8):
+        series = f"{STUDY}.{round_}"
+        parts = [rng.sample(range(100), 20) for _ in range(64)]
+        reports = [make_report(*map(str, numbers), series=series) for numbers in parts]
+        answers = await asyncio.gather(*(database.store(report) for report in reports))
+        wanted = len({number for numbers in parts for number in numbers})
+        record = await database.get(series)
+        assert record is not None
+        assert (record.NumInstances, len(await database.instances(series))) == (wanted, wanted)
+        assert sum(created for _, created in answers) == 1
+        assert max(answer.Revision for answer, _ in answers) == record.Revision
+
+
+async def test_changes_are_numbered_without_gap_in_the_order_of_each_series(database: Database) -> None:
+    seen: list[tuple[str, int]] = []
+    numbers: list[int] = []
+    done = asyncio.Event()
+
+    async def follow() -> None:
+        since = 0
+        while not done.is_set() or await database.last_change() > since:
+            for change in await database.changes(since=since, limit=7):
+                since = change.Number
+                numbers.append(change.Number)
+                seen.append((change.SeriesInstanceUID, change.Revision))
+
+    async def send(series: str) -> None:
+        for n in range(10):
+            await database.store(make_report(str(n), series=series))
+
+    async with asyncio.TaskGroup() as tasks:
+        following = tasks.create_task(follow())
+        await asyncio.gather(*(send(f"{STUDY}.{n}") for n in range(12)))
+        done.set()
+        await following
+    assert numbers == list(range(1, 121))
+    for n in range(12):
+        assert [revision for series, revision in seen if series == f"{STUDY}.{n}"] == list(range(1, 11))
+
+
+async def test_a_change_tells_what_the_record_was_then(database: Database) -> None:
+    await database.store(make_report("1", "2"))
+    await database.store(make_report("1", "2"))  # no news
+    await database.store(make_report("3"))
+    first, second = await database.changes(since=0, limit=10)
+    assert (first.Revision, first.NumInstances, first.StudyInstanceUID, first.Verdict) == (1, 2, STUDY, "idle")
+    assert (second.Number, second.Revision, second.NumInstances) == (2, 2, 3)
+    assert await database.changes(since=2, limit=10) == []
+    assert await database.last_change() == 2
+
+
+# --- instances --------------------------------------------------------------------------------------------------
+
+
+async def test_what_is_known_of_each_instance_is_stored_with_it(database: Database) -> None:
+    report = make_report("1", "2").model_copy(
+        update={"InstanceAttributes": {"SOPClassUID": ["1.2.3"], "InstanceNumber": ["7", "x"], "Rows": [None, "512"]}}
+    )
+    await database.store(report)
+    query = 'SELECT "SOPClassUID", "InstanceNumber", "Rows" FROM instances ORDER BY "SOPInstanceUID"'
+    assert await rows(database, query) == [("1.2.3", 7, None), ("1.2.3", None, 512)]
+
+
+async def test_hostile_lengths_and_bytes_are_stored(database: Database) -> None:
+    long = "ü" * 1024
+    report = SeriesReport.model_validate(
+        make_report("1").model_dump()
+        | {"PatientID": "ß" * 256, "PatientName": long, "Basis": "a\0b", "GatewayID": "\0"}
+        | {"Attributes": {"StudyDate": [long], "AccessionNumber": [long * 9], "Modality": [long, "\0"]}}
+    )
+    record, _ = await database.store(report)
+    assert (record.PatientName, record.Basis) == (long, "ab")
+
+
+# --- conflicts --------------------------------------------------------------------------------------------------
+
+
+async def conflicted(database: Database) -> str:
+    """A series of patient P1 with one image, and a conflict: two images of P2; the conflict's digest."""
+    await database.store(make_report("1"))
+    await database.store(make_report("2", "3", patient_id="P2"))
+    (conflict,) = await database.conflicts(after=None, limit=9, resolved=False)
+    assert (conflict.Report.PatientID, conflict.Report.NumInstances) == ("P2", 2)
+    return conflict.Digest
+
+
+async def test_a_dismissed_conflict_changes_nothing_and_is_not_raised_again(database: Database) -> None:
+    digest = await conflicted(database)
+    record = await database.resolve(digest, "dismiss", "op")
+    assert record is not None
+    assert (record.PatientID, record.NumInstances, record.Conflicts, record.Revision) == ("P1", 1, 0, 1)
+    again, _ = await database.store(make_report("2", "3", patient_id="P2"))
+    assert again == record
+    (resolved,) = await database.conflicts(after=None, limit=9, resolved=True)
+    assert (resolved.Resolution, resolved.ResolvedBy, resolved.Before) == ("dismiss", "op", None)
+    assert await database.conflicts(after=None, limit=9, resolved=False) == []
+
+
+async def test_a_merged_conflict_adds_its_images_and_keeps_the_patient(database: Database) -> None:
+    digest = await conflicted(database)
+    record = await database.resolve(digest, "merge", "op")
+    assert record is not None
+    assert (record.PatientID, record.NumInstances, record.Conflicts, record.Revision) == ("P1", 3, 0, 2)
+    later, _ = await database.store(make_report("4", patient_id="P2"))
+    assert (later.PatientID, later.NumInstances, later.Conflicts) == ("P1", 4, 0)
+    third, _ = await database.store(make_report("5", patient_id="P3"))
+    assert (third.NumInstances, third.Conflicts) == (4, 1)
+
+
+async def test_a_corrected_conflict_takes_the_other_patient_and_keeps_the_one_before(database: Database) -> None:
+    digest = await conflicted(database)
+    record = await database.resolve(digest, "correct", "op")
+    assert record is not None
+    assert record == await database.get(SERIES)
+    assert (record.PatientID, record.NumInstances, record.Conflicts) == ("P2", 3, 0)
+    (resolved,) = await database.conflicts(after=None, limit=9, resolved=True)
+    assert resolved.Before == {"PatientID": "P1", "PatientName": "Test^One", "StudyInstanceUID": STUDY}
+    later, _ = await database.store(make_report("4", patient_id="P1"))
+    assert (later.PatientID, later.NumInstances, later.Conflicts) == ("P2", 4, 0)
+    assert "conflict.resolved" in [event.Event for event in await database.timeline(SERIES)]
+    assert [change.Revision for change in await database.changes(since=0, limit=9)] == list(
+        range(1, later.Revision + 1)
+    )
+
+
+async def test_a_conflict_is_resolved_once(database: Database) -> None:
+    digest = await conflicted(database)
+    assert await database.resolve(digest, "dismiss", "op") is not None
+    assert await database.resolve(digest, "merge", "op") is None
+    assert await database.resolve("0" * 64, "merge", "op") is None
 
 
 # --- evidence ---------------------------------------------------------------------------------------------------
@@ -303,15 +480,27 @@ async def test_repeating_a_report_adds_nothing_to_the_timeline(database: Databas
     assert await database.instances(SERIES) == [f"{SERIES}.1", f"{SERIES}.2"]
 
 
-async def test_a_database_of_the_version_before_is_brought_up_to_date_and_keeps_its_rows(path: Path) -> None:
-    async with Database.open(url(path)) as database:
-        stored, _ = await database.store(make_report("1"))
-    engine = create_engine(f"sqlite:///{path}")
+@pytest.mark.parametrize("version", ["0001", "0002"])
+async def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_its_rows(
+    database_url: str, version: str
+) -> None:
+    settings = ServerSettings(database_url=database_url)
+    report = make_report("1").model_copy(update={"Attributes": {"Modality": ["CT"], "StudyDate": ["20260101"]}})
+    async with Database.open(settings) as database:
+        stored, _ = await database.store(report)
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
-    with engine.begin() as connection:
+
+    def downgrade(connection: Connection) -> None:
         config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "0001")
-    engine.dispose()
-    async with Database.open(url(path)) as database:
+        alembic.command.downgrade(config, version)
+
+    engine = create_async_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(downgrade)
+    await engine.dispose()
+    async with Database.open(settings) as database:
         assert await database.get(SERIES) == stored
+        assert await rows(database, 'SELECT "StudyDate", "FoldedName" FROM series') == [("20260101", "test^one")]
+        (change,) = await database.changes(since=0, limit=9)
+        assert (change.SeriesInstanceUID, change.Revision) == (SERIES, 1)

@@ -8,7 +8,10 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy.engine import make_url
 
+from engine import Engine, _sqlite
+from keys import Keys
 from server import GATEWAY_REPORT, MINIMAL_REPORT, create_app
 from settings import ServerSettings
 from tests.factories import make_report
@@ -20,7 +23,7 @@ async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(settings)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
     ):
         yield client
 
@@ -109,19 +112,21 @@ async def test_health_is_live_and_ready(http: httpx.AsyncClient) -> None:
 
 
 async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, tmp_path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        (tmp_path / f"s.db{suffix}").unlink(missing_ok=True)
-    (tmp_path / "s.db").mkdir()
+    before = threading.enumerate()
+    (tmp_path / "broken.db").mkdir()
+    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/broken.db")
     app = http._transport.app  # type: ignore[attr-defined]
-    await app.state.database._readers.dispose()
-    await app.state.database._writer.dispose()
-    for request in (http.get("/health/ready"), http.get("/series"), http.post("/series", json=MINIMAL_REPORT)):
-        response = await request
-        assert response.status_code == 503
-        assert int(response.headers["Retry-After"]) >= 1
-    assert (await http.get("/health/live")).status_code == 200
+    broken = Engine(_sqlite(url, writes=True), _sqlite(url, writes=False))
+    for keys in (app.state.keys, Keys(broken)):  # the handler meets it, and then the guard
+        app.state.database.engine, app.state.keys = broken, keys
+        for request in (http.get("/health/ready"), http.get("/series"), http.post("/series", json=MINIMAL_REPORT)):
+            response = await request
+            assert response.status_code == 503
+            assert int(response.headers["Retry-After"]) >= 1
+        assert (await http.get("/health/live")).status_code == 200
+    app.state.follower.end()
     for thread in threading.enumerate():  # aiosqlite's of the failed connections still want this loop
-        if "_connection_worker_thread" in thread.name:
+        if thread not in before:
             await asyncio.to_thread(thread.join, 10)
 
 
@@ -130,4 +135,6 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     content = document["paths"]["/series"]["post"]["requestBody"]["content"]["application/json"]
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
     named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances")}
-    assert document["paths"].keys() == named | {"/series", "/completions", "/health/live", "/health/ready"}
+    others = {"/conflicts", "/conflicts/{digest}", "/changes", "/changes/stream"}
+    others |= {"/series", "/completions", "/health/live", "/health/ready"}
+    assert {path for path in document["paths"] if not path.startswith("/dicom-web/")} == named | others

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from collector import DUE_AT_ONCE, SeriesCollector
-from header import WANTED, read_instance
+from header import INSTANCE_KEYWORDS, WANTED, read_instance
 from idle import Fixed
-from models import SeriesReport
+from models import Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 
 IDLE_S = 2.0
@@ -27,6 +27,13 @@ def collector() -> SeriesCollector:
 
 def new_collector() -> SeriesCollector:
     return collector_of(Fixed(IDLE_S), max_open_s=MAX_OPEN_S)
+
+
+def with_own(sop: str, sop_class_uid: str = CTImageStorage, **own: str) -> Instance:
+    """An instance with attributes of its own."""
+    instance = make_instance(sop)
+    own_attributes = {keyword: (value,) for keyword, value in own.items()}
+    return replace(instance, sop_class_uid=sop_class_uid, attributes={**instance.attributes, **own_attributes})
 
 
 def sops(report: SeriesReport) -> set[str]:
@@ -134,6 +141,40 @@ def test_undecoded_text_is_reported_as_base64(collector: SeriesCollector) -> Non
     assert collector.drain(99.0)[0].Undecoded == {"PatientName": "/w=="}
 
 
+def test_attributes_of_each_instance_are_columns_in_the_order_of_the_uids(collector: SeriesCollector) -> None:
+    collector.observe(with_own("3", InstanceNumber="30", Rows="512", NumberOfFrames="2"), 0.0)
+    collector.observe(with_own("1", InstanceNumber="10", Rows="512"), 0.0)
+    collector.observe(with_own("2", SecondaryCaptureImageStorage, InstanceNumber="20", Rows="512"), 0.0)
+    (report,) = collector.drain(99.0)
+    assert report.SOPInstanceUIDs == [f"{SERIES}.{n}" for n in (1, 2, 3)]
+    assert report.InstanceAttributes == {
+        "SOPClassUID": [CTImageStorage, SecondaryCaptureImageStorage, CTImageStorage],
+        "InstanceNumber": ["10", "20", "30"],
+        "Rows": ["512"],  # holds for all
+        "NumberOfFrames": [None, None, "2"],  # no image has Columns or BitsAllocated
+    }
+
+
+def test_the_first_of_a_repeated_instance_says_its_attributes(collector: SeriesCollector) -> None:
+    collector.observe(with_own("1", InstanceNumber="1"), 0.0)
+    collector.observe(with_own("1", InstanceNumber="2", Rows="8"), 0.0)
+    assert collector.drain(99.0)[0].InstanceAttributes == {"SOPClassUID": [CTImageStorage], "InstanceNumber": ["1"]}
+
+
+def test_late_image_brings_only_its_own_attributes(collector: SeriesCollector) -> None:
+    collector.observe(with_own("1", InstanceNumber="1", Rows="8"), 0.0)
+    collector.due(IDLE_S)
+    collector.observe(with_own("2", InstanceNumber="2"), IDLE_S)
+    (report,) = collector.drain(99.0)
+    assert report.InstanceAttributes == {"SOPClassUID": [CTImageStorage], "InstanceNumber": ["2"]}
+
+
+def test_undecoded_text_of_one_instance_is_not_said_of_the_series(collector: SeriesCollector) -> None:
+    instance = with_own("1", InstanceNumber="\xff")
+    collector.observe(replace(instance, undecoded={"InstanceNumber": b"\xff"}), 0.0)
+    assert collector.drain(99.0)[0].Undecoded == {}
+
+
 arrivals = st.lists(
     st.tuples(
         st.floats(0, 3, allow_nan=False),  # gap to the one before, around the idle timeout
@@ -193,7 +234,9 @@ def test_next_deadline_does_not_look_at_every_series(monkeypatch: pytest.MonkeyP
 
 @given(
     st.dictionaries(
-        st.sampled_from(["PatientName", "PatientID", "Modality", "SeriesDescription", "SpecificCharacterSet"]),
+        st.sampled_from(
+            ["PatientName", "PatientID", "Modality", "SeriesDescription", "SpecificCharacterSet", *INSTANCE_KEYWORDS]
+        ),
         st.lists(st.binary(max_size=2000), max_size=3),
     )
 )

@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from dispatcher import RETRY_AFTER_MAX_S, SeriesDispatcher, backoff_s, from_wall_clock, retry_after_s
 from journal import Journal, JournalUnavailable, Waiting
@@ -124,7 +125,7 @@ async def test_what_may_pass_is_tried_again_until_stored(failure: httpx.Response
     assert [r.NumInstances for r in server.reports] == [2]
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422])
+@pytest.mark.parametrize("status", [400, 404, 413, 422])
 async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(status: int) -> None:
     server = Server(httpx.Response(status, json={"detail": [{"loc": ["body", "NumInstances"], "msg": "bad"}]}))
     async with dispatching(server) as line:
@@ -134,6 +135,25 @@ async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(stat
         (answer,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
     assert answer == f"HTTP {status} body.NumInstances: bad"
     assert len(server.times) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (401, "HTTP 401: GATEWAY_API_KEY is missing, wrong, expired or revoked"),
+        (403, "HTTP 403: the key lacks the scope series:write"),
+    ],
+)
+async def test_key_that_the_server_refuses_holds_up_all_reports_and_kills_none(status: int, reason: str) -> None:
+    server = Server(*[httpx.Response(status, json={"detail": "no"})] * 20)
+    with capture_logs() as logs:
+        async with dispatching(server) as line:
+            for n in range(50):
+                await line.report(make_report("1", series=f"1.{n + 1}"))
+            await line.dispatcher.drain(1e6)
+            assert line.states() == ["delivered"] * 50
+    assert {entry["reason"] for entry in logs if entry["event"] == "report.delayed"} == {reason}
+    assert server.times[20] - server.times[0] > 30  # not one post a second, as where reports fail each for itself
 
 
 async def test_replayed_dead_letter_is_posted_again() -> None:

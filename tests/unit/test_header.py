@@ -22,7 +22,18 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from header import MAX_HEADER_BYTES, MAX_VALUE_BYTES, PYDICOM_BYTES, WANTED, HeaderError, read_instance
+from header import (
+    INSTANCE_KEYWORDS,
+    INSTANCE_LEVEL,
+    MAX_HEADER_BYTES,
+    MAX_INSTANCE_VALUE,
+    MAX_VALUE_BYTES,
+    PYDICOM_BYTES,
+    WANTED,
+    HeaderError,
+    instance_values,
+    read_instance,
+)
 from models import Instance
 from tests.factories import RECEIVED_AT, SERIES, STUDY, encode, make_dataset
 
@@ -233,6 +244,37 @@ def test_absent_and_empty_names_are_none() -> None:
     assert [i.text("PatientName") for i in (absent, empty, blank)] == [None, None, None]
     assert "PatientName" not in absent.attributes
     assert (empty.attributes["PatientName"], blank.attributes["PatientName"]) == ((), ())
+
+
+# --- of each instance ---------------------------------------------------------------------------------------
+
+
+def test_every_attribute_of_the_instance_level_but_its_uid_is_kept_of_each() -> None:
+    assert {*INSTANCE_KEYWORDS, "SOPInstanceUID"} == {keyword for keyword, _ in INSTANCE_LEVEL.values()}
+
+
+def test_values_of_an_instance_stand_in_the_order_of_their_keywords() -> None:
+    ds = make_dataset()
+    ds.InstanceNumber, ds.Rows, ds.NumberOfFrames = 7, 9, 30
+    assert instance_values(read(encode(ds))) == (ds.SOPClassUID, "7", "9", "8", "16", "30")
+
+
+@pytest.mark.parametrize("sent", [None, b"", b"  ", b"\0\0", b"1" * (MAX_INSTANCE_VALUE + 2), b"1\\" * 40])
+def test_value_that_is_absent_or_too_long_to_be_valid_is_none(sent: bytes | None) -> None:
+    elements = [(tag, vr, sent) for tag, (_, vr) in INSTANCE_LEVEL.items() if tag not in REQUIRED.values() and sent]
+    numbers = [(0x00280010, "US", b"\0\0" * 40)]  # all of them are Rows
+    values = instance_values(read(header(*(e for e in elements if e[1] != "US"), *(numbers if sent else ()))))
+    assert values == (None,) * len(INSTANCE_KEYWORDS)
+
+
+def test_longest_value_is_kept_without_nul() -> None:
+    sent = b"1" * (MAX_INSTANCE_VALUE - 1) + b"\x002"
+    assert instance_values(read(header((0x00200013, "IS", sent))))[1] == "1" * (MAX_INSTANCE_VALUE - 1) + "2"
+
+
+def test_equal_values_of_different_images_are_one_object() -> None:
+    one, other = (read(encode(make_dataset(sop, series=f"1.{sop}"))) for sop in "12")
+    assert instance_values(one) is instance_values(other)
 
 
 # --- sequences ----------------------------------------------------------------------------------------------

@@ -1,16 +1,19 @@
 """The journal's laws, on real files."""
 
 import asyncio
+import json
 import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from structlog.testing import capture_logs
 
 import journal as journal_module
@@ -73,6 +76,40 @@ async def test_restart_rebuilds_open_series_exactly(path: Path) -> None:
     assert one.Attributes["BodyPartExamined"] == ["HEAD"]
     assert one.Undecoded == {"PatientName": "VORzdA=="}
     assert two == reported(other)
+
+
+def with_own(sop: str, number: str, **more: str) -> Instance:
+    """An instance with attributes of its own; `received_at` falls with its number."""
+    instance = make_instance(sop)
+    own = {"InstanceNumber": (number,)} | {keyword: (value,) for keyword, value in more.items()}
+    at = instance.received_at - timedelta(seconds=int(number))
+    return replace(instance, received_at=at, attributes={**instance.attributes, **own})
+
+
+async def test_restart_rebuilds_the_attributes_of_each_instance(path: Path) -> None:
+    kept = [
+        with_own("1", "3", Rows="8", NumberOfFrames="2"),
+        replace(with_own("2", "2", Rows="8"), sop_class_uid=SecondaryCaptureImageStorage),
+        replace(with_own("3", "1"), sop_class_uid="", undecoded={"InstanceNumber": b"\xb9"}),
+    ]
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep(kept[:2])
+        await journal.keep([kept[2], with_own("1", "9")])  # the first of each wins
+    (report,) = await after_restart(path)
+    assert report == reported(*kept)
+    assert report.InstanceAttributes == {
+        "SOPClassUID": [CTImageStorage, SecondaryCaptureImageStorage, None],
+        "InstanceNumber": ["3", "2", "1"],
+        "Rows": ["8", "8", None],
+        "NumberOfFrames": ["2", None, None],
+    }
+
+
+async def test_report_is_posted_with_the_gaps_in_its_columns(journal: Journal) -> None:
+    kept = [with_own("1", "1"), with_own("2", "2", Rows="8")]
+    await journal.keep(kept)
+    (waiting,) = await journal.close([reported(*kept)])
+    assert SeriesReport.model_validate_json(await journal.report(waiting)) == reported(*kept)
 
 
 async def test_attribute_that_only_a_repeated_instance_carries_survives(path: Path) -> None:
@@ -189,10 +226,11 @@ async def test_file_shrinks_after_delivery(journal: Journal, path: Path, monkeyp
 async def test_what_waits_together_is_committed_together_and_failure_keeps_nothing(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commits = []
-    journal._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    statements: list[str] = []
+    journal._connection.set_trace_callback(statements.append)
     await journal.keep(instances(*map(str, range(50))))
-    assert commits == ["COMMIT"]
+    assert [s for s in statements if s == "COMMIT"] == ["COMMIT"]
+    assert len([s for s in statements if "INTO instances" in s]) == 1
     unstorable: Any = {}
     with pytest.raises(JournalUnavailable):
         await journal.keep([make_instance("y"), replace(make_instance("x", series="1.7"), sop_class_uid=unstorable)])
@@ -296,9 +334,27 @@ async def test_what_is_kept_of_the_idle_policy_is_bounded(path: Path, monkeypatc
         assert [ae for ae, _ in journal.learnt()] == ["AE2", "AE3", "AE4"]
 
 
-async def test_a_journal_of_the_version_before_goes_on(path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, journal_module.SCHEMA_VERSION))
+async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -> None:
+    schema = "".join((journal_module.SCHEMA, journal_module.SCHEMA_2)[:version])
+    content = json.dumps([{"PatientID": ["P1"], "Modality": ["CT"], "InstanceNumber": ["1"], "Rows": ["8"]}, {}])
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(f"{journal_module.SCHEMA} PRAGMA user_version = 1;")
+        connection.executescript(f"{schema} PRAGMA user_version = {version};")
+        connection.execute(
+            "INSERT INTO open_series VALUES (1, ?, ?, ?, ?, '1.2', 'CT1', '::1', ?)",
+            (*make_instance().key, CTImageStorage, content),
+        )
+        connection.execute("INSERT INTO instances VALUES (1, ?, 0)", (make_instance("1").sop_instance_uid,))
+        connection.commit()
     async with Journal.open(path, UNBOUNDED) as journal:
-        await journal.close([make_report("1")], {("CT1", "CT"): "x"})
+        list(journal.replay())
+        await journal.keep([with_own("2", "2", Rows="9")])
+        await journal.close([make_report("1", series="1.7")], {("CT1", "CT"): "x"})
         assert journal.learnt() == {("CT1", "CT"): "x"}
+    (report,) = await after_restart(path)
+    assert (report.SOPInstanceUIDs, report.Attributes["Modality"]) == (make_report("1", "2").SOPInstanceUIDs, ["CT"])
+    assert report.InstanceAttributes == {  # of the one kept before, nobody knows
+        "SOPClassUID": [None, CTImageStorage],
+        "InstanceNumber": [None, "2"],
+        "Rows": [None, "9"],
+    }

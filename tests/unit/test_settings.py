@@ -6,6 +6,8 @@ import pytest
 
 from settings import GatewaySettings, ServerSettings, SettingsError, load
 
+KEY = "k3y-n0b0dy-may-see"
+
 
 @pytest.fixture(autouse=True)
 def no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -62,6 +64,55 @@ def test_the_servers_settings_do_not_disturb_the_gateway(no_dotenv: Path, monkey
     load(GatewaySettings)
     server = load(ServerSettings)
     assert (server.max_body_bytes, server.database_url) == (2048, "sqlite+aiosqlite:///x.db")
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"API_KEY": "k", "API_KEY_FILE": "f"}, "GATEWAY_API_KEY and GATEWAY_API_KEY_FILE are both given: remove one"),
+        ({"API_KEY": ""}, "GATEWAY_API_KEY is empty: give the key"),
+        ({"API_KEY": KEY + "\n"}, "GATEWAY_API_KEY holds a space, a line break or a character that is not ASCII"),
+        ({"API_KEY": KEY + "é"}, "GATEWAY_API_KEY holds a space, a line break or a character that is not ASCII"),
+        ({"SERVER_CA": "ca.pem"}, "GATEWAY_SERVER_CA does nothing without https"),
+    ],
+)
+def test_key_or_authority_that_cannot_be_used_is_named_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], problem: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(f"GATEWAY_{name}", value)
+    with pytest.raises(SettingsError, match=problem) as error:
+        load(GatewaySettings)
+    assert KEY not in str(error.value)
+
+
+def test_key_is_shown_nowhere(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    no_dotenv.write_text(f"GATEWAY_API_KEY={KEY}\n")
+    settings = load(GatewaySettings)
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == KEY
+    assert KEY not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+    monkeypatch.setenv("GATEWAY_SCP_PORT", "wrong")
+    monkeypatch.setenv("GATEWAY_API_KEYS", KEY)
+    with pytest.raises(SettingsError, match=r"GATEWAY_SCP_PORT=") as error:
+        load(GatewaySettings)
+    assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "exposed"),
+    [
+        ({"server_url": "http://10.0.0.1:8000"}, True),
+        ({"server_url": "http://server:8000"}, True),
+        ({"server_url": "https://server"}, False),
+        ({"server_url": "http://127.0.0.1:8000"}, False),
+        ({"server_url": "http://[::1]:8000"}, False),
+        ({"server_url": "http://localhost:8000"}, False),
+    ],
+)
+@pytest.mark.parametrize("given", [{"api_key": KEY}, {"api_key_file": "key"}, {}], ids=["key", "file", "none"])
+def test_key_is_exposed_by_http_to_another_machine(flags: dict[str, str], exposed: bool, given: dict[str, str]) -> None:
+    assert load(GatewaySettings, flags | given).exposes_key == (exposed and bool(given))
 
 
 @pytest.mark.parametrize("url", ["mysql://x", "sqlite:///x.db", "sqlite+aiosqlite://", "sqlite+aiosqlite:///:memory:"])

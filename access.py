@@ -1,0 +1,211 @@
+"""Who may ask the server for what: keys, limits, the audit log. Stands before everything else, the body included."""
+
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from engine import DatabaseUnavailable
+from keys import Key, Keys
+from models import GatewayError
+from settings import ServerSettings
+
+OPEN = ("/health/live", "/health/ready")  # for load balancers; they tell nothing else
+FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+FAILURES = 10  # wrong keys of one address, …
+FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
+REMEMBERED = 10_000  # addresses and keys
+RETRY_AFTER_S = 2
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+NOTHING_ELSE = "default-src 'none'; frame-ancestors 'none'"
+# FastAPI's page about the API loads its scripts from the internet.
+DOCS = (
+    "default-src 'self'; script-src https: 'unsafe-inline'; style-src https: 'unsafe-inline'; img-src https: data:; "
+    "frame-ancestors 'none'"
+)
+NO_KEY_YET = (
+    "only this machine is served without a key. Make one where the server runs: "
+    "python server.py keys create NAME --scope series:read"
+)
+
+Audit = Callable[..., None]
+log = structlog.get_logger()
+
+
+class CannotAudit(GatewayError):
+    """The file of the audit log cannot be opened."""
+
+
+@dataclass
+class Buckets:
+    """Token buckets by name: each holds `size`, and gets one back every `every_s`. The oldest are forgotten."""
+
+    size: float
+    every_s: float
+    clock: Callable[[], float] = time.monotonic
+    _left: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
+
+    def wait_s(self, name: str) -> float:
+        """Seconds until there is a token; 0 where there is one."""
+        return max(0.0, (1 - self._now(name)) * self.every_s)
+
+    def take(self, name: str) -> None:
+        self._left[name] = self._now(name) - 1, self.clock()
+        self._left.move_to_end(name)
+        if len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+
+    def _now(self, name: str) -> float:
+        left, at = self._left.get(name, (self.size, self.clock()))
+        return min(self.size, left + (self.clock() - at) / self.every_s)
+
+
+class Refused(Exception):
+    """No answer but this one."""
+
+    def __init__(self, status: int, detail: str, **headers: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Guard:
+    """ASGI middleware: lets a request in, or answers it with 401, 403 or 429; either way it is in the audit log."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._failures = Buckets(FAILURES, FAILURES_FADE_S)
+        self._requests = Buckets(2 * settings.requests_per_s, 1 / settings.requests_per_s)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def send_safely(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers["Content-Security-Policy"] = DOCS if scope["path"] == "/docs" else NOTHING_ELSE
+            await send(message)
+
+        state = scope.setdefault("state", {})
+        state["who"] = "-"
+        try:
+            if scope["path"] not in OPEN:
+                await self._admit(scope, state)
+            await self._app(scope, receive, send_safely)
+        except Refused as refusal:
+            await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
+        finally:
+            if scope["path"] not in OPEN:
+                scope["app"].state.audit(**_what(scope), who=state["who"], status=status)
+
+    async def _admit(self, scope: Scope, state: dict[str, Any]) -> None:
+        """Find out who asks, which the audit log and operators' decisions name. Raises Refused."""
+        address = _address(scope)
+        try:
+            key = await self._key(scope, address)
+        except DatabaseUnavailable:
+            raise Refused(503, "the database is not available; try again", Retry_After=str(RETRY_AFTER_S)) from None
+        state["who"] = f"{key.id} {key.name}" if key else "this machine"
+        if wait_s := self._requests.wait_s(key.id if key else address):
+            raise Refused(429, "too many requests; see Retry-After", Retry_After=str(int(wait_s) + 1))
+        self._requests.take(key.id if key else address)
+        scope_needed = needed(scope["method"], scope["path"])
+        if key and not key.may(scope_needed):
+            challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
+            raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
+
+    async def _key(self, scope: Scope, address: str) -> Key | None:
+        """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
+        keys: Keys = scope["app"].state.keys
+        scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
+        if not scheme:
+            if await keys.were_made():
+                raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
+            if not _is_this_machine(scope):
+                raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
+            return None
+        key = await keys.recognize(presented.strip()) if scheme.lower() == "bearer" else None
+        if key is None:  # a good one is let in whatever else comes from its address, which may be a proxy's
+            if wait_s := self._failures.wait_s(address):
+                raise Refused(429, "too many wrong keys from this address", Retry_After=str(int(wait_s) + 1))
+            self._failures.take(address)
+            raise Refused(401, "this key is not valid", WWW_Authenticate='Bearer error="invalid_token"')
+        return key
+
+
+def needed(method: str, path: str) -> str:
+    """The scope that a request needs."""
+    if path == "/series" and method == "POST":
+        return "series:write"
+    return "series:read" if method in ("GET", "HEAD", "OPTIONS") else "admin"
+
+
+def _address(scope: Scope) -> str:
+    """Of the peer; of IPv6 its network of 64 bits, all of which one machine can have."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        return str(ip_network((host, 64), strict=False)) if ip_address(host).version == 6 else host
+    except ValueError:
+        return host
+
+
+def _is_this_machine(scope: Scope) -> bool:
+    """Whether the peer is on this machine, and no proxy, and no web page that made a browser ask (DNS rebinding)."""
+    headers = Headers(scope=scope)
+    host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
+    peer = scope["client"][0] if scope.get("client") else ""
+    proxied = any(name in headers for name in FORWARDED)
+    return not proxied and _is_loopback(peer) and (host == "localhost" or _is_loopback(host.strip("[]")))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _what(scope: Scope) -> dict[str, Any]:
+    """Route and UID of a request, without what else its path or query could hold."""
+    route = getattr(scope.get("route"), "path", "-")
+    uid = scope.get("path_params", {}).get("SeriesInstanceUID", "")
+    of_series = {"series_instance_uid": uid} if uid and set(uid) <= set("0123456789.") else {}
+    return {"method": scope["method"], "route": route, "peer": _address(scope)} | of_series
+
+
+@contextmanager
+def audit_log(path: Path | None) -> Iterator[Audit]:
+    """Where `request.audited` goes: a file of its own, or the log. Raises CannotAudit."""
+    if path is None:
+        yield lambda **fields: log.info("request.audited", **fields)
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CannotAudit(f"SERVER_AUDIT_PATH={path} cannot be written: {error.strerror}.") from error
+    with os.fdopen(descriptor, "a", buffering=1) as file:
+        processors: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)]
+        processors.append(structlog.processors.JSONRenderer())
+        audit = structlog.wrap_logger(structlog.WriteLogger(file), processors=processors)
+        yield lambda **fields: audit.info("request.audited", **fields)

@@ -1,0 +1,270 @@
+"""`python -m bench.database`: is the union exact under load, what does a large report cost, do queries stay flat?
+
+Three parts, each on SQLite and on a real PostgreSQL: 64 reports of overlapping parts of one series at the same time,
+many times; the server's CPU for a report of 5,000 instances; latency of queries at 1,000 and at 1,000,000 series.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bench.postgres import missing, new_database, postgresql
+from bench.processes import server
+from db import Database
+from engine import Engine
+from models import SeriesReport
+from schema import changes, instances, series
+from settings import ServerSettings
+
+AT_ONCE = 64
+ROOT_UID = "1.2.826.0.1.3680043.10.1"
+SERIES_A_STUDY = 4
+BATCH = 5000
+BORN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def main() -> int:
+    """Run what is asked for; exit code 0 if every union was exact."""
+    parser = argparse.ArgumentParser(prog="python -m bench.database", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=1000, help="of 64 reports at the same time")
+    parser.add_argument("--series", type=int, default=1_000_000, help="the larger database")
+    parser.add_argument("--queries", type=int, default=300, help="of each kind")
+    parser.add_argument("--only", choices=["union", "report", "queries"])
+    parser.add_argument("--on", choices=["sqlite", "postgresql"])
+    options = parser.parse_args()
+    console = Console()
+    wrong = 0
+    for name in [options.on] if options.on else ["sqlite", "postgresql"]:
+        if name == "postgresql" and missing():
+            console.print(missing())
+            continue
+        if options.only in (None, "union"):
+            with database(name) as (url, _):
+                wrong += asyncio.run(union(console, name, url, options.rounds))
+        if options.only in (None, "report"):
+            with database(name) as (url, folder):
+                large_report(console, name, url, folder)
+        if options.only in (None, "queries"):
+            queries(console, name, options.series, options.queries)
+    console.print(f"database: wrong={wrong}")
+    return 1 if wrong else 0
+
+
+@contextmanager
+def database(name: str) -> Iterator[tuple[str, Path]]:
+    """DATABASE_URL of an empty database, and a folder."""
+    with tempfile.TemporaryDirectory(prefix="series-gateway-") as folder:
+        if name == "sqlite":
+            yield f"sqlite+aiosqlite:///{folder}/series.db", Path(folder)
+            return
+        with postgresql() as there, new_database(there) as url:
+            yield url, Path(folder)
+
+
+# --- the union --------------------------------------------------------------------------------------------------
+
+
+async def union(console: Console, name: str, url: str, rounds: int) -> int:
+    """How many rounds ended with another row than the union of what was reported."""
+    rng = random.Random(rounds)
+    wrong = 0
+    began = time.monotonic()
+    async with Database.open(ServerSettings(database_url=url)) as db:
+        for round_ in track(range(rounds), f"union on {name}", console=console, transient=True):
+            parts = [rng.sample(range(200), rng.randint(1, 40)) for _ in range(AT_ONCE)]
+            reports = [report(f"{ROOT_UID}.{round_}", numbers) for numbers in parts]
+            await asyncio.gather(*(db.store(one) for one in reports))
+            record = await db.get(reports[0].SeriesInstanceUID)
+            wanted = sorted({uid for one in reports for uid in one.SOPInstanceUIDs or ()})
+            stored = await db.instances(reports[0].SeriesInstanceUID)
+            wrong += record is None or record.NumInstances != len(wanted) or sorted(stored) != wanted
+    rate = rounds * AT_ONCE / (time.monotonic() - began)
+    console.print(f"{name}: {rounds} rounds of {AT_ONCE} reports at the same time, {rate:.0f} reports/s, {wrong} wrong")
+    return wrong
+
+
+def report(uid: str, numbers: list[int]) -> SeriesReport:
+    return SeriesReport(
+        SeriesInstanceUID=uid,
+        StudyInstanceUID=ROOT_UID,
+        PatientID="P1",
+        NumInstances=len(numbers),
+        SOPInstanceUIDs=[f"{uid}.{number}" for number in numbers],
+    )
+
+
+# --- a large report ---------------------------------------------------------------------------------------------
+
+
+def large_report(console: Console, name: str, url: str, folder: Path, size: int = 5000) -> None:
+    """CPU seconds of the server process for one report, the median of several."""
+    with server(folder, DATABASE_URL=url) as (process, base):
+        cpu = psutil.Process(process.popen.pid)
+        used = []
+        for n in range(8):
+            body = report(f"{ROOT_UID}.{n}", list(range(size))).model_dump(mode="json")
+            body["InstanceAttributes"] = {
+                "SOPClassUID": ["1.2.840.10008.5.1.4.1.1.2"],
+                "InstanceNumber": [str(number) for number in range(size)],
+                "Rows": ["512"],
+                "Columns": ["512"],
+            }
+            before = sum(cpu.cpu_times()[:2])
+            answer = httpx.post(f"{base}/series", json=body, timeout=60, trust_env=False).raise_for_status()
+            used.append(sum(cpu.cpu_times()[:2]) - before)
+            assert answer.json()["NumInstances"] == size  # noqa: S101 - what is measured is what was asked for
+    console.print(
+        f"{name}: {1000 * sorted(used)[len(used) // 2]:.0f} ms of server CPU for a report of {size} instances"
+    )
+
+
+# --- queries ----------------------------------------------------------------------------------------------------
+
+QUERIES = {
+    "GET /series": "/series?limit=100",
+    "GET /series, a page in the middle": "/series?limit=100&after={series}",
+    "GET /series?PatientID=": "/series?PatientID={patient}",
+    "GET /series?Modality=": "/series?Modality=MR&limit=100",
+    "GET /series/{uid}": "/series/{series}",
+    "GET /changes, near the end": "/changes?since={near}&limit=50",
+    "studies, as OHIF asks": "/dicom-web/studies?limit=101&offset=0&fuzzymatching=false&includefield=00081030,00080060",
+    "studies of a patient": "/dicom-web/studies?PatientID={patient}",
+    "studies, name prefix": "/dicom-web/studies?PatientName={name}*&limit=25",
+    "studies, dates": "/dicom-web/studies?StudyDate={date}-&limit=25",
+    "studies, accession number": "/dicom-web/studies?AccessionNumber={accession}",
+    "studies, modality": "/dicom-web/studies?ModalitiesInStudy=MR&limit=25",
+    "studies, rare modality": "/dicom-web/studies?ModalitiesInStudy=XA&limit=25",
+    "series of a study": "/dicom-web/studies/{study}/series",
+    "instances of a series": "/dicom-web/studies/{study}/series/{series}/instances",
+    "instances, by UID": "/dicom-web/instances?SOPInstanceUID={series}.1",
+}
+
+
+def queries(console: Console, name: str, large: int, times: int) -> None:
+    """p50 and p99 of each query at 1,000 series and at `large`, and their ratio."""
+    found: dict[str, list[list[float]]] = {query: [] for query in QUERIES}
+    for size in (1000, large):
+        with database(name) as (url, folder):
+            asyncio.run(fill(console, url, size))
+            with server(folder, DATABASE_URL=url, SERVER_REQUESTS_PER_S="100000") as (_, base):
+                for query, path in QUERIES.items():
+                    found[query].append(latencies(base, path, size, times))
+    table = Table(
+        "query", "p50 at 1,000", f"p50 at {large:,}", "p99 at 1,000", f"p99 at {large:,}", "p99 ratio", box=SIMPLE
+    )
+    for query, (small, big) in found.items():
+        p50 = [1000 * one[len(one) // 2] for one in (small, big)]
+        p99 = [1000 * one[int(len(one) * 0.99)] for one in (small, big)]
+        table.add_row(query, *(f"{ms:.1f} ms" for ms in (*p50, *p99)), f"{p99[1] / p99[0]:.2f}")
+    console.print(f"{name}:")
+    console.print(table)
+
+
+def latencies(base: str, path: str, size: int, times: int) -> list[float]:
+    """Sorted seconds of one query, each time for another series, after some to warm up."""
+    rng = random.Random(size)
+    seconds = []
+    with httpx.Client(base_url=base, timeout=120, trust_env=False) as http:
+        for n in range(times + 10):
+            row = series_row(rng.randrange(size))
+            values = {
+                "series": row["SeriesInstanceUID"],
+                "study": row["StudyInstanceUID"],
+                "patient": row["PatientID"],
+                "name": row["PatientName"][:9],
+                "date": row["StudyDate"],
+                "accession": row["AccessionNumber"],
+                "near": max(0, size - 50),
+            }
+            began = time.perf_counter()
+            response = http.get(path.format(**values))
+            if n >= 10:
+                seconds.append(time.perf_counter() - began)
+            assert response.status_code == 200, (path, response.status_code, response.text[:200])  # noqa: S101
+    return sorted(seconds)
+
+
+async def fill(console: Console, url: str, size: int) -> None:
+    """So many series, four a study, two instances each, written past the server in large batches."""
+    async with Engine.open(ServerSettings(database_url=url, database_timeout_s=600)) as engine:
+        for first in track(range(0, size, BATCH), f"{size:,} series", console=console, transient=True):
+            numbers = range(first, min(first + BATCH, size))
+            await engine.write(lambda connection, numbers=numbers: _insert(connection, numbers))  # type: ignore[misc]
+        if url.startswith("postgresql"):
+            await engine.write(_analyze)
+
+
+async def _insert(connection: AsyncConnection, numbers: range) -> None:
+    rows = [series_row(n) for n in numbers]
+    await connection.execute(series.insert(), rows)
+    uids = [row["SeriesInstanceUID"] for row in rows]
+    images = [
+        {"SeriesInstanceUID": uid, "SOPInstanceUID": f"{uid}.{n}", "InstanceNumber": n} for uid in uids for n in (1, 2)
+    ]
+    await connection.execute(instances.insert(), images)
+    columns = ("SeriesInstanceUID", "StudyInstanceUID", "Revision", "NumInstances", "Verdict")
+    told = [{c: row[c] for c in columns} | {"At": BORN, "Number": n + 1} for n, row in zip(numbers, rows, strict=True)]
+    await connection.execute(changes.insert(), told)
+
+
+async def _analyze(connection: AsyncConnection) -> None:
+    await connection.execute(text("ANALYZE"))
+
+
+def series_row(n: int) -> dict[str, Any]:
+    """The n-th row; UIDs, names and dates are spread by a fixed shuffle."""
+    study = n // SERIES_A_STUDY
+    spread = study * 2654435761 % 2**32
+    date = (BORN - timedelta(days=spread % 3650)).strftime("%Y%m%d")
+    name = f"N{spread % 99991:05d}^Test{study}"
+    attributes = {
+        "Modality": [_modality(n)],
+        "StudyDate": [date],
+        "AccessionNumber": [f"A{study}"],
+        "SeriesNumber": ["1"],
+    }
+    return {
+        "SeriesInstanceUID": f"{ROOT_UID}.{spread}.{n}",
+        "StudyInstanceUID": f"{ROOT_UID}.{spread}",
+        "PatientID": f"P{spread % 1_000_003}",
+        "PatientName": name,
+        "FoldedName": name.casefold(),
+        "NumInstances": 2,
+        "Modality": _modality(n),
+        "StudyDate": date,
+        "AccessionNumber": f"A{study}",
+        "Attributes": {keyword: [value] for keyword, value in attributes.items()},
+        "Undecoded": {},
+        "Revision": 1,
+        "Verdict": "idle",
+        "UpdatedAt": BORN,
+        "FirstReceivedAt": BORN,
+        "LastReceivedAt": BORN,
+        "Conflicts": 0,
+        "FalseCompletions": 0,
+    }
+
+
+def _modality(n: int) -> str:
+    return "XA" if n % 500 == 0 else ("CT", "MR", "CR", "US")[n % 4]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

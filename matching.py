@@ -1,0 +1,146 @@
+"""DICOM's ways of matching (PS3.4 §C.2.2.2) as SQL that says the same on SQLite and PostgreSQL."""
+
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Boolean, ColumnElement, FunctionElement, Integer, Text, and_, func, or_, true
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+
+LAST_CHARACTER = chr(sys.maxunicode)
+FIRST_SURROGATE, AFTER_SURROGATES = 0xD800, 0xE000  # what is between is no text
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Single value matching, or a list of UIDs or codes (§C.2.2.2.1, -2)."""
+
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Like:
+    """Wildcard matching: * is any text, ? any character (§C.2.2.2.4)."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """From `low` to `high`, with all that begins as `high` does, in the order of bytes (§C.2.2.2.5)."""
+
+    low: str | None
+    high: str | None
+    times: "Range | None" = None
+    """Of days: from which time of the first to which time of the last."""
+
+
+Match = OneOf | Like | Range
+
+
+def matches(
+    value: ColumnElement[Any], match: Match, vr: str, time: ColumnElement[Any] | None = None
+) -> ColumnElement[bool]:
+    """The value of an attribute matches; `time` is the other half of one whose match has times."""
+    if isinstance(match, Range):
+        return _is_within(value, match, time)
+    if vr == "PN":
+        return _is_name(value, match)
+    if isinstance(match, Like):
+        return _is_like(value, match.pattern)
+    if vr in ("IS", "US"):
+        return _is_number(value, match)
+    return value == match.values[0] if len(match.values) == 1 else value.in_(match.values)
+
+
+def _is_within(value: ColumnElement[Any], match: Range, time: ColumnElement[Any] | None) -> ColumnElement[bool]:
+    bounds = [_is_between(value, match)]
+    if match.times and time is not None:
+        if match.low is not None and match.times.low is not None:
+            bounds.append(or_(value != match.low, _is_between(time, Range(match.times.low, None))))
+        if match.high is not None and match.times.high is not None:
+            bounds.append(or_(value != match.high, _is_between(time, Range(None, match.times.high))))
+    return and_(*bounds)
+
+
+def _is_between(value: ColumnElement[Any], match: Range) -> ColumnElement[bool]:
+    low = [value >= match.low] if match.low is not None else []
+    behind = match.high and _after(match.high)
+    return and_(true(), *low, *([value < behind] if behind else []))
+
+
+def _is_name(value: ColumnElement[Any], match: OneOf | Like) -> ColumnElement[bool]:
+    """The whole name, or its first groups: a further one comes behind a `=` (PS3.5 §6.2.1)."""
+    if isinstance(match, Like):
+        pattern = _lower(match.pattern)
+        return or_(_is_like(value, pattern), _is_like(value, f"{pattern}=*"))
+    name = _lower(match.values[0])
+    return and_(value >= name, value < f"{name}>", or_(value == name, value >= f"{name}="))
+
+
+def _is_like(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
+    glob = pattern.replace("[", "[[]")
+    like = re.sub(r"[\\%_]", r"\\\g<0>", pattern).replace("*", "%").replace("?", "_")
+    return _Wildcards(value, glob, like)
+
+
+def _is_number(value: ColumnElement[Any], match: OneOf) -> ColumnElement[bool]:
+    """A number equal to the one asked for, however that is written."""
+    if isinstance(value.type, Integer):
+        return value.in_([int(text) for text in match.values if abs(int(text)) < 2**31])
+    return func.ltrim(value, "+0").in_([text.lstrip("+0") for text in match.values])
+
+
+def _after(begin: str) -> str:
+    """The first text behind all that begin so; empty where there is none."""
+    begin = begin.rstrip(LAST_CHARACTER)
+    if not begin:
+        return ""
+    following = ord(begin[-1]) + 1
+    return begin[:-1] + chr(following if following != FIRST_SURROGATE else AFTER_SURROGATES)
+
+
+def _lower(text: str) -> str:
+    """In lower case as lower() does it to text in the order of bytes: A to Z only."""
+    return text.encode().lower().decode()
+
+
+# --- the same on both databases ---------------------------------------------------------------------------------
+
+
+class ByBytes(FunctionElement[str]):
+    """Text in the order of bytes, as SQLite has it; a column says so itself (schema.KEY)."""
+
+    inherit_cache = True
+    type = Text()
+
+
+class _Wildcards(FunctionElement[bool]):
+    """Of a value, a pattern for GLOB and one for LIKE, which disregards case on SQLite."""
+
+    inherit_cache = True
+    type = Boolean()
+
+
+@compiles(ByBytes, "sqlite")
+def _as_it_is(element: ByBytes, compiler: SQLCompiler, **kw: Any) -> str:
+    return compiler.process(element.clauses, **kw)
+
+
+@compiles(ByBytes, "postgresql")
+def _collate(element: ByBytes, compiler: SQLCompiler, **kw: Any) -> str:
+    return f'({compiler.process(element.clauses, **kw)}) COLLATE "C"'
+
+
+@compiles(_Wildcards, "sqlite")
+def _glob(element: _Wildcards, compiler: SQLCompiler, **kw: Any) -> str:
+    value, glob, _ = element.clauses
+    return compiler.process(value.op("GLOB")(glob), **kw)
+
+
+@compiles(_Wildcards, "postgresql")
+def _like(element: _Wildcards, compiler: SQLCompiler, **kw: Any) -> str:
+    value, _, like = element.clauses
+    return compiler.process(value.like(like), **kw)  # a backslash is its escape character

@@ -1,0 +1,178 @@
+"""The server's tables: one definition for SQLite and PostgreSQL. Migrations bring a database up to it."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Column, DateTime, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeDecorator
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC timestamp; SQLite stores none with a zone, so it is added when read."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value and value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:
+        return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
+
+
+KEY = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes, as SQLite does; a prefix is a range
+DOCUMENT = JSON().with_variant(JSONB(), "postgresql")
+NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's rowid is an INTEGER, of 64 bits
+
+metadata = MetaData()
+series = Table(
+    "series",
+    metadata,
+    Column("SeriesInstanceUID", KEY, primary_key=True),
+    Column("PatientID", KEY),
+    Column("PatientName", Text),
+    Column("StudyInstanceUID", KEY, nullable=False),
+    Column("NumInstances", Integer, nullable=False),
+    Column("Modality", KEY),
+    Column("Attributes", DOCUMENT, nullable=False),
+    Column("Undecoded", DOCUMENT, nullable=False),
+    Column("Revision", Integer, nullable=False),
+    Column("Verdict", Text),
+    Column("ExpectedInstances", Integer),
+    Column("FirstReceivedAt", UtcDateTime),
+    Column("LastReceivedAt", UtcDateTime),
+    Column("UpdatedAt", UtcDateTime, nullable=False),
+    Column("Conflicts", Integer, nullable=False),
+    Column("ExpectedFrom", Text),
+    Column("Basis", Text),
+    Column("FalseCompletions", Integer, nullable=False, server_default="0"),
+    Column("Source", Text),
+    Column("IdlePolicy", Text),
+    # Out of Attributes, to be searched by:
+    Column("StudyDate", KEY),
+    Column("AccessionNumber", KEY),
+    Column("FoldedName", KEY),  # PatientName in lower case: names are matched without regard to case
+    Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
+    Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
+    Index("series_by_modality", "Modality", "SeriesInstanceUID"),
+    Index("studies_by_patient", "PatientID", "StudyInstanceUID"),
+    Index("studies_by_modality", "Modality", "StudyInstanceUID", "SeriesInstanceUID"),
+    Index("studies_by_date", "StudyDate", "StudyInstanceUID", "SeriesInstanceUID"),
+    Index("studies_by_name", "FoldedName", "StudyInstanceUID", "SeriesInstanceUID"),
+    Index("studies_by_accession", "AccessionNumber", "StudyInstanceUID"),
+)
+
+
+def _of_series() -> Column[str]:
+    return Column("SeriesInstanceUID", KEY, ForeignKey("series.SeriesInstanceUID"), primary_key=True)
+
+
+instances = Table(
+    "instances",
+    metadata,
+    _of_series(),
+    Column("SOPInstanceUID", KEY, primary_key=True),
+    Column("SOPClassUID", Text),
+    Column("InstanceNumber", Integer),
+    Column("Rows", Integer),
+    Column("Columns", Integer),
+    Column("BitsAllocated", Integer),
+    Column("NumberOfFrames", Integer),
+    Index("instances_by_uid", "SOPInstanceUID"),
+    sqlite_with_rowid=False,
+)
+conflicts = Table(
+    "conflicts",
+    metadata,
+    _of_series(),
+    Column("Digest", KEY, primary_key=True),  # of the contradicting identity and instances: a repeat is kept once
+    Column("Report", DOCUMENT, nullable=False),
+    Column("ReceivedAt", UtcDateTime, nullable=False),
+    Column("Resolution", Text),
+    Column("ResolvedAt", UtcDateTime),
+    Column("ResolvedBy", Text),
+    Column("Before", DOCUMENT),  # the identity that `correct` replaced
+    Index("conflicts_by_digest", "Digest"),
+    sqlite_with_rowid=False,
+)
+timeline = Table(
+    "timeline",
+    metadata,
+    Column("Id", NUMBER, primary_key=True),
+    Column("SeriesInstanceUID", KEY, ForeignKey("series.SeriesInstanceUID"), nullable=False),
+    Column("At", UtcDateTime, nullable=False),
+    Column("GatewayID", Text),
+    Column("Revision", Integer, nullable=False),
+    Column("Event", Text, nullable=False),
+    Column("Details", DOCUMENT, nullable=False),
+    Index("timeline_by_series", "SeriesInstanceUID", "At", "Id"),
+)
+completions = Table(
+    "completions",
+    metadata,
+    Column("Source", KEY, primary_key=True),
+    Column("IdlePolicy", KEY, primary_key=True),
+    Column("Verdict", KEY, primary_key=True),
+    Column("Series", Integer, nullable=False),
+    Column("False", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+# One row per revision. A transaction cannot know its place among those that commit beside it: Number is given
+# afterwards, to what is committed, so whoever has read up to a number has missed nothing below it.
+changes = Table(
+    "changes",
+    metadata,
+    Column("Id", NUMBER, primary_key=True),
+    Column("Number", NUMBER),
+    Column("SeriesInstanceUID", KEY, ForeignKey("series.SeriesInstanceUID"), nullable=False),
+    Column("StudyInstanceUID", KEY, nullable=False),
+    Column("Revision", Integer, nullable=False),
+    Column("NumInstances", Integer, nullable=False),
+    Column("Verdict", Text),
+    Column("At", UtcDateTime, nullable=False),
+)
+Index("changes_by_number", changes.c.Number, unique=True)
+Index(
+    "changes_without_number",
+    changes.c.Id,
+    sqlite_where=changes.c.Number.is_(None),
+    postgresql_where=changes.c.Number.is_(None),
+)
+counters = Table("counters", metadata, Column("Name", KEY, primary_key=True), Column("Value", NUMBER, nullable=False))
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("Id", KEY, primary_key=True),
+    Column("Name", Text, nullable=False),
+    Column("Salt", Text, nullable=False),
+    Column("Hash", Text, nullable=False),
+    Column("Scopes", Text, nullable=False),  # separated by spaces, as in RFC 6749 §3.3
+    Column("CreatedAt", UtcDateTime, nullable=False),
+    Column("ExpiresAt", UtcDateTime),
+    Column("RevokedAt", UtcDateTime),
+)
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("Id", NUMBER, primary_key=True),
+    Column("Url", Text, nullable=False),
+    Column("Secret", Text, nullable=False),  # as it is: each body is signed with it
+    Column("CreatedAt", UtcDateTime, nullable=False),
+    Column("Position", NUMBER, nullable=False),  # the last change it was told, or that was given up
+    Column("Attempts", Integer, nullable=False),
+    Column("FirstAttemptAt", UtcDateTime),  # of the change that comes next
+    Column("NextAttemptAt", UtcDateTime),
+    Column("Problem", Text),
+    Column("Owner", Text),  # the server process that tells it
+    Column("OwnedUntil", UtcDateTime),
+)
+dead_changes = Table(
+    "dead_changes",
+    metadata,
+    Column("Webhook", NUMBER, ForeignKey("webhooks.Id"), primary_key=True),
+    Column("Number", NUMBER, primary_key=True),
+    Column("Problem", Text, nullable=False),
+    Column("At", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)

@@ -1,0 +1,42 @@
+"""What a command found, for people or as JSON."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
+    """JSON, or a table: of columns for a list, of lines for one thing. Numbers that end in `_at` are times."""
+    if as_json:
+        click.echo(json.dumps(result, indent=2))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 240, soft_wrap=not sys.stdout.isatty())
+    if isinstance(result, dict):
+        table = Table(box=SIMPLE, show_header=False)
+        for name, value in result.items():
+            table.add_row(name.replace("_", " "), _text(name, value))
+    elif not result:
+        console.print("none")
+        return
+    else:
+        table = Table(*result[0], box=SIMPLE)
+        for row in result:
+            table.add_row(*(_text(name, value) for name, value in row.items()))
+    console.print(table)
+
+
+def _text(name: str, value: Any) -> Text:
+    if value is None:
+        return Text("-")
+    if name.endswith("_at") and isinstance(value, float):
+        return Text(f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}")
+    if isinstance(value, bool):
+        return Text("yes" if value else "no")
+    return Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value))

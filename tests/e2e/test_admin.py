@@ -1,0 +1,235 @@
+"""`python server.py …` beside a running server and without one, on both databases; the move to PostgreSQL."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select
+from sqlalchemy.engine import URL
+
+from bench import postgres
+from bench.processes import ROOT, Process, running, server
+from db import Database
+from engine import DatabaseUnusable, Engine
+from move import TABLES, move, rows_of
+from schema import counters
+from settings import ServerSettings
+from tests.factories import STUDY, make_report
+
+
+def ours(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python server.py` with these arguments."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("SERVER_")} | {"DATABASE_URL": url}
+    command = [sys.executable, str(ROOT / "server.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def answer(url: str, *arguments: str) -> Any:
+    done = ours(url, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def status(url: str, key: str) -> int:
+    return httpx.get(f"{url}/series", headers={"Authorization": f"Bearer {key}"}, trust_env=False).status_code
+
+
+@contextmanager
+def served(folder: Path, url: str, when: bool) -> Iterator[None]:
+    if not when:
+        yield
+        return
+    with server(folder, DATABASE_URL=url):
+        yield
+
+
+@pytest.mark.parametrize("beside_a_server", [True, False])
+def test_keys_are_made_listed_and_revoked(tmp_path: Path, database_url: str, beside_a_server: bool) -> None:
+    with served(tmp_path, database_url, beside_a_server):
+        made = answer(database_url, "keys", "create", "ai", "--scope", "series:read", "--expires-in", "30")
+        answer(database_url, "keys", "create", "gw", "--scope", "series:write", "--scope", "series:read")
+        first, second = answer(database_url, "keys", "list")
+        assert (first["name"], first["scopes"], first["valid"]) == ("ai", "series:read", True)
+        assert (second["scopes"], second["expires_at"]) == ("series:read series:write", None)
+        assert made["key"] not in json.dumps([first, second])
+        assert ours(database_url, "keys", "revoke", made["id"]).returncode == 0
+        again = ours(database_url, "keys", "revoke", made["id"])
+        assert (again.returncode, "keys list" in again.stderr) == (1, True)
+        assert [key["valid"] for key in answer(database_url, "keys", "list")] == [False, True]
+
+
+def test_a_key_works_at_once_and_no_longer_when_it_is_revoked(tmp_path: Path, database_url: str) -> None:
+    with server(tmp_path, DATABASE_URL=database_url) as (_, url):
+        made = answer(database_url, "keys", "create", "ai", "--scope", "series:read")
+        assert (status(url, made["key"]), status(url, "wrong")) == (200, 401)
+        ours(database_url, "keys", "revoke", made["id"])
+        assert status(url, made["key"]) == 401
+
+
+def test_a_saved_key_is_for_its_owner_only_and_made_once(tmp_path: Path, database_url: str) -> None:
+    path = tmp_path / "key"
+    create = ("keys", "create", "gw", "--scope", "admin", "--save", str(path))
+    first = ours(database_url, *create)
+    key = path.read_text().strip()
+    assert (path.stat().st_mode & 0o777, key in first.stdout) == (0o600, False)
+    assert "no key was made" in ours(database_url, *create).stdout
+    assert path.read_text().strip() == key
+    assert len(answer(database_url, "keys", "list")) == 1
+
+
+def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
+    added = answer(database_url, "webhooks", "add", "https://ai.example/hook")
+    assert added["secret"].startswith("whsec_")
+    (listed,) = answer(database_url, "webhooks", "list")
+    assert (listed["url"], listed["behind"], "secret" in listed) == ("https://ai.example/hook", 0, False)
+    assert ours(database_url, "webhooks", "replay", str(added["id"])).returncode == 1
+    assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 0
+    assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["webhooks", "add", "ftp://x"], "not an http or https URL"),
+        (["keys", "create", "x", "--scope", "all"], "series:read"),
+        (["keys", "create", "x"], "--scope"),
+        (["move", "mysql://x"], "must have the form"),
+    ],
+)
+def test_a_wrong_argument_is_named_with_the_cure(tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = ours(f"sqlite+aiosqlite:///{tmp_path}/s.db", *arguments)
+    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+
+
+def test_two_workers_on_sqlite_are_refused_with_the_cure(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), "--port", "0", "--workers", "2", "server:app"]
+    process = Process("server", command, tmp_path, DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/s.db")
+    with running(process):
+        process.wait_for(lambda line: re.search(r"used by another server process.*PostgreSQL", line))
+        process.wait_for(lambda line: re.search("stopping the parent process", line))
+        assert process.popen.wait(30) != -signal.SIGKILL
+
+
+# --- the move ---------------------------------------------------------------------------------------------------
+
+
+async def fill(url: str, series: int = 30) -> None:
+    async with Database.open(ServerSettings(database_url=url)) as database:
+        for n in range(series):
+            report = make_report(*map(str, range(n % 5 + 1)), series=f"{STUDY}.{n}")
+            entry = {"At": "2026-01-01T00:00:00Z", "Event": "series.idle", "Details": {"Policy": "fixed", "S": 2.5}}
+            update = {"Attributes": {"PatientName": ["Ünïcode^日本"]}, "Timeline": [entry], "Source": "CT1"}
+            report = type(report).model_validate(report.model_dump() | update)
+            await database.store(report)
+            if n % 10 == 0:
+                await database.store(report.model_copy(update={"PatientID": "other"}))
+        await database.changes(since=0, limit=1)
+        await database.store(make_report("1", series=f"{STUDY}.999"))  # has no number yet
+
+
+async def contents(url: str) -> dict[str, list[dict[str, Any]]]:
+    async with Engine.open(ServerSettings(database_url=url)) as engine:
+        return {table.name: await engine.read(select(table).order_by(*table.primary_key)) for table in TABLES}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return f"sqlite+aiosqlite:///{tmp_path}/source.db"
+
+
+@pytest.fixture
+def target(postgresql_server: URL) -> Iterator[str]:
+    with postgres.new_database(postgresql_server) as url:
+        yield url
+
+
+@pytest.mark.peer("postgresql")
+async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str, target: str) -> None:
+    await fill(source)
+    done = await asyncio.to_thread(ours, source, "move", target)
+    assert done.returncode == 0, done.stderr
+    assert await contents(source) == await contents(target)
+    async with Database.open(ServerSettings(database_url=target)) as database:
+        record, created = await database.store(make_report("77", series=f"{STUDY}.0"))
+        assert (record.NumInstances, created) == (2, False)
+        numbers = [change.Number for change in await database.changes(since=0, limit=100)]
+        assert numbers == list(range(1, 33))
+
+
+@pytest.mark.peer("postgresql")
+@pytest.mark.parametrize("broken_off_at", [1, 40, 90])
+async def test_a_move_that_was_broken_off_goes_on_and_is_exact(
+    source: str, target: str, broken_off_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("move.AT_ONCE", 7)
+    await fill(source)
+
+    class BrokenOff(Exception):
+        pass
+
+    moved = 0
+
+    def count(rows: int) -> None:
+        nonlocal moved
+        moved += rows
+        if moved >= broken_off_at:
+            raise BrokenOff
+
+    settings, to = ServerSettings(database_url=source), ServerSettings(database_url=target)
+    async with Engine.open(settings) as one, Engine.open(to) as two:
+        with pytest.raises(BrokenOff):
+            await move(one, two, count, lambda rows: None)
+        done: list[int] = []
+        await move(one, two, done.append, lambda rows: None)
+        assert sum(done) == await rows_of(one)
+    assert await contents(source) == await contents(target)
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_move_into_a_database_with_rows_is_refused(source: str, target: str) -> None:
+    await fill(source, series=2)
+    async with Database.open(ServerSettings(database_url=target)) as database:
+        await database.store(make_report("1"))
+    async with (
+        Engine.open(ServerSettings(database_url=source)) as one,
+        Engine.open(ServerSettings(database_url=target)) as two,
+    ):
+        with pytest.raises(DatabaseUnusable, match="name an empty one"):
+            await move(one, two, lambda rows: None, lambda rows: None)
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_move_says_so_where_something_else_wrote_to_the_target(source: str, target: str) -> None:
+    await fill(source, series=3)
+    async with (
+        Engine.open(ServerSettings(database_url=source)) as one,
+        Engine.open(ServerSettings(database_url=target)) as two,
+    ):
+        wrote = False
+
+        def write(rows: int) -> None:
+            nonlocal wrote
+            wrote = True
+
+        await two.write(lambda c: c.execute(counters.insert().values(Name="move", Value=0)))
+        await Database(two).store(make_report("1", series="1.0.1"))
+        with pytest.raises(DatabaseUnusable, match="something else wrote to it"):
+            await move(one, two, write, lambda rows: None)
+        assert wrote
+
+
+@pytest.mark.peer("postgresql")
+def test_a_move_beside_a_running_server_is_refused(tmp_path: Path, source: str, target: str) -> None:
+    with server(tmp_path, DATABASE_URL=source):
+        done = ours(source, "move", target)
+    assert (done.returncode, "used by another server process" in done.stderr) == (1, True)

@@ -1,0 +1,217 @@
+"""Webhooks: a real receiver over real HTTP, on both databases; the Standard Webhooks library checks the signatures."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+import time_machine
+from sqlalchemy import text
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from admin import operations
+from db import Database
+from follow import Follower
+from tests.factories import STUDY, make_report
+from webhooks import GIVE_UP_S, Webhooks, new_secret, signed
+
+
+class Receiver:
+    """A small HTTP server that keeps what it was sent; `answer` says with which status it answers what."""
+
+    def __init__(self) -> None:
+        self.received: list[dict[str, Any]] = []
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.answer: Callable[[dict[str, Any]], int] = lambda change: 204
+        self.news = asyncio.Condition()
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                lines = head.decode().split("\r\n")[1:-2]
+                headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+                body = await reader.readexactly(int(headers["content-length"]))
+                self.requests.append((headers, body))
+                change = json.loads(body)
+                status = self.answer(change)
+                if status < 300:
+                    self.received.append(change)
+                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode())
+                async with self.news:
+                    self.news.notify_all()
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    async def until(self, done: Callable[[], bool], timeout_s: float = 20) -> None:
+        async with asyncio.timeout(timeout_s), self.news:
+            await self.news.wait_for(done)
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    receiver.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/hook"
+    async with server:
+        yield receiver
+
+
+@asynccontextmanager
+async def telling(database: Database, processes: int = 1) -> AsyncIterator[list[Follower]]:
+    """What a server process does about webhooks, or several processes."""
+    followers = [Follower(database) for _ in range(processes)]
+    async with httpx.AsyncClient() as http, asyncio.TaskGroup() as tasks:
+        for follower in followers:
+            tasks.create_task(follower.run())
+            tasks.create_task(Webhooks(database, follower, http).run())
+        yield followers
+        for follower in followers:
+            follower.end()
+
+
+async def added(database: Database, url: str, from_start: bool = True) -> dict[str, Any]:
+    return await operations(database)["add_webhook"](url=url, from_start=from_start)
+
+
+async def listed(database: Database) -> dict[str, Any]:
+    row: dict[str, Any] = (await operations(database)["list_webhooks"]())["rows"][0]
+    return row
+
+
+async def store(database: Database, series: int, *sops: int) -> None:
+    await database.store(make_report(*map(str, sops), series=f"{STUDY}.{series}"))
+
+
+async def test_every_change_is_told_once_in_order_signed_and_names_no_patient(
+    database: Database, receiver: Receiver
+) -> None:
+    hook = await added(database, receiver.url)
+    async with telling(database):
+        for revision in range(3):
+            for series in range(4):
+                await store(database, series, revision)
+        await receiver.until(lambda: len(receiver.received) == 12)
+    assert [change["Number"] for change in receiver.received] == list(range(1, 13))
+    for series in range(4):
+        revisions = [c["Revision"] for c in receiver.received if c["SeriesInstanceUID"] == f"{STUDY}.{series}"]
+        assert revisions == [1, 2, 3]
+    for headers, body in receiver.requests:
+        Webhook(hook["secret"]).verify(body, headers)
+        assert headers["webhook-id"] == f"change-{json.loads(body)['Number']}"
+        assert b"Test^One" not in body
+        assert b"P1" not in body
+    assert (await listed(database))["behind"] == 0
+
+
+async def test_a_new_webhook_is_told_what_comes_from_now_on(database: Database, receiver: Receiver) -> None:
+    await store(database, 1, 1)
+    await added(database, receiver.url, from_start=False)
+    async with telling(database):
+        await store(database, 2, 1)
+        await receiver.until(lambda: len(receiver.received) == 1)
+    assert receiver.received[0]["SeriesInstanceUID"] == f"{STUDY}.2"
+
+
+@contextmanager
+def fast_clock() -> Any:
+    """Wall time 1000 times as fast: waits between tries are measured by it."""
+    began, real = datetime.now(UTC), time.monotonic()
+    with time_machine.travel(began, tick=False) as traveller:
+        yield lambda: traveller.move_to(began + timedelta(seconds=1000 * (time.monotonic() - real)))
+
+
+async def test_a_receiver_that_fails_is_tried_again_and_nothing_overtakes(
+    database: Database, receiver: Receiver
+) -> None:
+    left = [503, 429, 500]
+    receiver.answer = lambda change: left.pop() if left and change["Number"] == 2 else 200
+    await added(database, receiver.url)
+    with fast_clock() as advance:
+        async with telling(database):
+            for series in range(4):
+                await store(database, series, 1)
+            while len(receiver.received) < 4:
+                advance()
+                await asyncio.sleep(0.05)
+    assert [change["Number"] for change in receiver.received] == [1, 2, 3, 4]
+    assert [json.loads(body)["Number"] for _, body in receiver.requests] == [1, 2, 2, 2, 2, 3, 4]
+    assert (await listed(database))["problem"] is None
+
+
+async def test_a_refused_change_is_given_up_visible_and_can_be_told_again(
+    database: Database, receiver: Receiver
+) -> None:
+    receiver.answer = lambda change: 422 if change["Number"] == 2 else 200
+    await added(database, receiver.url)
+    async with telling(database):
+        for series in range(3):
+            await store(database, series, 1)
+        await receiver.until(lambda: len(receiver.received) == 2)
+    assert [change["Number"] for change in receiver.received] == [1, 3]
+    row = await listed(database)
+    assert row["dead"] == 1
+    receiver.answer = lambda change: 200
+    assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": 2}
+    async with telling(database):
+        await receiver.until(lambda: len(receiver.received) == 4)
+    assert [change["Number"] for change in receiver.received] == [1, 3, 2, 3]
+    assert (await listed(database))["dead"] == 0
+    assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": None}
+
+
+async def test_a_receiver_that_is_down_for_too_long_loses_the_change_to_the_dead(
+    database: Database, receiver: Receiver
+) -> None:
+    receiver.answer = lambda change: 500 if change["Number"] == 1 else 200
+    await added(database, receiver.url)
+    async with telling(database):
+        await store(database, 1, 1)
+        await receiver.until(lambda: len(receiver.requests) == 1)
+        with time_machine.travel(datetime.now(UTC) + timedelta(seconds=GIVE_UP_S + 400)):
+            await store(database, 2, 1)
+            await receiver.until(lambda: len(receiver.received) == 1)
+    assert (await listed(database))["dead"] == 1
+
+
+async def test_of_several_processes_one_tells_and_another_goes_on_when_it_dies(
+    database: Database, receiver: Receiver
+) -> None:
+    await added(database, receiver.url)
+    async with telling(database, processes=3) as followers:
+        for series in range(10):
+            await store(database, series, 1)
+        await receiver.until(lambda: len(receiver.received) == 10)
+        owner = await database.engine.read(text('SELECT "Owner" FROM webhooks'))
+        assert owner[0]["Owner"]
+        followers[0].end()
+        followers[1].end()
+        with time_machine.travel(datetime.now(UTC) + timedelta(seconds=70)):  # whoever owned it, its claim is over
+            await store(database, 99, 1)
+            await receiver.until(lambda: len(receiver.received) == 11)
+    assert [change["Number"] for change in receiver.received] == list(range(1, 12))
+
+
+async def test_a_removed_webhook_is_told_no_more(database: Database, receiver: Receiver) -> None:
+    hook = await added(database, receiver.url)
+    assert await operations(database)["remove_webhook"](id=hook["id"]) == {"done": True}
+    assert await operations(database)["remove_webhook"](id=hook["id"]) == {"done": False}
+    assert (await operations(database)["list_webhooks"]())["rows"] == []
+
+
+def test_the_signature_is_that_of_the_standard_and_covers_id_time_and_body() -> None:
+    secret, now = new_secret(), datetime.now(UTC)
+    headers = signed(secret, "change-1", now, b'{"a": 1}')
+    Webhook(secret).verify(b'{"a": 1}', headers)
+    for wrong in ({"webhook-id": "change-2"}, {"webhook-timestamp": str(int(now.timestamp()) + 1)}):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(b'{"a": 1}', headers | wrong)
+    with pytest.raises(WebhookVerificationError):
+        Webhook(secret).verify(b'{"a": 2}', headers)
