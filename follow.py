@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -13,31 +14,37 @@ from models import Change
 
 POLL_S = 0.5  # what other server processes stored is seen so late
 AT_ONCE = 100
+STREAM_S = 600.0  # then whoever reads has to ask again, and to show a key that is still valid
 
 
 class Follower:
-    """Knows the number of the last change, and wakes those that wait for the next."""
+    """Knows the number of the last change, and wakes those that wait for the next; looks only while somebody waits."""
 
     def __init__(self, database: Database) -> None:
         self.ended = False
         self._database = database
         self._last = 0
-        self._stored = asyncio.Event()
+        self._waiting = 0
+        self._look = asyncio.Event()
         self._news = asyncio.Condition()
 
     async def run(self) -> None:
         """Look for changes, until the end."""
         while not self.ended:
-            with contextlib.suppress(DatabaseUnavailable):
-                last = await self._database.last_change()
-                if last > self._last:
-                    self._last = last
-                    await self._wake()
+            if self._waiting:
+                await self._look_once()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
-                    await self._stored.wait()
-            self._stored.clear()
+                    await self._look.wait()
+            self._look.clear()
         await self._wake()
+
+    async def _look_once(self) -> None:
+        with contextlib.suppress(DatabaseUnavailable):
+            last = await self._database.last_change()
+            if last > self._last:
+                self._last = last
+                await self._wake()
 
     async def _wake(self) -> None:
         async with self._news:
@@ -45,28 +52,38 @@ class Follower:
 
     def stored(self) -> None:
         """Something was stored by this process: look now."""
-        self._stored.set()
+        self._look.set()
 
     def end(self) -> None:
         """Let every listener go: the process is about to stop."""
         self.ended = True
-        self._stored.set()
+        self._look.set()
 
-    async def beyond(self, number: int, timeout_s: float | None = None) -> None:
+    async def beyond(self, number: float, timeout_s: float) -> None:
         """Wait until there is a change with a higher number, until the end, or at most so long."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self._news:
-                await self._news.wait_for(lambda: self._last > number or self.ended)
+        self._waiting += number < math.inf
+        self._look.set()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s), self._news:
+                    await self._news.wait_for(lambda: self._last > number or self.ended)
+        finally:
+            self._waiting -= number < math.inf
 
     async def changes(self, since: int) -> AsyncIterator[Change]:
-        """Every change behind `since`, those to come included, until the end. Raises DatabaseUnavailable."""
-        while not self.ended:
+        """Every change behind `since`, those to come included, until the end or for STREAM_S.
+
+        Raises DatabaseUnavailable.
+        """
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + STREAM_S
+        while not self.ended and loop.time() < ends_at:
             changes = await self._database.changes(since=since, limit=AT_ONCE)
             for change in changes:
                 since = change.Number
                 yield change
             if not changes:
-                await self.beyond(since)
+                await self.beyond(since, ends_at - loop.time())
 
 
 @contextmanager

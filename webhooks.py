@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import math
 import random
 import secrets
 import uuid
@@ -53,12 +54,13 @@ class Webhooks:
         """Tell every webhook what it does not know yet, until the follower's end."""
         async with asyncio.TaskGroup() as tasks:
             while not self._follower.ended:
-                last = 0
+                last: float = math.inf  # nothing to wait for, while there is no webhook
                 with contextlib.suppress(DatabaseUnavailable):
-                    last = await self._database.last_change()
-                    for webhook in await self._claim(last):
-                        self._telling.add(webhook["Id"])
-                        tasks.create_task(self._tell(webhook), name=f"webhook {webhook['Id']}")
+                    if await self._database.engine.read(select(webhooks.c.Id).limit(1)):
+                        last = number = await self._database.last_change()
+                        for webhook in await self._claim(number):
+                            self._telling.add(webhook["Id"])
+                            tasks.create_task(self._tell(webhook), name=f"webhook {webhook['Id']}")
                 await self._follower.beyond(last, LOOK_S)
 
     async def _claim(self, last: int) -> list[dict[str, Any]]:

@@ -59,17 +59,24 @@ def postgresql_server() -> Iterator[URL]:
         yield server
 
 
+@pytest.fixture
+def postgresql_url(postgresql_server: URL) -> Iterator[str]:
+    """DATABASE_URL of a PostgreSQL database of its own, without tables yet."""
+    with postgres.new_database(postgresql_server) as url:
+        yield url
+
+
 DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.peer("postgresql"))]
 
 
 @pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """DATABASE_URL of a database of its own, without tables yet."""
-    if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path / 'series.db'}"
-        return
-    with postgres.new_database(request.getfixturevalue("postgresql_server")) as url:
-        yield url
+    on_sqlite = request.param == "sqlite"
+    url: str = (
+        f"sqlite+aiosqlite:///{tmp_path / 'series.db'}" if on_sqlite else request.getfixturevalue("postgresql_url")
+    )
+    return url
 
 
 @pytest.fixture

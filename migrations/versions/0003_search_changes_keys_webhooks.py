@@ -40,19 +40,27 @@ def upgrade() -> None:
 
 
 def _fill() -> None:
-    """The new columns of what is stored already."""
+    """The new columns of what is stored already, some series at a time."""
     connection = op.get_bind()
-    rows = connection.execute(sa.text('SELECT "SeriesInstanceUID", "PatientName", "Attributes" FROM series')).all()
+    some = sa.text(
+        'SELECT "SeriesInstanceUID", "PatientName", "Attributes" FROM series '
+        'WHERE "SeriesInstanceUID" > :after ORDER BY "SeriesInstanceUID" LIMIT 1000'
+    )
     update = sa.text(
         'UPDATE series SET "StudyDate" = :date, "AccessionNumber" = :accession, "FoldedName" = :name '
         'WHERE "SeriesInstanceUID" = :uid'
     )
-    for uid, name, content in rows:
-        attributes = json.loads(content) if isinstance(content, str) else content
-        date, accession = (next(iter(attributes.get(k, ())), None) for k in ("StudyDate", "AccessionNumber"))
-        folded = name and name.casefold()[:64]
-        values = {"date": date and date[:64], "accession": accession and accession[:64], "name": folded, "uid": uid}
-        connection.execute(update, values)
+    after = ""
+    while rows := connection.execute(some, {"after": after}).all():
+        connection.execute(update, [_searched(*row) for row in rows])
+        after = rows[-1][0]
+
+
+def _searched(uid: str, name: str | None, content: object) -> dict[str, str | None]:
+    attributes = json.loads(content) if isinstance(content, str) else content
+    date, accession = (next(iter(attributes.get(k, ())), None) for k in ("StudyDate", "AccessionNumber"))
+    folded = name and name.casefold()[:64]
+    return {"date": date and date[:64], "accession": accession and accession[:64], "name": folded, "uid": uid}
 
 
 def _create_changes() -> None:

@@ -15,9 +15,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import select
-from sqlalchemy.engine import URL
 
-from bench import postgres
 from bench.processes import ROOT, Process, running, server
 from db import Database
 from engine import DatabaseUnusable, Engine
@@ -147,19 +145,13 @@ def source(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/source.db"
 
 
-@pytest.fixture
-def target(postgresql_server: URL) -> Iterator[str]:
-    with postgres.new_database(postgresql_server) as url:
-        yield url
-
-
 @pytest.mark.peer("postgresql")
-async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str, target: str) -> None:
+async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str, postgresql_url: str) -> None:
     await fill(source)
-    done = await asyncio.to_thread(ours, source, "move", target)
+    done = await asyncio.to_thread(ours, source, "move", postgresql_url)
     assert done.returncode == 0, done.stderr
-    assert await contents(source) == await contents(target)
-    async with Database.open(ServerSettings(database_url=target)) as database:
+    assert await contents(source) == await contents(postgresql_url)
+    async with Database.open(ServerSettings(database_url=postgresql_url)) as database:
         record, created = await database.store(make_report("77", series=f"{STUDY}.0"))
         assert (record.NumInstances, created) == (2, False)
         numbers = [change.Number for change in await database.changes(since=0, limit=100)]
@@ -169,7 +161,7 @@ async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str
 @pytest.mark.peer("postgresql")
 @pytest.mark.parametrize("broken_off_at", [1, 40, 90])
 async def test_a_move_that_was_broken_off_goes_on_and_is_exact(
-    source: str, target: str, broken_off_at: int, monkeypatch: pytest.MonkeyPatch
+    source: str, postgresql_url: str, broken_off_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("move.AT_ONCE", 7)
     await fill(source)
@@ -185,35 +177,35 @@ async def test_a_move_that_was_broken_off_goes_on_and_is_exact(
         if moved >= broken_off_at:
             raise BrokenOff
 
-    settings, to = ServerSettings(database_url=source), ServerSettings(database_url=target)
+    settings, to = ServerSettings(database_url=source), ServerSettings(database_url=postgresql_url)
     async with Engine.open(settings) as one, Engine.open(to) as two:
         with pytest.raises(BrokenOff):
             await move(one, two, count, lambda rows: None)
         done: list[int] = []
         await move(one, two, done.append, lambda rows: None)
         assert sum(done) == await rows_of(one)
-    assert await contents(source) == await contents(target)
+    assert await contents(source) == await contents(postgresql_url)
 
 
 @pytest.mark.peer("postgresql")
-async def test_a_move_into_a_database_with_rows_is_refused(source: str, target: str) -> None:
+async def test_a_move_into_a_database_with_rows_is_refused(source: str, postgresql_url: str) -> None:
     await fill(source, series=2)
-    async with Database.open(ServerSettings(database_url=target)) as database:
+    async with Database.open(ServerSettings(database_url=postgresql_url)) as database:
         await database.store(make_report("1"))
     async with (
         Engine.open(ServerSettings(database_url=source)) as one,
-        Engine.open(ServerSettings(database_url=target)) as two,
+        Engine.open(ServerSettings(database_url=postgresql_url)) as two,
     ):
         with pytest.raises(DatabaseUnusable, match="name an empty one"):
             await move(one, two, lambda rows: None, lambda rows: None)
 
 
 @pytest.mark.peer("postgresql")
-async def test_a_move_says_so_where_something_else_wrote_to_the_target(source: str, target: str) -> None:
+async def test_a_move_says_so_where_something_else_wrote_to_the_target(source: str, postgresql_url: str) -> None:
     await fill(source, series=3)
     async with (
         Engine.open(ServerSettings(database_url=source)) as one,
-        Engine.open(ServerSettings(database_url=target)) as two,
+        Engine.open(ServerSettings(database_url=postgresql_url)) as two,
     ):
         wrote = False
 
@@ -229,7 +221,7 @@ async def test_a_move_says_so_where_something_else_wrote_to_the_target(source: s
 
 
 @pytest.mark.peer("postgresql")
-def test_a_move_beside_a_running_server_is_refused(tmp_path: Path, source: str, target: str) -> None:
+def test_a_move_beside_a_running_server_is_refused(tmp_path: Path, source: str, postgresql_url: str) -> None:
     with server(tmp_path, DATABASE_URL=source):
-        done = ours(source, "move", target)
+        done = ours(source, "move", postgresql_url)
     assert (done.returncode, "used by another server process" in done.stderr) == (1, True)

@@ -1,6 +1,7 @@
 """The database contract, on a real file of SQLite and on a real PostgreSQL."""
 
 import asyncio
+import contextlib
 import random
 import sqlite3
 from pathlib import Path
@@ -276,6 +277,39 @@ async def test_overlapping_reports_at_the_same_time_are_united_exactly(database:
         assert (record.NumInstances, len(await database.instances(series))) == (wanted, wanted)
         assert sum(created for _, created in answers) == 1
         assert max(answer.Revision for answer, _ in answers) == record.Revision
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_broken_connection_loses_and_doubles_nothing(postgresql_url: str) -> None:
+    """PostgreSQL ends every connection again and again while reports come."""
+    others = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    settings = ServerSettings(database_url=postgresql_url, database_pool_size=4)
+    killer = create_async_engine(postgresql_url)
+    done = asyncio.Event()
+
+    async def kill() -> None:
+        while not done.is_set():
+            async with killer.connect() as connection:
+                await connection.execute(others)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.05):
+                    await done.wait()
+
+    async with Database.open(settings) as database:
+        killing = asyncio.create_task(kill())
+        reports = [make_report(str(n), str(n + 1)) for n in range(120)]
+        answers = await asyncio.gather(*(database.store(one) for one in reports), return_exceptions=True)
+        done.set()
+        await killing
+        await killer.dispose()
+        assert all(isinstance(answer, tuple | DatabaseUnavailable) for answer in answers), answers
+        stored = {n for n, answer in enumerate(answers) if isinstance(answer, tuple)}
+        assert len(stored) > 100
+        known = await database.instances(SERIES)
+        assert {f"{SERIES}.{n + more}" for n in stored for more in (0, 1)} <= set(known)
+        record = await database.get(SERIES)
+        assert record is not None
+        assert record.NumInstances == len(known)
 
 
 async def test_changes_are_numbered_without_gap_in_the_order_of_each_series(database: Database) -> None:
