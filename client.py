@@ -278,7 +278,7 @@ class Bearer(httpx.Auth):
         if sent is not None:
             request.headers["Authorization"] = f"Bearer {sent}"
         response = yield request
-        if response.status_code != 401 or self._file is None:
+        if response.status_code not in (401, 429) or self._file is None:  # 429: too many wrong keys from our address
             return
         await self._read_again(self._file)
         if self._key != sent:
@@ -312,6 +312,10 @@ async def stored_instances(http: httpx.AsyncClient, key: SeriesKey) -> list[str]
     """SOP Instance UIDs that the server has of a series; none where it cannot say."""
     try:
         response = await http.get(f"series/{key.series_instance_uid}/instances")
+        if response.status_code == 403:
+            log.warning(
+                "key.refused", reason="the key lacks the scope series:read: other gateways' images are not seen"
+            )
         return [str(uid) for uid in response.raise_for_status().json()["SOPInstanceUIDs"]]
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return []

@@ -128,10 +128,10 @@ def _path(row: Row, level: Level) -> str:
 def _element(keyword: str, values: Iterable[Any]) -> Element:
     """An attribute; without Value where none of its values can be told."""
     vr = _tag_and_vr(keyword)[1]
-    told = [CONVERT.get(vr, _text)(value) for value in values]
+    told = list(map(CONVERT.get(vr, _text), values))
     if vr in ("IS", "US"):
         told = [number for number in told if number is not None]
-    return {"vr": vr, "Value": told} if any(value is not None for value in told) else {"vr": vr}
+    return {"vr": vr, "Value": told} if told.count(None) < len(told) else {"vr": vr}
 
 
 def _by_tag(elements: Mapping[str, Element]) -> dict[str, Element]:

@@ -20,6 +20,7 @@ from models import GatewayError, Instance, InstanceKeyword
 MAX_HEADER_BYTES = 8 * 2**20  # a deflated data set is inflated no further than this
 PYDICOM_BYTES = 2**16  # what our own walk finds no identity in is tried once more with pydicom's, no further than this
 MAX_VALUE_BYTES = 1024  # PN, the longest of the wanted VRs, has at most 3 component groups of 64 characters
+MAX_PATIENT_ID_BYTES = 256  # an LO of at most 64 characters; databases index it
 
 # PS3.18 tables 10.6.3-3 (study), -4 (series) and -5 (instance): what QIDO-RS returns and a data set can hold.
 INSTANCE_LEVEL = {
@@ -295,20 +296,20 @@ def _decode_element(
         numbers = (n for v in values for (n,) in struct.iter_unpack(order + "H", v[: len(v) // 2 * 2]))
         return keyword, tuple(map(str, numbers)), None
     terms = [term.strip().decode("latin-1") for term in charset.strip(b"\0").split(b"\\")]
-    texts, as_sent = _texts(values, vr, terms)
+    texts, as_sent = _texts(values, vr, terms, MAX_PATIENT_ID_BYTES if keyword == "PatientID" else MAX_VALUE_BYTES)
     if tag in REQUEST_ATTRIBUTES:  # positions are items: keep the empty ones
         return keyword, tuple(_trim(text) for text in texts), as_sent
     trimmed = tuple(_trim(text).rstrip("=" if vr == "PN" else "") for text in texts[0].split("\\"))
     return keyword, trimmed if any(trimmed) else (), as_sent
 
 
-def _texts(values: Sequence[bytes], vr: str, charset: list[str]) -> tuple[list[str], bytes | None]:
+def _texts(values: Sequence[bytes], vr: str, charset: list[str], longest: int) -> tuple[list[str], bytes | None]:
     """The values as text; with the bytes as sent (each cut at MAX_VALUE_BYTES) where that text is only a guess."""
-    if max(map(len, values)) <= MAX_VALUE_BYTES:
+    if max(map(len, values)) <= longest:
         with contextlib.suppress(UnicodeError, LookupError):
             return [decode_text(value, vr, charset) for value in values], None
-    values = [value[:MAX_VALUE_BYTES] for value in values]
-    return [_guess(value) for value in values], b"\\".join(values)
+    guesses = [_guess(value[:longest]) for value in values]
+    return guesses, b"\\".join(value[:MAX_VALUE_BYTES] for value in values)
 
 
 def _trim(text: str) -> str:

@@ -75,7 +75,8 @@ def _is_name(value: ColumnElement[Any], match: OneOf | Like) -> ColumnElement[bo
     """The whole name, or its first groups: a further one comes behind a `=` (PS3.5 §6.2.1)."""
     if isinstance(match, Like):
         pattern = _lower(match.pattern)
-        return or_(_is_like(value, pattern), _is_like(value, f"{pattern}=*"))
+        whole = _is_like(value, pattern)
+        return whole if pattern.endswith("*") else or_(whole, _is_like(value, f"{pattern}=*"))
     name = _lower(match.values[0])
     return and_(value >= name, value < f"{name}>", or_(value == name, value >= f"{name}="))
 

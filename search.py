@@ -62,7 +62,7 @@ def page(search: Search) -> Select[Any]:
     search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
     columns = [series.c[name] for name in OF_SERIES]
     source: FromClause = series
-    order = [series.c[COLUMNS[key]] for key in RANGES if isinstance(search.keys.get(key), Range)][:1]
+    order = [series.c[COLUMNS[key]] for key in RANGES if isinstance(search.keys.get(key), Range | Like)][:1]
     order += [series.c.StudyInstanceUID, series.c.SeriesInstanceUID]
     conditions = list(_conditions(search, series))
     if search.level is Level.STUDY:

@@ -18,7 +18,6 @@ CHECKS = (
     "response_schema_conformance",
     "missing_required_header",
     "unsupported_method",
-    "ignored_auth",
 )
 
 

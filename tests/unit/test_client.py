@@ -15,7 +15,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from client import CannotCall, run, server_client, stored_instances
+from client import Bearer, CannotCall, run, server_client, stored_instances
 from commands import _run, command_line
 from dispatcher import SeriesDispatcher
 from models import SeriesReport
@@ -141,6 +141,30 @@ async def test_key_that_stays_wrong_is_not_sent_twice_for_one_try(key_file: Path
         async with server_client(load(GatewaySettings, {"server_url": server.url, "api_key_file": str(key_file)})) as h:
             assert await stored_instances(h, make_instance().key) == []
     assert (server.seen, logs) == ([("GET", KEY)], [])
+
+
+async def test_a_key_without_the_scope_to_read_is_said() -> None:
+    transport = httpx.MockTransport(lambda request: httpx.Response(403))
+    with capture_logs() as logs:
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
+            assert await stored_instances(http, make_instance().key) == []
+    assert [entry["event"] for entry in logs] == ["key.refused"]
+    assert "series:read" in logs[0]["reason"]
+
+
+@pytest.mark.parametrize("status", [401, 429])
+async def test_the_key_file_is_read_again_where_the_key_may_be_the_cause(key_file: Path, status: int) -> None:
+    sent = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["Authorization"])
+        return httpx.Response(200 if request.headers["Authorization"] == "Bearer new" else status)
+
+    auth = Bearer(None, key_file)
+    key_file.write_text("new")
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), auth=auth) as http:
+        assert (await http.get("http://server")).status_code == 200
+    assert sent == [f"Bearer {KEY}", "Bearer new"]
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,9 @@ from header import (
     instance_values,
     read_instance,
 )
+from idle import Fixed
 from models import Instance
-from tests.factories import RECEIVED_AT, SERIES, STUDY, encode, make_dataset
+from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset
 
 SHIPPED = sorted(path for path in (Path(pydicom.__file__).parent / "data").rglob("*") if path.is_file())
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
@@ -222,6 +223,16 @@ def test_text_of_absurd_length_is_cut_and_flagged() -> None:
     instance = named(b"x" * 5000)
     assert instance.text("PatientName") == "x" * MAX_VALUE_BYTES
     assert instance.undecoded == {"PatientName": b"x" * MAX_VALUE_BYTES}
+
+
+@pytest.mark.parametrize("length", [256, 257, 300, 1024, 5000])
+def test_patient_id_of_any_length_can_be_reported_and_is_flagged_where_it_is_cut(length: int) -> None:
+    instance = read(header((0x00100020, "LO", b"7" * length)))
+    collector = collector_of(Fixed(1.0))
+    collector.observe(instance, 0.0)
+    (report,) = collector.drain(1.0)
+    assert report.PatientID == "7" * min(length, 256)
+    assert ("PatientID" in report.Undecoded) is (length > 256)
 
 
 def test_backslash_inside_a_two_byte_character_does_not_split() -> None:
