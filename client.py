@@ -19,8 +19,8 @@ import httpx
 import structlog
 
 from collector import DUE_AT_ONCE, SeriesCollector
-from control import changes, serve_control
-from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, from_wall_clock
+from control import serve_control
+from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
 from idle import Adaptive, Fixed, IdlePolicy, Source
 from journal import Bounds, Journal, JournalUnavailable
 from models import Association, GatewayError, Instance, SeriesKey, SeriesReport
@@ -357,7 +357,7 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
             except asyncio.QueueFull:
                 tasks.create_task(inbox.put(Released(association)), name="released")
 
-    operations = {"status": status, "drain": drain, **changes(journal, dispatcher.submit)}
+    operations = {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
     async with (
         serve_control(settings.journal_path, operations),
         asyncio.TaskGroup() as tasks,

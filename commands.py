@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,16 +20,14 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar, cast
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from control import NotRunning, RequestFailed, changes, request
+from control import NotRunning, RequestFailed, request
+from dispatcher import dead_letters as operations
 from journal import Bounds, Journal, JournalUnusable, read
 from models import GatewayError
 from scp import CannotListen
 from settings import GatewaySettings, SettingsError, load
+from show import show as show_
 from telemetry import configure_logging
 from workers import supervise
 
@@ -125,7 +122,7 @@ def command_line(run: Run) -> click.Group:
 def status(context: Context, as_json: bool) -> None:
     """What the gateway holds, and whether it is ready; exit code 3 where it is not."""
     each = [_status(settings) for settings in context.workers]
-    _show(each if len(each) > 1 else each[0], as_json)
+    show_(each if len(each) > 1 else each[0], as_json)
     sys.exit(0 if all(one["ready"] for one in each) else UNFINISHED)
 
 
@@ -148,7 +145,7 @@ def drain(context: Context, as_json: bool) -> None:
     """Report every series open now (verdict `drained`) and deliver all that waits; exit code 3 if some stays."""
     each = [_drain(settings, context.run) for settings in context.workers]
     result = {name: sum(one[name] for one in each) for name in ("reported", "undelivered")}
-    _show(result, as_json)
+    show_(result, as_json)
     sys.exit(UNFINISHED if result["undelivered"] else 0)
 
 
@@ -172,7 +169,7 @@ def dead_letters() -> None:
 def list_(context: Context, as_json: bool) -> None:
     """Every dead letter and why; no patient data."""
     each = [(settings, _read(settings, f"{DEAD} ORDER BY id")) for settings in context.workers]
-    _show([row | {"journal": str(settings.journal_path)} for settings, rows in each for row in rows], as_json)
+    show_([row | {"journal": str(settings.journal_path)} for settings, rows in each for row in rows], as_json)
 
 
 @dead_letters.command
@@ -184,7 +181,7 @@ def show(context: Context, id: int, as_json: bool) -> None:
     rows = _read(context.only_worker, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
     if not rows:
         raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
-    _show(rows[0] | {"report": json.loads(rows[0]["report"])}, as_json)
+    show_(rows[0] | {"report": json.loads(rows[0]["report"])}, as_json)
 
 
 @dead_letters.command
@@ -303,7 +300,7 @@ def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **a
     """Change dead letters of one worker, or all dead letters of every worker."""
     workers = context.workers if ids is None else [context.only_worker]
     each = [_change_one(settings, do, ids=ids, **arguments) for settings in workers]
-    _show({name: [i for one in each for i in one[name]] for name in each[0]}, as_json)
+    show_({name: [i for one in each for i in one[name]] for name in each[0]}, as_json)
     (changed,) = each[0].values()
     if missing := set(ids or ()) - set(changed):
         raise click.ClickException(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
@@ -313,40 +310,10 @@ def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[st
     async def alone() -> dict[str, Any]:
         bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
         async with Journal.open(settings.journal_path, bounds) as journal:
-            return await changes(journal, submit=lambda waiting: None)[do](**arguments)
+            return await operations(journal, submit=lambda waiting: None)[do](**arguments)
 
     _read(settings, STATUS)  # there has to be a journal
     try:
         return _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
     except NotRunning:
         return _run(alone())
-
-
-def _show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
-    """JSON, or a table: of columns for a list, of lines for one thing. Columns that end in `_at` are times."""
-    if as_json:
-        click.echo(json.dumps(result, indent=2))
-        return
-    console = Console(width=None if sys.stdout.isatty() else 240, soft_wrap=not sys.stdout.isatty())
-    if isinstance(result, dict):
-        table = Table(box=SIMPLE, show_header=False)
-        for name, value in result.items():
-            table.add_row(name.replace("_", " "), _text(name, value))
-    elif not result:
-        console.print("none")
-        return
-    else:
-        table = Table(*result[0], box=SIMPLE)
-        for row in result:
-            table.add_row(*(_text(name, value) for name, value in row.items()))
-    console.print(table)
-
-
-def _text(name: str, value: Any) -> Text:
-    if value is None:
-        return Text("-")
-    if name.endswith("_at"):
-        return Text(f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}")
-    if isinstance(value, bool):
-        return Text("yes" if value else "no")
-    return Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value))

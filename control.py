@@ -1,18 +1,20 @@
-"""The Unix socket `<journal>.sock` on which a running gateway takes its operator's requests: one JSON line each way."""
+"""The Unix socket `<file>.sock` on which a gateway or server, the only one that may write that file, is asked to.
+
+One JSON line each way; the file is the gateway's journal, or the server's SQLite database.
+"""
 
 import asyncio
 import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from journal import Journal, Waiting
 from models import GatewayError
 
 MAX_LINE_BYTES = 2**20
@@ -22,34 +24,16 @@ log = structlog.get_logger()
 
 
 class NotRunning(GatewayError):
-    """No gateway listens on the journal's socket."""
+    """Nobody listens on the file's socket."""
 
 
 class RequestFailed(GatewayError):
-    """The running gateway could not do what was asked. The text says why."""
-
-
-def changes(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
-    """What may be changed by the journal's owner, be it the gateway or a command on a stopped one's journal."""
-
-    async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
-        replayed = await journal.replay_dead(ids)
-        for waiting in replayed:
-            submit(waiting)
-        log.info("dead_letters.replayed", ids=[waiting.id for waiting in replayed])
-        return {"replayed": [waiting.id for waiting in replayed]}
-
-    async def discard(ids: Sequence[int] | None, reason: str) -> dict[str, Any]:
-        discarded = await journal.discard_dead(ids, reason)
-        log.info("dead_letters.discarded", ids=discarded, reason=reason)
-        return {"discarded": discarded}
-
-    return {"replay": replay, "discard": discard}
+    """What was asked could not be done. The text says why."""
 
 
 @asynccontextmanager
 async def serve_control(path: Path, operations: Mapping[str, Operation]) -> AsyncIterator[None]:
-    """Take requests, `{"do": operation, …arguments}`, from the user whom the gateway runs as."""
+    """Take requests, `{"do": operation, …arguments}`, from the user whom this process runs as."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
@@ -57,7 +41,7 @@ async def serve_control(path: Path, operations: Mapping[str, Operation]) -> Asyn
             await writer.drain()
 
     with _address(path) as address:
-        _remove(address)  # a killed gateway leaves it; the journal's lock says that it is ours
+        _remove(address)  # a killed process leaves it; the file's lock says that it is ours
         before = os.umask(0o177)
         try:
             server = await asyncio.start_unix_server(serve, address, limit=MAX_LINE_BYTES)
@@ -78,18 +62,18 @@ async def _answer(operations: Mapping[str, Operation], reader: asyncio.StreamRea
     except GatewayError as error:
         return {"error": str(error)}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        return {"error": f"not a request that this gateway knows ({type(error).__name__}): is it another version?"}
+        return {"error": f"not a request that this process knows ({type(error).__name__}): is it another version?"}
 
 
 def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
-    """Ask the gateway that runs on the journal at `path`. Raises NotRunning or RequestFailed."""
+    """Ask the process that runs on the file at `path`. Raises NotRunning or RequestFailed."""
     with _address(path) as address, socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout_s)
         try:
             sock.connect(address)
         except PermissionError as error:
             raise RequestFailed(
-                f"{path}.sock may not be opened. Run this as the user whom the gateway runs as."
+                f"{path}.sock may not be opened. Run this as the user whom that process runs as."
             ) from error
         except OSError as error:
             raise NotRunning from error
@@ -98,7 +82,7 @@ def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str
             with sock.makefile() as lines:
                 answer: dict[str, Any] = json.loads(lines.readline())
         except (OSError, ValueError) as error:
-            raise RequestFailed(f"the gateway did not answer {do}: {type(error).__name__}") from error
+            raise RequestFailed(f"the running process did not answer {do}: {type(error).__name__}") from error
     if "error" in answer:
         raise RequestFailed(str(answer["error"]))
     return answer
@@ -109,13 +93,13 @@ def _remove(address: str) -> None:
 
 
 @contextmanager
-def _address(journal_path: Path) -> Iterator[str]:
+def _address(file: Path) -> Iterator[str]:
     """The socket's path by way of its folder's descriptor: a Unix address holds 107 bytes, a path may be longer."""
     try:
-        folder = os.open(journal_path.absolute().parent, os.O_PATH)
+        folder = os.open(file.absolute().parent, os.O_PATH)
     except OSError as error:
         raise NotRunning from error
     try:
-        yield f"/proc/self/fd/{folder}/{journal_path.name}.sock"
+        yield f"/proc/self/fd/{folder}/{file.name}.sock"
     finally:
         os.close(folder)

@@ -7,14 +7,17 @@ import itertools
 import random
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 
 import httpx
 import pydantic
 import structlog
 
+from control import Operation
 from journal import Journal, JournalUnavailable, Waiting
 from models import GatewayError, SeriesKey, SeriesRecord
 
@@ -216,6 +219,24 @@ class SeriesDispatcher:
             return SeriesRecord.model_validate_json(response.content)
         except pydantic.ValidationError:
             raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?") from None
+
+
+def dead_letters(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
+    """What may be changed by the journal's owner, be it the gateway or a command on a stopped one's journal."""
+
+    async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
+        replayed = await journal.replay_dead(ids)
+        for waiting in replayed:
+            submit(waiting)
+        log.info("dead_letters.replayed", ids=[waiting.id for waiting in replayed])
+        return {"replayed": [waiting.id for waiting in replayed]}
+
+    async def discard(ids: Sequence[int] | None, reason: str) -> dict[str, Any]:
+        discarded = await journal.discard_dead(ids, reason)
+        log.info("dead_letters.discarded", ids=discarded, reason=reason)
+        return {"discarded": discarded}
+
+    return {"replay": replay, "discard": discard}
 
 
 def backoff_s(attempt: int, retry_max_s: float) -> float:

@@ -103,7 +103,9 @@ def _is_earlier(search: Search) -> ColumnElement[bool]:
     earlier = series.alias("earlier")
     same_study = earlier.c.StudyInstanceUID == series.c.StudyInstanceUID
     before = earlier.c.SeriesInstanceUID < series.c.SeriesInstanceUID
-    return exists().where(same_study, before, *_conditions(search, earlier))
+    found = select(earlier.c.SeriesInstanceUID).where(same_study, before, *_conditions(search, earlier))
+    # OFFSET 0 keeps PostgreSQL from making a join of it, which it plans as if all pages were wanted.
+    return found.offset(0).exists()
 
 
 def _has_modality(match: Match, of: FromClause) -> ColumnElement[bool]:
