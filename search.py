@@ -58,21 +58,25 @@ class Search:
 
 
 def page(search: Search) -> Select[Any]:
-    """The rows of a page, and one more where that is not the end."""
+    """The rows of a page, and one more where that is not the end.
+
+    Which ones these are is found out by keys alone, so an index is read and not the table.
+    """
     search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
-    columns = [series.c[name] for name in OF_SERIES]
-    source: FromClause = series
+    of_instances = search.level is Level.INSTANCE
+    table = series.join(instances) if of_instances else series
+    keys = [series.c.SeriesInstanceUID, *([instances.c.SOPInstanceUID] if of_instances else [])]
     order = [series.c[COLUMNS[key]] for key in RANGES if isinstance(search.keys.get(key), Range | Like)][:1]
-    order += [series.c.StudyInstanceUID, series.c.SeriesInstanceUID]
+    order += [series.c.StudyInstanceUID, *keys]
     conditions = list(_conditions(search, series))
     if search.level is Level.STUDY:
         conditions.append(~_is_earlier(search))
-    if search.level is Level.INSTANCE:
-        columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_COLUMNS)]
-        source = series.join(instances)
-        order.append(instances.c.SOPInstanceUID)
-    query = select(*columns).select_from(source).where(*conditions).order_by(*order)
-    return query.limit(search.limit + 1).offset(search.offset)
+    found = select(*keys).select_from(table).where(*conditions).order_by(*order)
+    found_keys = found.limit(search.limit + 1).offset(search.offset).subquery()
+    columns = [series.c[name] for name in OF_SERIES]
+    columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_COLUMNS)] if of_instances else []
+    rows = table.join(found_keys, and_(*(key == found_keys.c[key.name] for key in keys)))
+    return select(*columns).select_from(rows).order_by(*order)
 
 
 def totals(study_instance_uids: Iterable[str]) -> Select[Any]:
