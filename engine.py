@@ -121,6 +121,7 @@ def _only_process(url: URL) -> Iterator[None]:
                     f"DATABASE_URL={url} is used by another server process, and SQLite bears one. Stop it, run uvicorn "
                     "with one worker, or use PostgreSQL: DATABASE_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
                 ) from None
+            path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
             yield
     except OSError as error:
         raise DatabaseUnusable(

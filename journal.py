@@ -7,6 +7,7 @@ content for a while, as history) or dead (kept with content until an operator re
 
 import asyncio
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -473,6 +474,8 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def _connect_or_set_aside(path: Path) -> sqlite3.Connection:
+    with contextlib.suppress(OSError):  # SQLite says it better
+        path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
     try:
         return _connect(path)
     except sqlite3.OperationalError as error:  # cannot be opened: nobody's fault but the path's

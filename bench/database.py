@@ -250,7 +250,7 @@ def series_row(n: int) -> dict[str, Any]:
         "Modality": _modality(n),
         "StudyDate": date,
         "AccessionNumber": f"A{study}",
-        "Attributes": {keyword: [value] for keyword, value in attributes.items()},
+        "Attributes": attributes,
         "Undecoded": {},
         "Revision": 1,
         "Verdict": "idle",

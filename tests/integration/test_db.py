@@ -240,6 +240,14 @@ async def test_missing_folder_is_refused_with_the_cure(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_new_file_is_its_owners_only(path: Path) -> None:
+    async with Database.open(sqlite(path)) as database:
+        await database.store(make_report("1"))
+        files = [file for file in path.parent.iterdir() if file.suffix != ".lock"]
+        assert {file.stat().st_mode & 0o077 for file in files} == {0}
+        assert len(files) == 3
+
+
 async def test_a_second_process_on_sqlite_is_refused_with_the_cure(path: Path) -> None:
     async with Database.open(sqlite(path)):
         with pytest.raises(DatabaseUnusable, match=r"used by another.*postgresql\+asyncpg"):

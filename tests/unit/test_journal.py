@@ -358,3 +358,10 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
         "InstanceNumber": [None, "2"],
         "Rows": [None, "9"],
     }
+
+
+async def test_a_new_journal_is_its_owners_only(path: Path, journal: Journal) -> None:
+    await journal.keep([make_instance()])
+    files = [file for file in path.parent.iterdir() if file.suffix != ".lock"]
+    assert {file.stat().st_mode & 0o077 for file in files} == {0}
+    assert len(files) == 3
