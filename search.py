@@ -75,7 +75,7 @@ def page(search: Search) -> Select[Any]:
     found_keys = found.limit(search.limit + 1).offset(search.offset).subquery()
     columns = [series.c[name] for name in OF_SERIES]
     columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_COLUMNS)] if of_instances else []
-    rows = table.join(found_keys, and_(*(key == found_keys.c[key.name] for key in keys[:1])))
+    rows = table.join(found_keys, and_(*(key == found_keys.c[key.name] for key in keys)))
     return select(*columns).select_from(rows).order_by(*order)
 
 
