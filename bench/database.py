@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--only", choices=["union", "report", "queries"])
     parser.add_argument("--on", choices=["sqlite", "postgresql"])
     options = parser.parse_args()
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     wrong = 0
     for name in [options.on] if options.on else ["sqlite", "postgresql"]:
         if name == "postgresql" and missing():
