@@ -1,6 +1,7 @@
 """Who may ask the server for what: keys, limits, the audit log. Stands before everything else, the body included."""
 
 import os
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from models import GatewayError
 from settings import ServerSettings
 
 OPEN = ("/health/live", "/health/ready")  # for load balancers; they tell nothing else
-FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+FORWARDED = ("forwarded", "via", "x-real-ip")  # and x-forwarded-…: what proxies add
 FAILURES = 10  # wrong keys of one address, …
 FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
 REMEMBERED = 10_000  # addresses and keys
@@ -104,24 +105,24 @@ class Guard:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers.update(HEADERS)
-                headers["Content-Security-Policy"] = DOCS if scope["path"] == "/docs" else NOTHING_ELSE
+                headers["Content-Security-Policy"] = DOCS if _path(scope) == "/docs" else NOTHING_ELSE
             await send(message)
 
         state = scope.setdefault("state", {})
         state["who"] = "-"
         try:
-            if scope["path"] not in OPEN:
+            if _path(scope) not in OPEN:
                 await self._admit(scope, state)
             await self._app(scope, receive, send_safely)
         except Refused as refusal:
             await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
         finally:
-            if scope["path"] not in OPEN:
+            if _path(scope) not in OPEN:
                 scope["app"].state.audit(**_what(scope), who=state["who"], status=status)
 
     async def _admit(self, scope: Scope, state: dict[str, Any]) -> None:
         """Find out who asks, which the audit log and operators' decisions name. Raises Refused."""
-        address = _address(scope)
+        address = _neighbourhood(scope)
         try:
             key = await self._key(scope, address)
         except DatabaseUnavailable:
@@ -130,7 +131,7 @@ class Guard:
         if wait_s := self._requests.wait_s(key.id if key else address):
             raise Refused(429, "too many requests; see Retry-After", Retry_After=str(int(wait_s) + 1))
         self._requests.take(key.id if key else address)
-        scope_needed = needed(scope["method"], scope["path"])
+        scope_needed = needed(scope["method"], _path(scope))
         if key and not key.may(scope_needed):
             challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
             raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
@@ -161,22 +162,33 @@ def needed(method: str, path: str) -> str:
     return "series:read" if method in ("GET", "HEAD", "OPTIONS") else "admin"
 
 
-def _address(scope: Scope) -> str:
-    """Of the peer; of IPv6 its network of 64 bits, all of which one machine can have."""
+def _path(scope: Scope) -> str:
+    """Of the application, behind what uvicorn's --root-path says is before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) or "/"
+
+
+def _peer(scope: Scope) -> str:
+    """The address; an IPv4 one also where it comes by way of an IPv6 socket."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
-        return str(ip_network((host, 64), strict=False)) if ip_address(host).version == 6 else host
+        return str(getattr(ip_address(host), "ipv4_mapped", None) or host)
     except ValueError:
         return host
+
+
+def _neighbourhood(scope: Scope) -> str:
+    """What one machine can have all of: an IPv4 address, an IPv6 network of 64 bits."""
+    peer = _peer(scope)
+    return str(ip_network((peer, 64), strict=False)) if ":" in peer else peer
 
 
 def _is_this_machine(scope: Scope) -> bool:
     """Whether the peer is on this machine, and no proxy, and no web page that made a browser ask (DNS rebinding)."""
     headers = Headers(scope=scope)
-    host = headers.get("host", "").rpartition(":")[0] or headers.get("host", "")
-    peer = scope["client"][0] if scope.get("client") else ""
-    proxied = any(name in headers for name in FORWARDED)
-    return not proxied and _is_loopback(peer) and (host == "localhost" or _is_loopback(host.strip("[]")))
+    host = re.sub(r":[0-9]*$", "", headers.get("host", "")).strip("[]")
+    proxied = any(name in FORWARDED or name.startswith("x-forwarded-") for name in headers)
+    return not proxied and _is_loopback(_peer(scope)) and (host == "localhost" or _is_loopback(host))
 
 
 def _is_loopback(address: str) -> bool:
@@ -189,9 +201,10 @@ def _is_loopback(address: str) -> bool:
 def _what(scope: Scope) -> dict[str, Any]:
     """Route and UID of a request, without what else its path or query could hold."""
     route = getattr(scope.get("route"), "path", "-")
-    uid = scope.get("path_params", {}).get("SeriesInstanceUID", "")
+    named = scope.get("path_params", {})
+    uid = named.get("SeriesInstanceUID") or named.get("series") or ""
     of_series = {"series_instance_uid": uid} if uid and set(uid) <= set("0123456789.") else {}
-    return {"method": scope["method"], "route": route, "peer": _address(scope)} | of_series
+    return {"method": scope["method"], "route": route, "peer": _peer(scope)} | of_series
 
 
 @contextmanager

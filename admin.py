@@ -5,7 +5,6 @@ PostgreSQL, the command does it itself.
 """
 
 import asyncio
-import re
 from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -75,6 +74,10 @@ async def _add_webhook(database: Database, url: str, from_start: bool) -> dict[s
     row = {"Url": url, "Secret": secret, "CreatedAt": datetime.now(UTC), "Position": position, "Attempts": 0}
 
     async def add(connection: AsyncConnection) -> int:
+        mine = select(webhooks.c.Id).where(webhooks.c.Secret == secret)
+        before = (await connection.execute(mine)).scalar_one_or_none()  # of a try whose answer was lost
+        if before is not None:
+            return int(before)
         return int((await connection.execute(webhooks.insert().values(row).returning(webhooks.c.Id))).scalar_one())
 
     return {"id": await database.engine.write(add), "url": url, "position": position, "secret": secret}
@@ -152,7 +155,7 @@ def keys() -> None:
     type=click.Choice(list(SCOPES)),
     help="; ".join(f"{name}: {meaning}" for name, meaning in SCOPES.items()) + ". May be given several times.",
 )
-@click.option("--expires-in", metavar="DAYS", type=click.FloatRange(min=0, min_open=True), help="By default never.")
+@click.option("--expires-in", metavar="DAYS", type=click.FloatRange(0, 36500, min_open=True), help="By default never.")
 @click.option(
     "--save",
     metavar="FILE",
@@ -170,14 +173,15 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter an option
     as_json: bool,
 ) -> None:
     """Make a key and show it, once."""
-    if save is not None and save.exists():
+    if save is not None and save.exists() and save.stat().st_size:
         click.echo(f"{save} exists; no key was made")
         return
+    part = save and _new_file(save.with_name(f"{save.name}.new"))  # where it cannot be kept, none is made
     expires_at = expires_in and (datetime.now(UTC) + timedelta(days=expires_in)).isoformat()
     made = _do(settings, "create_key", name=name, scopes=list(scopes), expires_at=expires_at)
-    if save is not None:
-        save.touch(mode=0o600, exist_ok=False)
-        save.write_text(made.pop("key") + "\n")
+    if save is not None and part is not None:
+        part.write_text(made.pop("key") + "\n")
+        part.rename(save)
     show(made, as_json)
 
 
@@ -210,7 +214,7 @@ def webhooks_() -> None:
 @click.pass_obj
 def add(settings: ServerSettings, url: str, from_start: bool, as_json: bool) -> None:
     """Tell URL of changes; shows the secret that bodies are signed with, once."""
-    if not re.fullmatch(r"https?://\S+", url) or not httpx.URL(url).host:
+    if not _is_http(url):
         raise click.UsageError(f"{url} is not an http or https URL")
     show(_do(settings, "add_webhook", url=url, from_start=from_start), as_json)
 
@@ -245,12 +249,13 @@ def replay(settings: ServerSettings, id: int, as_json: bool) -> None:
 
 
 @click.command("move")
-@click.argument("target", metavar="postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE")
+@click.argument("target", metavar="postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE", envvar="MOVE_TO")
 @click.pass_obj
 def move_(settings: ServerSettings, target: str) -> None:
     """Copy the SQLite database at DATABASE_URL to an empty PostgreSQL database and compare every row.
 
-    The server must be stopped. A move that was broken off goes on where it was.
+    The server must be stopped. A move that was broken off goes on where it was. The target may also stand in the
+    environment, as MOVE_TO: others on this machine see a command's arguments.
     """
     if sqlite_path(settings) is None:
         raise click.UsageError(f"DATABASE_URL={without_password(settings.database_url)} is not a SQLite file")
@@ -277,10 +282,28 @@ async def _move(settings: ServerSettings, to: ServerSettings) -> None:
 # --- helpers ----------------------------------------------------------------------------------------------------
 
 
+def _is_http(url: str) -> bool:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    return parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 1) < 65536
+
+
+def _new_file(path: Path) -> Path:
+    """An empty file for its owner only."""
+    try:
+        path.unlink(missing_ok=True)
+        path.touch(mode=0o600, exist_ok=False)
+    except OSError as error:
+        raise click.ClickException(f"{path} cannot be written: {error.strerror}; no key was made") from error
+    return path
+
+
 def sqlite_path(settings: ServerSettings) -> Path | None:
     """The file of a SQLite database."""
     url = make_url(settings.database_url)
-    return Path(url.database or "") if url.get_backend_name() == "sqlite" else None
+    return Path(url.database or "").resolve() if url.get_backend_name() == "sqlite" else None
 
 
 def _do(settings: ServerSettings, operation: str, /, **arguments: Any) -> dict[str, Any]:

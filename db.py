@@ -20,7 +20,7 @@ from schema import changes, completions, conflicts, counters, instances, series,
 from settings import ServerSettings
 
 NUMBERED_AT_ONCE = 1000
-IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID")
+IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
 
 
@@ -49,7 +49,8 @@ class Database:
 
     async def resolve(self, digest: str, decision: Decision, by: str) -> SeriesRecord | None:
         """Settle a conflict; the record as it is then, None where there is no such open conflict."""
-        return await self.engine.write(partial(_resolve, digest=digest, decision=decision, by=by))
+        now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
+        return await self.engine.write(partial(_resolve, digest=digest, decision=decision, by=by, now=now))
 
     # --- what is known ---
 
@@ -140,7 +141,7 @@ async def _unite(
 ) -> Mapping[str, Any]:
     """Add what the report brings; the columns that changed."""
     if rows := list(union.instance_rows(report)):
-        await insert(connection, instances, rows)
+        await insert(connection, instances, rows, fill=union.INSTANCE_COLUMNS)
     of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
     counted = (await connection.execute(select(func.count()).select_from(instances).where(of_series))).scalar_one()
     changed = union.changes(report, known, union.count(report, known, int(counted)), now)
@@ -221,28 +222,28 @@ async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool
     merged = select(conflicts.c.Report, conflicts.c.Before).where(of_series & conflicts.c.Resolution.in_(MERGED))
     rows = (await connection.execute(merged)).mappings()
     identities = [identity for row in rows for identity in (row["Report"], row["Before"]) if identity]
-    return any(not union.contradicts(report, identity) for identity in identities)
+    return any(union.same_identity(report, identity) for identity in identities)
 
 
-async def _resolve(connection: AsyncConnection, digest: str, decision: Decision, by: str) -> SeriesRecord | None:
-    now = datetime.now(UTC)
-    this = (conflicts.c.Digest == digest) & conflicts.c.Resolution.is_(None)
-    found = (await connection.execute(select(conflicts).where(this))).mappings().one_or_none()
+async def _resolve(
+    connection: AsyncConnection, digest: str, decision: Decision, by: str, now: datetime
+) -> SeriesRecord | None:
+    found = (await connection.execute(select(conflicts).where(conflicts.c.Digest == digest))).mappings().one_or_none()
     if found is None:
         return None
     known = await _locked(connection, found["SeriesInstanceUID"])
     report = SeriesReport.model_validate(found["Report"])
-    before = {column: known[column] for column in IDENTITY}
-    resolution = {"Resolution": decision, "ResolvedAt": now, "ResolvedBy": by}
-    resolved = await connection.execute(
-        conflicts.update().where(this).values(resolution | ({"Before": before} if decision == "correct" else {}))
-    )
-    if resolved.rowcount != 1:  # another operator was faster
-        return None
+    resolution: dict[str, Any] = {"Resolution": decision, "ResolvedAt": now, "ResolvedBy": by}
     if decision == "correct":
-        identity = {column: getattr(report, column) or known[column] for column in IDENTITY}
-        known = {**known, **identity, "Revision": known["Revision"] + 1, "UpdatedAt": now}
-        await _revise(connection, known, {column: known[column] for column in (*IDENTITY, "Revision", "UpdatedAt")})
+        resolution["Before"] = {column: known[column] for column in IDENTITY}
+    still_open = (conflicts.c.Digest == digest) & conflicts.c.Resolution.is_(None)
+    resolved = await connection.execute(conflicts.update().where(still_open).values(resolution))
+    if resolved.rowcount != 1:  # by another operator, or by a try of ours whose answer was lost
+        return _record(known) if found["ResolvedAt"] == now else None
+    if decision == "correct":
+        corrected = union.corrected(report, known, now)
+        await _revise(connection, known, corrected)
+        known = {**known, **corrected}
     if decision in MERGED:
         known = {**known, **await _unite(connection, report, known, now)}
     counted = await _count_conflicts(connection, report.SeriesInstanceUID)

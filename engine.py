@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import Connection, Executable, Table, event, exc, text
+from sqlalchemy import Connection, Executable, Table, event, exc, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from models import GatewayError
-from settings import ServerSettings
+from settings import ServerSettings, without_password
 
 BUSY_TIMEOUT_MS = 5000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
@@ -55,7 +56,7 @@ class Engine:
             writer = _sqlite(url, writes=True) if on_sqlite else _postgresql(url, settings)
             readers = _sqlite(url, writes=False) if on_sqlite else writer
             try:
-                await _migrate(writer, url)
+                await _migrate(url, writer if on_sqlite else _patient(url))
                 yield cls(writer, readers)
             finally:
                 await readers.dispose()
@@ -70,7 +71,10 @@ class Engine:
         return await _tried(self._readers.connect, rows)
 
     async def write(self, do: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        """Run `do` in one transaction, and again where PostgreSQL asks for that. Raises DatabaseUnavailable."""
+        """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.
+
+        In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
+        """
         return await _tried(self._writer.begin, do)
 
 
@@ -93,13 +97,20 @@ async def insert(
     table: Table,
     rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     or_update: Mapping[str, Any] | None = None,
+    fill: Sequence[str] = (),
 ) -> int:
-    """Insert what is not there yet, by primary key, else change `or_update`; of a single row, how many that were."""
+    """Insert what is not there yet, by primary key; else change `or_update`, or `fill` columns that are empty.
+
+    Of a single row, how many that were.
+    """
     statement = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    if fill:
+        or_update = {name: func.coalesce(table.c[name], statement.excluded[name]) for name in fill}
     if or_update is None:
         statement = statement.on_conflict_do_nothing()
     else:
-        statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update)
+        empty = table.c[fill[0]].is_(None) if fill else None
+        statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update, where=empty)
     return (await connection.execute(statement, rows)).rowcount
 
 
@@ -109,24 +120,25 @@ async def insert(
 @contextmanager
 def _only_process(url: URL) -> Iterator[None]:
     """Hold the database's lock file: SQLite before 3.51.3 can corrupt a WAL that several processes write."""
-    path = Path(url.database or "")
+    path = Path(url.database or "").resolve()  # one lock, whichever link leads to it
     if not path.parent.is_dir():
         raise DatabaseUnusable(f"DATABASE_URL={url}: its folder does not exist. Make it, or name another file.")
     try:
-        with open(f"{path}.lock", "a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DatabaseUnusable(
-                    f"DATABASE_URL={url} is used by another server process, and SQLite bears one. Stop it, run uvicorn "
-                    "with one worker, or use PostgreSQL: DATABASE_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
-                ) from None
-            path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
-            yield
+        lock = open(f"{path}.lock", "a+")  # noqa: SIM115 - closed below
+        path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
     except OSError as error:
         raise DatabaseUnusable(
-            f"DATABASE_URL={url} cannot be locked: {error.strerror}. This user has to be able to write its folder."
+            f"DATABASE_URL={url} cannot be written: {error.strerror}. Let this user write the file and its folder."
         ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseUnusable(
+                f"DATABASE_URL={url} is used by another server process, and SQLite bears one. Stop it, run uvicorn "
+                "with one worker, or use PostgreSQL: DATABASE_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+            ) from None
+        yield
 
 
 def _sqlite(url: URL, *, writes: bool) -> AsyncEngine:
@@ -172,12 +184,16 @@ def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
     )
 
 
-async def _migrate(writer: AsyncEngine, url: URL) -> None:
-    shown = url.render_as_string(hide_password=True)
+def _patient(url: URL) -> AsyncEngine:
+    """Without any time-out: a migration takes as long as it takes, and another server waits for it."""
+    return create_async_engine(url, poolclass=NullPool, hide_parameters=True)
+
+
+async def _migrate(url: URL, engine: AsyncEngine) -> None:
+    shown = without_password(url.render_as_string(hide_password=True))
     try:
-        async with writer.begin() as connection:
+        async with engine.begin() as connection:
             if connection.dialect.name == "postgresql":
-                await connection.execute(text("SET LOCAL statement_timeout = 0"))
                 await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
             await connection.run_sync(_upgrade)
     except alembic.util.CommandError as error:
@@ -186,7 +202,7 @@ async def _migrate(writer: AsyncEngine, url: URL) -> None:
             "or a newer one, or name another database."
         ) from error
     except (exc.DBAPIError, OSError, TimeoutError) as error:
-        reason = getattr(error, "orig", None) or error
+        reason = getattr(error, "orig", None) or str(error) or type(error).__name__
         raise DatabaseUnusable(
             f"DATABASE_URL={shown} cannot be opened: {reason}. SQLite: is it such a file, and may this user write it "
             "and its folder? PostgreSQL: is it running there, are user, password and database right?"
@@ -204,7 +220,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 class _TryAgain(Exception):
-    """The transaction was rolled back for another's sake, or its connection broke before it was committed."""
+    """The transaction was rolled back for another's sake, or its connection broke: then it may have been committed."""
 
 
 @contextmanager

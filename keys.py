@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine import Engine
+from engine import Engine, insert
 from schema import api_keys
 
 SCOPES = {
@@ -63,7 +63,7 @@ class Keys:
         }
 
         async def add(connection: AsyncConnection) -> None:
-            await connection.execute(api_keys.insert().values(row))
+            await insert(connection, api_keys, row)
 
         await self.engine.write(add)
         return key, f"{PREFIX}_{key.id}_{secret}"
@@ -74,12 +74,11 @@ class Keys:
 
     async def revoke(self, id: str) -> bool:
         """End a key at once; whether there was such a key that was not revoked."""
-        this = (api_keys.c.Id == id) & api_keys.c.RevokedAt.is_(None)
+        now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
+        this = (api_keys.c.Id == id) & (api_keys.c.RevokedAt.is_(None) | (api_keys.c.RevokedAt == now))
 
         async def change(connection: AsyncConnection) -> int:
-            return (
-                await connection.execute(api_keys.update().where(this).values(RevokedAt=datetime.now(UTC)))
-            ).rowcount
+            return (await connection.execute(api_keys.update().where(this).values(RevokedAt=now))).rowcount
 
         return await self.engine.write(change) == 1
 

@@ -88,6 +88,15 @@ class Instance:
         return "\\".join(self.attributes.get(keyword, ())) or None
 
 
+MOST = 1000  # entries of a mapping
+
+
+def _few(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MOST:
+        raise ValueError(f"has more than {MOST} entries")
+    return value
+
+
 def _clean(value: object) -> object:
     """Remove what DICOM pads with: NUL anywhere (PostgreSQL text has none), spaces at the ends; empty is None."""
     return (value.replace("\0", "").strip(" ") or None) if isinstance(value, str) else value
@@ -101,10 +110,12 @@ Uid = Annotated[
 Text = Annotated[Annotated[str, Field(max_length=1024)] | None, BeforeValidator(_clean)]
 PatientId = Annotated[Annotated[str, Field(max_length=256)] | None, BeforeValidator(_clean)]
 Keyword = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$", description="A DICOM keyword (PS3.6).")]
+Few = BeforeValidator(_few)  # before each of a million wrong ones gets an error of its own
 WithoutNul = AfterValidator(lambda text: text.replace("\0", ""))
-Values = list[Annotated[str, WithoutNul]]
+Values = Annotated[list[Annotated[str, WithoutNul]], Field(fail_fast=True)]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+InstanceValues = Annotated[list[Annotated[str, Field(max_length=64), WithoutNul] | None], Field(fail_fast=True)]
 InstanceKeyword = Literal["SOPClassUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
 """What is known of each instance beside its UID (PS3.18 table 10.6.3-5)."""
 
@@ -134,6 +145,7 @@ class TimelineEntry(BaseModel):
     Event: Annotated[str, Field(pattern=r"^[a-z]+\.[a-z_]+$", max_length=64, description="As in the logs: noun.verb.")]
     Details: Annotated[
         dict[Keyword, bool | int | FiniteFloat | Annotated[str, Field(max_length=256), WithoutNul] | None],
+        Few,
         Field(max_length=16),
     ] = {}
 
@@ -149,17 +161,19 @@ class SeriesReport(BaseModel):
     StudyInstanceUID: Uid
     NumInstances: Annotated[Count, Field(description="Without SOPInstanceUIDs: at least so many are known.")]
     SOPInstanceUIDs: Annotated[
-        list[Uid] | None, Field(description="The server takes the union; order and repetition do not matter.")
+        Annotated[list[Uid], Field(fail_fast=True)] | None,
+        Field(description="The server takes the union; order and repetition do not matter."),
     ] = None
     InstanceAttributes: Annotated[
-        dict[InstanceKeyword, list[Annotated[str, Field(max_length=64), WithoutNul] | None]],
+        dict[InstanceKeyword, InstanceValues],
+        Few,
         Field(description="Values in text form in the order of SOPInstanceUIDs; a single one holds for all."),
     ] = {}
     Attributes: Annotated[
-        dict[Keyword, Values], Field(description="Study and series attributes, keyword to values in text form.")
+        dict[Keyword, Values], Few, Field(description="Study and series attributes, keyword to values in text form.")
     ] = {}
     Undecoded: Annotated[
-        dict[Keyword, Base64], Field(description="Text its character set cannot decode: the bytes as sent.")
+        dict[Keyword, Base64], Few, Field(description="Text its character set cannot decode: the bytes as sent.")
     ] = {}
     Revision: Annotated[
         int, Field(strict=True, ge=1, lt=2**31, description="Counts this gateway's reports of the series.")
@@ -172,7 +186,9 @@ class SeriesReport(BaseModel):
         Literal["pacs", "tags"] | None, Field(description="Who says so: the PACS, asked twice, or a tag of the images.")
     ] = None
     MissingSOPInstanceUIDs: Annotated[
-        list[Uid], Field(max_length=MAX_MISSING, description="Of what the PACS has: what neither side had when asked.")
+        list[Uid],
+        Field(fail_fast=True),
+        Field(max_length=MAX_MISSING, description="Of what the PACS has: what neither side had when asked."),
     ] = []
     Basis: Annotated[
         Annotated[str, Field(max_length=256), WithoutNul] | None,
@@ -183,10 +199,15 @@ class SeriesReport(BaseModel):
         Field(description="Calling AE title and modality, as learnt for."),
     ] = None
     IdlePolicy: Annotated[str, Field(max_length=32), WithoutNul] | None = None
-    Timeline: Annotated[list[TimelineEntry], Field(max_length=MAX_TIMELINE)] = []
+    Timeline: Annotated[list[TimelineEntry], Field(fail_fast=True), Field(max_length=MAX_TIMELINE)] = []
     GatewayID: Annotated[str, Field(max_length=64), WithoutNul] | None = None
     FirstReceivedAt: Timestamp | None = None
     LastReceivedAt: Timestamp | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: object) -> object:
+        return _few(value)
 
     @model_validator(mode="after")
     def _attributes_fit_their_instances(self) -> Self:
@@ -230,7 +251,10 @@ class Conflict(BaseModel):
     Resolution: Decision | None
     ResolvedAt: AwareDatetime | None
     ResolvedBy: str | None
-    Before: Annotated[dict[str, str | None] | None, Field(description="The identity that `correct` replaced.")]
+    Before: Annotated[
+        dict[str, str | dict[str, list[str]] | None] | None,
+        Field(description="Patient, study and Attributes that `correct` replaced."),
+    ]
 
 
 class SeriesEvent(BaseModel):

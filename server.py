@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Annotated, Any
 
@@ -41,6 +43,8 @@ from settings import ServerSettings, SettingsError, load, without_password
 from telemetry import configure_logging, hide_query_strings
 from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
+MAX_PROBLEMS = 20  # that one answer names
+KNOWN_FIELDS = set(SeriesReport.model_fields) | {"after", "limit", "since", "Modality", "digest", "Resolution"}
 log = structlog.get_logger()
 
 MINIMAL_REPORT = {
@@ -84,6 +88,7 @@ def _follower(request: Request) -> Follower:
 Db = Annotated[Database, Depends(_database)]
 Changes = Annotated[Follower, Depends(_follower)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -103,8 +108,8 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             follower = app.state.follower = Follower(database)
             app.state.keys = Keys(database.engine)
-            tasks.create_task(follower.run(), name="follow")
-            tasks.create_task(Webhooks(database, follower, http).run(), name="webhooks")
+            tasks.create_task(_or_stop(follower.run()), name="follow")
+            tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
             stack.callback(follower.end)
             await stack.enter_async_context(_administered(settings, database))
             stack.enter_context(ended_by_signals(follower))
@@ -176,9 +181,9 @@ async def post_series(
 
 async def list_series(  # noqa: PLR0913, PLR0917 - one parameter a query parameter
     database: Db,
-    PatientID: Annotated[str | None, Query(max_length=1024)] = None,
+    PatientID: Annotated[str | None, Query(max_length=256, pattern=NO_CONTROL)] = None,
     StudyInstanceUID: Annotated[Uid | None, Query()] = None,
-    Modality: Annotated[str | None, Query(max_length=16)] = None,
+    Modality: Annotated[str | None, Query(max_length=16, pattern=NO_CONTROL)] = None,
     after: Annotated[Uid | None, Query(description="`next` of the page before.")] = None,
     limit: Limit = 100,
 ) -> SeriesPage:
@@ -277,8 +282,9 @@ async def ready(database: Db) -> Health:
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """422 that names each field and its problem, without the value: that may be a patient's."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what this handler is registered for
-    details = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()]
-    log.warning("report.refused", fields=[".".join(map(str, e["loc"])) for e in details])
+    details = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:MAX_PROBLEMS]]
+    fields = {str(e["loc"][1]) for e in details if len(e["loc"]) > 1 and e["loc"][1] in KNOWN_FIELDS}
+    log.warning("report.refused", fields=sorted(fields), problems=len(details))
     return JSONResponse({"detail": details}, 422)
 
 
@@ -287,6 +293,15 @@ async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(
         {"detail": "the database is not available; try again"}, 503, {"Retry-After": str(RETRY_AFTER_S)}
     )
+
+
+async def _or_stop(work: Coroutine[Any, Any, None]) -> None:
+    """Stop the process where `work` fails: uvicorn would go on serving without it, and without the file's lock."""
+    try:
+        await work
+    except Exception:  # a bug, whatever it is
+        log.exception("server.failed")
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _administered(settings: ServerSettings, database: Database) -> AbstractAsyncContextManager[None]:

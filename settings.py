@@ -339,5 +339,5 @@ def _explain(cls: type[BaseSettings], details: Any) -> str:
 
 
 def without_password(url: str) -> str:
-    """A URL that may be shown."""
-    return re.sub(r"//[^@/]*@", "//***@", url)
+    """A URL that may be shown: without what stands before an @, or behind a ?."""
+    return re.sub(r"//[^?#\s]*@", "//***@", re.sub(r"\?[^\s']*", "?…", url))

@@ -1,6 +1,7 @@
 """What a report changes of what is known of its series. Pure: rows in, rows out; db.py reads and writes them."""
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, get_args
@@ -8,6 +9,10 @@ from typing import Any, get_args
 from models import InstanceKeyword, SeriesReport
 
 FINAL_VERDICTS = ("verified", "expected", "idle")  # those that say that the series is over
+OF_STUDY = (  # of the patient and the study, and not of the series
+    *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
+    *("AccessionNumber", "ReferringPhysicianName"),
+)
 SEARCHED = ("Modality", "StudyDate", "AccessionNumber")
 SEARCHED_LENGTH = 64  # characters
 INSTANCE_COLUMNS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
@@ -36,6 +41,32 @@ def contradicts(report: SeriesReport, known: Row) -> bool:
     return report.StudyInstanceUID != known["StudyInstanceUID"] or (
         report.PatientID is not None and known["PatientID"] is not None and report.PatientID != known["PatientID"]
     )
+
+
+def same_identity(report: SeriesReport, identity: Row) -> bool:
+    """Whether a report is of just this patient and study; no patient is none, and not any."""
+    return (report.StudyInstanceUID, report.PatientID) == (identity["StudyInstanceUID"], identity["PatientID"])
+
+
+def corrected(report: SeriesReport, known: Row, now: datetime) -> dict[str, Any]:
+    """The columns of a row whose patient and study become those of a report, which may leave some empty.
+
+    A report that names no patient changes the study only.
+    """
+    attributes = {keyword: values for keyword, values in known["Attributes"].items() if keyword not in OF_STUDY}
+    attributes |= {keyword: values for keyword, values in report.Attributes.items() if keyword in OF_STUDY}
+    patient = known if report.PatientID is None else {"PatientID": report.PatientID, "PatientName": report.PatientName}
+    undecoded = {k: v for k, v in known["Undecoded"].items() if k not in (*OF_STUDY, "PatientName", "PatientID")}
+    return {
+        "PatientID": patient["PatientID"],
+        "PatientName": patient["PatientName"],
+        "StudyInstanceUID": report.StudyInstanceUID,
+        "Attributes": attributes,
+        "Undecoded": {**report.Undecoded, **undecoded},
+        **searched(attributes, patient["PatientName"]),
+        "Revision": known["Revision"] + 1,
+        "UpdatedAt": now,
+    }
 
 
 def instance_rows(report: SeriesReport) -> Iterator[dict[str, Any]]:
@@ -102,9 +133,14 @@ def contradicts_verdict(report: SeriesReport, known: Row, union: int) -> bool:
     return report.Revision > 1 and union > known["NumInstances"] and known["Verdict"] in FINAL_VERDICTS
 
 
+SETTLED = ("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedInstances", "ExpectedFrom")
+
+
 def _settled(report: SeriesReport, known: Row, union: int) -> dict[str, Any]:
     """Verdict and what it rests on. `verified` stands only where the union here is what the PACS said twice."""
     added = union > known["NumInstances"]
+    if not added and known["Verdict"] == "verified" and (report.ExpectedInstances or 0) <= union:
+        return {column: known[column] for column in SETTLED}  # a report of before, repeated
     settled = {column: known[column] for column in ("Verdict", "Basis", "Source", "IdlePolicy")}
     if added or known["Verdict"] is None or report.Verdict == "verified":
         settled = {column: getattr(report, column) for column in settled}
@@ -135,7 +171,7 @@ def own_events(report: SeriesReport, known: Row, changed: Row) -> Iterator[dict[
 
 def conflict_row(report: SeriesReport, now: datetime) -> dict[str, Any]:
     """What is kept of a report that contradicts its series; a repeat has the same Digest."""
-    content = "\n".join([*map(str, report.key), *sorted(report.SOPInstanceUIDs or ())])
+    content = json.dumps([*report.key, *sorted(report.SOPInstanceUIDs or ())])
     return {
         "SeriesInstanceUID": report.SeriesInstanceUID,
         "Digest": hashlib.sha256(content.encode()).hexdigest(),

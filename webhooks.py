@@ -130,8 +130,12 @@ class Webhooks:
         body = change.model_dump_json().encode()
         headers = signed(webhook["Secret"], f"change-{change.Number}", datetime.now(UTC), body)
         try:
-            status = (await self._http.post(webhook["Url"], content=body, headers=headers)).status_code
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            async with (
+                asyncio.timeout(REQUEST_TIMEOUT_S),  # all of it: httpx's holds for each part
+                self._http.stream("POST", webhook["Url"], content=body, headers=headers) as answer,
+            ):
+                status = answer.status_code  # its body is not read
+        except Exception as error:  # the edge to a stranger's server, whatever its URL provokes
             return type(error).__name__, False
         if 200 <= status < 300:
             return None, False

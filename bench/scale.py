@@ -67,6 +67,7 @@ GATEWAY = {
     "GATEWAY_MIN_FREE_BYTES": "0",
 }
 SERVER = {"SERVER_REQUESTS_PER_S": "1000000"}
+SCOPES = {"gateways": "series:write", "followers": "series:read"}  # of the keys
 
 GATEWAYS = (1, 4, 16)
 CONCURRENCY = 8  # GATEWAY_DISPATCH_CONCURRENCY
@@ -175,13 +176,11 @@ def site(
         some_gateways = _members(stack, "gateway", gateways, partial(_gateway, folder, gateway_root, settings))
         sections = [_section("gateways", dicom, some_gateways), _section("servers", http, some_servers, READY)]
         haproxy = stack.enter_context(running(_haproxy(folder, sections, [dicom.fileno(), http.fileno()])))
-        stack.callback(_stop, some_gateways)
+        for gateway in some_gateways:  # before HAProxy, through which they deliver what they hold
+            stack.callback(gateway.stop)
         dicom.close()  # from here on the ports are HAProxy's alone
         http.close()
         yield Site(folder, scp_port, url, some_gateways, some_servers, haproxy, keys)
-
-
-SCOPES = {"gateways": "series:write", "followers": "series:read"}
 
 
 def make_key(folder: Path, environment: Mapping[str, str], name: str, scope: str) -> Path:
@@ -201,15 +200,10 @@ def _listener() -> socket.socket:
 
 def _members(stack: ExitStack, kind: str, n: int, start: Callable[[str, int], tuple[Process, int]]) -> list[Member]:
     members: list[Member] = []
-    stack.callback(_stop, members)
     for name in (f"{kind}-{number}" for number in range(1, n + 1)):
         members.append(Member(name, partial(start, name)))
+        stack.callback(members[-1].stop)
     return members
-
-
-def _stop(members: Sequence[Member]) -> None:
-    for member in members:
-        member.stop()
 
 
 def _server(folder: Path, root: Path, environment: Mapping[str, str], name: str, port: int) -> tuple[Process, int]:

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from bench.processes import ROOT, Process, running, server
+from bench.processes import ROOT, Process, ProcessFailed, running, server, start_server
 from db import Database
 from engine import DatabaseUnusable, Engine
 from move import TABLES, move, rows_of
@@ -85,6 +85,26 @@ def test_a_saved_key_is_for_its_owner_only_and_made_once(tmp_path: Path, databas
     assert len(answer(database_url, "keys", "list")) == 1
 
 
+def test_no_key_is_made_where_it_cannot_be_saved(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/s.db"
+    done = ours(url, "keys", "create", "gw", "--scope", "admin", "--save", "/nonexistent/key")
+    assert (done.returncode, "no key was made" in done.stderr) == (1, True)
+    empty = tmp_path / "empty"
+    empty.touch()
+    assert answer(url, "keys", "list") == []
+    assert ours(url, "keys", "create", "gw", "--scope", "admin", "--save", str(empty)).returncode == 0
+    assert empty.read_text().startswith("sgk_")
+
+
+def test_two_links_to_one_sqlite_file_are_one_file(tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "real.db")
+    with server(tmp_path, DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/real.db"):
+        other = f"sqlite+aiosqlite:///{tmp_path}/link.db"
+        assert answer(other, "keys", "create", "x", "--scope", "admin")["name"] == "x"  # the server did it
+        with pytest.raises(ProcessFailed, match="used by another server process"):
+            start_server(tmp_path, DATABASE_URL=other)
+
+
 def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
     added = answer(database_url, "webhooks", "add", "https://ai.example/hook")
     assert added["secret"].startswith("whsec_")
@@ -102,6 +122,9 @@ def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
         (["keys", "create", "x", "--scope", "all"], "series:read"),
         (["keys", "create", "x"], "--scope"),
         (["move", "mysql://x"], "must have the form"),
+        (["webhooks", "add", "http://[::1/hook"], "not an http or https URL"),
+        (["webhooks", "add", "http://x:99999/"], "not an http or https URL"),
+        (["keys", "create", "x", "--scope", "admin", "--expires-in", "1e9"], "--expires-in"),
     ],
 )
 def test_a_wrong_argument_is_named_with_the_cure(tmp_path: Path, arguments: list[str], said: str) -> None:

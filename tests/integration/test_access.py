@@ -55,9 +55,10 @@ async def key(app: FastAPI, *scopes: str, expires_in_s: float | None = None) -> 
 # --- without any key --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000"])
-async def test_this_machine_is_served_while_there_is_no_key(app: FastAPI, host: str) -> None:
-    async with asking(app, host=host) as http:
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]"])
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
+async def test_this_machine_is_served_while_there_is_no_key(app: FastAPI, host: str, peer: str) -> None:
+    async with asking(app, host=host, peer=peer) as http:
         assert (await http.get("/series")).status_code == 200
 
 
@@ -66,6 +67,8 @@ async def test_this_machine_is_served_while_there_is_no_key(app: FastAPI, host: 
     [
         {"peer": "10.0.0.7"},
         {"peer": "::ffff:10.0.0.7"},
+        {"X-Forwarded-Proto": "https"},
+        {"Via": "1.1 proxy"},
         {"peer": ""},
         {"host": "evil.example"},  # a web page whose name now points here
         {"X-Forwarded-For": "127.0.0.1"},
@@ -193,6 +196,26 @@ async def test_addresses_of_one_ipv6_network_count_as_one(app: FastAPI) -> None:
         assert (await http.get("/series")).status_code == 429
     async with asking(app, "wrong", peer="2001:db9::1") as http:
         assert (await http.get("/series")).status_code == 401
+
+
+async def test_an_ipv4_address_is_itself_on_an_ipv6_socket(app: FastAPI) -> None:
+    await key(app, "admin")
+    for _ in range(FAILURES + 1):
+        async with asking(app, "wrong", peer="::ffff:10.0.0.7") as http:
+            last = (await http.get("/series")).status_code
+    assert last == 429
+    async with asking(app, "wrong", peer="::ffff:10.0.0.8") as http:
+        assert (await http.get("/series")).status_code == 401
+
+
+async def test_scopes_are_those_of_the_path_behind_a_root_path(app: FastAPI) -> None:
+    made = await key(app, "series:write")
+    transport = httpx.ASGITransport(app, root_path="/gw")
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1/gw") as http:
+        assert (await http.get("/health/live")).status_code == 200
+        http.headers["Authorization"] = f"Bearer {made}"
+        assert (await http.post("/series", json=MINIMAL_REPORT)).status_code == 201
+        assert (await http.get("/series")).status_code == 403
 
 
 def test_a_bucket_fills_up_again_with_time_and_forgets_the_oldest() -> None:

@@ -16,8 +16,10 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+from admin import operations
 from db import Database
 from engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
+from keys import Keys
 from models import SeriesRecord, SeriesReport
 from schema import instances, metadata
 from settings import ServerSettings
@@ -423,13 +425,89 @@ async def test_a_corrected_conflict_takes_the_other_patient_and_keeps_the_one_be
     assert record == await database.get(SERIES)
     assert (record.PatientID, record.NumInstances, record.Conflicts) == ("P2", 3, 0)
     (resolved,) = await database.conflicts(after=None, limit=9, resolved=True)
-    assert resolved.Before == {"PatientID": "P1", "PatientName": "Test^One", "StudyInstanceUID": STUDY}
+    before = {"PatientID": "P1", "PatientName": "Test^One", "StudyInstanceUID": STUDY}
+    assert resolved.Before == before | {"Attributes": {"Modality": ["CT"]}}
     later, _ = await database.store(make_report("4", patient_id="P1"))
     assert (later.PatientID, later.NumInstances, later.Conflicts) == ("P2", 4, 0)
     assert "conflict.resolved" in [event.Event for event in await database.timeline(SERIES)]
     assert [change.Revision for change in await database.changes(since=0, limit=9)] == list(
         range(1, later.Revision + 1)
     )
+
+
+async def test_a_corrected_record_is_of_one_patient_in_every_attribute(database: Database) -> None:
+    of_one = {"PatientSex": ["M"], "PatientBirthDate": ["19500101"], "AccessionNumber": ["A"], "Modality": ["CT"]}
+    await database.store(make_report("1").model_copy(update={"Attributes": of_one}))
+    of_other = {"Attributes": {"PatientSex": ["F"], "Modality": ["MR"]}, "PatientName": None}
+    await database.store(make_report("2", patient_id="P2", study="1.9").model_copy(update=of_other))
+    (conflict,) = await database.conflicts(after=None, limit=9, resolved=False)
+    record = await database.resolve(conflict.Digest, "correct", "op")
+    assert record is not None
+    assert (record.PatientID, record.PatientName, record.StudyInstanceUID) == ("P2", None, "1.9")
+    assert record.Attributes == {"PatientSex": ["F"], "Modality": ["CT"]}
+
+
+async def test_a_merge_of_a_report_without_patient_lets_no_other_patient_in(database: Database) -> None:
+    await database.store(make_report("1"))
+    await database.store(make_report("2", patient_id=None, study="1.9"))
+    (conflict,) = await database.conflicts(after=None, limit=9, resolved=False)
+    await database.resolve(conflict.Digest, "merge", "op")
+    record, _ = await database.store(make_report("3", patient_id="ZZZ", study="1.9"))
+    assert (record.NumInstances, record.Conflicts) == (2, 1)
+
+
+async def test_no_patient_and_one_called_none_are_two_conflicts(database: Database) -> None:
+    await database.store(make_report("1"))
+    for patient in (None, "None"):
+        record, _ = await database.store(make_report("2", patient_id=patient, study="1.9"))
+    assert record.Conflicts == 2
+
+
+async def test_repeating_a_report_of_before_does_not_undo_a_verdict(database: Database) -> None:
+    first = judged("1", "2", verdict="verified", expected=2)
+    await database.store(first)
+    second, _ = await database.store(judged("3", verdict="verified", expected=3, revision=2))
+    again, _ = await database.store(first)
+    assert again == second
+    assert (again.Verdict, again.ExpectedInstances) == ("verified", 3)
+
+
+async def test_attributes_of_an_instance_that_come_later_are_filled_in(database: Database) -> None:
+    await database.store(make_report("1", "2"))
+    later = {"InstanceAttributes": {"SOPClassUID": ["1.2.3"], "Rows": ["512"]}}
+    await database.store(make_report("1").model_copy(update=later))
+    other = {"InstanceAttributes": {"SOPClassUID": ["9.9"], "Rows": ["9"]}}
+    await database.store(make_report("1").model_copy(update=other))
+    query = 'SELECT "SOPClassUID", "Rows" FROM instances ORDER BY "SOPInstanceUID"'
+    assert await rows(database, query) == [("1.2.3", 512), (None, None)]
+
+
+async def test_what_was_committed_and_not_answered_is_done_once(database: Database) -> None:
+    """The connection breaks after COMMIT: each write is tried again and must find what it has done."""
+    keys = Keys(database.engine)
+
+    def twice(monkeypatch: pytest.MonkeyPatch) -> None:
+        write = Engine.write
+
+        async def again(self: Engine, do: Any) -> Any:
+            await write(self, do)
+            return await write(self, do)
+
+        monkeypatch.setattr(Engine, "write", again)
+
+    digest = await conflicted(database)
+    with pytest.MonkeyPatch.context() as patch:
+        twice(patch)
+        key, secret = await keys.create("a", ["admin"])
+        assert await keys.recognize(secret) == key
+        assert await keys.revoke(key.id)
+        assert await keys.recognize(secret) is None
+        record = await database.resolve(digest, "merge", "op")
+        assert record is not None
+        assert record.NumInstances == 3
+        await operations(database)["add_webhook"](url="http://127.0.0.1:9/", from_start=True)
+    assert len(await keys.all()) == 1
+    assert await rows(database, "SELECT count(*) FROM webhooks") == [(1,)]
 
 
 async def test_a_conflict_is_resolved_once(database: Database) -> None:

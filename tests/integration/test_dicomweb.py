@@ -51,10 +51,12 @@ async def serving(app: FastAPI) -> AsyncIterator[str]:
     """A real uvicorn; the URL of its DICOMweb service."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, ws="none"))
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(server.serve([listener]))
+        task = asyncio.create_task(server.serve([listener]))
+        try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/dicom-web"
+        finally:
             server.should_exit = True
+            await task
 
 
 async def store(

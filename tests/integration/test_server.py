@@ -68,6 +68,29 @@ async def test_error_text_never_repeats_the_value(http: httpx.AsyncClient, capfd
     assert "Secret" not in printed.out + printed.err.replace("body.Secret^Name", "")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"SOPInstanceUIDs": [0] * 1000},
+        {"MissingSOPInstanceUIDs": [0] * 1000},
+        {"Attributes": {"Modality": [0] * 1000}},
+        {"Attributes": {f"K{n}^": 0 for n in range(990)}},
+        {f"Unknown{n}": 0 for n in range(900)},
+        {f"Unknown{n}": 0 for n in range(2000)},
+        {"InstanceAttributes": {f"X{n}": 0 for n in range(2000)}},
+    ],
+)
+async def test_a_thousand_mistakes_get_a_short_answer(tmp_path: Path, change: dict[str, Any]) -> None:
+    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db"))
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
+    ):
+        response = await client.post("/series", json=MINIMAL_REPORT | change)
+    assert response.status_code == 422
+    assert len(response.content) < 6000
+
+
 async def test_body_over_the_limit_is_413(http: httpx.AsyncClient) -> None:
     response = await http.post("/series", json=MINIMAL_REPORT | {"PatientName": "x" * 5000})
     assert response.status_code == 413

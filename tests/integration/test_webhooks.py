@@ -1,6 +1,7 @@
 """Webhooks: a real receiver over real HTTP, on both databases; the Standard Webhooks library checks the signatures."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable
@@ -81,9 +82,9 @@ async def added(database: Database, url: str, from_start: bool = True) -> dict[s
     return await operations(database)["add_webhook"](url=url, from_start=from_start)
 
 
-async def listed(database: Database) -> dict[str, Any]:
-    row: dict[str, Any] = (await operations(database)["list_webhooks"]())["rows"][0]
-    return row
+async def listed(database: Database, id: int | None = None) -> dict[str, Any]:
+    rows: list[dict[str, Any]] = (await operations(database)["list_webhooks"]())["rows"]
+    return next(row for row in rows if id in (None, row["id"]))
 
 
 async def store(database: Database, series: int, *sops: int) -> None:
@@ -197,6 +198,32 @@ async def test_of_several_processes_one_tells_and_another_goes_on_when_it_dies(
             await store(database, 99, 1)
             await receiver.until(lambda: len(receiver.received) == 11)
     assert [change["Number"] for change in receiver.received] == list(range(1, 12))
+
+
+async def test_a_receiver_that_answers_without_end_is_not_listened_to(database: Database) -> None:
+    """Nor one whose URL makes the client fail in a way of its own: the others are told all the same."""
+
+    told = asyncio.Event()
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        told.set()
+        with contextlib.suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 X\r\nContent-Length: 999999999999\r\n\r\n")
+            while True:
+                writer.write(bytes(2**16))
+                await writer.drain()
+
+    server = await asyncio.start_server(endless, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        await operations(database)["add_webhook"](url="http://127.0.0.1:99999/x", from_start=True)
+        hook = await operations(database)["add_webhook"](url=f"http://127.0.0.1:{port}/", from_start=True)
+        async with telling(database):
+            await store(database, 1, 1)
+            async with asyncio.timeout(20):
+                while (await listed(database, hook["id"]))["behind"]:
+                    await told.wait()
 
 
 async def test_a_removed_webhook_is_told_no_more(database: Database, receiver: Receiver) -> None:

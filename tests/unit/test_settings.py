@@ -1,10 +1,11 @@
 """A wrong or unknown setting stops the start and says what to do."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from settings import GatewaySettings, ServerSettings, SettingsError, load
+from settings import GatewaySettings, ServerSettings, SettingsError, load, without_password
 
 KEY = "k3y-n0b0dy-may-see"
 
@@ -120,3 +121,18 @@ def test_database_that_is_no_sqlite_file_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DATABASE_URL", url)
     with pytest.raises(SettingsError, match=r"DATABASE_URL=.*sqlite\+aiosqlite:///FILE"):
         load(ServerSettings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://u:secret@host/db",
+        "postgresql+asyncpg://u:se/cret@host/db",
+        "postgresql+asyncpg://u:s@secret@host/db",
+        "postgresql+asyncpg://u@host/db?password=secret",
+    ],
+)
+def test_no_form_of_a_password_is_shown(url: str) -> None:
+    assert not {"secret", "cret", "se/"} & set(re.split(r"[@:?=]", without_password(url)))
+    assert "secret" not in without_password(url)
+    assert "host/db" in without_password(url)
