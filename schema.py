@@ -56,11 +56,12 @@ series = Table(
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),
-    Index("studies_by_patient", "PatientID", "StudyInstanceUID"),
+    Index("studies_by_patient", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("studies_by_modality", "Modality", "StudyInstanceUID", "SeriesInstanceUID"),
+    Index("studies_by_modality_and_date", "Modality", "StudyDate", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("studies_by_date", "StudyDate", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("studies_by_name", "FoldedName", "StudyInstanceUID", "SeriesInstanceUID"),
-    Index("studies_by_accession", "AccessionNumber", "StudyInstanceUID"),
+    Index("studies_by_accession", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID"),
 )
 
 

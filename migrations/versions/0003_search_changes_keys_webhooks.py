@@ -14,11 +14,12 @@ NUMBER = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 TIME = sa.DateTime(timezone=True)
 
 SEARCHED = {
-    "studies_by_patient": ("PatientID", "StudyInstanceUID"),
+    "studies_by_patient": ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     "studies_by_modality": ("Modality", "StudyInstanceUID", "SeriesInstanceUID"),
+    "studies_by_modality_and_date": ("Modality", "StudyDate", "StudyInstanceUID", "SeriesInstanceUID"),
     "studies_by_date": ("StudyDate", "StudyInstanceUID", "SeriesInstanceUID"),
     "studies_by_name": ("FoldedName", "StudyInstanceUID", "SeriesInstanceUID"),
-    "studies_by_accession": ("AccessionNumber", "StudyInstanceUID"),
+    "studies_by_accession": ("AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID"),
 }
 
 
