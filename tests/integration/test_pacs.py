@@ -1,6 +1,8 @@
 """pacs.py against PACS that answer well, badly, late and not at all: stock pynetdicom as their SCP."""
 
+import gc
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -89,7 +91,14 @@ def serving(ae: AE, handlers: list[Any]) -> Iterator[int]:
     finally:
         for assoc in opened:
             assoc.dul.kill_dul()  # else one that a test broke off may keep this process from ending
+            assoc.dul.join(10)
+            if assoc.dul.socket is not None:
+                assoc.dul.socket.close()
         server.shutdown()
+        with warnings.catch_warnings():  # stock pynetdicom leaves sockets of peers that went away to the collector
+            warnings.simplefilter("ignore", ResourceWarning)
+            opened.clear()
+            gc.collect()
 
 
 @asynccontextmanager
