@@ -1,6 +1,8 @@
 """Real peers: Debian's Orthanc and DCMTK, where they are installed."""
 
+import contextlib
 import json
+import random
 import shutil
 import socket
 from collections.abc import Iterator
@@ -88,5 +90,10 @@ def orthanc_process(
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
+    """A port to listen on, below those that systems give to whoever asks for any: nobody gets it in the meantime."""
+    while True:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("127.0.0.1", random.randrange(20_000, 32_000))) as sock,
+        ):
+            return int(sock.getsockname()[1])
