@@ -22,6 +22,10 @@ SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
 
 MAX_TIMELINE = 200  # entries of one report
 MAX_MISSING = 1000  # UIDs of one report
+MAX_ARRIVING = 500  # open series that one heartbeat names: those that images came to last
+MAX_DEAD = 20  # dead letters that one heartbeat names: the latest
+SLOT_S = 5  # seconds of each count of GatewayState.Received
+MAX_SLOTS = 120  # ten minutes
 
 
 class GatewayError(Exception):
@@ -307,6 +311,72 @@ class SeriesRecord(BaseModel):
     Conflicts: Annotated[
         int, Field(description="Reports kept aside because they name another PatientID or StudyInstanceUID.")
     ]
+
+
+# --- what gateways tell of themselves ---------------------------------------------------------------------------
+
+Line = Annotated[str, Field(max_length=256), WithoutNul]
+
+
+class ArrivingSeries(BaseModel):
+    """An open series of a gateway. Names no patient."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    SeriesInstanceUID: Uid
+    Source: Annotated[Line, Field(description="Calling AE title and modality.")]
+    Revision: Annotated[int, Field(ge=1, lt=2**31)]
+    Instances: Annotated[Count, Field(description="Of this revision, so far.")]
+    Expected: Annotated[Count | None, Field(description="As a tag or the PACS says.")] = None
+    Waiting: Annotated[
+        Literal["for images", "for the release", "for the PACS", "to be reported"],
+        Field(description="What would have to happen before it is reported."),
+    ] = "for images"
+    FirstReceivedAt: Timestamp
+    LastReceivedAt: Timestamp
+
+
+class DeadReport(BaseModel):
+    """A report that the server refused for good. Names no patient."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    SeriesInstanceUID: Uid
+    Instances: Count
+    Answer: Line
+    At: Timestamp
+
+
+class GatewayState(BaseModel):
+    """What a gateway tells the server of itself, once a second while something happens: its heartbeat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    GatewayID: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f/]+$")]
+    At: Annotated[Timestamp, Field(description="By the gateway's clock.")]
+    StartedAt: Timestamp
+    Stopped: Annotated[bool, Field(description="Its last word: it drained and ended.")] = False
+    AETitle: Line
+    Address: Annotated[Line, Field(description="Host and port of its DICOM listener.")]
+    Reason: Annotated[Line | None, Field(description="Why it takes nothing in; null while it does.")] = None
+    Associations: Annotated[Count, Field(description="Established now.")]
+    Refused: Annotated[int, Field(ge=0, lt=2**63, description="Connections and associations, since it started.")]
+    Instances: Annotated[int, Field(ge=0, lt=2**63, description="Received since it started.")]
+    Bytes: Annotated[int, Field(ge=0, lt=2**63, description="Of their data sets.")]
+    Received: Annotated[
+        list[Count],
+        Field(max_length=MAX_SLOTS, description=f"Instances per {SLOT_S} s, the oldest first; the last is not over."),
+    ] = []
+    InboxInstances: Count = 0
+    InboxSize: Count
+    OpenSeries: Count
+    OpenInstances: Count
+    UndeliveredReports: Count
+    OldestUndeliveredS: Annotated[FiniteFloat, Field(ge=0, description="0 where none is undelivered.")] = 0.0
+    LastProblem: Annotated[Line | None, Field(description="Of the last post that failed, while any waits.")] = None
+    DeadLetters: Count
+    Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
+    Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
 
 
 # --- what the server answers with -------------------------------------------------------------------------------

@@ -114,6 +114,10 @@ class GatewaySettings(BaseSettings):
     trace_path: Path | None = Field(
         None, description="Record when images come, as JSON Lines, for `make completion TRACES=folder`."
     )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Port of the Prometheus metrics, over HTTP; worker N listens N-1 above it."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that the metrics are bound to.")
     max_open_s: Seconds = Field(900.0, description="A series open this long is reported as capped, quiet or not.")
     drain_timeout_s: Seconds = Field(
         30.0, description="On SIGTERM and drain: longest wait for open associations, then for undelivered reports."

@@ -10,6 +10,7 @@ MAY_IMPORT = {
     "models": set(),
     "settings": set(),
     "telemetry": {"settings"},
+    "metrics": set(),
     "header": {"models"},
     "upper_layer": set(),
     "scp": {"models", "header", "settings", "upper_layer"},
