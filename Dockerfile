@@ -8,11 +8,12 @@ RUN /venv/bin/pip install --no-cache-dir --disable-pip-version-check -r requirem
 FROM python:3.11-slim-bookworm
 ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # A fixed uid, so that a volume written by one image can be written by the next.
-RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data /keys
+RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data /keys /secrets
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY *.py ./
 COPY migrations migrations
+COPY web web
 USER gateway
 VOLUME /data
 CMD ["python", "client.py"]

@@ -13,15 +13,20 @@ from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import metrics
 from engine import DatabaseUnavailable
 from keys import Key, Keys
 from models import GatewayError
 from settings import ServerSettings
 
 OPEN = ("/health/live", "/health/ready")  # for load balancers; they tell nothing else
+HEARTBEAT = ("PUT", "/gateways/{GatewayID}")
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE")
+COOKIE = "series-gateway-session"  # stands for a key in a browser, to read with
 FORWARDED = ("forwarded", "via", "x-real-ip")  # and x-forwarded-…: what proxies add
 FAILURES = 10  # wrong keys of one address, …
 FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
@@ -34,6 +39,10 @@ HEADERS = {
     "X-Frame-Options": "DENY",
 }
 NOTHING_ELSE = "default-src 'none'; frame-ancestors 'none'"
+ITS_OWN = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
 # FastAPI's page about the API loads its scripts from the internet.
 DOCS = (
     "default-src 'self'; script-src https: 'unsafe-inline'; style-src https: 'unsafe-inline'; img-src https: data:; "
@@ -97,27 +106,28 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status, began = 500, time.perf_counter()
+        headers_of = HEADERS | _of_page(_path(scope))  # before a mounted application changes what is the path
+        is_open = _is_open(scope)
 
         async def send_safely(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(HEADERS)
-                headers["Content-Security-Policy"] = DOCS if _path(scope) == "/docs" else NOTHING_ELSE
+                MutableHeaders(scope=message).update(headers_of)
             await send(message)
 
         state = scope.setdefault("state", {})
-        state["who"] = "-"
+        state["who"], state["key"] = "-", None
         try:
-            if _path(scope) not in OPEN:
+            if not is_open:
                 await self._admit(scope, state)
             await self._app(scope, receive, send_safely)
         except Refused as refusal:
             await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
         finally:
-            if _path(scope) not in OPEN:
+            _measure(scope, status, time.perf_counter() - began)
+            if not (is_open or _is_routine(scope, status)):
                 scope["app"].state.audit(**_what(scope), who=state["who"], status=status)
 
     async def _admit(self, scope: Scope, state: dict[str, Any]) -> None:
@@ -127,12 +137,12 @@ class Guard:
             key = await self._key(scope, address)
         except DatabaseUnavailable:
             raise Refused(503, "the database is not available; try again", Retry_After=str(RETRY_AFTER_S)) from None
-        state["who"] = f"{key.id} {key.name}" if key else "this machine"
+        state["who"], state["key"] = f"{key.id} {key.name}" if key else "this machine", key
         if wait_s := self._requests.wait_s(key.id if key else address):
             raise Refused(429, "too many requests; see Retry-After", Retry_After=str(int(wait_s) + 1))
         self._requests.take(key.id if key else address)
         scope_needed = needed(scope["method"], _path(scope))
-        if key and not key.may(scope_needed):
+        if key and scope_needed and not key.may(scope_needed):
             challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
             raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
 
@@ -141,6 +151,8 @@ class Guard:
         keys: Keys = scope["app"].state.keys
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
         if not scheme:
+            if key := await self._key_of_session(scope):
+                return key
             if await keys.were_made():
                 raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
             if not _is_this_machine(scope):
@@ -154,12 +166,46 @@ class Guard:
             raise Refused(401, "this key is not valid", WWW_Authenticate='Bearer error="invalid_token"')
         return key
 
+    async def _key_of_session(self, scope: Scope) -> Key | None:
+        """The key of a browser's cookie, which only reads: so no other web page can make it change anything."""
+        presented = cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
+        if presented is None or scope["method"] not in ("GET", "HEAD"):
+            return None
+        keys: Keys = scope["app"].state.keys
+        return await keys.recognize_session(presented)
 
-def needed(method: str, path: str) -> str:
-    """The scope that a request needs."""
-    if path == "/series" and method == "POST":
+
+def needed(method: str, path: str) -> str | None:
+    """The scope that a request needs; None where any key will do."""
+    if path == "/session":
+        return "series:read" if method == "POST" else None
+    if (method, path) == ("POST", "/series") or (method == "PUT" and path.startswith("/gateways/")):
         return "series:write"
+    if path == "/metrics":
+        return "metrics:read"
     return "series:read" if method in ("GET", "HEAD", "OPTIONS") else "admin"
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether everyone is answered, and nothing is written down about it: there is no data behind it."""
+    path = _path(scope)
+    return path in OPEN or _is_page(path) or (scope["method"], path) == ("DELETE", "/session")
+
+
+def _is_routine(scope: Scope, status: int) -> bool:
+    """What comes every second and tells nobody anything of a patient: heartbeats that were taken, and metrics."""
+    return status < 400 and (_path(scope) == "/metrics" or (scope["method"], _route(scope)) == HEARTBEAT)
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith("/web/")
+
+
+def _of_page(path: str) -> dict[str, str]:
+    """What a browser may do with an answer: with most nothing."""
+    if _is_page(path):
+        return {"Content-Security-Policy": ITS_OWN, "Cache-Control": "no-cache"}  # asks whether there is a newer one
+    return {"Content-Security-Policy": DOCS if path == "/docs" else NOTHING_ELSE}
 
 
 def _path(scope: Scope) -> str:
@@ -200,11 +246,24 @@ def _is_loopback(address: str) -> bool:
 
 def _what(scope: Scope) -> dict[str, Any]:
     """Route and UID of a request, without what else its path or query could hold."""
-    route = getattr(scope.get("route"), "path", "-")
     named = scope.get("path_params", {})
     uid = named.get("SeriesInstanceUID") or named.get("series") or ""
     of_series = {"series_instance_uid": uid} if uid and set(uid) <= set("0123456789.") else {}
-    return {"method": scope["method"], "route": route, "peer": _peer(scope)} | of_series
+    return {"method": _method(scope), "route": _route(scope), "peer": _peer(scope)} | of_series
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    """The template of a request's path, `-` where there is none."""
+    return getattr(scope.get("route"), "path", "-")
+
+
+def _measure(scope: Scope, status: int, seconds: float) -> None:
+    metrics.requests.labels(_method(scope), _route(scope), status).inc()
+    metrics.request_seconds.labels(_route(scope)).observe(seconds)
 
 
 @contextmanager

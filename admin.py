@@ -5,6 +5,7 @@ PostgreSQL, the command does it itself.
 """
 
 import asyncio
+import sys
 from collections.abc import Coroutine, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,9 @@ from sqlalchemy import func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+import check as findings_of
+from cli import Group, environment
+from completion import completion
 from control import NotRunning, Operation, RequestFailed, request
 from db import Database
 from engine import Engine
@@ -27,6 +31,7 @@ from keys import SCOPES, Key, Keys
 from models import GatewayError
 from move import move, rows_of
 from schema import dead_changes, webhooks
+from server_check import check as check_server
 from settings import ServerSettings, SettingsError, load, without_password
 from show import show
 from webhooks import new_secret
@@ -119,25 +124,55 @@ async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:
 as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 
 
+NOTES = f"""\
+Settings, from the environment or .env:
+{environment(ServerSettings)}
+
+Exit codes: 0 done; 1 it could not be done, and the error says the cure; 2 wrong setting or argument;
+3 check: something failed.
+
+Tab completes: source <(python server.py completion bash), or zsh; fish: … completion fish | source
+Docs: README.md, docs/server.md"""
+
+
 def command_line() -> click.Group:
     """The commands; the server itself is `uvicorn server:app`."""
 
-    @click.group("server.py")
     @click.pass_context
-    def server(context: click.Context) -> None:
-        """Keys, webhooks, and the move to PostgreSQL. The server itself runs as `uvicorn server:app`.
-
-        Settings come from the environment and .env, as for the server: DATABASE_URL above all.
-        """
+    def server(context: click.Context, /) -> None:
+        """Keys, webhooks, the move to PostgreSQL, and a check. The server itself runs as `uvicorn server:app`."""
+        if context.invoked_subcommand == "completion":
+            return
         try:
             context.obj = load(ServerSettings)
         except SettingsError as error:
-            raise click.UsageError(str(error)) from None
+            context.obj = error
+            if context.invoked_subcommand != "check":
+                raise click.UsageError(str(error)) from None
 
-    server.add_command(keys)
-    server.add_command(webhooks_)
-    server.add_command(move_)
-    return server
+    commands = [check, keys, webhooks_, move_, completion("server.py")]
+    return Group(
+        "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
+    )
+
+
+@click.command
+@click.option("--url", help="Where it answers, if not at http://HOST:PORT; behind a proxy, say.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="As uvicorn is told.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="As uvicorn is told.")
+@as_json
+@click.pass_obj
+def check(settings: ServerSettings | SettingsError, url: str | None, host: str, port: int, as_json: bool) -> None:
+    """Look whether all is well, and what cures what is not.
+
+    Before the start, or beside a running server: settings, database, schema, disk, keys, webhooks, conflicts, ports.
+    Nothing is changed. Exit code 3 if something failed.
+    """
+    if isinstance(settings, SettingsError):
+        findings = findings_of.of_settings(settings)
+    else:
+        findings = _run(check_server(settings, host, port, url))
+    sys.exit(findings_of.show(findings, as_json))
 
 
 @click.group
@@ -204,7 +239,10 @@ def revoke(settings: ServerSettings, id: str) -> None:
 
 @click.group("webhooks")
 def webhooks_() -> None:
-    """Who is told of changes: one signed POST for each, in order, at least once."""
+    """Who is told of changes.
+
+    One signed POST for each, in order, at least once.
+    """
 
 
 @webhooks_.command
@@ -252,10 +290,11 @@ def replay(settings: ServerSettings, id: int, as_json: bool) -> None:
 @click.argument("target", metavar="postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE", envvar="MOVE_TO")
 @click.pass_obj
 def move_(settings: ServerSettings, target: str) -> None:
-    """Copy the SQLite database at DATABASE_URL to an empty PostgreSQL database and compare every row.
+    """Copy SQLite to an empty PostgreSQL, and compare.
 
-    The server must be stopped. A move that was broken off goes on where it was. The target may also stand in the
-    environment, as MOVE_TO: others on this machine see a command's arguments.
+    The server at the SQLite file of DATABASE_URL must be stopped; every row is compared afterwards. A move that was
+    broken off goes on where it was. The target may also stand in the environment, as MOVE_TO: others on this machine
+    see a command's arguments.
     """
     if sqlite_path(settings) is None:
         raise click.UsageError(f"DATABASE_URL={without_password(settings.database_url)} is not a SQLite file")

@@ -7,29 +7,33 @@ has them. What is committed outlives this process.
 
 import asyncio
 import contextlib
-import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import nullcontext
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
 import structlog
 
+import metrics
+from calls import server_client, stored_instances
 from collector import DUE_AT_ONCE, SeriesCollector
 from control import serve_control
 from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
+from heartbeat import Vitals, beat, last_beat
 from idle import Adaptive, Fixed, IdlePolicy, Source
 from journal import Bounds, Journal, JournalUnavailable
-from models import Association, GatewayError, Instance, SeriesKey, SeriesReport
+from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKey, SeriesReport
 from pacs import Answer, Pacs, Question
 from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
-from settings import GatewaySettings, key_problem
+from settings import GatewaySettings
+from spans import Spans, named, open_spans
+from telemetry import serve_metrics
 from traces import Recorder
 
 CLOSED = None  # ends a queue
+CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
 
 log = structlog.get_logger()
 
@@ -53,19 +57,18 @@ class Answered(NamedTuple):
     answer: Answer
 
 
-class CannotCall(GatewayError):
-    """The server cannot be called as the settings want it. The text names the setting, its problem and the cure."""
-
-
+Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
+"""What shows a gateway's state while it runs: the table on a terminal."""
 Inbox = asyncio.Queue[Arrival | Released | Answered | Drain | None]
 
 
-async def collect(
+async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
     inbox: Inbox,
     journal: Journal,
     collector: SeriesCollector,
     dispatcher: SeriesDispatcher,
     ask: Callable[[Question], None] | None = None,
+    spans: Spans | None = None,
 ) -> None:
     """Move instances from the inbox through the journal into their series, and reports to the dispatcher, until CLOSED.
 
@@ -89,7 +92,7 @@ async def collect(
         closed = CLOSED in items
         drained = collector.drain(loop.time()) if drains or closed else []
         reports += drained or collector.due(loop.time())
-        reports = await _report(reports, journal, collector, dispatcher)
+        reports = await _report(reports, journal, collector, dispatcher, spans)
         for question in collector.questions():
             if ask is not None:
                 ask(question)
@@ -127,17 +130,24 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
 
 
 async def _report(
-    reports: list[SeriesReport], journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher
+    reports: list[SeriesReport],
+    journal: Journal,
+    collector: SeriesCollector,
+    dispatcher: SeriesDispatcher,
+    spans: Spans | None,
 ) -> list[SeriesReport]:
     """Move closed series into the journal's outbox; returns those that it could not take now."""
     for first in range(0, len(reports), DUE_AT_ONCE):
         some = reports[first : first + DUE_AT_ONCE]
+        traceparents = [spans.report(report) if spans else None for report in some]
+        learnt = {(*source,): text for source, text in collector.policy.news().items()}
         try:
-            waiting = await journal.close(some, {(*source,): text for source, text in collector.policy.news().items()})
+            waiting = await journal.close(some, learnt, traceparents)
         except JournalUnavailable as error:
             log.error("series.unreported", count=len(reports) - first, reason=str(error))
             return reports[first:]
         for report, entry in zip(some, waiting, strict=True):
+            _count(report)
             log.info(
                 "series.reported",
                 verdict=report.Verdict,
@@ -145,9 +155,19 @@ async def _report(
                 series_instance_uid=report.SeriesInstanceUID,
                 revision=report.Revision,
                 instances=report.NumInstances,
+                **named(entry.traceparent),
             )
             dispatcher.submit(entry)
     return []
+
+
+def _count(report: SeriesReport) -> None:
+    metrics.series_reported.labels(report.Verdict).inc()
+    for entry in report.Timeline:
+        if entry.Event == "series.reopened" and entry.Details["Verdict"] in FINAL_VERDICTS:
+            metrics.false_completions.labels(entry.Details["Verdict"]).inc()
+    if report.LastReceivedAt is not None:
+        metrics.added_latency_seconds.observe((datetime.now(UTC) - report.LastReceivedAt).total_seconds())
 
 
 async def watch(journal: Journal) -> None:
@@ -166,10 +186,11 @@ async def watch(journal: Journal) -> None:
         await asyncio.sleep(JOURNAL_RETRY_S)
 
 
-async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True) -> int:
+async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Show | None = None) -> int:
     """Run the gateway until `stop`, then drain; returns how many reports stay in the journal for the next start.
 
-    With `listen` false it only drains what the journal holds. Raises CannotCall, CannotListen or JournalUnusable.
+    With `listen` false it only drains what the journal holds. Raises CannotCall, CannotListen, CannotServeMetrics or
+    JournalUnusable.
     """
     loop = asyncio.get_running_loop()
     inbox: Inbox = asyncio.Queue(settings.inbox_size)
@@ -177,12 +198,19 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
     async with (
         Journal.open(settings.journal_path, bounds) as journal,
         server_client(settings) as http,
+        open_spans("series-gateway", loop.time) as spans,
         asyncio.TaskGroup() as tasks,
+        AsyncExitStack() as shown,
     ):
         dispatcher = SeriesDispatcher(
-            http, journal, concurrency=settings.dispatch_concurrency, retry_max_s=settings.retry_max_s
+            http,
+            journal,
+            concurrency=settings.dispatch_concurrency,
+            retry_max_s=settings.retry_max_s,
+            spans=spans,
         )
         collector = restore(settings, journal, dispatcher)
+        vitals = Vitals(settings, inbox, journal, collector, dispatcher)
         background = [
             tasks.create_task(dispatcher.run(), name="dispatch"),
             tasks.create_task(watch(journal), name="watch"),
@@ -196,17 +224,23 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         pacs = Pacs(settings, partial(stored_instances, http), keep_fetched)
 
         async def answer(question: Question) -> None:
-            await inbox.put(Answered(question.key, await pacs.ask(question)))
+            told = await pacs.ask(question)
+            outcome = "failed" if told.problem else "confirmed" if told.confirmed else "differs"
+            metrics.pacs_questions.labels(outcome).inc()
+            await inbox.put(Answered(question.key, told))
 
         def ask(question: Question) -> None:
             task = tasks.create_task(answer(question), name="ask")
             asking.add(task)
             task.add_done_callback(asking.discard)
 
-        collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask), name="collect")
+        collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask, spans), name="collect")
+        if show is not None:
+            await shown.enter_async_context(show(vitals.state))
         if listen:
-            with Recorder.open(settings.trace_path, loop.time) if settings.trace_path else nullcontext() as recorder:
-                await _listen(settings, stop, inbox, journal, dispatcher, handle_store, recorder)
+            shown.enter_context(serve_metrics(settings))
+            background.append(tasks.create_task(beat(vitals, http), name="heartbeat"))
+            await _listen(settings, stop, inbox, journal, dispatcher, handle_store, spans, vitals)
         else:
             dispatcher.hurry()
         for task in asking:
@@ -216,6 +250,8 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         undelivered = await dispatcher.drain(settings.drain_timeout_s)
         for task in background:
             task.cancel()
+        if listen:
+            await last_beat(vitals, http)
     log.info("gateway.stopped", undelivered=undelivered)
     return undelivered
 
@@ -232,7 +268,7 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
         policy=policy,
         max_open_s=settings.max_open_s,
         gateway_id=settings.id,
-        wall_clock=lambda at: datetime.now(UTC) + timedelta(seconds=at - loop.time()),
+        wall_clock=wall_clock(loop.time),
         pacs=settings.pacs_by_ae_title,
         patience_s=settings.idle_max_s,
         fetch=settings.fetch_missing != "off",
@@ -248,77 +284,17 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
     return collector
 
 
-def server_client(settings: GatewaySettings) -> httpx.AsyncClient:
-    """What every request to the server goes through. Raises CannotCall."""
-    try:
-        tls = ssl.create_default_context(cafile=settings.server_ca)
-    except OSError as error:  # ssl.SSLError is one
-        cure = "Name a readable PEM file of the certificates that the server's is checked against."
-        raise CannotCall(f"GATEWAY_SERVER_CA={settings.server_ca}: {error.strerror or error}. {cure}") from error
-    if settings.exposes_key:
-        log.warning("key.exposed", host=settings.server_url.host, cure="let GATEWAY_SERVER_URL begin with https://")
-    return httpx.AsyncClient(
-        base_url=str(settings.server_url),
-        timeout=settings.request_timeout_s,
-        verify=tls,
-        auth=Bearer(settings.api_key.get_secret_value() if settings.api_key else None, settings.api_key_file),
-    )
+def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:
+    """Tells the UTC time of a point of loop time. The same within CLOCK_S: so what was in order stays in order."""
+    looked_at, there = -math.inf, datetime.now(UTC)
 
+    def at(point: float) -> datetime:
+        nonlocal looked_at, there
+        if (now := monotonic()) >= looked_at + CLOCK_S:
+            looked_at, there = now, datetime.now(UTC)
+        return there + timedelta(seconds=point - looked_at)
 
-class Bearer(httpx.Auth):
-    """Sends the key (RFC 6750 §2.1), if there is one; one from a file is read again when the server answers 401."""
-
-    def __init__(self, key: str | None, file: Path | None) -> None:
-        """Raises CannotCall."""
-        self._file = file
-        self._key = key if file is None else read_key(file)
-
-    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
-        sent = self._key
-        if sent is not None:
-            request.headers["Authorization"] = f"Bearer {sent}"
-        response = yield request
-        if response.status_code not in (401, 429) or self._file is None:  # 429: too many wrong keys from our address
-            return
-        await self._read_again(self._file)
-        if self._key != sent:
-            request.headers["Authorization"] = f"Bearer {self._key}"
-            yield request
-
-    async def _read_again(self, file: Path) -> None:
-        try:
-            key = await asyncio.to_thread(read_key, file)
-        except CannotCall as error:
-            log.error("key.refused", reason=str(error))
-            return
-        if key != self._key:
-            log.info("key.reloaded")
-        self._key = key
-
-
-def read_key(file: Path) -> str:
-    """The key in a file. Raises CannotCall."""
-    try:
-        key = file.read_text("ascii", "replace").strip()
-        problem = key_problem(key)
-    except OSError as error:
-        problem = error.strerror or str(error)
-    if problem is not None:
-        raise CannotCall(f"GATEWAY_API_KEY_FILE={file}: {problem}. Name a readable file with nothing but the key.")
-    return key
-
-
-async def stored_instances(http: httpx.AsyncClient, key: SeriesKey) -> list[str]:
-    """SOP Instance UIDs that the server has of a series; none where it cannot say."""
-    try:
-        response = await http.get(f"series/{key.series_instance_uid}/instances")
-        if response.status_code == 403:
-            log.warning(
-                "key.refused", reason="the key lacks the scope series:read: other gateways' images are not seen"
-            )
-        return [str(uid) for uid in response.raise_for_status().json()["SOPInstanceUIDs"]]
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        return []
+    return at
 
 
 async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
@@ -328,21 +304,26 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
     journal: Journal,
     dispatcher: SeriesDispatcher,
     handle_store: HandleStore,
-    recorder: Recorder | None,
+    spans: Spans | None,
+    vitals: Vitals,
 ) -> None:
     """Take instances and the operator's requests until `stop`."""
+    loop = asyncio.get_running_loop()
 
     def record_and_store(instance: Instance) -> Awaitable[int]:
+        kept = asyncio.ensure_future(handle_store(instance))
         if recorder is not None:
             recorder.image(instance)
-        return handle_store(instance)
+        if spans is not None:
+            spans.image(instance, kept)
+        return kept
 
     async def status() -> dict[str, Any]:
         reason = journal.saturated()
         return {"running": True, "ready": reason is None, "reason": reason}
 
     async def drain() -> dict[str, Any]:
-        request = Drain(asyncio.get_running_loop().create_future())
+        request = Drain(loop.create_future())
         await inbox.put(request)
         reported = await request.closed
         dispatcher.hurry()
@@ -351,6 +332,8 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
     def observe(association: Association) -> None:
         if recorder is not None:
             recorder.association(association)
+        if spans is not None:
+            spans.association(association)
         if association.released_at is not None:
             try:
                 inbox.put_nowait(Released(association))
@@ -358,14 +341,16 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
                 tasks.create_task(inbox.put(Released(association)), name="released")
 
     operations = {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
-    async with (
-        serve_control(settings.journal_path, operations),
-        asyncio.TaskGroup() as tasks,
-        serve_scp(settings, record_and_store, journal.saturated, observe) as port,
-    ):
-        log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
-        await stop.wait()
-        log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
+    with Recorder.open(settings.trace_path, loop.time) as recorder:
+        async with (
+            serve_control(settings.journal_path, operations),
+            asyncio.TaskGroup() as tasks,
+            serve_scp(settings, record_and_store, journal.saturated, observe) as port,
+        ):
+            vitals.port = port
+            log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
+            await stop.wait()
+            log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
 
 
 if __name__ == "__main__":

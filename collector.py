@@ -14,6 +14,7 @@ from header import COUNTS, INSTANCE_KEYWORDS, INSTANCE_LEVEL, InstanceValues, in
 from idle import IdlePolicy, Phase, Source
 from models import (
     MAX_TIMELINE,
+    ArrivingSeries,
     Association,
     Instance,
     InstanceKeyword,
@@ -21,6 +22,7 @@ from models import (
     SeriesReport,
     SeriesVerdict,
     TimelineEntry,
+    WaitingFor,
 )
 from pacs import Answer, Question
 
@@ -30,6 +32,7 @@ ASK_AFTER_S = 0.3  # of silence, where there is a PACS to ask
 ASK_AGAIN_MAX_S = 10.0
 FETCHES = 2  # of one revision
 MODALITY_LENGTH = 16  # a CS
+MARKS = 16  # of a series, that say when its images came
 DUE_AT_ONCE = 100  # reports made and journalled before the inbox is looked at again
 NOT_IN_ATTRIBUTES = {keyword for keyword, _ in (INSTANCE_LEVEL | COUNTS).values()} | {
     "PatientID",
@@ -53,6 +56,9 @@ class OpenSeries:
     undecoded: dict[str, bytes] = field(default_factory=dict)
     sop_instance_uids: dict[str, InstanceValues] = field(default_factory=dict)
     """With what is known of each beside its UID."""
+    marks: list[tuple[float, int]] = field(default_factory=list)
+    """When how many images had come: the first, and then every `marked_every`."""
+    marked_every: int = 1
     carried: dict[Association, int] = field(default_factory=dict)
     """How many images each association brought."""
     carriers: set[Association] = field(default_factory=set)
@@ -133,6 +139,7 @@ class SeriesCollector:
         series.last_seen = now
         series.last_received_at = max(series.last_received_at, instance.received_at)
         series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
+        self._mark(series, now)
         for keyword, values in instance.attributes.items():
             if values and keyword not in series.attributes:
                 series.attributes[keyword] = values
@@ -214,6 +221,38 @@ class SeriesCollector:
         """Close and report every open series, due or not."""
         self._deadlines.clear()
         return [self._close(key, "drained", now) for key in list(self._open)]
+
+    # --- what is open ---
+
+    @property
+    def open_series(self) -> int:
+        """How many series are open."""
+        return len(self._open)
+
+    def arriving(self, most: int) -> list[ArrivingSeries]:
+        """Open series, those that images came to last first."""
+        latest = heapq.nlargest(most, self._open.items(), key=lambda item: item[1].last_seen)
+        return [self._arriving(key, series) for key, series in latest]
+
+    def _arriving(self, key: SeriesKey, series: OpenSeries) -> ArrivingSeries:
+        in_tags = _count_in_tags(series.attributes)
+        return ArrivingSeries.model_construct(
+            SeriesInstanceUID=key.series_instance_uid,
+            Source=" ".join(filter(None, series.source)),
+            Revision=series.revision,
+            Instances=len(series.sop_instance_uids),
+            Expected=series.answer.count if series.answer and series.answer.count is not None else in_tags,
+            Waiting=self._waiting_for(key, series),
+            FirstReceivedAt=series.first_received_at,
+            LastReceivedAt=series.last_received_at,
+        )
+
+    def _waiting_for(self, key: SeriesKey, series: OpenSeries) -> WaitingFor:
+        if series.asking or (series.answer is not None and series.answer.more):
+            return "for the PACS"
+        if series.idle_hit:
+            return "to be reported"
+        return "for images" if self._phase(key, series) is Phase.OPEN else "for silence"
 
     # --- deciding ---
 
@@ -307,6 +346,16 @@ class SeriesCollector:
             self._note(series, "series.reopened", now, LateByS=round(late_s, 3), Verdict=closed.verdict)
         return series
 
+    def _mark(self, series: OpenSeries, now: float) -> None:
+        """Remember when images came, ever more coarsely."""
+        count = len(series.sop_instance_uids)
+        if series.marks and count < series.marks[-1][1] + series.marked_every:
+            return
+        series.marks.append((now, count))
+        if len(series.marks) == 2 * MARKS:
+            series.marks = series.marks[::2]
+            series.marked_every *= 2
+
     def _carry(self, association: Association | None, key: SeriesKey, series: OpenSeries, now: float) -> None:
         """Note what brought an image; the series that it carried before may now be over sooner."""
         if association is None:
@@ -334,6 +383,7 @@ class SeriesCollector:
             self._note(series, "images.counted", now, Association=association.number, Images=images, Released=released)
         for association in series.carriers:
             self._carried[association].discard(key)
+        self._note(series, "images.arrived", series.last_seen, Arrivals=_arrivals(series))
         self._note(series, "series.reported", now, Verdict=verdict, Images=len(series.sop_instance_uids))
         del self._open[key]
         if verdict not in ("drained", "capped"):
@@ -380,6 +430,14 @@ class SeriesCollector:
         if len(series.timeline) == MAX_TIMELINE:
             del series.timeline[MAX_TIMELINE // 2]
         series.timeline.append(TimelineEntry(At=self._wall_clock(now), Event=event, Details=details))
+
+
+def _arrivals(series: OpenSeries) -> str:
+    """When how many images had come, in seconds after the first: `0:1 0.31:12 …`."""
+    marks = series.marks[:: max(1, math.ceil(len(series.marks) / MARKS))]
+    last = series.last_seen, len(series.sop_instance_uids)
+    marks = marks if marks[-1][1] == last[1] else [*marks, last]
+    return " ".join(f"{at - series.opened:.4g}:{count}" for at, count in marks)
 
 
 def _columns(rows: Sequence[InstanceValues]) -> dict[InstanceKeyword, list[str | None]]:

@@ -6,12 +6,14 @@ on request, else the command itself, which then holds the journal's lock.
 
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -20,21 +22,76 @@ from multiprocessing.connection import wait
 from typing import Any, Protocol, TypeVar, cast
 
 import click
+import structlog
+from rich.console import Console
 
+import check as findings_of
+from cli import Group, flag
+from completion import completion
 from control import NotRunning, RequestFailed, request
 from dispatcher import dead_letters as operations
+from gateway_check import check as check_gateway
 from journal import Bounds, Journal, JournalUnusable, read
-from models import GatewayError
+from models import GatewayError, GatewayState
 from scp import CannotListen
 from settings import GatewaySettings, SettingsError, load
 from show import show as show_
 from telemetry import configure_logging
+from terminal import Verdicts, live
 from workers import supervise
 
 UNFINISHED = 3
 """Exit code where the gateway is not ready, or not everything is delivered."""
 REQUEST_TIMEOUT_S = 10.0
 NOT_FLAGS = {"api_key"}  # a command line is visible to everyone on the machine
+POLL_S = 0.5
+
+SECTIONS = {
+    "Listening": ("scp_host", "scp_port", "ae_title", "workers"),
+    "Who may send": ("allowed_peers", "allow_any_peer"),
+    "Limits": (
+        "max_associations",
+        "max_connections_per_peer",
+        "associate_timeout_s",
+        "pdu_timeout_s",
+        "association_idle_timeout_s",
+        "max_pdu_bytes",
+        "max_command_bytes",
+        "max_header_bytes",
+        "inbox_size",
+        "inbox_timeout_s",
+    ),
+    "TLS": ("tls_cert", "tls_key", "tls_ca", "tls_client_certs"),
+    "Server and key": (
+        "server_url",
+        "server_ca",
+        "api_key_file",
+        "id",
+        "dispatch_concurrency",
+        "request_timeout_s",
+        "retry_max_s",
+    ),
+    "When a series is over": ("idle_policy", "idle_timeout_s", "idle_max_s", "max_open_s"),
+    "Asking the PACS": ("pacs", "pacs_timeout_s", "fetch_missing"),
+    "Journal and end": (
+        "journal_path",
+        "journal_max_bytes",
+        "min_free_bytes",
+        "max_pending_instances",
+        "drain_timeout_s",
+    ),
+    "Telemetry": ("metrics_port", "metrics_host", "trace_path"),
+}
+"""Which flags stand together in --help."""
+NOTES = """\
+Each flag is also an environment variable, or a line in .env: [GATEWAY_…] says which. A flag wins over
+the environment, the environment over .env. The key itself is no flag: GATEWAY_API_KEY, or --api-key-file.
+
+Exit codes: 0 done; 1 it cannot run, and the error says the cure; 2 wrong flag, setting or argument;
+3 status: not ready, drain: something stays undelivered, check: something failed.
+
+Tab completes: source <(python client.py completion bash), or zsh; fish: … completion fish | source
+Docs: README.md, docs/"""
 
 DEAD = "SELECT id, series_instance_uid, revision, instances, answer, changed_at FROM reports WHERE state = 'dead'"
 STATUS = """
@@ -54,11 +111,15 @@ FROM reports
 T = TypeVar("T")
 
 
+Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
+"""Shows a state for as long as it is entered."""
+
+
 class Run(Protocol):
     """`client.run`."""
 
     def __call__(
-        self, settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True
+        self, settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Show | None = None
     ) -> Coroutine[Any, Any, int]: ...
 
 
@@ -93,26 +154,33 @@ def command_line(run: Run) -> click.Group:
     """The command line. Every setting but a secret is also a flag; without a command the gateway runs."""
 
     @click.pass_context
-    def gateway(context: click.Context, /, **flags: str | None) -> None:
-        """Receive DICOM images, report each series once it is idle. Every flag is also a GATEWAY_… variable."""
+    def gateway(context: click.Context, /, **flags: str | bool | None) -> None:
+        """Receive DICOM images and report each series once it is over. Without a command the gateway runs."""
+        if context.invoked_subcommand == "completion":
+            return
         configure_logging()
         try:
             settings = load(GatewaySettings, {name: value for name, value in flags.items() if value is not None})
         except SettingsError as error:
+            context.obj = error
+            if context.invoked_subcommand == "check":
+                return
             raise click.UsageError(str(error)) from None
         context.obj = Context(settings, run)
         if context.invoked_subcommand is None and settings.workers > 1:
             sys.exit(_supervise(settings, run))
         elif context.invoked_subcommand is None:
-            _run(_until_signalled(context.obj))
+            _run(_until_signalled(context.obj, show=_table()))
 
-    return click.Group(
+    return Group(
         "client.py",
         callback=gateway,
         help=gateway.__doc__,
-        params=[_flag(name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
-        commands=[status, drain, dead_letters],
+        params=[flag(GatewaySettings, name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
+        commands=[status, check, drain, dead_letters, completion("client.py")],
         invoke_without_command=True,
+        sections=SECTIONS,
+        notes=NOTES,
     )
 
 
@@ -120,7 +188,10 @@ def command_line(run: Run) -> click.Group:
 @as_json
 @click.pass_obj
 def status(context: Context, as_json: bool) -> None:
-    """What the gateway holds, and whether it is ready; exit code 3 where it is not."""
+    """Show what the gateway holds, and whether it is ready.
+
+    Exit code 3 where it is not.
+    """
     each = [_status(settings) for settings in context.workers]
     show_(each if len(each) > 1 else each[0], as_json)
     sys.exit(0 if all(one["ready"] for one in each) else UNFINISHED)
@@ -141,9 +212,32 @@ def _status(settings: GatewaySettings) -> dict[str, Any]:
 @click.command
 @as_json
 @click.pass_obj
+def check(context: Context | SettingsError, as_json: bool) -> None:
+    """Look whether all is well, and what cures what is not.
+
+    Before the start, or beside a running gateway: settings, ports, TLS, each PACS, the server and the key, clocks,
+    disk and journal. Exit code 3 if something failed.
+    """
+    if isinstance(context, SettingsError):
+        findings = findings_of.of_settings(context)
+    else:
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
+        )  # the findings say it
+        findings = _run(check_gateway(context.settings))
+    sys.exit(findings_of.show(findings, as_json))
+
+
+@click.command
+@as_json
+@click.pass_obj
 def drain(context: Context, as_json: bool) -> None:
-    """Report every series open now (verdict `drained`) and deliver all that waits; exit code 3 if some stays."""
-    each = [_drain(settings, context.run) for settings in context.workers]
+    """Report what is open now, and deliver all that waits.
+
+    Open series get the verdict `drained`. Exit code 3 if something stays undelivered.
+    """
+    with _progress(context.workers):
+        each = [_drain(settings, context.run) for settings in context.workers]
     result = {name: sum(one[name] for one in each) for name in ("reported", "undelivered")}
     show_(result, as_json)
     sys.exit(UNFINISHED if result["undelivered"] else 0)
@@ -208,14 +302,51 @@ def discard(context: Context, ids: tuple[int, ...], everyone: bool, reason: str,
 # --- helpers -------------------------------------------------------------------------------------------------
 
 
-def _flag(name: str) -> click.Option:
-    field_info = GatewaySettings.model_fields[name]
-    shown = "" if field_info.default_factory else f" [default: {field_info.default}]"
-    return click.Option([f"--{name.replace('_', '-')}"], help=f"{field_info.description}{shown}", metavar="VALUE")
+def _table() -> Show | None:
+    """The live table, where stderr is a terminal that can show one."""
+    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb" or not _in_foreground():
+        return None
+    verdicts = Verdicts()
+    structlog.configure(processors=[verdicts, *structlog.get_config()["processors"]])
+    return partial(live, verdicts=verdicts)
+
+
+def _in_foreground() -> bool:
+    """Whether the terminal is ours now: with `&` it is the shell's."""
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except OSError:  # not the terminal that we were started on
+        return True
+
+
+@contextmanager
+def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
+    """On a terminal: how many reports still wait."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(POLL_S):
+            with suppress(JournalUnusable):
+                held = [read(settings.journal_path, STATUS)[0] for settings in workers]
+                waiting, series = (sum(one[name] for one in held) for name in ("waiting_reports", "open_series"))
+                shown.update(f"draining: {series} series open, {waiting} reports to deliver")
+
+    with console.status("draining") as shown:
+        polling = threading.Thread(target=poll, name="progress")
+        polling.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            polling.join()
 
 
 async def _until_signalled(
-    context: Context, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT)
+    context: Context, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT), show: Show | None = None
 ) -> int:
     """SIGTERM and Ctrl-C drain; a second one kills."""
     stop = asyncio.Event()
@@ -228,7 +359,7 @@ async def _until_signalled(
 
     for number in signals:
         loop.add_signal_handler(number, on_signal)
-    return await context.run(context.settings, stop)
+    return await context.run(context.settings, stop, show=show)
 
 
 def _supervise(settings: GatewaySettings, run: Run) -> int:
@@ -270,8 +401,10 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
         with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
             return runner.run(main)
     except* GatewayError as errors:
-        problem = str(errors.exceptions[0])
-    raise click.ClickException(problem)
+        problem = errors.exceptions[0]
+        while isinstance(problem, BaseExceptionGroup):  # task groups nest
+            problem = problem.exceptions[0]
+    raise click.ClickException(str(problem))
 
 
 def _read(settings: GatewaySettings, query: str, *parameters: Any) -> list[dict[str, Any]]:

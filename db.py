@@ -6,22 +6,35 @@ a database is opened, and when a transaction is tried again); keys.py, search.py
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+import metrics
 import union
 from engine import Engine, insert
-from models import Change, Completion, Conflict, Decision, SeriesEvent, SeriesRecord, SeriesReport
-from schema import changes, completions, conflicts, counters, instances, series, timeline
+from models import (
+    FINAL_VERDICTS,
+    Change,
+    Completion,
+    Conflict,
+    Decision,
+    Gateway,
+    GatewayState,
+    SeriesEvent,
+    SeriesRecord,
+    SeriesReport,
+)
+from schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from settings import ServerSettings
 
 NUMBERED_AT_ONCE = 1000
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
+FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
 
 
 class Database:
@@ -45,12 +58,18 @@ class Database:
         The result does not depend on repetition or order. A report that names another PatientID or
         StudyInstanceUID than the record is kept in `conflicts` and changes nothing else.
         """
-        return await self.engine.write(partial(_store, report=report))
+        record, known, created = await self.engine.write(partial(_store, report=report))
+        _measure(record, known, created)
+        return record, created
 
     async def resolve(self, digest: str, decision: Decision, by: str) -> SeriesRecord | None:
         """Settle a conflict; the record as it is then, None where there is no such open conflict."""
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
         return await self.engine.write(partial(_resolve, digest=digest, decision=decision, by=by, now=now))
+
+    async def heard(self, state: GatewayState) -> None:
+        """Keep what a gateway says of itself, in place of what it said before."""
+        await self.engine.write(partial(_hear, state=state))
 
     # --- what is known ---
 
@@ -105,6 +124,12 @@ class Database:
         rows = await self.engine.read(select(func.coalesce(func.max(changes.c.Number), 0).label("last")))
         return int(rows[0]["last"])
 
+    async def gateways(self) -> list[Gateway]:
+        """What each gateway said last, in order of GatewayID."""
+        now = datetime.now(UTC)
+        rows = await self.engine.read(select(gateways).order_by(gateways.c.GatewayID))
+        return [_gateway(row, now) for row in rows]
+
     async def ping(self) -> None:
         """Raises DatabaseUnavailable where the database cannot be read."""
         await self.engine.read(select(series.c.NumInstances).limit(1))
@@ -119,7 +144,16 @@ class Database:
 # --- storing a report -------------------------------------------------------------------------------------------
 
 
-async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, bool]:
+def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> None:
+    """Count what became of a report."""
+    metrics.instances_stored.inc(record.NumInstances - known["NumInstances"])
+    in_conflict = record.Conflicts > known["Conflicts"]
+    changed = "revised" if record.Revision > known["Revision"] else "unchanged"
+    metrics.reports_stored.labels("created" if created else "conflict" if in_conflict else changed).inc()
+
+
+async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, Mapping[str, Any], bool]:
+    """The record, the row before, and whether that was made for it."""
     now = datetime.now(UTC)
     inserted = await insert(connection, series, union.new_row(report, now))
     known = await _locked(connection, report.SeriesInstanceUID)
@@ -127,7 +161,7 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
         changed = await _keep_conflict(connection, report, now)
     else:
         changed = await _unite(connection, report, known, now)
-    return _record({**known, **changed}), inserted == 1
+    return _record({**known, **changed}), known, inserted == 1
 
 
 async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
@@ -191,7 +225,7 @@ async def _count_verdicts(
     """Last of the transaction: many reports want the same few rows."""
     if union.contradicts_verdict(report, known, changed["NumInstances"]):
         await _count_one(connection, known, "False")
-    if changed["NumInstances"] > known["NumInstances"] and changed["Verdict"] in union.FINAL_VERDICTS:
+    if changed["NumInstances"] > known["NumInstances"] and changed["Verdict"] in FINAL_VERDICTS:
         await _count_one(connection, changed, "Series")
 
 
@@ -199,6 +233,22 @@ async def _count_one(connection: AsyncConnection, of: Mapping[str, Any], column:
     key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
     more = {column: completions.c[column] + 1}
     await insert(connection, completions, key | {"Series": 0, "False": 0} | {column: 1}, or_update=more)
+
+
+# --- gateways ---------------------------------------------------------------------------------------------------
+
+
+async def _hear(connection: AsyncConnection, state: GatewayState) -> None:
+    now = datetime.now(UTC)
+    said = {"At": now, "State": state.model_dump(mode="json")}
+    await insert(connection, gateways, {"GatewayID": state.GatewayID} | said, or_update=said)
+    await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
+
+
+def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
+    """A newer server beside this one may keep fields that it does not know."""
+    state = GatewayState.model_validate(row["State"], extra="ignore")
+    return Gateway(SeenAt=row["At"], SilentS=round(max(0.0, (now - row["At"]).total_seconds()), 3), State=state)
 
 
 # --- conflicts --------------------------------------------------------------------------------------------------

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import math
 import random
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -17,9 +19,11 @@ import httpx
 import pydantic
 import structlog
 
+import metrics
 from control import Operation
 from journal import Journal, JournalUnavailable, Waiting
 from models import GatewayError, SeriesKey, SeriesRecord
+from spans import Spans, named
 
 RETRY_BASE_S = 0.25
 RETRY_AFTER_MAX_S = 3600.0
@@ -58,8 +62,17 @@ class SeriesDispatcher:
     one post.
     """
 
-    def __init__(self, http: httpx.AsyncClient, journal: Journal, *, concurrency: int, retry_max_s: float) -> None:
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        journal: Journal,
+        *,
+        concurrency: int,
+        retry_max_s: float,
+        spans: Spans | None = None,
+    ) -> None:
         self._http = http
+        self._spans = spans
         self._journal = journal
         self._concurrency = concurrency
         self._retry_max_s = retry_max_s
@@ -74,11 +87,19 @@ class SeriesDispatcher:
         self._changed = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self.last_problem: str | None = None
+        """Of the last try; None where it went well."""
 
     @property
     def undelivered(self) -> int:
         """Reports that the server has not acknowledged."""
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, list(self._lines.values())))  # a copy: Prometheus asks from a thread of its own
+
+    @property
+    def oldest_undelivered_s(self) -> float:
+        """Age of the oldest of them, 0 where there is none."""
+        oldest = min((line[0].reported_at for line in list(self._lines.values()) if line), default=math.inf)
+        return max(time.time() - oldest, 0.0) if oldest < math.inf else 0.0
 
     def submit(self, waiting: Waiting) -> None:
         """Take a report for delivery, behind earlier ones of the same series."""
@@ -155,16 +176,28 @@ class SeriesDispatcher:
     async def _try(self, waiting: Waiting) -> None:
         """Post a report and mark it delivered or dead. Raises ServerUnavailable or JournalUnavailable."""
         event = log.bind(
-            series_instance_uid=waiting.key.series_instance_uid, revision=waiting.revision, instances=waiting.instances
+            series_instance_uid=waiting.key.series_instance_uid,
+            revision=waiting.revision,
+            instances=waiting.instances,
+            **named(waiting.traceparent),
         )
+        report = await self._journal.report(waiting)
         try:
-            record = await self._post(await self._journal.report(waiting))
+            with metrics.dispatch_seconds.time():
+                record = await self._post(report, waiting.traceparent)
         except SeriesRejected as error:
+            metrics.dispatch_attempts.labels("rejected").inc()
             await self._journal.refused(waiting, str(error))
             event.error("report.rejected", reason=str(error), dead_letter=waiting.id)
             return
         self._failures = 0
+        self.last_problem = None
+        metrics.dispatch_attempts.labels("delivered").inc()
         await self._journal.delivered(waiting)
+        if record.LastReceivedAt is not None:
+            latency_s = (datetime.now(UTC) - record.LastReceivedAt).total_seconds()
+            metrics.row_latency_seconds.observe(latency_s)
+            event = event.bind(row_latency_s=round(latency_s, 3))
         event.info("report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1)
         if record.Conflicts:
             event.warning("series.conflicted", conflicts=record.Conflicts)
@@ -172,10 +205,13 @@ class SeriesDispatcher:
     async def _delayed(self, waiting: Waiting, error: ServerUnavailable, begun: float) -> tuple[Waiting, float]:
         """Note a failed try: the report with its next attempt, and the seconds until then."""
         attempts = waiting.attempts + 1
+        metrics.dispatch_attempts.labels("delayed").inc()
+        self.last_problem = str(error)
         delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s))
         waiting = replace(waiting, attempts=attempts, next_attempt_at=time.time() + delay_s)
         log.warning(
             "report.delayed",
+            **named(waiting.traceparent),
             series_instance_uid=waiting.key.series_instance_uid,
             revision=waiting.revision,
             attempt=attempts,
@@ -200,10 +236,12 @@ class SeriesDispatcher:
         self._paused_at = asyncio.get_running_loop().time()
         self.pause(pause_s)
 
-    async def _post(self, report: str) -> SeriesRecord:
+    async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
         """One try. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
         try:
-            response = await self._http.post("series", content=report, headers={"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json"}
+            with self._spans.post(traceparent, headers) if self._spans else nullcontext():
+                response = await self._http.post("series", content=report, headers=headers)
         except httpx.HTTPError as error:
             whole_server = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             raise ServerUnavailable(f"{type(error).__name__}: {error}", whole_server=whole_server) from error

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import Any, TypeVar
 import alembic.command
 import alembic.config
 import alembic.util
+import asyncpg
+import structlog
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Executable, Table, event, exc, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
+import metrics
 from models import GatewayError
 from settings import ServerSettings, without_password
 
@@ -29,6 +35,7 @@ TRY_AGAIN = {"40001", "40P01"}  # serialization failure, deadlock: PostgreSQL, a
 MIGRATING = 0x53475700  # key of the advisory lock: one server at a time brings the schema up to date
 
 T = TypeVar("T")
+log = structlog.get_logger()
 
 
 class DatabaseUnavailable(GatewayError):
@@ -68,14 +75,16 @@ class Engine:
         async def rows(connection: AsyncConnection) -> list[dict[str, Any]]:
             return [{**row} for row in (await connection.execute(query)).mappings()]
 
-        return await _tried(self._readers.connect, rows)
+        with metrics.database_seconds.labels("read").time():
+            return await _tried(self._readers.connect, rows)
 
     async def write(self, do: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.
 
         In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
         """
-        return await _tried(self._writer.begin, do)
+        with metrics.database_seconds.labels("write").time():
+            return await _tried(self._writer.begin, do)
 
 
 async def _tried(
@@ -88,6 +97,7 @@ async def _tried(
                     return await do(connection)
         except _TryAgain as error:
             reason = str(error)
+            metrics.database_retries.inc()
             await asyncio.sleep(random.uniform(0, FIRST_BACKOFF_S * 2.0**attempt))  # noqa: S311 - not a secret
     raise DatabaseUnavailable(f"{reason}, {TRIES} times")
 
@@ -210,10 +220,33 @@ async def _migrate(url: URL, engine: AsyncEngine) -> None:
 
 
 def _upgrade(connection: Connection) -> None:
+    config = _migrations()
+    config.attributes["connection"] = connection
+    before, wanted = revision(connection), revisions()[-1]
+    if before in (None, wanted):
+        alembic.command.upgrade(config, "head")
+        return
+    log.info("database.migrating", before=before, to=wanted)  # of a large database it takes its time
+    began = time.monotonic()
+    alembic.command.upgrade(config, "head")
+    log.info("database.migrated", to=wanted, seconds=round(time.monotonic() - began, 3))
+
+
+def revision(connection: Connection) -> str | None:
+    """Of the schema as it is; None where there is none yet."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def revisions() -> list[str]:
+    """Of the schemas that this version knows, the oldest first."""
+    scripts = ScriptDirectory.from_config(_migrations()).walk_revisions()
+    return [script.revision for script in scripts][::-1]
+
+
+def _migrations() -> alembic.config.Config:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
-    config.attributes["connection"] = connection
-    alembic.command.upgrade(config, "head")
+    return config
 
 
 # --- errors -----------------------------------------------------------------------------------------------------
@@ -233,5 +266,7 @@ def _translated() -> Iterator[None]:
         if code in TRY_AGAIN or error.connection_invalidated:
             raise _TryAgain(f"{type(error).__name__} {code or ''}".strip()) from error
         raise DatabaseUnavailable(f"{type(error).__name__} {code or ''}".strip()) from error
+    except asyncpg.InterfaceError as error:  # of a connection that broke while SQLAlchemy was not looking
+        raise _TryAgain(type(error).__name__) from error
     except (exc.TimeoutError, OSError, TimeoutError) as error:
         raise DatabaseUnavailable(type(error).__name__) from error

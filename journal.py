@@ -25,10 +25,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
+import metrics
 from header import INSTANCE_KEYWORDS, InstanceValues, instance_values
-from models import GatewayError, Instance, SeriesKey, SeriesReport
+from models import DeadReport, GatewayError, Instance, SeriesKey, SeriesReport
 
-SCHEMA_VERSION = 3
 KEY = "study_instance_uid, series_instance_uid, patient_id"
 LEARNT_SOURCES = 1000
 HISTORY_REPORTS = 10_000
@@ -78,6 +78,12 @@ CREATE TABLE learnt (  -- the idle policy's, by source
 SCHEMA_3 = """
 ALTER TABLE instances ADD COLUMN attributes TEXT;  -- JSON: the values of INSTANCE_KEYWORDS; null of earlier versions
 """
+SCHEMA_4 = """
+ALTER TABLE reports ADD COLUMN reported_at REAL;  -- seconds since 1970, UTC; null of earlier versions
+ALTER TABLE reports ADD COLUMN traceparent TEXT;  -- W3C Trace Context, where traces are exported
+"""
+SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4)  # each leads from the version before to its own
+SCHEMA_VERSION = len(SCHEMAS)
 
 # One statement however many there are: each statement costs a switch of threads.
 INSERT_INSTANCES = """
@@ -107,7 +113,9 @@ class Waiting:
     instances: int
     attempts: int
     next_attempt_at: float
-    """Wall-clock seconds since 1970."""
+    """Wall-clock seconds since 1970; so is `reported_at`."""
+    reported_at: float
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,7 @@ class Journal:
         self.waiting_instances: int = self._one(
             "SELECT coalesce(sum(instances), 0) FROM reports WHERE state = 'waiting'"
         )
+        self.dead_letters: int = self._one("SELECT count(*) FROM reports WHERE state = 'dead'")
 
     @classmethod
     @asynccontextmanager
@@ -164,16 +173,21 @@ class Journal:
 
     async def keep(self, instances: Sequence[Instance]) -> None:
         """Log instances, all in one transaction with one fsync. Raises JournalUnavailable; then none is kept."""
-        await self._write(self._keep, instances)
+        with metrics.commit_seconds.time():
+            await self._write(self._keep, instances)
+        metrics.commit_instances.observe(len(instances))
 
     async def close(
-        self, reports: Sequence[SeriesReport], learnt: Mapping[tuple[str, str], str] = MappingProxyType({})
+        self,
+        reports: Sequence[SeriesReport],
+        learnt: Mapping[tuple[str, str], str] = MappingProxyType({}),
+        traceparents: Sequence[str | None] = (),
     ) -> list[Waiting]:
         """Move the reports' instances from the log into the reports, in one transaction. Raises JournalUnavailable.
 
-        `learnt`: what the idle policy has learnt, by calling AE title and modality.
+        `learnt`: what the idle policy has learnt, by calling AE title and modality. `traceparents`: of each report.
         """
-        return await self._write(self._close, reports, learnt)
+        return await self._write(self._close, reports, learnt, traceparents or [None] * len(reports))
 
     def learnt(self) -> dict[tuple[str, str], str]:
         """What the idle policy had learnt, oldest first."""
@@ -231,8 +245,14 @@ class Journal:
     async def refused(self, waiting: Waiting, answer: str) -> None:
         """No retry will help: it becomes a dead letter with the server's answer."""
         await self._write(self._end, waiting, state="dead", answer=answer)
+        self.dead_letters += 1
 
     # --- dead letters ---
+
+    async def last_dead(self, most: int) -> list[DeadReport]:
+        """The latest dead letters, the latest first. Raises JournalUnavailable."""
+        query = "SELECT * FROM reports WHERE state = 'dead' ORDER BY changed_at DESC LIMIT ?"
+        return [_dead_report(row) for row in await self._write(self._all, query, most)]
 
     async def replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
         """Put dead letters (None: all) back in line; returns those that were dead."""
@@ -243,6 +263,11 @@ class Journal:
         return await self._write(self._discard_dead, ids, reason)
 
     # --- pressure ---
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of the file, without what is free in it."""
+        return self._used_bytes
 
     def saturated(self) -> str | None:
         """Why nothing more is taken in, None where something is."""
@@ -274,6 +299,7 @@ class Journal:
             result = await loop.run_in_executor(self._thread, lambda: do(*args, **kwargs))
         except sqlite3.Error as error:
             self.failing = f"journal: {error}"
+            metrics.journal_failures.inc()
             raise JournalUnavailable(self.failing) from error
         self.failing = None
         return result
@@ -332,7 +358,12 @@ class Journal:
         )
         return int(cursor.lastrowid or 0)
 
-    def _close(self, reports: Sequence[SeriesReport], learnt: Mapping[tuple[str, str], str]) -> list[Waiting]:
+    def _close(
+        self,
+        reports: Sequence[SeriesReport],
+        learnt: Mapping[tuple[str, str], str],
+        traceparents: Sequence[str | None],
+    ) -> list[Waiting]:
         waiting, moved = [], 0
         emptied: list[SeriesKey] = []
         with self._transaction():
@@ -344,8 +375,8 @@ class Journal:
                 "DELETE FROM learnt WHERE rowid IN (SELECT rowid FROM learnt ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
                 LEARNT_SOURCES,
             )
-            for report in reports:
-                waiting.append(self._insert_report(report))
+            for report, traceparent in zip(reports, traceparents, strict=True):
+                waiting.append(self._insert_report(report, traceparent))
                 if (series := self._open.get(report.key)) is None or report.key in emptied:
                     continue  # all of it stands in an earlier report
                 moved += self._connection.execute(
@@ -367,14 +398,15 @@ class Journal:
         self._measure()
         return waiting
 
-    def _insert_report(self, report: SeriesReport) -> Waiting:
-        content = report.model_dump_json(exclude_none=True)
+    def _insert_report(self, report: SeriesReport, traceparent: str | None) -> Waiting:
+        content, now = report.model_dump_json(exclude_none=True), time.time()
         cursor = self._connection.execute(
-            f"INSERT INTO reports ({KEY}, revision, verdict, instances, report, changed_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (*report.key, report.Revision, report.Verdict, report.NumInstances, content, time.time()),
+            f"INSERT INTO reports ({KEY}, revision, verdict, instances, report, changed_at, reported_at, traceparent) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*report.key, report.Revision, report.Verdict, report.NumInstances, content, now, now, traceparent),
         )
-        return Waiting(int(cursor.lastrowid or 0), report.key, report.Revision, report.NumInstances, 0, 0.0)
+        id = int(cursor.lastrowid or 0)
+        return Waiting(id, report.key, report.Revision, report.NumInstances, 0, 0.0, now, traceparent)
 
     def _update(self, report_id: int, **columns: Any) -> None:
         assignments = ", ".join(f"{column} = :{column}" for column in columns)
@@ -406,6 +438,7 @@ class Journal:
             for waiting in dead:
                 self._update(waiting.id, state="waiting", attempts=0, next_attempt_at=0.0, answer=None)
         self.waiting_instances += sum(waiting.instances for waiting in dead)
+        self.dead_letters -= len(dead)
         return dead
 
     def _discard_dead(self, ids: Sequence[int] | None, reason: str) -> list[int]:
@@ -413,6 +446,7 @@ class Journal:
             dead = self._dead(ids)
             for waiting in dead:
                 self._update(waiting.id, state="discarded", report=None, answer=reason)
+        self.dead_letters -= len(dead)
         return [waiting.id for waiting in dead]
 
     def _dead(self, ids: Sequence[int] | None) -> list[Waiting]:
@@ -431,6 +465,9 @@ class Journal:
         if free > VACUUM_PAGES:
             # execute() would step it once, which frees one page; this steps it to its end.
             self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+
+    def _all(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
+        return self._connection.execute(query, parameters).fetchall()
 
     def _one(self, query: str, *parameters: Any) -> Any:
         (value,) = self._connection.execute(query, parameters).fetchone()
@@ -505,7 +542,7 @@ def _connect(path: Path) -> sqlite3.Connection:
                 f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
                 f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
             )
-        steps = "".join((SCHEMA, SCHEMA_2, SCHEMA_3)[version:])
+        steps = "".join(SCHEMAS[version:])
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     except BaseException:
         connection.close()
@@ -521,7 +558,18 @@ def _key(row: sqlite3.Row) -> SeriesKey:
 
 
 def _waiting(row: sqlite3.Row) -> Waiting:
-    return Waiting(row["id"], _key(row), row["revision"], row["instances"], row["attempts"], row["next_attempt_at"])
+    reported_at = row["reported_at"] or row["changed_at"]
+    schedule = row["attempts"], row["next_attempt_at"], reported_at
+    return Waiting(row["id"], _key(row), row["revision"], row["instances"], *schedule, row["traceparent"])
+
+
+def _dead_report(row: sqlite3.Row) -> DeadReport:
+    return DeadReport(
+        SeriesInstanceUID=row["series_instance_uid"],
+        Instances=row["instances"],
+        Answer=(row["answer"] or "")[:256],
+        At=datetime.fromtimestamp(row["changed_at"], UTC),
+    )
 
 
 def _has_news(instance: Instance, series: _OpenSeries) -> bool:

@@ -2,7 +2,9 @@
 
 import hashlib
 import hmac
+import re
 import secrets
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,9 +19,11 @@ from schema import api_keys
 SCOPES = {
     "series:write": "post series reports",
     "series:read": "read series, changes and DICOMweb",
+    "metrics:read": "read what is measured, for Prometheus",
     "admin": "everything, and resolve conflicts",
 }
 PREFIX = "sgk"  # of a key: prefix, id, secret, joined by "_"; scanners of leaked secrets can look for it
+SESSION_S = 12 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Key:
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > datetime.now(UTC))
 
     def may(self, scope: str) -> bool:
+        """Whether it has this scope; admin has every one."""
         return scope in self.scopes or "admin" in self.scopes
 
 
@@ -86,21 +91,49 @@ class Keys:
         """The key, if it is one of ours and valid."""
         prefix, _, rest = presented.partition("_")
         id, _, secret = rest.partition("_")
-        found = next(iter(await self.engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
+        found = await self._row(id)
         salt, stored = (found["Salt"], found["Hash"]) if found else ("", "")
         same = hmac.compare_digest(_hash(salt, secret), stored)  # takes as long where there is no such key
         key = _key(found) if found and same and prefix == PREFIX else None
         return key if key and key.is_valid else None
+
+    async def session(self, id: str) -> str | None:
+        """What stands for a key in a browser for SESSION_S, and is not the key; None where there is no such key.
+
+        It is signed with the stored hash: whatever ends the key ends it, on every server, and none has to remember it.
+        """
+        row = await self._row(id)
+        claim = f"{id}.{int(time.time()) + SESSION_S}"
+        return f"{claim}.{_signature(row, claim)}" if row else None
+
+    async def recognize_session(self, presented: str) -> Key | None:
+        """The key that a session stands for, if both are ours and valid."""
+        if not re.fullmatch(r"[0-9a-f]+\.[0-9]+\.[0-9a-f]+", presented):
+            return None
+        claim, _, signature = presented.rpartition(".")
+        id, _, ends_at = claim.partition(".")
+        row = await self._row(id)
+        if row is None or not hmac.compare_digest(_signature(row, claim), signature):
+            return None
+        key = _key(row)
+        return key if key.is_valid and int(ends_at) > time.time() else None
 
     async def were_made(self) -> bool:
         """Whether there ever was a key: from then on everyone needs one, also when all are revoked."""
         self._seen = self._seen or bool(await self.engine.read(select(api_keys.c.Id).limit(1)))
         return self._seen
 
+    async def _row(self, id: str) -> dict[str, Any] | None:
+        return next(iter(await self.engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
+
 
 def _hash(salt: str, secret: str) -> str:
     """One SHA-256 is enough: the secret is 256 random bits, which nobody guesses however fast the hash is."""
     return hashlib.sha256(f"{salt}{secret}".encode()).hexdigest()
+
+
+def _signature(row: Mapping[str, Any], claim: str) -> str:
+    return hmac.new(row["Hash"].encode(), f"session {claim}".encode(), hashlib.sha256).hexdigest()
 
 
 def _key(row: Mapping[str, Any]) -> Key:

@@ -18,6 +18,8 @@ from pydantic import (
 
 SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see README, "What it promises"."""
+FINAL_VERDICTS = ("verified", "expected", "idle")
+"""Those that say that the series is over."""
 
 
 MAX_TIMELINE = 200  # entries of one report
@@ -318,6 +320,9 @@ class SeriesRecord(BaseModel):
 Line = Annotated[str, Field(max_length=256), WithoutNul]
 
 
+WaitingFor = Literal["for images", "for silence", "for the PACS", "to be reported"]
+
+
 class ArrivingSeries(BaseModel):
     """An open series of a gateway. Names no patient."""
 
@@ -329,7 +334,7 @@ class ArrivingSeries(BaseModel):
     Instances: Annotated[Count, Field(description="Of this revision, so far.")]
     Expected: Annotated[Count | None, Field(description="As a tag or the PACS says.")] = None
     Waiting: Annotated[
-        Literal["for images", "for the release", "for the PACS", "to be reported"],
+        WaitingFor,
         Field(description="What would have to happen before it is reported."),
     ] = "for images"
     FirstReceivedAt: Timestamp
@@ -379,6 +384,14 @@ class GatewayState(BaseModel):
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
 
 
+class Gateway(BaseModel):
+    """What the server knows of a gateway."""
+
+    SeenAt: Annotated[AwareDatetime, Field(description="When it said this, by the server's clock.")]
+    SilentS: Annotated[float, Field(description="Seconds since then.")]
+    State: GatewayState
+
+
 # --- what the server answers with -------------------------------------------------------------------------------
 
 
@@ -424,6 +437,45 @@ class InstanceList(BaseModel):
 
 class Completions(BaseModel):
     completions: list[Completion]
+
+
+class GatewayList(BaseModel):
+    gateways: list[Gateway]
+
+
+class StoredSeries(BaseModel):
+    """A stored series as the live page's table has it."""
+
+    Number: Annotated[int | None, Field(description="Of its last change; null in what a search finds.")] = None
+    SeriesInstanceUID: str
+    StudyInstanceUID: str
+    PatientID: str | None
+    PatientName: str | None
+    AccessionNumber: str | None
+    Modality: str | None
+    SeriesDescription: str | None
+    Source: str | None
+    Revision: int
+    NumInstances: int
+    ExpectedInstances: int | None
+    Verdict: SeriesVerdict | None
+    FalseCompletions: int
+    Conflicts: int
+    UpdatedAt: AwareDatetime
+    LastReceivedAt: AwareDatetime | None
+
+
+class StoredPage(BaseModel):
+    series: list[StoredSeries]
+    next: Annotated[int | None, Field(description="Pass it as `before` to get the next page; null on the last one.")]
+    more: Annotated[bool, Field(description="A search found more than is shown: it has to be narrowed.")] = False
+
+
+class Session(BaseModel):
+    """Who asks."""
+
+    Who: Annotated[str, Field(description="Id and name of the key, or `this machine`, as the audit log has it.")]
+    Scopes: Annotated[list[str], Field(description="What it may do; for a key of scope admin that is everything.")]
 
 
 class Health(BaseModel):

@@ -7,11 +7,11 @@ from sqlalchemy import Table, func, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import DatabaseUnusable, Engine, insert
-from schema import changes, counters, metadata, timeline, webhooks
+from schema import changes, counters, gateways, metadata, timeline, webhooks
 
 AT_ONCE = 2000
 MARK = "move"  # in `counters` of the target while it is being filled
-TABLES = [table for table in metadata.sorted_tables if table is not counters] + [counters]
+TABLES = [table for table in metadata.sorted_tables if table not in (counters, gateways)] + [counters]
 WITH_SEQUENCE = (timeline, changes, webhooks)
 
 Progress = Callable[[int], None]

@@ -4,8 +4,7 @@ pynetdicom as SCU, in threads beside the event loop; every question is bounded i
 """
 
 import asyncio
-import contextlib
-import threading
+import ssl
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
@@ -23,11 +22,13 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
+    Verification,
 )
 
 from header import read_instance
 from models import MAX_MISSING, GatewayError, Instance, SeriesKey
 from settings import GatewaySettings, Peer
+from threads import in_thread
 
 CONFIRM_S = 0.2  # between two answers that have to be equal
 INTERVAL_S = 0.02  # least time between two questions to one PACS
@@ -158,7 +159,7 @@ class Pacs:
                 at = self._next_at[name] = max(loop.time(), self._next_at[name] + INTERVAL_S)
                 await asyncio.sleep(at - loop.time())
                 asked = True
-                return await _in_thread(partial(do, _Line(peer, self._settings.ae_title, timeout_s)))
+                return await in_thread(partial(do, Line(peer, self._settings.ae_title, timeout_s)), "pacs")
         except PacsUnavailable:
             raise
         except TimeoutError as error:
@@ -167,32 +168,6 @@ class Pacs:
             raise PacsUnavailable("did not end in time" if asked else "too many questions wait") from error
         except Exception as error:  # the edge to a foreign peer, which can say anything
             raise PacsUnavailable(type(error).__name__) from error
-
-
-async def _in_thread(do: Callable[[], T]) -> T:
-    """Run in a daemon thread: one that hangs does not keep the process from ending, as an executor's would."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: Exception | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast(T, result))
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = do()
-        except Exception as problem:  # handed over
-            error = problem
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, error)
-
-    threading.Thread(target=work, name="pacs", daemon=True).start()
-    return await future
 
 
 # --- in a thread ----------------------------------------------------------------------------------------------
@@ -220,7 +195,7 @@ class _Caller(AE):
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Line:
     """How to reach a PACS."""
 
     peer: Peer
@@ -228,18 +203,20 @@ class _Line:
     timeout_s: float
 
     @contextmanager
-    def associated(self, abstract_syntax: str, scp_of: Collection[str] = (), **options: Any) -> Iterator[Association]:
+    def associated(
+        self, *abstract_syntaxes: str, scp_of: Collection[str] = (), **options: Any
+    ) -> Iterator[Association]:
         """An association that is surely ended. Raises PacsUnavailable."""
         ae = _Caller(self.ae_title)
         ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = self.timeout_s
-        contexts = [build_context(abstract_syntax)]
+        contexts = [build_context(uid) for uid in abstract_syntaxes]
         contexts += [build_context(uid, ALL_TRANSFER_SYNTAXES) for uid in scp_of]
         roles: list[Any] = [build_role(uid, scp_role=True) for uid in scp_of]
         assoc = ae.associate(
             self.peer.host, self.peer.port, contexts, ae_title=self.peer.ae_title, ext_neg=roles, **options
         )
         if not assoc.is_established:
-            raise PacsUnavailable("rejected the association" if assoc.is_rejected else "cannot be reached")
+            raise PacsUnavailable(_rejection(assoc) if assoc.is_rejected else "cannot be reached")
         try:
             yield assoc  # a question whose context was not accepted raises ValueError
         except BaseException:
@@ -249,7 +226,29 @@ class _Line:
             assoc.release()
 
 
-def _find(line: _Line, *, key: SeriesKey) -> Found:
+def _rejection(assoc: Association) -> str:
+    """With the reason that the PACS gives (PS3.8 table 9-21)."""
+    said = assoc.acceptor.primitive
+    return f"rejected the association: {said.reason_str}" if said is not None else "rejected the association"
+
+
+def probe(line: Line, tls: ssl.SSLContext | None = None) -> str | None:
+    """C-ECHO, then a C-FIND for a series that does not exist: why that is not answered. Raises PacsUnavailable."""
+    nothing = SeriesKey("1.2.826.0.1.3680043.8.498.0", "1.2.826.0.1.3680043.8.498.0.1", None)
+    options: dict[str, Any] = {"tls_args": (tls, None)} if tls else {}
+    with line.associated(Verification, StudyRootQueryRetrieveInformationModelFind, **options) as assoc:
+        if _status(assoc.send_c_echo()) != SUCCESS:
+            raise PacsUnavailable("refused C-ECHO")
+        if not any(cx.abstract_syntax == StudyRootQueryRetrieveInformationModelFind for cx in assoc.accepted_contexts):
+            return "does not offer Study Root C-FIND"
+    try:
+        _find_images(line, key=nothing)
+    except PacsUnavailable as error:
+        return str(error)
+    return None
+
+
+def _find(line: Line, *, key: SeriesKey) -> Found:
     """The count at SERIES level, or, where the PACS gives none or zero, the list at IMAGE level."""
     identifier = _identifier("SERIES", key)
     identifier.NumberOfSeriesRelatedInstances = None
@@ -260,7 +259,7 @@ def _find(line: _Line, *, key: SeriesKey) -> Found:
     return _find_images(line, key=key)
 
 
-def _find_images(line: _Line, *, key: SeriesKey) -> Found:
+def _find_images(line: Line, *, key: SeriesKey) -> Found:
     identifier = _identifier("IMAGE", key)
     identifier.SOPInstanceUID = identifier.SOPClassUID = None
     matches = [ds for ds in _matches(line, identifier) if _is_about(ds, key)]
@@ -280,7 +279,7 @@ def _is_about(ds: Dataset, key: SeriesKey) -> bool:
     return str(ds.get("SeriesInstanceUID", "")) == key.series_instance_uid
 
 
-def _matches(line: _Line, identifier: Dataset) -> Iterator[Dataset]:
+def _matches(line: Line, identifier: Dataset) -> Iterator[Dataset]:
     """C-FIND (PS3.4 §C.4.1). Raises PacsUnavailable."""
     deadline = time.monotonic() + line.timeout_s
     with (
@@ -311,7 +310,7 @@ def _status(status: Dataset) -> int:
     return int(status.Status)
 
 
-def _move(line: _Line, *, key: SeriesKey, uids: Sequence[str], to: str) -> int:
+def _move(line: Line, *, key: SeriesKey, uids: Sequence[str], to: str) -> int:
     """C-MOVE to ourselves (PS3.4 §C.4.2): the images come by C-STORE as others do. Returns how many."""
     with line.associated(StudyRootQueryRetrieveInformationModelMove) as assoc:
         return sum(
@@ -320,7 +319,7 @@ def _move(line: _Line, *, key: SeriesKey, uids: Sequence[str], to: str) -> int:
         )
 
 
-def _get(line: _Line, *, key: SeriesKey, missing: Mapping[str, str], store: Callable[[Instance], int]) -> int:
+def _get(line: Line, *, key: SeriesKey, missing: Mapping[str, str], store: Callable[[Instance], int]) -> int:
     """C-GET (PS3.4 §C.4.3): the images come on this association, and go the way of those that were sent."""
 
     def handle_store(event: evt.Event) -> int:

@@ -97,6 +97,12 @@ conflicts = Table(
     Index("conflicts_by_digest", "Digest"),
     sqlite_with_rowid=False,
 )
+Index(
+    "open_conflicts",
+    conflicts.c.Digest,
+    sqlite_where=conflicts.c.Resolution.is_(None),
+    postgresql_where=conflicts.c.Resolution.is_(None),
+)
 timeline = Table(
     "timeline",
     metadata,
@@ -176,4 +182,12 @@ dead_changes = Table(
     Column("Problem", Text, nullable=False),
     Column("At", UtcDateTime, nullable=False),
     sqlite_with_rowid=False,
+)
+# What each gateway said last of itself, so that every server process can show it.
+gateways = Table(
+    "gateways",
+    metadata,
+    Column("GatewayID", KEY, primary_key=True),
+    Column("At", UtcDateTime, nullable=False),  # by the server's clock
+    Column("State", DOCUMENT, nullable=False),
 )

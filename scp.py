@@ -20,6 +20,7 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+import metrics
 from header import HeaderError, read_instance
 from models import Association, GatewayError, Instance
 from settings import GatewaySettings
@@ -253,13 +254,13 @@ class _Scp:
         """Whether a new connection may stay. Beyond its address's share, the oldest silent one of it has to go."""
         address = connection.address
         if not self.settings.may_connect(address):
-            log.warning("connection.refused", peer_address=address, reason="not in allowed_peers")
+            _refused("address", address, "not in allowed_peers")
             return False
         if self._by_address[address] >= self.settings.max_connections_per_peer:
             silent = (c for c in self.connections if c.address == address and c.silent)
             oldest = next(silent, None)
             if oldest is None:
-                log.warning("connection.refused", peer_address=address, reason="max_connections_per_peer")
+                _refused("limit", address, "max_connections_per_peer")
                 return False
             oldest.drop()
         self.connections[connection] = None
@@ -280,8 +281,13 @@ class _Scp:
     def rejection(self, calling_ae_title: str, address: str) -> tuple[int, int, int] | None:
         """Result, source and reason to reject an association with, None where it is accepted."""
         if not self.settings.may_associate(calling_ae_title, address):
+            metrics.associations_refused.labels("ae_title").inc()
             return CALLING_AE_TITLE_NOT_RECOGNIZED
-        if self.saturated() or self.established >= self.ae.maximum_associations:
+        if self.saturated():
+            metrics.associations_refused.labels("saturated").inc()
+            return LOCAL_LIMIT_EXCEEDED
+        if self.established >= self.ae.maximum_associations:
+            metrics.associations_refused.labels("limit").inc()
             return LOCAL_LIMIT_EXCEEDED
         return None
 
@@ -316,6 +322,8 @@ class _Association(asyncio.BufferedProtocol):
         self._may_write = True
         self._paused = False
         self._association: Association | None = None  # while established
+        self._instances = 0  # kept
+        self._finished_at = 0.0  # when the last one had come
         self._pdus = 0
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -335,7 +343,7 @@ class _Association(asyncio.BufferedProtocol):
         try:
             await self._loop.connect_accepted_socket(lambda: self, sock, ssl=tls, ssl_handshake_timeout=timeout_s)
         except OSError as error:  # ssl.SSLError and TimeoutError are
-            self._log("connection.refused", reason=f"TLS handshake: {type(error).__name__}")
+            _refused("tls", self.address, f"TLS handshake: {type(error).__name__}")
         finally:
             if self._socket is None:
                 sock.close()
@@ -385,11 +393,23 @@ class _Association(asyncio.BufferedProtocol):
             self._socket.detach()  # the transport closes it
             self._socket = None
         if self._association is not None:
-            self._association.released_at = self._loop.time()
-            self._scp.observe(self._association)
+            self._ended(self._association)
             self._association = None
-            self._scp.established -= 1
         self._scp.forget(self)
+
+    def _ended(self, association: Association) -> None:
+        association.released_at = now = self._loop.time()
+        self._scp.observe(association)
+        self._scp.established -= 1
+        metrics.associations_open.set(self._scp.established)
+        log.info(
+            "association.ended",
+            association=association.number,
+            calling_ae_title=self._calling_ae_title,
+            peer_address=self.address,
+            instances=self._instances,
+            seconds=round(now - association.opened_at, 3),
+        )
 
     def drop(self) -> None:
         """Close a connection that nobody associated on."""
@@ -401,9 +421,8 @@ class _Association(asyncio.BufferedProtocol):
 
     def abort(self, reason: str) -> None:
         """A-ABORT and close."""
-        log.error(
-            "association.aborted", calling_ae_title=self._calling_ae_title, peer_address=self.address, reason=reason
-        )
+        self._log("association.aborted", reason=reason)
+        metrics.associations_aborted.inc()
         self._transport.write(self._acceptor.abort())
         self._transport.close()
         self._scp.forget(self)
@@ -446,6 +465,7 @@ class _Association(asyncio.BufferedProtocol):
                 self._end(response)
             case Violation(problem, response):
                 self._log("association.violated", reason=problem)
+                metrics.associations_refused.labels("protocol").inc()
                 self._end(response)
             case Aborted():
                 self._end(b"")
@@ -460,14 +480,19 @@ class _Association(asyncio.BufferedProtocol):
         number, now = next(self._scp.numbers), self._loop.time()
         self._association = Association(number, self._calling_ae_title, self.address, now)
         self._scp.established += 1
+        metrics.associations.inc()
+        metrics.associations_open.set(self._scp.established)
         self._scp.observe(self._association)
         self._transport.write(self._acceptor.accept())
 
     def _keep(self, length: int) -> None:
         """Read the instance's identity and have it kept; what cannot be is answered at once."""
         store = self._store
+        self._finished_at = self._loop.time()
+        metrics.instances_received.inc()
+        metrics.received_bytes.inc(length)
         if self._scp.saturated():
-            self._transport.write(self._acceptor.respond(OUT_OF_RESOURCES))
+            self._respond(OUT_OF_RESOURCES)
             return
         try:
             instance = read_instance(
@@ -494,7 +519,12 @@ class _Association(asyncio.BufferedProtocol):
     def _refuse(self, status: int, comment: str, offending: int | None = None) -> None:
         """Answer with Error Comment and Offending Element (PS3.7 §C.4)."""
         self._log("instance.refused", status=f"0x{status:04X}", reason=comment)
+        self._respond(status, comment, offending)
+
+    def _respond(self, status: int, comment: str = "", offending: int | None = None) -> None:
         self._transport.write(self._acceptor.respond(status, comment, offending))
+        metrics.store_responses.labels(f"0x{status:04X}").inc()
+        metrics.store_seconds.observe(self._loop.time() - self._finished_at)
 
     def _kept(self, storing: asyncio.Future[int]) -> None:
         """Answer what was kept, or not, and go on."""
@@ -505,7 +535,8 @@ class _Association(asyncio.BufferedProtocol):
             uid = _uid(self._store.sop_instance_uid)
             log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=uid)
         status = PROCESSING_FAILURE if error else storing.result()
-        self._transport.write(self._acceptor.respond(status))
+        self._instances += status == SUCCESS
+        self._respond(status)
         self._advance()
 
     def _end(self, response: bytes) -> None:
@@ -516,7 +547,8 @@ class _Association(asyncio.BufferedProtocol):
         self._expect_within(self._scp.settings.associate_timeout_s)
 
     def _log(self, event: str, **fields: object) -> None:
-        log.warning(event, calling_ae_title=self._calling_ae_title, peer_address=self.address, **fields)
+        number = {"association": self._association.number} if self._association else {}
+        log.warning(event, calling_ae_title=self._calling_ae_title, peer_address=self.address, **number, **fields)
 
     # --- time ---
 
@@ -556,6 +588,12 @@ class _Association(asyncio.BufferedProtocol):
         if self._socket is not None and TCP_QUICKACK is not None:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
+
+
+def _refused(kind: str, address: str, reason: str) -> None:
+    """A connection that did not get as far as an association."""
+    log.warning("connection.refused", peer_address=address, reason=reason)
+    metrics.associations_refused.labels(kind).inc()
 
 
 def _uid(value: bytes) -> str:

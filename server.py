@@ -4,20 +4,31 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    nullcontext,
+)
 from typing import Annotated, Any
 
 import httpx
+import prometheus_client
 import structlog
 from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
 
 import dicomweb
+import metrics
+import overview
+import webpage
 from access import RETRY_AFTER_S, Guard, audit_log
 from admin import command_line, operations, sqlite_path
 from control import serve_control
@@ -29,6 +40,7 @@ from models import (
     ChangePage,
     Completions,
     ConflictPage,
+    GatewayState,
     Health,
     InstanceList,
     Problem,
@@ -40,11 +52,14 @@ from models import (
     Uid,
 )
 from settings import ServerSettings, SettingsError, load, without_password
-from telemetry import configure_logging, hide_query_strings
+from spans import Spans, open_spans
+from telemetry import configure_logging
 from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
+METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 MAX_PROBLEMS = 20  # that one answer names
-KNOWN_FIELDS = set(SeriesReport.model_fields) | {"after", "limit", "since", "Modality", "digest", "Resolution"}
+KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
+KNOWN_FIELDS |= {"after", "limit", "since", "Modality", "digest", "Resolution"}
 log = structlog.get_logger()
 
 MINIMAL_REPORT = {
@@ -95,19 +110,20 @@ Number = Annotated[int, Field(ge=0, lt=2**63)]
 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
     """The ASGI application. Settings come from the environment where none are given; raises SettingsError."""
+    configure_logging()
     settings = settings or load(ServerSettings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        configure_logging()
-        hide_query_strings()
         async with AsyncExitStack() as stack:
             app.state.audit = stack.enter_context(audit_log(settings.audit_path))
+            app.state.spans = await stack.enter_async_context(open_spans("series-server", time.monotonic))
             database = app.state.database = await stack.enter_async_context(Database.open(settings))
             http = await stack.enter_async_context(httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S))
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             follower = app.state.follower = Follower(database)
             app.state.keys = Keys(database.engine)
+            app.state.overview = overview.Overview(database, follower)
             tasks.create_task(_or_stop(follower.run()), name="follow")
             tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
             stack.callback(follower.end)
@@ -150,6 +166,9 @@ def _add_routes(app: FastAPI) -> None:
         stream_changes
     )
     dicomweb.add_routes(app, responses=_answers(), dependencies=key)
+    overview.add_routes(app, responses=_answers(413), dependencies=key)
+    webpage.add_routes(app, responses=_answers(), dependencies=key)
+    app.get("/metrics", response_class=PlainTextResponse, responses=_answers(), dependencies=key)(measured)
     app.get("/health/live")(live)
     app.get("/health/ready", responses={503: {"model": Problem}})(ready)
 
@@ -158,6 +177,7 @@ async def post_series(
     report: Annotated[SeriesReport, Body(openapi_examples=EXAMPLES)],
     database: Db,
     follower: Changes,
+    request: Request,
     response: Response,
 ) -> SeriesRecord:
     """Store one report: the union with what is known of the series. Repeating it changes nothing.
@@ -165,7 +185,10 @@ async def post_series(
     201 when the series was new, 200 otherwise. A report that names another PatientID or StudyInstanceUID than the
     stored one is kept aside, changes nothing else, and shows in the answer's `Conflicts`.
     """
-    record, created = await database.store(report)
+    spans: Spans | None = request.app.state.spans
+    tracing: AbstractContextManager[dict[str, str]] = spans.stored(request.headers) if spans else nullcontext({})
+    with tracing as trace:
+        record, created = await database.store(report)
     follower.stored()
     response.status_code = 201 if created else 200
     log.info(
@@ -175,6 +198,7 @@ async def post_series(
         revision=record.Revision,
         verdict=report.Verdict,
         conflicts=record.Conflicts,
+        **trace,
     )
     return record
 
@@ -240,6 +264,7 @@ async def resolve_conflict(
     if record is None:
         raise HTTPException(404, "no open conflict with this digest")
     follower.stored()
+    metrics.conflicts_resolved.labels(resolution.Resolution).inc()
     log.info("conflict.resolved", series_instance_uid=record.SeriesInstanceUID, decision=resolution.Resolution)
     return record
 
@@ -263,9 +288,14 @@ async def stream_changes(
     ] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """The same as server-sent events, those to come included: `id` is the number, `data` the change."""
-    with contextlib.suppress(DatabaseUnavailable):  # the client reconnects and says where it was
+    with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the client asks again
         async for change in follower.changes(since if last_event_id is None else last_event_id):
             yield ServerSentEvent(data=change, event="change", id=str(change.Number))
+
+
+async def measured() -> Response:
+    """What is measured of this process, for Prometheus. Names no patient."""
+    return Response(prometheus_client.generate_latest(metrics.SERVER), media_type=METRICS_TYPE)
 
 
 async def live() -> Health:
@@ -290,6 +320,7 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     log.error("database.unavailable", reason=str(error))
+    metrics.database_failures.inc()
     return JSONResponse(
         {"detail": "the database is not available; try again"}, 503, {"Retry-After": str(RETRY_AFTER_S)}
     )

@@ -89,6 +89,7 @@ class GatewaySettings(BaseSettings):
         default_factory=lambda: f"{os.uname().nodename[:51]}-{uuid.uuid4().hex[:12]}",
         min_length=1,
         max_length=64,
+        pattern=r"^[^\x00-\x1f\x7f/]+$",
         description="Name of this gateway in its reports; by default host name and a random part.",
     )
     idle_policy: Literal["adaptive", "fixed"] = Field(
@@ -156,7 +157,7 @@ class GatewaySettings(BaseSettings):
             raise ValueError("GATEWAY_TLS_CERT is missing: without it the other GATEWAY_TLS_… do nothing")
         if self.tls_client_certs != "none" and self.tls_ca is None:
             raise ValueError(f"GATEWAY_TLS_CLIENT_CERTS={self.tls_client_certs} needs GATEWAY_TLS_CA to check them")
-        if not (self.allowed_peers.strip() or self.allow_any_peer or _is_loopback(self.scp_host)):
+        if not (self.allowed_peers.strip() or self.allow_any_peer or is_loopback(self.scp_host)):
             raise ValueError(
                 f"GATEWAY_SCP_HOST={self.scp_host} can be reached from other machines. Name who may send in "
                 "GATEWAY_ALLOWED_PEERS (AE titles, addresses, networks), or set GATEWAY_ALLOW_ANY_PEER=true"
@@ -168,7 +169,7 @@ class GatewaySettings(BaseSettings):
         """Whether a key travels in clear text to another machine."""
         host = (self.server_url.host or "").strip("[]")
         has_key = self.api_key is not None or self.api_key_file is not None
-        return has_key and self.server_url.scheme == "http" and not _is_loopback(host)
+        return has_key and self.server_url.scheme == "http" and not is_loopback(host)
 
     @property
     def journals(self) -> list[Path]:
@@ -245,7 +246,8 @@ def _matches(network: IPv4Network | IPv6Network | None, address: str) -> bool:
     return network is None or ip_address(address) in network
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -304,9 +306,9 @@ def load(cls: type[S], flags: Mapping[str, Any] | None = None) -> S:
     """Read settings; `flags` (given on the command line) win over the environment. Raises SettingsError."""
     prefix = str(cls.model_config["env_prefix"])
     known = {variable(cls, name) for name in cls.model_fields}
-    given = os.environ.keys() | dotenv_values(".env").keys()
+    given = dotenv_values(".env") | os.environ
     problems = [
-        f"{name}: unknown setting{_suggest(name, known)}"
+        f"{name}: unknown setting{_service_link(name, given[name]) or _suggest(name, known)}"
         for name in sorted(given)
         if name.upper().startswith(prefix) and name.upper() not in known
     ]
@@ -332,14 +334,22 @@ def _suggest(name: str, known: set[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; remove it, or use one of {', '.join(sorted(known))}"
 
 
+def _service_link(name: str, value: str | None) -> str:
+    """The cure where Kubernetes put a variable there: one for each service, named after it."""
+    injected = r".*_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)"
+    if re.fullmatch(injected, name.upper()) or re.match("(tcp|udp|sctp)://", value or ""):
+        return "; Kubernetes sets it for a service of that name: enableServiceLinks: false in the pod's spec"
+    return ""
+
+
 def _explain(cls: type[BaseSettings], details: Any) -> str:
     if not details["loc"]:
         return str(details["msg"]).removeprefix("Value error, ")
     name = str(details["loc"][0])
     field = next((f for f in cls.model_fields if name in (f, variable(cls, f))), name)
-    given = details["input"]
+    given, message = details["input"], str(details["msg"]).removeprefix("Value error, ")
     about = cls.model_fields[field].description if field in cls.model_fields else ""
-    return f"{variable(cls, field)}={without_password(repr(given))}: {details['msg']}. {about}"
+    return f"{variable(cls, field)}={without_password(repr(given))}: {message}. {about}{_service_link('', str(given))}"
 
 
 def without_password(url: str) -> str:

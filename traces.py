@@ -30,8 +30,11 @@ class Recorder:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, clock: Callable[[], float]) -> Iterator["Recorder"]:
-        """A new file, or the end of one that is there. Raises CannotRecord."""
+    def open(cls, path: Path | None, clock: Callable[[], float]) -> Iterator["Recorder | None"]:
+        """A new file, or the end of one that is there; None where no path is given. Raises CannotRecord."""
+        if path is None:
+            yield None
+            return
         try:
             file = path.open("a", buffering=1)
         except OSError as error:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, get_args
 
-from models import InstanceKeyword, SeriesReport
+from models import FINAL_VERDICTS, InstanceKeyword, SeriesReport
 
-FINAL_VERDICTS = ("verified", "expected", "idle")  # those that say that the series is over
 OF_STUDY = (  # of the patient and the study, and not of the series
     *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
     *("AccessionNumber", "ReferringPhysicianName"),

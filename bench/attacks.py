@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.processes import ROOT, gateway, server
+from bench.progress import bar
 from bench.senders import associate_rq, feed, pure_scu, synthetic_image, synthetic_series
 from header import HeaderError, read_instance
 from models import SeriesReport
@@ -628,11 +629,13 @@ def fuzz_all(console: Console, count: int, seed: int) -> list[Row]:
             if count
         }
         rows = []
-        for name, process in running.items():
-            last = process.communicate()[0].strip().splitlines()[-1:]
-            problems = [f"exit code {process.returncode}: {last}"] if process.returncode else []
-            console.print(f"fuzz: {name}: {last[0] if last else ''} {problems or ''}")
-            rows.append(Row(f"fuzz: {name}", problems=problems))
+        with bar(console, "fuzzing", len(running)) as ended:
+            for name, process in running.items():
+                last = process.communicate()[0].strip().splitlines()[-1:]
+                problems = [f"exit code {process.returncode}: {last}"] if process.returncode else []
+                console.print(f"fuzz: {name}: {last[0] if last else ''} {problems or ''}")
+                rows.append(Row(f"fuzz: {name}", problems=problems))
+                ended()
     return rows
 
 
@@ -646,10 +649,12 @@ def main() -> int:
     console = Console(width=180)
     rng = random.Random(options.seed)
     rows = []
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, bar(console, "attacks", len(PLAIN) + len(SECURED)) as tried:
         for attacks, tls in ((PLAIN, False), (SECURED, True)):
             with attacked(Path(name) / ("tls" if tls else "plain"), tls) as target:
-                rows += [run_attack(n, attack, target, rng) for n, attack in attacks if options.only in n]
+                for n, attack in attacks:
+                    rows += [run_attack(n, attack, target, rng)] if options.only in n else []
+                    tried()
     table = Table("attack", "answer", "peak RSS", "good images", "worst delay", "survived", box=MARKDOWN)
     for row in rows:
         good = (str(row.good), f"{row.worst_s * 1000:.0f} ms")

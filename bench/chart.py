@@ -16,7 +16,9 @@ Completions = tuple[list[str], dict[str, tuple[float, float, float]]]
 
 def write_document(results: dict[str, Any]) -> None:
     """Tables of rates and ratios, one plot; the text around them stands in docs/benchmarks.md between the marks."""
-    _insert(ROOT / "docs" / "benchmarks.md", [_rates(results), _costs(results), _extremes(results)])
+    _insert(
+        ROOT / "docs" / "benchmarks.md", [_rates(results), _costs(results), _extremes(results), _telemetry(results)]
+    )
     _plot(results, ROOT / "docs" / "benchmarks.svg")
 
 
@@ -96,6 +98,15 @@ def _extremes(results: dict[str, Any]) -> str:
     for name, (associations, percent) in results["idle"].items():
         lines.append(f"| {name} | {associations} | {percent:.1f} |")
     lines += ["", f"{results['cores']} cores, shared by senders and receivers."]
+    return "\n".join(lines)
+
+
+def _telemetry(results: dict[str, Any]) -> str:
+    lines = ["| telemetry | instances/s | to one that measures nothing | CPU seconds per 1000 instances |"]
+    lines.append("|---|---|---|---|")
+    for name, figures in results.get("telemetry", {}).items():
+        rate, ratio, cpu_s = (figures[column] for column in ("instances_per_s", "ratio", "cpu_s_per_1000"))
+        lines.append(f"| {name} | {rate:.0f} | {ratio:.3f} | {cpu_s:.3f} |")
     return "\n".join(lines)
 
 

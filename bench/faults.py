@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.processes import ROOT, Process, start_gateway, start_server
+from bench.progress import bar
 from bench.proxy import Mischief, Proxy, proxy
 from bench.senders import STORESCU, PynetdicomSender, Sender, StorescuSender, synthetic_series
 
@@ -356,7 +357,7 @@ class Row:
     problems: list[str] = field(default_factory=list)
 
 
-def run_fault(fault: Fault, trials: int, seed: int, root: Path) -> Row:
+def run_fault(fault: Fault, trials: int, seed: int, root: Path, tried: Callable[[], None] = lambda: None) -> Row:
     """All trials of one fault on one pair of processes and their growing files."""
     row = Row(fault.name)
     rng = random.Random(f"{seed} {fault.name}")
@@ -367,6 +368,7 @@ def run_fault(fault: Fault, trials: int, seed: int, root: Path) -> Row:
         stack.callback(lab.close)
         for _ in range(trials):
             _trial(lab, fault, rng, row)
+            tried()
     return row
 
 
@@ -472,9 +474,13 @@ def main() -> int:
         if problem := missing(fault, may_mount):
             console.print(f"skipped: {fault.name}: {problem}")
     chosen = [fault for fault in chosen if not missing(fault, may_mount)]
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(WORKERS) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(WORKERS) as pool,
+        bar(console, "trials", options.trials * len(chosen)) as tried,
+    ):
         root = broken_copy(Path(folder)) if options.break_it else ROOT
-        rows = list(pool.map(lambda fault: run_fault(fault, options.trials, options.seed, root), chosen))
+        rows = list(pool.map(lambda fault: run_fault(fault, options.trials, options.seed, root, tried), chosen))
     return report(console, rows, options.seed)
 
 

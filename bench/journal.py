@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.processes import as_event, gateway, server
+from bench.progress import bar
 from bench.senders import STORESCU, synthetic_series
 from journal import Bounds, Journal
 from models import Instance
@@ -68,10 +69,12 @@ def keeping(console: Console, rounds: int, n: int) -> None:
         files = images(Path(folder), n)
         for associations in ASSOCIATIONS:
             rates: dict[Path | None, list[float]] = {None: [], SHARED_MEMORY: []}
-            for _ in range(rounds):
-                for where, seen in rates.items():
-                    with tempfile.TemporaryDirectory(dir=where) as journal_folder:
-                        seen.append(throughput(Path(journal_folder), "http://127.0.0.1:9", files, associations))
+            with bar(console, f"{associations} associations", rounds * len(rates)) as measured:
+                for _ in range(rounds):
+                    for where, seen in rates.items():
+                        with tempfile.TemporaryDirectory(dir=where) as journal_folder:
+                            seen.append(throughput(Path(journal_folder), "http://127.0.0.1:9", files, associations))
+                        measured()
             disk, memory = (statistics.median(seen) for seen in rates.values())
             table.add_row(str(associations), f"{disk:.0f}/s", f"{memory:.0f}/s", f"{disk / memory:.2f}")
     console.print(table)
@@ -103,14 +106,17 @@ def restart(console: Console, series: int, instances: int) -> None:
     with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as server_folder:
         folder = Path(name)
         path = folder / "gateway-journal.db"
-        asyncio.run(fill(path, series, instances))
+        with console.status("filling a journal"):
+            asyncio.run(fill(path, series, instances))
         before = path.stat().st_size
         with server(Path(server_folder)) as (_, url):
             began = time.monotonic()
             with gateway(folder, url, min_free_bytes=0, drain_timeout_s=600, idle_timeout_s=2) as (process, _):
                 ready_s = time.monotonic() - began
-                for _ in range(series):
-                    process.wait_for(lambda line: as_event(line).get("event") == "report.delivered" or None, 120)
+                with bar(console, "reports delivered", series) as delivered:
+                    for _ in range(series):
+                        process.wait_for(lambda line: as_event(line).get("event") == "report.delivered" or None, 120)
+                        delivered()
                 delivered_s = time.monotonic() - began
         after = sum(file.stat().st_size for file in folder.glob("gateway-journal.db*"))
     console.print(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import socket
@@ -16,6 +17,9 @@ from bench.processes import Process, running
 ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
 ORTHANC_MISSING = "Orthanc is not installed (Debian: apt-get install orthanc)"
 DCMTK_MISSING = "DCMTK is not installed (Debian: apt-get install dcmtk)"
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_MISSING = "Chromium is not installed (Debian: apt-get install chromium)"
+CHROMIUM_ARGUMENTS = ["--no-sandbox"] if os.geteuid() == 0 else []  # which it refuses to be without as root
 
 
 class Orthanc:

@@ -102,7 +102,7 @@ class Process:
 
 def without_settings() -> dict[str, str]:
     """This process's environment without what our processes read as settings."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "SERVER_", "DATABASE_URL"))}
+    return {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "SERVER_", "DATABASE_URL", "OTEL_"))}
 
 
 def as_event(line: str) -> dict[str, Any]:

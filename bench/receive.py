@@ -27,6 +27,7 @@ from rich.console import Console
 
 from bench.peers import ORTHANC, free_port, orthanc, orthanc_process
 from bench.processes import ROOT, Process, gateway, running, server
+from bench.progress import bar
 from bench.senders import associate_rq, synthetic_series
 
 STORESCP, STORESCU, DCMSEND = (shutil.which(name) for name in ("storescp", "storescu", "dcmsend"))
@@ -220,9 +221,11 @@ def measure_all(console: Console, everyone: list[Receiver], files: dict[str, lis
     cells = []
     for sender, size, associations in wanted:
         seen: dict[str, list[Cell]] = {receiver.name: [] for receiver in everyone}
-        for _ in range(rounds):
-            for receiver in everyone:
-                seen[receiver.name].append(measure(receiver, sender, size, files[size], associations))
+        with bar(console, f"{sender}, {size}, {associations}", rounds * len(everyone)) as measured:
+            for _ in range(rounds):
+                for receiver in everyone:
+                    seen[receiver.name].append(measure(receiver, sender, size, files[size], associations))
+                    measured()
         for name, some in seen.items():
             median = {
                 field: statistics.median(getattr(cell, field) for cell in some)
@@ -318,12 +321,16 @@ def main() -> int:
         files = make_files(folder)
         everyone = receivers(folder, stack, console)
         cells = measure_all(console, everyone, files, options.rounds)
-        cells += orthanc_sends(console, folder, everyone, files["33 KB"])
-        by_name = {receiver.name: receiver for receiver in everyone}
-        idle = {"ours": (IDLE, idle_cpu_percent(by_name["ours"], IDLE))}
-        idle["pynetdicom empty"] = (50, idle_cpu_percent(by_name["pynetdicom empty"], 50))
-        big = one_gibibyte(folder, everyone)
+        with console.status("Orthanc sends; idle associations; 1 GiB"):
+            cells += orthanc_sends(console, folder, everyone, files["33 KB"])
+            by_name = {receiver.name: receiver for receiver in everyone}
+            idle = {"ours": (IDLE, idle_cpu_percent(by_name["ours"], IDLE))}
+            idle["pynetdicom empty"] = (50, idle_cpu_percent(by_name["pynetdicom empty"], 50))
+            big = one_gibibyte(folder, everyone)
     results = {"cells": [asdict(cell) for cell in cells], "idle": idle, "one_gibibyte": big, "cores": os.cpu_count()}
+    from bench.telemetry import measure_telemetry  # noqa: PLC0415 - it measures with what stands above
+
+    results["telemetry"] = measure_telemetry(console)
     (ROOT / "bench" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     from bench.chart import write_document  # noqa: PLC0415 - matplotlib is slow to import
 

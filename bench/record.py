@@ -17,6 +17,8 @@ from pathlib import Path
 from socket import create_connection, create_server, socket
 
 import pydicom
+from rich.console import Console
+from rich.progress import track
 
 from bench.peers import orthanc
 from bench.processes import ROOT, gateway
@@ -126,7 +128,7 @@ def link(port: int, delay: Callable[[int], None]) -> Iterator[int]:
 
 def main() -> int:
     (ROOT / "bench" / "traces").mkdir(exist_ok=True)
-    for send in SENDS:
+    for send in track(SENDS, "senders", console=Console(stderr=True), transient=True):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             files: list[list[str]] = []

@@ -42,6 +42,7 @@ from sqlalchemy.engine import URL, make_url
 from bench.faults import broken_copy
 from bench.postgres import missing, new_database, postgresql
 from bench.processes import ROOT, Process, running, start_gateway, start_server, without_settings
+from bench.progress import bar
 from bench.senders import PynetdicomSender, synthetic_series
 from collector import SeriesCollector
 from idle import Fixed
@@ -633,24 +634,24 @@ Spent = Mapping[str, Callable[[], float]]
 """CPU seconds so far, by who spent them."""
 
 
-def curve(postgres: URL) -> Curve:
+def curve(postgres: URL, measured: Callable[[], None]) -> Curve:
     """Every number of servers and gateways on PostgreSQL, every number of gateways on SQLite; then the sizes."""
     found = Curve()
     for servers in (1, 2):
         with new_database(postgres) as url, tempfile.TemporaryDirectory(prefix="scale-") as folder:
             with site(Path(folder), url, gateways=0, servers=servers) as here:
-                asyncio.run(_cells(here, "PostgreSQL", url, found))
+                asyncio.run(_cells(here, "PostgreSQL", url, found, measured))
             if servers == 2:
                 found.sizes.append(asyncio.run(database_size(url)))
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         url = f"sqlite+aiosqlite:///{folder}/series.db"
         with site(Path(folder), url, gateways=0, servers=1) as here:
-            asyncio.run(_cells(here, "SQLite", url, found))
+            asyncio.run(_cells(here, "SQLite", url, found, measured))
         found.sizes.append(asyncio.run(journal_size(Path(folder) / "journal.db")))
     return found
 
 
-async def _cells(site: Site, database: str, url: str, found: Curve) -> None:
+async def _cells(site: Site, database: str, url: str, found: Curve, measured: Callable[[], None]) -> None:
     servers = [psutil.Process(server.process.popen.pid) for server in site.servers]
     spent: dict[str, Callable[[], float]] = {"servers": lambda: sum(map(_own_s, servers))}
     if database == "PostgreSQL" and (postmaster := await _postmaster(url)) is not None:
@@ -664,6 +665,7 @@ async def _cells(site: Site, database: str, url: str, found: Curve) -> None:
         series_per_s, cpu_ms = await measure(load, site, gateways, spent)
         found.cells.append(Cell(database, len(servers), gateways, series_per_s, cpu_ms))
         posted += load.stored
+        measured()
     async with site.client("followers") as http:
         completions = (await http.get("completions")).raise_for_status().json()["completions"]
     stored = sum(completion["Series"] for completion in completions)
@@ -792,12 +794,16 @@ def main() -> int:
     trials: list[Trial] = []
     found = Curve()
     with postgresql() as postgres:
-        for n in range(options.trials if options.only != "curve" else 0):
-            trials.append(kill_test(postgres, options.images, f"{options.seed} {n}", options.break_it))
-            _print_problems(console, n, trials[-1])
+        wanted = options.trials if options.only != "curve" else 0
+        with bar(console, "kill tests", wanted) as tried:
+            for n in range(wanted):
+                trials.append(kill_test(postgres, options.images, f"{options.seed} {n}", options.break_it))
+                _print_problems(console, n, trials[-1])
+                tried()
         parts = [_print(console, _text(trials_table(trials)))] if trials else []
         if options.only != "kills":
-            found = curve(postgres)
+            with bar(console, "numbers of servers and gateways", 3 * len(GATEWAYS)) as measured:
+                found = curve(postgres, measured)
             parts += [_print(console, text) for text in (_text(curve_table(found.cells)), *found.sizes)]
     if options.only is None and options.break_it is None:
         write_document([*parts, f"{_versions()}; seed {options.seed}."])

@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 import pydicom
+from rich.console import Console
+from rich.progress import track
 
 from bench.peers import Orthanc, free_port, orthanc
 from bench.processes import gateway, server
@@ -67,7 +69,7 @@ def wait_for_row(http: httpx.Client, uid: str, timeout_s: float = 60.0, **wanted
 def main() -> int:
     with tempfile.TemporaryDirectory() as name, trio(Path(name)) as (pacs, http):
         waits = []
-        for _ in range(SERIES):
+        for _ in track(range(SERIES), "series", console=Console(stderr=True), transient=True):
             uid, ids = upload(pacs, IMAGES)
             pacs.send(ids)
             record = wait_for_row(http, uid, NumInstances=IMAGES, Verdict="verified")

@@ -13,15 +13,20 @@ import pytest
 from sqlalchemy.engine import URL
 
 from bench import postgres
-from bench.peers import DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
+from bench.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
 from bench.scale import HAPROXY, HAPROXY_MISSING
 from db import Database
 from settings import ServerSettings
 
+PROMTOOL_MISSING = "promtool is not installed (Debian: apt-get install prometheus)"
+CURL_MISSING = "curl is not installed (Debian: apt-get install curl)"
 MISSING = {
+    "curl": None if shutil.which("curl") else CURL_MISSING,
+    "chromium": None if CHROMIUM else CHROMIUM_MISSING,
     "orthanc": None if ORTHANC else ORTHANC_MISSING,
     "postgresql": postgres.missing(),
     "haproxy": None if HAPROXY else HAPROXY_MISSING,
+    "promtool": None if shutil.which("promtool") and shutil.which("prometheus") else PROMTOOL_MISSING,
     "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,
 }
 

@@ -16,7 +16,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from collector import SeriesCollector
 from idle import IdlePolicy
 from journal import Bounds, Journal, _connect
-from models import Instance, SeriesReport
+from models import MAX_SLOTS, GatewayState, Instance, SeriesReport
 
 STUDY = "1.2.826.0.1.3680043.10.1"
 SERIES = f"{STUDY}.1"
@@ -57,6 +57,36 @@ def make_report(*sops: str, series: str = SERIES, study: str = STUDY, patient_id
         FirstReceivedAt=RECEIVED_AT,
         LastReceivedAt=RECEIVED_AT,
     )
+
+
+def make_state(gateway_id: str, **change: Any) -> dict[str, Any]:
+    """A gateway's heartbeat, as it travels."""
+    now = datetime.now(UTC)
+    state = GatewayState(
+        GatewayID=gateway_id,
+        At=now,
+        StartedAt=now - timedelta(hours=1),
+        AETitle="STORESCP",
+        Address="127.0.0.1:6667",
+        Associations=1,
+        Refused=0,
+        Instances=0,
+        Bytes=0,
+        Received=[0] * MAX_SLOTS,
+        InboxSize=1000,
+        OpenSeries=0,
+        OpenInstances=0,
+        UndeliveredReports=0,
+        DeadLetters=0,
+    )
+    return state.model_dump(mode="json") | change
+
+
+def arriving(series: str, instances: int, **change: Any) -> dict[str, Any]:
+    """An open series of a heartbeat."""
+    now = datetime.now(UTC).isoformat()
+    times = {"FirstReceivedAt": now, "LastReceivedAt": now}
+    return {"SeriesInstanceUID": series, "Source": "TEST CT", "Revision": 1, "Instances": instances} | times | change
 
 
 def make_dataset(sop: str = "1", *, study: str = STUDY, series: str = SERIES) -> Dataset:

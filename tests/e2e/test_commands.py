@@ -157,6 +157,22 @@ def test_wrong_use_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
         assert "no dead letter 7" in client(tmp_path, "dead-letters", "show", "7", exit_code=1)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "cure"),
+    [
+        (["--tls-cert", "none.pem"], "Name readable PEM files whose key fits the certificate"),
+        (["--api-key-file", "none"], "Name a readable file with nothing but the key"),
+        (["--journal-path", "none/journal.db"], "Make its folder, writable by this user"),
+        (["--scp-host", "192.0.2.1", "--allow-any-peer"], "choose another address or port"),
+    ],
+)
+def test_what_stops_the_start_is_one_line_with_the_cure(tmp_path: Path, arguments: list[str], cure: str) -> None:
+    out = client(tmp_path, "--scp-port", "0", *arguments, exit_code=1)
+    (error,) = [line for line in out.splitlines() if line.startswith("Error: ")]
+    assert cure in error
+    assert "Traceback" not in out
+
+
 def test_only_its_own_user_may_command_the_gateway(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE):
         assert stat.S_IMODE((tmp_path / "gateway-journal.db.sock").stat().st_mode) == 0o600

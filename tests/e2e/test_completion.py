@@ -32,7 +32,10 @@ def test_a_whole_series_is_verified_and_the_timeline_says_why(tmp_path: Path) ->
         assert record["Basis"] == "ORTHANC said 30 twice"
         told = events(http, uid)
         assert (told[0], told[-3:]) == ("association.joined", ["images.counted", "series.reported", "report.stored"])
-        assert set(told[1:-3]) == {"pacs.answered"}  # several where the sending paused long enough to ask
+        assert set(told[1:-3]) == {
+            "images.arrived",
+            "pacs.answered",
+        }  # several where the sending paused long enough to ask
         assert http.get(f"/series/{uid}/instances").json()["SOPInstanceUIDs"]
 
 

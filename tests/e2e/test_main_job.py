@@ -119,10 +119,10 @@ def test_pynetdicom_sends_real_studies_and_rows_carry_patient_and_modality(
 
 
 @contextmanager
-def association(port: int, datasets: list[Dataset]) -> Iterator[Association]:
+def association(port: int, datasets: list[Dataset], ae_title: str = "SCU") -> Iterator[Association]:
     """An open association for these data sets, which are made ready to be sent."""
     contexts = [build_context(datasets[0].SOPClassUID, ExplicitVRLittleEndian)]
-    assoc = pure_scu(AE("SCU").associate("127.0.0.1", port, contexts))
+    assoc = pure_scu(AE(ae_title).associate("127.0.0.1", port, contexts))
     assert assoc.is_established
     for ds in datasets:
         ds.file_meta = pydicom.dataset.FileMetaDataset()
@@ -272,5 +272,5 @@ def test_no_patient_name_in_any_output(tmp_path: Path) -> None:
         httpx.post(f"{url}/series", json={"PatientName": ["Marked^Name"]}, trust_env=False)
     output = "\n".join(process.lines + server_process.lines)
     assert "instance.refused" in output
-    assert "GET /series" in output
+    assert '"route": "/series"' in output
     assert "Marked" not in output

@@ -9,11 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+import time_machine
 from fastapi import FastAPI
 from sqlalchemy import select
 
-from access import FAILURES, FAILURES_FADE_S, Buckets
-from keys import Keys
+from access import COOKIE, FAILURES, FAILURES_FADE_S, Buckets
+from keys import SCOPES, Keys
 from schema import api_keys
 from server import MINIMAL_REPORT, create_app
 from settings import ServerSettings
@@ -285,3 +286,134 @@ async def test_the_audit_log_says_who_did_what_with_which_outcome_and_names_no_p
     assert "Secret" not in text
     assert made.rpartition("_")[2] not in text
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+# --- a browser's session ----------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def logged_in(app: FastAPI, made: str, **asks: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A browser that has shown this key once."""
+    async with asking(app, **asks) as browser:
+        answer = await browser.post("/session", headers={"Authorization": f"Bearer {made}"})
+        assert answer.status_code == 200
+        yield browser
+
+
+async def test_a_session_reads_and_does_nothing_else(app: FastAPI) -> None:
+    async with logged_in(app, await key(app, "admin"), peer="10.0.0.7", host="gateway.example") as browser:
+        assert (await browser.get("/series")).status_code == 200
+        assert (await browser.head("/series")).status_code == 405  # there is no such route, but it is let in
+        assert (await browser.post("/series", json=MINIMAL_REPORT)).status_code == 401
+        assert (await browser.post(f"/conflicts/{'0' * 64}", json={"Resolution": "dismiss"})).status_code == 401
+        assert (await browser.post("/session")).status_code == 401  # it does not prolong itself either
+
+
+async def test_the_cookie_is_out_of_scripts_and_other_sites_reach_and_is_not_the_key(app: FastAPI) -> None:
+    made = await key(app, "series:read")
+    for scheme, secure in (("http", False), ("https", True)):
+        async with logged_in(app, made) as browser:
+            browser.base_url = httpx.URL(f"{scheme}://127.0.0.1")
+            answer = await browser.post("/session", headers={"Authorization": f"Bearer {made}"})
+        cookie = answer.headers["Set-Cookie"]
+        attributes = {part.strip().lower() for part in cookie.split(";")[1:]}
+        assert {"httponly", "samesite=strict", "path=/", "max-age=43200"} <= attributes
+        assert ("secure" in attributes) == secure
+        assert made.rpartition("_")[2] not in cookie
+
+
+async def test_a_session_ends_with_its_key_with_time_and_when_the_browser_says_so(app: FastAPI) -> None:
+    keys: Keys = app.state.keys
+    made, short = await key(app, "series:read"), await key(app, "series:read", expires_in_s=3600)
+    third = await key(app, "series:read")
+    async with (
+        logged_in(app, made) as revoked,
+        logged_in(app, short) as expiring,
+        logged_in(app, third) as leaving,
+    ):
+        assert [(await b.get("/series")).status_code for b in (revoked, expiring, leaving)] == [200] * 3
+        await keys.revoke(made.split("_")[1])
+        assert (await leaving.delete("/session")).status_code == 204
+        with time_machine.travel(datetime.now(UTC) + timedelta(hours=2), tick=True):
+            assert [(await b.get("/series")).status_code for b in (revoked, expiring, leaving)] == [401] * 3
+    async with logged_in(app, await key(app, "series:read")) as browser:
+        kept = {"Cookie": f"{COOKIE}={browser.cookies[COOKIE]}"}  # by a browser that ignores Max-Age
+    async with asking(app, **kept) as browser:
+        assert (await browser.get("/series")).status_code == 200
+        with time_machine.travel(datetime.now(UTC) + timedelta(hours=12, seconds=1), tick=True):
+            assert (await browser.get("/series")).status_code == 401
+
+
+async def test_no_made_up_session_lets_in(app: FastAPI) -> None:
+    made, other = await key(app, "admin"), await key(app, "admin")
+    keys: Keys = app.state.keys
+    good = await keys.session(made.split("_")[1])
+    assert good is not None
+    id, ends_at, signature = good.split(".")
+    assert (await keys.recognize_session(good)) is not None
+    for bad in (
+        "",
+        "..",
+        id,
+        made,
+        f"{id}.{ends_at}.",
+        f"{id}.{int(ends_at) + 1}.{signature}",
+        f"{id}.{ends_at}.{'0' * 64}",
+        f"{id}.{ends_at}.{signature}.{signature}",
+        f"{other.split('_')[1]}.{ends_at}.{signature}",
+        f"{id}.x.{signature}",
+        f'"\\000{id}.{ends_at}.{signature}"',
+        f"{id}.{'9' * 5000}.{signature}",
+    ):
+        async with asking(app, Cookie=f"{COOKIE}={bad}") as http:
+            assert (await http.get("/series")).status_code == 401, bad
+    async with asking(app, Cookie=f"{COOKIE}={good}") as http:
+        assert (await http.get("/series")).status_code == 200
+
+
+async def test_a_wrong_key_gets_no_session_and_is_limited(app: FastAPI) -> None:
+    write = await key(app, "series:write")
+    async with asking(app, "wrong", peer="10.0.0.7") as http:
+        answers = [await http.post("/session") for _ in range(FAILURES + 1)]
+    assert [answer.status_code for answer in answers] == [401] * FAILURES + [429]
+    async with asking(app, write, peer="10.0.0.8") as http:
+        answers.append(await http.post("/session"))
+    assert answers[-1].status_code == 403
+    assert not any("Set-Cookie" in answer.headers for answer in answers)
+
+
+async def test_a_bearer_key_wins_over_a_session(app: FastAPI) -> None:
+    async with logged_in(app, await key(app, "admin")) as browser:
+        assert (await browser.get("/series", headers={"Authorization": "Bearer wrong"})).status_code == 401
+
+
+async def test_every_valid_key_learns_whose_it_is(app: FastAPI) -> None:
+    async with asking(app) as http:
+        everything = (await http.get("/session")).json()
+        assert everything == {"Who": "this machine", "Scopes": list(SCOPES)}
+        answer = await http.post("/session")  # nothing to remember
+        assert (answer.status_code, "Set-Cookie" in answer.headers) == (200, False)
+    for scopes, may in ((("series:write",), ["series:write"]), (("admin",), list(SCOPES))):
+        made = await key(app, *scopes)
+        async with asking(app, made, peer="10.0.0.7") as http:
+            assert (await http.get("/session")).json() == {"Who": f"{made.split('_')[1]} test", "Scopes": may}
+    async with asking(app) as http:
+        assert (await http.get("/session")).status_code == 401
+
+
+async def test_the_page_itself_is_for_everyone_and_asks_nobody_else(app: FastAPI) -> None:
+    await key(app, "admin")
+    async with asking(app, peer="10.0.0.7", host="gateway.example") as http:
+        for path in ("/", "/web/page.css", "/web/vendor/uPlot.min.css"):
+            answer = await http.get(path)
+            assert answer.status_code == 200
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "http" not in policy
+            assert "unsafe" not in policy
+            assert answer.headers["Cache-Control"] == "no-cache"
+        etag = answer.headers["ETag"]
+        assert (await http.get("/web/vendor/uPlot.min.css", headers={"If-None-Match": etag})).status_code == 304
+        for path in ("/web/..%2fserver.py", "/web/../server.py", "/web/%2e%2e/keys.py", "/web//etc/passwd"):
+            assert (await http.get(path)).status_code in (401, 404)
+        assert (await http.post("/")).status_code == 405

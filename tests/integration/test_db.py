@@ -312,9 +312,9 @@ async def test_a_broken_connection_loses_and_doubles_nothing(postgresql_url: str
         done.set()
         await killing
         await killer.dispose()
-        assert all(isinstance(answer, tuple | DatabaseUnavailable) for answer in answers), answers
+        assert [answer for answer in answers if not isinstance(answer, tuple | DatabaseUnavailable)] == []
         stored = {n for n, answer in enumerate(answers) if isinstance(answer, tuple)}
-        assert len(stored) > 100
+        assert len(stored) > 20
         known = await database.instances(SERIES)
         assert {f"{SERIES}.{n + more}" for n in stored for more in (0, 1)} <= set(known)
         record = await database.get(SERIES)

@@ -15,7 +15,8 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from client import Bearer, CannotCall, run, server_client, stored_instances
+from calls import Bearer, CannotCall, server_client, stored_instances
+from client import run
 from commands import _run, command_line
 from dispatcher import SeriesDispatcher
 from models import SeriesReport

@@ -13,7 +13,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCapture
 from collector import DUE_AT_ONCE, SeriesCollector
 from header import INSTANCE_KEYWORDS, WANTED, read_instance
 from idle import Fixed
-from models import Instance, SeriesReport
+from models import Association, Instance, SeriesReport
+from pacs import Answer
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 
 IDLE_S = 2.0
@@ -271,3 +272,52 @@ def test_no_more_series_are_closed_at_once_than_may_keep_the_inbox_waiting(colle
     assert len(collector.due(IDLE_S)) == DUE_AT_ONCE
     assert collector.next_deadline() == IDLE_S
     assert len(collector.due(IDLE_S)) == 7
+
+
+def associated(sop: str, association: Association) -> Instance:
+    return replace(make_instance(sop), association=association)
+
+
+def test_what_an_open_series_waits_for() -> None:
+    collector = collector_of(Fixed(IDLE_S), pacs={"TEST"}, patience_s=60.0)
+    association = Association(1, "TEST", "::1", 0.0)
+    collector.observe(associated("1", association), 1.0)
+    assert [series.Waiting for series in collector.arriving(9)] == ["for images"]
+    association.released_at = 1.1
+    collector.released(association, 1.1)
+    assert [series.Waiting for series in collector.arriving(9)] == ["for silence"]
+    collector.due(1.4)  # it is time to ask
+    (question,) = collector.questions()
+    assert [series.Waiting for series in collector.arriving(9)] == ["for the PACS"]
+    collector.answered(question.key, Answer("TEST", count=1, known=1, here=1), 1.5)
+    assert [(s.Waiting, s.Expected) for s in collector.arriving(9)] == [("for silence", 1)]
+
+
+def test_open_series_are_named_the_latest_first_and_not_too_many(collector: SeriesCollector) -> None:
+    for n in range(10):
+        collector.observe(make_instance("1", series=f"{STUDY}.{n}"), float(n) / 10)
+    collector.observe(make_instance("2", series=f"{STUDY}.3"), 1.5)
+    assert collector.open_series == 10
+    named = collector.arriving(3)
+    assert [series.SeriesInstanceUID for series in named] == [f"{STUDY}.{n}" for n in (3, 9, 8)]
+    assert [series.Instances for series in named] == [2, 1, 1]
+
+
+@given(gaps=st.lists(st.floats(0, 1.9), min_size=1, max_size=400))
+def test_a_report_says_when_its_images_came(gaps: list[float]) -> None:
+    collector, now = new_collector(), 0.0
+    for n, gap in enumerate(gaps):
+        now += gap if n else 0.0
+        if reports := collector.due(now):  # capped
+            break
+        collector.observe(make_instance(str(n)), now)
+    else:
+        reports = collector.drain(now)
+    report = reports[0]
+    (entry,) = [e for e in report.Timeline if e.Event == "images.arrived"]
+    text = str(entry.Details["Arrivals"])
+    marks = [(float(at), int(count)) for at, _, count in (mark.partition(":") for mark in text.split())]
+    assert len(text) <= 256
+    assert marks == sorted(marks)
+    assert marks[0] == (0.0, 1)
+    assert marks[-1][1] == report.NumInstances

@@ -336,7 +336,7 @@ async def test_what_is_kept_of_the_idle_policy_is_bounded(path: Path, monkeypatc
 
 @pytest.mark.parametrize("version", range(1, journal_module.SCHEMA_VERSION))
 async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -> None:
-    schema = "".join((journal_module.SCHEMA, journal_module.SCHEMA_2)[:version])
+    schema = "".join(journal_module.SCHEMAS[:version])
     content = json.dumps([{"PatientID": ["P1"], "Modality": ["CT"], "InstanceNumber": ["1"], "Rows": ["8"]}, {}])
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(f"{schema} PRAGMA user_version = {version};")
@@ -344,7 +344,8 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
             "INSERT INTO open_series VALUES (1, ?, ?, ?, ?, '1.2', 'CT1', '::1', ?)",
             (*make_instance().key, CTImageStorage, content),
         )
-        connection.execute("INSERT INTO instances VALUES (1, ?, 0)", (make_instance("1").sop_instance_uid,))
+        insert = "INSERT INTO instances (series_id, sop_instance_uid, received_at) VALUES (1, ?, 0)"
+        connection.execute(insert, (make_instance("1").sop_instance_uid,))
         connection.commit()
     async with Journal.open(path, UNBOUNDED) as journal:
         list(journal.replay())

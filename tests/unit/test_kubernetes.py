@@ -2,11 +2,13 @@
 
 import asyncio
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
@@ -347,7 +349,8 @@ def test_ports_are_those_the_processes_listen_on(monkeypatch: pytest.MonkeyPatch
     of_gateway = settings("gateway", monkeypatch, tmp_path)
     server_port = int(flag(CONTAINERS["server"]["command"], "--port"))
     ports = {name: [port["containerPort"] for port in container["ports"]] for name, container in CONTAINERS.items()}
-    assert ports == {"gateway": [of_gateway.scp_port], "server": [server_port]}
+    assert ports == {"gateway": [of_gateway.scp_port, of_gateway.metrics_port], "server": [server_port]}
+    assert of_gateway.metrics_host == of_gateway.scp_host
     assert of_gateway.scp_port == GatewaySettings.model_fields["scp_port"].default
     assert of_gateway.scp_host == flag(CONTAINERS["server"]["command"], "--host") == "0.0.0.0"  # noqa: S104 - a pod
     assert str(of_gateway.server_url) == f"https://server.{KUSTOMIZATION['namespace']}.svc:{server_port}/"
@@ -362,7 +365,9 @@ def test_a_workload_selects_its_own_pods(name: str) -> None:
         assert selected(constraint["labelSelector"]["matchLabels"]) == [name]
 
 
-@pytest.mark.parametrize(("service", "workload"), [("gateway", "gateway"), ("dicom", "gateway"), ("server", "server")])
+@pytest.mark.parametrize(
+    ("service", "workload"), [("gateway", "gateway"), ("dicom", "gateway"), ("server", "server"), ("servers", "server")]
+)
 def test_a_service_selects_existing_pods_and_their_ports(service: str, workload: str) -> None:
     spec = SERVICES[service]["spec"]
     names = {port["name"]: port["containerPort"] for port in CONTAINERS[workload]["ports"]}
@@ -371,8 +376,10 @@ def test_a_service_selects_existing_pods_and_their_ports(service: str, workload:
 
 
 def test_services_are_what_they_are_for() -> None:
-    assert SERVICES.keys() == {"gateway", "dicom", "server"}
-    assert SERVICES["gateway"]["spec"]["clusterIP"] == "None"
+    assert SERVICES.keys() == {"gateway", "dicom", "server", "servers"}
+    for name in ("gateway", "servers"):  # a name with all addresses, of pods that are not ready too
+        assert SERVICES[name]["spec"]["clusterIP"] == "None"
+        assert SERVICES[name]["spec"]["publishNotReadyAddresses"] is True
     assert WORKLOADS["gateway"]["spec"]["serviceName"] == "gateway"
     assert SERVICES["dicom"]["spec"]["type"] == "LoadBalancer"
     assert SERVICES["dicom"]["spec"]["externalTrafficPolicy"] == "Local"
@@ -410,7 +417,7 @@ def test_a_policy_selects_existing_pods_and_their_ports(name: str) -> None:
 def test_policies_let_through_what_the_settings_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     of_gateway = settings("gateway", monkeypatch, tmp_path)
     spec = POLICIES["gateway"]["spec"]
-    senders = {peer["ipBlock"]["cidr"] for rule in spec["ingress"] for peer in rule["from"]}
+    senders = {peer["ipBlock"]["cidr"] for rule in spec["ingress"] for peer in rule["from"] if "ipBlock" in peer}
     assert senders == set(SERVICES["dicom"]["spec"]["loadBalancerSourceRanges"])
     assert senders == {entry.rpartition("@")[2] for entry in of_gateway.allowed_peers.split(",")}
     asked = {
@@ -422,3 +429,77 @@ def test_policies_let_through_what_the_settings_name(monkeypatch: pytest.MonkeyP
     }
     assert asked == {(peer.host, peer.port) for peer in of_gateway.pacs_by_ae_title.values()}
     assert all(of_gateway.may_associate(peer.ae_title, peer.host) for peer in of_gateway.pacs_by_ae_title.values())
+
+
+# --- Prometheus and traces -----------------------------------------------------------------------------------------
+
+
+def scraped() -> dict[str, dict[str, Any]]:
+    """The guide's jobs."""
+    (block,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", GUIDE, re.DOTALL)
+    return {job["job_name"]: job for job in yaml.safe_load(block)["scrape_configs"]}
+
+
+@pytest.mark.parametrize(("job", "service"), [("gateway", "gateway"), ("server", "servers")])
+def test_prometheus_finds_every_pod_and_is_let_in(
+    job: str, service: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (found,) = scraped()[job]["dns_sd_configs"]
+    assert found["names"] == [f"{service}.{KUSTOMIZATION['namespace']}.svc"]
+    assert selected(SERVICES[service]["spec"]["selector"]) == [job]
+    assert found["port"] in [port["port"] for port in SERVICES[service]["spec"]["ports"]]
+    (label,) = re.findall(r"kubectl label namespace monitoring (\S+)=true", GUIDE)
+    let_in = {
+        port["port"]
+        for rule in POLICIES[job]["spec"]["ingress"]
+        for peer in rule["from"]
+        if peer == {"namespaceSelector": {"matchLabels": {label: "true"}}}
+        for port in rule["ports"]
+    }
+    assert let_in == {found["port"]}
+    assert settings("gateway", monkeypatch, tmp_path).metrics_port == scraped()["gateway"]["dns_sd_configs"][0]["port"]
+
+
+def test_prometheus_shows_the_server_its_key_and_checks_its_certificate() -> None:
+    plain = yaml.safe_load((ROOT / "deploy" / "prometheus" / "prometheus.yml").read_text())
+    on_compose = {job["job_name"]: job for job in plain["scrape_configs"]}
+    jobs = scraped()
+    assert jobs.keys() == on_compose.keys()
+    for same in ("metrics_path", "authorization"):
+        assert jobs["server"][same] == on_compose["server"][same]
+    assert jobs["server"]["scheme"] == "https"
+    assert f"DNS:{jobs['server']['tls_config']['server_name']}" in GUIDE
+
+
+@pytest.mark.peer("promtool")
+def test_promtool_takes_the_guides_jobs(tmp_path: Path) -> None:
+    config = tmp_path / "prometheus.yml"
+    config.write_text(yaml.safe_dump({"scrape_configs": list(scraped().values())}))
+    check = ["promtool", "check", "config", "--syntax-only", str(config)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_traces_are_sent_once_what_is_marked_is_uncommented() -> None:
+    env, server, network = (uncommented(name) for name in ("gateway.env", "server.yaml", "network.yaml"))
+    (endpoint,) = re.findall(r"^OTEL_EXPORTER_OTLP_ENDPOINT=(.+)$", env, re.MULTILINE)
+    deployment = next(d for d in yaml.safe_load_all(server) if d["kind"] == "Deployment")
+    given = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": endpoint} in given
+    (policy,) = [p for p in yaml.safe_load_all(network) if p["metadata"]["name"] == "traces"]
+    for version in VERSIONS:
+        kubernetes_validate.validate(policy, version, strict=True)
+        kubernetes_validate.validate(deployment, version, strict=True)
+    (rule,) = policy["spec"]["egress"]
+    host = urlsplit(endpoint)
+    assert [port["port"] for port in rule["ports"]] == [host.port]
+    (peer,) = rule["to"]
+    assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": str(host.hostname).split(".")[1]}
+
+
+def uncommented(name: str) -> str:
+    """A file as it is after the block of comments that begins with traces became real."""
+    blocks = re.findall(r"(?:^ *# .*\n)+", (FOLDER / name).read_text(), re.MULTILINE)
+    (block,) = [block for block in blocks if "SITE: traces" in block]
+    real = re.sub(r"^( *)# (?!SITE)", r"\1", block, flags=re.MULTILINE)
+    return (FOLDER / name).read_text().replace(block, real)

@@ -60,6 +60,33 @@ def test_unknown_name_is_refused_with_the_likely_one(no_dotenv: Path, monkeypatc
     assert "GATEWAY_NO_SUCH_THING" in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GATEWAY_PORT", "tcp://10.0.0.1:80"),
+        ("GATEWAY_SERVICE_HOST", "10.0.0.1"),
+        ("GATEWAY_SERVICE_PORT", "80"),
+        ("GATEWAY_SERVICE_PORT_DICOM", "104"),
+        ("GATEWAY_PORT_104_TCP", "tcp://10.0.0.1:104"),
+        ("GATEWAY_PORT_104_TCP_ADDR", "10.0.0.1"),
+        ("GATEWAY_SCP_PORT", "tcp://10.0.0.1:104"),  # of a service named gateway-scp
+    ],
+)
+def test_what_kubernetes_puts_there_for_a_service_is_named_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"{name}.*enableServiceLinks: false"):
+        load(GatewaySettings)
+
+
+def test_a_mistyped_port_is_not_taken_for_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_SPC_PORT", "6667")
+    with pytest.raises(SettingsError, match=r"did you mean GATEWAY_SCP_PORT\?") as error:
+        load(GatewaySettings)
+    assert "enableServiceLinks" not in str(error.value)
+
+
 def test_the_servers_settings_do_not_disturb_the_gateway(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_dotenv.write_text("SERVER_MAX_BODY_BYTES=2048\nDATABASE_URL=sqlite+aiosqlite:///x.db\nOTHER=1\n")
     load(GatewaySettings)

@@ -1,0 +1,127 @@
+"""`completion bash|zsh|fish`: Tab for `./client.py …` and, since that is how it is run, for `python client.py …`.
+
+click answers what may come next (`_CLIENT_PY_COMPLETE`); its own scripts know only programs found by their name.
+"""
+
+import click
+
+BASH = """\
+# source <(python {program} completion bash)
+_{name}_ask() {{ # command, first word, words, which
+    local IFS=$'\\n' item type value
+    COMPREPLY=()
+    for item in $(env COMP_WORDS="$3" COMP_CWORD="$4" _{upper}_COMPLETE=bash_complete $1 2>/dev/null); do
+        IFS=',' read -r type value <<< "$item"
+        case $type in
+            plain) COMPREPLY+=("$value") ;;
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+        esac
+    done
+}}
+_{name}() {{ _{name}_ask "$1" "$2" "${{COMP_WORDS[*]}}" "$COMP_CWORD"; }}
+_{name}_python() {{ # python {program} …; any other use of python goes where it went before
+    local word=$((COMP_CWORD - 1))
+    if [[ $COMP_CWORD -ge 2 && ${{COMP_WORDS[1]##*/}} == {program} ]]; then
+        local IFS=$' '
+        _{name}_ask "$1"$'\\n'"${{COMP_WORDS[1]}}" "$2" "${{COMP_WORDS[*]:1}}" "$word"
+    elif [[ -n $_{name}_before ]]; then
+        "$_{name}_before" "$@"
+    else
+        compopt -o default
+    fi
+}}
+if ! declare -p _{name}_before &>/dev/null; then
+    for _{name}_before in _comp_load _completion_loader; do
+        declare -F "$_{name}_before" >/dev/null && "$_{name}_before" python &>/dev/null && break
+    done
+    _{name}_before=$(complete -p python 2>/dev/null | sed -n 's/.*-F \\([^ ]*\\).*/\\1/p')
+    complete -o nosort -F _{name}_python python python3
+fi
+complete -o nosort -F _{name} {program}
+"""
+
+ZSH = """\
+# source <(python {program} completion zsh), behind compinit
+_{name}_ask() {{ # words, which, command
+    local type key descr
+    local -a response plain described
+    response=("${{(@f)$(env COMP_WORDS="$1" COMP_CWORD="$2" _{upper}_COMPLETE=zsh_complete "${{@:3}}" 2>/dev/null)}}")
+    for type key descr in $response; do
+        case $type in
+            plain) if [[ $descr == _ ]]; then plain+=("$key"); else described+=("$key:$descr"); fi ;;
+            dir) _path_files -/ ;;
+            file) _path_files -f ;;
+        esac
+    done
+    (( $#described )) && _describe -V unsorted described -U
+    (( $#plain )) && compadd -U -V unsorted -a plain
+}}
+_{name}() {{ _{name}_ask "${{words[*]}}" $((CURRENT - 1)) "$words[1]" }}
+_{name}_python() {{ # python {program} …; any other use of python goes where it went before
+    if (( CURRENT > 2 )) && [[ ${{words[2]:t}} == {program} ]]; then
+        _{name}_ask "${{words[2,-1]}}" $((CURRENT - 2)) "$words[1]" "$words[2]"
+    else
+        $_{name}_before "$@"
+    fi
+}}
+if (( ! $+_{name}_before )); then
+    typeset -g _{name}_before=${{_comps[python]:-_default}}
+    compdef _{name}_python python python3
+fi
+compdef _{name} {program}
+"""
+
+FISH = """\
+# python {program} completion fish | source
+function _{name}_runs
+    set -l words (commandline -opc)
+    test (count $words) -ge 2; and test (path basename -- $words[2]) = {program}
+end
+function _{name}_ask
+    set -l words (commandline -opc) (commandline -ct)
+    set -l command $words[1]
+    if test (path basename -- $words[1]) != {program}
+        set command $words[1..2]
+        set words $words[2..-1]
+    end
+    set -lx _{upper}_COMPLETE fish_complete
+    set -lx COMP_WORDS "$words"
+    set -lx COMP_CWORD (commandline -ct)
+    for item in ($command 2>/dev/null)
+        set -l parts (string split -m 1 "," -- $item)
+        switch $parts[1]
+            case plain
+                echo $parts[2]
+            case dir
+                __fish_complete_directories $parts[2]
+            case file
+                __fish_complete_path $parts[2]
+        end
+    end
+end
+complete --no-files --command {program} --arguments "(_{name}_ask)"
+for python in python python3
+    complete --no-files --command $python --condition _{name}_runs --arguments "(_{name}_ask)"
+end
+"""
+
+SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+
+
+def completion(program: str) -> click.Command:
+    """The command that prints the script."""
+
+    @click.command(no_args_is_help=True)
+    @click.argument("shell", type=click.Choice(list(SCRIPTS)))
+    def completion(shell: str) -> None:
+        """Print what lets Tab complete this command line.
+
+        bash and zsh: source <(python PROGRAM completion bash); fish: python PROGRAM completion fish | source
+        """
+        name = program.replace(".", "_")
+        click.echo(SCRIPTS[shell].format(program=program, name=name, upper=name.upper()), nl=False)
+
+    assert completion.help is not None  # noqa: S101 - the text above
+    completion.help = completion.help.replace("PROGRAM", program)
+    return completion

@@ -1,0 +1,258 @@
+"""Commands of README and docs, run as they stand there, with this machine's ports, paths, keys and addresses in them.
+
+docs/commands.md says which commands are run here, which elsewhere, and which nowhere.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench.processes import ROOT, Process, running, server, without_settings
+from tests.e2e.test_main_job import new_series, write
+from tests.factories import SERIES, make_report
+
+README = (ROOT / "README.md").read_text()
+SERVER_GUIDE = (ROOT / "docs" / "server.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
+BIN = Path(sys.executable).parent
+PREPARED = [option for name in ("running", "testing") for option in ("-o", f".venv/{name}")]  # this environment will do
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+
+
+def lines(paper: str, beginning: str) -> list[str]:
+    """The commands of a paper's blocks that begin so, as they stand there, over several lines too."""
+    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", paper, re.MULTILINE | re.DOTALL))
+    found = re.findall(rf"^{re.escape(beginning)}(?:.*\\\n)*.*", blocks, re.MULTILINE)
+    assert found, beginning
+    return [str(line) for line in found]
+
+
+def line(paper: str, beginning: str) -> str:
+    (one,) = set(lines(paper, beginning))
+    return one
+
+
+def filled(command: str, **values: object) -> str:
+    """With our Python and our files, and these texts in the place of others."""
+    command = re.sub(r"^(?:\.venv/bin/)?python ", f"{sys.executable} ", command)
+    command = re.sub(r"\b(client|server)\.py", rf"{ROOT}/\1.py", command)
+    for name, value in values.items():
+        command = command.replace(name, str(value))
+    return command
+
+
+def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
+    """What a command prints; it has to succeed."""
+    env = without_settings() | {"no_proxy": "*"} | environment
+    done = subprocess.run(
+        ["sh", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+# --- make ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pacs", ["", pytest.param("orthanc", marks=pytest.mark.peer("orthanc"))])
+def test_make_demo_stores_what_was_sent(pacs: str) -> None:
+    assert "make demo PACS=orthanc" in README
+    out = shell(f"make {' '.join(PREPARED)} demo BIN={BIN} {pacs and f'PACS={pacs}'}")
+    assert out.splitlines()[-1] == "demo: stored 14 series, 81 instances"
+
+
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        ("test", "python -m pytest"),
+        ("test ARGS='-k idle'", "python -m pytest -k idle"),
+        ("faults", "python -m bench.faults"),
+        ("bench", "python -m bench.receive"),
+        ("completion", "python -m bench.completion"),
+        ("completion TRACES=folder", 'python -m bench.completion --traces "folder"'),
+        ("attacks", "python -m bench.attacks"),
+        ("scale ARGS='--trials 20 --seed 1'", "python -m bench.scale --trials 20 --seed 1"),
+        ("up", "docker compose up --build"),
+    ],
+)
+def test_make_runs_what_the_tests_run_in_smaller_rounds(target: str, wanted: str) -> None:
+    out = shell(f"make --dry-run {' '.join(PREPARED)} BIN=bin {target}")
+    assert [line.removeprefix("bin/").strip() for line in out.splitlines()] == [wanted]
+
+
+def test_make_alone_names_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    shown = [line.split()[0] for line in shell("make").splitlines()]
+    assert sorted(shown) == sorted([*targets.split(), "help"])
+
+
+# --- README: three terminals --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def terminal(command: str, **environment: str) -> Iterator[Process]:
+    """A command that goes on running, in the project's folder."""
+    with running(Process("terminal", ["sh", "-ec", f"exec {command}"], ROOT, **environment)) as process:
+        yield process
+
+
+@pytest.mark.peer("dcmtk")
+@pytest.mark.peer("curl")
+def test_readmes_three_terminals_end_with_a_row(tmp_path: Path) -> None:
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
+    journal = {"GATEWAY_JOURNAL_PATH": f"{tmp_path}/journal.db"}
+    images = new_series(3)
+    write(tmp_path, images)
+    with terminal(line(README, ".venv/bin/uvicorn").replace(".venv/bin", str(BIN), 1) + " --port 0", **database) as one:
+        url = one.wait_for(lambda said: (re.findall(r"running on (http://\S+)", said) or [None])[0])
+        start = filled(line(README, ".venv/bin/python client.py").partition("#")[0])
+        with terminal(f"{start} --scp-port 0 --server-url {url}", **journal) as two:
+            port = two.wait_for_event("gateway.started")["port"]
+            shell(line(README, "storescu").replace(" 6667 ", f" {port} "), tmp_path, TCP_NODELAY="1")
+            two.wait_for_event("report.delivered")
+            rows = json.loads(shell(line(README, "curl http").replace("http://127.0.0.1:8000", url)))["series"]
+    assert [(row["SeriesInstanceUID"], row["NumInstances"]) for row in rows] == [(images[0].SeriesInstanceUID, 3)]
+
+
+@pytest.mark.peer("curl")
+def test_the_five_fields_by_curl_are_stored(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^curl -H 'Content-Type.*?\}'$", README, re.MULTILINE | re.DOTALL)
+    with server(tmp_path) as (_, url):
+        record = json.loads(shell(command.replace("http://127.0.0.1:8000", url)))
+        assert (record["SeriesInstanceUID"], record["NumInstances"]) == ("1.2.3", 40)
+        assert httpx.get(f"{url}/series/1.2.3", trust_env=False).json() == record
+
+
+# --- docs/server.md, and keys in README and docs/operations.md ----------------------------------------------------
+
+
+@pytest.mark.peer("curl")
+def test_keys_are_made_used_listed_and_revoked_as_the_guide_says(tmp_path: Path) -> None:
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
+    gateway, reader = lines(SERVER_GUIDE, "python server.py keys create")
+    with server(tmp_path) as (_, url):
+        shell(filled(gateway, **{"/etc/gateway": tmp_path}), **database)
+        assert (tmp_path / "key").read_text().startswith("sgk_")
+        (key,) = re.findall(r"sgk_\S+", shell(filled(reader), **database))
+        readers = [
+            line(SERVER_GUIDE, "curl -H").replace("https://gateway.example", url),
+            line(README, 'curl -H "Authorization').replace("http://127.0.0.1:8000", url).replace("KEY", "$KEY"),
+            line(OPERATIONS, "storescu").partition(" && ")[2].replace("http://127.0.0.1:8000", url),
+        ]
+        for command in readers:
+            assert json.loads(shell(command, KEY=key)) == {"series": [], "next": None}
+            assert "series" not in json.loads(shell(command, KEY="wrong"))
+        listed = shell(filled(line(SERVER_GUIDE, "python server.py keys list")), **database)
+        (identity,) = re.findall(r"(\w{12})\W+ai\b", listed)
+        shell(filled(line(SERVER_GUIDE, "python server.py keys revoke"), **{"3f9a12c07b5e": identity}), **database)
+        assert "series" not in json.loads(shell(readers[0], KEY=key))
+
+
+@pytest.mark.peer("curl")
+def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
+    with server(tmp_path) as (_, url):
+        made = json.loads(shell(filled("python server.py keys create me --scope admin --json"), **database))
+        key = {"KEY": made["key"]}
+        for report in (make_report("1", "2"), make_report("3", patient_id="another")):
+            headers = {"Authorization": f"Bearer {made['key']}"}
+            httpx.post(f"{url}/series", json=report.model_dump(mode="json"), headers=headers, trust_env=False)
+
+        def asked(beginning: str, **values: object) -> str:
+            command = filled(line(SERVER_GUIDE, beginning), **values)
+            command = command.replace("…", '--fail-with-body --header "Authorization: Bearer $KEY"')
+            return re.sub(r"(?<=[ '])/(?=dicom-web|conflicts|changes)", f"{url}/", command)
+
+        assert shell(asked("curl … '/dicom-web/studies"), **key) == ""  # nobody is called so: 204
+        (series,) = json.loads(shell(asked("curl … '/dicom-web/series"), **key))
+        assert series["0020000E"]["Value"] == [SERIES]
+        (conflict,) = json.loads(shell(asked("curl … /conflicts"), **key))["conflicts"]
+        shell(asked("curl … -X POST /conflicts", DIGEST=conflict["Digest"]), **key)
+        assert json.loads(shell(asked("curl … /conflicts"), **key))["conflicts"] == []
+        changes = json.loads(shell(asked("curl … '/changes"), **key))
+        assert [change["SeriesInstanceUID"] for change in changes["changes"]] == [SERIES, SERIES]
+        with terminal(asked("curl -N … /changes/stream"), no_proxy="*", **key) as stream:
+            told = stream.wait_for(lambda said: said.removeprefix("data: ") if said.startswith("data: ") else None)
+            assert json.loads(told)["SeriesInstanceUID"] == SERIES
+
+
+def test_webhooks_are_added_listed_and_removed_as_the_guide_says(tmp_path: Path) -> None:
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
+    assert "whsec_" in shell(filled(line(SERVER_GUIDE, "python server.py webhooks add")), **database)
+    listed = filled(line(SERVER_GUIDE, "python server.py webhooks list"))
+    assert "ai.example" in shell(listed, **database)
+    shell(filled(line(SERVER_GUIDE, "python server.py webhooks remove")), **database)
+    assert "ai.example" not in shell(listed, **database)
+
+
+@pytest.mark.peer("postgresql")
+def test_several_server_processes_on_postgresql_answer(postgresql_url: str) -> None:
+    (command,) = re.findall(r"^DATABASE_URL=\S+ (uvicorn .+)$", SERVER_GUIDE, re.MULTILINE)
+    with terminal(f"{BIN}/{command} --port 0", DATABASE_URL=postgresql_url) as process:
+        url = process.wait_for(lambda said: (re.findall(r"running on (http://\S+)", said) or [None])[0])
+        process.wait_for(lambda said: "Application startup complete" in said or None)
+        assert httpx.get(f"{url}/health/ready", trust_env=False).status_code == 200
+
+
+# --- docs/operations.md: systemd ----------------------------------------------------------------------------------
+
+
+def test_the_guide_installs_every_file_with_its_mode(tmp_path: Path) -> None:
+    for folder in ("etc/systemd/system", "etc/logrotate.d", "var/lib/series-server"):  # those that a machine has
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "var/lib/series-server/key").write_text("sgk_key\n")
+    for command in lines(OPERATIONS, "install "):
+        if "/backup" not in command:
+            installing = command.partition(" && systemd-sysusers")[0]
+            shell(re.sub(r"(?<= )/(?=etc|var)", f"{tmp_path}/", installing))
+    installed = {
+        str(path.relative_to(tmp_path)): oct(path.stat().st_mode & 0o777)[2:]
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
+    assert installed == {
+        "etc/sysusers.d/series-gateway.conf": "644",
+        "etc/series-gateway/gateway.env": "600",
+        "etc/series-gateway/server.env": "600",
+        "etc/series-gateway/key": "600",
+        "etc/systemd/system/series-gateway.service": "644",
+        "etc/systemd/system/series-server.service": "644",
+        "etc/logrotate.d/series-server": "644",
+    }
+
+
+# --- docs/kubernetes.md -------------------------------------------------------------------------------------------
+
+
+@needs_openssl
+def test_openssl_makes_a_certificate_for_the_servers_name(tmp_path: Path) -> None:
+    shell(line(KUBERNETES, "openssl req"), tmp_path)
+    said = shell("openssl x509 -in tls.crt -noout -ext subjectAltName,keyUsage", tmp_path)
+    assert "DNS:server.series-gateway.svc" in said
+    assert "Certificate Sign" in said
+    shell("openssl verify -CAfile tls.crt tls.crt", tmp_path)
+
+
+@needs_kubectl
+def test_kubectl_builds_the_files() -> None:
+    built = shell("kubectl kustomize deploy/kubernetes")
+    assert {"StatefulSet", "Deployment", "NetworkPolicy"} <= set(re.findall(r"^kind: (\w+)$", built, re.MULTILINE))
+
+
+def test_what_makes_the_first_key_in_the_pod_prints_the_key_and_leaves_none(tmp_path: Path) -> None:
+    (command,) = re.findall(r"-- sh -c '(python server\.py keys create gateways.*?)'\)", KUBERNETES, re.DOTALL)
+    key = shell(filled(command, **{"/tmp": tmp_path}), DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/series.db")  # noqa: S108
+    assert key.startswith("sgk_")
+    assert len(key.split()) == 1
+    assert not (tmp_path / "key").exists()

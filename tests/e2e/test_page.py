@@ -1,0 +1,423 @@
+"""The live page in a real Chromium: what a person sees, and what the browser asks for."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pydicom
+import pytest
+from playwright.async_api import ConsoleMessage, Locator, Page, async_playwright, expect
+
+from bench.demo import studies
+from bench.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
+from bench.processes import ROOT, Process, gateway, server
+from tests.factories import STUDY, arriving, make_report, make_state
+
+pytestmark = pytest.mark.peer("chromium")
+TIMEOUT_MS = 20_000
+HOSTILE = "<img src=x onerror=document.title='broken'>^<script>document.title='broken'</script>"
+
+
+class Watch:
+    """What a page's browser complains of, and what it asks for."""
+
+    def __init__(self, page: Page) -> None:
+        self.problems: list[str] = []
+        self.requests: list[str] = []
+        self.answers: list[tuple[str, int]] = []
+        page.on("console", self._hear)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("response", lambda response: self.answers.append((response.url, response.status)))
+
+    def _hear(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.problems.append(message.text)
+
+    def asks_nobody_but(self, url: str) -> bool:
+        return all(one.startswith(url) for one in self.requests)
+
+
+@asynccontextmanager
+async def chromium(**options: Any) -> AsyncIterator[tuple[Page, Watch]]:
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        context = await browser.new_context(**options)
+        context.set_default_timeout(TIMEOUT_MS)
+        page = await context.new_page()
+        yield page, Watch(page)
+        await browser.close()
+
+
+expect.set_options(timeout=TIMEOUT_MS)
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[tuple[Process, str]]:
+    with server(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture
+def url(running: tuple[Process, str]) -> str:
+    return running[1]
+
+
+def tell(url: str, gateway_id: str, **change: Any) -> None:
+    state = make_state(gateway_id, **change)
+    httpx.put(f"{url}/gateways/{gateway_id}", json=state, trust_env=False).raise_for_status()
+
+
+def store(url: str, series: str, **change: Any) -> None:
+    body = make_report("1", "2", series=series).model_dump(mode="json") | change
+    httpx.post(f"{url}/series", json=body, trust_env=False).raise_for_status()
+
+
+def keys_command(folder: Path, *arguments: str) -> str:
+    """`python server.py keys …`: what it says."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "server.py"), "keys", *arguments],
+        env=os.environ | {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"},
+        capture_output=True,
+        check=True,
+    )
+    return done.stdout.decode()
+
+
+def new_key(folder: Path, scope: str) -> str:
+    return str(json.loads(keys_command(folder, "create", "page", "--scope", scope, "--json"))["key"])
+
+
+def cells(page: Page, table: str, row: str) -> Locator:
+    """Of the row that holds this text."""
+    return page.locator(f"#{table} tbody tr").filter(has_text=row).locator("td")
+
+
+# --- the whole story --------------------------------------------------------------------------------------------
+
+
+def three_series() -> dict[str, list[Path]]:
+    """The images of three series of several patients, some of each."""
+    by_series: dict[str, list[Path]] = defaultdict(list)
+    for path in studies():
+        by_series[pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID].append(path)
+    return dict(sorted(by_series.items(), key=lambda item: len(item[1]))[-4:-1])
+
+
+@pytest.mark.peer("orthanc")
+async def test_a_real_send_is_seen_to_arrive_and_to_be_judged_without_reload(tmp_path: Path) -> None:
+    dicom_port, series = free_port(), three_series()
+    with (
+        server(tmp_path) as (_, url),
+        gateway(tmp_path, url, pacs=f"ORTHANC@127.0.0.1:{dicom_port}", id="gateway-1") as (_, port),
+        orthanc(tmp_path, port, dicom_port=dicom_port) as pacs,
+    ):
+        images = {uid: [pacs.upload_image(path.read_bytes()) for path in paths] for uid, paths in series.items()}
+        async with chromium() as (page, watch):
+            await page.goto(url)
+            await expect(page.get_by_role("heading", name="gateway-1")).to_be_visible()
+            await expect(page.locator("#headline")).to_have_text("All well: 1 gateway takes images in")
+            await page.evaluate("window.loadedOnce = true")
+            for n in (1, 2):  # one by one, and each is seen
+                for some in images.values():
+                    await asyncio.to_thread(pacs.send, [some[n - 1]])
+                for uid, some in images.items():
+                    await expect(cells(page, "arriving", uid).nth(2)).to_have_text(f"{n} of {len(some)}")
+            for some in images.values():
+                await asyncio.to_thread(pacs.send, some[2:])
+            for uid, some in images.items():
+                await expect(cells(page, "arriving", uid).nth(4)).to_contain_text("verified after")
+                await expect(cells(page, "stored-table", uid).nth(2)).to_have_text(f"{len(some)} of {len(some)}")
+                await expect(cells(page, "stored-table", uid).nth(3)).to_have_text("verified")
+            await expect(page.locator("#nothing-arriving")).to_be_visible()  # they do not stay for ever
+
+            await open_timeline_and_search(page, *images)
+            assert await page.evaluate("window.loadedOnce")
+            assert watch.problems == []
+            assert watch.asks_nobody_but(url)
+
+
+async def open_timeline_and_search(page: Page, *uids: str) -> None:
+    link = cells(page, "stored-table", uids[0]).get_by_role("link")
+    name = await link.inner_text()
+    await link.click()
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.locator("svg .curve")).to_be_visible()
+    assert await dialog.locator("svg .mark.pacs-answered").count() >= 2
+    assert await dialog.locator("svg .mark.series-reported").count() == 1
+    assert await dialog.locator("svg .mark.report-stored").count() == 1
+    for words in ("ORTHANC was asked", "Reported as verified", "Row stored"):
+        await expect(dialog.get_by_role("listitem").filter(has_text=words).last).to_be_visible()
+    assert page.url.endswith(f"#series/{uids[0]}")
+    await page.keyboard.press("Escape")
+    await expect(dialog).to_be_hidden()
+    assert "#series" not in page.url
+
+    family = name.split(",", maxsplit=1)[0]
+    await page.get_by_role("searchbox").fill(family.upper())
+    await expect(page.locator("#search-result")).to_have_text(re.compile("found$"))
+    assert {family in text for text in await page.locator("#stored-table tbody tr").all_inner_texts()} == {True}
+    await page.get_by_role("searchbox").fill("nobody")
+    await expect(page.locator("#nothing-stored")).to_have_text("Nothing stored begins so.")
+    await page.get_by_role("searchbox").fill("")
+    await expect(page.locator("#stored-table tbody tr")).to_have_count(3)
+
+
+# --- who may look -----------------------------------------------------------------------------------------------
+
+
+async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(url: str, tmp_path: Path) -> None:
+    store(url, f"{STUDY}.1", PatientName="Secret^Name")
+    tell(url, "secret-gateway")
+    key, writes = new_key(tmp_path, "series:read"), new_key(tmp_path, "series:write")
+    async with chromium() as (page, watch):
+        await page.goto(f"{url}/#series/{STUDY}.1")
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        for wrong, says in (
+            ("wrong", "not valid"),
+            ("schlüssel", "not valid"),
+            (writes, "lacks the scope series:read"),
+        ):
+            await page.get_by_label("API key").fill(wrong)
+            await page.get_by_role("button", name="Log in").click()
+            await expect(page.get_by_role("alert")).to_contain_text(says)
+        shown = {address for address, status in watch.answers if status < 400}
+        assert {address.removeprefix(url).split("/")[1] for address in shown} <= {"", "web"}
+        assert "ecret" not in await page.content()
+        await expect(page.locator("#page")).to_be_hidden()
+
+        await page.get_by_label("API key").fill(key)
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_contain_text("Secret, Name")  # what the address asked for
+        await page.get_by_role("button", name="Close").click()
+        await expect(page.get_by_role("dialog")).to_be_hidden()
+        await expect(page).to_have_url(f"{url}/")
+        await expect(page.get_by_role("heading", name="secret-gateway")).to_be_visible()
+        assert await page.evaluate("document.cookie") == ""
+        (cookie,) = await page.context.cookies()
+        assert key.rpartition("_")[2] not in cookie["value"]
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        await page.reload()
+        await expect(page.get_by_role("heading", name="secret-gateway")).to_be_visible()
+
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        assert await page.context.cookies() == []
+        assert "ecret" not in await page.content()
+        assert all("401" in problem or "403" in problem for problem in watch.problems)
+        assert watch.asks_nobody_but(url)
+
+
+async def test_a_key_that_is_revoked_leads_back_to_the_login(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, url):
+        key = new_key(tmp_path, "series:read")
+        async with chromium() as (page, _):
+            await page.goto(url)
+            await page.get_by_label("API key").fill(key)
+            await page.keyboard.press("Enter")
+            await expect(page.locator("#link")).to_have_text("live")
+            keys_command(tmp_path, "revoke", key.split("_")[1])
+            process.stop()
+            await expect(page.locator("#link")).to_contain_text("Connection lost")
+            with server(tmp_path, int(url.rpartition(":")[2])):
+                await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------
+
+
+async def test_a_broken_connection_is_said_and_mended_without_reload(tmp_path: Path) -> None:
+    with server(tmp_path) as (process, url):
+        store(url, f"{STUDY}.1")
+        async with chromium() as (page, _):
+            await page.goto(url)
+            await expect(page.locator("#stored-table tbody tr")).to_have_count(1)
+            await page.evaluate("window.loadedOnce = true")
+            process.stop()
+            await expect(page.locator("#link")).to_contain_text("Connection lost, retrying")
+            with server(tmp_path, int(url.rpartition(":")[2])):
+                store(url, f"{STUDY}.2")
+                await expect(page.locator("#link")).to_have_text("live")
+                await expect(page.locator("#stored-table tbody tr")).to_have_count(2)
+                store(url, f"{STUDY}.3")
+                await expect(page.locator("#stored-table tbody tr")).to_have_count(3)
+            assert await page.evaluate("window.loadedOnce")
+
+
+async def test_what_senders_write_is_text_wherever_it_stands(url: str) -> None:
+    hostile = HOSTILE.replace("^", " ")[:60]
+    store(
+        url,
+        f"{STUDY}.1",
+        PatientName=HOSTILE,
+        PatientID=HOSTILE,
+        Source=hostile,
+        Basis=hostile,
+        Attributes={"Modality": ["<b>"], "SeriesDescription": [HOSTILE], "StudyDescription": [HOSTILE]},
+        GatewayID=hostile,
+        Timeline=[
+            {
+                "At": datetime.now(UTC).isoformat(),
+                "Event": "pacs.answered",
+                "Details": {"PACS": "<b>", "Problem": HOSTILE},
+            },
+            {"At": datetime.now(UTC).isoformat(), "Event": "what.ever", "Details": {"What": HOSTILE}},
+        ],
+    )
+    dead = {"SeriesInstanceUID": "1.2", "Instances": 1, "Answer": HOSTILE, "At": datetime.now(UTC).isoformat()}
+    series = arriving("1.3", 1, Source=HOSTILE)
+    tell(url, "<i>g", AETitle=HOSTILE, Reason=HOSTILE, DeadLetters=1, Dead=[dead], Arriving=[series], OpenSeries=1)
+    async with chromium() as (page, watch):
+        await page.goto(url)
+        link = cells(page, "stored-table", STUDY).get_by_role("link")
+        await expect(link).to_contain_text("<img src=x onerror=document.title='broken'>, <script>")
+        await expect(page.locator("#arriving")).to_contain_text(HOSTILE)
+        await expect(page.locator("#problems")).to_contain_text(HOSTILE)
+        await link.click()
+        await expect(page.get_by_role("dialog").locator("svg .mark")).not_to_have_count(0)
+        assert await page.locator("main img, dialog img, main script, dialog script, main b, main i").count() == 0
+        assert await page.title() == "Series gateway"
+        assert watch.problems == []
+        assert not [one for one in watch.requests if one.endswith("/x")]
+
+
+async def test_what_is_wrong_is_said_in_words_with_the_cure(url: str) -> None:
+    now = datetime.now(UTC)
+    dead = {"SeriesInstanceUID": "1.2", "Instances": 3, "Answer": "422 StudyInstanceUID", "At": now.isoformat()}
+    long_ago = (now - timedelta(minutes=10)).isoformat()
+    tell(url, "gone", Stopped=True)
+    tell(url, "silent")
+    async with chromium() as (page, _):
+        await page.goto(url)
+        await expect(page.locator("#headline")).to_have_text("All well: 1 gateway takes images in")
+        await expect(page.locator("#stopped-gateways")).to_contain_text("gone")
+        await expect(page.locator("#headline")).to_have_text("Wrong: Gateway silent is silent", timeout=40_000)
+        tell(
+            url,
+            "ill",
+            Reason="the disk is full",
+            DeadLetters=2,
+            Dead=[dead],
+            UndeliveredReports=3,
+            OldestUndeliveredS=90,
+            LastProblem="HTTP 401",
+            Arriving=[arriving("1.7", 1, FirstReceivedAt=long_ago, LastReceivedAt=long_ago)],
+            OpenSeries=1,
+        )
+        await expect(page.locator("#headline")).to_have_text("5 things are wrong")
+        wrong = page.get_by_role("list", name="What is wrong")
+        for words in (
+            "Gateway silent is silent: for",
+            "Gateway ill takes nothing in: the disk is full",
+            "2 reports of gateway ill refused for good: last: 422 StudyInstanceUID",
+            "python client.py dead-letters list",
+            "Reports of gateway ill wait for the server: 3, the oldest for 2 min; last problem: HTTP 401",
+            "1 series is stuck at gateway ill",
+        ):
+            await expect(wrong).to_contain_text(words)
+        card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="silent"))
+        await expect(card).to_contain_text("Silent for")
+
+
+async def test_a_gateway_that_was_killed_and_started_again_does_not_stay_red(url: str) -> None:
+    began = datetime.now(UTC)
+    tell(url, "host-0123456789ab", At=began.isoformat(), StartedAt=(began - timedelta(hours=1)).isoformat())
+    async with chromium() as (page, _):
+        await page.goto(url)
+        await expect(page.locator("#headline")).to_contain_text("silent", timeout=40_000)
+        again = began + timedelta(seconds=1)
+        tell(url, "host-ba9876543210", StartedAt=again.isoformat())
+        await expect(page.locator("#headline")).to_have_text("All well: 1 gateway takes images in")
+        await expect(page.locator("#stopped-gateways")).to_contain_text("host-0123456789ab")
+
+
+# --- for everyone -----------------------------------------------------------------------------------------------
+
+
+async def fill(url: str) -> None:
+    for n in range(60):
+        store(url, f"{STUDY}.{n}", PatientName=f"Long^Name{'x' * 50}", ExpectedInstances=3, ExpectedFrom="tags")
+    tell(url, "g" * 64, Arriving=[arriving("1." + "7" * 62, 5, Expected=9)], Reason="the disk " + "is full " * 20)
+
+
+async def test_the_keyboard_alone_opens_a_series_and_comes_back(url: str) -> None:
+    await fill(url)
+    async with chromium() as (page, _):
+        await page.goto(url)
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="Skip to the stored series")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("searchbox", name="Search stored series")).to_be_focused()
+        await page.keyboard.press("Tab")
+        link = page.locator("#stored-table a").first
+        await expect(link).to_be_focused()
+        assert await link.evaluate("(a) => getComputedStyle(a).outlineStyle") == "solid"
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("button", name="Close")).to_be_focused()
+        await expect(page.get_by_role("dialog", name=re.compile("Long, Name"))).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(link).to_be_focused()
+        older = page.get_by_role("button", name="Show older")
+        await older.press("Enter")
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
+        await expect(older).to_be_hidden()
+
+
+async def test_a_screen_reader_finds_names_for_everything(url: str) -> None:
+    await fill(url)
+    async with chromium() as (page, _):
+        await page.goto(url)
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
+        for name in ("Stored series, those that changed last first", "Series that images come for now"):
+            await expect(page.get_by_role("table", name=name)).to_be_visible()
+        for name in ("Patient", "Series", "Images", "Verdict"):
+            await expect(page.get_by_role("columnheader", name=name).last).to_be_visible()
+        await expect(page.get_by_role("img", name="Bar chart of the last ten minutes")).to_be_visible()
+        await expect(page.get_by_role("img", name="One dot a series")).to_be_visible()
+        assert await page.locator("html").get_attribute("lang") == "en"
+        assert await page.locator("#headline").get_attribute("role") == "status"
+        await page.evaluate(
+            "new MutationObserver((all) => (window.said = (window.said ?? 0) + all.length))"
+            ".observe(document.querySelector('#headline'), {childList: true, characterData: true, subtree: true})"
+        )
+        for n in range(3):  # what changes every second is not read out
+            tell(url, "g" * 64, Instances=100 * n + 1, Reason="the disk is full", OldestUndeliveredS=n)
+            await expect(page.locator(".gateway")).to_contain_text(str(100 * n + 1))
+        assert await page.evaluate("window.said") is None
+
+
+@pytest.mark.parametrize("width", [320, 375, 768, 1280])
+async def test_nothing_is_wider_than_the_screen(url: str, width: int) -> None:
+    await fill(url)
+    async with chromium(viewport={"width": width, "height": 800}) as (page, watch):
+        await page.goto(url)
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
+        assert await page.evaluate("document.documentElement.scrollWidth") <= width
+        await page.locator("#stored-table a").first.click()
+        await expect(page.get_by_role("dialog").get_by_role("listitem").first).to_be_visible()
+        assert await page.get_by_role("dialog").evaluate("(d) => d.scrollWidth <= d.clientWidth")
+        assert watch.problems == []
+
+
+async def test_it_is_dark_where_the_system_is(url: str) -> None:
+    async with chromium(color_scheme="dark", reduced_motion="reduce") as (page, _):
+        await page.goto(url)
+        await expect(page.locator("#link")).to_have_text("live")
+        colours = "(b) => [getComputedStyle(b).backgroundColor, getComputedStyle(b).color]"
+        back, text = [re.findall(r"\d+", one) for one in await page.locator("body").evaluate(colours)]
+        assert max(map(int, back)) < 60
+        assert min(map(int, text)) > 200
+        moves = "(e) => getComputedStyle(e, '::before').animationName"
+        assert await page.locator("#link").evaluate(moves) == "none"

@@ -1,0 +1,256 @@
+"""`python server.py check`: each thing that can be wrong is provoked, and the line names it and its cure."""
+
+import json
+import os
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import pytest
+import structlog
+from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from bench.peers import free_port
+from bench.processes import server
+from check import Finding
+from db import Database
+from engine import _migrations, revisions
+from keys import Keys
+from schema import dead_changes, webhooks
+from server_check import check
+from settings import ServerSettings, load
+from tests.e2e.test_admin import ours
+from tests.e2e.test_check import READY, said, some_server
+from tests.factories import make_report
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+async def found(
+    url: str, host: str = "127.0.0.1", port: int = 0, at: str | None = None, **settings: Any
+) -> list[Finding]:
+    return await check(load(ServerSettings, {"database_url": url} | settings), host, port or free_port(), at)
+
+
+async def made(url: str) -> None:
+    async with Database.open(ServerSettings(database_url=url)):
+        pass
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def test_all_is_well_beside_a_running_server(tmp_path: Path, database_url: str) -> None:
+    scopes = ("--scope", "series:write", "--scope", "series:read")
+    ours(database_url, "keys", "create", "gateway-1", *scopes)
+    with server(tmp_path, DATABASE_URL=database_url) as (_, url):
+        done = ours(database_url, "check", "--json", "--url", url)
+        port = url.rpartition(":")[2]
+        out = ours(database_url, "check", "--port", port).stdout
+    report = json.loads(done.stdout)
+    assert report["ok"], done.stdout
+    assert {line["state"] for line in report["findings"]} == {"ok"}
+    details = {line["what"]: line["detail"] for line in report["findings"]}
+    assert details["schema"] == f"{revisions()[-1]} is current"
+    assert details["keys"] == "gateway-1 (series:read series:write)"
+    assert "is a server of ours, and ready" in details["HTTP"]
+    assert "is a server of ours, and ready" in out
+    on_sqlite = database_url.startswith("sqlite")
+    assert ("a server runs on series.db" in out) == on_sqlite
+    assert out.endswith(" ok, 0 warning, 0 failed\n")
+
+
+def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
+    done = ours(f"sqlite+aiosqlite:///{tmp_path}/series.db", "check", "--port", str(free_port()))
+    assert done.returncode == 0, done.stdout
+    assert "none yet: made at the first start" in done.stdout
+    assert "→ python server.py keys create NAME" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_does_not_answer_is_exit_code_3_and_shows_no_password() -> None:
+    done = ours("postgresql+asyncpg://gateway:s3cret@127.0.0.1:9/series", "check")
+    assert done.returncode == 3
+    assert "→ Does it run there? Are user, password and database in DATABASE_URL right" in done.stdout
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_wrong_setting_is_a_failed_line() -> None:
+    done = ours("postgres://gateway:s3cret@db/series", "check")
+    assert (done.returncode, done.stdout.startswith("failed   settings  DATABASE_URL=")) == (3, True)
+    assert "must have the form" in done.stdout
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+# --- schema -----------------------------------------------------------------------------------------------------
+
+
+def make_at(url: str, revision: str) -> None:
+    """A database with the schema of an earlier version."""
+    engine = create_engine(make_url(url).set(drivername="sqlite"))
+    with engine.begin() as connection:
+        config = _migrations()
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, revision)
+    engine.dispose()
+
+
+async def test_an_older_schema_is_a_warning_and_bringing_it_up_is_logged(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    make_at(url, "0001")
+    told = said(await found(url), "schema", "warning")
+    assert f"0001: the next start brings it up to {revisions()[-1]} → Take a backup before" in told
+    with structlog.testing.capture_logs() as logs:
+        await made(url)
+    events = [(entry["event"], entry.get("before"), entry["to"]) for entry in logs]
+    assert events == [("database.migrating", "0001", revisions()[-1]), ("database.migrated", None, revisions()[-1])]
+
+
+async def test_a_newer_schema_has_failed(database_url: str) -> None:
+    await made(database_url)
+    await execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    told = said(await found(database_url), "schema", "failed")
+    assert "9999 is of a newer version" in told
+    assert "Run the version that wrote it, or a newer one" in told
+
+
+async def execute(url: str, statement: str) -> None:
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.exec_driver_sql(statement)
+    await engine.dispose()
+
+
+# --- the database -----------------------------------------------------------------------------------------------
+
+
+async def test_a_file_that_others_read_a_corrupt_one_and_a_missing_folder_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "series.db"
+    url = f"sqlite+aiosqlite:///{path}"
+    await made(url)
+    path.chmod(0o644)
+    assert f"chmod 600 {path}" in said(await found(url), "database", "warning")
+    path.write_bytes(b"not a database, whatever its name says" * 100)
+    findings = await found(url)
+    assert "is not a sound database" in said(findings, "database", "failed")
+    assert "restore a backup" in said(findings, "database", "failed")
+    missing = said(await found("sqlite+aiosqlite:////nonexistent/s.db"), "database", "failed")
+    assert "Make the folder, or change DATABASE_URL" in missing
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this machine has no tmpfs at /dev/shm")  # noqa: S108
+async def test_a_database_in_memory_is_a_warning() -> None:
+    findings = await found("sqlite+aiosqlite:////dev/shm/check-series.db")
+    assert "gone after a reboot → Name a file on a local disk" in said(findings, "database", "warning")
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_pool_larger_than_postgresql_allows_is_a_warning(postgresql_url: str) -> None:
+    findings = await found(postgresql_url, database_pool_size=1000)
+    assert "SERVER_DATABASE_POOL_SIZE=1000 of max_connections=" in said(findings, "database", "warning")
+    assert "lower it, or raise PostgreSQL's max_connections" in said(findings, "database", "warning")
+    fine = said(findings, "database", "ok")
+    assert "PostgreSQL 1" in fine
+    assert "one round trip takes" in fine
+    assert "the same time as the database's" in said(findings, "clock", "ok")
+
+
+# --- what it holds ----------------------------------------------------------------------------------------------
+
+
+async def test_keys_that_end_soon_are_named_and_so_is_that_none_may_post(database_url: str) -> None:
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        key, _ = await Keys(database.engine).create("ai", ["series:read"], datetime.now(UTC) + timedelta(days=5))
+    told = said(await found(database_url), "keys", "warning")
+    assert f"ai ({key.id}) expires" in told
+    assert "Make its successor before" in told
+    assert "none may post reports → python server.py keys create gateway --scope series:write" in told
+
+
+async def test_where_no_key_is_valid_any_more_nobody_is_served(database_url: str) -> None:
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        key, _ = await Keys(database.engine).create("ai", ["admin"])
+        await Keys(database.engine).revoke(key.id)
+    told = said(await found(database_url), "keys", "failed")
+    assert "none of 1 is valid any more: nobody is served → python server.py keys create" in told
+
+
+async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: str) -> None:
+    row = {"Secret": "whsec_x", "CreatedAt": datetime.now(UTC), "Position": 0}
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        await database.store(make_report("1"))
+        for n, attempts in ((1, 0), (2, 3), (3, 0)):
+            values = row | {"Url": f"https://u:s3cret@ai{n}.example/hook?token=s3cret", "Attempts": attempts}
+            insert = webhooks.insert().values(values | {"Problem": "HTTP 500"})
+            await database.engine.write(partial(AsyncConnection.execute, statement=insert))
+        dead = {"Webhook": 3, "Number": 1, "Problem": "HTTP 410", "At": datetime.now(UTC)}
+        await database.engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
+    findings = await found(database_url)
+    assert said(findings, "webhooks", "ok").startswith("1 https://***@ai1.example/hook?…: 1 behind")
+    failing, gave_up = said(findings, "webhooks", "warning").splitlines()
+    assert "the last try failed: HTTP 500 → It is tried again for a day" in failing
+    assert "1 changes were given up → Cure the receiver, then: python server.py webhooks replay 3" in gave_up
+    assert "s3cret" not in str(findings)
+
+
+async def test_open_conflicts_are_a_warning(database_url: str) -> None:
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        await database.store(make_report("1"))
+        await database.store(make_report("1", patient_id="other"))
+    findings = await found(database_url)
+    assert "1 open → GET /conflicts shows them" in said(findings, "conflicts", "warning")
+    assert "Test^One" not in str(findings)
+
+
+# --- around it --------------------------------------------------------------------------------------------------
+
+
+async def test_an_audit_log_that_cannot_be_written_has_failed(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    missing = said(await found(url, audit_path=tmp_path / "none" / "audit"), "audit log", "failed")
+    assert "Make the folder, or change SERVER_AUDIT_PATH" in missing
+    assert "cannot be written → Let the user" in said(await found(url, audit_path=tmp_path), "audit log", "failed")
+    log = tmp_path / "audit.jsonl"
+    log.touch(mode=0o644)
+    assert "chmod 600" in said(await found(url, audit_path=log), "audit log", "warning")
+
+
+async def test_an_address_that_another_uses_is_named_with_the_cure(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    with some_server({}) as port:
+        told = said(await found(url, port=int(port)), "HTTP", "failed")
+    assert "something else answers at" in told
+    assert "run uvicorn with another --port" in told
+    foreign = said(await found(url, host="192.0.2.1"), "HTTP", "failed")
+    assert "cannot be bound: Cannot assign requested address → Stop what uses it" in foreign
+    assert "change uvicorn's --port or --host" in foreign
+
+
+async def test_a_server_that_should_answer_and_does_not_has_failed(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    told = said(await found(url, at="http://127.0.0.1:9"), "HTTP", "failed")
+    assert "http://127.0.0.1:9 does not answer (ConnectError) → Start it (`uvicorn server:app`)" in told
+    with some_server({"/health/ready": (503, {})}) as port:
+        told = said(await found(url, at=f"http://127.0.0.1:{port}"), "HTTP", "failed")
+    assert "its database does not" in told
+
+
+async def test_an_address_that_others_reach_is_a_warning(tmp_path: Path) -> None:
+    findings = await found(f"sqlite+aiosqlite:///{tmp_path}/series.db", host="0.0.0.0")  # noqa: S104 - for a moment
+    assert "in clear text, unless uvicorn has TLS → uvicorn --ssl-keyfile" in said(findings, "HTTP", "warning")
+
+
+async def test_a_retrieve_url_that_does_not_answer_is_a_warning(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    told = said(await found(url, retrieve_url="http://127.0.0.1:9/dicom-web"), "retrieve URL", "warning")
+    assert "does not answer (ConnectError) → Correct SERVER_RETRIEVE_URL" in told
+    with some_server(READY) as port:
+        findings = await found(url, retrieve_url=f"http://127.0.0.1:{port}/")
+    assert "answers (HTTP 404)" in said(findings, "retrieve URL", "ok")

@@ -1,0 +1,348 @@
+"""Heartbeats, the live page's stream and its table, through the application and over real HTTP, on both databases."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import time_machine
+from fastapi import FastAPI
+from sqlalchemy import Select, text
+from sqlalchemy.dialects import sqlite
+
+import stored
+from bench.processes import Process, server
+from db import Database
+from follow import Follower
+from keys import Keys
+from models import MAX_ARRIVING
+from overview import LATEST, MOST_FOUND, Overview
+from server import create_app
+from settings import ServerSettings
+from tests.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[FastAPI]:
+    app = create_app(ServerSettings(database_url=database_url))
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+async def tell(http: httpx.AsyncClient, state: dict[str, Any]) -> None:
+    assert (await http.put(f"/gateways/{state['GatewayID']}", json=state)).status_code == 204
+
+
+async def stored_as(http: httpx.AsyncClient, series: str = SERIES, **change: Any) -> None:
+    body = make_report("1", series=series).model_dump(mode="json") | change
+    assert (await http.post("/series", json=body)).status_code in (200, 201)
+
+
+# --- heartbeats -------------------------------------------------------------------------------------------------
+
+
+async def test_the_last_heartbeat_of_each_gateway_is_known(http: httpx.AsyncClient) -> None:
+    await tell(http, make_state("b", Instances=1))
+    await tell(http, make_state("a"))
+    await tell(http, make_state("b", Instances=2, Arriving=[arriving(SERIES, 3)]))
+    found = (await http.get("/gateways")).json()["gateways"]
+    assert [one["State"]["GatewayID"] for one in found] == ["a", "b"]
+    assert found[1]["State"]["Instances"] == 2
+    assert found[1]["State"]["Arriving"][0]["Instances"] == 3
+    assert 0 <= found[1]["SilentS"] < 60
+    assert datetime.fromisoformat(found[1]["SeenAt"]).tzinfo
+
+
+async def test_silence_is_by_the_servers_clock_and_a_gateway_silent_for_a_day_is_forgotten(
+    http: httpx.AsyncClient,
+) -> None:
+    await tell(http, make_state("old", At=RECEIVED_AT.isoformat()))
+    now = datetime.now(UTC)
+    with time_machine.travel(now + timedelta(hours=23), tick=False):
+        (one,) = (await http.get("/gateways")).json()["gateways"]
+        assert abs(one["SilentS"] - 23 * 3600) < 60
+    with time_machine.travel(now + timedelta(hours=25), tick=False):
+        await tell(http, make_state("new"))
+        found = (await http.get("/gateways")).json()["gateways"]
+    assert [one["State"]["GatewayID"] for one in found] == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "field"),
+    [
+        ("other", {}, "GatewayID"),
+        ("g", {"Associations": -1}, "Associations"),
+        ("g", {"Unknown": 1}, "Unknown"),
+        ("g", {"AETitle": "x" * 257}, "AETitle"),
+        ("g", {"Arriving": [arriving(SERIES, 1)] * (MAX_ARRIVING + 1)}, "Arriving"),
+    ],
+)
+async def test_a_wrong_heartbeat_is_422_naming_the_field(
+    http: httpx.AsyncClient, path: str, change: dict[str, Any], field: str
+) -> None:
+    response = await http.put(f"/gateways/{path}", json=make_state("g") | change)
+    assert response.status_code == 422
+    assert response.json()["detail"][0]["loc"][:2] == ["body", field]
+    assert (await http.get("/gateways")).json() == {"gateways": []}
+
+
+async def test_heartbeats_are_written_with_one_scope_and_read_with_another(
+    app: FastAPI, http: httpx.AsyncClient
+) -> None:
+    keys: Keys = app.state.keys
+    for scope, put, get in (("series:write", 204, 403), ("series:read", 403, 200)):
+        _, key = await keys.create("test", [scope])
+        http.headers["Authorization"] = f"Bearer {key}"
+        assert (await http.put("/gateways/g", json=make_state("g"))).status_code == put
+        for path in ("/gateways", "/overview/series"):
+            assert (await http.get(path)).status_code == get
+
+
+async def test_what_a_newer_server_keeps_of_a_gateway_can_be_read(app: FastAPI, http: httpx.AsyncClient) -> None:
+    await tell(http, make_state("g"))
+    database: Database = app.state.database
+    newer = json.dumps(make_state("g") | {"OfTheFuture": 1})
+    change = text('UPDATE gateways SET "State" = :state').bindparams(state=newer)
+    if "postgresql" in str(database.engine._writer.url):
+        change = text('UPDATE gateways SET "State" = CAST(:state AS jsonb)').bindparams(state=newer)
+    await database.engine.write(lambda connection: connection.execute(change))
+    assert len((await http.get("/gateways")).json()["gateways"]) == 1
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+async def uids(http: httpx.AsyncClient, **query: Any) -> list[str]:
+    answer = await http.get("/overview/series", params=query)
+    assert answer.status_code == 200, answer.text
+    return [one["SeriesInstanceUID"] for one in answer.json()["series"]]
+
+
+async def test_series_come_by_their_last_change_the_newest_first_page_by_page(http: httpx.AsyncClient) -> None:
+    for n in range(5):
+        await stored_as(http, f"{STUDY}.{n}")
+    await stored_as(http, f"{STUDY}.1", SOPInstanceUIDs=[f"{STUDY}.1.2"])
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    for _ in range(3):
+        page = (await http.get("/overview/series", params=query)).json()
+        seen += [one["SeriesInstanceUID"].rpartition(".")[2] for one in page["series"]]
+        query["before"] = page["next"]
+    assert page["next"] is None
+    assert seen == ["1", "4", "3", "2", "0"]
+
+
+NAMES = {"1": "DOE^JANE", "2": "Doe^John", "3": "Doerr^Eva", "4": "van der Berg^Jan", "5": "100%^Sure", "6": "Müller^Ü"}
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("doe", "123"),
+        ("DOE^", "12"),
+        ("Doe, Jane", "1"),
+        ("doe jane", "1"),
+        ("  doe^jane ", "1"),
+        ("van der Berg, J", "4"),
+        ("jane", ""),
+        ("müller", "6"),
+        ("MÜLLER^Ü", "6"),
+        ("%", ""),
+        ("100%", "5"),
+        ("_oe", ""),
+        ("d*", ""),
+        ("doe\\", ""),
+        ("'; DROP TABLE series; --", ""),
+        ("PID-1", "1"),
+        ("PID", "123456"),
+        ("ACC_4", "4"),
+        ("ACC%4", ""),
+        (f"{STUDY}.3", "3"),
+        (STUDY, "123456"),
+        ("", "654321"),
+    ],
+)
+async def test_a_search_finds_what_begins_so(http: httpx.AsyncClient, search: str, found: str) -> None:
+    for n, name in NAMES.items():
+        change = {"PatientName": name, "PatientID": f"PID-{n}"}
+        await stored_as(http, f"{STUDY}.{n}", **change, Attributes={"AccessionNumber": [f"ACC_{n}"]})
+    last = [uid.rpartition(".")[2] for uid in await uids(http, search=search)]
+    assert sorted(last, reverse=not search) == list(found)
+
+
+async def test_a_search_shows_the_latest_and_says_that_there_is_more(app: FastAPI, http: httpx.AsyncClient) -> None:
+    database: Database = app.state.database
+    for n in range(MOST_FOUND + 1):
+        await database.store(make_report("1", series=f"{STUDY}.{n}"))
+    page = (await http.get("/overview/series", params={"search": "test"})).json()
+    assert (len(page["series"]), page["more"], page["next"]) == (MOST_FOUND, True, None)
+    assert page["series"][0]["SeriesInstanceUID"] == f"{STUDY}.{MOST_FOUND}"
+    assert not (await http.get("/overview/series", params={"search": f"{STUDY}.7"})).json()["more"]
+
+
+@pytest.mark.parametrize("query", [{"search": "x\n"}, {"search": "x" * 257}, {"before": 0}, {"limit": 201}])
+async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str, Any]) -> None:
+    assert (await http.get("/overview/series", params=query)).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (stored.newest(50, before=7), {"changes_by_number", "sqlite_autoindex_series_1"}),
+        (stored.new_series(3, 9), {"changes_by_number"}),
+        (stored.open_conflicts(), {"open_conflicts"}),
+        (
+            stored.found("1.2", 200),
+            {
+                *("studies_by_name", "studies_by_patient", "studies_by_accession", "series_by_study"),
+                "sqlite_autoindex_series_1",
+            },
+        ),
+    ],
+)
+async def test_queries_of_the_page_go_along_an_index(tmp_path: Path, query: Select[Any], index: set[str]) -> None:
+    compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+    explained = text(f"EXPLAIN QUERY PLAN {compiled}")
+    async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path / 's.db'}")) as database:
+        steps = [row["detail"] for row in await database.engine.read(explained)]
+    tables = [step for step in steps if step.startswith(("SCAN series", "SCAN changes"))]
+    assert [step for step in tables if "INDEX" not in step] == []
+    assert {name for name in index if any(name in step for step in steps)} == index
+
+
+# --- the stream -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def running(tmp_path: Path, database_url: str) -> Iterator[tuple[Process, str]]:
+    with server(tmp_path, DATABASE_URL=database_url) as found:
+        yield found
+
+
+def frames(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    name = ""
+    for line in response.iter_lines():
+        kind, _, value = line.partition(": ")
+        if kind == "event":
+            name = value
+        elif kind == "data":
+            assert name == "overview"
+            yield json.loads(value)
+
+
+def until(stream: Iterator[dict[str, Any]], found: Any) -> dict[str, Any]:
+    return next(frame for frame in stream if found(frame))
+
+
+def test_the_stream_tells_everything_and_then_what_changed(running: tuple[Process, str]) -> None:
+    _, url = running
+    with httpx.Client(base_url=url, trust_env=False, timeout=20) as http:
+
+        def beat(gateway: str, *series: dict[str, Any]) -> None:
+            http.put(f"/gateways/{gateway}", json=make_state(gateway, Arriving=list(series))).raise_for_status()
+
+        beat("one", arriving("1.1", 1), arriving("1.2", 1))
+        beat("two")
+        http.post("/series", json=make_report("1").model_dump(mode="json")).raise_for_status()
+        with http.stream("GET", "/overview/stream") as response:
+            stream = frames(response)
+            first = next(stream)
+            assert first["Full"]
+            assert first["Gateways"].keys() == {"one", "two"} == first["Silent"].keys()
+            assert [one["SeriesInstanceUID"] for one in first["Gateways"]["one"]["Arriving"]] == ["1.1", "1.2"]
+            assert first["Totals"] == {"Series": 1, "Conflicts": 0, "Webhooks": []}
+            (row,) = first["Stored"]
+            assert (row["Number"], row["SeriesInstanceUID"], row["PatientName"]) == (1, SERIES, "Test^One")
+
+            beat("one", arriving("1.2", 2), arriving("1.3", 1))
+            after = until(stream, lambda frame: frame["Gateways"])
+            assert "Full" not in after
+            assert after["Gateways"].keys() == {"one"}
+            news = after["Gateways"]["one"]
+            assert {one["SeriesInstanceUID"]: one["Instances"] for one in news["Arriving"]} == {"1.2": 2, "1.3": 1}
+            assert news["Gone"] == ["1.1"]
+            assert after["Stored"] == []
+
+            http.post("/series", json=make_report("2").model_dump(mode="json")).raise_for_status()
+            http.post("/series", json=make_report("1", series="1.9").model_dump(mode="json")).raise_for_status()
+            news = [until(stream, lambda frame: frame["Stored"])]
+            if len(news[0]["Stored"]) < 2:
+                news.append(until(stream, lambda frame: frame["Stored"]))
+            numbers = [row["Number"] for frame in reversed(news) for row in frame["Stored"]]
+            assert numbers == [3, 2]
+            assert news[-1]["Totals"]["Series"] == 2
+
+
+def test_an_open_stream_does_not_keep_the_server_from_stopping(running: tuple[Process, str]) -> None:
+    process, url = running
+    with (
+        httpx.Client(trust_env=False, timeout=20) as http,
+        http.stream("GET", f"{url}/overview/stream") as response,
+    ):
+        stream = frames(response)
+        next(stream)
+        process.stop(timeout_s=20)
+        list(stream)  # ends
+    assert process.events("server.stopped")
+
+
+async def test_one_look_serves_all_who_watch_and_nobody_looks_while_nobody_watches(database: Database) -> None:
+    follower = Follower(database)
+    overview = Overview(database, follower)
+    loop = asyncio.get_running_loop()
+    watchers = [overview.frames() for _ in range(5)]
+    began = loop.time()
+    for _ in range(3):
+        seen = [await anext(watcher) for watcher in watchers]
+        assert len(set(seen)) == 1
+    assert overview._looks == 3
+    assert loop.time() - began > 2
+    late = overview.frames()
+    assert json.loads(await anext(late))["Full"]
+    assert overview._looks == 3
+    follower.end()
+    assert [frame async for frame in late] == []
+    for watcher in watchers:
+        await watcher.aclose()
+
+
+async def test_what_was_stored_last_is_what_a_page_begins_with(database: Database) -> None:
+    for n in range(LATEST + 5):
+        await database.store(make_report("1", series=f"{STUDY}.{n}"))
+    overview = Overview(database, Follower(database))
+    watcher = overview.frames()
+    frame = json.loads(await anext(watcher))
+    assert [row["Number"] for row in frame["Stored"]] == list(range(LATEST + 5, 5, -1))
+    assert frame["Totals"]["Series"] == LATEST + 5
+    await database.store(make_report("1", series="9.9"))
+    after = json.loads(await anext(watcher))
+    assert [row["SeriesInstanceUID"] for row in after["Stored"]] == ["9.9"]
+    assert after["Totals"]["Series"] == LATEST + 6
+    await watcher.aclose()
+
+
+async def test_conflicts_and_webhooks_are_told_without_a_secret(database: Database) -> None:
+    await database.store(make_report("1"))
+    await database.store(make_report("2", patient_id="other"))
+    hook = text(
+        'INSERT INTO webhooks ("Url", "Secret", "CreatedAt", "Position", "Attempts") '
+        "VALUES ('https://ai.example/hook?token=secret', 'secret', CURRENT_TIMESTAMP, 0, 2)"
+    )
+    await database.engine.write(lambda connection: connection.execute(hook))
+    watcher = Overview(database, Follower(database)).frames()
+    frame = await anext(watcher)
+    assert "secret" not in frame
+    totals = json.loads(frame)["Totals"]
+    assert totals["Conflicts"] == 1
+    assert totals["Webhooks"] == [{"Id": 1, "Host": "ai.example", "Behind": 1, "Attempts": 2, "Dead": 0}]
+    await watcher.aclose()

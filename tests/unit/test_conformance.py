@@ -1,0 +1,168 @@
+"""docs/conformance.md says of the code what the code says."""
+
+import re
+from pathlib import Path
+
+import pynetdicom
+import pytest
+from pydicom.charset import python_encoding
+from pynetdicom import AE
+from pynetdicom.pdu import A_ASSOCIATE_AC
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StorageCommitmentPushModel,
+    StudyRootQueryRetrieveInformationModelFind,
+    Verification,
+)
+
+import collector
+import header
+import pacs
+import scp
+import upper_layer
+from bench.senders import associate_rq
+from dicom_query import MAX_LIMIT, UNSUPPORTED
+from search import KEYS, Level
+from settings import GatewaySettings, variable
+from upper_layer import Acceptor, AssociateRequested, Limits
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "conformance.md").read_text()
+PROSE = re.sub(r"\s+", " ", TEXT)
+DEFAULTS = {variable(GatewaySettings, name): field.default for name, field in GatewaySettings.model_fields.items()}
+
+
+def row(beginning: str) -> list[str]:
+    """The cells of the one table row that begins so."""
+    (found,) = re.findall(rf"^\| {re.escape(beginning)} \|(.*)\|$", TEXT, re.MULTILINE)
+    return [cell.strip() for cell in str(found).split("|")]
+
+
+def names(cell: str) -> set[str]:
+    return set(re.split(r",\s*", cell))
+
+
+def chapter(heading: str) -> str:
+    return TEXT.partition(f"{heading}\n")[2].partition("\n#")[0]
+
+
+def test_chapters_are_those_of_annex_a() -> None:
+    numbers = re.findall(r"^#+ (A\.[\d.]*\d) ", TEXT, re.MULTILINE)
+    assert [n for n in numbers if n.count(".") == 1] == [f"A.{n}" for n in range(10)]
+    assert [n for n in numbers if n.startswith("A.4.") and n.count(".") == 2] == ["A.4.1", "A.4.2", "A.4.3", "A.4.4"]
+
+
+def test_implementation_is_the_one_that_is_announced() -> None:
+    assert pynetdicom.PYNETDICOM_IMPLEMENTATION_UID in row("Implementation Class UID")[0]
+    assert row("Implementation Version Name") == [pynetdicom.PYNETDICOM_IMPLEMENTATION_VERSION]
+    announced = re.findall(r"^\| Maximum PDU length announced \| (\d+)", TEXT, re.MULTILINE)
+    assert announced == [str(upper_layer.MAXIMUM_LENGTH), str(AE().maximum_pdu_size)]
+    assert f"{upper_layer.MAX_ASSOCIATE_BYTES} bytes with {upper_layer.MAX_CONTEXTS} presentation contexts" in TEXT
+    assert f'version = "{row("Version")[0]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_statuses_are_those_of_the_code() -> None:
+    stated = {int(code, 16) for code in re.findall(r"^\| 0x([0-9A-F]{4}) \|", TEXT, re.MULTILINE)}
+    of_scp = {scp.SUCCESS, scp.OUT_OF_RESOURCES, scp.DATA_SET_MISMATCH, scp.CANNOT_UNDERSTAND, scp.PROCESSING_FAILURE}
+    assert stated == of_scp | {upper_layer.SOP_CLASS_NOT_SUPPORTED, upper_layer.UNRECOGNIZED_OPERATION}
+
+
+def test_rejections_are_those_of_the_code() -> None:
+    stated = {tuple(map(int, found)) for found in re.findall(r"\| (\d), (\d), (\d): ", TEXT)}
+    assert stated == {
+        scp.CALLING_AE_TITLE_NOT_RECOGNIZED,
+        scp.LOCAL_LIMIT_EXCEEDED,
+        upper_layer.PROTOCOL_VERSION_NOT_SUPPORTED,
+    }
+    reasons = re.findall(r"reason (\d) unrecognized PDU, (\d) unexpected PDU, (\d) ", PROSE)
+    assert reasons == [
+        tuple(
+            map(
+                str,
+                (upper_layer.UNRECOGNIZED_PDU, upper_layer.UNEXPECTED_PDU, upper_layer.INVALID_PDU_PARAMETER),
+            )
+        )
+    ]
+
+
+def test_parameters_have_their_defaults() -> None:
+    table = re.findall(r"^\| `(GATEWAY_\w+)` \| (\S+) \|$", TEXT, re.MULTILINE)
+    assert len(table) >= 15
+    assert dict(table) == {
+        name: f"{DEFAULTS[name]:g}" if isinstance(DEFAULTS[name], float) else str(DEFAULTS[name]) for name, _ in table
+    }
+    stated = re.findall(r"`(GATEWAY_\w+)`(?:,| \()\s?(\d+)", PROSE)
+    assert len(stated) >= 8
+    assert {name: float(value) for name, value in stated} == {name: float(DEFAULTS[name]) for name, _ in stated}
+
+
+def test_questions_to_a_pacs_are_bounded_as_stated() -> None:
+    assert f"more than {pacs.MAX_MATCHES} matches" in PROSE
+    assert f"up to {pacs.FETCHED_AT_ONCE} SOP Instance UIDs" in PROSE
+    assert f"at most {pacs.MAX_CLASSES} " in PROSE
+    assert f"{pacs.AT_ONCE} to one PACS; {1000 * pacs.INTERVAL_S:g} ms at least" in PROSE
+    assert f"left alone for {pacs.ABANDONED_S:g} s" in PROSE
+    assert pacs.PATIENCE == 4
+    assert "four times that for a whole question" in PROSE
+    assert f"answers, {pacs.CONFIRM_S:g} s apart" in PROSE
+    assert f"after {collector.ASK_AFTER_S:g} s of silence" in PROSE
+    assert f"at intervals of at most {collector.ASK_AGAIN_MAX_S:g} s" in PROSE
+    assert f"0x{pacs.SUB_OPERATIONS_FAILED:04X} (some sub-operations failed)" in PROSE
+
+
+def test_kept_attributes_are_those_of_the_header() -> None:
+    kept = chapter("### A.9.1 Attributes that are kept")
+    rows = {
+        level.strip(): names(cell.strip()) for level, cell in re.findall(r"^\| (.+?) \| (.+) \|$", kept, re.MULTILINE)
+    }
+    for level, table in (
+        ("instance", header.INSTANCE_LEVEL),
+        ("series and study", header.SERIES_LEVEL),
+        ("of Request Attributes Sequence", header.REQUEST_ATTRIBUTES),
+        ("hints of how many images there are", header.COUNTS),
+    ):
+        assert rows[level] == {keyword for keyword, _ in table.values()}
+    assert f"longer than {header.MAX_VALUE_BYTES} bytes (PatientID: {header.MAX_PATIENT_ID_BYTES})" in kept
+    assert f"first {header.MAX_HEADER_BYTES // 2**20} MiB" in PROSE
+    assert f"first {header.PYDICOM_BYTES // 2**10} KiB" in PROSE
+
+
+def test_character_sets_are_those_that_can_be_decoded() -> None:
+    stated = names(
+        re.sub(r"\s+", " ", chapter("## A.7 Support of character sets"))
+        .partition("Defined terms: ")[2]
+        .partition(".")[0]
+    )
+    assert stated == set(python_encoding) - {"", "ISO 2022 58"}  # pydicom's own, for what some write
+    assert "ISO_IR 203" not in python_encoding
+
+
+@pytest.mark.parametrize("level", Level)
+def test_search_keys_are_those_of_qido(level: Level) -> None:
+    section = chapter("#### A.4.2.3 DICOMweb origin server: QIDO-RS")
+    (cell,) = re.findall(rf"^\| {level.name.lower()} \| (.+) \|$", section, re.MULTILINE)
+    assert names(cell) == {key for key, lowest in KEYS.items() if lowest == level}
+    assert f"`limit` (at most {MAX_LIMIT})" in section
+    assert names(row("not supported")[0].partition(":")[0].replace("`", "")) == set(UNSUPPORTED)
+
+
+def test_contexts_are_accepted_and_rejected_as_stated() -> None:
+    private, unknown_syntax = "1.2.826.0.1.3680043.8.498.7.1", "1.2.826.0.1.3680043.8.498.7.2"
+    contexts = [
+        build_context(Verification),
+        build_context("1.2.840.10008.5.1.4.1.1.2", [unknown_syntax, "1.2.840.10008.1.2"]),
+        build_context(private),
+        build_context(StudyRootQueryRetrieveInformationModelFind),
+        build_context(StorageCommitmentPushModel),
+    ]
+    ae = AE()
+    ae.add_supported_context(Verification, pynetdicom.ALL_TRANSFER_SYNTAXES)
+    acceptor = Acceptor(ae.supported_contexts, Limits())
+    acceptor.receive_data(associate_rq(contexts, called="ANYTHING"))
+    assert isinstance(acceptor.next_event(), AssociateRequested)
+    answer = A_ASSOCIATE_AC()
+    answer.decode(acceptor.accept())
+    primitive = answer.to_primitive()
+    results = primitive.presentation_context_definition_results_list
+    assert [context.result for context in results] == [0, 0, 0, 3, 3]
+    assert results[1].transfer_syntax == [unknown_syntax]

@@ -1,0 +1,157 @@
+"""What a gateway tells of itself, in virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+import metrics
+from dispatcher import SeriesDispatcher
+from heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
+from idle import Fixed
+from journal import Journal
+from models import MAX_DEAD, MAX_SLOTS, SLOT_S, GatewayState
+from settings import GatewaySettings
+from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
+
+pytestmark = pytest.mark.virtual_time
+SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")
+
+
+class Watched:
+    """A gateway's parts, and a server that keeps the heartbeats it gets."""
+
+    def __init__(self, journal: Journal, answer: httpx.Response | Exception) -> None:
+        self.beats: list[tuple[float, GatewayState]] = []
+        self.answer = answer
+        self.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(self._take))
+        self.journal = journal
+        self.inbox: asyncio.Queue[object] = asyncio.Queue(10)
+        self.collector = collector_of(Fixed(2.0))
+        self.dispatcher = SeriesDispatcher(self.http, journal, concurrency=1, retry_max_s=1.0)
+        self.vitals = Vitals(SETTINGS, self.inbox, journal, self.collector, self.dispatcher)
+
+    def _take(self, request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.raw_path) == ("PUT", b"/gateways/gateway%201")
+        state = GatewayState.model_validate_json(request.content)
+        self.beats.append((asyncio.get_running_loop().time(), state))
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@asynccontextmanager
+async def watched(answer: httpx.Response | Exception = httpx.Response(204)) -> AsyncIterator[Watched]:  # noqa: B008
+    with memory_journal() as journal:
+        gateway = Watched(journal, answer)
+        beating = asyncio.create_task(beat(gateway.vitals, gateway.http))
+        yield gateway
+        beating.cancel()
+        await asyncio.wait([beating])
+        await gateway.http.aclose()
+
+
+async def test_a_quiet_gateway_is_heard_now_and_then() -> None:
+    async with watched() as gateway:
+        await asyncio.sleep(3 * QUIET_BEAT_S + 0.5)
+        times = [at for at, _ in gateway.beats]
+    assert [round(at - times[0]) for at in times] == [0, 5, 10, 15]
+
+
+async def test_news_are_told_within_a_second() -> None:
+    async with watched() as gateway:
+        await asyncio.sleep(0.5)
+        gateway.collector.observe(make_instance("1"), asyncio.get_running_loop().time())
+        await asyncio.sleep(1.0)
+        (_, before), (_, after) = gateway.beats
+    assert (before.OpenSeries, before.Arriving) == (0, [])
+    assert after.OpenSeries == 1
+    (series,) = after.Arriving
+    assert (series.SeriesInstanceUID, series.Source, series.Instances) == (SERIES, "TEST CT", 1)
+    assert series.Waiting == "for images"
+
+
+async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
+    async with watched() as gateway:
+        await gateway.journal.keep([make_instance("1"), make_instance("2")])
+        for waiting in await gateway.journal.close([make_report("1")]):
+            gateway.dispatcher.submit(waiting)
+        gateway.inbox.put_nowait("an arrival")
+        gateway.journal.failing = "journal: disk I/O error"
+        gateway.dispatcher.last_problem = "HTTP 503"
+        await asyncio.sleep(1.5)
+        _, state = gateway.beats[-1]
+    assert (state.GatewayID, state.AETitle, state.InboxInstances, state.InboxSize) == ("gateway 1", "GW", 1, 10)
+    assert (state.OpenInstances, state.UndeliveredReports, state.LastProblem) == (1, 1, "HTTP 503")
+    assert state.Reason == "journal: disk I/O error"
+    assert not state.Stopped
+
+
+async def test_dead_letters_are_named_until_they_are_gone() -> None:
+    async with watched() as gateway:
+        for n in range(MAX_DEAD + 1):
+            (waiting,) = await gateway.journal.close([make_report("1", series=f"1.2.{n}")])
+            await gateway.journal.refused(waiting, "HTTP 422 body.PatientID: too long")
+        await asyncio.sleep(1.5)
+        _, dead = gateway.beats[-1]
+        await gateway.journal.discard_dead(None, "test")
+        await asyncio.sleep(1.5)
+        _, gone = gateway.beats[-1]
+    assert (dead.DeadLetters, len(dead.Dead)) == (MAX_DEAD + 1, MAX_DEAD)
+    assert (dead.Dead[0].Answer, dead.Dead[0].Instances) == ("HTTP 422 body.PatientID: too long", 1)
+    assert (gone.DeadLetters, gone.Dead) == (0, [])
+
+
+async def test_a_replayed_dead_letter_is_undelivered_again() -> None:
+    async with watched() as gateway:
+        (waiting,) = await gateway.journal.close([make_report("1")])
+        await gateway.journal.refused(waiting, "HTTP 422")
+        (again,) = await gateway.journal.replay_dead([waiting.id])
+        assert gateway.journal.dead_letters == 0
+        assert again.reported_at == waiting.reported_at
+
+
+async def test_what_came_is_counted_in_slots_of_time() -> None:
+    async with watched() as gateway:
+        await asyncio.sleep(SLOT_S - asyncio.get_running_loop().time() % SLOT_S + 0.1)
+        for count in (3, 0, 4):
+            metrics.instances_received.inc(count)
+            await asyncio.sleep(SLOT_S)
+        await gateway.vitals.refresh()
+        assert gateway.vitals.state().Received[-4:] == [3, 0, 4, 0]
+        await asyncio.sleep(2 * MAX_SLOTS * SLOT_S)
+        assert gateway.vitals.state().Received == [0] * MAX_SLOTS
+
+
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(404), httpx.Response(401), httpx.ConnectError("refused")], ids=["404", "401", "refused"]
+)
+async def test_a_server_that_does_not_take_them_is_told_seldom_and_logged_once(
+    answer: httpx.Response | Exception,
+) -> None:
+    with capture_logs() as logs:
+        async with watched(answer) as gateway:
+            for n in range(20):
+                gateway.collector.observe(make_instance(str(n)), asyncio.get_running_loop().time())
+                await asyncio.sleep(1)
+            refused = len(gateway.beats)
+            gateway.answer = httpx.Response(204)
+            await asyncio.sleep(QUIET_BEAT_S + 0.1)
+            for n in range(20, 30):
+                gateway.collector.observe(make_instance(str(n)), asyncio.get_running_loop().time())
+                await asyncio.sleep(1)
+            taken = len(gateway.beats) - refused
+    assert [line["event"] for line in logs] == ["heartbeat.refused"]
+    assert refused <= 5
+    assert taken >= 9
+
+
+async def test_the_last_word_is_that_it_stopped() -> None:
+    async with watched() as gateway:
+        gateway.collector.observe(make_instance("1"), 0.0)
+        await last_beat(gateway.vitals, gateway.http)
+        _, state = gateway.beats[-1]
+    assert (state.Stopped, state.Arriving) == (True, [])

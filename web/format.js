@@ -1,0 +1,78 @@
+// Numbers, times and names as a person reads them.
+
+const clock = new Intl.DateTimeFormat(undefined, {
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  hourCycle: "h23",
+});
+const fine = new Intl.DateTimeFormat(undefined, {
+  hour: "2-digit",
+  minute: "2-digit",
+  second: "2-digit",
+  hourCycle: "h23",
+  fractionalSecondDigits: 2,
+});
+const day = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
+const plain = new Intl.NumberFormat();
+const UNITS = ["B", "KB", "MB", "GB", "TB"];
+
+export const VERDICTS = {
+  verified: "the PACS was asked twice and has exactly these images",
+  expected: "as many images as a tag of theirs says",
+  idle: "quiet for long enough; no proof that nothing is missing",
+  capped: "open for the longest time allowed while images still came",
+  drained: "reported early: an operator asked, or the gateway stopped",
+};
+
+export const count = (n) => plain.format(n);
+
+export const many = (n, one, several) => `${count(n)} ${n === 1 ? one : several}`;
+
+/** A length of time in its two largest units. */
+export function seconds(s) {
+  if (s < 10) return `${Math.max(0, s).toFixed(1)} s`;
+  if (s < 90) return `${Math.round(s)} s`;
+  const minutes = Math.round(s / 60);
+  if (minutes < 90) return `${minutes} min`;
+  return minutes < 48 * 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${Math.floor(minutes / 1440)} days`;
+}
+
+export function bytes(n) {
+  const power = Math.min(UNITS.length - 1, Math.floor(Math.log10(Math.max(1, n)) / 3));
+  return `${(n / 1000 ** power).toFixed(power ? 1 : 0)} ${UNITS[power]}`;
+}
+
+/** Local time, with the day where that is not today. */
+export function when(iso, format = clock) {
+  const at = new Date(iso);
+  const today = new Date().toDateString() === at.toDateString();
+  return today ? format.format(at) : `${day.format(at)}, ${format.format(at)}`;
+}
+
+/** The same to a hundredth of a second. */
+export const precisely = (iso) => when(iso, fine);
+
+export const utc = (iso) => `${new Date(iso).toISOString().replace("T", " ").slice(0, 19)} UTC`;
+
+/** Of `Doe^Jane^^^`: `Doe, Jane`; the same of each of the groups that = divides (PS3.5 §6.2.1). */
+export function patient(name) {
+  if (!name) return "no name";
+  const groups = name.split("=").map((group) => {
+    const [family, ...others] = group.split("^");
+    return [family, others.filter(Boolean).join(" ")].filter(Boolean).join(", ");
+  });
+  return groups.join("=");
+}
+
+/** How many there are, and of how many, where somebody has said so; a tag may say too few. */
+export function images(n, expected) {
+  if (!expected) return count(n);
+  return n > expected ? `${count(n)}, not ${count(expected)}` : `${count(n)} of ${count(expected)}`;
+}
+
+/** Of numbers, the one that so large a part of them does not exceed. */
+export function quantile(numbers, part) {
+  const sorted = [...numbers].sort((a, b) => a - b);
+  return sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))];
+}

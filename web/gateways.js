@@ -1,0 +1,81 @@
+// A card for each gateway: whether it takes images in, and what it holds.
+
+import { byId, el, mark, write } from "./dom.js";
+import { bytes, count, many, seconds, utc, when } from "./format.js";
+
+const FIGURES = [
+  "Associations",
+  "Open series",
+  "Inbox",
+  "Reports waiting",
+  "Dead letters",
+  "Images received",
+  "Refused",
+  "Running for",
+];
+const DEAD = FIGURES.indexOf("Dead letters");
+const cards = new Map(); // id: the parts that change
+
+function make(id) {
+  const name = el("h3", {}, id);
+  const state = el("p", { className: "state" });
+  const title = el("p", { className: "hint" });
+  const values = FIGURES.map(() => el("dd", {}, el("span"), el("span", { className: "second" })));
+  const list = el("dl", {}, ...FIGURES.map((figure, i) => el("div", {}, el("dt", {}, figure), values[i])));
+  const inside = el("div", { className: "card gateway" }, name, state, title, list);
+  return { card: el("li", {}, inside), state, title, values };
+}
+
+function condition({ silent, silentS, seenAt, state }) {
+  if (silent) return ["bad", `Silent for ${seconds(silentS)}, since ${when(seenAt)}`];
+  if (state.Reason) return ["bad", `Takes nothing in: ${state.Reason}`];
+  return ["good", "Takes images in"];
+}
+
+function fill({ state, title, values }, gateway) {
+  const known = gateway.state;
+  const [kind, words] = condition(gateway);
+  write(state, words);
+  mark(state, "class", `state ${kind}`);
+  mark(state, "title", `last heard ${utc(gateway.seenAt)}`);
+  write(title, `${known.AETitle} at ${known.Address}`);
+  const figures = [
+    [count(known.Associations)],
+    [count(known.OpenSeries), known.OpenSeries ? many(known.OpenInstances, "image", "images") : ""],
+    [count(known.InboxInstances), `of ${count(known.InboxSize)}`],
+    [count(known.UndeliveredReports), known.UndeliveredReports ? `for ${seconds(known.OldestUndeliveredS)}` : ""],
+    [count(known.DeadLetters)],
+    [count(known.Instances), bytes(known.Bytes)],
+    [count(known.Refused)],
+    [seconds((Date.parse(known.At) - Date.parse(known.StartedAt)) / 1000)],
+  ];
+  figures.forEach(([figure, more = ""], i) => {
+    write(values[i].firstChild, figure);
+    write(values[i].lastChild, more);
+  });
+  mark(values[DEAD], "class", known.DeadLetters ? "bad" : "");
+}
+
+/** Show them in order of their names; those that stopped in one line. */
+export function show(world) {
+  const present = world.present();
+  const list = byId("gateways");
+  for (const [id, parts] of cards) {
+    if (present.some((gateway) => gateway.id === id)) continue;
+    parts.card.remove();
+    cards.delete(id);
+  }
+  present.forEach((gateway, i) => {
+    if (!cards.has(gateway.id)) cards.set(gateway.id, make(gateway.id));
+    const parts = cards.get(gateway.id);
+    if (list.children[i] !== parts.card) list.insertBefore(parts.card, list.children[i] ?? null);
+    fill(parts, gateway);
+  });
+  byId("no-gateways").hidden = present.length > 0;
+  const over = [...world.gateways.values()].filter((gateway) => gateway.over);
+  const names = over.slice(0, 10).map((gateway) => `${gateway.id} (${when(gateway.seenAt)})`);
+  write(
+    byId("stopped-gateways"),
+    over.length ? `Stopped within a day: ${names.join(", ")}${over.length > 10 ? ", …" : ""}` : "",
+  );
+}

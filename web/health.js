@@ -1,0 +1,137 @@
+// What is wrong, in words, and its cure. Two levels: "bad" wants somebody now, "warn" soon.
+
+import { count, many, seconds } from "./format.js";
+
+const STUCK_S = 120; // an open series without an image
+const LATE_S = 15; // a report that waits for the server, …
+const STUCK_REPORT_S = 60; // … and when somebody has to look
+const SKEW_S = 2;
+const FULL = 0.8; // of the inbox
+
+/** What is wrong: { level, id, what, more, cure }; `id` stays the same while it lasts, and `more` may change by the second. */
+export function problems(world) {
+  const found = world.present().flatMap((gateway) => (gateway.silent ? [silent(gateway)] : [...ofGateway(gateway)]));
+  found.push(...ofServer(world.totals));
+  return found.sort((a, b) => (a.level === b.level ? 0 : a.level === "bad" ? -1 : 1));
+}
+
+function silent({ id, silentS, state }) {
+  return {
+    level: "bad",
+    id: `silent ${id}`,
+    what: `Gateway ${id} is silent`,
+    more: `for ${seconds(silentS)}; it had ${many(state.OpenSeries, "open series", "open series")} and ${many(state.UndeliveredReports, "report", "reports")} waiting, which its journal keeps`,
+    cure: "See whether its process and its machine run; it goes on where it was.",
+  };
+}
+
+function* ofGateway(gateway) {
+  const { id, state, skewS } = gateway;
+  const about = (level, kind, what, more, cure) => ({ level, id: `${kind} ${id}`, what, more, cure });
+  if (state.Reason) {
+    yield about(
+      "bad",
+      "full",
+      `Gateway ${id} takes nothing in`,
+      state.Reason,
+      "It goes on by itself once that is cured; senders keep their images. On its machine: python client.py status",
+    );
+  }
+  if (state.DeadLetters) {
+    const what = `${many(state.DeadLetters, "report", "reports")} of gateway ${id} refused for good`;
+    yield about(
+      "bad",
+      "dead",
+      what,
+      state.Dead.length ? `last: ${state.Dead[0].Answer}` : "",
+      "On its machine: python client.py dead-letters list, then replay or discard",
+    );
+  }
+  if (state.OldestUndeliveredS > LATE_S) {
+    const level = state.OldestUndeliveredS > STUCK_REPORT_S ? "bad" : "warn";
+    const more = `${count(state.UndeliveredReports)}, the oldest for ${seconds(state.OldestUndeliveredS)}; last problem: ${state.LastProblem ?? "none"}`;
+    yield about(
+      level,
+      "late",
+      `Reports of gateway ${id} wait for the server`,
+      more,
+      "They are tried again until they are stored. See the problem named, and the server's log.",
+    );
+  }
+  const stuck = [...gateway.arriving.values()].filter(
+    (s) => Date.parse(state.At) - Date.parse(s.LastReceivedAt) > 1000 * STUCK_S,
+  );
+  if (stuck.length) {
+    const what = `${many(stuck.length, "series is", "series are")} stuck at gateway ${id}`;
+    yield about(
+      "bad",
+      "stuck",
+      what,
+      `no image for more than ${seconds(STUCK_S)}, and not reported`,
+      "On its machine: python client.py drain reports them as they are",
+    );
+  }
+  if (state.InboxInstances > FULL * state.InboxSize) {
+    yield about(
+      "warn",
+      "inbox",
+      `The inbox of gateway ${id} is nearly full`,
+      `${count(state.InboxInstances)} of ${count(state.InboxSize)}`,
+      "Its disk may be slow; beyond the size senders are told to try later.",
+    );
+  }
+  if (Math.abs(skewS) > SKEW_S) {
+    yield about(
+      "warn",
+      "clock",
+      `The clock of gateway ${id} is off`,
+      `by ${seconds(Math.abs(skewS))}`,
+      "Let its machine and the server's take the time from one place; latencies are wrong until then.",
+    );
+  }
+}
+
+function* ofServer({ Conflicts, Webhooks }) {
+  if (Conflicts) {
+    const what = `${count(Conflicts)}${Conflicts < 1000 ? "" : " or more"} ${Conflicts === 1 ? "report contradicts" : "reports contradict"} the series stored`;
+    yield {
+      level: "warn",
+      id: "conflicts",
+      what,
+      more: "another patient or study; kept aside, nothing was overwritten",
+      cure: "GET /conflicts shows them, POST /conflicts/{digest} settles one",
+    };
+  }
+  for (const { Id, Host, Behind, Attempts, Dead } of Webhooks) {
+    const of = `Webhook ${Id} (${Host})`;
+    if (Dead)
+      yield {
+        level: "bad",
+        id: `dead hook ${Id}`,
+        what: `${of} was not told some changes`,
+        more: count(Dead),
+        cure: `python server.py webhooks replay ${Id}`,
+      };
+    if (Attempts)
+      yield {
+        level: "warn",
+        id: `late hook ${Id}`,
+        what: `${of} does not answer as it should`,
+        more: `${count(Behind)} behind, ${many(Attempts, "try", "tries")}`,
+        cure: "It is tried again for a day: python server.py webhooks list",
+      };
+  }
+}
+
+/** One line, which changes only when something does. */
+export function headline(world, wrong) {
+  const bad = wrong.filter((problem) => problem.level === "bad");
+  if (bad.length === 1) return ["bad", `Wrong: ${bad[0].what}`];
+  if (bad.length) return ["bad", `${count(bad.length)} things are wrong`];
+  if (wrong.length === 1) return ["warn", `Look at this: ${wrong[0].what}`];
+  if (wrong.length) return ["warn", `${count(wrong.length)} things to look at`];
+  const gateways = world.present().length;
+  return gateways
+    ? ["good", `All well: ${many(gateways, "gateway takes", "gateways take")} images in`]
+    : ["none", "No gateway has said anything yet"];
+}

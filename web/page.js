@@ -1,0 +1,146 @@
+// The live page: who we are, what is shown, and what happens when the connection breaks.
+
+import * as arriving from "./arriving.js";
+import * as charts from "./charts.js";
+import { byId, el, mark, write } from "./dom.js";
+import { count, many, quantile, seconds, when } from "./format.js";
+import * as gateways from "./gateways.js";
+import { headline, problems } from "./health.js";
+import * as series from "./series.js";
+import * as stored from "./stored.js";
+import { ask, follow } from "./stream.js";
+import { World } from "./world.js";
+
+const world = new World();
+let connection = null;
+
+// --- in and out ---
+
+function showLogin(why) {
+  connection?.stop();
+  world.forget();
+  arriving.forget();
+  stored.forget();
+  gateways.show(world);
+  byId("problems").replaceChildren();
+  byId("page").hidden = true;
+  series.route();
+  byId("log-out").hidden = true;
+  write(byId("who"), "");
+  say("none", "");
+  byId("login").hidden = false;
+  const tells = why.includes("keys create") || why.includes("scope");
+  write(byId("why"), tells ? why : "");
+  byId("why").hidden = !tells;
+  byId("key").focus();
+}
+
+function showPage(session) {
+  byId("login").hidden = true;
+  byId("page").hidden = false;
+  const withKey = session.Who !== "this machine";
+  write(byId("who"), withKey ? session.Who.replace(/^\S+ /, "") : "this machine, no key yet");
+  byId("log-out").hidden = !withKey;
+  series.route();
+}
+
+async function logIn(event) {
+  event.preventDefault();
+  const key = byId("key").value.trim();
+  const wellFormed = /^[!-~]+$/.test(key);
+  const [status, answer] = wellFormed
+    ? await ask("session", { method: "POST", headers: { Authorization: `Bearer ${key}` } })
+    : [401, { detail: "this key is not valid" }];
+  if (status === 200) {
+    byId("key").value = "";
+    write(byId("login-problem"), "");
+    start();
+  } else {
+    write(byId("login-problem"), answer?.detail ?? "the server does not answer");
+    byId("key").select();
+  }
+}
+
+async function logOut() {
+  await ask("session", { method: "DELETE" });
+  showLogin("");
+}
+
+// --- what is shown ---
+
+function say(kind, words) {
+  write(byId("link"), words);
+  mark(byId("link"), "class", `link ${kind}`);
+  document.body.classList.toggle("stale", kind === "bad");
+}
+
+function showStatus() {
+  const wrong = problems(world);
+  const [level, words] = headline(world, wrong);
+  write(byId("headline"), words);
+  mark(byId("status"), "class", `status ${level}`);
+  const list = byId("problems");
+  const known = new Map([...list.children].map((item) => [item.dataset.id, item]));
+  const items = wrong.map((problem) => {
+    const item = known.get(problem.id) ?? el("li", {}, el("strong"), el("span"), el("span", { className: "cure" }));
+    item.dataset.id = problem.id;
+    mark(item, "class", problem.level);
+    write(item.children[0], wrong.length > 1 ? problem.what : ""); // else the headline says it
+    write(item.children[1], `${wrong.length > 1 && problem.more ? ": " : ""}${problem.more} `);
+    write(item.children[2], `→ ${problem.cure}`);
+    return item;
+  });
+  if (items.length !== list.children.length || items.some((item, i) => list.children[i] !== item))
+    list.replaceChildren(...items);
+}
+
+const FIGURES = {
+  "Images a second": () => world.rate().toFixed(world.rate() < 10 ? 1 : 0),
+  "Series arriving": () => count(world.present().reduce((sum, gateway) => sum + gateway.state.OpenSeries, 0)),
+  "Last image to row": latency,
+  "Reports waiting": () => count(world.present().reduce((sum, gateway) => sum + gateway.state.UndeliveredReports, 0)),
+  "Series stored": () => count(world.totals.Series),
+  "Last stored": () => (world.storedAt ? when(world.storedAt) : "–"),
+};
+
+function latency() {
+  const values = world.latencies.map((point) => point.s);
+  return values.length ? `${seconds(quantile(values, 0.5))}, p95 ${seconds(quantile(values, 0.95))}` : "–";
+}
+
+function showFigures() {
+  const list = byId("figures");
+  if (!list.children.length)
+    list.append(...Object.keys(FIGURES).map((name) => el("div", {}, el("dt", {}, name), el("dd"))));
+  Object.values(FIGURES).forEach((figure, i) => write(list.children[i].lastChild, figure()));
+}
+
+function showFrame(frame) {
+  world.take(frame);
+  say("good", "live");
+  showStatus();
+  showFigures();
+  charts.show(world);
+  gateways.show(world);
+  arriving.show(world, frame);
+  stored.show(world, frame);
+  series.show(world, frame);
+}
+
+function start() {
+  connection?.stop();
+  let known = false;
+  connection = follow({
+    known(session) {
+      if (!known) showPage(session);
+      known = true;
+    },
+    refused: showLogin,
+    frame: showFrame,
+    lost: (why) => say("bad", `Connection lost, retrying: ${why}`),
+  });
+}
+
+byId("login-form").addEventListener("submit", logIn);
+byId("log-out").addEventListener("click", logOut);
+start();

@@ -1,0 +1,203 @@
+// One series in a dialog, linked to as #series/UID: its record in words, its timeline as a picture and as a list.
+
+import { badge, byId, el } from "./dom.js";
+import { VERDICTS, count, images, many, patient, precisely, seconds, utc } from "./format.js";
+import { draw } from "./picture.js";
+import { ask } from "./stream.js";
+
+const PHASES = {
+  open: "its association still open",
+  moved: "its association busy with another series",
+  released: "its associations released",
+  counted: "as many images there as a tag says",
+};
+const FEW = 4;
+const MANY = {
+  "association.joined": (d, group) =>
+    `${d.CallingAETitle} began to send it, over ${count(group.length)} associations until ${precisely(group.at(-1).At)}`,
+  "images.counted": (_, group) =>
+    `${count(group.length)} associations had brought ${many(
+      group.reduce((sum, { Details }) => sum + Details.Images, 0),
+      "image",
+      "images",
+    )}`,
+};
+let shown = null; // UID
+let opener = null;
+
+const dialog = byId("series");
+
+/** An event of the timeline in words. */
+export function words({ Event, Details: d }) {
+  switch (Event) {
+    case "association.joined":
+      return `${d.CallingAETitle} began to send it over association ${d.Association}, from ${d.PeerAddress}`;
+    case "images.arrived":
+      return `The last image came: ${many(Number(d.Arrivals?.split(":").pop()), "image", "images")} so far`;
+    case "images.counted":
+      return `Association ${d.Association} had brought ${many(d.Images, "image", "images")} and was ${d.Released ? "released" : "still open"}`;
+    case "series.idle":
+      return `Quiet for ${d.IdleTimeoutS} s, ${PHASES[d.Phase] ?? d.Phase}: idle (${d.Policy}, learnt from ${d.LearntFrom} series)`;
+    case "pacs.answered":
+      return answered(d);
+    case "series.reopened":
+      return `More images came, ${seconds(d.LateByS)} after it had been reported as ${d.Verdict}`;
+    case "series.reported":
+      return `Reported as ${d.Verdict}: ${many(d.Images, "image", "images")}`;
+    case "report.stored":
+      return `Row stored: ${many(d.Known, "image", "images")}, ${count(d.Added)} of them new`;
+    case "verdict.contradicted":
+      return `The verdict ${d.Verdict} was too early: ${many(d.Added, "image", "images")} came after it`;
+    case "conflict.resolved":
+      return `A conflict was settled: ${d.Decision}`;
+    default:
+      return `${Event} ${Object.entries(d)
+        .map(([name, value]) => `${name} ${value}`)
+        .join(", ")}`;
+  }
+}
+
+function answered(d) {
+  if (d.Problem) return `${d.PACS} was asked and gave no answer: ${d.Problem}`;
+  const missing = d.Missing ? `, ${count(d.Missing)} missing` : "";
+  const fetched = d.Fetched ? `, ${count(d.Fetched)} fetched` : "";
+  return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, ${count(d.Known)} known here${missing}${fetched}`;
+}
+
+function facts(record) {
+  const attribute = (keyword) => record.Attributes[keyword]?.join(", ");
+  const verdict = record.Verdict ?? "none";
+  const all = [
+    ["Patient", [patient(record.PatientName), record.PatientID ?? "no PatientID"].join(" · ")],
+    [
+      "Series",
+      [record.Modality, attribute("SeriesDescription"), attribute("BodyPartExamined")].filter(Boolean).join(" · "),
+    ],
+    [
+      "Study",
+      [attribute("StudyDescription"), attribute("StudyDate"), attribute("AccessionNumber")].filter(Boolean).join(" · "),
+    ],
+    [
+      "Images",
+      `${images(record.NumInstances, record.ExpectedInstances)}${record.ExpectedFrom ? ` (${record.ExpectedFrom === "pacs" ? "the PACS" : "a tag"} says so)` : ""}${record.Missing ? `, ${count(record.Missing)} missing` : ""}`,
+    ],
+    [
+      "Verdict",
+      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? "reported without one"}`),
+    ],
+    ["Rests on", record.Basis],
+    [
+      "Revision",
+      `${count(record.Revision)}${record.FalseCompletions ? `; a verdict was too early ${many(record.FalseCompletions, "time", "times")}` : ""}`,
+    ],
+    [
+      "Conflicts",
+      record.Conflicts
+        ? `${many(record.Conflicts, "report names", "reports name")} another patient or study and is kept aside: GET /conflicts`
+        : "",
+    ],
+    ["Series UID", el("code", {}, record.SeriesInstanceUID)],
+    ["Study UID", el("code", {}, record.StudyInstanceUID)],
+  ];
+  const given = all.filter(([, value]) => value);
+  return el(
+    "dl",
+    { className: "facts" },
+    ...given.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))),
+  );
+}
+
+/** Where a sender opens an association an image, one line stands for all. */
+function* condensed(events) {
+  const groups = Map.groupBy(events, ({ Event, GatewayID, Revision }) => `${Event} ${GatewayID} ${Revision}`);
+  for (const event of events) {
+    const { Event, GatewayID, Revision, Details } = event;
+    const group = groups.get(`${Event} ${GatewayID} ${Revision}`);
+    if (!MANY[Event] || group.length <= FEW) yield [event, words(event)];
+    else if (event === group[0]) yield [event, MANY[Event](Details, group)];
+  }
+}
+
+function listed(events) {
+  const items = [...condensed(events)].map(([event, text]) =>
+    el(
+      "li",
+      { className: event.Event === "verdict.contradicted" ? "bad" : "" },
+      el("time", { dateTime: event.At, title: utc(event.At) }, precisely(event.At)),
+      el("span", {}, text),
+      el("span", { className: "hint" }, event.GatewayID ?? "server"),
+    ),
+  );
+  return el("ol", { className: "events" }, ...items);
+}
+
+async function load() {
+  const uid = shown;
+  const path = `series/${encodeURIComponent(uid)}`;
+  const [[status, record], [, timeline]] = await Promise.all([ask(path), ask(`${path}/timeline`)]);
+  if (shown !== uid) return;
+  if (status !== 200 || !timeline) {
+    byId("series-body").replaceChildren(
+      el(
+        "p",
+        { className: "problem" },
+        status === 404 ? "No such series is stored." : "The server does not answer; close this and try again.",
+      ),
+    );
+    return;
+  }
+  const { events } = timeline;
+  const picture = el("div", {
+    className: "picture",
+    tabIndex: 0,
+    role: "region",
+    "aria-label": "Timeline as a picture",
+  });
+  byId("series-title").textContent = [
+    record.Modality,
+    record.Attributes.SeriesDescription?.[0],
+    patient(record.PatientName),
+  ]
+    .filter(Boolean)
+    .join(" · ");
+  const list = events.length ? listed(events) : el("p", { className: "empty" }, "Nothing was told of how it came.");
+  byId("series-body").replaceChildren(facts(record), el("h3", {}, "Timeline"), picture, list);
+  if (events.length) draw(picture, events, words);
+}
+
+/** Open or close the dialog as the address says. */
+export function route() {
+  const [, uid] = /^#series\/([0-9.]{1,64})$/.exec(location.hash) ?? [];
+  if (!uid || byId("page").hidden) return close();
+  shown = uid;
+  byId("series-title").textContent = "Series";
+  byId("series-body").replaceChildren(el("p", { className: "empty" }, "Asking …"));
+  if (!dialog.open) {
+    opener = document.activeElement;
+    dialog.showModal();
+  }
+  load();
+}
+
+function close() {
+  shown = null;
+  if (location.hash.startsWith("#series/") && !byId("page").hidden)
+    history.replaceState(null, "", location.pathname + location.search);
+  if (dialog.open) dialog.close();
+}
+
+/** Something was stored: if it is this series, show it anew. */
+export function show(_, frame) {
+  if (shown && frame.Stored.some((series) => series.SeriesInstanceUID === shown)) load();
+}
+
+byId("close-series").addEventListener("click", close);
+dialog.addEventListener("click", (event) => event.target === dialog && close());
+dialog.addEventListener("close", () => {
+  if (dialog.open) return; // another series was opened in the meantime
+  close(); // by Escape
+  byId("series-body").replaceChildren();
+  byId("series-title").textContent = "";
+  opener?.focus();
+});
+addEventListener("hashchange", route);

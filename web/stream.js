@@ -1,0 +1,61 @@
+// The connection to the server: who we are, and the events, again and again until somebody logs out.
+
+const STALE_MS = 5000; // an event comes every second
+const LONGEST_MS = 15000;
+
+/** Ask the server; its answer as [status, JSON], or [0, null] where there is none. */
+export async function ask(path, options) {
+  try {
+    const response = await fetch(path, { cache: "no-store", ...options });
+    const json = response.headers.get("Content-Type")?.startsWith("application/json");
+    return [response.status, json ? await response.json() : null];
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return [0, null];
+  }
+}
+
+/** Follow the overview. `on` has: known(session), refused(why), frame(frame), lost(why). */
+export function follow(on) {
+  let source = null;
+  let timer = 0;
+  let failures = 0;
+
+  function again(why) {
+    source?.close();
+    clearTimeout(timer);
+    failures += 1;
+    if (failures > 1) on.lost(why); // streams end every ten minutes, and the next one begins at once
+    const wait = failures > 1 ? Math.min(LONGEST_MS, 500 * 2 ** failures) * (0.5 + Math.random() / 2) : 0;
+    timer = setTimeout(connect, wait);
+  }
+
+  function watch() {
+    clearTimeout(timer);
+    timer = setTimeout(again, STALE_MS, "the server says nothing");
+  }
+
+  async function connect() {
+    const [status, answer] = await ask("session");
+    if (status === 401 || status === 403) return on.refused(answer?.detail ?? "");
+    if (status !== 200) return again(answer?.detail ?? "the server does not answer");
+    if (!answer.Scopes.includes("series:read")) return on.refused("this key lacks the scope series:read");
+    on.known(answer);
+    source = new EventSource("overview/stream");
+    source.addEventListener("overview", (event) => {
+      failures = 0;
+      watch();
+      on.frame(JSON.parse(event.data));
+    });
+    source.addEventListener("error", () => again("the connection broke"));
+    watch();
+  }
+
+  connect();
+  return {
+    stop() {
+      clearTimeout(timer);
+      source?.close();
+    },
+  };
+}

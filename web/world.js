@@ -1,0 +1,101 @@
+// What the page knows: the frames of the stream, added up.
+
+const SLOT_S = 5; // of GatewayState.Received
+const SLOTS = 120;
+const LATENCIES = 200;
+const SILENT_S = 15;
+
+export class World {
+  constructor() {
+    this.forget();
+  }
+
+  forget() {
+    this.gateways = new Map(); // id: { id, state, seenAt, silentS, arriving: Map of UID to series }
+    this.slots = new Map(); // number of the slot: images
+    this.latencies = []; // { at, s }, the oldest first
+    this.totals = { Series: 0, Conflicts: 0, Webhooks: [] };
+    this.storedAt = null;
+    this.now = 0; // the server's, in ms
+  }
+
+  take(frame) {
+    if (frame.Full) this.forget();
+    this.now = Date.parse(frame.At);
+    this.totals = frame.Totals;
+    for (const id of frame.Forgotten ?? []) this.gateways.delete(id);
+    for (const [id, news] of Object.entries(frame.Gateways)) this.#hear(id, news);
+    for (const [id, silentS] of Object.entries(frame.Silent)) {
+      if (this.gateways.has(id)) this.gateways.get(id).silentS = silentS;
+    }
+    for (const series of [...frame.Stored].reverse()) this.#store(series);
+    this.latencies.splice(0, this.latencies.length - LATENCIES);
+    this.#replace();
+  }
+
+  #hear(id, { SeenAt, State, Arriving, Gone }) {
+    const known = this.gateways.get(id);
+    const gateway = known ?? { id, arriving: new Map(), silentS: 0 };
+    this.#countImages(known?.state, State);
+    gateway.state = State;
+    gateway.seenAt = SeenAt;
+    gateway.skewS = (Date.parse(State.At) - Date.parse(SeenAt)) / 1000;
+    for (const uid of Gone) gateway.arriving.delete(uid);
+    for (const series of Arriving) gateway.arriving.set(series.SeriesInstanceUID, series);
+    this.gateways.set(id, gateway);
+  }
+
+  /** The first time by the gateway's slots, then by what was added: slots of gateways begin at different times. */
+  #countImages(before, state) {
+    const slot = Math.floor(Date.parse(state.At) / 1000 / SLOT_S);
+    const add = (at, n) => this.slots.set(at, (this.slots.get(at) ?? 0) + n);
+    if (before) {
+      add(slot, Math.max(0, state.Instances - (before.StartedAt === state.StartedAt ? before.Instances : 0)));
+    } else {
+      state.Received.forEach((n, i) => add(slot - state.Received.length + 1 + i, n));
+    }
+  }
+
+  #store(series) {
+    this.storedAt = series.UpdatedAt;
+    if (series.LastReceivedAt === null) return;
+    const at = Date.parse(series.UpdatedAt);
+    this.latencies.push({ at: at / 1000, s: Math.max(0, (at - Date.parse(series.LastReceivedAt)) / 1000) });
+  }
+
+  /** A gateway that was killed and started again has another name by default: the old one need not alarm anybody. */
+  #replace() {
+    const host = (gateway) => gateway.id.replace(/-[0-9a-f]{12}$/, "");
+    const same = (a, b) => host(a) === host(b) && a.state.Address === b.state.Address;
+    const all = [...this.gateways.values()].sort((a, b) => a.seenAt.localeCompare(b.seenAt));
+    const free = new Set(all.filter((gateway) => gateway.silentS <= SILENT_S));
+    for (const gateway of all) {
+      gateway.silent = gateway.silentS > SILENT_S && !gateway.state.Stopped;
+      const began = (other) => Date.parse(other.state.StartedAt) > Date.parse(gateway.state.At);
+      const heir = gateway.silent ? [...free].find((other) => same(other, gateway) && began(other)) : undefined;
+      free.delete(heir);
+      gateway.over = gateway.state.Stopped || heir !== undefined;
+      gateway.silent &&= !gateway.over;
+    }
+  }
+
+  /** Those that are to be looked at, in order of their names. */
+  present() {
+    return [...this.gateways.values()].filter((g) => !g.over).sort((a, b) => a.id.localeCompare(b.id));
+  }
+
+  /** Times in seconds and images a second of the last ten minutes. */
+  throughput() {
+    const last = Math.floor(this.now / 1000 / SLOT_S);
+    const slots = Array.from({ length: SLOTS }, (_, i) => last - SLOTS + 1 + i);
+    for (const slot of this.slots.keys()) if (slot <= last - SLOTS) this.slots.delete(slot);
+    return [slots.map((slot) => slot * SLOT_S), slots.map((slot) => (this.slots.get(slot) ?? 0) / SLOT_S)];
+  }
+
+  /** Images a second over the slot before and what there is of this one. */
+  rate() {
+    const last = Math.floor(this.now / 1000 / SLOT_S);
+    const images = (this.slots.get(last) ?? 0) + (this.slots.get(last - 1) ?? 0);
+    return images / (this.now / 1000 - (last - 1) * SLOT_S);
+  }
+}
