@@ -59,6 +59,8 @@ class Answered(NamedTuple):
 
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
 """What shows a gateway's state while it runs: the table on a terminal."""
+Traced = tuple[SeriesReport, str | None]
+"""A report and its trace, as Spans.report gives it."""
 Inbox = asyncio.Queue[Arrival | Released | Answered | Drain | None]
 
 
@@ -75,24 +77,26 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
     What is on the inbox together is committed together: one fsync serves every association that waits.
     """
     loop = asyncio.get_running_loop()
-    reports: list[SeriesReport] = []  # made, and not yet in the journal
+    reports: list[Traced] = []  # made, and not yet in the journal
     closed = False
     while not closed:
         items = await _take(inbox, loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline())
         await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
-        drains = []
+        drains: list[Drain] = []
+        made: list[SeriesReport] = []
         for item in items:
             match item:
                 case Released(association):
                     collector.released(association, loop.time())
                 case Answered(key, answer):
-                    reports += collector.answered(key, answer, loop.time())
+                    made += collector.answered(key, answer, loop.time())
                 case Drain():
                     drains.append(item)
         closed = CLOSED in items
         drained = collector.drain(loop.time()) if drains or closed else []
-        reports += drained or collector.due(loop.time())
-        reports = await _report(reports, journal, collector, dispatcher, spans)
+        made += drained or collector.due(loop.time())
+        reports += [(report, spans.report(report) if spans else None) for report in made]
+        reports = await _report(reports, journal, collector, dispatcher)
         for question in collector.questions():
             if ask is not None:
                 ask(question)
@@ -130,16 +134,11 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
 
 
 async def _report(
-    reports: list[SeriesReport],
-    journal: Journal,
-    collector: SeriesCollector,
-    dispatcher: SeriesDispatcher,
-    spans: Spans | None,
-) -> list[SeriesReport]:
+    reports: list[Traced], journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher
+) -> list[Traced]:
     """Move closed series into the journal's outbox; returns those that it could not take now."""
     for first in range(0, len(reports), DUE_AT_ONCE):
-        some = reports[first : first + DUE_AT_ONCE]
-        traceparents = [spans.report(report) if spans else None for report in some]
+        some, traceparents = zip(*reports[first : first + DUE_AT_ONCE], strict=True)
         learnt = {(*source,): text for source, text in collector.policy.news().items()}
         try:
             waiting = await journal.close(some, learnt, traceparents)
@@ -167,7 +166,8 @@ def _count(report: SeriesReport) -> None:
         if entry.Event == "series.reopened" and entry.Details["Verdict"] in FINAL_VERDICTS:
             metrics.false_completions.labels(entry.Details["Verdict"]).inc()
     if report.LastReceivedAt is not None:
-        metrics.added_latency_seconds.observe((datetime.now(UTC) - report.LastReceivedAt).total_seconds())
+        added_s = (datetime.now(UTC) - report.LastReceivedAt).total_seconds()
+        metrics.added_latency_seconds.observe(max(added_s, 0.0))  # clocks are set
 
 
 async def watch(journal: Journal) -> None:
@@ -214,11 +214,13 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         background = [
             tasks.create_task(dispatcher.run(), name="dispatch"),
             tasks.create_task(watch(journal), name="watch"),
+            tasks.create_task(vitals.follow(), name="vitals"),
         ]
         handle_store = enqueue(inbox, settings.inbox_timeout_s)
         asking: set[asyncio.Task[None]] = set()
 
         async def keep_fetched(instance: Instance) -> int:
+            metrics.instances_received.inc()
             return OUT_OF_RESOURCES if journal.saturated() else await handle_store(instance)
 
         pacs = Pacs(settings, partial(stored_instances, http), keep_fetched)
@@ -238,7 +240,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         if show is not None:
             await shown.enter_async_context(show(vitals.state))
         if listen:
-            shown.enter_context(serve_metrics(settings))
+            await shown.enter_async_context(serve_metrics(settings))
             background.append(tasks.create_task(beat(vitals, http), name="heartbeat"))
             await _listen(settings, stop, inbox, journal, dispatcher, handle_store, spans, vitals)
         else:

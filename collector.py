@@ -32,6 +32,7 @@ ASK_AFTER_S = 0.3  # of silence, where there is a PACS to ask
 ASK_AGAIN_MAX_S = 10.0
 FETCHES = 2  # of one revision
 MODALITY_LENGTH = 16  # a CS
+IS_LENGTH = 12  # PS3.5 table 6.2-1
 MARKS = 16  # of a series, that say when its images came
 DUE_AT_ONCE = 100  # reports made and journalled before the inbox is looked at again
 NOT_IN_ATTRIBUTES = {keyword for keyword, _ in (INSTANCE_LEVEL | COUNTS).values()} | {
@@ -449,8 +450,8 @@ def _columns(rows: Sequence[InstanceValues]) -> dict[InstanceKeyword, list[str |
 def _count_in_tags(attributes: Mapping[str, Sequence[str]]) -> int | None:
     """How many images a tag says there are: a hint, senders fill it in loosely. None where none says so."""
     for keyword, _ in COUNTS.values():
-        (text,) = attributes.get(keyword) or ("",)
-        if text.isdecimal() and 0 < int(text) < 2**31:
+        text, *_ = attributes.get(keyword) or ("",)
+        if text.isdecimal() and len(text) <= IS_LENGTH and 0 < int(text) < 2**31:
             return int(text)
     return None
 

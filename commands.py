@@ -36,7 +36,7 @@ from models import GatewayError, GatewayState
 from scp import CannotListen
 from settings import GatewaySettings, SettingsError, load
 from show import show as show_
-from telemetry import configure_logging
+from telemetry import configure_logging, uncaught
 from terminal import Verdicts, live
 from workers import supervise
 
@@ -381,6 +381,9 @@ def _work(run: Run, settings: GatewaySettings, number: int) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Exception as error:  # multiprocessing would print its text
+        uncaught(error)
+        sys.exit(1)
 
 
 def _end_with(sentinel: int) -> None:

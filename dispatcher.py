@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import heapq
 import itertools
-import math
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -22,7 +23,7 @@ import structlog
 import metrics
 from control import Operation
 from journal import Journal, JournalUnavailable, Waiting
-from models import GatewayError, SeriesKey, SeriesRecord
+from models import GatewayError, SeriesKey, SeriesRecord, SeriesReport
 from spans import Spans, named
 
 RETRY_BASE_S = 0.25
@@ -35,6 +36,8 @@ KEY_PROBLEMS = {  # no fault of the report
 }
 PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
 JOURNAL_RETRY_S = 1.0
+MAX_FIELDS = 10  # fields of a refusal
+STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 EARLY_S = 1e-6  # a loop may fire a timer a little before its time, and then must not spin until it has come
 
 log = structlog.get_logger()
@@ -77,6 +80,7 @@ class SeriesDispatcher:
         self._concurrency = concurrency
         self._retry_max_s = retry_max_s
         self._lines: dict[SeriesKey, deque[Waiting]] = {}
+        self._undelivered: dict[int, float] = {}  # when each was reported, in the order in which they were taken
         # One entry per series that has a report waiting and none being posted; the number breaks ties.
         self._due: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
@@ -93,19 +97,20 @@ class SeriesDispatcher:
     @property
     def undelivered(self) -> int:
         """Reports that the server has not acknowledged."""
-        return sum(map(len, list(self._lines.values())))  # a copy: Prometheus asks from a thread of its own
+        return len(self._undelivered)
 
     @property
     def oldest_undelivered_s(self) -> float:
-        """Age of the oldest of them, 0 where there is none."""
-        oldest = min((line[0].reported_at for line in list(self._lines.values()) if line), default=math.inf)
-        return max(time.time() - oldest, 0.0) if oldest < math.inf else 0.0
+        """Age of the one that was taken first, 0 where there is none."""
+        reported_at = next(iter(self._undelivered.values()), None)
+        return 0.0 if reported_at is None else max(time.time() - reported_at, 0.0)
 
     def submit(self, waiting: Waiting) -> None:
         """Take a report for delivery, behind earlier ones of the same series."""
         self._empty.clear()
         line = self._lines.setdefault(waiting.key, deque())
         line.append(waiting)
+        self._undelivered[waiting.id] = waiting.reported_at
         if len(line) == 1:
             self._schedule(waiting.key, from_wall_clock(waiting.next_attempt_at))
 
@@ -158,7 +163,7 @@ class SeriesDispatcher:
         delay_s = 0.0
         try:
             await self._try(line[0])
-            line.popleft()
+            del self._undelivered[line.popleft().id]
         except ServerUnavailable as error:
             line[0], delay_s = await self._delayed(line[0], error, begun)
         except JournalUnavailable as error:  # posting again does no harm
@@ -195,7 +200,7 @@ class SeriesDispatcher:
         metrics.dispatch_attempts.labels("delivered").inc()
         await self._journal.delivered(waiting)
         if record.LastReceivedAt is not None:
-            latency_s = (datetime.now(UTC) - record.LastReceivedAt).total_seconds()
+            latency_s = max((datetime.now(UTC) - record.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
             metrics.row_latency_seconds.observe(latency_s)
             event = event.bind(row_latency_s=round(latency_s, 3))
         event.info("report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1)
@@ -244,7 +249,7 @@ class SeriesDispatcher:
                 response = await self._http.post("series", content=report, headers=headers)
         except httpx.HTTPError as error:
             whole_server = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            raise ServerUnavailable(f"{type(error).__name__}: {error}", whole_server=whole_server) from error
+            raise ServerUnavailable(type(error).__name__, whole_server=whole_server) from error
         status = response.status_code
         wait_s = retry_after_s(response.headers.get("Retry-After"))
         if status in KEY_PROBLEMS:
@@ -301,8 +306,14 @@ def from_wall_clock(at: float) -> float:
 
 
 def _problem(response: httpx.Response) -> str:
-    """Which fields the server refused and why, from its 422 body; never the values."""
+    """Which fields the server refused, from its 422 body, or what its status says; none of its own words."""
     try:
-        return "; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in response.json()["detail"])[:500]
-    except (ValueError, KeyError, TypeError):
-        return response.reason_phrase
+        fields = [_field(detail["loc"], str(detail.get("type"))) for detail in response.json()["detail"]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        fields = []
+    return "; ".join(fields[:MAX_FIELDS]) or STATUS_PHRASES.get(response.status_code, "")
+
+
+def _field(loc: Sequence[str | int], kind: str) -> str:
+    known = [str(part) for part in loc if isinstance(part, int) or part in SeriesReport.model_fields or part == "body"]
+    return f"{'.'.join(known)}: {kind if re.fullmatch('[a-z_]{1,64}', kind) else 'refused'}"

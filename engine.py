@@ -75,7 +75,7 @@ class Engine:
         async def rows(connection: AsyncConnection) -> list[dict[str, Any]]:
             return [{**row} for row in (await connection.execute(query)).mappings()]
 
-        with metrics.database_seconds.labels("read").time():
+        with _measured("read"):
             return await _tried(self._readers.connect, rows)
 
     async def write(self, do: Callable[[AsyncConnection], Awaitable[T]]) -> T:
@@ -83,8 +83,18 @@ class Engine:
 
         In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
         """
-        with metrics.database_seconds.labels("write").time():
+        with _measured("write"):
             return await _tried(self._writer.begin, do)
+
+
+@contextmanager
+def _measured(kind: str) -> Iterator[None]:
+    try:
+        with metrics.database_seconds.labels(kind).time():
+            yield
+    except DatabaseUnavailable:
+        metrics.database_failures.inc()
+        raise
 
 
 async def _tried(

@@ -20,7 +20,9 @@ from settings import GatewaySettings
 
 BEAT_S = 1.0
 QUIET_BEAT_S = 5.0  # between two that would say the same
+BEAT_TIMEOUT_S = 10.0
 LAST_BEAT_TIMEOUT_S = 2.0
+MAX_LINE = 256  # models.Line
 
 log = structlog.get_logger()
 
@@ -60,7 +62,7 @@ class Vitals:
             Stopped=False,
             AETitle=self._settings.ae_title,
             Address=f"{self._settings.scp_host}:{self.port}",
-            Reason=self._journal.saturated(),
+            Reason=_line(self._journal.saturated()),
             Associations=int(metrics.total(metrics.associations_open)),
             Refused=int(metrics.total(metrics.associations_refused)),
             Instances=int(metrics.total(metrics.instances_received)),
@@ -72,11 +74,17 @@ class Vitals:
             OpenInstances=self._journal.open_instances,
             UndeliveredReports=self._dispatcher.undelivered,
             OldestUndeliveredS=round(self._dispatcher.oldest_undelivered_s, 3),
-            LastProblem=self._dispatcher.last_problem if self._dispatcher.undelivered else None,
+            LastProblem=_line(self._dispatcher.last_problem) if self._dispatcher.undelivered else None,
             DeadLetters=self._journal.dead_letters,
             Dead=self._dead,
             Arriving=self._collector.arriving(arriving),
         )
+
+    async def follow(self) -> None:
+        """Keep up with what happens, until cancelled."""
+        while True:
+            await self.refresh()
+            await asyncio.sleep(BEAT_S)
 
     async def refresh(self) -> None:
         """Count what came since the last time, and look up dead letters if there are others."""
@@ -122,7 +130,6 @@ async def beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
     told_at = refused = None
     loop = asyncio.get_running_loop()
     while True:
-        await vitals.refresh()
         state = vitals.state()
         news = state.model_dump(exclude={"At", "OldestUndeliveredS"})
         if news != told or told_at is None or loop.time() >= told_at + QUIET_BEAT_S:
@@ -139,12 +146,19 @@ async def last_beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
     await _tell(http, state, LAST_BEAT_TIMEOUT_S)
 
 
-async def _tell(http: httpx.AsyncClient, state: GatewayState, timeout_s: float | None = None) -> str | None:
-    """One heartbeat; why it was not taken."""
-    timeout = {} if timeout_s is None else {"timeout": timeout_s}
-    body = {"content": state.model_dump_json(), "headers": {"Content-Type": "application/json"}}
+async def _tell(http: httpx.AsyncClient, state: GatewayState, timeout_s: float = BEAT_TIMEOUT_S) -> str | None:
+    """One heartbeat; why it was not taken. No answer, however slow or long, takes more than `timeout_s`."""
+    path = f"gateways/{quote(state.GatewayID, safe='')}"
+    headers = {"Content-Type": "application/json"}
     try:
-        response = await http.put(f"gateways/{quote(state.GatewayID, safe='')}", **body, **timeout)  # type: ignore[arg-type]
-    except httpx.HTTPError as error:
+        async with (
+            asyncio.timeout(timeout_s),
+            http.stream("PUT", path, content=state.model_dump_json(), headers=headers) as response,
+        ):
+            return None if response.is_success else f"HTTP {response.status_code}"
+    except (httpx.HTTPError, TimeoutError) as error:
         return type(error).__name__
-    return None if response.is_success else f"HTTP {response.status_code}"
+
+
+def _line(text: str | None) -> str | None:
+    return text and text[:MAX_LINE]

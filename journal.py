@@ -223,11 +223,11 @@ class Journal:
 
     async def report(self, waiting: Waiting) -> str:
         """The JSON to post."""
-        return str(await self._write(self._one, "SELECT report FROM reports WHERE id = ?", waiting.id))
+        return str(await self._run(self._one, "SELECT report FROM reports WHERE id = ?", waiting.id))
 
     async def delayed(self, waiting: Waiting, problem: str) -> None:
         """Note a failed try, and when the next one is due."""
-        schedule = {"attempts": waiting.attempts, "next_attempt_at": waiting.next_attempt_at}
+        schedule: dict[str, Any] = {"attempts": waiting.attempts, "next_attempt_at": waiting.next_attempt_at}
         await self._write(self._update, waiting.id, **schedule, answer=problem)
 
     def paused_until(self) -> float:
@@ -245,14 +245,14 @@ class Journal:
     async def refused(self, waiting: Waiting, answer: str) -> None:
         """No retry will help: it becomes a dead letter with the server's answer."""
         await self._write(self._end, waiting, state="dead", answer=answer)
-        self.dead_letters += 1
 
     # --- dead letters ---
 
     async def last_dead(self, most: int) -> list[DeadReport]:
         """The latest dead letters, the latest first. Raises JournalUnavailable."""
-        query = "SELECT * FROM reports WHERE state = 'dead' ORDER BY changed_at DESC LIMIT ?"
-        return [_dead_report(row) for row in await self._write(self._all, query, most)]
+        columns = "series_instance_uid, instances, answer, changed_at"
+        query = f"SELECT {columns} FROM reports WHERE state = 'dead' ORDER BY id DESC LIMIT ?"
+        return [_dead_report(row) for row in await self._run(self._all, query, most)]
 
     async def replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
         """Put dead letters (None: all) back in line; returns those that were dead."""
@@ -293,16 +293,20 @@ class Journal:
     # --- in the journal's thread ---
 
     async def _write(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run in the journal's thread; that it can write is known then. Raises JournalUnavailable."""
+        result = await self._run(do, *args, **kwargs)
+        self.failing = None
+        return result
+
+    async def _run(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run in the journal's thread: the edge to SQLite. Raises JournalUnavailable."""
         loop = asyncio.get_running_loop()
         try:
-            result = await loop.run_in_executor(self._thread, lambda: do(*args, **kwargs))
+            return await loop.run_in_executor(self._thread, lambda: do(*args, **kwargs))
         except sqlite3.Error as error:
             self.failing = f"journal: {error}"
             metrics.journal_failures.inc()
             raise JournalUnavailable(self.failing) from error
-        self.failing = None
-        return result
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -408,35 +412,39 @@ class Journal:
         id = int(cursor.lastrowid or 0)
         return Waiting(id, report.key, report.Revision, report.NumInstances, 0, 0.0, now, traceparent)
 
-    def _update(self, report_id: int, **columns: Any) -> None:
+    def _update(self, report_id: int, before: str = "waiting", **columns: Any) -> bool:
+        """Change a report that is in the state `before`; whether it was."""
         assignments = ", ".join(f"{column} = :{column}" for column in columns)
-        self._connection.execute(
-            f"UPDATE reports SET {assignments}, changed_at = :now WHERE id = :id",
-            columns | {"id": report_id, "now": time.time()},
+        cursor = self._connection.execute(
+            f"UPDATE reports SET {assignments}, changed_at = :now WHERE id = :id AND state = :before",
+            columns | {"id": report_id, "now": time.time(), "before": before},
         )
+        return cursor.rowcount == 1
 
     def _end(self, waiting: Waiting, **columns: Any) -> None:
-        self._update(waiting.id, **columns)
-        self.waiting_instances -= waiting.instances
+        if self._update(waiting.id, **columns):
+            self.waiting_instances -= waiting.instances
+            self.dead_letters += columns["state"] == "dead"
         self._deliveries += 1
         if self._deliveries % PRUNE_EVERY == 0:
             self._prune()
         self._measure()
 
     def _prune(self) -> None:
-        """Bound the history by age and number."""
+        """Bound the history by age and number; another time will do, too."""
         ended = "state IN ('delivered', 'discarded')"
-        self._connection.execute(
-            f"DELETE FROM reports WHERE {ended} AND (changed_at < ? OR id <= (SELECT id FROM reports "
-            f"WHERE {ended} ORDER BY id DESC LIMIT 1 OFFSET ?))",
-            (time.time() - HISTORY_AGE_S, HISTORY_REPORTS),
-        )
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute(
+                f"DELETE FROM reports WHERE {ended} AND (changed_at < ? OR id <= (SELECT id FROM reports "
+                f"WHERE {ended} ORDER BY id DESC LIMIT 1 OFFSET ?))",
+                (time.time() - HISTORY_AGE_S, HISTORY_REPORTS),
+            )
 
     def _replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
         with self._transaction():
             dead = self._dead(ids)
             for waiting in dead:
-                self._update(waiting.id, state="waiting", attempts=0, next_attempt_at=0.0, answer=None)
+                self._update(waiting.id, "dead", state="waiting", attempts=0, next_attempt_at=0.0, answer=None)
         self.waiting_instances += sum(waiting.instances for waiting in dead)
         self.dead_letters -= len(dead)
         return dead
@@ -445,7 +453,7 @@ class Journal:
         with self._transaction():
             dead = self._dead(ids)
             for waiting in dead:
-                self._update(waiting.id, state="discarded", report=None, answer=reason)
+                self._update(waiting.id, "dead", state="discarded", report=None, answer=reason)
         self.dead_letters -= len(dead)
         return [waiting.id for waiting in dead]
 
@@ -458,13 +466,17 @@ class Journal:
         self._connection.execute(statement, parameters)
 
     def _measure(self) -> None:
-        """How much of the file is used; what is free in it goes back to the file system, some pages at a time."""
+        """How much of the file is used; what is free in it goes back to the file system, some pages at a time.
+
+        What was done before is committed: that this fails must not make it look undone.
+        """
         self._measured_at = time.monotonic()
-        free = self._one("PRAGMA freelist_count")
-        self._used_bytes = (self._one("PRAGMA page_count") - free) * self._one("PRAGMA page_size")
-        if free > VACUUM_PAGES:
-            # execute() would step it once, which frees one page; this steps it to its end.
-            self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+        with contextlib.suppress(sqlite3.Error):
+            free = self._one("PRAGMA freelist_count")
+            self._used_bytes = (self._one("PRAGMA page_count") - free) * self._one("PRAGMA page_size")
+            if free > VACUUM_PAGES:
+                # execute() would step it once, which frees one page; this steps it to its end.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
 
     def _all(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
         return self._connection.execute(query, parameters).fetchall()

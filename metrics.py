@@ -140,7 +140,7 @@ database_seconds = Histogram(
     registry=SERVER,
 )
 database_retries = Counter("server_database_retries", "Transactions tried again.", registry=SERVER)
-database_failures = Counter("server_database_failures", "Transactions given up: answered 503.", registry=SERVER)
+database_failures = Counter("server_database_failures", "Transactions given up.", registry=SERVER)
 heartbeats = Counter("server_heartbeats", "States that gateways reported.", registry=SERVER)
 watchers = Gauge("server_watchers", "Open streams of changes and of the live page.", registry=SERVER)
 
@@ -155,9 +155,9 @@ KNOWN: dict[Counter, str] = {
     reports_stored: "created revised unchanged conflict",
     conflicts_resolved: "dismiss merge correct",
 }
-for counter, labels in KNOWN.items():
-    for label in labels.split():
-        counter.labels(label)
+for _counter, _labels in KNOWN.items():
+    for _label in _labels.split():
+        _counter.labels(_label)
 
 
 def total(metric: Counter | Gauge) -> float:

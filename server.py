@@ -5,12 +5,13 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
     AbstractContextManager,
     AsyncExitStack,
     asynccontextmanager,
+    contextmanager,
     nullcontext,
 )
 from typing import Annotated, Any
@@ -40,6 +41,7 @@ from models import (
     ChangePage,
     Completions,
     ConflictPage,
+    GatewayError,
     GatewayState,
     Health,
     InstanceList,
@@ -115,22 +117,23 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            app.state.audit = stack.enter_context(audit_log(settings.audit_path))
-            app.state.spans = await stack.enter_async_context(open_spans("series-server", time.monotonic))
-            database = app.state.database = await stack.enter_async_context(Database.open(settings))
-            http = await stack.enter_async_context(httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S))
-            tasks = await stack.enter_async_context(asyncio.TaskGroup())
-            follower = app.state.follower = Follower(database)
-            app.state.keys = Keys(database.engine)
-            app.state.overview = overview.Overview(database, follower)
-            tasks.create_task(_or_stop(follower.run()), name="follow")
-            tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
-            stack.callback(follower.end)
-            await stack.enter_async_context(_administered(settings, database))
-            stack.enter_context(ended_by_signals(follower))
-            log.info("server.started", database=without_password(settings.database_url))
-            yield
+        with _told():
+            async with AsyncExitStack() as stack:
+                app.state.audit = stack.enter_context(audit_log(settings.audit_path))
+                app.state.spans = await stack.enter_async_context(open_spans("series-server", time.monotonic))
+                database = app.state.database = await stack.enter_async_context(Database.open(settings))
+                http = await stack.enter_async_context(httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S))
+                tasks = await stack.enter_async_context(asyncio.TaskGroup())
+                follower = app.state.follower = Follower(database)
+                app.state.keys = Keys(database.engine)
+                app.state.overview = overview.Overview(database, follower)
+                tasks.create_task(_or_stop(follower.run()), name="follow")
+                tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
+                stack.callback(follower.end)
+                await stack.enter_async_context(_administered(settings, database))
+                stack.enter_context(ended_by_signals(follower))
+                log.info("server.started", database=without_password(settings.database_url))
+                yield
         log.info("server.stopped")
 
     app = FastAPI(
@@ -320,10 +323,22 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
     log.error("database.unavailable", reason=str(error))
-    metrics.database_failures.inc()
     return JSONResponse(
         {"detail": "the database is not available; try again"}, 503, {"Retry-After": str(RETRY_AFTER_S)}
     )
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say why the server does not start, or goes down, before uvicorn shows a traceback with texts of exceptions."""
+    try:
+        yield
+    except GatewayError as error:
+        log.error("server.refused", reason=str(error))
+        raise
+    except Exception:
+        log.exception("server.failed")
+        raise
 
 
 async def _or_stop(work: Coroutine[Any, Any, None]) -> None:

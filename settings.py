@@ -153,6 +153,8 @@ class GatewaySettings(BaseSettings):
             raise ValueError(f"GATEWAY_API_KEY {problem}: give the key as the server issued it, or remove the setting")
         if self.server_ca is not None and self.server_url.scheme != "https":
             raise ValueError("GATEWAY_SERVER_CA does nothing without https: let GATEWAY_SERVER_URL begin with https://")
+        if (self.metrics_port or 0) + self.workers - 1 > 65535:
+            raise ValueError(f"GATEWAY_METRICS_PORT={self.metrics_port} leaves no ports for {self.workers} workers")
         if self.tls_cert is None and (self.tls_key or self.tls_ca or self.tls_client_certs != "none"):
             raise ValueError("GATEWAY_TLS_CERT is missing: without it the other GATEWAY_TLS_… do nothing")
         if self.tls_client_certs != "none" and self.tls_ca is None:
@@ -180,11 +182,13 @@ class GatewaySettings(BaseSettings):
         return [path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, self.workers + 1)]
 
     def of_worker(self, number: int) -> Self:
-        """With files of its own."""
+        """With files, a name and a metrics port of its own."""
         trace = self.trace_path and self.trace_path.with_name(
             f"{self.trace_path.stem}-{number}{self.trace_path.suffix}"
         )
-        return self.model_copy(update={"journal_path": self.journals[number - 1], "trace_path": trace})
+        port = self.metrics_port and self.metrics_port + number - 1  # each its own free one, where it is 0
+        own = {"id": f"{self.id[:60]}-{number}", "metrics_port": port}
+        return self.model_copy(update={"journal_path": self.journals[number - 1], "trace_path": trace} | own)
 
     @cached_property
     def pacs_by_ae_title(self) -> dict[str, "Peer"]:

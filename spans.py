@@ -7,6 +7,7 @@ OpenTelemetry's own variables hold (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAM
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -20,13 +21,19 @@ from opentelemetry.trace import Link, Span, SpanKind, Tracer, set_span_in_contex
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import Attributes
 
-from models import Association, Instance, SeriesKey, SeriesReport
+from models import Association, GatewayError, Instance, SeriesKey, SeriesReport
+from threads import in_thread
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 MAX_SERIES = 10_000  # whose images are being received
 PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
+SHUTDOWN_S = 5.0
 SLOW_S = 0.1  # an answer that takes longer has a span of its own; a span for every image costs a seventh of all speed
 W3C = TraceContextTextMapPropagator()
+
+
+class CannotTrace(GatewayError):
+    """OpenTelemetry's variables are of no use to it. The text says which."""
 
 
 @dataclass(slots=True)
@@ -154,7 +161,7 @@ class Spans:
 
 @asynccontextmanager
 async def open_spans(service: str, monotonic: Callable[[], float]) -> AsyncIterator[Spans | None]:
-    """Spans that are exported; None where no endpoint is set. `monotonic` tells the time of associations."""
+    """Spans that are exported; None where no endpoint is set. `monotonic` tells the time. Raises CannotTrace."""
     if not any(os.environ.get(name) for name in ENDPOINTS):
         yield None
         return
@@ -165,12 +172,17 @@ async def open_spans(service: str, monotonic: Callable[[], float]) -> AsyncItera
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
     name = os.environ.get("OTEL_SERVICE_NAME", service)
-    provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    try:
+        provider = TracerProvider(resource=Resource.create({"service.name": name}), shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    except ValueError as error:
+        raise CannotTrace(f"a variable of OpenTelemetry (OTEL_…) is wrong: {error}. Correct or remove it.") from error
     try:
         yield Spans(provider.get_tracer("series-gateway"), monotonic)
     finally:
-        await asyncio.to_thread(provider.shutdown)  # what is left is exported
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_S):  # what is left is exported, if somebody takes it
+                await in_thread(provider.shutdown, "export")
 
 
 def named(traceparent: str | None) -> dict[str, str]:

@@ -4,18 +4,18 @@ Every line goes the same way, whoever writes it: uvicorn, SQLAlchemy, asyncio, a
 of an exception can hold what it choked on, so of exceptions only their kinds and places are written.
 """
 
+import asyncio
 import logging
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import TracebackType
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, TextIO
 
+import prometheus_client
 import structlog
-from prometheus_client import start_http_server
 from structlog.typing import EventDict, Processor
 
 import metrics
@@ -23,7 +23,12 @@ from models import GatewayError
 from settings import GatewaySettings
 
 THEIR_OWN = ("uvicorn", "uvicorn.error", "uvicorn.access")  # loggers that uvicorn gives handlers of their own
+MAX_SCRAPERS = 10  # connections to the metrics at once
+MAX_REQUEST_BYTES = 2**14
+SCRAPE_TIMEOUT_S = 5.0
 FRAMES = 8  # of a traceback, the innermost
+
+log = structlog.get_logger()
 
 
 class CannotServeMetrics(GatewayError):
@@ -55,11 +60,11 @@ def configure_logging(**fields: object) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_texts,
     ]
-    renderer: Processor = (
-        structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    )
+    renderers: list[Processor] = [structlog.processors.JSONRenderer()]
+    if sys.stderr.isatty():
+        renderers = [_one_text, structlog.dev.ConsoleRenderer()]
     structlog.configure(
-        processors=[*shared, renderer],
+        processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(STDERR),
     )
@@ -67,7 +72,7 @@ def configure_logging(**fields: object) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
         )
     )
     handler.addFilter(_of_others)
@@ -75,8 +80,10 @@ def configure_logging(**fields: object) -> None:
     for name in THEIR_OWN:
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # request.audited says it, without query strings
-    sys.excepthook = _uncaught
-    threading.excepthook = lambda args: _uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    if sys.excepthook is sys.__excepthook__:  # else somebody hosts us and looks after it: pytest does
+        sys.excepthook = lambda _, error, __: uncaught(error)
+        sys.unraisablehook = lambda args: uncaught(args.exc_value)
+        threading.excepthook = lambda args: uncaught(args.exc_value)
     warnings.showwarning = _warned
 
 
@@ -103,15 +110,24 @@ def _without_texts(_: Any, __: str, event: EventDict) -> EventDict:
     return event
 
 
+def _one_text(_: Any, __: str, event: EventDict) -> EventDict:
+    """For ConsoleRenderer, which puts it below the line."""
+    if "exception" in event:
+        event["exception"] = "\n".join(event["exception"])
+    return event
+
+
 def _of_others(record: logging.LogRecord) -> bool:
-    """Of asyncio only what it says happened: what follows shows the exception's text."""
+    """Of asyncio only what it says happened: what follows shows arguments and exceptions. No traceback as a text."""
+    message = record.getMessage()
     if record.name == "asyncio":
-        record.msg, record.args = record.getMessage().partition("\n")[0], ()
-    return True
+        record.msg, record.args = message.partition("\n")[0].partition(" in callback")[0], ()
+    return not message.startswith("Traceback ")  # of a start that failed; server.refused or server.failed says it
 
 
-def _uncaught(kind: type[BaseException], error: BaseException | None, _: TracebackType | None) -> None:
-    if not issubclass(kind, KeyboardInterrupt):
+def uncaught(error: BaseException | None) -> None:
+    """Log what nobody caught."""
+    if not isinstance(error, KeyboardInterrupt):
         structlog.get_logger().critical("process.failed", exception=places(error))
 
 
@@ -122,24 +138,49 @@ def _warned(
     structlog.get_logger().warning("warning.raised", category=category.__name__, place=place)
 
 
-@contextmanager
-def serve_metrics(settings: GatewaySettings) -> Iterator[None]:
+@asynccontextmanager
+async def serve_metrics(settings: GatewaySettings) -> AsyncIterator[None]:
     """Let Prometheus ask for the gateway's metrics, if a port is set. Raises CannotServeMetrics."""
     if settings.metrics_port is None:
         yield
         return
     host, port = settings.metrics_host, settings.metrics_port
     try:
-        server, thread = start_http_server(port, host, metrics.GATEWAY)
+        server = await asyncio.start_server(_Metrics().answer, host, port, limit=MAX_REQUEST_BYTES)
     except OSError as error:
         raise CannotServeMetrics(
             f"cannot listen on GATEWAY_METRICS_HOST={host} GATEWAY_METRICS_PORT={port}: {error.strerror}. Stop what "
             "uses it, or choose another address or port (port 0 takes a free one)."
         ) from error
-    structlog.get_logger().info("metrics.served", host=host, port=server.server_port)
+    log.info("metrics.served", host=host, port=server.sockets[0].getsockname()[1])
     try:
         yield
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        server.close()
+
+
+class _Metrics:
+    """Answers HTTP requests, each with all metrics, one a connection. Whoever is slow, or too many, is let go."""
+
+    def __init__(self) -> None:
+        self._open = 0
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open <= MAX_SCRAPERS:
+                async with asyncio.timeout(SCRAPE_TIMEOUT_S):
+                    await reader.readuntil(b"\r\n\r\n")
+                    writer.write(_response())
+                    await writer.drain()
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+            pass  # theirs to try again
+        finally:
+            self._open -= 1
+            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
+
+
+def _response() -> bytes:
+    body = prometheus_client.generate_latest(metrics.GATEWAY)
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {prometheus_client.CONTENT_TYPE_LATEST}\r\nContent-Length: {len(body)}"
+    return f"{head}\r\nConnection: close\r\n\r\n".encode() + body

@@ -40,7 +40,9 @@ def refusing_server() -> Iterator[str]:
     class Refuse(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps({"detail": [{"loc": ["body", "PatientID"], "msg": "not one of ours"}]}).encode()
+            body = json.dumps(
+                {"detail": [{"loc": ["body", "PatientID"], "msg": "not one of ours", "type": "foreign"}]}
+            ).encode()
             self.send_response(422)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -131,7 +133,7 @@ def test_dead_letters_are_listed_shown_replayed_and_discarded(tmp_path: Path, be
 def _handle_dead_letters(folder: Path, url: str, series: list[str]) -> None:
     listed = client_json(folder, "dead-letters", "list", url=url)
     assert [letter["series_instance_uid"] for letter in listed] == series
-    assert listed[0]["answer"] == "HTTP 422 body.PatientID: not one of ours"
+    assert listed[0]["answer"] == "HTTP 422 body.PatientID: foreign"
     assert "Test^One" not in client(folder, "dead-letters", "list", url=url)
     first, second, _ = (str(letter["id"]) for letter in listed)
     shown = client_json(folder, "dead-letters", "show", first, url=url)

@@ -10,7 +10,7 @@ from pydicom.uid import generate_uid
 
 from bench.processes import Process, gateway, server
 from tests.e2e.test_main_job import association, new_series, send
-from tests.factories import make_dataset
+from tests.factories import encode, make_dataset
 
 Samples = dict[tuple[str, ...], float]
 
@@ -33,6 +33,7 @@ def metrics_url(process: Process) -> str:
 def test_a_gateways_metrics_count_what_it_took_refused_and_delivered(tmp_path: Path) -> None:
     kept, refused = new_series(7), new_series(1)
     refused[0].StudyInstanceUID = ""
+    late = make_dataset("99", study=kept[0].StudyInstanceUID, series=kept[0].SeriesInstanceUID)
     with (
         server(tmp_path) as (_, url),
         gateway(tmp_path, url, idle_timeout_s=0.5, metrics_port=0, allowed_peers="SCU") as (process, port),
@@ -43,13 +44,15 @@ def test_a_gateways_metrics_count_what_it_took_refused_and_delivered(tmp_path: P
         with pytest.raises(AssertionError), association(port, kept, ae_title="STRANGER"):
             pass
         process.wait_for_event("report.delivered")
-        send(port, [make_dataset("99", study=kept[0].StudyInstanceUID, series=kept[0].SeriesInstanceUID)])
+        send(port, [late])
         process.wait_for_event("report.delivered", revision=2)
         seen = scrape(metrics_url(process))
+        ended = [event["instances"] for event in process.events("association.ended")]
+    assert ended == [7, 0, 1]
     assert seen["gateway_associations_total",] == 3
     assert seen["gateway_associations_refused_total", "ae_title"] == 1
     assert seen["gateway_instances_received_total",] == 9
-    assert seen["gateway_received_bytes_total",] > 9 * 100
+    assert seen["gateway_received_bytes_total",] == sum(len(encode(ds)) for ds in [*kept, *refused, late])
     assert seen["gateway_store_responses_total", "0x0000"] == 8
     assert seen["gateway_store_responses_total", "0xC000"] == 1
     assert seen["gateway_store_seconds_count",] == 9
@@ -79,6 +82,19 @@ def test_a_gateway_whose_server_is_away_says_how_long_its_oldest_report_waits(tm
         assert seen["gateway_undelivered_reports",] == 1
         assert 0 < seen["gateway_oldest_undelivered_seconds",] <= time.time() - began
         assert seen["gateway_dispatch_attempts_total", "delayed"] >= 3
+
+
+def test_what_is_open_is_told(tmp_path: Path) -> None:
+    with gateway(tmp_path, "http://127.0.0.1:9", idle_timeout_s=600, metrics_port=0, drain_timeout_s=0.1) as (
+        process,
+        port,
+    ):
+        send(port, new_series(3))
+        with association(port, series := new_series(2)) as assoc:
+            assoc.send_c_store(series[0])
+            seen = scrape(metrics_url(process))
+    assert (seen["gateway_open_series",], seen["gateway_open_instances",]) == (2, 4)
+    assert (seen["gateway_associations_open",], seen["gateway_pending_instances",]) == (1, 4)
 
 
 def test_a_gateway_that_is_full_says_so(tmp_path: Path) -> None:

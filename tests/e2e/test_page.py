@@ -153,9 +153,9 @@ async def open_timeline_and_search(page: Page, *uids: str) -> None:
     await link.click()
     dialog = page.get_by_role("dialog")
     await expect(dialog.locator("svg .curve")).to_be_visible()
-    assert await dialog.locator("svg .mark.pacs-answered").count() >= 2
-    assert await dialog.locator("svg .mark.series-reported").count() == 1
-    assert await dialog.locator("svg .mark.report-stored").count() == 1
+    assert await dialog.locator(".picture > svg .mark.pacs-answered").count() >= 2
+    assert await dialog.locator(".picture > svg .mark.series-reported").count() == 1
+    assert await dialog.locator(".picture > svg .mark.report-stored").count() == 1
     for words in ("ORTHANC was asked", "Reported as verified", "Row stored"):
         await expect(dialog.get_by_role("listitem").filter(has_text=words).last).to_be_visible()
     assert page.url.endswith(f"#series/{uids[0]}")
@@ -284,7 +284,7 @@ async def test_what_senders_write_is_text_wherever_it_stands(url: str) -> None:
         await expect(page.locator("#arriving")).to_contain_text(HOSTILE)
         await expect(page.locator("#problems")).to_contain_text(HOSTILE)
         await link.click()
-        await expect(page.get_by_role("dialog").locator("svg .mark")).not_to_have_count(0)
+        await expect(page.get_by_role("dialog").locator(".picture > svg .mark")).not_to_have_count(0)
         assert await page.locator("main img, dialog img, main script, dialog script, main b, main i").count() == 0
         assert await page.title() == "Series gateway"
         assert watch.problems == []

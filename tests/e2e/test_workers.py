@@ -5,11 +5,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
+from bench.peers import free_port
 from bench.processes import Process, gateway, server
 from tests.e2e.test_commands import client, client_json
 from tests.e2e.test_main_job import new_series, record, send, send_in_parallel
+from tests.e2e.test_metrics import scrape
 
 
 def started(process: Process, n: int) -> dict[int, dict[str, Any]]:
@@ -56,3 +59,19 @@ def test_commands_ask_for_the_workers_journal_where_an_id_is_not_enough(tmp_path
         assert client_json(tmp_path, "--workers", "2", "dead-letters", "replay", "--all") == {"replayed": []}
         one = ("--journal-path", "gateway-journal-2.db")
         assert client_json(tmp_path, *one, "dead-letters", "list") == []
+
+
+def test_each_worker_has_its_own_metrics_and_its_own_place_on_the_page(tmp_path: Path) -> None:
+    reserved = free_port()
+    with (
+        server(tmp_path) as (_, url),
+        gateway(tmp_path, url, workers=2, metrics_port=reserved, id="g") as (process, port),
+    ):
+        started(process, 2)
+        send(port, new_series(1))
+        process.wait_for_event("report.delivered")
+        received = [scrape(f"http://127.0.0.1:{reserved + n}")["gateway_instances_received_total",] for n in (0, 1)]
+        assert sorted(received) == [0, 1]
+        assert process.stop() == 0
+        gateways = httpx.get(f"{url}/gateways", trust_env=False).json()["gateways"]
+    assert [(one["State"]["GatewayID"], one["State"]["Stopped"]) for one in gateways] == [("g-1", True), ("g-2", True)]

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from collector import DUE_AT_ONCE, SeriesCollector
+from collector import DUE_AT_ONCE, MARKS, SeriesCollector
 from header import INSTANCE_KEYWORDS, WANTED, read_instance
-from idle import Fixed
+from idle import Adaptive, Fixed
 from models import Association, Instance, SeriesReport
 from pacs import Answer
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
@@ -293,6 +293,26 @@ def test_what_an_open_series_waits_for() -> None:
     assert [(s.Waiting, s.Expected) for s in collector.arriving(9)] == [("for silence", 1)]
 
 
+@pytest.mark.parametrize("values", [("10", "20"), ("9" * 5000,), ("٣",), ("-1",), ("1.5",), ("",)])
+def test_a_count_that_makes_no_sense_stops_nothing(values: tuple[str, ...]) -> None:
+    collector = new_collector()
+    instance = make_instance("1")
+    attributes = {**instance.attributes, "ImagesInAcquisition": values}
+    collector.observe(replace(instance, attributes=attributes), 0.0)
+    assert len(collector.arriving(9)) == 1
+    (report,) = collector.due(IDLE_S)
+    assert report.ExpectedInstances in (None, 10, 3)
+
+
+def test_a_series_about_to_be_reported_says_so() -> None:
+    collector = collector_of(Adaptive(2.0, 60.0))
+    collector.observe(make_instance("1"), 0.0)
+    now = 0.0
+    while not (reports := collector.due(now)) and collector.arriving(9)[0].Waiting != "to be reported":
+        now = collector.next_deadline() or now
+    assert not reports
+
+
 def test_open_series_are_named_the_latest_first_and_not_too_many(collector: SeriesCollector) -> None:
     for n in range(10):
         collector.observe(make_instance("1", series=f"{STUDY}.{n}"), float(n) / 10)
@@ -321,3 +341,11 @@ def test_a_report_says_when_its_images_came(gaps: list[float]) -> None:
     assert marks == sorted(marks)
     assert marks[0] == (0.0, 1)
     assert marks[-1][1] == report.NumInstances
+
+
+def test_when_images_came_is_remembered_in_few_words() -> None:
+    collector = collector_of(Fixed(IDLE_S))
+    for n in range(5000):
+        collector.observe(make_instance(str(n)), n / 100)
+    (series,) = collector._open.values()
+    assert len(series.marks) < 2 * MARKS

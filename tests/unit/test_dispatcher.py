@@ -127,14 +127,63 @@ async def test_what_may_pass_is_tried_again_until_stored(failure: httpx.Response
 
 @pytest.mark.parametrize("status", [400, 404, 413, 422])
 async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(status: int) -> None:
-    server = Server(httpx.Response(status, json={"detail": [{"loc": ["body", "NumInstances"], "msg": "bad"}]}))
+    detail = {"loc": ["body", "NumInstances"], "msg": "Marked^Name is bad", "type": "int_type"}
+    server = Server(httpx.Response(status, json={"detail": [detail]}))
     async with dispatching(server) as line:
         await line.report(make_report("1"), make_report("2"))
         await line.dispatcher.drain(60)
         assert line.states() == ["dead", "delivered"]
         (answer,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
-    assert answer == f"HTTP {status} body.NumInstances: bad"
+    assert answer == f"HTTP {status} body.NumInstances: int_type"
     assert len(server.times) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        (
+            httpx.Response(422, json={"detail": [{"loc": ["body", "Marked^Name", 3], "type": "Marked"}]}),
+            "body.3: refused",
+        ),
+        (httpx.Response(422, content=rb'{"detail": [{"loc": "Marked", "type": "\ud800"}]}'), ": refused"),
+        (httpx.Response(422, json={"detail": ["Marked"]}), "Unprocessable Entity"),
+        (httpx.Response(413, content=b"Marked"), "Request Entity Too Large"),
+        (httpx.Response(499, extensions={"reason_phrase": b"Marked"}), ""),
+    ],
+    ids=["field", "surrogate", "strings", "text", "reason"],
+)
+async def test_no_word_of_a_servers_own_is_kept_of_a_refusal(answer: httpx.Response, kept: str) -> None:
+    with capture_logs() as logs:
+        async with dispatching(Server(answer)) as line:
+            await line.report(make_report("1"))
+            await line.dispatcher.drain(60)
+            ((stored,),) = line.journal._connection.execute("SELECT answer FROM reports").fetchall()
+    assert stored == f"HTTP {answer.status_code} {kept}"
+    assert "Marked" not in str(logs)
+
+
+async def test_no_word_of_a_broken_answer_is_logged() -> None:
+    with capture_logs() as logs:
+        async with dispatching(Server(httpx.RemoteProtocolError("illegal status line: Marked^Name"))) as line:
+            await line.report(make_report("1"))
+            await line.dispatcher.drain(60)
+            assert line.dispatcher.last_problem is None  # cured
+    assert [entry["reason"] for entry in logs if entry["event"] == "report.delayed"] == ["RemoteProtocolError"]
+
+
+async def test_the_age_is_that_of_the_oldest_undelivered_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server(httpx.Response(503), httpx.Response(503))
+    async with dispatching(server) as line:
+        assert line.dispatcher.oldest_undelivered_s == 0
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now)
+        await line.report(make_report("1"))
+        monkeypatch.setattr(time, "time", lambda: now + 10)
+        await line.report(make_report("1", series="1.2"))
+        assert (line.dispatcher.undelivered, line.dispatcher.oldest_undelivered_s) == (2, 10)
+        await asyncio.sleep(1)
+        monkeypatch.undo()
+    assert (line.dispatcher.undelivered, line.dispatcher.oldest_undelivered_s) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ class Watched:
     def __init__(self, journal: Journal, answer: httpx.Response | Exception) -> None:
         self.beats: list[tuple[float, GatewayState]] = []
         self.answer = answer
+        self.wait_s = 0.0
         self.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(self._take))
         self.journal = journal
         self.inbox: asyncio.Queue[object] = asyncio.Queue(10)
@@ -34,10 +35,11 @@ class Watched:
         self.dispatcher = SeriesDispatcher(self.http, journal, concurrency=1, retry_max_s=1.0)
         self.vitals = Vitals(SETTINGS, self.inbox, journal, self.collector, self.dispatcher)
 
-    def _take(self, request: httpx.Request) -> httpx.Response:
+    async def _take(self, request: httpx.Request) -> httpx.Response:
         assert (request.method, request.url.raw_path) == ("PUT", b"/gateways/gateway%201")
         state = GatewayState.model_validate_json(request.content)
         self.beats.append((asyncio.get_running_loop().time(), state))
+        await asyncio.sleep(self.wait_s)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -47,10 +49,11 @@ class Watched:
 async def watched(answer: httpx.Response | Exception = httpx.Response(204)) -> AsyncIterator[Watched]:  # noqa: B008
     with memory_journal() as journal:
         gateway = Watched(journal, answer)
-        beating = asyncio.create_task(beat(gateway.vitals, gateway.http))
+        tasks = [asyncio.create_task(do) for do in (gateway.vitals.follow(), beat(gateway.vitals, gateway.http))]
         yield gateway
-        beating.cancel()
-        await asyncio.wait([beating])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         await gateway.http.aclose()
 
 
@@ -95,10 +98,10 @@ async def test_dead_letters_are_named_until_they_are_gone() -> None:
         for n in range(MAX_DEAD + 1):
             (waiting,) = await gateway.journal.close([make_report("1", series=f"1.2.{n}")])
             await gateway.journal.refused(waiting, "HTTP 422 body.PatientID: too long")
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
         _, dead = gateway.beats[-1]
         await gateway.journal.discard_dead(None, "test")
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
         _, gone = gateway.beats[-1]
     assert (dead.DeadLetters, len(dead.Dead)) == (MAX_DEAD + 1, MAX_DEAD)
     assert (dead.Dead[0].Answer, dead.Dead[0].Instances) == ("HTTP 422 body.PatientID: too long", 1)
@@ -149,9 +152,40 @@ async def test_a_server_that_does_not_take_them_is_told_seldom_and_logged_once(
     assert taken >= 9
 
 
+async def test_counts_do_not_wait_for_a_slow_server() -> None:
+    async with watched() as gateway:
+        await asyncio.sleep(SLOT_S - asyncio.get_running_loop().time() % SLOT_S + 0.1)
+        gateway.wait_s = 9.0
+        for _ in range(4):
+            metrics.instances_received.inc(5)
+            await asyncio.sleep(SLOT_S)
+        assert gateway.vitals.state().Received[-5:-1] == [5, 5, 5, 5]
+
+
+async def test_words_that_are_too_long_do_not_silence_a_gateway() -> None:
+    async with watched() as gateway:
+        gateway.journal.failing = "journal: " + "x" * 1000
+        await asyncio.sleep(1.5)
+        _, state = gateway.beats[-1]  # it fits the model
+    assert state.Reason is not None
+    assert len(state.Reason) == 256
+
+
+async def test_a_server_that_never_finishes_its_answer_holds_up_nothing() -> None:
+    async with watched() as gateway:
+        gateway.wait_s = 1e6
+        began = asyncio.get_running_loop().time()
+        await last_beat(gateway.vitals, gateway.http)
+        assert asyncio.get_running_loop().time() - began < 3
+        gateway.wait_s = 0.0
+        await asyncio.sleep(60)
+        assert gateway.beats
+
+
 async def test_the_last_word_is_that_it_stopped() -> None:
     async with watched() as gateway:
         gateway.collector.observe(make_instance("1"), 0.0)
+        await asyncio.sleep(0.1)
         await last_beat(gateway.vitals, gateway.http)
         _, state = gateway.beats[-1]
     assert (state.Stopped, state.Arriving) == (True, [])

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "idle": set(),
     "collector": {"models", "header", "idle", "pacs"},
     "dispatcher": {"models", "journal", "control", "metrics", "spans"},
-    "spans": {"models"},
+    "spans": {"models", "threads"},
     "calls": {"models", "settings"},
     "heartbeat": {"models", "settings", "metrics", "journal", "collector", "dispatcher"},
     "traces": {"models"},

@@ -361,6 +361,52 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
     }
 
 
+async def test_dead_letters_are_counted_after_a_restart(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        for waiting in await journal.close([make_report("1"), make_report("2")]):
+            await journal.refused(waiting, "HTTP 422")
+    async with Journal.open(path, UNBOUNDED) as journal:
+        assert journal.dead_letters == 2
+        assert [dead.Instances for dead in await journal.last_dead(1)] == [1]
+        await journal.replay_dead(None)
+        assert (journal.dead_letters, journal.waiting_instances) == (0, 2)
+
+
+async def test_a_disk_that_is_full_after_a_delivery_does_not_undo_it(
+    path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Giving pages back to the file system can fail; the report is delivered all the same, and counted once."""
+    (waiting,) = await journal.close([make_report("1")])
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(journal, "_one", full)
+        broken.setattr(journal_module, "PRUNE_EVERY", 1)
+        await journal.delivered(waiting)
+        await journal.delivered(waiting)  # as after an answer that was lost
+    assert (journal.waiting_instances, journal.dead_letters, journal.failing) == (0, 0, None)
+    await journal.refused(waiting, "too late")
+    assert (journal.waiting_instances, journal.dead_letters) == (0, 0)
+
+
+async def test_a_read_that_works_does_not_hide_that_nothing_can_be_written(journal: Journal) -> None:
+    journal.failing = "journal: disk I/O error"
+    await journal.last_dead(1)
+    assert journal.failing is not None
+    await journal.probe()
+    assert journal.failing is None
+
+
+async def test_a_report_keeps_its_trace_and_its_age(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        (before,) = await journal.close([make_report("1")], traceparents=["00-1-2-01"])
+    async with Journal.open(path, UNBOUNDED) as journal:
+        (after,) = journal.waiting()
+    assert (after.traceparent, after.reported_at) == ("00-1-2-01", before.reported_at)
+
+
 async def test_a_new_journal_is_its_owners_only(path: Path, journal: Journal) -> None:
     await journal.keep([make_instance()])
     files = [file for file in path.parent.iterdir() if file.suffix != ".lock"]

@@ -163,3 +163,20 @@ def test_no_form_of_a_password_is_shown(url: str) -> None:
     assert not {"secret", "cret", "se/"} & set(re.split(r"[@:?=]", without_password(url)))
     assert "secret" not in without_password(url)
     assert "host/db" in without_password(url)
+
+
+def test_each_worker_has_a_name_files_and_a_metrics_port_of_its_own() -> None:
+    settings = GatewaySettings(workers=3, id="g" * 64, metrics_port=9464)
+    each = [settings.of_worker(n) for n in (1, 2, 3)]
+    assert [one.metrics_port for one in each] == [9464, 9465, 9466]
+    assert len({one.id for one in each}) == len({one.journal_path for one in each}) == 3
+    assert max(len(one.id) for one in each) <= 64
+    assert GatewaySettings(workers=2, metrics_port=0).of_worker(2).metrics_port == 0
+    assert GatewaySettings(workers=2).of_worker(2).metrics_port is None
+
+
+def test_workers_that_have_no_metrics_port_stop_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_METRICS_PORT", "65535")
+    monkeypatch.setenv("GATEWAY_WORKERS", "2")
+    with pytest.raises(SettingsError, match="GATEWAY_METRICS_PORT=65535"):
+        load(GatewaySettings)

@@ -1,14 +1,25 @@
 """Whoever writes a log line, it comes the same way, and holds no text of an exception: that may be a patient's."""
 
+import asyncio
+import contextlib
 import json
+import os
+import pty
+import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from structlog.testing import capture_logs
 
-from telemetry import places
+import telemetry
+from settings import GatewaySettings
+from telemetry import CannotServeMetrics, places, serve_metrics
 
 ROOT = Path(__file__).parents[2]
 MARKED = "Marked^Name"
@@ -105,6 +116,7 @@ asyncio.run(main())
             "process.failed",
         ),
         ("import warnings; warnings.warn(MARKED)", 0, "warning.raised"),
+        ("class X:\n    def __del__(self): raise ValueError(MARKED)\nX()", 0, "process.failed"),
         ("raise ExceptionGroup(MARKED, [ValueError(MARKED), KeyError(MARKED)])", 1, "process.failed"),
     ],
 )
@@ -112,6 +124,44 @@ def test_what_nobody_caught_is_one_line_too(code: str, exit_code: int, event: st
     (line,) = lines_of(code, exit_code=exit_code)
     assert line["event"] == event
     assert line.get("category") == "UserWarning" or line["exception"]
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_callback_that_fails_is_told_without_its_arguments(loop: str) -> None:
+    pytest.importorskip(loop)
+    code = f"""
+import asyncio, functools, {loop}
+def fail(text): raise ValueError(text)
+async def main():
+    asyncio.get_running_loop().call_soon(functools.partial(fail, MARKED))
+    asyncio.get_running_loop().call_soon(fail, MARKED)
+    await asyncio.sleep(0.01)
+asyncio.Runner(loop_factory={loop}.new_event_loop).run(main())
+"""
+    lines = lines_of(code)
+    assert [line["event"] for line in lines] == ["Exception"] * 2
+    assert {line["exception"][0].partition(" at ")[0] for line in lines} == {"ValueError"}
+
+
+def test_on_a_terminal_an_exception_has_no_text_either() -> None:
+    code = f"""
+import structlog, telemetry
+telemetry.configure_logging()
+try: raise ValueError({MARKED!r})
+except ValueError: structlog.get_logger().exception("server.failed")
+raise KeyError({MARKED!r})
+"""
+    master, slave = pty.openpty()
+    try:
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=slave, stderr=slave) as process:
+            process.wait(60)
+        shown = os.read(master, 65536).decode()
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert MARKED not in shown
+    for expected in ("server.failed", "ValueError at <string>:4", "process.failed", "KeyError at <string>:6"):
+        assert expected in shown
 
 
 def test_ctrl_c_is_no_failure() -> None:
@@ -127,3 +177,45 @@ def test_a_chain_of_exceptions_that_leads_back_to_itself_ends() -> None:
     first, second = ValueError(), KeyError()
     first.__context__, second.__context__ = second, first
     assert 0 < len(places(first)) < 20
+
+
+@asynccontextmanager
+async def served() -> AsyncIterator[int]:
+    with capture_logs() as logs:
+        async with serve_metrics(GatewaySettings(metrics_port=0)):
+            yield logs[0]["port"]
+
+
+async def test_silent_peers_of_the_metrics_port_cost_little_and_bar_nobody_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(telemetry, "SCRAPE_TIMEOUT_S", 0.2)
+    async with served() as port:
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
+        for reader, writer in silent:
+            assert await reader.read() == b""  # let go, each
+            writer.close()
+        async with httpx.AsyncClient(trust_env=False) as http:
+            answer = await http.get(f"http://127.0.0.1:{port}/metrics")
+    assert "gateway_instances_received_total" in answer.text
+
+
+@pytest.mark.parametrize("sent", [b"x" * 100_000, b"GET /metrics HTTP/1.1", b"", b"\x00\r\n\r\n"])
+async def test_nonsense_at_the_metrics_port_ends_its_connection_only(sent: bytes) -> None:
+    async with served() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        writer.write_eof()
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        async with httpx.AsyncClient(trust_env=False) as http:
+            assert (await http.get(f"http://127.0.0.1:{port}/metrics")).status_code == 200
+
+
+async def test_a_port_that_is_taken_names_the_setting_and_the_cure() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = GatewaySettings(metrics_port=taken.getsockname()[1])
+        with pytest.raises(CannotServeMetrics, match=r"GATEWAY_METRICS_PORT=.*port 0 takes a free one"):
+            async with serve_metrics(settings):
+                pass
