@@ -23,7 +23,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import check as findings_of
 from cli import Group, environment
-from completion import completion
 from control import NotRunning, Operation, RequestFailed, request
 from db import Database
 from engine import Engine
@@ -33,6 +32,7 @@ from move import move, rows_of
 from schema import dead_changes, webhooks
 from server_check import check as check_server
 from settings import ServerSettings, SettingsError, load, without_password
+from shell_completion import completion
 from show import show
 from webhooks import new_secret
 

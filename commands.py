@@ -27,7 +27,6 @@ from rich.console import Console
 
 import check as findings_of
 from cli import Group, flag
-from completion import completion
 from control import NotRunning, RequestFailed, request
 from dispatcher import dead_letters as operations
 from gateway_check import check as check_gateway
@@ -35,6 +34,7 @@ from journal import Bounds, Journal, JournalUnusable, read
 from models import GatewayError, GatewayState
 from scp import CannotListen
 from settings import GatewaySettings, SettingsError, load
+from shell_completion import completion
 from show import show as show_
 from telemetry import configure_logging, uncaught
 from terminal import Verdicts, live

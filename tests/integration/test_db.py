@@ -16,6 +16,7 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
+import metrics
 from admin import operations
 from db import Database
 from engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
@@ -624,3 +625,12 @@ async def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_
         assert await rows(database, 'SELECT "StudyDate", "FoldedName" FROM series') == [("20260101", "test^one")]
         (change,) = await database.changes(since=0, limit=9)
         assert (change.SeriesInstanceUID, change.Revision) == (SERIES, 1)
+
+
+async def test_a_transaction_that_is_given_up_is_counted(database: Database) -> None:
+    before = metrics.total(metrics.database_failures)
+    with pytest.raises(DatabaseUnavailable):
+        await database.engine.read(text("SELECT * FROM nowhere"))
+    with pytest.raises(DatabaseUnavailable):
+        await database.engine.write(lambda connection: connection.execute(text("DELETE FROM nowhere")))
+    assert metrics.total(metrics.database_failures) == before + 2

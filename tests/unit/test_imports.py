@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "gateway_check": {"certificates", "check", "control", "disk", "journal", "ports", "reach", "scp", "settings"},
     "server_check": {"check", "control", "disk", "engine", "ports", "schema", "settings", "threads"},
     "cli": {"settings"},
-    "completion": set(),
+    "shell_completion": set(),
     "terminal": {"disk", "models"},
     "commands": {
         "models",
@@ -49,7 +49,7 @@ MAY_IMPORT = {
         "check",
         "gateway_check",
         "cli",
-        "completion",
+        "shell_completion",
         "terminal",
     },
     "client": {
@@ -102,7 +102,7 @@ MAY_IMPORT = {
         "check",
         "server_check",
         "cli",
-        "completion",
+        "shell_completion",
     },
     "server": {
         "metrics",

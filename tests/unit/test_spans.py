@@ -1,10 +1,13 @@
 """Traces: one of each association, one of each revision of a series; never an exception's text."""
 
 import asyncio
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
+import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -12,9 +15,14 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 import spans as spans_module
+from client import CLOSED, collect
+from dispatcher import SeriesDispatcher
+from idle import Fixed
+from journal import JournalUnavailable, Waiting
 from models import Association
-from spans import Spans, named, open_spans
-from tests.factories import RECEIVED_AT, make_instance, make_report
+from scp import Arrival
+from spans import CannotTrace, Spans, named, open_spans
+from tests.factories import RECEIVED_AT, collector_of, make_instance, make_report, memory_journal
 
 
 class Traced:
@@ -167,3 +175,57 @@ async def test_without_an_endpoint_there_are_none(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     async with open_spans("test", lambda: 0.0) as spans:
         assert spans is None
+
+
+@pytest.mark.virtual_time
+async def test_a_report_that_the_journal_cannot_take_yet_has_one_trace(
+    traced: Traced, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox: asyncio.Queue[Any] = asyncio.Queue()
+    with memory_journal() as journal:
+        close, failures = journal.close, [JournalUnavailable("disk full")] * 3
+
+        async def fail_first(*arguments: Any) -> list[Waiting]:
+            if failures:
+                raise failures.pop()
+            return await close(*arguments)
+
+        monkeypatch.setattr(journal, "close", fail_first)
+        http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(lambda _: httpx.Response(503)))
+        dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=1.0)
+        collecting = asyncio.create_task(
+            collect(inbox, journal, collector_of(Fixed(1.0)), dispatcher, None, traced.spans)
+        )
+        association = Association(1, "CT1", "127.0.0.1", 5.0)
+        traced.spans.association(association)
+        kept: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        instance = replace(make_instance(), association=association)
+        traced.spans.image(instance, kept)
+        await inbox.put(Arrival(instance, kept))
+        await asyncio.sleep(10)
+        await inbox.put(CLOSED)
+        await collecting
+        (waiting,) = journal.waiting()
+    (series,) = traced.exported()["series"]
+    assert len(series.links) == 1
+    assert named(waiting.traceparent) == {"trace_id": f"{id_of(series):032x}"}
+
+
+async def test_a_collector_that_hangs_holds_up_the_end_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(spans_module, "SHUTDOWN_S", 0.2)
+        loop = asyncio.get_running_loop()
+        async with open_spans("test", loop.time) as spans:
+            assert spans is not None
+            spans.report(make_report("1"))
+            began = loop.time()
+        assert loop.time() - began < 5
+
+
+async def test_a_wrong_variable_of_opentelemetry_stops_the_start_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0")
+    with pytest.raises(CannotTrace, match="OTEL_"):
+        async with open_spans("test", lambda: 0.0):
+            pass
