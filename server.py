@@ -21,7 +21,7 @@ import prometheus_client
 import structlog
 from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import Field
@@ -171,7 +171,8 @@ def _add_routes(app: FastAPI) -> None:
     dicomweb.add_routes(app, responses=_answers(), dependencies=key)
     overview.add_routes(app, responses=_answers(413), dependencies=key)
     webpage.add_routes(app, responses=_answers(), dependencies=key)
-    app.get("/metrics", response_class=PlainTextResponse, responses=_answers(), dependencies=key)(measured)
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+    app.get("/metrics", response_class=Response, responses=_answers() | text, dependencies=key)(measured)
     app.get("/health/live")(live)
     app.get("/health/ready", responses={503: {"model": Problem}})(ready)
 
