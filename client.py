@@ -8,8 +8,8 @@ has them. What is committed outlives this process.
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import structlog
 import metrics
 from calls import server_client, stored_instances
 from collector import DUE_AT_ONCE, SeriesCollector
-from control import serve_control
+from control import Operation, serve_control
 from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
 from heartbeat import Vitals, beat, last_beat
 from idle import Adaptive, Fixed, IdlePolicy, Source
@@ -216,37 +216,23 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             tasks.create_task(watch(journal), name="watch"),
             tasks.create_task(vitals.follow(), name="vitals"),
         ]
+        if show is not None:
+            await shown.enter_async_context(show(vitals.state))
         handle_store = enqueue(inbox, settings.inbox_timeout_s)
-        asking: set[asyncio.Task[None]] = set()
 
         async def keep_fetched(instance: Instance) -> int:
             metrics.instances_received.inc()
             return OUT_OF_RESOURCES if journal.saturated() else await handle_store(instance)
 
         pacs = Pacs(settings, partial(stored_instances, http), keep_fetched)
-
-        async def answer(question: Question) -> None:
-            told = await pacs.ask(question)
-            outcome = "failed" if told.problem else "confirmed" if told.confirmed else "differs"
-            metrics.pacs_questions.labels(outcome).inc()
-            await inbox.put(Answered(question.key, told))
-
-        def ask(question: Question) -> None:
-            task = tasks.create_task(answer(question), name="ask")
-            asking.add(task)
-            task.add_done_callback(asking.discard)
-
-        collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask, spans), name="collect")
-        if show is not None:
-            await shown.enter_async_context(show(vitals.state))
-        if listen:
-            await shown.enter_async_context(serve_metrics(settings))
-            background.append(tasks.create_task(beat(vitals, http), name="heartbeat"))
-            await _listen(settings, stop, inbox, journal, dispatcher, handle_store, spans, vitals)
-        else:
-            dispatcher.hurry()
-        for task in asking:
-            task.cancel()
+        async with asking(pacs, inbox) as ask:
+            collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask, spans), name="collect")
+            if listen:
+                await shown.enter_async_context(serve_metrics(settings))
+                background.append(tasks.create_task(beat(vitals, http), name="heartbeat"))
+                await _listen(settings, stop, inbox, journal, dispatcher, handle_store, spans, vitals)
+            else:
+                dispatcher.hurry()
         await inbox.put(CLOSED)
         await collecting
         undelivered = await dispatcher.drain(settings.drain_timeout_s)
@@ -256,6 +242,31 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             await last_beat(vitals, http)
     log.info("gateway.stopped", undelivered=undelivered)
     return undelivered
+
+
+@asynccontextmanager
+async def asking(pacs: Pacs, inbox: Inbox) -> AsyncIterator[Callable[[Question], None]]:
+    """Questions to the PACS, beside everything else; at the end those that are open are dropped, and no more asked."""
+    asked: set[asyncio.Task[None]] = set()
+    ended = False
+
+    async def answer(question: Question) -> None:
+        told = await pacs.ask(question)
+        outcome = "failed" if told.problem else "confirmed" if told.confirmed else "differs"
+        metrics.pacs_questions.labels(outcome).inc()
+        await inbox.put(Answered(question.key, told))
+
+    def ask(question: Question) -> None:
+        if not ended:
+            task = tasks.create_task(answer(question), name="ask")
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+
+    async with asyncio.TaskGroup() as tasks:
+        yield ask
+        ended = True
+        for task in asked:
+            task.cancel()
 
 
 def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:
@@ -320,17 +331,6 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
             spans.image(instance, kept)
         return kept
 
-    async def status() -> dict[str, Any]:
-        reason = journal.saturated()
-        return {"running": True, "ready": reason is None, "reason": reason}
-
-    async def drain() -> dict[str, Any]:
-        request = Drain(loop.create_future())
-        await inbox.put(request)
-        reported = await request.closed
-        dispatcher.hurry()
-        return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
-
     def observe(association: Association) -> None:
         if recorder is not None:
             recorder.association(association)
@@ -342,7 +342,7 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
             except asyncio.QueueFull:
                 tasks.create_task(inbox.put(Released(association)), name="released")
 
-    operations = {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
+    operations = _operations(settings, inbox, journal, dispatcher)
     with Recorder.open(settings.trace_path, loop.time) as recorder:
         async with (
             serve_control(settings.journal_path, operations),
@@ -353,6 +353,25 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
             log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
             await stop.wait()
             log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
+
+
+def _operations(
+    settings: GatewaySettings, inbox: Inbox, journal: Journal, dispatcher: SeriesDispatcher
+) -> Mapping[str, Operation]:
+    """What the operator's commands ask for."""
+
+    async def status() -> dict[str, Any]:
+        reason = journal.saturated()
+        return {"running": True, "ready": reason is None, "reason": reason}
+
+    async def drain() -> dict[str, Any]:
+        request = Drain(asyncio.get_running_loop().create_future())
+        await inbox.put(request)
+        reported = await request.closed
+        dispatcher.hurry()
+        return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
+
+    return {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
 
 
 if __name__ == "__main__":

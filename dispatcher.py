@@ -36,6 +36,7 @@ KEY_PROBLEMS = {  # no fault of the report
 }
 PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
 JOURNAL_RETRY_S = 1.0
+MAX_WORDS = 200
 MAX_FIELDS = 10  # fields of a refusal
 STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 EARLY_S = 1e-6  # a loop may fire a timer a little before its time, and then must not spin until it has come
@@ -249,7 +250,7 @@ class SeriesDispatcher:
                 response = await self._http.post("series", content=report, headers=headers)
         except httpx.HTTPError as error:
             whole_server = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            raise ServerUnavailable(type(error).__name__, whole_server=whole_server) from error
+            raise ServerUnavailable(_failure(error), whole_server=whole_server) from error
         status = response.status_code
         wait_s = retry_after_s(response.headers.get("Retry-After"))
         if status in KEY_PROBLEMS:
@@ -303,6 +304,12 @@ def retry_after_s(header: str | None) -> float:
 def from_wall_clock(at: float) -> float:
     """Seconds from now until `at` (since 1970), never more than was ever asked for: the clock may have been set."""
     return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
+def _failure(error: httpx.HTTPError) -> str:
+    """What kind; why it could not connect says the network or TLS, and no other text may hold the server's words."""
+    kind = type(error).__name__
+    return f"{kind}: {error}"[:MAX_WORDS] if isinstance(error, httpx.ConnectError) else kind
 
 
 def _problem(response: httpx.Response) -> str:
