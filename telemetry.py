@@ -66,7 +66,7 @@ def configure_logging(**fields: object) -> None:
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(STDERR),
+        logger_factory=structlog.WriteLoggerFactory(STDERR),  # one write a line: workers share the pipe
     )
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(

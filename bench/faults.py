@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import resource
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -30,7 +29,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from bench.processes import ROOT, Process, start_gateway, start_server
+from bench.processes import ROOT, Process, copy_to_break, start_gateway, start_server
 from bench.progress import bar
 from bench.proxy import Mischief, Proxy, proxy
 from bench.senders import STORESCU, PynetdicomSender, Sender, StorescuSender, synthetic_series
@@ -436,17 +435,9 @@ def _wait_until_stored(lab: Lab, series: list[str], acknowledged: set[str], dead
 
 def broken_copy(folder: Path) -> Path:
     """This project with one change: 0x0000 is answered before the instance is committed."""
-    root = folder / "broken"
-    root.mkdir()
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, root)
-    source = (root / "client.py").read_text()
     commit = "await journal.keep([arrival.instance for arrival in arrivals])"
-    if source.count(commit) != 1:
-        raise RuntimeError("client.py has changed: say here which line commits")
     early = "[arrival.status.set_result(SUCCESS) for arrival in arrivals]; await asyncio.sleep(0.02); "
-    (root / "client.py").write_text(source.replace(commit, early + commit))
-    return root
+    return copy_to_break(folder / "broken", "client.py", commit, early + commit)
 
 
 # --- the command ------------------------------------------------------------------------------------------------

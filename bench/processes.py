@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,6 +104,19 @@ class Process:
 def without_settings() -> dict[str, str]:
     """This process's environment without what our processes read as settings."""
     return {k: v for k, v in os.environ.items() if not k.startswith(("GATEWAY_", "SERVER_", "DATABASE_URL", "OTEL_"))}
+
+
+def copy_to_break(root: Path, name: str, good: str, broken: str) -> Path:
+    """A copy of this project in which one line of one file is another."""
+    for folder in ("migrations", "web"):
+        shutil.copytree(ROOT / folder, root / folder)
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, root)
+    source = (root / name).read_text()
+    if source.count(good) != 1:
+        raise RuntimeError(f"{name} has changed: `{good}` has to stand there once")
+    (root / name).write_text(source.replace(good, broken))
+    return root
 
 
 def as_event(line: str) -> dict[str, Any]:

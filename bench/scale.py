@@ -41,7 +41,7 @@ from sqlalchemy.engine import URL, make_url
 
 from bench.faults import broken_copy
 from bench.postgres import missing, new_database, postgresql
-from bench.processes import ROOT, Process, running, start_gateway, start_server, without_settings
+from bench.processes import ROOT, Process, copy_to_break, running, start_gateway, start_server, without_settings
 from bench.progress import bar
 from bench.senders import PynetdicomSender, synthetic_series
 from collector import SeriesCollector
@@ -510,16 +510,9 @@ async def _all(http: httpx.AsyncClient, what: str) -> list[dict[str, Any]]:
 
 def broken_server(folder: Path) -> Path:
     """This project with one change: counts are added up where the union is to be counted."""
-    root = folder / "broken-server"
-    shutil.copytree(ROOT / "migrations", root / "migrations")
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, root)
-    source = (root / "union.py").read_text()
     united = 'return max(int(known["NumInstances"]), instances, floor)'
-    if source.count(united) != 1:
-        raise RuntimeError("union.py has changed: say here which line takes the union")
-    (root / "union.py").write_text(source.replace(united, 'return int(known["NumInstances"]) + report.NumInstances'))
-    return root
+    added = 'return int(known["NumInstances"]) + report.NumInstances'
+    return copy_to_break(folder / "broken-server", "union.py", united, added)
 
 
 # --- the curve ----------------------------------------------------------------------------------------------------

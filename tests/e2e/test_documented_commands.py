@@ -53,7 +53,7 @@ def filled(command: str, **values: object) -> str:
 
 def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
     """What a command prints; it has to succeed."""
-    env = without_settings() | {"no_proxy": "*"} | environment
+    env = without_settings() | {"no_proxy": "*", "MAKEFLAGS": "", "MAKELEVEL": ""} | environment  # make may run us
     done = subprocess.run(
         ["sh", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False
     )
@@ -252,7 +252,9 @@ def test_kubectl_builds_the_files() -> None:
 
 def test_what_makes_the_first_key_in_the_pod_prints_the_key_and_leaves_none(tmp_path: Path) -> None:
     (command,) = re.findall(r"-- sh -c '(python server\.py keys create gateways.*?)'\)", KUBERNETES, re.DOTALL)
-    key = shell(filled(command, **{"/tmp/key": tmp_path / "key"}), DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/series.db")  # noqa: S108
+    key = shell(
+        filled(command, **{"/tmp/key": tmp_path / "key"}), DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    )  # noqa: S108
     assert key.startswith("sgk_")
     assert len(key.split()) == 1
     assert not (tmp_path / "key").exists()

