@@ -150,9 +150,9 @@ class Guard:
         """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
         keys: Keys = scope["app"].state.keys
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" and (key := await self._key_of_session(scope)):  # Basic is a proxy's
+            return key
         if not scheme:
-            if key := await self._key_of_session(scope):
-                return key
             if await keys.were_made():
                 raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
             if not _is_this_machine(scope):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from models import GatewayError
+from models import GatewayError, printable
 from settings import SettingsError
 from telemetry import places
 from threads import in_thread
@@ -62,6 +63,15 @@ def of_settings(error: SettingsError) -> list[Finding]:
     return [failed("settings", line, cure) for line in str(error).splitlines()]
 
 
+def certificate_problem(error: BaseException | None) -> str | None:
+    """What TLS found wrong with a server's certificate, where that is why it was not asked."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
+
+
 async def find(checks: Mapping[str, Check], timeout_s: float) -> list[Finding]:
     """What all checks find, in their order. One that raises or hangs is a failed line."""
     found = await asyncio.gather(*(_one(what, check, timeout_s) for what, check in checks.items()))
@@ -93,9 +103,9 @@ def show(findings: Sequence[Finding], as_json: bool) -> int:
     else:
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
-            click.echo(f"{finding.state:8} {finding.what:{width}}  {finding.detail}")
+            click.echo(f"{finding.state:8} {printable(finding.what):{width}}  {printable(finding.detail)}")
             if finding.cure:
-                click.echo(f"{'':8} {'':{width}}  → {finding.cure}")
+                click.echo(f"{'':8} {'':{width}}  → {printable(finding.cure)}")
     counts = [f"{sum(finding.state == state for finding in findings)} {state}" for state in COLOURS]
     click.echo(", ".join(counts))
     return code
@@ -105,8 +115,8 @@ def table(findings: Sequence[Finding]) -> Table:
     """A line for each, its cure below; wrapped in its column."""
     lines = Table.grid(padding=(0, 2))
     for finding in findings:
-        text = Text(finding.detail)
+        text = Text(printable(finding.detail))
         if finding.cure:
-            text.append(f"\n→ {finding.cure}", style="cyan")
-        lines.add_row(Text(finding.state, style=COLOURS[finding.state]), finding.what, text)
+            text.append(f"\n→ {printable(finding.cure)}", style="cyan")
+        lines.add_row(Text(finding.state, style=COLOURS[finding.state]), Text(printable(finding.what)), text)
     return lines

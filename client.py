@@ -5,6 +5,8 @@
 has them. What is committed outlives this process.
 """
 
+# series-gateway: Tab completes this (shell_completion.py)
+
 import asyncio
 import contextlib
 import math

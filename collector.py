@@ -23,6 +23,7 @@ from models import (
     SeriesVerdict,
     TimelineEntry,
     WaitingFor,
+    printable,
 )
 from pacs import Answer, Question
 
@@ -335,7 +336,10 @@ class SeriesCollector:
         recent = self._recent.pop(instance.key, None)
         series = OpenSeries(
             revision=(closed.revision if isinstance(closed, _Closed) else closed) + 1,
-            source=Source(instance.calling_ae_title.strip(), (instance.text("Modality") or "")[:MODALITY_LENGTH]),
+            source=Source(
+                printable(instance.calling_ae_title.strip()),
+                printable(instance.text("Modality") or "")[:MODALITY_LENGTH],
+            ),
             opened=now,
             last_seen=now,
             first_received_at=instance.received_at,

@@ -35,6 +35,7 @@ NUMBERED_AT_ONCE = 1000
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
 FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
+MAX_GATEWAYS = 256  # known at once: those that spoke last
 
 
 class Database:
@@ -243,6 +244,8 @@ async def _hear(connection: AsyncConnection, state: GatewayState) -> None:
     said = {"At": now, "State": state.model_dump(mode="json")}
     await insert(connection, gateways, {"GatewayID": state.GatewayID} | said, or_update=said)
     await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
+    latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
+    await connection.execute(gateways.delete().where(gateways.c.GatewayID.in_(latest.offset(MAX_GATEWAYS))))
 
 
 def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:

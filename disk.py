@@ -17,12 +17,15 @@ SLOW_FSYNC_S = 0.02
 FORGETS = {"tmpfs": "memory, and gone after a reboot", "ramfs": "memory, and gone after a reboot"}
 FORGETS |= {"overlay": "a container's own layer, and gone with the container", "aufs": "a container's own layer"}
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs", "lustre"}
+AS_ITS_USER = "Run this as the user whom it runs as."
 LOCAL_DISK = "Name a file on a local disk (in a container: on a volume)"
 
 
 def folder(what: str, setting: str, path: Path, min_free_bytes: int) -> list[Finding]:
     """The folder that a file is in, or will be made in. `setting` names the file."""
     parent = path.absolute().parent
+    if hidden(path):
+        return [failed(what, f"{path} cannot be read: Permission denied", AS_ITS_USER)]
     if not parent.is_dir():
         return [failed(what, f"{parent} does not exist", f"Make the folder, or change {setting}.")]
     try:
@@ -101,7 +104,7 @@ def readable_by_others(what: str, paths: Iterable[Path]) -> list[Finding]:
     """A warning for each file that others on this machine can read."""
     findings = []
     for path in paths:
-        if path.exists() and path.stat().st_mode & 0o077:
+        if not hidden(path) and path.exists() and path.stat().st_mode & 0o077:
             mode = f"{path.stat().st_mode & 0o777:04o}"
             findings.append(warning(what, f"others on this machine can read {path} ({mode})", f"chmod 600 {path}"))
     return findings
@@ -117,20 +120,49 @@ def in_units(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
-def sqlite_problem(path: Path, patience_s: float = 10.0) -> str | None:
-    """Why a SQLite file cannot be trusted, None where it is sound; read beside its owner, who may be writing.
+def soundness(what: str, path: Path, cure: str, patience_s: float = 10.0) -> Finding:
+    """Whether a SQLite file can be trusted, read beside its owner, who may be writing. `cure` is for one that cannot.
 
     A file too large to be read through within `patience_s` is taken for sound.
     """
     ends_at = time.monotonic() + patience_s
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        with closing(sqlite3.connect(read_only(path), uri=True, timeout=5)) as connection:
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             connection.set_progress_handler(lambda: time.monotonic() > ends_at, 10_000)
-            try:
-                (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            except sqlite3.OperationalError:  # interrupted
-                return None
-            return None if said == "ok" else str(said).partition("\n")[0]
+            (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except sqlite3.Error as error:
-        return str(error)
+        return unread(what, path, error, cure)
+    if said != "ok":
+        return failed(what, f"{path} is not a sound database: {str(said).rpartition(chr(10))[2]}", cure)
+    return ok(what, f"{path} is sound")
+
+
+def unread(what: str, path: Path, error: sqlite3.Error, cure: str) -> Finding:
+    """What an error says of the file that was read: only two of them that it is not sound."""
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
+        case sqlite3.SQLITE_INTERRUPT:
+            return ok(what, f"{path} was read in part, since it is large, and is sound so far")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return failed(what, f"{path} is not a sound database: {error}", cure)
+    return failed(what, f"{path} cannot be read: {error}", AS_ITS_USER)
+
+
+def read_only(path: Path) -> str:
+    """The URI that opens a SQLite file and leaves nothing beside it.
+
+    To read what has a write-ahead log SQLite makes files of its own, even where nobody writes and the log is gone.
+    """
+    at_rest = not Path(f"{path}-wal").exists()
+    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if at_rest else ''}"
+
+
+def hidden(path: Path) -> bool:
+    """Whether this user may not even see what is there: in a folder 0700 of another's."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        pass
+    return False

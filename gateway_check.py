@@ -1,6 +1,7 @@
 """`python client.py check`: whether a gateway with these settings would work here, and the cure of what would not."""
 
 import logging
+import os
 import resource
 import socket
 import time
@@ -162,32 +163,35 @@ def _pacs(settings: GatewaySettings, peer: Peer) -> list[Finding]:
 def _journal(settings: GatewaySettings, path: Path) -> list[Finding]:
     what = f"journal {path.name}"
     findings = disk.folder(what, "GATEWAY_JOURNAL_PATH", path, settings.min_free_bytes)
+    if disk.hidden(path):
+        return findings
     if not path.exists():
         return (
             [*findings, ok(what, "not there yet: made at the first start")]
             if findings[0].state != "failed"
             else findings
         )
-    if problem := disk.sqlite_problem(path):
-        cure = "Copy it and its -wal away first; the next start sets it aside (….corrupt-…) and begins a new one."
-        return [*findings, failed(what, f"{path} is not a sound database: {problem}", cure)]
+    cure = "Copy it and its -wal away first; the next start sets it aside (….corrupt-…) and begins a new one."
+    sound = disk.soundness(what, path, cure)
+    if sound.state == "failed":
+        return [*findings, sound]
     files = [path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm")]
-    return [*findings, *_contents(what, path), *disk.readable_by_others(what, files)]
+    return [*findings, *_contents(what, path, sound.detail), *disk.readable_by_others(what, files)]
 
 
-def _contents(what: str, path: Path) -> list[Finding]:
+def _contents(what: str, path: Path, told: str) -> list[Finding]:
     try:
         (version,) = read(path, "PRAGMA user_version")[0].values()
         if version > SCHEMA_VERSION:
             cure = "Run the version that wrote it until the journal is empty, or name another file."
             return [failed(what, f"schema {version} is of a newer version; this one knows {SCHEMA_VERSION}", cure)]
         if version == 0:
-            return [ok(what, "sound, and empty")]
+            return [ok(what, f"{told}, and empty")]
         (waiting,) = read(path, WAITING)
     except JournalUnusable as error:
-        return [failed(what, str(error), "Run this as the user whom the gateway runs as.")]
+        return [failed(what, str(error), disk.AS_ITS_USER)]
     age = f"schema {version}" + (f", brought up to {SCHEMA_VERSION} at the start" if version < SCHEMA_VERSION else "")
-    findings = [ok(what, f"sound, {age}, {waiting['n']} reports wait")]
+    findings = [ok(what, f"{told}, {age}, {waiting['n']} reports wait")]
     if waiting["dead"]:
         cure = "`python client.py dead-letters list` shows why; then `dead-letters replay` or `discard`."
         findings.append(warning(what, f"{waiting['dead']} reports were refused by the server for good", cure))
@@ -199,7 +203,7 @@ def _left_out(settings: GatewaySettings) -> list[Finding]:
     path = settings.journal_path
     beside = {path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}")} - {*settings.journals}
     findings = []
-    for other in sorted(p for p in beside if p.is_file() and time.time() > p.stat().st_mtime):
+    for other in sorted(p for p in beside if os.path.isfile(p) and time.time() > p.stat().st_mtime):
         try:
             (held,) = read(
                 other, "SELECT (SELECT count(*) FROM instances) + count(*) AS n FROM reports WHERE state = 'waiting'"

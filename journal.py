@@ -493,8 +493,11 @@ def read(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
     """Rows of a read-only query, beside a running gateway or not. Raises JournalUnusable."""
     if not path.exists():
         raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path}: no journal there. Name the one that the gateway uses.")
+    at_rest = "" if Path(f"{path}-wal").exists() else "&immutable=1"  # else SQLite leaves files beside it
     try:
-        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)) as connection:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{at_rest}", uri=True, timeout=5)
+        ) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute(query, parameters)]
     except sqlite3.Error as error:

@@ -1,5 +1,6 @@
 """The nouns that cross a boundary: Instance, SeriesReport, SeriesRecord. No I/O, no clock."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +29,11 @@ MAX_ARRIVING = 500  # open series that one heartbeat names: those that images ca
 MAX_DEAD = 20  # dead letters that one heartbeat names: the latest
 SLOT_S = 5  # seconds of each count of GatewayState.Received
 MAX_SLOTS = 120  # ten minutes
+
+
+def printable(text: str) -> str:
+    """What others say, without what moves a terminal's cursor or colours it."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
 
 
 class GatewayError(Exception):
@@ -329,7 +335,7 @@ class ArrivingSeries(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     SeriesInstanceUID: Uid
-    Source: Annotated[Line, Field(description="Calling AE title and modality.")]
+    Source: Annotated[str, Field(max_length=64, description="Calling AE title and modality."), WithoutNul]
     Revision: Annotated[int, Field(ge=1, lt=2**31)]
     Instances: Annotated[Count, Field(description="Of this revision, so far.")]
     Expected: Annotated[Count | None, Field(description="As a tag or the PACS says.")] = None

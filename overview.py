@@ -63,7 +63,7 @@ async def hear(GatewayID: str, state: GatewayState, database: Db) -> None:
 
 
 async def list_gateways(database: Db) -> GatewayList:
-    """Gateways that were heard of within a day, and what each said last."""
+    """Gateways that were heard of within a day, at most the latest 256, and what each said last."""
     return GatewayList(gateways=await database.gateways())
 
 
@@ -80,7 +80,7 @@ async def list_stored(
     before: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> StoredPage:
-    """Stored series, those that changed last first, page by page; or the latest of those that a search finds."""
+    """Stored series, those that changed last first, page by page; or some of those that a search finds."""
     if text := search.strip():
         rows = await database.engine.read(stored.found(text, MOST_FOUND + 1))
         return StoredPage(series=_stored(rows[:MOST_FOUND]), next=None, more=len(rows) > MOST_FOUND)

@@ -11,7 +11,7 @@ from http import HTTPStatus
 import httpx
 
 from calls import CannotCall, server_client
-from check import Finding, failed, of_error, ok, warning
+from check import Finding, certificate_problem, failed, of_error, ok, warning
 from pacs import Line, PacsUnavailable, probe
 from settings import GatewaySettings, Peer, is_loopback
 from threads import in_thread
@@ -34,7 +34,10 @@ def dicom(what: str, settings: GatewaySettings, peer: Peer, *, of_ours: bool = F
     try:
         without_find = probe(Line(peer, settings.ae_title, settings.pacs_timeout_s), tls)
     except PacsUnavailable as error:
-        if of_ours and "AE title" in str(error):
+        if of_ours and "Called AE title" in str(error):
+            cure = f"Stop what listens there, or give the gateway another GATEWAY_SCP_PORT than {peer.port}."
+            return [failed(what, f"{at}: another AE title listens there", cure)]
+        if of_ours and "Calling AE title" in str(error):
             return [ok(what, f"{at} listens; its allow-list does not hold this machine")]
         return [failed(what, f"{at}: {error}", _cure(settings, peer, str(error)))]
     answers = ok(what, f"{at} answers C-ECHO")
@@ -111,10 +114,10 @@ def _clear_text(settings: GatewaySettings) -> list[Finding]:
 
 def _said(error: httpx.HTTPError) -> str:
     """Why there was no answer, as the operating system or TLS says it."""
+    if problem := certificate_problem(error):
+        return f"has a certificate that is not good: {problem}"
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"has a certificate that is not good: {cause.verify_message}"
         if isinstance(cause, OSError) and cause.strerror:
             return f"cannot be reached: {cause.strerror}"
         cause = cause.__cause__ or cause.__context__
@@ -122,7 +125,7 @@ def _said(error: httpx.HTTPError) -> str:
 
 
 def _server_cure(settings: GatewaySettings, error: httpx.HTTPError) -> str:
-    if "certificate" in _said(error):
+    if certificate_problem(error):
         return (
             "Name who signed it in GATEWAY_SERVER_CA, and in GATEWAY_SERVER_URL a host that the certificate names; "
             "renew it where it expired."

@@ -1,5 +1,7 @@
 """HTTP in: series reports, queries, changes. Run it with `uvicorn server:app`; see also `python server.py --help`."""
 
+# series-gateway: Tab completes this (shell_completion.py)
+
 import asyncio
 import contextlib
 import os

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 from sqlalchemy import exc, func, select, text
@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import disk
-from check import Check, Finding, failed, find, ok, warning
+from check import Check, Finding, certificate_problem, failed, find, ok, warning
 from control import NotRunning, RequestFailed, request
 from engine import revision, revisions
 from ports import bind
@@ -75,13 +75,14 @@ def _sqlite(settings: ServerSettings, url: URL) -> list[Finding]:
     except RequestFailed as error:
         cure = "Run this as the user whom the server runs as."
         findings.append(warning("database", f"a server runs on {path.name}: {error}", cure))
-    if not path.exists():
+    if disk.hidden(path) or not path.exists():
         return findings
-    if problem := disk.sqlite_problem(path):
-        cure = "Stop the server, copy the file and its -wal away, and restore a backup, or name another file."
-        return [*findings, failed("database", f"{path} is not a sound database: {problem}", cure)]
+    cure = "Stop the server, copy the file and its -wal away, and restore a backup, or name another file."
+    sound = disk.soundness("database", path, cure)
+    if sound.state == "failed":
+        return [*findings, sound]
     files = [path.with_name(f"{path.name}{suffix}") for suffix in ("", "-wal", "-shm")]
-    return [*findings, ok("database", f"{path} is sound"), *disk.readable_by_others("database", files)]
+    return [*findings, sound, *disk.readable_by_others("database", files)]
 
 
 async def _postgresql(settings: ServerSettings, url: URL) -> list[Finding]:
@@ -151,6 +152,9 @@ def _clock(apart_s: float) -> Finding:
 async def _contents(settings: ServerSettings, url: URL) -> list[Finding]:
     """Schema, keys, webhooks, conflicts; nothing is changed."""
     file = _file(url)
+    hidden = await in_thread(lambda: file is not None and disk.hidden(file), "contents")
+    if hidden:
+        return [failed("schema", f"{file} cannot be read: Permission denied", disk.AS_ITS_USER)]
     if file and not await in_thread(file.exists, "contents"):
         return [ok("schema", "none yet: made at the first start"), _no_keys()]
     try:
@@ -211,7 +215,8 @@ async def _webhooks(connection: AsyncConnection) -> list[Finding]:
 
 
 def _webhook(row: dict[str, Any]) -> Finding:
-    told = f"{row['Id']} {without_password(row['Url'])}: {row['Behind']} behind"
+    host = urlsplit(row["Url"]).hostname  # the rest may be a secret
+    told = f"{row['Id']} {host}: {row['Behind']} behind"
     if row["Dead"]:
         cure = f"Cure the receiver, then: python server.py webhooks replay {row['Id']}"
         return warning("webhooks", f"{told}, {row['Dead']} changes were given up", cure)
@@ -234,7 +239,8 @@ async def _connection(settings: ServerSettings, url: URL) -> AsyncIterator[Async
     """A connection that only reads; the schema stays as it is."""
     arguments: dict[str, Any] = {"timeout": settings.database_timeout_s}
     if file := _file(url):
-        url = url.set(database=f"file:{quote(str(file))}", query={"mode": "ro", "uri": "true"})
+        opened, _, query = disk.read_only(file).partition("?")
+        url = url.set(database=opened, query=dict(parse_qsl(query)) | {"uri": "true"})
     else:
         arguments["command_timeout"] = settings.database_timeout_s
     engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
@@ -261,6 +267,8 @@ def _audit(settings: ServerSettings) -> list[Finding]:
     path = settings.audit_path
     if path is None:
         return [ok("audit log", "goes with the other logs")]
+    if disk.hidden(path):
+        return [failed("audit log", f"{path} cannot be read: Permission denied", disk.AS_ITS_USER)]
     if not path.parent.is_dir():
         return [failed("audit log", f"{path.parent} does not exist", "Make the folder, or change SERVER_AUDIT_PATH.")]
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
@@ -279,22 +287,43 @@ async def _http(host: str, port: int, url: str | None) -> list[Finding]:
             warning("HTTP", f"{host}: keys and patients' names travel in clear text, unless uvicorn has TLS", cure)
         ]
     try:
-        async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False) as http:
-            response = await http.get(f"{asked.rstrip('/')}/health/ready")
+        response = await _ready(asked, or_by_tls=url is None)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         if url is not None:
-            cure = "Start it (`uvicorn server:app`), or correct --url."
-            return [*findings, failed("HTTP", f"{url} does not answer ({type(error).__name__})", cure)]
+            return [*findings, _silent(without_password(url), error)]
         return [
             *findings,
             await in_thread(partial(bind, "HTTP", host, port, "uvicorn's --port or --host, and give it here"), "HTTP"),
         ]
+    shown = without_password(str(response.url).removesuffix("/health/ready"))
+    if response.url.scheme == "https":
+        findings = []
     if response.is_success and "ready" in response.text[:1000]:
-        return [*findings, ok("HTTP", f"{asked} is a server of ours, and ready")]
+        return [*findings, ok("HTTP", f"{shown} is a server of ours, and ready")]
     if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-        return [*findings, failed("HTTP", f"{asked} answers, and its database does not", "See the lines above.")]
-    told = f"something else answers at {asked} (HTTP {response.status_code})"
+        return [*findings, failed("HTTP", f"{shown} answers, and its database does not", "See the lines above.")]
+    told = f"something else answers at {shown} (HTTP {response.status_code})"
     return [*findings, failed("HTTP", told, "Stop it, or run uvicorn with another --port (and give it here).")]
+
+
+async def _ready(url: str, *, or_by_tls: bool) -> httpx.Response:
+    """The answer; also of a server at that address that turns out to speak TLS, whoever signed its certificate."""
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False) as http:
+        try:
+            return await http.get(f"{url.rstrip('/')}/health/ready")
+        except (httpx.RemoteProtocolError, httpx.ReadError):
+            if not or_by_tls:
+                raise
+    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=False) as http:  # noqa: S501 - no key is sent
+        return await http.get(f"https{url.removeprefix('http')}/health/ready")
+
+
+def _silent(shown: str, error: Exception) -> Finding:
+    if problem := certificate_problem(error):
+        cure = "Give --url a host that the certificate names; renew it, or let this machine trust who signed it."
+        return failed("HTTP", f"{shown} has a certificate that is not good: {problem}", cure)
+    cure = "Start it (`uvicorn server:app`), or correct --url."
+    return failed("HTTP", f"{shown} does not answer ({type(error).__name__})", cure)
 
 
 async def _retrieve(settings: ServerSettings) -> list[Finding]:

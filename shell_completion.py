@@ -5,26 +5,34 @@ click answers what may come next (`_CLIENT_PY_COMPLETE`); its own scripts know o
 
 import click
 
+MARK = "series-gateway: Tab completes this"
+"""Stands in both programs; a file of another project is not run, whatever its name."""
+
 BASH = """\
 # source <(python {program} completion bash)
-_{name}_ask() {{ # command, first word, words, which
-    local IFS=$'\\n' item type value
+_{name}_ask() {{ # words, which, command
+    local type value
     COMPREPLY=()
-    for item in $(env COMP_WORDS="$3" COMP_CWORD="$4" _{upper}_COMPLETE=bash_complete $1 2>/dev/null); do
-        IFS=',' read -r type value <<< "$item"
+    while IFS=',' read -r type value; do
         case $type in
             plain) COMPREPLY+=("$value") ;;
             dir) compopt -o dirnames ;;
             file) compopt -o default ;;
         esac
-    done
+    done < <(COMP_WORDS="$1" COMP_CWORD="$2" _{upper}_COMPLETE=bash_complete "${{@:3}}" 2>/dev/null)
 }}
-_{name}() {{ _{name}_ask "$1" "$2" "${{COMP_WORDS[*]}}" "$COMP_CWORD"; }}
+_{name}_is() {{ grep -qsF "{mark}" -- "$1"; }}
+_{name}() {{
+    if _{name}_is "$(type -P -- "$1")"; then
+        _{name}_ask "${{COMP_WORDS[*]}}" "$COMP_CWORD" "$1"
+    else
+        compopt -o default
+    fi
+}}
 _{name}_python() {{ # python {program} …; any other use of python goes where it went before
-    local word=$((COMP_CWORD - 1))
-    if [[ $COMP_CWORD -ge 2 && ${{COMP_WORDS[1]##*/}} == {program} ]]; then
+    if [[ $COMP_CWORD -ge 2 && ${{COMP_WORDS[1]##*/}} == {program} ]] && _{name}_is "${{COMP_WORDS[1]}}"; then
         local IFS=$' '
-        _{name}_ask "$1"$'\\n'"${{COMP_WORDS[1]}}" "$2" "${{COMP_WORDS[*]:1}}" "$word"
+        _{name}_ask "${{COMP_WORDS[*]:1}}" "$((COMP_CWORD - 1))" "$1" "${{COMP_WORDS[1]}}"
     elif [[ -n $_{name}_before ]]; then
         "$_{name}_before" "$@"
     else
@@ -57,9 +65,16 @@ _{name}_ask() {{ # words, which, command
     (( $#described )) && _describe -V unsorted described -U
     (( $#plain )) && compadd -U -V unsorted -a plain
 }}
-_{name}() {{ _{name}_ask "${{words[*]}}" $((CURRENT - 1)) "$words[1]" }}
+_{name}_is() {{ grep -qsF "{mark}" -- "$1" }}
+_{name}() {{
+    if _{name}_is "$(whence -p -- "$words[1]")"; then
+        _{name}_ask "${{words[*]}}" $((CURRENT - 1)) "$words[1]"
+    else
+        _default
+    fi
+}}
 _{name}_python() {{ # python {program} …; any other use of python goes where it went before
-    if (( CURRENT > 2 )) && [[ ${{words[2]:t}} == {program} ]]; then
+    if (( CURRENT > 2 )) && [[ ${{words[2]:t}} == {program} ]] && _{name}_is "$words[2]"; then
         _{name}_ask "${{words[2,-1]}}" $((CURRENT - 2)) "$words[1]" "$words[2]"
     else
         $_{name}_before "$@"
@@ -74,9 +89,16 @@ compdef _{name} {program}
 
 FISH = """\
 # python {program} completion fish | source
+function _{name}_is
+    grep -qsF "{mark}" -- $argv[1]
+end
 function _{name}_runs
     set -l words (commandline -opc)
-    test (count $words) -ge 2; and test (path basename -- $words[2]) = {program}
+    test (count $words) -ge 2; and test (path basename -- $words[2]) = {program}; and _{name}_is $words[2]
+end
+function _{name}_itself
+    set -l words (commandline -opc)
+    _{name}_is (command -s -- $words[1])
 end
 function _{name}_ask
     set -l words (commandline -opc) (commandline -ct)
@@ -100,7 +122,7 @@ function _{name}_ask
         end
     end
 end
-complete --no-files --command {program} --arguments "(_{name}_ask)"
+complete --no-files --command {program} --condition _{name}_itself --arguments "(_{name}_ask)"
 for python in python python3
     complete --no-files --command $python --condition _{name}_runs --arguments "(_{name}_ask)"
 end
@@ -120,7 +142,7 @@ def completion(program: str) -> click.Command:
         bash and zsh: source <(python PROGRAM completion bash); fish: python PROGRAM completion fish | source
         """
         name = program.replace(".", "_")
-        click.echo(SCRIPTS[shell].format(program=program, name=name, upper=name.upper()), nl=False)
+        click.echo(SCRIPTS[shell].format(program=program, name=name, upper=name.upper(), mark=MARK), nl=False)
 
     assert completion.help is not None  # noqa: S101 - the text above
     completion.help = completion.help.replace("PROGRAM", program)

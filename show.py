@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from models import printable
+
 
 def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
     """JSON, or a table: of columns for a list, of lines for one thing. Numbers that end in `_at` are times."""
@@ -39,4 +41,4 @@ def _text(name: str, value: Any) -> Text:
         return Text(f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}")
     if isinstance(value, bool):
         return Text("yes" if value else "no")
-    return Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else str(value))
+    return Text(json.dumps(value, indent=1) if isinstance(value, dict | list) else printable(str(value)))

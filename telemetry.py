@@ -19,7 +19,7 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 import metrics
-from models import GatewayError
+from models import GatewayError, printable
 from settings import GatewaySettings
 
 THEIR_OWN = ("uvicorn", "uvicorn.error", "uvicorn.access")  # loggers that uvicorn gives handlers of their own
@@ -111,7 +111,8 @@ def _without_texts(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _one_text(_: Any, __: str, event: EventDict) -> EventDict:
-    """For ConsoleRenderer, which puts it below the line."""
+    """For ConsoleRenderer, which puts it below the line, and writes texts as they are: an AE title, too."""
+    event = {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
     if "exception" in event:
         event["exception"] = "\n".join(event["exception"])
     return event

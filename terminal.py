@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disk import in_units
-from models import ArrivingSeries, GatewayState
+from models import ArrivingSeries, GatewayState, printable
 
 REFRESH_S = 0.5
 RATE_OVER_S = 3.0
@@ -112,7 +112,7 @@ def render(state: GatewayState, per_s: float, verdicts: Sequence[Verdict], heigh
 
 def _head(state: GatewayState, per_s: float) -> list[Text]:
     up = str(state.At - state.StartedAt).partition(".")[0]
-    first = Text.assemble((f"{state.AETitle} {state.Address}", "bold"), f"  up {up}")
+    first = Text.assemble((printable(f"{state.AETitle} {state.Address}"), "bold"), f"  up {up}")
     second = Text(
         f"{_count(state.Associations, 'association')}  {per_s:,.0f} images/s  {_count(state.Instances, 'image')}, "
         f"{in_units(state.Bytes)}  inbox {state.InboxInstances:,}/{state.InboxSize:,}"
@@ -124,9 +124,9 @@ def _head(state: GatewayState, per_s: float) -> list[Text]:
         third.append(f"  {_count(state.DeadLetters, 'dead letter')}", style="red")
     lines = [first, second, third]
     if state.Reason:
-        lines.append(Text(f"TAKES NOTHING IN: {state.Reason}", style="bold red"))
+        lines.append(Text(printable(f"TAKES NOTHING IN: {state.Reason}"), style="bold red"))
     if state.LastProblem:
-        lines.append(Text(f"server: {state.LastProblem}", style="yellow"))
+        lines.append(Text(printable(f"server: {state.LastProblem}"), style="yellow"))
     for line in lines:
         line.no_wrap, line.overflow = True, "ellipsis"
     return lines
@@ -144,7 +144,13 @@ def _series(series: Sequence[ArrivingSeries], now: datetime) -> Table:
         quiet = _seconds(max(0.0, (now - one.LastReceivedAt).total_seconds()))
         again = f" (revision {one.Revision})" if one.Revision > 1 else ""
         uid = shortened(one.SeriesInstanceUID)
-        table.add_row(uid, Text(one.Source), f"{one.Instances:,}{expected}", quiet, one.Waiting + again)
+        table.add_row(
+            uid,
+            Text(printable(one.Source)),
+            f"{one.Instances:,}{expected}",
+            quiet,
+            one.Waiting + again,
+        )
     return table
 
 
@@ -159,6 +165,7 @@ def _verdict(verdict: Verdict) -> Text:
 
 def shortened(uid: str) -> str:
     """Cut in the middle: a UID's ends are what tells it from others."""
+    uid = printable(uid)
     if len(uid) <= UID_CHARACTERS:
         return uid
     return f"{uid[: UID_CHARACTERS // 2 - 1]}…{uid[-UID_CHARACTERS // 2 :]}"

@@ -20,7 +20,7 @@ Responses = Mapping[int | str, dict[str, Any]]
 
 def add_routes(app: FastAPI, *, responses: Responses, dependencies: Sequence[Depends]) -> None:
     """Add the page at `/` and its login at `/session`. The guard lets in who asks (access.py)."""
-    app.get("/", include_in_schema=False)(index)
+    app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(index)
     app.mount("/web", StaticFiles(directory=FILES), name="web")
     described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Session"]}
     app.get("/session", **described)(who_asks)

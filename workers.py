@@ -36,13 +36,20 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
     A worker that ends by itself is started again and goes on with its journal. One that cannot start ends them all.
     """
     context = multiprocessing.get_context("spawn")
-    stopping = False
+    stopping = failing = False
 
     def on_signal(number: int, _: object) -> None:
         nonlocal stopping
         stopping = True
+        told.clear()
+        tell()
+
+    def tell() -> None:
+        """Once: a gateway that is told twice does not drain."""
         for worker in workers:
-            worker.process.terminate()
+            if worker.process not in told:
+                told.add(worker.process)
+                worker.process.terminate()
 
     def reload(number: int, _: object) -> None:
         for worker in workers:
@@ -52,10 +59,13 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
     def start(number: int) -> SpawnProcess:
         mine = settings.of_worker(number).model_copy(update={"scp_port": port})
         process = context.Process(target=work, args=(mine, number), name=f"worker {number}")
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of workers for good: Ctrl-C reaches them all
         process.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process
 
     workers: list[_Worker] = []
+    told: set[SpawnProcess] = set()
     with _reserved_port(settings) as reserved:
         port = int(reserved.getsockname()[1])
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -65,6 +75,8 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
         workers += [_Worker(n, start(n), time.monotonic()) for n in range(1, settings.workers + 1)]
         while any(worker.process.is_alive() for worker in workers) or not stopping:
             wait([worker.process.sentinel for worker in workers if worker.process.is_alive()], RESTART_AFTER_S)
+            if stopping:  # also those that were being started then
+                tell()
             for worker in workers:
                 if stopping or worker.process.is_alive():
                     continue
@@ -72,11 +84,13 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
                 worker.short_lives = worker.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
                 log.error("worker.ended", worker=worker.number, exit_code=worker.process.exitcode)
                 if worker.short_lives >= SHORT_LIVES:
+                    failing = True
                     on_signal(signal.SIGTERM, None)
                     break
                 time.sleep(RESTART_AFTER_S)
                 worker.process, worker.started = start(worker.number), time.monotonic()
-    return max(abs(worker.process.exitcode or 0) for worker in workers) and 1
+    ended = {worker.process.exitcode for worker in workers} - {0, -signal.SIGTERM}  # by us, before it had a handler
+    return int(failing or bool(ended))
 
 
 def _reserved_port(settings: GatewaySettings) -> socket.socket:

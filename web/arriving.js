@@ -74,7 +74,7 @@ function end(one, now) {
 }
 
 function remember(frame) {
-  for (const series of frame.Stored) {
+  for (const series of [...frame.Stored].reverse()) {
     stored.delete(series.SeriesInstanceUID);
     stored.set(series.SeriesInstanceUID, series);
   }
@@ -95,7 +95,7 @@ export function show(world, frame) {
   const body = byId("arriving").tBodies[0];
   const begun = document.createDocumentFragment();
   for (const [gateway, { Arriving, Gone }] of Object.entries(frame.Gateways)) {
-    for (const series of Arriving) {
+    for (const series of world.gateways.get(gateway).over ? [] : Arriving) {
       const key = `${gateway} ${series.SeriesInstanceUID}`;
       let one = rows.get(key);
       if (!one) {
@@ -127,7 +127,8 @@ function age(world) {
   for (const [key, one] of rows) {
     const ended = one.endsAt < Infinity;
     if (ended && !one.isStored) end(one, world.now);
-    if (ended && one.endsAt <= world.now) {
+    const over = world.gateways.get(one.gateway)?.over ?? true; // or forgotten: nobody will say what became of it
+    if (ended ? one.endsAt <= world.now : over) {
       one.tr.remove();
       rows.delete(key);
       continue;

@@ -13,6 +13,7 @@ import { World } from "./world.js";
 
 const world = new World();
 let connection = null;
+const session = new BroadcastChannel("session"); // to the other tabs
 
 // --- in and out ---
 
@@ -27,6 +28,7 @@ function showLogin(why) {
   series.route();
   byId("log-out").hidden = true;
   write(byId("who"), "");
+  write(byId("log-out-problem"), "");
   say("none", "");
   byId("login").hidden = false;
   const tells = why.includes("keys create") || why.includes("scope");
@@ -35,11 +37,11 @@ function showLogin(why) {
   byId("key").focus();
 }
 
-function showPage(session) {
+function showPage({ Who }) {
   byId("login").hidden = true;
   byId("page").hidden = false;
-  const withKey = session.Who !== "this machine";
-  write(byId("who"), withKey ? session.Who.replace(/^\S+ /, "") : "this machine, no key yet");
+  const withKey = Who !== "this machine";
+  write(byId("who"), withKey ? Who.replace(/^\S+ /, "") : "this machine, no key yet");
   byId("log-out").hidden = !withKey;
   series.route();
 }
@@ -62,8 +64,11 @@ async function logIn(event) {
 }
 
 async function logOut() {
-  await ask("session", { method: "DELETE" });
-  showLogin("");
+  const [status] = await ask("session", { method: "DELETE" });
+  if (status === 204) {
+    session.postMessage("over");
+    showLogin("");
+  } else write(byId("log-out-problem"), "not logged out: the server does not answer");
 }
 
 // --- what is shown ---
@@ -131,8 +136,8 @@ function start() {
   connection?.stop();
   let known = false;
   connection = follow({
-    known(session) {
-      if (!known) showPage(session);
+    known(answer) {
+      if (!known) showPage(answer);
       known = true;
     },
     refused: showLogin,
@@ -143,4 +148,10 @@ function start() {
 
 byId("login-form").addEventListener("submit", logIn);
 byId("log-out").addEventListener("click", logOut);
-start();
+session.addEventListener("message", () => showLogin(""));
+// A browser has six connections to a server over HTTP/1.1, and each stream holds one: only what is seen is followed.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) connection?.stop();
+  else if (byId("login").hidden) start();
+});
+if (!document.hidden) start();

@@ -12,6 +12,9 @@ const FACTOR = 3; // … and so much longer than all that is drawn to scale
 const LANE = 30;
 const CURVE = 84;
 const BARS = 6; // associations with a bar of their own
+const LATEST_S = 8.64e12; // that a Date can be
+const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200];
+const MOST_TICKS = 200;
 const MARKS = {
   "pacs.answered": ["Questions", "circle", "the PACS was asked"],
   "series.idle": ["Decisions", "diamond", "taken for idle"],
@@ -30,7 +33,10 @@ const SHAPES = {
 };
 
 /** Draw the events, which come in order of time, as wide as there is room; `words` says an event. */
-export function draw(host, events, words) {
+export function draw(host, all, words) {
+  for (const event of all) event.at = Date.parse(event.At) / 1000;
+  const events = all.filter((event) => isTime(event.at));
+  if (!events.length) return host.replaceChildren();
   const stories = told(events);
   const times = [
     ...events.map((event) => event.at),
@@ -47,8 +53,10 @@ export function draw(host, events, words) {
   }
   drawTime(picture, scale, y, width);
   picture.setAttribute("height", y + 34);
-  host.replaceChildren(picture, legend(events));
+  return host.replaceChildren(picture, legend(events));
 }
+
+const isTime = (s) => Math.abs(s) <= LATEST_S; // and no NaN
 
 /** What the marks mean, of those that are there. */
 function legend(events) {
@@ -66,7 +74,6 @@ const kindOf = ({ Event, Details }) =>
 /** Of each gateway and revision: its images as a curve of points, and its associations as bars. */
 function told(events) {
   const stories = new Map();
-  for (const event of events) event.at = Date.parse(event.At) / 1000;
   for (const event of events.filter((e) => e.GatewayID)) {
     const key = `${event.Revision} ${event.GatewayID}`;
     if (!stories.has(key))
@@ -95,8 +102,8 @@ function arrivals({ at, Details }) {
   const marks = String(Details.Arrivals ?? "")
     .split(" ")
     .map((mark) => mark.split(":").map(Number));
-  if (!marks.every(([s, n]) => Number.isFinite(s) && Number.isFinite(n))) return [];
   const last = marks.at(-1)[0];
+  if (!marks.every(([s, n]) => isTime(s) && isTime(at - last + s) && Number.isFinite(n))) return [];
   return marks.map(([s, n]) => [at - last + s, n]);
 }
 
@@ -110,13 +117,14 @@ function scaled(times, width) {
     if (!gap.cut) sum += gap.s;
   }
   const cuts = gaps.filter((gap) => gap.cut);
-  const perS = (width - cuts.length * BREAK) / Math.max(sum, 0.001);
+  const wide = Math.min(BREAK, width / 2 / Math.max(1, cuts.length));
+  const perS = (width - cuts.length * wide) / Math.max(sum, 0.001);
   const x = (at) => {
     const before = cuts.filter((gap) => gap.to <= at);
     const within = before.reduce((total, gap) => total + gap.s, 0);
-    return LEFT + (at - sorted[0] - within) * perS + before.length * BREAK;
+    return LEFT + (at - sorted[0] - within) * perS + before.length * wide;
   };
-  return { x, cuts, perS, first: sorted[0], last: sorted.at(-1), spanS: sum };
+  return { x, cuts, wide, perS, first: sorted[0], last: sorted.at(-1), spanS: sum };
 }
 
 const label = (picture, y, text) => picture.append(svg("text", { x: 0, y, class: "lane" }, text));
@@ -155,8 +163,8 @@ function drawStory(picture, { revision, points, bars }, { x }, y, width) {
 
 /** Steps, since between two marks nobody knows. */
 function drawCurve(picture, points, x, top, bottom, width) {
-  const most = points.at(-1)[1];
-  const height = (n) => bottom - ((bottom - top) * n) / most;
+  const most = Math.max(...points.map(([, n]) => n));
+  const height = (n) => (n > 0 ? bottom - (bottom - top) * (n / most) : bottom);
   const line = points.map(([at, n], i) => (i ? `H${x(at)}V${height(n)}` : `M${x(at)} ${bottom}V${height(n)}`)).join("");
   const right = x(points.at(-1)[0]);
   picture.append(svg("path", { d: `${line}V${bottom}Z`, class: "area" }), svg("path", { d: line, class: "curve" }));
@@ -191,13 +199,14 @@ function drawMarks(picture, lane, marks, { x }, y, width, words) {
   return y + LANE + 4;
 }
 
-function drawTime(picture, { x, cuts, perS, first, last, spanS }, y, width) {
+function drawTime(picture, { x, cuts, wide, perS, first, last, spanS }, y, width) {
   const right = width - RIGHT;
   picture.append(svg("line", { x1: LEFT, x2: right, y1: y + 6, y2: y + 6, class: "axis" }));
   label(picture, y + 24, "Seconds");
-  const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600].find((s) => s * perS >= 44) ?? 7200;
+  const step = STEPS_S.find((s) => s * perS >= 44) ?? 10 ** Math.ceil(Math.log10(44 / perS));
   const end = cuts.length ? cuts[0].from : last;
-  for (let s = 0; s <= end - first + step / 1000; s += step) {
+  for (let i = 0; i < MOST_TICKS && i * step <= end - first + step / 1000; i += 1) {
+    const s = i * step;
     const at = x(first + s);
     picture.append(
       svg("line", { x1: at, x2: at, y1: y + 3, y2: y + 9, class: "axis" }),
@@ -207,9 +216,9 @@ function drawTime(picture, { x, cuts, perS, first, last, spanS }, y, width) {
   for (const cut of cuts) {
     const middle = (x(cut.from) + x(cut.to)) / 2;
     picture.append(
-      svg("rect", { x: middle - BREAK / 2 + 6, y: 0, width: BREAK - 12, height: y + 10, class: "cut" }),
-      svg("text", { x: middle, y: y + 24, class: "tick" }, seconds(cut.s)),
+      svg("rect", { x: middle - 0.4 * wide, y: 0, width: 0.8 * wide, height: y + 10, class: "cut" }),
     );
+    if (wide === BREAK) picture.append(svg("text", { x: middle, y: y + 24, class: "tick" }, seconds(cut.s)));
   }
   if (!spanS)
     picture.append(svg("text", { x: LEFT, y: y + 24, class: "tick" }, when(new Date(first * 1000).toISOString())));

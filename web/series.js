@@ -33,11 +33,11 @@ export function words({ Event, Details: d }) {
     case "association.joined":
       return `${d.CallingAETitle} began to send it over association ${d.Association}, from ${d.PeerAddress}`;
     case "images.arrived":
-      return `The last image came: ${many(Number(d.Arrivals?.split(":").pop()), "image", "images")} so far`;
+      return `The last image came: ${many(Number(String(d.Arrivals ?? "").split(":").pop()), "image", "images")} so far`;
     case "images.counted":
       return `Association ${d.Association} had brought ${many(d.Images, "image", "images")} and was ${d.Released ? "released" : "still open"}`;
     case "series.idle":
-      return `Quiet for ${d.IdleTimeoutS} s, ${PHASES[d.Phase] ?? d.Phase}: idle (${d.Policy}, learnt from ${d.LearntFrom} series)`;
+      return `Quiet for ${d.IdleTimeoutS} s, ${Object.hasOwn(PHASES, d.Phase) ? PHASES[d.Phase] : d.Phase}: idle (${d.Policy}, learnt from ${d.LearntFrom} series)`;
     case "pacs.answered":
       return answered(d);
     case "series.reopened":
@@ -160,9 +160,15 @@ async function load() {
   ]
     .filter(Boolean)
     .join(" · ");
-  const list = events.length ? listed(events) : el("p", { className: "empty" }, "Nothing was told of how it came.");
+  const list = el("div", {}, events.length ? null : el("p", { className: "empty" }, "Nothing was told of how it came."));
   byId("series-body").replaceChildren(facts(record), el("h3", {}, "Timeline"), picture, list);
-  if (events.length) draw(picture, events, words);
+  if (!events.length) return;
+  try {
+    list.replaceChildren(listed(events));
+    draw(picture, events, words);
+  } catch (error) {
+    list.prepend(el("p", { className: "problem" }, `Not all of it can be shown: ${error.message}`));
+  }
 }
 
 /** Open or close the dialog as the address says. */

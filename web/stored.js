@@ -7,6 +7,8 @@ import { ask } from "./stream.js";
 const LABELS = [["Patient"], ["Series"], ["Images", "number"], ["Verdict"], ["From"], ["Stored", "number"]];
 const PAGE = 50;
 const WAIT_MS = 250; // for the next key
+const AGAIN_MS = 5000; // where the newest page could not be had
+const MOST_PENDING = 200;
 
 const rows = new Map(); // UID: its row, in the list, not in a search
 const uids = new WeakMap(); // the other way round
@@ -16,7 +18,9 @@ let next = null;
 let pages = 0;
 let pending = []; // told of while the first page was on its way
 let asked = null; // the request under way
+let asking = 0; // requests for a page
 let timer = 0;
+let again = 0;
 
 const body = () => byId("stored-table").tBodies[0];
 const isSearch = () => byId("search").value.trim() !== "";
@@ -54,27 +58,37 @@ function keep(series) {
 
 /** Put on top what is newer than all that is there; a row that was there moves. */
 function top(stored) {
-  const news = stored.filter((series) => series.Number > newest).slice(0, PAGE);
+  const news = stored.filter((series) => series.Number > newest);
   for (const series of news.reverse()) {
-    rows.get(series.SeriesInstanceUID)?.remove();
+    const before = rows.get(series.SeriesInstanceUID);
+    const hadFocus = before?.contains(document.activeElement);
+    before?.remove();
     body().prepend(keep(series));
+    if (hadFocus) body().rows[0].querySelector("a").focus({ preventScroll: true });
   }
 }
 
 /** Take what was stored since the frame before; what a search has found stays as it is. */
 export function show(_, frame) {
   if (isSearch()) return undefined;
-  if (frame.Full) return begin(); // and after a reconnection: something may have been missed
-  if (!pages) return pending.unshift(...frame.Stored);
+  if (frame.Full && !follows(frame.Stored)) return begin();
+  if (!pages) {
+    pending = [...frame.Stored, ...pending].slice(0, MOST_PENDING);
+    return undefined;
+  }
   top(frame.Stored);
   trim();
   return empty();
 }
 
+/** After a reconnection: whether nothing was missed in between. */
+const follows = (stored) =>
+  pages > 0 && stored.some(({ SeriesInstanceUID, Number }) => Number === newest && rows.has(SeriesInstanceUID));
+
 /** Nobody scrolls a page that grows for ever: what was not asked for goes. */
 function trim() {
-  while (pages === 1 && body().rows.length > PAGE) {
-    const last = body().rows[PAGE];
+  while (pages && !asking && body().rows.length > PAGE * pages) {
+    const last = body().rows[body().rows.length - 1];
     last.remove();
     rows.delete(uids.get(last));
     next = Math.max(next ?? 0, numbers.get(last) + 1);
@@ -89,15 +103,19 @@ function empty(text = "No series is stored yet.") {
 
 /** The newest page. */
 async function begin() {
+  clearTimeout(again);
   pages = 0;
   next = null;
   pending = [];
-  await more();
+  if ((await more()) === null && !pages && !isSearch()) again = setTimeout(begin, AGAIN_MS);
 }
 
+/** The next page; what get() says where there is none. */
 async function more() {
+  asking += 1;
   const page = await get({ limit: PAGE, ...(next ? { before: next } : {}) });
-  if (!page) return;
+  asking -= 1;
+  if (!page) return page;
   if (!pages) {
     rows.clear();
     newest = 0;
@@ -112,9 +130,11 @@ async function more() {
   pending = [];
   trim();
   empty();
+  return page;
 }
 
 async function search() {
+  clearTimeout(again);
   if (!isSearch()) return begin();
   const page = await get({ search: byId("search").value });
   if (!page) return;
@@ -122,13 +142,13 @@ async function search() {
   body().replaceChildren(...page.series.map(make));
   byId("older").hidden = true;
   const found = page.more
-    ? `The latest ${count(page.series.length)} of more: type more to narrow it`
+    ? `${count(page.series.length)} of more: type more`
     : `${count(page.series.length)} found`;
   byId("search-result").textContent = found;
   empty("Nothing stored begins so.");
 }
 
-/** One page; null where another question came in between, or there is no answer. */
+/** One page; null where there is no answer, undefined where another question came in between. */
 async function get(query) {
   asked?.abort();
   asked = new AbortController();
@@ -137,12 +157,13 @@ async function get(query) {
     if (status !== 200) byId("search-result").textContent = "The server does not answer; try again.";
     return status === 200 ? page : null;
   } catch {
-    return null;
+    return undefined;
   }
 }
 
 export function forget() {
   asked?.abort();
+  clearTimeout(again);
   rows.clear();
   body().replaceChildren();
   pages = 0;

@@ -7,7 +7,7 @@ const LONGEST_MS = 15000;
 export async function ask(path, options) {
   try {
     const response = await fetch(path, { cache: "no-store", ...options });
-    const json = response.headers.get("Content-Type")?.startsWith("application/json");
+    const json = response.status !== 204 && response.headers.get("Content-Type")?.startsWith("application/json");
     return [response.status, json ? await response.json() : null];
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -20,6 +20,7 @@ export function follow(on) {
   let source = null;
   let timer = 0;
   let failures = 0;
+  let stopped = false;
 
   function again(why) {
     source?.close();
@@ -37,6 +38,7 @@ export function follow(on) {
 
   async function connect() {
     const [status, answer] = await ask("session");
+    if (stopped) return undefined;
     if (status === 401 || status === 403) return on.refused(answer?.detail ?? "");
     if (status !== 200) return again(answer?.detail ?? "the server does not answer");
     if (!answer.Scopes.includes("series:read")) return on.refused("this key lacks the scope series:read");
@@ -48,12 +50,13 @@ export function follow(on) {
       on.frame(JSON.parse(event.data));
     });
     source.addEventListener("error", () => again("the connection broke"));
-    watch();
+    return watch();
   }
 
   connect();
   return {
     stop() {
+      stopped = true;
       clearTimeout(timer);
       source?.close();
     },

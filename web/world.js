@@ -3,6 +3,7 @@
 const SLOT_S = 5; // of GatewayState.Received
 const SLOTS = 120;
 const LATENCIES = 200;
+const REMEMBERED = 1000; // series, to know which revisions brought images
 const SILENT_S = 15;
 
 export class World {
@@ -14,6 +15,7 @@ export class World {
     this.gateways = new Map(); // id: { id, state, seenAt, silentS, arriving: Map of UID to series }
     this.slots = new Map(); // number of the slot: images
     this.latencies = []; // { at, s }, the oldest first
+    this.lastImages = new Map(); // UID: LastReceivedAt
     this.totals = { Series: 0, Conflicts: 0, Webhooks: [] };
     this.storedAt = null;
     this.now = 0; // the server's, in ms
@@ -36,7 +38,7 @@ export class World {
   #hear(id, { SeenAt, State, Arriving, Gone }) {
     const known = this.gateways.get(id);
     const gateway = known ?? { id, arriving: new Map(), silentS: 0 };
-    this.#countImages(known?.state, State);
+    this.#countImages(known?.state, State, SeenAt);
     gateway.state = State;
     gateway.seenAt = SeenAt;
     gateway.skewS = (Date.parse(State.At) - Date.parse(SeenAt)) / 1000;
@@ -46,8 +48,8 @@ export class World {
   }
 
   /** The first time by the gateway's slots, then by what was added: slots of gateways begin at different times. */
-  #countImages(before, state) {
-    const slot = Math.floor(Date.parse(state.At) / 1000 / SLOT_S);
+  #countImages(before, state, seenAt) {
+    const slot = Math.floor(Date.parse(seenAt) / 1000 / SLOT_S); // by the clock that the chart has
     const add = (at, n) => this.slots.set(at, (this.slots.get(at) ?? 0) + n);
     if (before) {
       add(slot, Math.max(0, state.Instances - (before.StartedAt === state.StartedAt ? before.Instances : 0)));
@@ -58,9 +60,18 @@ export class World {
 
   #store(series) {
     this.storedAt = series.UpdatedAt;
-    if (series.LastReceivedAt === null) return;
+    if (series.LastReceivedAt === null || !this.#broughtImages(series)) return;
     const at = Date.parse(series.UpdatedAt);
     this.latencies.push({ at: at / 1000, s: Math.max(0, (at - Date.parse(series.LastReceivedAt)) / 1000) });
+  }
+
+  /** Not where only a verdict or the patient was corrected; of a later revision as far as the one before is known. */
+  #broughtImages({ SeriesInstanceUID, Revision, LastReceivedAt }) {
+    const before = this.lastImages.get(SeriesInstanceUID);
+    this.lastImages.delete(SeriesInstanceUID);
+    this.lastImages.set(SeriesInstanceUID, LastReceivedAt);
+    if (this.lastImages.size > REMEMBERED) this.lastImages.delete(this.lastImages.keys().next().value);
+    return Revision === 1 || (before !== undefined && before !== LastReceivedAt);
   }
 
   /** A gateway that was killed and started again has another name by default: the old one need not alarm anybody. */

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,10 +29,12 @@ from bench.peers import free_port, orthanc
 from bench.processes import ROOT, Process, gateway, running, server, without_settings
 from check import Finding, State
 from gateway_check import check
-from settings import GatewaySettings, load
+from reach import dicom
+from settings import GatewaySettings, Peer, load
 from tests.e2e.test_admin import answer
 from tests.e2e.test_commands import client, client_json, dead_letters
 from tests.e2e.test_main_job import new_series, send
+from threads import in_thread
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -288,6 +291,23 @@ async def test_a_pacs_that_rejects_is_named_with_the_cure(
     assert cure in failures
 
 
+@pytest.mark.parametrize(
+    ("requirements", "state", "words"),
+    [
+        ({"require_calling_aet": ["OTHER"]}, "ok", "its allow-list does not hold this machine"),
+        ({"require_called_aet": True}, "failed", "another AE title listens there"),
+    ],
+)
+async def test_on_our_own_port_another_title_than_ours_has_failed(
+    tmp_path: Path, requirements: dict[str, Any], state: State, words: str
+) -> None:
+    settings = load(GatewaySettings, {"journal_path": str(tmp_path / "journal.db"), "pacs_timeout_s": "2"})
+    with stock_pacs(**requirements) as port:
+        peer = Peer("STORESCP", "127.0.0.1", port)
+        findings = await in_thread(partial(dicom, "DICOM port", settings, peer, of_ours=True), "dicom")
+    assert words in said(findings, "DICOM port", state)
+
+
 async def test_a_pacs_that_cannot_be_reached_is_named_with_the_cure(tmp_path: Path) -> None:
     findings = await found(tmp_path, pacs="A@127.0.0.1:9,B@nohost.invalid:104")
     assert "cannot be reached: Connection refused → Does it run" in said(findings, "PACS A", "failed")
@@ -497,6 +517,15 @@ async def test_a_journal_of_a_newer_version_or_a_corrupt_one_has_failed(tmp_path
     path.write_bytes(b"not a database, whatever its name says" * 100)
     corrupt = said(await found(tmp_path), "journal", "failed")
     assert "is not a sound database: file is not a database → Copy it and its -wal away" in corrupt
+
+
+async def test_looking_at_a_journal_at_rest_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    dead_letters(tmp_path, 1)
+    before = {path.name for path in tmp_path.iterdir()}
+    for workers in (1, 2):  # whose it is, and left out
+        findings = await found(tmp_path, journal_path=tmp_path / "gateway-journal.db", workers=workers)
+        assert ("1 reports were refused" in str(findings)) == (workers == 1)
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 async def test_dead_letters_and_a_journal_that_others_read_are_warnings(tmp_path: Path) -> None:

@@ -253,8 +253,9 @@ def test_kubectl_builds_the_files() -> None:
 def test_what_makes_the_first_key_in_the_pod_prints_the_key_and_leaves_none(tmp_path: Path) -> None:
     (command,) = re.findall(r"-- sh -c '(python server\.py keys create gateways.*?)'\)", KUBERNETES, re.DOTALL)
     key = shell(
-        filled(command, **{"/tmp/key": tmp_path / "key"}), DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/series.db"
-    )  # noqa: S108
+        filled(command, **{"/tmp/key": tmp_path / "key"}),  # noqa: S108 - of the manifest
+        DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/series.db",
+    )
     assert key.startswith("sgk_")
     assert len(key.split()) == 1
     assert not (tmp_path / "key").exists()

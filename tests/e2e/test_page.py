@@ -232,6 +232,31 @@ async def test_a_key_that_is_revoked_leads_back_to_the_login(tmp_path: Path) -> 
                 await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
 
 
+async def log_in(page: Page, key: str) -> None:
+    await page.get_by_label("API key").fill(key)
+    await page.keyboard.press("Enter")
+    await expect(page.locator("#link")).to_have_text("live")
+
+
+async def test_who_logs_out_does_so_in_every_tab_or_is_told_that_it_failed(url: str, tmp_path: Path) -> None:
+    key = new_key(tmp_path, "series:read")
+    async with chromium() as (page, _):
+        await page.goto(url)
+        await log_in(page, key)
+        other = await page.context.new_page()
+        await other.goto(url)
+        await expect(other.locator("#link")).to_have_text("live")
+        await page.route("**/session", lambda route: route.fulfill(status=503))
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_role("alert")).to_have_text("not logged out: the server does not answer")
+        await expect(page.locator("#page")).to_be_visible()
+        await page.unroute("**/session")
+        await page.get_by_role("button", name="Log out").click()
+        for tab in (page, other):
+            await expect(tab.get_by_role("heading", name="Log in")).to_be_visible()
+            await expect(tab.locator("#page")).to_be_hidden()
+
+
 # --- what is shown ----------------------------------------------------------------------------------------------
 
 
@@ -274,13 +299,13 @@ async def test_what_senders_write_is_text_wherever_it_stands(url: str) -> None:
         ],
     )
     dead = {"SeriesInstanceUID": "1.2", "Instances": 1, "Answer": HOSTILE, "At": datetime.now(UTC).isoformat()}
-    series = arriving("1.3", 1, Source=HOSTILE)
+    series = arriving("1.3", 1, Source=hostile)
     tell(url, "<i>g", AETitle=HOSTILE, Reason=HOSTILE, DeadLetters=1, Dead=[dead], Arriving=[series], OpenSeries=1)
     async with chromium() as (page, watch):
         await page.goto(url)
         link = cells(page, "stored-table", STUDY).get_by_role("link")
         await expect(link).to_contain_text("<img src=x onerror=document.title='broken'>, <script>")
-        await expect(page.locator("#arriving")).to_contain_text(HOSTILE)
+        await expect(page.locator("#arriving")).to_contain_text(hostile)
         await expect(page.locator("#problems")).to_contain_text(HOSTILE)
         await link.click()
         await expect(page.get_by_role("dialog").locator(".picture > svg .mark")).not_to_have_count(0)
@@ -288,6 +313,206 @@ async def test_what_senders_write_is_text_wherever_it_stands(url: str) -> None:
         assert await page.title() == "Series gateway"
         assert watch.problems == []
         assert not [one for one in watch.requests if one.endswith("/x")]
+
+
+GROWING = [0.0, *(20 * 4.0**n for n in range(16))]  # each gap is three times all before: none is cut
+FAR_APART = " ".join(["0:1", *(f"{20 * 4**n}:{n + 2}" for n in range(15))])
+
+
+@pytest.mark.parametrize(
+    "timeline",
+    [
+        [(s, "pacs.answered", {"PACS": "P", "Count": 1, "Known": 1}) for s in GROWING],
+        [(n * n * 86400.0, "series.reported", {"Verdict": "idle", "Images": 1}) for n in range(150)],
+        [(0.0, "images.arrived", {"Arrivals": FAR_APART})],
+        [(0.0, "images.arrived", {"Arrivals": f"0:1 {'9' * 200}:2"}), (1.0, "series.idle", {"Phase": 1})],
+        [(0.0, "images.arrived", {"Arrivals": 7}), (1.0, "series.idle", {"Phase": "constructor"})],
+        [(0.0, "association.joined", {}), (0.0, "images.counted", {"Images": "x"}), (9.0, "images.arrived", {})],
+        [(0.0, "images.arrived", {"Arrivals": "0:-1 1:0"}), (1.0, "series.reopened", {"LateByS": "x"})],
+    ],
+)
+async def test_any_timeline_is_drawn(url: str, timeline: list[tuple[float, str, dict[str, Any]]]) -> None:
+    began = datetime(1, 2, 1, tzinfo=UTC)
+    events = [
+        {"At": (began + timedelta(seconds=s)).isoformat(), "Event": event, "Details": details}
+        for s, event, details in timeline
+    ]
+    store(url, f"{STUDY}.1", GatewayID="g", Timeline=events, LastReceivedAt=None, FirstReceivedAt=None)
+    async with chromium() as (page, watch):
+        await page.goto(f"{url}/#series/{STUDY}.1")
+        dialog = page.get_by_role("dialog")
+        await expect(dialog.locator(".facts")).to_contain_text("Test, One")
+        await expect(dialog.locator(".events")).to_contain_text("Row stored")
+        await expect(dialog.locator(".picture > svg")).to_be_visible()
+        assert await dialog.locator(".tick").count() <= 300
+        assert "function" not in await dialog.inner_text()
+        right = "(all) => all.map((one) => one.transform.baseVal[0].matrix.e)"
+        assert all(0 <= x < 5000 for x in await dialog.locator(".picture > svg .mark").evaluate_all(right))
+        assert watch.problems == []
+
+
+async def test_what_cannot_be_told_of_a_series_leaves_its_facts(url: str) -> None:
+    store(url, f"{STUDY}.1", PatientName="Doe^Jane")
+    strange: dict[str, Any] = {
+        "events": [{"At": "never", "Event": "series.idle", "GatewayID": None, "Revision": 1, "Details": {}}]
+    }
+    async with chromium() as (page, watch):
+        await page.route("**/timeline", lambda route: route.fulfill(json=strange))
+        await page.goto(f"{url}/#series/{STUDY}.1")
+        dialog = page.get_by_role("dialog")
+        await expect(dialog).to_contain_text("Not all of it can be shown")
+        await expect(dialog.locator(".facts")).to_contain_text("Doe, Jane")
+        assert watch.problems == []
+
+
+async def test_open_series_go_with_their_gateway(url: str) -> None:
+    tell(url, "g", Arriving=[arriving("1.3", 1)], OpenSeries=1)
+    async with chromium() as (page, _):
+        await page.goto(url)
+        await expect(page.locator("#arriving")).to_contain_text("1.3")
+        tell(url, "g", Arriving=[arriving("1.3", 2)], OpenSeries=1, Stopped=True)
+        await expect(page.locator("#stopped-gateways")).to_contain_text("g")
+        await expect(page.locator("#nothing-arriving")).to_be_visible()
+        await page.reload()
+        await expect(page.locator("#stopped-gateways")).to_contain_text("g")
+        await expect(page.locator("#nothing-arriving")).to_be_visible()
+
+
+SEEN = "2026-01-01T12:00:00Z"
+
+
+def told(uid: str, revision: int, last: str, updated: str) -> dict[str, Any]:
+    """A stored series of a frame."""
+    return {
+        "SeriesInstanceUID": uid,
+        "Revision": revision,
+        "NumInstances": revision,
+        "LastReceivedAt": f"2026-01-01T{last}Z",
+        "UpdatedAt": f"2026-01-01T{updated}Z",
+        "Verdict": "idle",
+    }
+
+
+async def test_the_newest_revision_of_a_frame_is_what_a_series_was_stored_as(url: str, tmp_path: Path) -> None:
+    new_key(tmp_path, "series:read")
+    series = arriving("1.3", 1, LastReceivedAt="2026-01-01T11:00:00Z")
+    rows = [told("1.3", 2, "11:00:00", "11:00:05"), told("1.3", 1, "11:00:00", "11:00:04")]
+    frames = [
+        {"Full": True, "Gateways": {"g": {"Arriving": [series], "Gone": []}}, "Stored": rows},
+        {"Gateways": {"g": {"Arriving": [], "Gone": ["1.3"]}}, "Stored": []},
+    ]
+    async with chromium() as (page, _):
+        await page.goto(url)  # at the login nothing else is told
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        await page.evaluate(
+            """async ([seen, frames]) => {
+                const arriving = await import("/web/arriving.js");
+                const gateways = new Map([["g", { id: "g", over: false, arriving: new Map([["1.3", {}]]) }]]);
+                for (const frame of frames) arriving.show({ now: Date.parse(seen), gateways }, frame);
+            }""",
+            [SEEN, frames],
+        )
+        assert await cells(page, "arriving", "1.3").nth(2).text_content() == "2"
+
+
+async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(url: str) -> None:
+    late = {"At": "2026-01-01T12:00:30Z", "Stopped": False, "StartedAt": "2026-01-01T11:00:00Z", "Address": "a"}
+    state = [late | {"Received": [n], "Instances": n} for n in (10, 30)]
+    news = [{"SeenAt": SEEN, "State": one, "Arriving": [], "Gone": []} for one in state]
+    rows = [
+        [told("1", 1, "11:00:00", "11:00:02"), told("9", 7, "09:00:00", "11:00:01")],  # newest first
+        [told("1", 2, "11:00:00", "11:59:00")],  # a conflict was settled
+        [told("1", 3, "11:59:00", "11:59:03")],
+    ]
+    frames = [
+        {"At": SEEN, "Full": not n, "Gateways": {"g": news[min(n, 1)]}, "Silent": {}, "Totals": {}, "Stored": rows[n]}
+        for n in range(3)
+    ]
+    async with chromium() as (page, _):
+        await page.goto(url)
+        images, latencies = await page.evaluate(
+            """async (frames) => {
+                const { World } = await import("/web/world.js");
+                const world = new World();
+                for (const frame of frames) world.take(frame);
+                return [world.throughput()[1].at(-1) * 5, world.latencies.map(({ s }) => s)];
+            }""",
+            frames,
+        )
+    assert (images, latencies) == (30, [2, 3])
+
+
+async def test_the_table_loses_nothing_however_much_comes_at_once(url: str) -> None:
+    for n in range(60):
+        store(url, f"{STUDY}.{n}")
+    many = [{**told(f"9.{n}", 1, "11:00:00", "11:00:02"), "Number": n} for n in range(130, 60, -1)]
+    rows = 'document.querySelectorAll("#stored-table tbody a")'
+    async with chromium() as (page, _):
+        await page.goto(url)
+        await page.get_by_role("button", name="Show older").click()
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
+        uids = await page.evaluate(
+            f"""async (Stored) => {{
+                const stored = await import("/web/stored.js");
+                stored.show(null, {{ Stored }});
+                return [...{rows}].map((link) => link.hash.slice(8));
+            }}""",
+            many,
+        )
+        assert uids == [one["SeriesInstanceUID"] for one in many] + [f"{STUDY}.{n}" for n in range(59, 29, -1)]
+        await page.get_by_role("button", name="Show older").click()
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(130)
+
+
+async def test_the_table_is_asked_for_again_where_there_was_no_answer(url: str) -> None:
+    store(url, f"{STUDY}.1")
+    async with chromium() as (page, _):
+        await page.route("**/overview/series*", lambda route: route.fulfill(status=503), times=1)
+        await page.goto(url)
+        await expect(page.locator("#search-result")).to_have_text("The server does not answer; try again.")
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(1)
+        await expect(page.locator("#search-result")).to_have_text("")
+
+
+async def test_a_search_that_finds_more_than_it_shows_says_so(url: str) -> None:
+    async with chromium() as (page, _):
+        found: dict[str, Any] = {"series": [], "next": None, "more": True}
+        await page.route("**/overview/series?search=*", lambda route: route.fulfill(json=found))
+        await page.goto(url)
+        await expect(page.locator("#link")).to_have_text("live")
+        await page.get_by_role("searchbox").fill("doe")
+        await expect(page.locator("#search-result")).to_have_text("0 of more: type more")
+
+
+HIDDEN = """(hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+async def test_a_tab_that_is_not_seen_holds_no_connection(url: str) -> None:
+    for n in range(60):
+        store(url, f"{STUDY}.{n}")
+    async with chromium() as (page, watch):
+        await page.goto(url)
+        await page.get_by_role("button", name="Show older").click()
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
+        await page.evaluate(HIDDEN, True)
+        await watchers(url, 0)
+        store(url, f"{STUDY}.60")
+        tell(url, "began-meanwhile")
+        await page.evaluate(HIDDEN, False)
+        await expect(page.get_by_role("heading", name="began-meanwhile")).to_be_visible()
+        await expect(page.locator("#stored-table tbody tr")).to_have_count(61)  # older ones stay
+        await watchers(url, 1)
+        assert watch.problems == []
+
+
+async def watchers(url: str, expected: int) -> None:
+    """Until so many streams are open."""
+    async with asyncio.timeout(TIMEOUT_MS / 1000), httpx.AsyncClient(trust_env=False) as http:
+        while f"server_watchers {expected}.0" not in (await http.get(f"{url}/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 async def test_what_is_wrong_is_said_in_words_with_the_cure(url: str) -> None:
@@ -367,6 +592,12 @@ async def test_the_keyboard_alone_opens_a_series_and_comes_back(url: str) -> Non
         await expect(page.get_by_role("button", name="Close")).to_be_focused()
         await expect(page.get_by_role("dialog", name=re.compile("Long, Name"))).to_be_visible()
         await page.keyboard.press("Escape")
+        await expect(link).to_be_focused()
+        third = page.locator("#stored-table a").nth(2)
+        await third.focus()
+        uid = (await third.get_attribute("href") or "").removeprefix("#series/")
+        store(url, uid, SOPInstanceUIDs=[f"{uid}.3"])  # it moves to the top, and is where it was for the keyboard
+        await expect(link).to_have_attribute("href", f"#series/{uid}")
         await expect(link).to_be_focused()
         older = page.get_by_role("button", name="Show older")
         await older.press("Enter")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import alembic.command
 import pytest
 import structlog
+import trustme
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
@@ -193,11 +195,12 @@ async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: 
         dead = {"Webhook": 3, "Number": 1, "Problem": "HTTP 410", "At": datetime.now(UTC)}
         await database.engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
     findings = await found(database_url)
-    assert said(findings, "webhooks", "ok").startswith("1 https://***@ai1.example/hook?…: 1 behind")
+    assert said(findings, "webhooks", "ok").startswith("1 ai1.example: 1 behind")
     failing, gave_up = said(findings, "webhooks", "warning").splitlines()
     assert "the last try failed: HTTP 500 → It is tried again for a day" in failing
     assert "1 changes were given up → Cure the receiver, then: python server.py webhooks replay 3" in gave_up
     assert "s3cret" not in str(findings)
+    assert "/hook" not in str(findings)
 
 
 async def test_open_conflicts_are_a_warning(database_url: str) -> None:
@@ -231,6 +234,30 @@ async def test_an_address_that_another_uses_is_named_with_the_cure(tmp_path: Pat
     foreign = said(await found(url, host="192.0.2.1"), "HTTP", "failed")
     assert "cannot be bound: Cannot assign requested address → Stop what uses it" in foreign
     assert "change uvicorn's --port or --host" in foreign
+
+
+async def test_a_server_with_tls_of_its_own_is_found_and_asked(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    with some_server(READY, tls=context) as port:
+        findings = await found(url, port=int(port))
+        named = await found(url, at=f"https://u:s3cret@localhost:{port}")
+    assert said(findings, "HTTP", "ok").startswith(f"https://127.0.0.1:{port} is a server of ours, and ready")
+    told = said(named, "HTTP", "failed")
+    assert (
+        f"https://***@localhost:{port} has a certificate that is not good: unable to get local issuer certificate"
+        in told
+    )
+    assert "→ Give --url a host that the certificate names" in told
+
+
+async def test_looking_at_a_database_at_rest_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    await made(url)
+    before = {path.name for path in tmp_path.iterdir()}
+    assert "is current" in said(await found(url), "schema", "ok")
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 async def test_a_server_that_should_answer_and_does_not_has_failed(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.processes import ROOT, gateway, server
+from shell_completion import MARK
 from tests.e2e.test_commands import NOWHERE
 from tests.e2e.test_main_job import new_series, send
 from tests.terminals import on_a_terminal, plain, screen
@@ -117,6 +118,7 @@ TYPED = {  # what Tab adds, and what then runs
     "python server.py keys rev": ("oke", "server.py keys revoke"),
 }
 STANDS_IN = """#!{python}
+# {mark}
 import os, runpy, sys
 if os.path.exists("armed") and not {{"_CLIENT_PY_COMPLETE", "_SERVER_PY_COMPLETE"}} & os.environ.keys():
     sys.exit(f"RAN {{' '.join(sys.argv)}}")
@@ -133,7 +135,7 @@ def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
     command, before, source = SHELLS[shell]
     executable(tmp_path / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     for name in ("client.py", "server.py"):
-        text = STANDS_IN.format(python=sys.executable, root=str(ROOT), script=str(ROOT / name))
+        text = STANDS_IN.format(mark=MARK, python=sys.executable, root=str(ROOT), script=str(ROOT / name))
         executable(tmp_path / name, text)
     (tmp_path / "unmistakable.db").write_text("print('RAN unmistakable.db')\n")
     path = f"{tmp_path}:/usr/local/bin:/usr/bin:/bin"
@@ -149,6 +151,36 @@ def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
             terminal.wait_for(re.escape(added))
             terminal.type("\n")
             terminal.wait_for(f"RAN {re.escape(wanted)}\\b")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tab_runs_no_program_of_another_project(tmp_path: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    command, before, source = SHELLS[shell]
+    executable(tmp_path / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for name in ("client.py", "server.py"):
+        executable(foreign / name, f"#!{sys.executable}\nopen('ran', 'w')\n")
+    (foreign / "unmistakable.db").touch()
+    path = f"{tmp_path}:/usr/local/bin:/usr/bin:/bin"
+    with on_a_terminal(command, foreign, PATH=path, HOME=str(tmp_path)) as terminal:
+        for name in ("client.py", "server.py"):
+            terminal.type(f"{before}\n{source.format(python=sys.executable, script=ROOT / name)}\n")
+        terminal.type("echo rea''dy\n")
+        terminal.wait_for("ready")
+        for typed in ("python client.py", "python3 server.py", "./server.py", "./client.py"):
+            terminal.written = ""
+            terminal.type(f"{typed} unmistak\t")
+            terminal.wait_for("able.db")
+            terminal.type("\x15")
+    assert not (foreign / "ran").exists()
+
+
+@pytest.mark.parametrize("program", ["client.py", "server.py"])
+def test_tab_knows_our_programs_by_their_mark(program: str) -> None:
+    assert f"# {MARK} (shell_completion.py)" in (ROOT / program).read_text().splitlines()
 
 
 def executable(path: Path, text: str) -> None:

@@ -2,14 +2,17 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from bench.peers import free_port
-from bench.processes import Process, gateway, server
+from bench.processes import ROOT, Process, gateway, server, without_settings
 from tests.e2e.test_commands import client, client_json
 from tests.e2e.test_main_job import new_series, record, send, send_in_parallel
 from tests.e2e.test_metrics import scrape
@@ -49,6 +52,40 @@ def test_workers_that_cannot_listen_end_with_the_cure(tmp_path: Path) -> None:
     with gateway(tmp_path, "http://127.0.0.1:9", drain_timeout_s=0.1) as (_, port):
         out = client(tmp_path, "--workers", "2", "--scp-port", str(port), exit_code=1)
         assert "choose another address or port" in out
+
+
+STARTING = """
+import os, sys, time
+from settings import GatewaySettings
+from workers import supervise
+
+def work(settings, number):  # has no handler yet
+    os.write(1, b"up\\n")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    sys.exit(supervise(GatewaySettings(scp_port=0, workers=2), work))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_ended_while_it_starts_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "starting.py").write_text(STARTING)
+    process = subprocess.Popen(
+        [sys.executable, "starting.py"],
+        cwd=tmp_path,
+        env=without_settings() | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout is not None
+        try:
+            assert [process.stdout.readline() for _ in range(2)] == [b"up\n"] * 2
+            os.kill(-process.pid if number == signal.SIGINT else process.pid, number)  # Ctrl-C is for all of them
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
 
 
 def test_commands_ask_for_the_workers_journal_where_an_id_is_not_enough(tmp_path: Path) -> None:

@@ -387,6 +387,13 @@ async def test_a_bearer_key_wins_over_a_session(app: FastAPI) -> None:
         assert (await browser.get("/series", headers={"Authorization": "Bearer wrong"})).status_code == 401
 
 
+async def test_what_a_browser_tells_a_proxy_does_not_stand_in_a_sessions_way(app: FastAPI) -> None:
+    async with logged_in(app, await key(app, "admin")) as browser:
+        basic = {"Authorization": "Basic dXNlcjpwYXNzd29yZA=="}
+        assert (await browser.get("/series", headers=basic)).status_code == 200
+        assert (await browser.post("/series", headers=basic, json=MINIMAL_REPORT)).status_code == 401
+
+
 async def test_every_valid_key_learns_whose_it_is(app: FastAPI) -> None:
     async with asking(app) as http:
         everything = (await http.get("/session")).json()
@@ -412,6 +419,9 @@ async def test_the_page_itself_is_for_everyone_and_asks_nobody_else(app: FastAPI
             assert "http" not in policy
             assert "unsafe" not in policy
             assert answer.headers["Cache-Control"] == "no-cache"
+            head = await http.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["Content-Length"] == answer.headers["Content-Length"]
         etag = answer.headers["ETag"]
         assert (await http.get("/web/vendor/uPlot.min.css", headers={"If-None-Match": etag})).status_code == 304
         for path in ("/web/..%2fserver.py", "/web/../server.py", "/web/%2e%2e/keys.py", "/web//etc/passwd"):

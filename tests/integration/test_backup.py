@@ -165,8 +165,9 @@ def shell(line: str, folder: Path, url: str) -> None:
 
 
 async def test_what_the_guide_deletes_is_gone_and_the_rest_stays(database: Database) -> None:
-    for series in ("1.2.3", "1.2.4"):
-        await database.store(make_report("1", "2", series=series))
+    for sops in (["1"], ["1", "2"]):
+        for series in ("1.2.3", "1.2.4"):
+            await database.store(make_report(*sops, series=series))
     await database.store(make_report("1", series="1.2.3", patient_id="another"))
     await database.changes(since=0, limit=10)
     (block,) = re.findall(r"```sql\n(.*?)```", GUIDE, re.DOTALL)
@@ -182,5 +183,7 @@ async def test_what_the_guide_deletes_is_gone_and_the_rest_stays(database: Datab
     assert await database.instances("1.2.3") == []
     assert await database.conflicts(after=None, limit=10, resolved=False) == []
     assert await database.instances("1.2.4") == ["1.2.4.1", "1.2.4.2"]
+    (change,) = await database.changes(since=0, limit=10)  # by which the page's table shows it
+    assert (change.SeriesInstanceUID, change.Revision) == ("1.2.4", 2)
     record, created = await database.store(make_report("3", series="1.2.3"))
     assert (record.NumInstances, created) == (1, True)

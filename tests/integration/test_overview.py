@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from sqlalchemy import Select, text
 from sqlalchemy.dialects import sqlite
 
+import db
 import stored
 from bench.processes import Process, server
 from db import Database
@@ -77,6 +78,21 @@ async def test_silence_is_by_the_servers_clock_and_a_gateway_silent_for_a_day_is
     assert [one["State"]["GatewayID"] for one in found] == ["new"]
 
 
+async def test_of_too_many_gateways_those_are_known_that_spoke_last(
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "MAX_GATEWAYS", 3)
+    watcher = app.state.overview.frames()
+    at = datetime.now(UTC)
+    for second, name in enumerate("abcad"):
+        with time_machine.travel(at + timedelta(seconds=second), tick=False):
+            await tell(http, make_state(name))
+    found = (await http.get("/gateways")).json()["gateways"]
+    assert [one["State"]["GatewayID"] for one in found] == ["a", "c", "d"]
+    assert json.loads(await anext(watcher))["Gateways"].keys() == {"a", "c", "d"}
+    await watcher.aclose()
+
+
 @pytest.mark.parametrize(
     ("path", "change", "field"),
     [
@@ -85,6 +101,7 @@ async def test_silence_is_by_the_servers_clock_and_a_gateway_silent_for_a_day_is
         ("g", {"Unknown": 1}, "Unknown"),
         ("g", {"AETitle": "x" * 257}, "AETitle"),
         ("g", {"Arriving": [arriving(SERIES, 1)] * (MAX_ARRIVING + 1)}, "Arriving"),
+        ("g", {"Arriving": [arriving(SERIES, 1, Source="x" * 65)]}, "Arriving"),
     ],
 )
 async def test_a_wrong_heartbeat_is_422_naming_the_field(
@@ -180,7 +197,7 @@ async def test_a_search_finds_what_begins_so(http: httpx.AsyncClient, search: st
     assert sorted(last, reverse=not search) == list(found)
 
 
-async def test_a_search_shows_the_latest_and_says_that_there_is_more(app: FastAPI, http: httpx.AsyncClient) -> None:
+async def test_a_search_shows_some_and_says_that_there_is_more(app: FastAPI, http: httpx.AsyncClient) -> None:
     database: Database = app.state.database
     for n in range(MOST_FOUND + 1):
         await database.store(make_report("1", series=f"{STUDY}.{n}"))

@@ -1,15 +1,21 @@
 """Findings, without the machine: how checks run side by side, and what they make of what they see."""
 
 import asyncio
+import sqlite3
+import subprocess
+import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 import disk
-from check import Check, Finding, failed, find, of_error, ok
+from check import Check, Finding, failed, find, of_error, ok, show, table
 from models import GatewayError
 
+ROOT = Path(__file__).parents[2]
 MOUNTS = """\
 /dev/sda1 / ext4 rw 0 0
 overlay /var/lib overlay rw 0 0
@@ -90,6 +96,121 @@ def test_a_slow_fsync_says_what_that_means() -> None:
 def test_the_file_that_measures_is_removed(tmp_path: Path) -> None:
     assert disk.fsync_s(tmp_path, 3) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def rendered(finding: Finding) -> str:
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table([finding]))
+    return capture.get()
+
+
+def test_a_name_with_markup_stays_a_name() -> None:
+    assert "PACS [red]A[/nope]" in rendered(ok("PACS [red]A[/nope]", "fine"))
+
+
+def test_nothing_that_others_say_moves_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = failed("PACS \x1b[2J", "a\x9bb\r", "c\x07")
+    assert show([finding], as_json=False) == 3
+    for text in (rendered(finding), capsys.readouterr().out):
+        assert "PACS \ufffd[2J" in text
+        assert not set("\x1b\x9b\r\x07") & set(text)
+
+
+# --- SQLite files -----------------------------------------------------------------------------------------------
+
+
+def error_of(code: int) -> sqlite3.Error:
+    error = sqlite3.DatabaseError("said")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "words"),
+    [
+        (sqlite3.SQLITE_CORRUPT, "failed", "is not a sound database: said"),
+        (sqlite3.SQLITE_CORRUPT_INDEX, "failed", "is not a sound database: said"),
+        (sqlite3.SQLITE_NOTADB, "failed", "is not a sound database: said"),
+        (sqlite3.SQLITE_CANTOPEN, "failed", "cannot be read: said"),
+        (sqlite3.SQLITE_READONLY_CANTINIT, "failed", "cannot be read: said"),
+        (sqlite3.SQLITE_PERM, "failed", "cannot be read: said"),
+        (sqlite3.SQLITE_BUSY, "failed", "cannot be read: said"),
+        (sqlite3.SQLITE_IOERR_READ, "failed", "cannot be read: said"),
+        (sqlite3.SQLITE_INTERRUPT, "ok", "was read in part"),
+    ],
+)
+def test_only_a_corrupt_file_wants_its_backup(code: int, state: str, words: str) -> None:
+    finding = disk.unread("x", Path("/data/x.db"), error_of(code), "Restore a backup.")
+    assert (finding.state, words in finding.detail) == (state, True)
+    cure = "Restore a backup." if "sound database" in words else disk.AS_ITS_USER
+    assert finding.cure == (cure if state == "failed" else "")
+
+
+def database(path: Path, rows: int = 1) -> Path:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE x (y INTEGER PRIMARY KEY, z TEXT)")
+        connection.executemany("INSERT INTO x (z) VALUES (?)", [("z" * 100,)] * rows)
+        connection.commit()
+    return path
+
+
+def test_looking_at_a_file_at_rest_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = database(tmp_path / "x.db")
+    assert disk.soundness("x", path, "") == ok("x", f"{path} is sound")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
+    path = database(tmp_path / "x.db")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE later (y)")
+        assert Path(f"{path}-wal").stat().st_size
+        with closing(sqlite3.connect(disk.read_only(path), uri=True)) as reader:
+            assert reader.execute("SELECT count(*) FROM later").fetchone() == (0,)
+
+
+def test_a_large_file_is_read_in_part(tmp_path: Path) -> None:
+    path = database(tmp_path / "x.db", rows=50_000)
+    finding = disk.soundness("x", path, "", patience_s=0.0)
+    assert (finding.state, "read in part" in finding.detail) == ("ok", True)
+
+
+def test_an_unsound_file_is_named_with_the_last_that_is_said_of_it(tmp_path: Path) -> None:
+    path = database(tmp_path / "x.db", rows=2000)
+    content = bytearray(path.read_bytes())
+    content[3 * 4096 : 4 * 4096] = bytes(4096)
+    path.write_bytes(content)
+    finding = disk.soundness("x", path, "Restore a backup.")
+    assert "is not a sound database" in finding.detail
+    assert "***" not in finding.detail
+    assert finding.cure == "Restore a backup."
+
+
+ANOTHER_USER = """
+import os, sys
+from pathlib import Path
+import disk
+if os.geteuid() == 0:
+    os.setegid(65534)
+    os.seteuid(65534)
+path = Path(sys.argv[1])
+assert disk.hidden(path)
+print(disk.folder("x", "GATEWAY_JOURNAL_PATH", path, 0), disk.readable_by_others("x", [path]))
+"""
+
+
+def test_a_file_in_another_users_folder_is_said_to_be_that(tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o700)
+    path = database(folder / "x.db")
+    folder.chmod(0)
+    command = [sys.executable, "-c", ANOTHER_USER, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    folder.chmod(0o700)
+    expected = [failed("x", f"{path} cannot be read: Permission denied", disk.AS_ITS_USER)]
+    assert done.stdout == f"{expected} []\n", done.stderr
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,13 @@ def test_nothing_open_has_no_deadline(collector: SeriesCollector) -> None:
     assert collector.due(1e9) == []
 
 
+def test_a_source_is_named_without_what_moves_a_terminals_cursor(collector: SeriesCollector) -> None:
+    instance = replace(with_own("1", Modality="\x1b[2J\x1b[31mPW"), calling_ae_title="CT\x1b1")
+    collector.observe(instance, 0.0)
+    (series,) = collector.arriving(1)
+    assert series.Source == "CT\ufffd1 \ufffd[2J\ufffd[31mPW"
+
+
 def test_series_is_idle_after_the_timeout_and_not_before(collector: SeriesCollector) -> None:
     collector.observe(make_instance("1"), 100.0)
     assert collector.next_deadline() == 100.0 + IDLE_S

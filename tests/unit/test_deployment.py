@@ -278,7 +278,9 @@ def test_prometheus_and_grafana_find_each_other_and_what_they_show() -> None:
     assert "./deploy/prometheus:/etc/prometheus:ro" in SERVICES["prometheus"]["volumes"]
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - ONCE - {"jaeger"})  # whose image has nothing to check it with
+@pytest.mark.parametrize(
+    "name", sorted(SERVICES.keys() - ONCE - {"jaeger"})
+)  # whose image has nothing to check it with
 def test_every_service_has_a_health_check(name: str) -> None:
     command, *arguments = SERVICES[name]["healthcheck"]["test"][1:]
     if command == "python":
@@ -295,7 +297,7 @@ def test_the_gateway_has_time_to_drain() -> None:
     assert grace_s > 2 * GatewaySettings.model_fields["drain_timeout_s"].default
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - set(OURS))
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - set(OURS)))
 def test_foreign_containers_gain_no_rights(name: str) -> None:
     options = SERVICES[name].get("security_opt", [])
     assert "no-new-privileges:true" in options or name == "orthanc"

@@ -70,7 +70,7 @@ MAY_IMPORT = {
         "spans",
         "telemetry",
     },
-    "show": set(),
+    "show": {"models"},
     "schema": set(),
     "union": {"models"},
     "engine": {"metrics", "models", "settings"},

@@ -137,3 +137,14 @@ def test_process_metrics_can_be_read(name: str) -> None:
 def test_the_guide_installs_every_file() -> None:
     for path in FOLDER.iterdir():
         assert f"deploy/systemd/{path.name}" in GUIDE, path.name
+
+
+def test_an_operators_command_has_the_units_user_settings_and_key() -> None:
+    (command,) = re.findall(r"^systemd-run .*\n(?:  .*\n)*", GUIDE, re.MULTILINE)
+    words = shlex.split(command.replace("\\\n", ""))
+    gateway = unit("series-gateway")
+    for name in ("User", "EnvironmentFile", "LoadCredential", "WorkingDirectory"):
+        assert f"{name}={gateway[name][0]}" in words
+    (name,) = [word.removeprefix("--unit=") for word in words if word.startswith("--unit=")]
+    for value in gateway["Environment"]:
+        assert value.replace("series-gateway.service", f"{name}.service") in words

@@ -164,6 +164,19 @@ raise KeyError({MARKED!r})
         assert expected in shown
 
 
+def test_a_log_line_on_a_terminal_does_not_move_its_cursor() -> None:
+    code = "import telemetry\ntelemetry.configure_logging()\ntelemetry.log.info('x.seen', ae_title='CT\\x1b[2J\\x9b1')"
+    master, slave = pty.openpty()
+    try:
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=slave, stderr=slave) as process:
+            process.wait(60)
+        shown = os.read(master, 65536).decode()
+    finally:
+        os.close(slave)
+        os.close(master)
+    assert "CT\ufffd[2J\ufffd1" in shown
+
+
 def test_ctrl_c_is_no_failure() -> None:
     assert lines_of("raise KeyboardInterrupt", exit_code=-2) == []
 

@@ -116,6 +116,14 @@ def test_a_name_with_markup_stays_a_name() -> None:
     assert lines[1].startswith("[bold] 127")
 
 
+def test_what_others_say_does_not_move_the_cursor() -> None:
+    wild = "\x1b[2J\x9b\x07"
+    series = [arriving(1, Source=f"CT1 {wild}")]
+    lines = shown(state(OpenSeries=1, Arriving=series, Reason=wild, LastProblem=wild), [Verdict(wild, 1, "idle", 0.1)])
+    assert "".join(lines).count("\ufffd[2J\ufffd\ufffd") == 4
+    assert not set(wild[::5]) & set("".join(lines))
+
+
 def test_a_uid_is_cut_in_the_middle() -> None:
     assert shortened("1.2.3") == "1.2.3"
     short = shortened(UID)
