@@ -53,7 +53,9 @@ def filled(command: str, **values: object) -> str:
 
 def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
     """What a command prints; it has to succeed."""
-    env = without_settings() | {"no_proxy": "*", "MAKEFLAGS": "", "MAKELEVEL": ""} | environment  # make may run us
+    env = (
+        without_settings() | {"no_proxy": "*", "MAKEFLAGS": "", "MAKELEVEL": "", "ARGS": ""} | environment
+    )  # make may run us
     done = subprocess.run(
         ["sh", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False
     )

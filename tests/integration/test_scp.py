@@ -250,7 +250,10 @@ async def test_saturated_rejects_associations_as_transient_and_instances_as_out_
     reason = "disk full"
     async with serve_scp(settings(), kept, lambda: reason if saturated else None) as port, associated(port) as scu:
         saturated = True
-        assoc = await asyncio.to_thread(AE("SCU").associate, "127.0.0.1", port, [build_context(Verification)])
+        for _ in range(5):  # stock pynetdicom may lose a rejection whose connection has ended before it looks
+            assoc = await asyncio.to_thread(AE("SCU").associate, "127.0.0.1", port, [build_context(Verification)])
+            if assoc.is_rejected:
+                break
         assert assoc.is_rejected
         primitive = assoc.acceptor.primitive
         assert primitive is not None

@@ -44,6 +44,15 @@ async def echo(port: int, ae_title: str = "SCU", source: str = "127.0.0.1", **ar
     return await asyncio.to_thread(_echo, port, ae_title, source, arguments)
 
 
+async def echo_or_rejection(port: int, ae_title: str = "SCU", source: str = "127.0.0.1") -> object:
+    """As `echo`. Stock pynetdicom may lose a rejection whose connection has ended before it looks: it asks again."""
+    outcome: object = ()
+    for _ in range(5):
+        if (outcome := await echo(port, ae_title, source)) != ():
+            break
+    return outcome
+
+
 def _echo(port: int, ae_title: str, source: str, arguments: dict[str, Any]) -> bool | tuple[int, ...]:
     ae = AE(ae_title)
     ae.connection_timeout = ae.acse_timeout = 20
@@ -125,7 +134,7 @@ async def test_association_beyond_max_associations_is_rejected_as_transient_unti
         async with Raw(port) as raw:
             await raw.say(associate_rq())
             assert (await raw.pdu())[0] == 2
-            assert await echo(port) == (2, 3, 2)
+            assert await echo_or_rejection(port) == (2, 3, 2)
         while await echo(port) != True:  # noqa: E712
             pass
 
@@ -217,7 +226,7 @@ async def test_sender_that_does_not_fetch_its_answers_is_not_read_on() -> None:
 )
 async def test_only_allowed_peers_associate(allowed: str, ae_title: str, source: str, outcome: object) -> None:
     async with serving(allowed_peers=allowed) as (port, _):
-        assert await echo(port, ae_title, source) == outcome
+        assert await echo_or_rejection(port, ae_title, source) == outcome
 
 
 @pytest.mark.parametrize(
