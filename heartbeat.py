@@ -53,7 +53,7 @@ class Vitals:
         """The one that is bound."""
         self._expose()
 
-    def state(self, *, arriving: int = MAX_ARRIVING) -> GatewayState:
+    def state(self) -> GatewayState:
         """What there is to tell now."""
         return GatewayState.model_construct(
             GatewayID=self._settings.id,
@@ -77,7 +77,7 @@ class Vitals:
             LastProblem=_line(self._dispatcher.last_problem) if self._dispatcher.undelivered else None,
             DeadLetters=self._journal.dead_letters,
             Dead=self._dead,
-            Arriving=self._collector.arriving(arriving),
+            Arriving=self._collector.arriving(MAX_ARRIVING),
         )
 
     async def follow(self) -> None:

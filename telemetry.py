@@ -129,14 +129,14 @@ def _of_others(record: logging.LogRecord) -> bool:
 def uncaught(error: BaseException | None) -> None:
     """Log what nobody caught."""
     if not isinstance(error, KeyboardInterrupt):
-        structlog.get_logger().critical("process.failed", exception=places(error))
+        log.critical("process.failed", exception=places(error))
 
 
 def _warned(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
 ) -> None:
     place = f"{filename.rpartition('/')[2]}:{lineno}"
-    structlog.get_logger().warning("warning.raised", category=category.__name__, place=place)
+    log.warning("warning.raised", category=category.__name__, place=place)
 
 
 @asynccontextmanager

@@ -41,6 +41,18 @@ def lines_of(code: str, *, exit_code: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
+def on_a_terminal(code: str) -> str:
+    """What a process that runs `code` shows on a terminal."""
+    master, slave = pty.openpty()
+    try:
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=slave, stderr=slave) as process:
+            process.wait(60)
+        return os.read(master, 65536).decode()
+    finally:
+        os.close(slave)
+        os.close(master)
+
+
 def test_our_events_are_one_json_object_a_line() -> None:
     (line,) = lines_of("import structlog; structlog.get_logger().info('series.stored', instances=3)")
     assert line.pop("timestamp").endswith("Z")
@@ -151,14 +163,7 @@ try: raise ValueError({MARKED!r})
 except ValueError: structlog.get_logger().exception("server.failed")
 raise KeyError({MARKED!r})
 """
-    master, slave = pty.openpty()
-    try:
-        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=slave, stderr=slave) as process:
-            process.wait(60)
-        shown = os.read(master, 65536).decode()
-    finally:
-        os.close(slave)
-        os.close(master)
+    shown = on_a_terminal(code)
     assert MARKED not in shown
     for expected in ("server.failed", "ValueError at <string>:4", "process.failed", "KeyError at <string>:6"):
         assert expected in shown
@@ -166,14 +171,7 @@ raise KeyError({MARKED!r})
 
 def test_a_log_line_on_a_terminal_does_not_move_its_cursor() -> None:
     code = "import telemetry\ntelemetry.configure_logging()\ntelemetry.log.info('x.seen', ae_title='CT\\x1b[2J\\x9b1')"
-    master, slave = pty.openpty()
-    try:
-        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=slave, stderr=slave) as process:
-            process.wait(60)
-        shown = os.read(master, 65536).decode()
-    finally:
-        os.close(slave)
-        os.close(master)
+    shown = on_a_terminal(code)
     assert "CT\ufffd[2J\ufffd1" in shown
 
 
