@@ -285,7 +285,7 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
         gateway_id=settings.id,
         wall_clock=wall_clock(loop.time),
         pacs=settings.pacs_by_ae_title,
-        patience_s=settings.idle_max_s,
+        patience_s=settings.missing_timeout_s,
         fetch=settings.fetch_missing != "off",
         revisions=journal.revisions(),
     )

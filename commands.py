@@ -71,7 +71,7 @@ SECTIONS = {
         "request_timeout_s",
         "retry_max_s",
     ),
-    "When a series is over": ("idle_policy", "idle_timeout_s", "idle_max_s", "max_open_s"),
+    "When a series is over": ("idle_policy", "idle_timeout_s", "idle_max_s", "missing_timeout_s", "max_open_s"),
     "Asking the PACS": ("pacs", "pacs_timeout_s", "fetch_missing"),
     "Journal and end": (
         "journal_path",

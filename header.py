@@ -40,6 +40,7 @@ SERIES_LEVEL = {
     0x00080060: ("Modality", "CS"),
     0x00080090: ("ReferringPhysicianName", "PN"),
     0x00080201: ("TimezoneOffsetFromUTC", "SH"),
+    0x00081010: ("StationName", "SH"),
     0x00081030: ("StudyDescription", "LO"),
     0x0008103E: ("SeriesDescription", "LO"),
     0x00100010: ("PatientName", "PN"),

@@ -26,6 +26,8 @@ class Source(NamedTuple):
 
     calling_ae_title: str
     modality: str
+    station: str = ""
+    """StationName (0008,1010): behind a PACS all scanners share its AE title."""
 
 
 class IdlePolicy(Protocol):

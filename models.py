@@ -66,6 +66,8 @@ class Association:
     """When bytes of an instance that has not ended last came; None between instances."""
     released_at: float | None = None
     """When it ended, however it did."""
+    aborted: bool = False
+    """It ended without A-RELEASE: its sender may begin again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,9 +60,13 @@ class Question:
     calling_ae_title: str
     """Of its sender, which is asked."""
     here: frozenset[str]
-    """The SOP Instance UIDs that stand in no report yet."""
+    """The SOP Instance UIDs of the revision that is open."""
     fetch: bool
     """Whether what is missing is to be fetched."""
+    revision: int = 1
+    """Of the series; the answer carries it back."""
+    classes: frozenset[str] = frozenset()
+    """The SOP Class UIDs of the images at hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +74,20 @@ class Answer:
     """What the PACS says of a series, and what is known of it here and at the server."""
 
     pacs: str
-    here: int
-    """Images that stood here when it was asked."""
+    here: frozenset[str]
+    """The SOP Instance UIDs of the revision when it was asked."""
     known: int = 0
-    """Those and the server's, together."""
+    """How many those, the journal's and the server's are together."""
     count: int | None = None
-    """What the PACS has; None where it gave no answer."""
+    """What the PACS has; None where it did not say."""
     confirmed: bool = False
-    """It said so twice, and it is what is known."""
+    """It is just what is known: by UIDs where the PACS listed them, else by number."""
     missing: Sequence[str] = ()
     fetched: int = 0
     problem: str | None = None
+    """What failed, in words; with a count, what failed after the PACS had said it."""
+    revision: int = 1
+    """Of the question."""
 
     @property
     def more(self) -> bool:

@@ -100,8 +100,9 @@ class GatewaySettings(BaseSettings):
         description="Fixed policy: a series this long without a new image is reported as idle. Adaptive policy: what "
         "the waits for a sender not known yet are derived from.",
     )
-    idle_max_s: Seconds = Field(
-        60.0, description="Longest adaptive wait, and longest wait for images that the PACS has and has not sent."
+    idle_max_s: Seconds = Field(400.0, description="Longest adaptive wait, grace included.")
+    missing_timeout_s: Seconds = Field(
+        60.0, description="How long a quiet series waits for images that its PACS has and has not sent."
     )
     pacs: str = Field(
         "",
@@ -119,7 +120,7 @@ class GatewaySettings(BaseSettings):
         None, ge=0, le=65535, description="Port of the Prometheus metrics, over HTTP; worker N listens N-1 above it."
     )
     metrics_host: str = Field("127.0.0.1", description="Address that the metrics are bound to.")
-    max_open_s: Seconds = Field(900.0, description="A series open this long is reported as capped, quiet or not.")
+    max_open_s: Seconds = Field(3600.0, description="A series open this long is reported as capped, quiet or not.")
     drain_timeout_s: Seconds = Field(
         30.0, description="On SIGTERM and drain: longest wait for open associations, then for undelivered reports."
     )

@@ -44,7 +44,7 @@ class Recorder:
 
     def association(self, association: Association) -> None:
         """It was established, or it ended."""
-        event = "opened" if association.released_at is None else "released"
+        event = "opened" if association.released_at is None else "aborted" if association.aborted else "released"
         self._write(event, association.number, ae=association.calling_ae_title.strip())
 
     def image(self, instance: Instance) -> None:
@@ -54,6 +54,7 @@ class Recorder:
             instance.association.number if instance.association else 0,
             ae=instance.calling_ae_title.strip(),
             modality=instance.text("Modality") or "",
+            station=instance.text("StationName") or "",
             series=instance.series_instance_uid,
             sop=instance.sop_instance_uid,
             bytes=instance.length,

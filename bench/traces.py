@@ -14,10 +14,11 @@ class Event:
     """One line of a trace: docs/completion.md."""
 
     t: float
-    event: Literal["image", "opened", "released"]
+    event: Literal["image", "opened", "released", "aborted"]
     association: int
     ae: str
     modality: str = ""
+    station: str = ""
     series: str = ""
     sop: str = ""
     bytes: int = 0
@@ -40,8 +41,8 @@ def read_trace(path: Path) -> list[Event]:
             float(event.t)
         except (ValueError, TypeError) as error:
             raise BadTrace(f"{where}: {error}. docs/completion.md shows what a line holds.") from error
-        if event.event not in ("image", "opened", "released"):
-            raise BadTrace(f'{where}: event is "{event.event}"; it has to be image, opened or released.')
+        if event.event not in ("image", "opened", "released", "aborted"):
+            raise BadTrace(f'{where}: event is "{event.event}"; it has to be image, opened, released or aborted.')
         if event.event == "image" and not (event.series and event.sop):
             raise BadTrace(f"{where}: an image without series or sop.")
         if events and event.t < events[-1].t:
@@ -81,7 +82,7 @@ class Site:
         self.events.append(Event(t, "opened", association, ae))
         for gap, series, sop in images:
             t += gap
-            self.events.append(Event(t, "image", association, ae, modality, series, sop, 525_000))
+            self.events.append(Event(t, "image", association, ae, modality, "", series, sop, 525_000))
         t += end_s
         self.events.append(Event(t, "released", association, ae))
         return t
