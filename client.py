@@ -10,7 +10,7 @@ has them. What is committed outlives this process.
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,7 +20,7 @@ import structlog
 
 import metrics
 from calls import server_client, stored_instances
-from collector import DUE_AT_ONCE, SeriesCollector
+from collector import DUE_AT_ONCE, Report, SeriesCollector
 from control import Operation, serve_control
 from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
 from heartbeat import Vitals, beat, last_beat
@@ -31,11 +31,14 @@ from pacs import Answer, Pacs, Question
 from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
 from settings import GatewaySettings
 from spans import Spans, named, open_spans
-from telemetry import serve_metrics
+from telemetry import places, serve_metrics
 from traces import Recorder
 
 CLOSED = None  # ends a queue
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
+POLLS = 2  # rounds of the event loop after which what the sockets hold is on the inbox
+PAUSED_S = 0.1  # late: the process was stopped, its machine paused, or its disk stalled
+SETTLE_S = 0.5  # after that, in which senders that had to wait for us go on, and nothing is taken for idle
 
 log = structlog.get_logger()
 
@@ -80,24 +83,34 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
     """
     loop = asyncio.get_running_loop()
     reports: list[Traced] = []  # made, and not yet in the journal
+    settled_at: float | None = None  # when a pause is over
     closed = False
     while not closed:
-        items = await _take(inbox, loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline())
+        deadline = loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline()
+        if deadline is not None and settled_at is not None:
+            deadline = max(deadline, settled_at)
+        items = await _take(inbox, deadline)
+        now = loop.time()  # before the commit: what arrives meanwhile is seen before what falls due meanwhile
+        if settled_at is None and deadline is not None and now > deadline + PAUSED_S:
+            settled_at = now + SETTLE_S
         await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
         drains: list[Drain] = []
-        made: list[SeriesReport] = []
+        made: list[Report] = []
         for item in items:
             match item:
                 case Released(association):
-                    collector.released(association, loop.time())
+                    collector.released(association, now)
                 case Answered(key, answer):
-                    made += collector.answered(key, answer, loop.time())
+                    made += collector.answered(key, answer, now)
                 case Drain():
                     drains.append(item)
         closed = CLOSED in items
-        drained = collector.drain(loop.time()) if drains or closed else []
-        made += drained or collector.due(loop.time())
-        reports += [(report, spans.report(report) if spans else None) for report in made]
+        drained = collector.drain(now) if drains or closed else []
+        made += drained
+        if settled_at is None or now >= settled_at:
+            settled_at = None
+            made += collector.due(now)
+        reports += await _reportable(made, journal, collector, spans)
         reports = await _report(reports, journal, collector, dispatcher)
         for question in collector.questions():
             if ask is not None:
@@ -111,8 +124,14 @@ async def _take(inbox: Inbox, deadline: float | None) -> list[Arrival | Released
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
             first = await inbox.get()
-            return [first, *(inbox.get_nowait() for _ in range(inbox.qsize()))]
-    return []
+            return [first, *_waiting(inbox)]
+    for _ in range(POLLS):  # a loop may fire timers before it reads its sockets
+        await asyncio.sleep(0)
+    return [*_waiting(inbox)]
+
+
+def _waiting(inbox: Inbox) -> Iterator[Arrival | Released | Answered | Drain | None]:
+    return (inbox.get_nowait() for _ in range(inbox.qsize()))
 
 
 async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesCollector) -> None:
@@ -135,6 +154,27 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
             arrival.status.set_result(status)
 
 
+async def _reportable(
+    made: list[Report], journal: Journal, collector: SeriesCollector, spans: Spans | None
+) -> list[Traced]:
+    """Reports with their traces; a series of which none could be made is set aside in the journal as a dead letter."""
+    for key, error in collector.failures():
+        log.error("series.reduced", series_instance_uid=key.series_instance_uid, exc_info=error)
+    traced: list[Traced] = []
+    for report in made:
+        if isinstance(report, SeriesReport):
+            traced.append((report, spans.report(report) if spans else None))
+            continue
+        uid = report.key.series_instance_uid
+        log.error("series.set_aside", series_instance_uid=uid, exc_info=report.error)
+        try:
+            reason = "; ".join(places(report.error))
+            await journal.set_aside(report.key, report.sop_instance_uids, report.revision, reason)
+        except JournalUnavailable as error:  # its instances stay in the log, and are tried again at the next start
+            log.error("series.unreported", count=1, reason=str(error))
+    return traced
+
+
 async def _report(
     reports: list[Traced], journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher
 ) -> list[Traced]:
@@ -143,14 +183,14 @@ async def _report(
         some, traceparents = zip(*reports[first : first + DUE_AT_ONCE], strict=True)
         learnt = {(*source,): text for source, text in collector.policy.news().items()}
         try:
-            waiting = await journal.close(some, learnt, traceparents)
+            waiting = await journal.close(some, learnt, traceparents, collector.trust_news())
         except JournalUnavailable as error:
             log.error("series.unreported", count=len(reports) - first, reason=str(error))
             return reports[first:]
         for report, entry in zip(some, waiting, strict=True):
             _count(report)
             log.info(
-                "series.reported",
+                "series.reported" if report.Verdict else "series.parted",
                 verdict=report.Verdict,
                 basis=report.Basis,
                 series_instance_uid=report.SeriesInstanceUID,
@@ -163,7 +203,9 @@ async def _report(
 
 
 def _count(report: SeriesReport) -> None:
-    metrics.series_reported.labels(report.Verdict).inc()
+    metrics.series_reported.labels(report.Verdict or "part").inc()
+    if report.Verdict is None:
+        return
     for entry in report.Timeline:
         if entry.Event == "series.reopened" and entry.Details["Verdict"] in FINAL_VERDICTS:
             metrics.false_completions.labels(entry.Details["Verdict"]).inc()
@@ -226,7 +268,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             metrics.instances_received.inc()
             return OUT_OF_RESOURCES if journal.saturated() else await handle_store(instance)
 
-        pacs = Pacs(settings, partial(stored_instances, http), keep_fetched)
+        pacs = Pacs(settings, partial(stored_instances, http), keep_fetched, undelivered=journal.undelivered)
         async with asking(pacs, inbox) as ask:
             collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask, spans), name="collect")
             if listen:
@@ -278,7 +320,10 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
     if settings.idle_policy == "adaptive":
         policy = Adaptive(settings.idle_timeout_s, settings.idle_max_s)
         for source, learnt in journal.learnt().items():
-            policy.load(Source(*source), learnt)
+            try:
+                policy.load(Source(*source), learnt)
+            except Exception as error:  # of a version to come, or spoilt: it is learnt anew
+                log.warning("habits.unreadable", source=" ".join(source), exc_info=error)
     collector = SeriesCollector(
         policy=policy,
         max_open_s=settings.max_open_s,
@@ -287,7 +332,9 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
         pacs=settings.pacs_by_ae_title,
         patience_s=settings.missing_timeout_s,
         fetch=settings.fetch_missing != "off",
+        remember_s=2 * settings.idle_max_s,
         revisions=journal.revisions(),
+        trust=journal.trust(),
     )
     now = loop.time()
     for instance in journal.replay():

@@ -322,6 +322,7 @@ class _Association(asyncio.BufferedProtocol):
         self._may_write = True
         self._paused = False
         self._association: Association | None = None  # while established
+        self._was_released = False  # as its peer asked (PS3.8 §7.2); else it was aborted
         self._instances = 0  # kept
         self._finished_at = 0.0  # when the last one had come
         self._pdus = 0
@@ -399,6 +400,7 @@ class _Association(asyncio.BufferedProtocol):
 
     def _ended(self, association: Association) -> None:
         association.released_at = now = self._loop.time()
+        association.aborted = not self._was_released
         self._scp.observe(association)
         self._scp.established -= 1
         metrics.associations_open.set(self._scp.established)
@@ -462,6 +464,7 @@ class _Association(asyncio.BufferedProtocol):
                 self._log("operation.refused", command_field=f"0x{command_field:04X}")
                 self._transport.write(response)
             case Released(response):
+                self._was_released = True
                 self._end(response)
             case Violation(problem, response):
                 self._log("association.violated", reason=problem)
