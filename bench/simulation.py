@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 
 from bench.traces import Event
-from collector import SeriesCollector
+from collector import Report, SeriesCollector, Unreportable
 from idle import IdlePolicy
-from models import Association, Instance, SeriesReport
+from models import Association, Instance
 from pacs import Answer, Question
 from settings import GatewaySettings
 
@@ -132,6 +132,7 @@ class Run:
         )
         self._reports: dict[str, list[tuple[float, str | None]]] = defaultdict(list)
         self._questions = 0
+        self._now = -math.inf
 
     def judge(self) -> Outcome:
         """Play the trace to its end and say what came of it."""
@@ -147,17 +148,21 @@ class Run:
         while True:
             deadline = self._collector.next_deadline()
             answer_at = self._answers[0][0] if self._answers else math.inf
-            now = min(math.inf if deadline is None else deadline, answer_at)
-            if now >= t or now == math.inf:
-                return
-            if answer_at == now:
+            due_at = min(math.inf if deadline is None else deadline, answer_at)
+            if due_at >= t or due_at == math.inf:
+                break
+            self._now = now = max(self._now, due_at)  # what was due already is due at once
+            if answer_at == due_at:
                 _, _, question, answer = heapq.heappop(self._answers)
                 self._reported(self._collector.answered(question.key, answer, now), now)
             self._reported(self._collector.due(now), now)
             self._ask(now)
+        self._now = t
 
-    def _reported(self, reports: Iterable[SeriesReport], now: float) -> None:
+    def _reported(self, reports: Iterable[Report], now: float) -> None:
         for report in reports:
+            if isinstance(report, Unreportable):
+                raise report.error
             self._reports[report.SeriesInstanceUID].append((now, report.Verdict))
 
     def _happen(self, event: Event) -> None:
