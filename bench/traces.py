@@ -1,6 +1,7 @@
 """Traces of images that arrive: read from JSON Lines, and made up with known kinds of trouble."""
 
 import json
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +19,10 @@ class Event:
     association: int
     ae: str
     modality: str = ""
-    station: str = ""
     series: str = ""
     sop: str = ""
     bytes: int = 0
+    station: str = ""
 
 
 class BadTrace(Exception):
@@ -38,8 +39,8 @@ def read_trace(path: Path) -> list[Event]:
         try:
             fields = json.loads(line)
             event = Event(**{k: v for k, v in fields.items() if k in Event.__slots__})
-            float(event.t)
-        except (ValueError, TypeError) as error:
+            _check_types(event)
+        except (ValueError, TypeError, AttributeError) as error:
             raise BadTrace(f"{where}: {error}. docs/completion.md shows what a line holds.") from error
         if event.event not in ("image", "opened", "released", "aborted"):
             raise BadTrace(f'{where}: event is "{event.event}"; it has to be image, opened, released or aborted.')
@@ -49,6 +50,17 @@ def read_trace(path: Path) -> list[Event]:
             raise BadTrace(f"{where}: t={event.t} is before the line above; order the lines by t.")
         events.append(event)
     return events
+
+
+def _check_types(event: Event) -> None:
+    """Raises TypeError."""
+    if isinstance(event.t, bool) or not isinstance(event.t, int | float) or not math.isfinite(event.t):
+        raise TypeError("t is not a number of seconds")
+    if not isinstance(event.association, int):
+        raise TypeError("association is not a whole number")
+    for name in ("ae", "modality", "station", "series", "sop"):
+        if not isinstance(getattr(event, name), str):
+            raise TypeError(f"{name} is not text")
 
 
 def write_trace(path: Path, events: list[Event]) -> None:
@@ -112,8 +124,8 @@ class Site:
         association, ae = next(self._associations), sender.ae
         self.events.append(Event(opened_at, "opened", association, ae))
         for t, series, sop, _, modality, size in images:
-            named = modality or sender.modality, sender.station
-            self.events.append(Event(t, "image", association, ae, *named, series, sop, size))
+            what = modality or sender.modality, series, sop, size, sender.station
+            self.events.append(Event(t, "image", association, ae, *what))
         self.events.append(Event(ended_at, "aborted" if aborted else "released", association, ae))
 
     def sorted(self) -> list[Event]:

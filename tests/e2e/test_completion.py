@@ -92,8 +92,12 @@ def test_two_gateways_with_half_a_series_each_make_one_verified_row(tmp_path: Pa
 
 def test_foreign_traces_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_trace(tmp_path / "site.jsonl", synthetic(7, 2))
+    write_trace(tmp_path / "other.jsonl", synthetic(8, 1))
     assert completion.main(["--traces", str(tmp_path)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("completion: default adaptive false=")
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1].startswith("completion: default adaptive false=")
+    rows = {line.split(" | ")[0].strip("| "): int(line.split(" | ")[-1].strip("| ")) for line in said if " s |" in line}
+    assert rows["site"] + rows["other"] == rows["**all**"] == rows["**adaptive**"]
 
 
 @pytest.mark.parametrize(
@@ -101,8 +105,13 @@ def test_foreign_traces_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture
     [
         ("{", "Expecting property name"),
         ('{"t": 1, "event": "image"}', "missing 2 required"),
-        ('{"t": 1, "event": "gone", "association": 1, "ae": "A"}', "it has to be image, opened or released"),
+        ('{"t": 1, "event": "gone", "association": 1, "ae": "A"}', "it has to be image, opened, released or aborted"),
         ('{"t": 1, "event": "image", "association": 1, "ae": "A"}', "an image without series or sop"),
+        ('{"t": "1", "event": "opened", "association": 1, "ae": "A"}', "t is not a number"),
+        ('{"t": NaN, "event": "opened", "association": 1, "ae": "A"}', "t is not a number"),
+        ('{"t": 1, "event": "opened", "association": [], "ae": "A"}', "association is not a whole number"),
+        ('{"t": 1, "event": "opened", "association": 1, "ae": null}', "ae is not text"),
+        ("[]", "has no attribute"),
         ('{"t": -1, "event": "opened", "association": 1, "ae": "A"}', "order the lines by t"),
     ],
 )
