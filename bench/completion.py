@@ -132,6 +132,11 @@ class Trial:
     groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Rows that a further row adds up."""
 
+    @property
+    def shown(self) -> str:
+        """The candidate whose rows are told apart."""
+        return DEFAULT if DEFAULT in self.candidates else ASKING
+
 
 def own_trials(seeds: Sequence[int]) -> list[Trial]:
     """The project's own: made up, recorded, sites, and PACS that can be asked."""
@@ -141,11 +146,12 @@ def own_trials(seeds: Sequence[int]) -> list[Trial]:
     groups["all sites"] = [kind.name for kind in sites.KINDS]
     rows = {kind.name: [partial(site, kind.name, seed) for seed in seeds] for kind in sites.KINDS}
     asked = {kind.name: [partial(site, kind.name, seed) for seed in seeds] for kind in sites.ASKED}
+    steady, pausing = [kind.name for kind in sites.ASKED[:-2]], [kind.name for kind in sites.ASKED[-2:]]
     return [
         Trial("made up", {"made up": [partial(made_up, seed) for seed in seeds]}, list(CANDIDATES)),
         Trial("recorded", trace_files(ROOT / "bench" / "traces"), list(CANDIDATES)),
         Trial("sites", rows, ["fixed 60 s", "fixed 300 s", DEFAULT], groups),
-        Trial("PACS", asked, [ASKING]),
+        Trial("PACS", asked, [ASKING], {"PACS": steady, "PACS behind a scanner that pauses": pausing}),
     ]
 
 
@@ -256,8 +262,8 @@ def with_groups(trial: Trial, rows: Mapping[str, Outcome]) -> dict[str, Outcome]
 
 def tables(trial: Trial, results: Results) -> Iterator[list[str]]:
     """By policy, where there are several; by row of the default, where those have a meaning."""
-    if trial.candidates == [ASKING]:
-        yield table("PACS", results[ASKING], VERIFIED + COLUMNS)
+    if trial.shown == ASKING:
+        yield table("PACS", with_groups(trial, results[ASKING]), VERIFIED + COLUMNS)
         return
     if len(trial.candidates) > 1:
         policies = over_all(results)
@@ -272,9 +278,9 @@ def last_lines(trials: Sequence[Trial], results: Sequence[Results]) -> Iterator[
     """What a program may look for."""
     for trial, of_trial in zip(trials, results, strict=True):
         for group, members in trial.groups.items():
-            yield f"{group} {figures(total(of_trial[DEFAULT][row] for row in members))}"
-        if ASKING in of_trial and len(trial.candidates) == 1:
-            yield f"PACS, false verified={total(of_trial[ASKING].values()).false_verified}"
+            outcome = total(of_trial[trial.shown][row] for row in members)
+            verified = f"verified_false={outcome.false_verified} " if trial.shown == ASKING else ""
+            yield f"{group} {verified}{figures(outcome)}"
     for of_trial in results:
         if DEFAULT in of_trial:
             yield f"default {DEFAULT} {figures(total(of_trial[DEFAULT].values()))}"

@@ -271,12 +271,20 @@ def receiving(place: Place, sender: Sender, t: float, *, each: Each, pause_s: fl
     return place.sent(Sender(sender.ae, *BEHIND[place.rng.randrange(4)]), images, each)
 
 
-def old_then_live(place: Place, sender: Sender, t: float, *, each: Each) -> float:
+def from_ct(place: Place, sender: Sender, t: float, *, each: Each) -> float:
+    """Forwards as it receives what a CT pushes while it reconstructs: in bursts, some interrupted."""
+    before = len(place.events)
+    t = ct(place, Sender(sender.ae, *BEHIND[0]), t, each=each)
+    place.growing |= {event.series for event in place.events[before:] if event.event == "image"}
+    return t
+
+
+def old_then_live(place: Place, sender: Sender, t: float, *, each: Each, live: Play | None = None) -> float:
     """Ten old studies, which the PACS holds, and then one to three that it is itself receiving."""
     for _ in range(10):
         t = archive(place, sender, t, each=each) + place.between(1, 20)
     for _ in range(place.rng.randint(1, 3)):
-        t = receiving(place, sender, t, each=each) + place.between(5, 60)
+        t = (live or partial(receiving, each=each))(place, sender, t) + place.between(5, 60)
     return t
 
 
@@ -416,5 +424,13 @@ ASKED = [
     _alone("receives, pauses of 6 s", "fast", PACS, partial(receiving, each="study", pause_s=6), (40, 120)),
     _alone("ten old studies, then live ones", "changing", PACS, partial(old_then_live, each="image"), (10, 60)),
     _alone("the same, an association a study", "changing", PACS, partial(old_then_live, each="study"), (10, 60)),
+    _alone("receives from a CT that pauses", "fast", PACS, partial(from_ct, each="study"), (20, 120)),
+    _alone(
+        "ten old studies, then from such a CT",
+        "changing",
+        PACS,
+        partial(old_then_live, each="study", live=partial(from_ct, each="study")),
+        (10, 60),
+    ),
 ]
-"""PACS that can be asked."""
+"""PACS that can be asked. Behind the last two stands a scanner whose first long pause nobody can know of."""
