@@ -14,6 +14,7 @@ from bench.peers import free_port, orthanc
 from bench.processes import gateway, server
 from bench.record import link, run, wait
 from bench.senders import synthetic_series
+from bench.simulation import Candidate, judge
 from bench.traces import Event, read_trace, synthetic, write_trace
 from bench.verified import trio, upload, wait_for_row
 
@@ -132,7 +133,7 @@ def test_the_simulation_counts_what_a_later_image_contradicts() -> None:
 
     run = [Event(0.0, "opened", 1, "CT1"), image(0.0, "1"), image(4.0, "2"), image(10.0, "3")]
     for seconds, false, latency_s in ((1, 2, 1.0), (5, 1, 5.0), (60, 0, 60.0)):
-        outcome = completion.judge([run], completion.Candidate("fixed", completion.fixed(seconds)))
+        outcome = judge([run], Candidate("fixed", completion.fixed(seconds)))
         assert (outcome.series, outcome.false, outcome.latencies_s) == (1, false, [latency_s])
 
 
