@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from header import COUNTS, INSTANCE_KEYWORDS, INSTANCE_LEVEL, InstanceValues, instance_values
 from idle import IdlePolicy, Phase, Source
@@ -105,7 +105,12 @@ class OpenSeries:
     """The one that ended last was aborted."""
     one_each: bool = True
     """No association that has ended brought more than one image, of whatever series."""
+    followed: bool = False
+    """Its source has sent an image of another series since its last one."""
     longest_s: dict[Phase, float] = field(default_factory=dict)
+    """The longest silences that a new image has ended."""
+    unproven_s: dict[Phase, float] = field(default_factory=dict)
+    """The longest since then, that a repeated image has ended."""
     timeline: list[TimelineEntry] = field(default_factory=list)
     entry: float = math.inf
     """The earliest of its entries in the heap of deadlines."""
@@ -201,6 +206,7 @@ class SeriesCollector:
         self._trust = dict(trust)
         self._trust_news: dict[str, int] = {}
         self._carriers: dict[Association, _Carrier] = {}  # those that are open
+        self._latest: dict[Source, SeriesKey] = {}  # of each source the open series that an image came to last
         self._questions: list[Question] = []
         self._failures: list[tuple[SeriesKey, Exception]] = []
         # At least one entry per open series that is not later than its deadline; the number breaks ties.
@@ -230,6 +236,7 @@ class SeriesCollector:
                     series.undecoded[keyword] = instance.undecoded[keyword]
         series.idle_hit = False
         self._carry(instance.association, series, now)
+        self._follow(series)
         if series.source.calling_ae_title in self._pacs:
             series.asked = 0
             series.ask_at = self._ask_next(series, now)
@@ -240,7 +247,7 @@ class SeriesCollector:
         """An association ended: that shortens the wait of the series it carried, and is a reason to ask the PACS."""
         if (carrier := self._carriers.pop(association, None)) is None:
             return
-        for series in [self._open[key] for key in carrier.keys if key in self._open]:
+        for series in [self._open[key] for key in carrier.keys]:
             series.carriers.discard(association)
             series.aborted = association.aborted
             series.one_each &= carrier.images == 1
@@ -253,29 +260,7 @@ class SeriesCollector:
         series = self._open.get(key)
         if series is None or answer.revision != series.revision:  # what it is about was reported in the meantime
             return []
-        self._note(
-            series,
-            "pacs.answered",
-            now,
-            PACS=answer.pacs,
-            Count=answer.count,
-            Known=answer.known,
-            Missing=len(answer.missing),
-            Fetched=answer.fetched,
-            Problem=answer.problem,
-        )
-        asked_at, series.asking_since = series.asking_since, None
-        series.problem = answer.problem
-        if answer.count is not None:  # else what it said before still stands
-            self._hear(series, answer, now)
-            stood = asked_at is not None and asked_at >= self._stands_at(series)
-            if stood and answer.confirmed and answer.here == series.sop_instance_uids.keys():
-                return [self._close(series, "verified", now)]
-        series.asked += 1
-        again_at = now if answer.fetched else self._ask_next(series, now)
-        series.ask_at = min(series.ask_at, again_at)
-        self._schedule(series)
-        return []
+        return self._or_least(series, self._take_answer, answer, now)
 
     # --- what is due ---
 
@@ -296,7 +281,7 @@ class SeriesCollector:
             _, _, key = heapq.heappop(self._deadlines)
             series = self._open[key]
             if self._deadline(series) <= now:
-                reports += self._decided(series, now)
+                reports += self._or_least(series, self._decide, now)
             if self._open.get(key) is series:  # images came since, or it waits for something else now
                 self._schedule(series, again=True)
         return reports
@@ -319,7 +304,8 @@ class SeriesCollector:
     def drain(self, now: float) -> list[Report]:
         """Close and report every open series, due or not."""
         self._deadlines.clear()
-        return [self._close(series, "drained", now) for series in list(self._open.values())]
+        drained = (self._or_least(series, self._close, "drained", now) for series in list(self._open.values()))
+        return [report for reports in drained for report in reports]
 
     # --- what is open ---
 
@@ -354,13 +340,13 @@ class SeriesCollector:
 
     # --- deciding ---
 
-    def _decided(self, series: OpenSeries, now: float) -> list[Report]:
-        """Decide; a mistake of ours about one series costs its evidence, and nothing of the others."""
+    def _or_least(self, series: OpenSeries, work: Callable[..., list[Report]], *arguments: Any) -> list[Report]:
+        """Do that; a mistake of ours about one series costs its evidence, and nothing of the others."""
         try:
-            return self._decide(series, now)
+            return work(series, *arguments)
         except Exception as error:
             self._failures.append((series.key, error))
-            self._open.pop(series.key, None)
+            self._forget(series)
             return [self._least_report(series, sorted(series.sop_instance_uids), "idle")]
 
     def _decide(self, series: OpenSeries, now: float) -> list[Report]:
@@ -368,7 +354,7 @@ class SeriesCollector:
         if series.ask_at <= now and series.asking_since is None:
             self._ask(series, now, fetch=False)
         if self._idle_at(series) > now:
-            return [self._close(series, "capped", now)] if series.opened + self._max_open_s <= now else []
+            return self._close(series, "capped", now) if series.opened + self._max_open_s <= now else []
         if not series.idle_hit:
             series.idle_hit = True
             self._note(series, "series.idle", now, **self._silence(series))
@@ -376,7 +362,7 @@ class SeriesCollector:
         if self._may_fetch(series):
             self._ask(series, now, fetch=True)
             return []
-        return [self._close(series, "expected" if self._phase(series) is Phase.COUNTED else "idle", now)]
+        return self._close(series, "expected" if self._phase(series) is Phase.COUNTED else "idle", now)
 
     def _part(self, series: OpenSeries, now: float) -> list[Report]:
         """What is here of a series that is larger at its PACS: whoever holds the rest need not wait for us."""
@@ -393,7 +379,9 @@ class SeriesCollector:
         if not series.carriers and series.carried:
             if series.aborted:
                 return Phase.ABORTED
-            return Phase.EACH if series.one_each else Phase.RELEASED
+            if not series.one_each:
+                return Phase.RELEASED
+            return Phase.NEXT if series.followed else Phase.EACH
         if series.carriers and all(self._carriers[association].last != series.key for association in series.carriers):
             return Phase.MOVED
         return Phase.OPEN
@@ -457,6 +445,31 @@ class SeriesCollector:
         if len(series.sop_instance_uids) == 1 and not series.asked and series.said is None:
             return now
         return now + min(ASK_AFTER_S * 2.0**series.asked, ASK_AGAIN_MAX_S)
+
+    def _take_answer(self, series: OpenSeries, answer: Answer, now: float) -> list[Report]:
+        self._note(
+            series,
+            "pacs.answered",
+            now,
+            PACS=answer.pacs,
+            Count=answer.count,
+            Known=answer.known,
+            Missing=len(answer.missing),
+            Fetched=answer.fetched,
+            Problem=answer.problem,
+        )
+        asked_at, series.asking_since = series.asking_since, None
+        series.problem = answer.problem
+        if answer.count is not None:  # else what it said before still stands
+            self._hear(series, answer, now)
+            stood = asked_at is not None and asked_at >= self._stands_at(series)
+            if stood and answer.confirmed and answer.here == series.sop_instance_uids.keys():
+                return self._close(series, "verified", now)
+        series.asked += 1
+        again_at = now if answer.fetched else self._ask_next(series, now)
+        series.ask_at = min(series.ask_at, again_at)
+        self._schedule(series)
+        return []
 
     def _hear(self, series: OpenSeries, answer: Answer, now: float) -> None:
         """Remember since when the PACS says this, and whether it is itself still receiving."""
@@ -549,7 +562,12 @@ class SeriesCollector:
         phase = self._phase(series)
         began_at = instance.association.began_at if instance.association else None
         silence_s = (now if began_at is None else began_at) - series.last_seen
-        series.longest_s[phase] = max(series.longest_s.get(phase, 0.0), silence_s)
+        series.unproven_s[phase] = max(series.unproven_s.get(phase, 0.0), silence_s)
+        if instance.sop_instance_uid in series.sop_instance_uids:
+            return  # sent again: whether the series goes on, the next new image says
+        for phase, silence_s in series.unproven_s.items():
+            series.longest_s[phase] = max(series.longest_s.get(phase, 0.0), silence_s)
+        series.unproven_s.clear()
 
     def _mark(self, series: OpenSeries, now: float) -> None:
         """Remember when images came, ever more coarsely."""
@@ -582,20 +600,37 @@ class SeriesCollector:
         if before != series.key and before in self._open:
             self._schedule(self._open[before])
 
-    def _close(self, series: OpenSeries, verdict: SeriesVerdict, now: float) -> Report:
+    def _follow(self, series: OpenSeries) -> None:
+        """The series that its source sent before may now be over sooner."""
+        latest = self._latest.get(series.source)
+        series.followed = False
+        if latest == series.key:
+            return
+        self._latest[series.source] = series.key
+        if latest is not None:
+            self._open[latest].followed = True
+            self._schedule(self._open[latest])
+
+    def _close(self, series: OpenSeries, verdict: SeriesVerdict, now: float) -> list[Report]:
         phase, basis = self._phase(series), self._basis(series, verdict, now)
         for association, images in series.carried.items():
             released = association not in series.carriers
             self._note(series, "images.counted", now, Association=association.number, Images=images, Released=released)
-        for association in series.carriers:
-            self._carriers[association].keys.discard(series.key)
         self._note(series, "images.arrived", series.last_seen, Arrivals=_arrivals(series))
         self._note(series, "series.reported", now, Verdict=verdict, Images=len(series.sop_instance_uids))
         report = self._report(series, sorted(series.sop_instance_uids), verdict, basis)
-        del self._open[series.key]
+        self._forget(series)
         self._learn(series, phase, verdict)
         self._remember(series, phase, verdict, now)
-        return report
+        return [report]
+
+    def _forget(self, series: OpenSeries) -> None:
+        """It is open no more."""
+        self._open.pop(series.key, None)
+        for association in series.carriers & self._carriers.keys():
+            self._carriers[association].keys.discard(series.key)
+        if self._latest.get(series.source) == series.key:
+            del self._latest[series.source]
 
     def _learn(self, series: OpenSeries, phase: Phase, verdict: SeriesVerdict) -> None:
         """Silences that an image did end always teach; the last one does if its sender ended the series with it."""

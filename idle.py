@@ -19,6 +19,7 @@ class Phase(Enum):
     OPEN = "open"  # an association that carried the series is open, and carried no other since
     EACH = "each"  # every association that carried the series brought one image, and has ended
     MOVED = "moved"  # the association went on to other series
+    NEXT = "next"  # the same, and their source has begun another series since
     RELEASED = "released"  # every association that carried the series has ended
     COUNTED = "counted"  # as many images as a tag that counts the series says have come
 
@@ -113,7 +114,8 @@ class Estimator(Protocol):
     def load(self, dumped: Any) -> None: ...
 
 
-BINS_PER_DECADE = 10
+BINS_PER_DECADE = 30
+BINS_PER_DECADE_BEFORE = 10  # in what earlier versions learnt
 SHORTEST_S = 0.01
 BINS = 5 * BINS_PER_DECADE + 1  # to 1000 s
 
@@ -140,26 +142,35 @@ class Quantile:
         return 0.0
 
     def dump(self) -> Any:
-        return {at: round(weight, 3) for at, weight in enumerate(self.bins) if weight > 0.0005}
+        bins = {at: round(weight, 3) for at, weight in enumerate(self.bins) if weight > 0.0005}
+        return {"per_decade": BINS_PER_DECADE} | bins
 
     def load(self, dumped: Any) -> None:
+        scale = BINS_PER_DECADE / dumped.get("per_decade", BINS_PER_DECADE_BEFORE)
         for at, weight in dumped.items():
-            self.bins[int(at)] = float(weight)
+            if at != "per_decade":
+                self.bins[min(round(int(at) * scale), BINS - 1)] += float(weight)
 
 
 # --- the adaptive policy --------------------------------------------------------------------------------------
 
 PRIORS = {
     Phase.ABORTED: 45.0,
-    Phase.OPEN: 2.5,
-    Phase.EACH: 2.5,
-    Phase.MOVED: 1.0,
+    Phase.OPEN: 4.0,
+    Phase.EACH: 4.0,
+    Phase.MOVED: 2.5,
+    Phase.NEXT: 2.5,
     Phase.RELEASED: 1.0,
     Phase.COUNTED: 0.25,
 }
 """Waits of a source about which nothing is known yet, in times of `idle_timeout_s`."""
-ENOUGH = 10  # series, from which on the prior no longer counts
+ONE_BY_ONE = {"CR", "DR", "DX", "MG", "NM", "PT", "RF", "RG", "US", "XA"}  # PS3.3 C.7.3.1.1.1
+ONE_BY_ONE_S = 240.0
+"""The least prior of modalities whose images are made one by one, minutes apart, while the sender has not moved on."""
+ENOUGH = 10  # series, from which on the prior fades
+FADED = 0.5  # what is left of it then; with twice as many series half of that, and so on
 MARGIN = 1.5  # times what was learnt
+WELL_KNOWN, WELL_KNOWN_MARGIN = 50, 1.25  # series, from which on less of a margin will do
 OWN_MARGIN = 1.5  # times the longest silence of this phase that this very series has ended
 GRACE = 0.25  # of the time-out, once it has passed
 FLOOR_S = 0.3
@@ -211,14 +222,18 @@ class Adaptive:
 
     def _learnt_s(self, source: Source, phase: Phase) -> float:
         """What this source has taught; of one that is new at least what those like it have, or the prior."""
-        bound_s = 0.0
+        bound_s, prior_s = 0.0, PRIORS[phase] * self.idle_timeout_s
         for alike in _alike(source):
             silences = habits.silences.get(phase) if (habits := self._habits.get(alike)) else None
-            if silences is not None and (alike == source or silences.series >= ENOUGH):
-                bound_s = max(bound_s, MARGIN * silences.bound_s)
-                if silences.series >= ENOUGH:
-                    return bound_s
-        return max(bound_s, PRIORS[phase] * self.idle_timeout_s)
+            if silences is None or (alike != source and silences.series < ENOUGH):
+                continue
+            margin = MARGIN if silences.series < WELL_KNOWN else WELL_KNOWN_MARGIN
+            bound_s = max(bound_s, margin * silences.bound_s)
+            if silences.series >= ENOUGH:
+                return max(bound_s, FADED * prior_s * ENOUGH / silences.series)
+        if source.modality in ONE_BY_ONE and phase in (Phase.OPEN, Phase.EACH):
+            prior_s = max(prior_s, ONE_BY_ONE_S)
+        return max(bound_s, prior_s)
 
     def grace_s(self, timeout_s: float) -> float:
         return min(GRACE * timeout_s, self.ceiling_s - timeout_s)
@@ -285,5 +300,6 @@ def _alike(source: Source) -> Iterator[Source]:
     yield source
     if source.station:
         yield source._replace(station="")
-    if source.calling_ae_title and source.modality:
+    if source.modality and source.calling_ae_title:
+        yield Source(source.calling_ae_title, "")
         yield Source("", source.modality)
