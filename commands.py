@@ -98,7 +98,7 @@ STATUS = """
 SELECT (SELECT count(*) FROM open_series) AS open_series,
     (SELECT count(*) FROM instances) AS open_instances,
     count(*) FILTER (WHERE state = 'waiting') AS waiting_reports,
-    coalesce(sum(instances) FILTER (WHERE state = 'waiting'), 0) AS waiting_instances,
+    CAST(total(instances) FILTER (WHERE state = 'waiting' AND verdict IS NOT NULL) AS INTEGER) AS waiting_instances,
     count(*) FILTER (WHERE state = 'dead') AS dead_letters,
     count(*) FILTER (WHERE state = 'delivered') AS delivered_in_history,
     max(changed_at) FILTER (WHERE state = 'delivered') AS last_delivered_at,
@@ -275,7 +275,7 @@ def show(context: Context, id: int, as_json: bool) -> None:
     rows = _read(context.only_worker, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
     if not rows:
         raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
-    show_(rows[0] | {"report": json.loads(rows[0]["report"])}, as_json)
+    show_(rows[0] | {"report": _content(rows[0]["report"])}, as_json)
 
 
 @dead_letters.command
@@ -284,7 +284,7 @@ def show(context: Context, id: int, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool) -> None:
-    """Post dead letters again, once what the server refused is cured."""
+    """Post dead letters again, made anew, once what was wrong is cured."""
     _change(context, as_json, "replay", ids=_choose(ids, everyone))
 
 
@@ -297,6 +297,14 @@ def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool
 def discard(context: Context, ids: tuple[int, ...], everyone: bool, reason: str, as_json: bool) -> None:
     """Give dead letters up for good."""
     _change(context, as_json, "discard", ids=_choose(ids, everyone), reason=reason)
+
+
+def _content(report: Any) -> Any:
+    """A report's JSON; as it stands there where it is none."""
+    try:
+        return json.loads(report)
+    except (ValueError, TypeError, RecursionError):
+        return report
 
 
 # --- helpers -------------------------------------------------------------------------------------------------
@@ -436,10 +444,18 @@ def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **a
     """Change dead letters of one worker, or all dead letters of every worker."""
     workers = context.workers if ids is None else [context.only_worker]
     each = [_change_one(settings, do, ids=ids, **arguments) for settings in workers]
-    show_({name: [i for one in each for i in one[name]] for name in each[0]}, as_json)
-    (changed,) = each[0].values()
-    if missing := set(ids or ()) - set(changed):
-        raise click.ClickException(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+    ended = {
+        name: [i for one in each for i in one.get(name, ())] for name in dict.fromkeys(n for one in each for n in one)
+    }
+    show_(ended, as_json)
+    problems = []
+    if missing := set(ids or ()) - {i for those in ended.values() for i in those}:
+        problems.append(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+    if unmade := ended.get("unmade"):
+        names = ", ".join(map(str, unmade))
+        problems.append(f"no report can be made of {names}, which stay dead: `dead-letters list` says why")
+    if problems:
+        raise click.ClickException("; ".join(problems))
 
 
 def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:

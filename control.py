@@ -61,7 +61,7 @@ async def _answer(operations: Mapping[str, Operation], reader: asyncio.StreamRea
         return await operations[arguments.pop("do")](**arguments)
     except GatewayError as error:
         return {"error": str(error)}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # what stands in that line may be anything
         return {"error": f"not a request that this process knows ({type(error).__name__}): is it another version?"}
 
 
@@ -94,9 +94,13 @@ def _remove(address: str) -> None:
 
 @contextmanager
 def _address(file: Path) -> Iterator[str]:
-    """The socket's path by way of its folder's descriptor: a Unix address holds 107 bytes, a path may be longer."""
+    """The socket's path by way of its folder's descriptor: a Unix address holds 107 bytes, a path may be longer.
+
+    It stands beside the file itself, whichever link leads there.
+    """
+    file = Path(os.path.realpath(file))
     try:
-        folder = os.open(file.absolute().parent, os.O_PATH)
+        folder = os.open(file.parent, os.O_PATH)
     except OSError as error:
         raise NotRunning from error
     try:

@@ -18,7 +18,6 @@ from contextlib import (
 )
 from typing import Annotated, Any
 
-import httpx
 import prometheus_client
 import structlog
 from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
@@ -55,6 +54,7 @@ from models import (
     Timeline,
     Uid,
 )
+from outgoing import http_client
 from settings import ServerSettings, SettingsError, load, without_password
 from spans import Spans, open_spans
 from telemetry import configure_logging
@@ -124,7 +124,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
                 app.state.audit = stack.enter_context(audit_log(settings.audit_path))
                 app.state.spans = await stack.enter_async_context(open_spans("series-server", time.monotonic))
                 database = app.state.database = await stack.enter_async_context(Database.open(settings))
-                http = await stack.enter_async_context(httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S))
+                http = await stack.enter_async_context(http_client(timeout=REQUEST_TIMEOUT_S))
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 follower = app.state.follower = Follower(database)
                 app.state.keys = Keys(database.engine)

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from models import printable
 
+MAX_TIME = 2e11  # seconds since 1970 that are a time: to the year 8307
+
 
 def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
     """JSON, or a table: of columns for a list, of lines for one thing. Numbers that end in `_at` are times."""
@@ -37,7 +39,7 @@ def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
 def _text(name: str, value: Any) -> Text:
     if value is None:
         return Text("-")
-    if name.endswith("_at") and isinstance(value, float):
+    if name.endswith("_at") and isinstance(value, float) and 0 <= value < MAX_TIME:
         return Text(f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M:%SZ}")
     if isinstance(value, bool):
         return Text("yes" if value else "no")

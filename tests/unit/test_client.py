@@ -140,7 +140,7 @@ async def test_reports_refused_for_their_key_are_delivered_once_the_file_holds_t
 async def test_key_that_stays_wrong_is_not_sent_twice_for_one_try(key_file: Path) -> None:
     with serving("right") as server, capture_logs() as logs:
         async with server_client(load(GatewaySettings, {"server_url": server.url, "api_key_file": str(key_file)})) as h:
-            assert await stored_instances(h, make_instance().key) == []
+            assert await stored_instances(h, make_instance().key) is None
     assert (server.seen, logs) == ([("GET", KEY)], [])
 
 
@@ -148,7 +148,7 @@ async def test_a_key_without_the_scope_to_read_is_said() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(403))
     with capture_logs() as logs:
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
-            assert await stored_instances(http, make_instance().key) == []
+            assert await stored_instances(http, make_instance().key) is None
     assert [entry["event"] for entry in logs] == ["key.refused"]
     assert "series:read" in logs[0]["reason"]
 
