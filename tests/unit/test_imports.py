@@ -71,7 +71,7 @@ MAY_IMPORT = {
         "telemetry",
     },
     "show": {"models"},
-    "schema": set(),
+    "schema": {"models"},
     "union": {"models"},
     "engine": {"metrics", "models", "settings"},
     "db": {"metrics", "models", "settings", "schema", "union", "engine"},
@@ -86,7 +86,7 @@ MAY_IMPORT = {
     "webhooks": {"models", "db", "engine", "follow", "schema"},
     "move": {"engine", "schema"},
     "stored": {"matching", "schema", "union"},
-    "overview": {"metrics", "models", "db", "engine", "follow", "stored"},
+    "overview": {"metrics", "models", "db", "engine", "follow", "stored", "union"},
     "webpage": {"models", "access", "keys"},
     "admin": {
         "models",
