@@ -26,6 +26,7 @@ from db import Database
 from engine import DatabaseUnavailable
 from follow import STREAM_S, Follower
 from models import GatewayList, GatewayState, StoredPage, StoredSeries
+from union import truthful
 
 EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from
@@ -99,7 +100,7 @@ async def stream(request: Request) -> AsyncIterator[ServerSentEvent]:
 
 
 def _stored(rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:
-    return [StoredSeries.model_validate(row) for row in rows]
+    return [StoredSeries.model_validate(truthful(row)) for row in rows]
 
 
 # --- watching ---------------------------------------------------------------------------------------------------

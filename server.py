@@ -53,8 +53,10 @@ from models import (
     SeriesReport,
     Timeline,
     Uid,
+    valid_unicode,
 )
 from outgoing import http_client
+from patience import Patience, WholeBodies
 from settings import ServerSettings, SettingsError, load, without_password
 from spans import Spans, open_spans
 from telemetry import configure_logging
@@ -62,6 +64,7 @@ from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 MAX_PROBLEMS = 20  # that one answer names
+MAX_NAME = 64  # characters of a field that one names
 KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
 KNOWN_FIELDS |= {"after", "limit", "since", "Modality", "digest", "Resolution"}
 log = structlog.get_logger()
@@ -116,6 +119,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     """The ASGI application. Settings come from the environment where none are given; raises SettingsError."""
     configure_logging()
     settings = settings or load(ServerSettings)
+    patience = Patience()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -130,6 +134,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
                 app.state.keys = Keys(database.engine)
                 app.state.overview = overview.Overview(database, follower)
                 tasks.create_task(_or_stop(follower.run()), name="follow")
+                tasks.create_task(_or_stop(patience.run(follower)), name="patience")
                 tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
                 stack.callback(follower.end)
                 await stack.enter_async_context(_administered(settings, database))
@@ -146,6 +151,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what was refused
     )
     app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
+    app.add_middleware(WholeBodies, patience=patience)
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DatabaseUnavailable, _unavailable)
@@ -158,20 +164,20 @@ def _add_routes(app: FastAPI) -> None:
     key = [Security(HTTPBearer(auto_error=False, description="A key of `python server.py keys create`."))]
     of_series = "/series/{SeriesInstanceUID}"
     stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
-    app.post("/series", responses=_answers(400, 413) | stored, dependencies=key)(post_series)
+    app.post("/series", responses=_answers(400, 408, 413) | stored, dependencies=key)(post_series)
     app.get("/series", responses=_answers(), dependencies=key)(list_series)
     app.get(of_series, responses=_answers(404), dependencies=key)(get_series)
     app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=key)(get_timeline)
     app.get(f"{of_series}/instances", responses=_answers(404), dependencies=key)(get_instances)
     app.get("/completions", responses=_answers(), dependencies=key)(list_completions)
     app.get("/conflicts", responses=_answers(), dependencies=key)(list_conflicts)
-    app.post("/conflicts/{digest}", responses=_answers(400, 404, 413), dependencies=key)(resolve_conflict)
+    app.post("/conflicts/{digest}", responses=_answers(400, 404, 408, 413), dependencies=key)(resolve_conflict)
     app.get("/changes", responses=_answers(), dependencies=key)(list_changes)
     app.get("/changes/stream", responses=_answers(), response_class=EventSourceResponse, dependencies=key)(
         stream_changes
     )
     dicomweb.add_routes(app, responses=_answers(), dependencies=key)
-    overview.add_routes(app, responses=_answers(413), dependencies=key)
+    overview.add_routes(app, responses=_answers(400, 408, 413), dependencies=key)
     webpage.add_routes(app, responses=_answers(), dependencies=key)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
     app.get("/metrics", response_class=Response, responses=_answers() | text, dependencies=key)(measured)
@@ -318,10 +324,17 @@ async def ready(database: Db) -> Health:
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """422 that names each field and its problem, without the value: that may be a patient's."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what this handler is registered for
-    details = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:MAX_PROBLEMS]]
+    details = [
+        {"loc": [*map(_shown, e["loc"])], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:MAX_PROBLEMS]
+    ]
     fields = {str(e["loc"][1]) for e in details if len(e["loc"]) > 1 and e["loc"][1] in KNOWN_FIELDS}
     log.warning("report.refused", fields=sorted(fields), problems=len(details))
     return JSONResponse({"detail": details}, 422)
+
+
+def _shown(part: str | int) -> str | int:
+    """Part of where a problem is: a name there can be anything."""
+    return valid_unicode(part)[:MAX_NAME] if isinstance(part, str) else part
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
