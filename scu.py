@@ -84,7 +84,8 @@ class Tls(ssl.SSLContext):
         reason = (getattr(error, "reason", None) or getattr(error, "strerror", None) or "no answer in time").lower()
         words = reason.replace("_", " ")
         if " alert " in f" {words} " and "version" not in words:
-            return f"TLS: {words}: it does not take our certificate (GATEWAY_TLS_CERT), or wants one"
+            other = ", or speaks other TLS than 1.2 and later of BCP 195" if "handshake" in words else ""
+            return f"TLS: {words}: it does not take our certificate (GATEWAY_TLS_CERT), or wants one{other}"
         if isinstance(error, ConnectionRefusedError):
             return f"cannot be reached: {words}"
         return f"TLS: {words}: does it speak TLS 1.2 or later on this port?"
@@ -115,7 +116,13 @@ def pacs_tls(settings: GatewaySettings) -> Tls:
 
 
 class _Socket(AssociationSocket):
-    """pynetdicom's, with a bound on each wait for bytes: it would wait for ever for the rest of a PDU or TLS record."""
+    """pynetdicom's, closed, and with a bound on each wait for bytes: else for ever, for the rest of a PDU or record."""
+
+    def _shutdown_socket(self) -> None:
+        sock = self.socket
+        super()._shutdown_socket()  # closes none that never was connected
+        if sock is not None:
+            sock.close()
 
     def connect(self, primitive: T_CONNECT) -> None:
         super().connect(primitive)
