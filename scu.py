@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_role
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 from pynetdicom.transport import T_CONNECT, AssociationSocket
@@ -33,6 +34,7 @@ SYNTAXES: list[list[str | UID]] = [
 """A context each for every storage class: an acceptor takes one syntax a context, and sends images as they are."""
 CLASSES_AT_ONCE = (MAX_CONTEXTS - 1) // len(SYNTAXES)
 
+ACCEPTED, REJECTED = 0, (1, 2)  # PS3.8 §9.3.3.2, §9.3.4
 SUCCESS = 0x0000
 PENDING = (0xFF00, 0xFF01)  # PS3.4 §C.4.1.1.4, §C.4.2.1.5
 SUB_OPERATIONS_FAILED = 0xB000
@@ -195,10 +197,11 @@ def _contexts(abstract_syntaxes: Collection[str], scp_of: Collection[str]) -> li
 
 def _rejection(assoc: Association, abstract_syntax: str, tls: Tls | None) -> str:
     """With the reason that the PACS gives (PS3.8 table 9-21), or that TLS has."""
-    said = assoc.acceptor.primitive
-    if assoc.is_rejected:
-        return f"rejected the association: {said.reason_str}" if said is not None else "rejected the association"
-    if said is not None and said.result == 0:  # pynetdicom aborts where no context was accepted
+    unread = list(assoc.dul.to_user_queue.queue)  # what came and was closed behind before pynetdicom looked
+    said = next((said for said in (assoc.acceptor.primitive, *unread) if isinstance(said, A_ASSOCIATE)), None)
+    if said is not None and said.result in REJECTED:
+        return f"rejected the association: {said.reason_str}"
+    if said is not None and said.result == ACCEPTED:  # pynetdicom aborts where no context was
         return _lacks(abstract_syntax)
     return tls.said() if tls is not None and tls.problem is not None else "cannot be reached"
 

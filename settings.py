@@ -251,7 +251,8 @@ def _pacs(entry: str) -> Peer:
     scheme, tls, rest = address.rpartition("://")
     host, colon, port = rest.rpartition(":")
     is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
-    if not (ae_title.strip() and at and host and colon and is_port) or scheme.lower() != ("tls" if tls else ""):
+    is_host = bool(host) and not re.search(r"[/@\s]", host)
+    if not (ae_title.strip() and at and is_host and colon and is_port) or scheme.lower() != ("tls" if tls else ""):
         raise ValueError(f"GATEWAY_PACS entry {entry!r} is not of the form AE@HOST:PORT or AE@tls://HOST:PORT")
     return Peer(ae_title.strip(), host.strip("[]"), int(port), bool(tls))
 
