@@ -72,7 +72,7 @@ SECTIONS = {
         "retry_max_s",
     ),
     "When a series is over": ("idle_policy", "idle_timeout_s", "idle_max_s", "missing_timeout_s", "max_open_s"),
-    "Asking the PACS": ("pacs", "pacs_timeout_s", "fetch_missing"),
+    "Asking the PACS": ("pacs", "pacs_ca", "pacs_timeout_s", "fetch_missing"),
     "Journal and end": (
         "journal_path",
         "journal_max_bytes",

@@ -53,6 +53,7 @@ PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
 CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"  # of TLS 1.2, BCP 195
 BACKLOG = 1024  # connections that wait to be accepted
 ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
 READ_BYTES = 2**18
@@ -177,7 +178,7 @@ def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM")
+    context.set_ciphers(CIPHERS)
     context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}[
         settings.tls_client_certs
     ]

@@ -106,8 +106,13 @@ class GatewaySettings(BaseSettings):
     )
     pacs: str = Field(
         "",
-        description="Senders that can be asked what a series holds: AE@HOST:PORT, comma separated, matched by the "
-        "calling AE title.",
+        description="Senders that can be asked what a series holds: AE@HOST:PORT, or AE@tls://HOST:PORT over TLS, "
+        "comma separated, matched by the calling AE title.",
+    )
+    pacs_ca: Path | None = Field(
+        None,
+        description="PEM certificates that those of tls:// entries of GATEWAY_PACS are checked against; host names are "
+        "not. Our own is GATEWAY_TLS_CERT.",
     )
     pacs_timeout_s: Seconds = Field(5.0, description="Longest wait for a PACS: to associate, and for each answer.")
     fetch_missing: Literal["off", "get", "move"] = Field(
@@ -145,7 +150,14 @@ class GatewaySettings(BaseSettings):
         if any(entry in ("", "@") for entry in self._entries()):
             raise ValueError("GATEWAY_ALLOWED_PEERS has an empty entry: remove the comma")
         self._peers  # noqa: B018 - raises where an entry is wrong
-        self.pacs_by_ae_title  # noqa: B018 - raises where an entry is wrong
+        over_tls = [name for name, peer in self.pacs_by_ae_title.items() if peer.tls]  # raises where an entry is wrong
+        if over_tls and self.pacs_ca is None:
+            raise ValueError(
+                f"GATEWAY_PACS asks {over_tls[0]} over tls://: name the PEM file of who signed its certificate, or "
+                "that certificate itself, in GATEWAY_PACS_CA"
+            )
+        if self.pacs_ca is not None and not over_tls:
+            raise ValueError("GATEWAY_PACS_CA does nothing without TLS: write AE@tls://HOST:PORT into GATEWAY_PACS")
         if self.fetch_missing != "off" and not self.pacs.strip():
             raise ValueError(f"GATEWAY_FETCH_MISSING={self.fetch_missing} needs GATEWAY_PACS to fetch from")
         if self.api_key is not None and self.api_key_file is not None:
@@ -227,14 +239,22 @@ class Peer(NamedTuple):
     ae_title: str
     host: str
     port: int
+    tls: bool = False
+
+    def __str__(self) -> str:
+        """As in GATEWAY_PACS."""
+        return f"{self.ae_title}@{'tls://' if self.tls else ''}{self.host}:{self.port}"
 
 
 def _pacs(entry: str) -> Peer:
     ae_title, at, address = entry.partition("@")
-    host, colon, port = address.rpartition(":")
-    if not (ae_title.strip() and at and host and colon and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"GATEWAY_PACS entry {entry!r} is not of the form AE@HOST:PORT")
-    return Peer(ae_title.strip(), host.strip("[]"), int(port))
+    scheme, tls, rest = address.rpartition("://")
+    host, colon, port = rest.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    is_host = bool(host) and not re.search(r"[/@\s]", host)
+    if not (ae_title.strip() and at and is_host and colon and is_port) or scheme.lower() != ("tls" if tls else ""):
+        raise ValueError(f"GATEWAY_PACS entry {entry!r} is not of the form AE@HOST:PORT or AE@tls://HOST:PORT")
+    return Peer(ae_title.strip(), host.strip("[]"), int(port), bool(tls))
 
 
 def _peer(entry: str) -> tuple[str, IPv4Network | IPv6Network | None]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from settings import GatewaySettings, ServerSettings, SettingsError, load, without_password
+from settings import GatewaySettings, Peer, ServerSettings, SettingsError, load, without_password
 
 KEY = "k3y-n0b0dy-may-see"
 
@@ -19,7 +19,7 @@ def no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_defaults_are_the_contract() -> None:
     gateway = load(GatewaySettings)
     assert (gateway.ae_title, gateway.scp_host, gateway.scp_port) == ("STORESCP", "127.0.0.1", 6667)
-    assert (gateway.idle_timeout_s, gateway.max_open_s) == (2.0, 900.0)
+    assert (gateway.idle_timeout_s, gateway.max_open_s) == (2.0, 3600.0)
     assert load(ServerSettings).database_url == "sqlite+aiosqlite:///series.db"
 
 
@@ -112,6 +112,47 @@ def test_key_or_authority_that_cannot_be_used_is_named_with_the_cure(
     with pytest.raises(SettingsError, match=problem) as error:
         load(GatewaySettings)
     assert KEY not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "peer"),
+    [
+        ("PACS@10.0.0.5:104", Peer("PACS", "10.0.0.5", 104)),
+        ("PACS@[::1]:104", Peer("PACS", "::1", 104)),
+        ("PACS@tls://pacs.example:2762", Peer("PACS", "pacs.example", 2762, tls=True)),
+        (" PACS @TLS://[::1]:2762", Peer("PACS", "::1", 2762, tls=True)),
+    ],
+)
+def test_who_is_asked_and_whether_over_tls(entry: str, peer: Peer) -> None:
+    ca = {"pacs_ca": "ca.pem"} if peer.tls else {}
+    asked = load(GatewaySettings, {"pacs": f"OTHER@10.0.0.6:104,{entry}"} | ca).pacs_by_ae_title
+    assert asked == {"OTHER": Peer("OTHER", "10.0.0.6", 104), "PACS": peer}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("PACS", "PACS@10.0.0.5", "PACS@:104", "@10.0.0.5:104", "PACS@10.0.0.5:0", "PACS@10.0.0.5:99999", "PACS@h:1²"),
+        *(
+            "PACS@http://h:104",
+            "PACS@tls:/h:104",
+            "PACS@://h:104",
+            "PACS@tls://:104",
+            "PACS@tls://h",
+            "PACS@a://tls://h:1",
+        ),
+    ],
+)
+def test_who_is_asked_has_a_form(entry: str) -> None:
+    with pytest.raises(SettingsError, match="is not of the form AE@HOST:PORT or AE@tls://HOST:PORT"):
+        load(GatewaySettings, {"pacs": entry, "pacs_ca": "ca.pem"})
+
+
+def test_a_pacs_over_tls_needs_who_certified_it_and_who_certified_it_a_pacs_over_tls() -> None:
+    with pytest.raises(SettingsError, match=r"GATEWAY_PACS asks B over tls://.* GATEWAY_PACS_CA"):
+        load(GatewaySettings, {"pacs": "A@h:104,B@tls://h:2762"})
+    with pytest.raises(SettingsError, match=r"GATEWAY_PACS_CA does nothing without TLS: write AE@tls://HOST:PORT into"):
+        load(GatewaySettings, {"pacs": "A@h:104", "pacs_ca": "ca.pem"})
 
 
 def test_key_is_shown_nowhere(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
