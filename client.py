@@ -20,7 +20,7 @@ import structlog
 
 import metrics
 from calls import server_client, stored_instances
-from collector import DUE_AT_ONCE, Report, SeriesCollector
+from collector import DUE_AT_ONCE, Failure, SeriesCollector
 from control import Operation, serve_control
 from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
 from heartbeat import Vitals, beat, last_beat
@@ -95,7 +95,7 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
             settled_at = now + SETTLE_S
         await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
         drains: list[Drain] = []
-        made: list[Report] = []
+        made: list[SeriesReport] = []
         for item in items:
             match item:
                 case Released(association):
@@ -110,7 +110,8 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
         if settled_at is None or now >= settled_at:
             settled_at = None
             made += collector.due(now)
-        reports += await _reportable(made, journal, collector, spans)
+        await _set_aside(collector.failures(), journal)
+        reports += [(report, spans.report(report) if spans else None) for report in made]
         reports = await _report(reports, journal, collector, dispatcher)
         for question in collector.questions():
             if ask is not None:
@@ -154,25 +155,16 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
             arrival.status.set_result(status)
 
 
-async def _reportable(
-    made: list[Report], journal: Journal, collector: SeriesCollector, spans: Spans | None
-) -> list[Traced]:
-    """Reports with their traces; a series of which none could be made is set aside in the journal as a dead letter."""
-    for key, error in collector.failures():
-        log.error("series.reduced", series_instance_uid=key.series_instance_uid, exc_info=error)
-    traced: list[Traced] = []
-    for report in made:
-        if isinstance(report, SeriesReport):
-            traced.append((report, spans.report(report) if spans else None))
-            continue
-        uid = report.key.series_instance_uid
-        log.error("series.set_aside", series_instance_uid=uid, exc_info=report.error)
-        try:
-            reason = "; ".join(places(report.error))
-            await journal.set_aside(report.key, report.sop_instance_uids, report.revision, reason)
-        except JournalUnavailable as error:  # its instances stay in the log, and are tried again at the next start
-            log.error("series.unreported", count=1, reason=str(error))
-    return traced
+async def _set_aside(failures: list[Failure], journal: Journal) -> None:
+    """Say what could not be reported as it should; what could not be at all waits in the journal as a dead letter."""
+    for key, revision, error, sop_instance_uids in failures:
+        event = "series.set_aside" if sop_instance_uids else "series.reduced"
+        log.error(event, series_instance_uid=key.series_instance_uid, exc_info=error)
+        if sop_instance_uids:
+            try:
+                await journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
+            except JournalUnavailable as problem:  # they stay open there, and are reported after the next start
+                log.error("series.unreported", count=1, reason=str(problem))
 
 
 async def _report(

@@ -154,23 +154,21 @@ class _Carrier:
     """Of series that are open."""
 
 
-class Unreportable(NamedTuple):
-    """A series of which not even the least report could be made."""
+class Failure(NamedTuple):
+    """A report that could not be made as it should."""
 
     key: SeriesKey
     revision: int
-    sop_instance_uids: list[str]
     error: Exception
-
-
-Report = SeriesReport | Unreportable
-"""A report without Verdict is a part: its series stays open, and is reported whole later."""
+    set_aside: Sequence[str] = ()
+    """The images of a series of which not even the least report could be made; else that went in its place."""
 
 
 class SeriesCollector:
     """Groups instances by series and decides when each is reported. Pure: the time is always passed in.
 
-    A report closes the revision. A later instance of the series opens the next one, which carries only what came since.
+    A report closes the revision, but for one without Verdict: that is a part, and its series stays open. A later
+    instance of the series opens the next revision, which carries only what came since.
     """
 
     def __init__(  # noqa: PLR0913 - one parameter a rule
@@ -208,7 +206,7 @@ class SeriesCollector:
         self._carriers: dict[Association, _Carrier] = {}  # those that are open
         self._latest: dict[Source, SeriesKey] = {}  # of each source the open series that an image came to last
         self._questions: list[Question] = []
-        self._failures: list[tuple[SeriesKey, Exception]] = []
+        self._failures: list[Failure] = []
         # At least one entry per open series that is not later than its deadline; the number breaks ties.
         self._deadlines: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
@@ -255,7 +253,7 @@ class SeriesCollector:
                 series.ask_at = min(series.ask_at, self._stands_at(series) if self._is_all(series) else now)
             self._schedule(series)
 
-    def answered(self, key: SeriesKey, answer: Answer, now: float) -> list[Report]:
+    def answered(self, key: SeriesKey, answer: Answer, now: float) -> list[SeriesReport]:
         """The PACS answered, or did not. A series that is verified by it is closed and reported at once."""
         series = self._open.get(key)
         if series is None or answer.revision != series.revision:  # what it is about was reported in the meantime
@@ -274,9 +272,9 @@ class SeriesCollector:
             heapq.heappop(self._deadlines)  # of a series reported since, or an earlier one was added
         return None
 
-    def due(self, now: float) -> list[Report]:
+    def due(self, now: float) -> list[SeriesReport]:
         """Close and report series whose deadline has passed, at most DUE_AT_ONCE."""
-        reports: list[Report] = []
+        reports: list[SeriesReport] = []
         while len(reports) < DUE_AT_ONCE and (entry := self.next_deadline()) is not None and entry <= now:
             _, _, key = heapq.heappop(self._deadlines)
             series = self._open[key]
@@ -291,8 +289,8 @@ class SeriesCollector:
         questions, self._questions = self._questions, []
         return questions
 
-    def failures(self) -> list[tuple[SeriesKey, Exception]]:
-        """Why which series could be reported with the least only, since the last time."""
+    def failures(self) -> list[Failure]:
+        """What could not be reported as it should, since the last time."""
         failures, self._failures = self._failures, []
         return failures
 
@@ -301,7 +299,7 @@ class SeriesCollector:
         news, self._trust_news = self._trust_news, {}
         return news
 
-    def drain(self, now: float) -> list[Report]:
+    def drain(self, now: float) -> list[SeriesReport]:
         """Close and report every open series, due or not."""
         self._deadlines.clear()
         drained = (self._or_least(series, self._close, "drained", now) for series in list(self._open.values()))
@@ -340,16 +338,17 @@ class SeriesCollector:
 
     # --- deciding ---
 
-    def _or_least(self, series: OpenSeries, work: Callable[..., list[Report]], *arguments: Any) -> list[Report]:
+    def _or_least(
+        self, series: OpenSeries, work: Callable[..., list[SeriesReport]], *arguments: Any
+    ) -> list[SeriesReport]:
         """Do that; a mistake of ours about one series costs its evidence, and nothing of the others."""
         try:
             return work(series, *arguments)
         except Exception as error:
-            self._failures.append((series.key, error))
             self._forget(series)
-            return [self._least_report(series, sorted(series.sop_instance_uids), "idle")]
+            return self._least_report(series, sorted(series.sop_instance_uids), "idle", error)
 
-    def _decide(self, series: OpenSeries, now: float) -> list[Report]:
+    def _decide(self, series: OpenSeries, now: float) -> list[SeriesReport]:
         """What to do about a series whose deadline has come: ask, wait for the grace period, fetch, or report it."""
         if series.ask_at <= now and series.asking_since is None:
             self._ask(series, now, fetch=False)
@@ -364,14 +363,14 @@ class SeriesCollector:
             return []
         return self._close(series, "expected" if self._phase(series) is Phase.COUNTED else "idle", now)
 
-    def _part(self, series: OpenSeries, now: float) -> list[Report]:
+    def _part(self, series: OpenSeries, now: float) -> list[SeriesReport]:
         """What is here of a series that is larger at its PACS: whoever holds the rest need not wait for us."""
         if not self._has_more(series) or series.parted == len(series.sop_instance_uids):
             return []
         uids = list(series.sop_instance_uids)[series.parted :]
         series.parted = len(series.sop_instance_uids)
         self._note(series, "series.parted", now, Images=len(uids))
-        return [self._report(series, sorted(uids), None, "a part: the PACS has more")]
+        return self._report(series, sorted(uids), None, "a part: the PACS has more")
 
     def _phase(self, series: OpenSeries) -> Phase:
         if len(series.sop_instance_uids) == self._count_in_tags(series):
@@ -446,7 +445,7 @@ class SeriesCollector:
             return now
         return now + min(ASK_AFTER_S * 2.0**series.asked, ASK_AGAIN_MAX_S)
 
-    def _take_answer(self, series: OpenSeries, answer: Answer, now: float) -> list[Report]:
+    def _take_answer(self, series: OpenSeries, answer: Answer, now: float) -> list[SeriesReport]:
         self._note(
             series,
             "pacs.answered",
@@ -611,7 +610,7 @@ class SeriesCollector:
             self._open[latest].followed = True
             self._schedule(self._open[latest])
 
-    def _close(self, series: OpenSeries, verdict: SeriesVerdict, now: float) -> list[Report]:
+    def _close(self, series: OpenSeries, verdict: SeriesVerdict, now: float) -> list[SeriesReport]:
         phase, basis = self._phase(series), self._basis(series, verdict, now)
         for association, images in series.carried.items():
             released = association not in series.carriers
@@ -622,7 +621,7 @@ class SeriesCollector:
         self._forget(series)
         self._learn(series, phase, verdict)
         self._remember(series, phase, verdict, now)
-        return [report]
+        return report
 
     def _forget(self, series: OpenSeries) -> None:
         """It is open no more."""
@@ -666,18 +665,21 @@ class SeriesCollector:
 
     # --- reporting ---
 
-    def _report(self, series: OpenSeries, uids: list[str], verdict: SeriesVerdict | None, basis: str) -> Report:
+    def _report(
+        self, series: OpenSeries, uids: list[str], verdict: SeriesVerdict | None, basis: str
+    ) -> list[SeriesReport]:
         """The report of these images; the least one where something that strangers said cannot be reported."""
         try:
-            return self._full_report(series, uids, verdict, basis)
+            return [self._full_report(series, uids, verdict, basis)]
         except Exception as error:  # in depth: what they say is checked where it comes in
-            self._failures.append((series.key, error))
-            return self._least_report(series, uids, verdict and "idle")
+            return self._least_report(series, uids, verdict and "idle", error)
 
-    def _least_report(self, series: OpenSeries, uids: list[str], verdict: SeriesVerdict | None) -> Report:
-        """Identity and images, and nothing else."""
+    def _least_report(
+        self, series: OpenSeries, uids: list[str], verdict: SeriesVerdict | None, error: Exception
+    ) -> list[SeriesReport]:
+        """Identity and images, and nothing else; none where that cannot be reported either."""
         try:
-            return SeriesReport(
+            report = SeriesReport(
                 SeriesInstanceUID=series.key.series_instance_uid,
                 PatientID=series.key.patient_id,
                 StudyInstanceUID=series.key.study_instance_uid,
@@ -689,8 +691,11 @@ class SeriesCollector:
                 FirstReceivedAt=series.first_received_at,
                 LastReceivedAt=series.last_received_at,
             )
-        except Exception as error:
-            return Unreportable(series.key, series.revision, uids, error)
+        except Exception as worse:
+            self._failures.append(Failure(series.key, series.revision, worse, uids))
+            return []
+        self._failures.append(Failure(series.key, series.revision, error))
+        return [report]
 
     def _full_report(
         self, series: OpenSeries, uids: list[str], verdict: SeriesVerdict | None, basis: str

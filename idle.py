@@ -156,11 +156,11 @@ class Quantile:
 
 PRIORS = {
     Phase.ABORTED: 45.0,
-    Phase.OPEN: 4.0,
-    Phase.EACH: 4.0,
+    Phase.OPEN: 3.0,
+    Phase.EACH: 3.0,
     Phase.MOVED: 2.5,
     Phase.NEXT: 2.5,
-    Phase.RELEASED: 1.0,
+    Phase.RELEASED: 0.9,
     Phase.COUNTED: 0.25,
 }
 """Waits of a source about which nothing is known yet, in times of `idle_timeout_s`."""
@@ -168,10 +168,9 @@ ONE_BY_ONE = {"CR", "DR", "DX", "MG", "NM", "PT", "RF", "RG", "US", "XA"}  # PS3
 ONE_BY_ONE_S = 240.0
 """The least prior of modalities whose images are made one by one, minutes apart, while the sender has not moved on."""
 ENOUGH = 10  # series, from which on the prior fades
-FADED = 0.5  # what is left of it then; with twice as many series half of that, and so on
-MARGIN = 1.5  # times what was learnt
-WELL_KNOWN, WELL_KNOWN_MARGIN = 50, 1.25  # series, from which on less of a margin will do
-OWN_MARGIN = 1.5  # times the longest silence of this phase that this very series has ended
+FADED = 0.3  # what is left of it then; with twice as many series half of that, and so on
+MARGIN = 1.5  # times the longest silence that was learnt, or that this very series has ended in this phase
+WELL_KNOWN, WELL_KNOWN_MARGIN = 20, 1.2  # series, from which on less of a margin will do
 GRACE = 0.25  # of the time-out, once it has passed
 FLOOR_S = 0.3
 MAX_SOURCES = 1000  # whose habits are remembered; who sends chooses the AE title
@@ -217,23 +216,24 @@ class Adaptive:
     _changed: dict[Source, None] = field(default_factory=dict)
 
     def timeout_s(self, source: Source, phase: Phase, longest_s: Mapping[Phase, float]) -> float:
-        bound_s = max(self._learnt_s(source, phase), OWN_MARGIN * longest_s.get(phase, 0.0))
-        return min(max(bound_s, FLOOR_S), self.ceiling_s)
-
-    def _learnt_s(self, source: Source, phase: Phase) -> float:
-        """What this source has taught; of one that is new at least what those like it have, or the prior."""
-        bound_s, prior_s = 0.0, PRIORS[phase] * self.idle_timeout_s
+        """What source and series have taught; for a new source at least what those like it have, or a prior."""
+        shown_s, prior_s = longest_s.get(phase, 0.0), self._prior_s(source, phase)
         for alike in _alike(source):
             silences = habits.silences.get(phase) if (habits := self._habits.get(alike)) else None
-            if silences is None or (alike != source and silences.series < ENOUGH):
-                continue
-            margin = MARGIN if silences.series < WELL_KNOWN else WELL_KNOWN_MARGIN
-            bound_s = max(bound_s, margin * silences.bound_s)
-            if silences.series >= ENOUGH:
-                return max(bound_s, FADED * prior_s * ENOUGH / silences.series)
-        if source.modality in ONE_BY_ONE and phase in (Phase.OPEN, Phase.EACH):
-            prior_s = max(prior_s, ONE_BY_ONE_S)
-        return max(bound_s, prior_s)
+            if silences is not None and (alike == source or silences.series >= ENOUGH):
+                shown_s = max(shown_s, silences.bound_s)
+                if silences.series >= ENOUGH:
+                    margin = MARGIN if silences.series < WELL_KNOWN else WELL_KNOWN_MARGIN
+                    faded_s = FADED * PRIORS[phase] * self.idle_timeout_s * ENOUGH / silences.series
+                    return self._within(max(margin * shown_s, faded_s))
+        return self._within(max(MARGIN * shown_s, prior_s))
+
+    def _prior_s(self, source: Source, phase: Phase) -> float:
+        one_by_one = source.modality in ONE_BY_ONE and phase in (Phase.OPEN, Phase.EACH)
+        return max(PRIORS[phase] * self.idle_timeout_s, ONE_BY_ONE_S if one_by_one else 0.0)
+
+    def _within(self, timeout_s: float) -> float:
+        return min(max(timeout_s, FLOOR_S), self.ceiling_s)
 
     def grace_s(self, timeout_s: float) -> float:
         return min(GRACE * timeout_s, self.ceiling_s - timeout_s)

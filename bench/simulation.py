@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 
 from bench.traces import Event
-from collector import Report, SeriesCollector, Unreportable
+from collector import SeriesCollector
 from idle import IdlePolicy
-from models import Association, Instance
+from models import Association, Instance, SeriesReport
 from pacs import Answer, Question
 from settings import GatewaySettings
 
@@ -159,10 +159,10 @@ class Run:
             self._ask(now)
         self._now = t
 
-    def _reported(self, reports: Iterable[Report], now: float) -> None:
+    def _reported(self, reports: Iterable[SeriesReport], now: float) -> None:
+        for failure in self._collector.failures():
+            raise failure.error
         for report in reports:
-            if isinstance(report, Unreportable):
-                raise report.error
             self._reports[report.SeriesInstanceUID].append((now, report.Verdict))
 
     def _happen(self, event: Event) -> None:

@@ -411,8 +411,8 @@ KINDS = [
     _alone("angiography, all at the end", "slow", XA, partial(angiography, how="batch"), (60, 900)),
     _alone("radiography", "slow", DX, radiography, (150, 120)),
     _alone("PET/CT", "slow", PT, pet, (60, 600)),
-    Kind("neutral router, station names", "slow", partial(router, 4, True)),
-    Kind("neutral router, no station names", "slow", partial(router, 4, False)),
+    Kind("neutral router, station names", "slow", partial(router, 2, True)),
+    Kind("neutral router, no station names", "slow", partial(router, 2, False)),
     Kind("new sources all the time", "changing", partial(new_sources, 60)),
     Kind("upgrade", "changing", partial(upgrade, 80)),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from client import CLOSED, PAUSED_S, SETTLE_S, collect
+from client import CLOSED, collect
 from collector import SeriesCollector
 from idle import Fixed
 from journal import Journal, JournalUnavailable, Waiting
@@ -111,21 +111,6 @@ async def test_a_sender_that_had_to_wait_for_a_stalled_disk_is_not_taken_for_idl
             assert await w.store(make_instance(sop)) == SUCCESS
         await asyncio.sleep(3 * IDLE_S)
         assert w.taken.reports == [(SERIES, 1, 3)]
-
-
-async def test_after_a_pause_senders_get_time_to_go_on_before_anything_is_idle() -> None:
-    loop = asyncio.get_running_loop()
-    collector = collector_of(Fixed(IDLE_S))
-    async with way(collector) as w:
-        await w.store(make_instance("1"))
-        paused_until = loop.time() + IDLE_S + 10 * PAUSED_S
-        collector.next_deadline = lambda: loop.time() - 10 * PAUSED_S if loop.time() >= paused_until else paused_until  # type: ignore[method-assign]
-        await asyncio.sleep(paused_until - loop.time() + SETTLE_S / 2)
-        assert w.taken.reports == []
-        assert await w.store(make_instance("2")) == SUCCESS
-        del collector.next_deadline  # type: ignore[attr-defined]
-        await asyncio.sleep(3 * IDLE_S)
-        assert w.taken.reports == [(SERIES, 1, 2)]
 
 
 async def test_a_commit_that_fails_is_refused_and_not_counted() -> None:
