@@ -129,7 +129,7 @@ def valid_unicode(value: Any) -> Any:
 
 
 def fitting(attributes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """As much of attributes as a record holds: values are cut, and of too many attributes the first stay."""
+    """As much of attributes as a record holds, in valid Unicode: values are cut, and of too many the first stay."""
     return _first({keyword: list(_cut(values)) for keyword, values in islice(attributes.items(), MOST)}, _size)
 
 
@@ -145,7 +145,7 @@ def _cut(values: Sequence[str]) -> Iterator[str]:
         left -= len(value[:MAX_VALUE]) + 1
         if left < 0:
             return
-        yield value[:MAX_VALUE]
+        yield valid_unicode(value[:MAX_VALUE])
 
 
 def _first(entries: Mapping[str, T], size: Callable[[T], int]) -> dict[str, T]:
@@ -186,8 +186,8 @@ def _clean(value: object) -> object:
 
 Uid = Annotated[
     str,
-    BeforeValidator(_clean),
     Field(pattern=r"^[0-9.]{1,64}$", description="A UID as sent (PS3.5 §9.1); leading zeros are tolerated."),
+    BeforeValidator(_clean),
 ]
 Text = Annotated[Annotated[str, Field(max_length=1024)] | None, BeforeValidator(_clean)]
 PatientId = Annotated[Annotated[str, Field(max_length=256)] | None, BeforeValidator(_clean)]

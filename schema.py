@@ -49,7 +49,7 @@ class Attributes(Document):
     cache_ok = True
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
-        return value and fitting(valid_unicode(value))
+        return value and fitting(value)
 
 
 class Undecoded(Document):

@@ -133,10 +133,21 @@ class _Socket(AssociationSocket):
 
 
 class _Caller(AE):
-    """pynetdicom's AE, without a thread that could keep the process from ending: its upper layer's was seen to hang."""
+    """pynetdicom's AE. The thread of its upper layer may hang, which must not keep the process from ending, and raises
+    where a peer's PDU or command is nonsense: then the question ends, as where nothing was answered."""
 
     def _create_socket(self, assoc: Association, address: Any, tls_args: Any) -> AssociationSocket:
+        run = assoc.dul.run
+
+        def contained() -> None:
+            try:
+                run()
+            except Exception:  # the edge to a foreign peer, which can say anything
+                sock.close()
+                assoc.dimse.msg_queue.put((None, None))
+
         assoc.dul.daemon = True
+        assoc.dul.run = contained  # type: ignore[method-assign]
         sock = _Socket(assoc, address=address)
         sock.tls_args = tls_args
         return sock
@@ -176,6 +187,7 @@ class Line:
         except socket.gaierror as error:
             raise PacsUnavailable(f"no address belongs to the name {self.peer.host}") from error
         if not assoc.is_established:
+            _close(assoc)
             raise PacsUnavailable(_rejection(assoc, abstract_syntaxes[0], tls))
         try:
             if not offers(assoc, abstract_syntaxes[0]):
@@ -183,9 +195,16 @@ class Line:
             yield assoc
         except BaseException:
             assoc.abort()
+            _close(assoc)
             raise
         else:
             assoc.release()
+
+
+def _close(assoc: Association) -> None:
+    """What pynetdicom may leave open where an association was not made, or aborted."""
+    if assoc.dul.socket is not None:
+        assoc.dul.socket.close()
 
 
 def _contexts(abstract_syntaxes: Collection[str], scp_of: Collection[str]) -> list[PresentationContext]:

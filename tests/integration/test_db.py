@@ -21,7 +21,8 @@ from admin import operations
 from db import Database
 from engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
 from keys import Keys
-from models import SeriesRecord, SeriesReport
+from models import MAX_VALUE, SeriesRecord, SeriesReport
+from move import move
 from schema import instances, metadata
 from settings import ServerSettings
 from tests.factories import SERIES, STUDY, make_report
@@ -266,6 +267,63 @@ async def test_a_postgresql_that_is_not_there_is_refused_without_showing_the_pas
         async with Database.open(settings):
             pass
     assert "secret" not in str(raised.value)
+
+
+async def test_what_an_earlier_version_claimed_is_mended_in_the_file(database_url: str) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+
+    def downgrade(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "0004")
+
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        for n in range(3):
+            await database.store(judged("1", verdict="verified", expected=1, SeriesInstanceUID=f"1.{n}"))
+        await executed(database, 'UPDATE series SET "ExpectedInstances" = 7 WHERE "SeriesInstanceUID" = \'1.0\'')
+        await executed(database, 'UPDATE series SET "ExpectedInstances" = 0 WHERE "SeriesInstanceUID" = \'1.1\'')
+    engine = create_async_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(downgrade)
+    await engine.dispose()
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        query = 'SELECT "Verdict", "ExpectedInstances", "ExpectedFrom" FROM series ORDER BY "SeriesInstanceUID"'
+        assert await rows(database, query) == [("idle", 7, "pacs"), ("idle", None, None), ("verified", 1, "pacs")]
+        assert {c.AfterCapped for c in await database.completions()} == {0}
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_file_with_text_that_is_no_unicode_is_moved(path: Path, postgresql_url: str) -> None:
+    async with Database.open(sqlite(path)) as database:
+        await database.store(make_report("1"))
+        await database.store(make_report("2", patient_id="P2"))
+        await executed(database, """UPDATE series SET "Attributes" = '{"StudyID": ["a\\udfffb"]}'""")
+        report = make_report("2", patient_id="P2").model_dump_json().replace('"CT"', '"\\udfff"')
+        kept = text('UPDATE conflicts SET "Report" = :report').bindparams(report=report)
+        await database.engine.write(lambda connection: connection.execute(kept))
+    async with Engine.open(sqlite(path)) as source, Engine.open(ServerSettings(database_url=postgresql_url)) as target:
+        await move(source, target, lambda _: None, lambda _: None)
+        moved = Database(target)
+        record = await moved.get(SERIES)
+        assert record is not None
+        assert record.Attributes == {"StudyID": ["a\ufffdb"]}
+        (conflict,) = await moved.conflicts(after=None, limit=9, resolved=False)
+        assert conflict.Report.Attributes == {"Modality": ["\ufffd"]}
+
+
+async def test_a_report_that_nobody_looked_at_is_stored_as_text_that_others_can_bear(database: Database) -> None:
+    report = make_report("1").model_copy(
+        update={
+            "Attributes": {"SeriesDescription": ["a\udfffb"], "Modality": ["x" * 20_000], "AccessionNumber": ["\ud800"]}
+        }
+    )
+    record, _ = await database.store(report)
+    assert record.Attributes == {
+        "SeriesDescription": ["a\ufffdb"],
+        "Modality": ["x" * MAX_VALUE],
+        "AccessionNumber": ["\ufffd"],
+    }
+    assert await database.get(SERIES) == record
 
 
 # --- many at once -----------------------------------------------------------------------------------------------

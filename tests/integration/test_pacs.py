@@ -386,6 +386,30 @@ async def test_what_came_before_a_retrieve_failed_counts_as_fetched() -> None:
     assert answer.problem == "fetching: retrieve status 0xA702"
 
 
+async def test_a_pacs_that_gives_without_end_holds_no_thread() -> None:
+    def endless(event: evt.Event) -> Iterator[Any]:
+        yield 60_000
+        for _ in range(60_000):
+            yield 0xFF00, held(2)
+
+    before = set(threading.enumerate())
+    ae = AE("PACS1")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
+    ae.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
+    listed = (evt.EVT_C_FIND, lambda event: counts(3)(event.identifier))
+    with serving(ae, [listed, (evt.EVT_C_GET, endless)]) as port:
+        async with asking(port, timeout_s=0.2, fetch_missing="get") as (pacs, fetched):
+            answer = await pacs.ask(about(UIDS[:1], fetch=True))
+            asking_ = [thread for thread in set(threading.enumerate()) - before if thread.name == "pacs"]
+            for thread in asking_:
+                await asyncio.to_thread(thread.join, 20)
+        assert [thread.is_alive() for thread in asking_] in ([], [False])
+    assert (answer.count, answer.fetched) == (3, 1)
+    assert str(answer.problem).startswith("fetching: ")
+    assert {instance.sop_instance_uid for instance in fetched} == {UIDS[1]}
+
+
 async def test_a_pacs_that_says_no_class_where_none_is_at_hand_is_said() -> None:
     answer, _ = await fetched_of([held(2)], classes=())
     assert answer.problem == "fetching: it does not say the SOP Classes of what is missing"

@@ -62,7 +62,7 @@ async def asked(client: Client, path: str = "/read", patience: Patience | None =
         return StreamingResponse(forever())
 
     scope: Scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
-    scope |= {"asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "server": None}
+    scope.update({"asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "server": None})
     await app(scope, client.receive, client.send)
     return int(client.sent[0]["status"]), asyncio.get_running_loop().time()
 
