@@ -297,7 +297,7 @@ def test_what_is_larger_at_the_pacs_is_posted_as_a_part_after_the_adaptive_time_
         pacs.collector.observe(image(n, None), 0.01 * n)
     (part_at, part), (at, whole) = pacs.run(1000.0)
     assert (part.Verdict, part.NumInstances, part.Revision) == (None, 3, 1)
-    assert part_at < 6.0
+    assert part_at < PRIORS[Phase.OPEN] * 2.0 + 1.0
     assert (whole.Verdict, whole.NumInstances, whole.Revision) == ("idle", 3, 1)
     assert whole.ExpectedInstances == 5
     assert 60.0 <= at < 61.0
@@ -307,7 +307,7 @@ def test_two_gateways_with_half_a_series_each_do_not_wait_for_each_other(pacs: P
     pacs.has[SERIES] = uids(6)
     for n in range(3):
         pacs.collector.observe(image(n, None), 0.01 * n)
-    (part_at, _), *rest = pacs.run(6.0)
+    (part_at, _), *rest = pacs.run(PRIORS[Phase.OPEN] * 2.0 + 1.0)
     assert rest == []
     pacs.known[SERIES] = uids(6)  # the other's part is at the server
     ((at, report),) = pacs.run(1000.0)
