@@ -450,7 +450,7 @@ class Journal:
 
     def _learn_sources(self, learnt: Learnt, trust: Mapping[str, int]) -> None:
         many = self._connection.executemany
-        sources = [([*map(rows.storable, source)], content) for source, content in learnt.items()]
+        sources = [([*map(rows.storable, source)], rows.storable(content)) for source, content in learnt.items()]
         forgotten = [source for source, content in sources if content is None]
         many("DELETE FROM learnt WHERE calling_ae_title = ? AND modality = ? AND station = ?", forgotten)
         known = [(*source, content) for source, content in sources if content is not None]
