@@ -34,7 +34,9 @@ REMEMBERED_S = 800.0  # how long they are, by default
 ASK_AFTER_S = 0.3  # of silence, where there is a PACS to ask
 ASK_AGAIN_MAX_S = 10.0
 GREW = 1.25  # times the idle time-out that a count has to stand if the PACS may still be receiving this series
-RECEIVING_S = 10.0  # the least of it: a first pause of a PACS that forwards what it gets is no end
+RECEIVING_S = 10.0  # the least of it
+GREW_S = 45.0  # the least of it if the count grew and its source has not shown yet what its longest pauses are
+SHOWN_AFTER = 50  # series, until it has
 TRUSTED_AFTER = 10  # series in a row that a PACS held from the start, until its answer counts at once
 FETCHES = 2  # of one revision
 CODE_LENGTH = 16  # characters of a CS or SH: PS3.5 table 6.2-1
@@ -365,10 +367,11 @@ class SeriesCollector:
 
     def _part(self, series: OpenSeries, now: float) -> list[SeriesReport]:
         """What is here of a series that is larger at its PACS: whoever holds the rest need not wait for us."""
-        if not self._has_more(series) or series.parted == len(series.sop_instance_uids):
+        here = len(series.sop_instance_uids)
+        if not self._has_more(series) or self._may_fetch(series) or series.parted == here:
             return []
         uids = list(series.sop_instance_uids)[series.parted :]
-        series.parted = len(series.sop_instance_uids)
+        series.parted = here
         self._note(series, "series.parted", now, Images=len(uids))
         return self._report(series, sorted(uids), None, "a part: the PACS has more")
 
@@ -438,12 +441,14 @@ class SeriesCollector:
         self._questions.append(Question(series.key, title, here, fetch, series.revision, classes))
 
     def _ask_next(self, series: OpenSeries, now: float) -> float:
-        """When to ask again: at once at the first image, ever more seldom, and when what it said may have stood."""
-        if self._is_all(series) and series.problem is None:
-            return max(now, self._stands_at(series))
-        if len(series.sop_instance_uids) == 1 and not series.asked and series.said is None:
+        """When to ask again: at once at the first image, when what it said has stood, and else ever more seldom."""
+        stands_at = self._stands_at(series) if self._is_all(series) and series.problem is None else -math.inf
+        if stands_at > now:
+            return stands_at
+        first = series.said is None and len(series.sop_instance_uids) == 1
+        if not series.asked and (first or stands_at > -math.inf):
             return now
-        return now + min(ASK_AFTER_S * 2.0**series.asked, ASK_AGAIN_MAX_S)
+        return now + min(ASK_AFTER_S * 2.0 ** max(series.asked - 1, 0), ASK_AGAIN_MAX_S)
 
     def _take_answer(self, series: OpenSeries, answer: Answer, now: float) -> list[SeriesReport]:
         self._note(
@@ -511,7 +516,8 @@ class SeriesCollector:
         if said is None:
             return math.inf
         if not said.holds:
-            return said.since + max(GREW * self._timeout_s(series), RECEIVING_S)
+            unknown = said.grew and self.policy.known(series.source) < SHOWN_AFTER
+            return said.since + max(GREW * self._timeout_s(series), GREW_S if unknown else RECEIVING_S)
         if self._trust.get(series.source.calling_ae_title, 0) >= TRUSTED_AFTER:
             return said.since
         return said.since + self._timeout_s(series)

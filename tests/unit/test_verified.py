@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector import ASK_AFTER_S, FETCHES, RECEIVING_S, TRUSTED_AFTER, SeriesCollector
+from collector import ASK_AFTER_S, FETCHES, GREW_S, RECEIVING_S, SHOWN_AFTER, TRUSTED_AFTER, SeriesCollector
 from idle import FLOOR_S, PRIORS, Adaptive, Fixed, Phase
 from models import Association, Instance, SeriesReport
 from pacs import Answer, Question
@@ -87,7 +87,8 @@ def forward(
     carrier = None
     for n, gap in enumerate(gaps):
         reports += pacs.run(pacs.now + gap)
-        pacs.has.setdefault(series, set()).add(f"{series}.{n}")
+        if len(pacs.has.setdefault(series, set())) < len(gaps):
+            pacs.has[series].add(f"{series}.{n}")
         if carrier is None or each:
             carrier = Association(next(numbers), "PACS", "", pacs.now)
         pacs.collector.observe(image(n, carrier, series), pacs.now)
@@ -135,14 +136,20 @@ def test_a_pacs_that_forwards_as_it_receives_makes_one_revision_and_nothing_fals
     assert verdicts(forward(before(pacs), gaps, each=each)) == [("verified", 14)]
 
 
-@given(st.lists(st.floats(0.05, 8.0), min_size=2, max_size=30), st.booleans())
-def test_no_pause_of_a_receiving_pacs_is_taken_for_its_last_word(gaps: list[float], each: bool) -> None:
+@given(st.floats(0.05, 8.0), st.lists(st.floats(0.05, 40.0), min_size=1, max_size=30), st.booleans())
+def test_no_pause_of_a_receiving_pacs_is_taken_for_its_last_word(first: float, more: list[float], each: bool) -> None:
+    gaps = [1.0, first, *more]
     assert verdicts(forward(new_pacs(), gaps, each=each)) == [("verified", len(gaps))]
 
 
 def test_a_count_that_grew_has_to_stand_for_longer(pacs: Pacs) -> None:
     ((at, _),) = forward(pacs, [1.0] * 5)
-    assert at >= 5.0 + RECEIVING_S
+    assert at >= 5.0 + GREW_S
+    for n in range(SHOWN_AFTER):
+        forward(pacs, [1.0] * 3, f"1.9.{n}")
+    began = pacs.now
+    ((at, _),) = forward(pacs, [1.0] * 5, "1.8")
+    assert began + 5.0 + RECEIVING_S <= at < began + 5.0 + GREW_S
 
 
 def test_a_count_stands_since_it_was_first_said_and_not_since_the_last_image(pacs: Pacs) -> None:
@@ -331,7 +338,14 @@ def test_what_is_missing_is_fetched_a_bounded_number_of_times() -> None:
     pacs.collector.observe(image(0, None), 0.0)
     reports = list(pacs.run(1000.0))
     assert sum(question.fetch for _, question in pacs.asked) == FETCHES
-    assert verdicts(reports) == [(None, 1), ("idle", 1)]
+    assert verdicts(reports) == [("idle", 1)]
+
+
+def test_as_many_images_that_are_others_verify_nothing_and_do_not_flood_the_pacs(pacs: Pacs) -> None:
+    pacs.has[SERIES] = {f"{SERIES}.{n}" for n in (0, 1, 99)}
+    reports = forward(pacs, [0.1] * 3)
+    assert verdicts(reports) == [("idle", 3)]
+    assert len(pacs.asked) < 20
 
 
 def test_what_was_fetched_teaches_the_policy_nothing() -> None:
