@@ -25,7 +25,7 @@ from bench.traces import BadTrace, Event, read_trace, synthetic
 from collector import SeriesCollector
 from idle import Adaptive, Estimator, Fixed, IdlePolicy, Phase, Quantile, Source
 from models import Association, Instance, SeriesKey, SeriesReport
-from pacs import CONFIRM_S, Answer, Question
+from pacs import Answer, Question
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 ANSWER_S = 0.05  # of the simulated PACS; a real Orthanc took 0.02 to 0.1 s
@@ -210,9 +210,8 @@ class Run:
         series = question.key.series_instance_uid
         count, known = len(self._truth[series]), len(self._seen[series])
         same = count == known
-        at = now + (2 * ANSWER_S + CONFIRM_S if same else ANSWER_S)
-        answer = Answer("simulated", len(question.here), known, count, same)
-        heapq.heappush(self._answers, (at, next(self._numbers), question.key, answer))
+        answer = Answer("simulated", question.here, known, count, same, revision=question.revision)
+        heapq.heappush(self._answers, (now + ANSWER_S, next(self._numbers), question.key, answer))
 
 
 def judge(runs: list[list[Event]], candidate: Candidate) -> Outcome:
