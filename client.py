@@ -288,7 +288,7 @@ async def asking(pacs: Pacs, inbox: Inbox) -> AsyncIterator[Callable[[Question],
 
     async def answer(question: Question) -> None:
         told = await pacs.ask(question)
-        outcome = "failed" if told.problem else "confirmed" if told.confirmed else "differs"
+        outcome = "confirmed" if told.confirmed else "failed" if told.count is None else "differs"
         metrics.pacs_questions.labels(outcome).inc()
         await inbox.put(Answered(question.key, told))
 

@@ -121,7 +121,9 @@ class OpenSeries:
     ask_at: float = math.inf
     asked: int = 0
     """Answers since the last image."""
-    asking_since: float | None = None
+    asking: bool = False
+    asked_at: float = -math.inf
+    """When the last question was asked."""
     asked_about: int = 0
     """How many images were here then."""
     fetches: int = 0
@@ -332,7 +334,7 @@ class SeriesCollector:
         )
 
     def _waiting_for(self, series: OpenSeries) -> WaitingFor:
-        if series.asking_since is not None or self._has_more(series):
+        if series.asking or self._has_more(series):
             return "for the PACS"
         if series.idle_hit:
             return "to be reported"
@@ -352,7 +354,7 @@ class SeriesCollector:
 
     def _decide(self, series: OpenSeries, now: float) -> list[SeriesReport]:
         """What to do about a series whose deadline has come: ask, wait for the grace period, fetch, or report it."""
-        if series.ask_at <= now and series.asking_since is None:
+        if series.ask_at <= now and not series.asking:
             self._ask(series, now, fetch=False)
         if self._idle_at(series) > now:
             return self._close(series, "capped", now) if series.opened + self._max_open_s <= now else []
@@ -360,8 +362,9 @@ class SeriesCollector:
             series.idle_hit = True
             self._note(series, "series.idle", now, **self._silence(series))
             return self._part(series, now)
-        if self._may_fetch(series):
-            self._ask(series, now, fetch=True)
+        may_verify = self._is_all(series) and series.problem is None and series.asked_at < self._stands_at(series)
+        if self._may_fetch(series) or may_verify:
+            self._ask(series, now, fetch=not may_verify)
             return []
         return self._close(series, "expected" if self._phase(series) is Phase.COUNTED else "idle", now)
 
@@ -393,7 +396,7 @@ class SeriesCollector:
 
     def _idle_at(self, series: OpenSeries) -> float:
         """When the series is to be taken for idle, or its grace period ends. Bytes that still come are activity."""
-        if series.asking_since is not None:  # for at most pacs_timeout_s an answer
+        if series.asking:  # for at most pacs_timeout_s an answer
             return math.inf
         receiving = (a.receiving_at or 0.0 for a in series.carriers if self._carriers[a].last == series.key)
         quiet_since = max(series.last_seen, *receiving, 0.0)
@@ -409,7 +412,7 @@ class SeriesCollector:
         return idle_at
 
     def _deadline(self, series: OpenSeries) -> float:
-        ask_at = math.inf if series.asking_since is not None else series.ask_at
+        ask_at = math.inf if series.asking else series.ask_at
         return min(self._idle_at(series), series.opened + self._max_open_s, ask_at)
 
     def _schedule(self, series: OpenSeries, *, again: bool = False) -> None:
@@ -432,7 +435,7 @@ class SeriesCollector:
 
     def _ask(self, series: OpenSeries, now: float, *, fetch: bool) -> None:
         series.ask_at = math.inf
-        series.asking_since = now
+        series.asking, series.asked_at = True, now
         series.fetches += fetch
         series.asked_about = len(series.sop_instance_uids)
         here = frozenset(series.sop_instance_uids)
@@ -462,11 +465,11 @@ class SeriesCollector:
             Fetched=answer.fetched,
             Problem=answer.problem,
         )
-        asked_at, series.asking_since = series.asking_since, None
-        series.problem = answer.problem
+        series.asking = False
+        series.problem = None if answer.confirmed else answer.problem
         if answer.count is not None:  # else what it said before still stands
             self._hear(series, answer, now)
-            stood = asked_at is not None and asked_at >= self._stands_at(series)
+            stood = series.asked_at >= self._stands_at(series)
             if stood and answer.confirmed and answer.here == series.sop_instance_uids.keys():
                 return self._close(series, "verified", now)
         series.asked += 1

@@ -80,6 +80,7 @@ def orthanc_process(
     http_port: int,
     modalities: dict[str, list[object]],
     configuration: Mapping[str, object] = MappingProxyType({}),
+    /,
     **environment: str,
 ) -> Iterator[Process]:
     """Debian's Orthanc, once it has started."""

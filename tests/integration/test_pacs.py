@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from io import BytesIO
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -44,7 +45,7 @@ import pacs as pacs_module
 from models import GatewayError, Instance, SeriesKey, SeriesReport, Uid
 from pacs import Answer, Found, Pacs, Question
 from scu import CLASSES_AT_ONCE, Line, PacsUnavailable, retrieved, status_of
-from settings import GatewaySettings
+from settings import GatewaySettings, Peer
 from tests.factories import SERIES, STUDY, make_dataset
 
 KEY = SeriesKey(STUDY, SERIES, "P1")
@@ -386,28 +387,40 @@ async def test_what_came_before_a_retrieve_failed_counts_as_fetched() -> None:
     assert answer.problem == "fetching: retrieve status 0xA702"
 
 
-async def test_a_pacs_that_gives_without_end_holds_no_thread() -> None:
-    def endless(event: evt.Event) -> Iterator[Any]:
-        yield 60_000
-        for _ in range(60_000):
-            yield 0xFF00, held(2)
+class Giving:
+    """Instead of a line to a PACS: one that gives this image until the association is aborted, and answers nothing."""
 
-    before = set(threading.enumerate())
-    ae = AE("PACS1")
-    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
-    ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
-    ae.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
-    listed = (evt.EVT_C_FIND, lambda event: counts(3)(event.identifier))
-    with serving(ae, [listed, (evt.EVT_C_GET, endless)]) as port:
-        async with asking(port, timeout_s=0.2, fetch_missing="get") as (pacs, fetched):
-            answer = await pacs.ask(about(UIDS[:1], fetch=True))
-            asking_ = [thread for thread in set(threading.enumerate()) - before if thread.name == "pacs"]
-            for thread in asking_:
-                await asyncio.to_thread(thread.join, 20)
-        assert [thread.is_alive() for thread in asking_] in ([], [False])
-    assert (answer.count, answer.fetched) == (3, 1)
-    assert str(answer.problem).startswith("fetching: ")
-    assert {instance.sop_instance_uid for instance in fetched} == {UIDS[1]}
+    peer, timeout_s = Peer("PACS1", "127.0.0.1", 104), 0.02
+
+    def __init__(self, ds: Dataset) -> None:
+        self.request = SimpleNamespace(DataSet=BytesIO(encode(ds, False, True) or b""))
+        self.context = SimpleNamespace(transfer_syntax=ExplicitVRLittleEndian)
+        self.assoc, self.aborted = self, False
+
+    @contextmanager
+    def associated(self, *_: str, evt_handlers: list[Any], **__: Any) -> Iterator["Giving"]:
+        ((_, self.handle),) = evt_handlers
+        yield self
+
+    def send_c_get(self, *_: Any) -> Iterator[tuple[Dataset, None]]:
+        while not self.aborted:
+            self.handle(self)
+        yield Dataset(), None
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_a_pacs_that_gives_without_end_holds_no_thread() -> None:
+    given_: list[Instance] = []
+
+    def store(instance: Instance) -> int:
+        given_.append(instance)
+        return 0x0000
+
+    with pytest.raises(PacsUnavailable, match="broke off"):
+        pacs_module._get(cast(Line, Giving(held(2))), key=KEY, missing={UIDS[1]: CTImageStorage}, store=store)
+    assert len(given_) > 1
 
 
 async def test_a_pacs_that_says_no_class_where_none_is_at_hand_is_said() -> None:

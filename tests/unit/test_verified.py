@@ -172,6 +172,19 @@ def test_a_pacs_that_was_ahead_ten_times_is_believed_at_once_and_no_sooner(pacs:
     assert max(waits[TRUSTED_AFTER:]) < 0.3
 
 
+def test_a_series_that_waits_while_the_pacs_wins_trust_is_verified_and_not_idle(pacs: Pacs) -> None:
+    for n in range(TRUSTED_AFTER - 1):
+        push(pacs, 50, f"{SERIES}.8.{n}")
+    for series in ("1.7", "1.8", "1.9"):  # side by side: the first to be verified is the tenth
+        pacs.has[series] = uids(5, series)
+        for n in range(5):
+            pacs.collector.observe(image(n, None, series), pacs.now)
+            pacs._ask()
+        list(pacs.run(pacs.now + 0.1))
+    reports = list(pacs.run(pacs.now + 1000.0))
+    assert [report.Verdict for _, report in reports] == ["verified"] * 3
+
+
 def test_a_series_that_grew_costs_the_trust(pacs: Pacs) -> None:
     trusted(pacs)
     forward(pacs, [1.0] * 5)
