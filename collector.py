@@ -362,9 +362,11 @@ class SeriesCollector:
             series.idle_hit = True
             self._note(series, "series.idle", now, **self._silence(series))
             return self._part(series, now)
-        may_verify = self._is_all(series) and series.problem is None and series.asked_at < self._stands_at(series)
-        if self._may_fetch(series) or may_verify:
-            self._ask(series, now, fetch=not may_verify)
+        if self._is_verified(series):  # by an answer of before the PACS was trusted
+            return self._close(series, "verified", now)
+        not_asked_since = series.asked_at < self._stands_at(series)
+        if self._may_fetch(series) or (self._is_all(series) and series.problem is None and not_asked_since):
+            self._ask(series, now, fetch=self._may_fetch(series))
             return []
         return self._close(series, "expected" if self._phase(series) is Phase.COUNTED else "idle", now)
 
@@ -469,8 +471,7 @@ class SeriesCollector:
         series.problem = None if answer.confirmed else answer.problem
         if answer.count is not None:  # else what it said before still stands
             self._hear(series, answer, now)
-            stood = series.asked_at >= self._stands_at(series)
-            if stood and answer.confirmed and answer.here == series.sop_instance_uids.keys():
+            if self._is_verified(series):
                 return self._close(series, "verified", now)
         series.asked += 1
         again_at = now if answer.fetched else self._ask_next(series, now)
@@ -505,6 +506,13 @@ class SeriesCollector:
 
     def _has_more(self, series: OpenSeries) -> bool:
         return (self._lacking(series) or 0) > 0
+
+    def _is_verified(self, series: OpenSeries) -> bool:
+        """Whether the last answer holds just what is known, and was asked for after what it says had stood."""
+        if series.said is None or series.problem is not None or series.asked_at < self._stands_at(series):
+            return False
+        answer = series.said.answer
+        return answer.confirmed and answer.here == series.sop_instance_uids.keys()
 
     def _may_fetch(self, series: OpenSeries) -> bool:
         return self._fetch and series.fetches < FETCHES and series.said is not None and bool(series.said.answer.missing)
