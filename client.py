@@ -158,13 +158,15 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
 async def _set_aside(failures: list[Failure], journal: Journal) -> None:
     """Say what could not be reported as it should; what could not be at all waits in the journal as a dead letter."""
     for key, revision, error, sop_instance_uids in failures:
-        event = "series.set_aside" if sop_instance_uids else "series.reduced"
-        log.error(event, series_instance_uid=key.series_instance_uid, exc_info=error)
-        if sop_instance_uids:
-            try:
-                await journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
-            except JournalUnavailable as problem:  # they stay open there, and are reported after the next start
-                log.error("series.unreported", count=1, reason=str(problem))
+        event = log.bind(series_instance_uid=key.series_instance_uid)
+        if not sop_instance_uids:
+            event.error("series.reduced", exc_info=error)
+            continue
+        event.error("series.set_aside", exc_info=error)
+        try:
+            await journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
+        except JournalUnavailable as problem:  # they stay open there, and are reported after the next start
+            log.error("series.unreported", count=1, reason=str(problem))
 
 
 async def _report(
@@ -181,15 +183,16 @@ async def _report(
             return reports[first:]
         for report, entry in zip(some, waiting, strict=True):
             _count(report)
-            log.info(
-                "series.reported" if report.Verdict else "series.parted",
-                verdict=report.Verdict,
-                basis=report.Basis,
+            event = log.bind(
                 series_instance_uid=report.SeriesInstanceUID,
                 revision=report.Revision,
                 instances=report.NumInstances,
                 **named(entry.traceparent),
             )
+            if report.Verdict is None:
+                event.info("series.parted")
+            else:
+                event.info("series.reported", verdict=report.Verdict, basis=report.Basis)
             dispatcher.submit(entry)
     return []
 

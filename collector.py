@@ -450,9 +450,9 @@ class SeriesCollector:
         stands_at = self._stands_at(series) if self._is_all(series) and series.problem is None else -math.inf
         if stands_at > now:
             return stands_at
-        first = series.said is None and len(series.sop_instance_uids) == 1
-        if not series.asked and (first or stands_at > -math.inf):
-            return now
+        never_asked = series.asked_at == -math.inf
+        if never_asked or (not series.asked and stands_at > -math.inf):
+            return min(now, series.ask_at)
         return now + min(ASK_AFTER_S * 2.0 ** max(series.asked - 1, 0), ASK_AGAIN_MAX_S)
 
     def _take_answer(self, series: OpenSeries, answer: Answer, now: float) -> list[SeriesReport]:

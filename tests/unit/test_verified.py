@@ -375,3 +375,12 @@ def test_what_was_fetched_teaches_the_policy_nothing() -> None:
         pacs.collector.observe(image(2, None, series), pacs.now)
         list(pacs.run(pacs.now + 100.0))
     assert max(waits) <= 2 * waits[0]
+
+
+def test_images_that_come_before_the_pacs_could_be_asked_do_not_put_the_question_off(pacs: Pacs) -> None:
+    pacs.has[SERIES] = uids(9)
+    pacs.collector.observe(image(0, None), 0.001)  # counted after a commit: later than what is due is decided at
+    pacs.collector.due(0.0)
+    pacs.collector.observe(image(1, None), 0.003)
+    pacs.collector.due(0.002)
+    assert len(pacs.collector.questions()) == 1
