@@ -1,7 +1,8 @@
 """How soon is a series verified? A real Orthanc sends, is asked, and is asked again; `python -m bench.verified`.
 
-Ends with the median from the last image's arrival to the row being readable, of series of 200 images: of the first, after
-which the PACS is trusted, and of 20 more; before that one series of which Orthanc holds the last 20 images back for 10 s.
+Ends with the median from the last image's arrival to the row being readable, of series of 200 images: of the first,
+after which the PACS is trusted, and of 20 more. Before that stands one series of which Orthanc holds the last 20 images
+back for 10 s.
 """
 
 import statistics
