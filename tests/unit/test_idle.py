@@ -114,6 +114,13 @@ def test_sources_and_phases_learn_apart() -> None:
     assert policy.timeout_s(Source("CT2", "MR"), Phase.OPEN, {}) == PRIORS[Phase.OPEN] * 2.0
 
 
+def test_a_source_is_known_by_the_phase_that_it_was_seen_in_most() -> None:
+    policy = adaptive()
+    learn(policy, CT1, {Phase.OPEN: 1.0}, 3)
+    learn(policy, CT1, {Phase.RELEASED: 1.0}, 1)
+    assert policy.known(CT1) == 3
+
+
 def test_a_source_that_is_well_known_needs_less_of_a_margin() -> None:
     policy = adaptive()
     learn(policy, CT1, {Phase.OPEN: 8.0}, WELL_KNOWN)
