@@ -64,7 +64,11 @@ class IdlePolicy(Protocol):
         ...
 
     def news(self) -> dict[Source, str | None]:
-        """What was learnt since the last time, for `load` after a restart; None of a source that was forgotten."""
+        """What was learnt and is not kept yet, for `load` after a restart; None of a source that was forgotten."""
+        ...
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        """This news stands on disk."""
         ...
 
 
@@ -95,6 +99,9 @@ class Fixed:
 
     def news(self) -> dict[Source, str | None]:
         return {}
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        pass
 
 
 # --- estimators -----------------------------------------------------------------------------------------------
@@ -148,7 +155,7 @@ class Quantile:
     def load(self, dumped: Any) -> None:
         scale = BINS_PER_DECADE / dumped.get("per_decade", BINS_PER_DECADE_BEFORE)
         for at, weight in dumped.items():
-            if at != "per_decade":
+            if at != "per_decade" and math.isfinite(float(weight)):
                 self.bins[min(round(int(at) * scale), BINS - 1)] += float(weight)
 
 
@@ -260,9 +267,11 @@ class Adaptive:
         return habits.series if habits else 0
 
     def news(self) -> dict[Source, str | None]:
-        news = {source: self._dump(source) for source in self._changed}
-        self._changed.clear()
-        return news
+        return {source: self._dump(source) for source in self._changed}
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        for source in [source for source, dumped in news.items() if self._dump(source) == dumped]:
+            self._changed.pop(source, None)
 
     def load(self, source: Source, dumped: str) -> None:
         """Go on from what an earlier run learnt. Raises ValueError, TypeError or IndexError where it is not that."""

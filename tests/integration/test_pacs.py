@@ -222,7 +222,7 @@ async def test_nothing_is_never_all() -> None:
 
 async def test_more_at_the_pacs_names_what_is_missing() -> None:
     answer = await ask(counts(3), here=UIDS[:1])
-    assert (answer.more, answer.confirmed, answer.missing) == (True, False, tuple(UIDS[1:]))
+    assert (answer.count, answer.confirmed, answer.missing) == (len(UIDS), False, tuple(UIDS[1:]))
 
 
 async def test_what_another_gateway_brought_counts() -> None:
@@ -232,7 +232,7 @@ async def test_what_another_gateway_brought_counts() -> None:
 
 async def test_fewer_at_the_pacs_than_here_does_not_confirm() -> None:
     answer = await ask(counts(2, uids=UIDS[:2]))
-    assert (answer.count, answer.confirmed, answer.more) == (2, False, False)
+    assert (answer.count, answer.confirmed) == (2, False)
 
 
 async def test_an_answer_about_another_series_is_none() -> None:
@@ -486,7 +486,7 @@ async def test_a_count_stands_where_the_list_of_images_is_refused() -> None:
         yield match(ds, NumberOfSeriesRelatedInstances=3) if ds.QueryRetrieveLevel == "SERIES" else (0xA700, None)
 
     answer = await ask(find, here=UIDS[:1])
-    assert (answer.count, answer.more, answer.missing) == (3, True, ())
+    assert (answer.count, answer.missing) == (3, ())
     assert answer.problem == "listing its images: C-FIND status 0xA700"
 
 
