@@ -298,6 +298,30 @@ async def test_a_pacs_whose_questions_never_end_is_left_alone_and_holds_up_nobod
     assert (second.problem, len(calls)) == ("left alone, for it did not end in time before", 1)
 
 
+async def test_a_question_that_waited_long_for_its_turn_has_its_own_time_and_a_long_queue_is_no_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The wait for a turn and the question are bounded apart; only a PACS that hangs is left alone."""
+
+    def slow(*_: Any, **__: Any) -> Found:
+        time.sleep(0.3)
+        return Found(1)
+
+    monkeypatch.setattr("pacs._find", slow)
+    async with asking(1, timeout_s=0.2) as (pacs, _):  # a turn is waited for 0.8 s, and a question as long
+        answers = await asyncio.gather(*(pacs.ask(about()) for _ in range(40)))
+        problems = {answer.problem for answer in answers}
+        assert problems <= {None, "too many questions wait", "the server cannot tell what it has"}
+        assert (await pacs.ask(about())).problem != "left alone, for it did not end in time before"
+
+
+async def test_what_is_missing_is_named_only_where_that_is_asked_for() -> None:
+    with foreign_pacs(counts(3)) as port:
+        async with asking(port) as (pacs, _):
+            answers = [await pacs.ask(about(UIDS[:1], quiet=quiet)) for quiet in (False, True)]
+    assert [(answer.count, len(answer.missing)) for answer in answers] == [(3, 0), (3, 2)]
+
+
 def held(sop: int, sop_class: str = CTImageStorage, syntax: str = ExplicitVRLittleEndian) -> Dataset:
     """An image of the PACS."""
     ds = make_dataset(str(sop))
