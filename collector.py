@@ -38,6 +38,7 @@ RECEIVING_S = 10.0  # the least of it
 GREW_S = 45.0  # the least of it if the count grew and its source has not shown yet what its longest pauses are
 SHOWN_AFTER = 50  # series, until it has
 TRUSTED_AFTER = 10  # series in a row that a PACS held from the start, until its answer counts at once
+PARTS_S = 20.0  # the least time for the parts of others to come, once ours was posted
 FETCHES = 2  # of one revision
 CODE_LENGTH = 16  # characters of a CS or SH: PS3.5 table 6.2-1
 IS_LENGTH = 12  # the same of an IS
@@ -122,8 +123,8 @@ class OpenSeries:
     """The one that its deadline was put on the heap for."""
     entry: float = math.inf
     """The earliest of its entries in the heap of deadlines."""
-    idle_hit: bool = False
-    """The idle time-out has passed; the grace period runs."""
+    idle_since: float = math.inf
+    """When the idle time-out passed; since then the grace period runs."""
     ask_at: float = math.inf
     asked: int = 0
     """Answers since the last image."""
@@ -136,6 +137,11 @@ class OpenSeries:
     said: Said | None = None
     problem: str | None = None
     """Why the last question to the PACS failed; None if it did not."""
+
+    @property
+    def idle_hit(self) -> bool:
+        """Whether the idle time-out has passed."""
+        return self.idle_since < math.inf
 
 
 @dataclass(slots=True)
@@ -217,6 +223,7 @@ class SeriesCollector:
         self._latest: dict[Source, SeriesKey] = {}  # of each source the open series that an image came to last
         self._questions: list[Question] = []
         self._failures: list[Failure] = []
+        self._broken: list[tuple[OpenSeries, Exception]] = []
         # At least one entry per open series that is not later than its deadline; the number breaks ties.
         self._deadlines: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
@@ -225,6 +232,14 @@ class SeriesCollector:
 
     def observe(self, instance: Instance, now: float) -> None:
         """Count one instance under its series; a repeated one counts once but shows that the series is alive."""
+        try:
+            self._observe(instance, now)
+        except Exception as error:  # in depth, as in `_or_least`
+            series = self._open.get(instance.key) or self._start(instance, now)
+            series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
+            self._broken.append((series, error))
+
+    def _observe(self, instance: Instance, now: float) -> None:
         key = instance.key
         series = self._open.get(key)
         if series is None:
@@ -242,7 +257,7 @@ class SeriesCollector:
                 series.attributes[keyword] = values
                 if keyword in instance.undecoded:
                     series.undecoded[keyword] = instance.undecoded[keyword]
-        series.idle_hit = False
+        series.idle_since = math.inf
         self._carry(instance.association, series, now)
         self._follow(series)
         if series.source.calling_ae_title in self._pacs:
@@ -285,14 +300,11 @@ class SeriesCollector:
 
     def due(self, now: float) -> list[SeriesReport]:
         """Close and report series whose deadline has passed, at most DUE_AT_ONCE."""
-        reports: list[SeriesReport] = []
+        reports = self._least_of_broken()
         while len(reports) < DUE_AT_ONCE and (entry := self.next_deadline()) is not None and entry <= now:
             _, _, key = heapq.heappop(self._deadlines)
             series = self._open[key]
-            if self._deadline(series) <= now:
-                reports += self._or_least(series, self._decide, now)
-            if self._open.get(key) is series:  # images came since, or it waits for something else now
-                self._schedule(series, again=True)
+            reports += self._or_least(series, self._look, now)
         return reports
 
     def questions(self) -> list[Question]:
@@ -318,8 +330,9 @@ class SeriesCollector:
     def drain(self, now: float) -> list[SeriesReport]:
         """Close and report every open series, due or not."""
         self._deadlines.clear()
+        broken = self._least_of_broken()
         drained = (self._or_least(series, self._close, "drained", now) for series in list(self._open.values()))
-        return [report for reports in drained for report in reports]
+        return broken + [report for reports in drained for report in reports]
 
     # --- what is open ---
 
@@ -354,6 +367,11 @@ class SeriesCollector:
 
     # --- deciding ---
 
+    def _least_of_broken(self) -> list[SeriesReport]:
+        """The least reports of series that could not be counted as they should."""
+        broken, self._broken = self._broken, []
+        return [report for series, error in broken for report in self._or_least(series, _fail, error)]
+
     def _or_least(
         self, series: OpenSeries, work: Callable[..., list[SeriesReport]], *arguments: Any
     ) -> list[SeriesReport]:
@@ -365,6 +383,13 @@ class SeriesCollector:
             self._remember(series, Phase.OPEN, "idle", series.last_seen)
             return self._least_report(series, sorted(series.sop_instance_uids), "idle", error)
 
+    def _look(self, series: OpenSeries, now: float) -> list[SeriesReport]:
+        """Decide if the deadline has come; put the next one on the heap if the series stays open."""
+        reports = self._decide(series, now) if self._deadline(series) <= now else []
+        if self._open.get(series.key) is series:  # images came since, or it waits for something else now
+            self._schedule(series, again=True)
+        return reports
+
     def _decide(self, series: OpenSeries, now: float) -> list[SeriesReport]:
         """What to do about a series whose deadline has come: ask, wait for the grace period, fetch, or report it."""
         if series.ask_at <= now and not series.asking:
@@ -372,7 +397,7 @@ class SeriesCollector:
         if self._idle_at(series) > now:
             return self._close(series, "capped", now) if series.opened + self._max_open_s <= now else []
         if not series.idle_hit:
-            series.idle_hit = True
+            series.idle_since = now
             self._note(series, "series.idle", now, **self._silence(series))
             return self._part(series, now)
         if self._is_verified(series):  # by an answer of before the PACS was trusted
@@ -384,9 +409,10 @@ class SeriesCollector:
         return self._close(series, "expected" if self._phase(series) is Phase.COUNTED else "idle", now)
 
     def _part(self, series: OpenSeries, now: float) -> list[SeriesReport]:
-        """What is here of a series that is larger at its PACS: whoever holds the rest need not wait for us."""
-        here = len(series.sop_instance_uids)
-        if not self._has_more(series) or self._may_fetch(series) or series.parted == here:
+        """What is here of a series that is larger at its PACS or the server: whoever holds the rest waits for it."""
+        here, said = len(series.sop_instance_uids), series.said
+        others_hold_some = said is not None and (self._has_more(series) or said.answer.known > said.here)
+        if not others_hold_some or self._may_fetch(series) or series.parted == here:
             return []
         series.parted = here
         self._note(series, "series.parted", now, Images=here)
@@ -421,7 +447,7 @@ class SeriesCollector:
         in_vain = series.fetches >= FETCHES and series.said is not None and bool(series.said.answer.missing)
         if series.said and self._has_more(series) and not self._may_fetch(series) and not in_vain:
             grew_at = series.said.since if series.said.grew else quiet_since
-            return max(idle_at, max(quiet_since, grew_at) + self._patience_s)
+            return max(idle_at, max(quiet_since, grew_at) + self._patience_s, series.idle_since + PARTS_S)
         if self._is_all(series) and series.problem is None:
             return max(idle_at, self._stands_at(series))
         return idle_at
@@ -535,15 +561,15 @@ class SeriesCollector:
     def _stands_at(self, series: OpenSeries) -> float:
         """When what the PACS says has stood for so long that a question from then on may verify it.
 
-        At once where it has held its last TRUSTED_AFTER series, and this one, from the start; else for the idle
-        time-out, and for longer where it may itself be receiving: then it says what it has so far.
+        At once where it has held its last TRUSTED_AFTER series, and this one, from the start; for the idle time-out
+        where it has held those; else for longer, for it may itself be receiving: then it says what it has so far.
         """
         said = series.said
         if said is None:
             return math.inf
         trusted = self._trust.get(series.source.calling_ae_title, 0) >= TRUSTED_AFTER
-        if said.holds or (trusted and said.ahead is None and not said.grew):
-            return said.since + (0.0 if trusted and said.holds else self._timeout_s(series))
+        if trusted and said.ahead is not False and not said.grew:
+            return said.since + (0.0 if said.ahead else self._timeout_s(series))
         unknown = said.grew and self.policy.known(series.source) < SHOWN_AFTER
         return said.since + max(GREW * self._timeout_s(series), GREW_S if unknown else RECEIVING_S)
 
@@ -761,8 +787,9 @@ class SeriesCollector:
     def _expected(self, series: OpenSeries) -> tuple[int | None, Literal["pacs", "tags"] | None]:
         """How many images there should be, and who says so; never fewer than are known."""
         if series.said is not None:
-            count, lacking = series.said.answer.count, self._lacking(series)
-            return (count, "pacs") if (lacking or 0) >= 0 else (None, None)
+            count, missing = series.said.answer.count or 0, len(self._missing(series))
+            known = count - (self._lacking(series) or 0)  # it may have as many, and others
+            return (max(count, known + missing), "pacs") if count >= known else (None, None)
         in_tags = self._count_in_tags(series)
         enough = in_tags is not None and in_tags >= len(series.sop_instance_uids)
         return (in_tags, "tags") if enough else (None, None)
@@ -812,6 +839,10 @@ class SeriesCollector:
             del series.timeline[MAX_TIMELINE // 2]
         cut = {name: _cut(value) if isinstance(value, str) else value for name, value in details.items()}
         series.timeline.append(TimelineEntry(At=self._wall_clock(now), Event=event, Details=cut))
+
+
+def _fail(_: OpenSeries, error: Exception) -> list[SeriesReport]:
+    raise error
 
 
 def _cut(text: str) -> str:

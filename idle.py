@@ -181,6 +181,7 @@ WELL_KNOWN, WELL_KNOWN_MARGIN = 20, 1.2  # series, from which on less of a margi
 GRACE = 0.25  # of the time-out, once it has passed
 FLOOR_S = 0.3
 MAX_SOURCES = 1000  # whose habits are remembered; who sends chooses the AE title
+MAX_SERIES = 10**9  # that a journal may say were learnt from
 COUNTS_AFTER = 10  # series in a row that ended at ImagesInAcquisition, until it is taken to count the series
 
 
@@ -278,9 +279,9 @@ class Adaptive:
         habits = _Habits()
         for name, content in json.loads(dumped).items():
             if name == "counted":
-                habits.counted = int(content)
+                habits.counted = _within(content, COUNTS_AFTER)
                 continue
-            silences = habits.silences[Phase(name)] = _Silences(self.estimator(), int(content[0]))
+            silences = habits.silences[Phase(name)] = _Silences(self.estimator(), _within(content[0], MAX_SERIES))
             silences.estimator.load(content[1])
             silences.bound_s = silences.estimator.bound_s()
         self._habits[source] = habits
@@ -302,6 +303,10 @@ class Adaptive:
             least = min(self._habits, key=lambda source: self._habits[source].series)
             del self._habits[least]
             self._changed[least] = None
+
+
+def _within(number: Any, most: int) -> int:
+    return min(max(int(number), 0), most)
 
 
 def _alike(source: Source) -> Iterator[Source]:

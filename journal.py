@@ -334,7 +334,11 @@ class Journal:
             return f"max_pending_instances={self._bounds.max_instances} reached"
         if self._used_bytes >= self._bounds.max_bytes:
             return f"journal_max_bytes={self._bounds.max_bytes} reached"
-        if self._free_bytes() < self._bounds.min_free_bytes:
+        try:
+            free = self._free_bytes()
+        except OSError as error:  # its folder is gone, and may come back
+            return f"the journal's folder: {error.strerror}"
+        if free < self._bounds.min_free_bytes:
             return f"less than min_free_bytes={self._bounds.min_free_bytes} free"
         return self.failing
 

@@ -216,18 +216,19 @@ class Pacs:
                 await self._turns[name].acquire()
         except TimeoutError as error:
             raise PacsUnavailable("too many questions wait") from error
-        limit = asyncio.timeout(timeout_s * patience)
+        limit, line = asyncio.timeout(timeout_s * patience), Line.to(peer, self._settings)
         try:
             async with limit:
                 at = self._next_at[name] = max(loop.time(), self._next_at[name] + INTERVAL_S)
                 await asyncio.sleep(at - loop.time())
-                return await in_thread(partial(do, Line.to(peer, self._settings)), "pacs")
+                return await in_thread(partial(do, line), "pacs")
         except GatewayError as error:
             raise PacsUnavailable(str(error)) from error
         except Exception as error:  # the edge to a foreign peer, which can say anything
             if not limit.expired():
                 raise PacsUnavailable(type(error).__name__) from error
             self._alone_until[name] = loop.time() + ABANDONED_S
+            line.hang_up()
             raise PacsUnavailable("did not end in time") from error
         finally:
             self._turns[name].release()

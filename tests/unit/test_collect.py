@@ -178,10 +178,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, series: str, *methods: str) -> Non
     for method in methods:
         works = getattr(SeriesCollector, method)
 
-        def fail(self: SeriesCollector, of: Any, *more: Any, works: Any = works) -> Any:
+        def fail(self: SeriesCollector, of: Any, *more: Any, works: Any = works, **named: Any) -> Any:
             if of.key.series_instance_uid == series:
                 raise ValueError("never shown")
-            return works(self, of, *more)
+            return works(self, of, *more, **named)
 
         monkeypatch.setattr(SeriesCollector, method, fail)
 
@@ -192,15 +192,15 @@ def logs() -> Iterator[list[Any]]:
         yield entries
 
 
-@pytest.mark.parametrize("method", ["_full_report", "_decide", "_learn"])
+@pytest.mark.parametrize("method", ["_full_report", "_decide", "_learn", "_deadline", "_mark", "_ask_next"])
 async def test_a_series_whose_report_cannot_be_made_is_reported_with_the_least(
     monkeypatch: pytest.MonkeyPatch, logs: list[Any], method: str
 ) -> None:
     poisoned(monkeypatch, "1.9", method)
-    async with way() as w:
+    async with way(collector_of(Fixed(IDLE_S), pacs={"TEST"})) as w:
         for series in ("1.8", "1.9", "1.10"):
             await w.store(make_instance("1", series=series))
-        await asyncio.sleep(3 * IDLE_S)
+        await w.close()
         assert sorted(w.taken.reports) == [("1.10", 1, 1), ("1.8", 1, 1), ("1.9", 1, 1)]
         assert w.journal.open_instances == 0
     reduced = [entry for entry in logs if entry["event"] == "series.reduced"]

@@ -1,5 +1,6 @@
 """The idle policies, and how the collector uses them; the time is passed in."""
 
+import contextlib
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -475,6 +476,15 @@ def test_news_is_news_until_it_is_kept() -> None:
     assert policy.news() != {}  # it has learnt more since
     policy.kept(policy.news())
     assert policy.news() == {}
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-5", "1e400"])
+def test_a_number_of_series_that_makes_no_sense_stops_nothing(number: str) -> None:
+    policy = adaptive()
+    with contextlib.suppress(OverflowError):
+        policy.load(CT1, f'{{"open": [{number}, {{"30": 1.0}}], "counted": {number}}}')
+    assert 0.0 < policy.timeout_s(CT1, Phase.OPEN, {}) <= 60.0
+    policy.learn(CT1, {Phase.OPEN: 1.0})
 
 
 @pytest.mark.parametrize("weight", ["NaN", "Infinity", "-Infinity"])
