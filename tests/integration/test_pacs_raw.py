@@ -67,7 +67,7 @@ def raw_pacs(*say: bytes, associate: bytes | None = None) -> Iterator[int]:
             while not ended.is_set():
                 sock, _ = listener.accept()
                 with sock, contextlib.suppress(OSError, struct.error):
-                    sock.settimeout(10)
+                    sock.settimeout(60)
                     request = read(sock)
                     sock.sendall(accepting(request) if associate is None else associate)
                     read(sock)
