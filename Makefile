@@ -4,17 +4,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo test lint faults bench completion attacks scale up
+.PHONY: demo test test-all lint faults bench completion attacks scale up
 .DEFAULT_GOAL := help
 
 help: ## these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: $(VENV)/running ## real studies in, rows out, compared; PACS=orthanc sends through a real Orthanc
 	@$(BIN)/python -m bench.demo --pacs "$(PACS)"
 
-test: $(VENV)/testing ## unit, integration and end-to-end tests; missing peers are named and skipped
+test: $(VENV)/testing ## the tests but for the slow ones; missing peers are named and skipped
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/testing ## every test
+	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/testing ## ruff and mypy
 	@$(BIN)/ruff format --check .

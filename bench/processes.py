@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 T = TypeVar("T")
 
 
@@ -71,7 +71,7 @@ class Process:
         """Every log event of that name so far."""
         return [entry for line in list(self.lines) if (entry := as_event(line)).get("event") == event]
 
-    def stop(self, timeout_s: float = 60.0) -> int:
+    def stop(self, timeout_s: float = 120.0) -> int:
         """SIGTERM, then the exit code; SIGKILL where it does not end in time."""
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)

@@ -36,7 +36,7 @@ def test_half_a_request_holds_up_no_stop(tmp_path: Path) -> None:
         open_.enter_context(closing(watcher))
         watcher.sendall((HEAD.format("GET /health/ready") + "\r\n").encode())
         assert b" 200 " in watcher.recv(1000)  # so the others have been read, too
-        process.stop(timeout_s=20)
+        process.stop(timeout_s=60)
     assert not process.events("server.failed")
     assert not [line for line in process.lines if "Traceback" in line]
 

@@ -75,7 +75,7 @@ def raw_pacs(*say: bytes | Iterator[bytes], associate: bytes | Iterator[bytes] |
             while not ended.is_set():
                 sock, _ = listener.accept()
                 with sock, contextlib.suppress(OSError, struct.error):
-                    sock.settimeout(10)
+                    sock.settimeout(60)
                     request = read(sock)
                     for data in pieces(accepting(request) if associate is None else associate):
                         sock.sendall(data)

@@ -34,7 +34,6 @@ def lines_of(code: str, *, exit_code: int = 0) -> list[dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
