@@ -7,6 +7,11 @@ has them. What is committed outlives this process.
 
 # series-gateway: Tab completes this (shell_completion.py)
 
+if __name__ == "__main__":  # most commands need none of what follows
+    from start import program
+
+    program("commands")
+
 import asyncio
 import contextlib
 import math
@@ -416,9 +421,3 @@ def _operations(
         return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
 
     return {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
-
-
-if __name__ == "__main__":
-    from commands import command_line
-
-    command_line(run)()

@@ -2,6 +2,11 @@
 
 # series-gateway: Tab completes this (shell_completion.py)
 
+if __name__ == "__main__":  # most commands need none of what follows
+    from start import program
+
+    program("admin")
+
 import asyncio
 import contextlib
 import os
@@ -32,7 +37,6 @@ import metrics
 import overview
 import webpage
 from access import RETRY_AFTER_S, Guard, audit_log
-from admin import command_line, operations, sqlite_path
 from control import serve_control
 from db import Database
 from engine import DatabaseUnavailable
@@ -55,6 +59,7 @@ from models import (
     Uid,
     valid_unicode,
 )
+from operations import operations
 from outgoing import http_client
 from patience import Patience, WholeBodies
 from settings import ServerSettings, SettingsError, load, without_password
@@ -368,14 +373,11 @@ async def _or_stop(work: Coroutine[Any, Any, None]) -> None:
 
 def _administered(settings: ServerSettings, database: Database) -> AbstractAsyncContextManager[None]:
     """On SQLite this process alone may write: it does what `python server.py` asks for on a Unix socket."""
-    path = sqlite_path(settings)
+    path = settings.sqlite_path
     return serve_control(path, operations(database)) if path else nullcontext()
 
 
-if __name__ == "__main__":
-    command_line()()
-else:
-    try:
-        app = create_app()
-    except SettingsError as problem:
-        raise SystemExit(f"server: {problem}") from None
+try:
+    app = create_app()
+except SettingsError as problem:
+    raise SystemExit(f"server: {problem}") from None

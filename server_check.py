@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import disk
+from at_rest import read_only
 from check import Check, Finding, certificate_problem, failed, find, ok, warning
 from control import NotRunning, RequestFailed, request
 from engine import revision, revisions
@@ -239,7 +240,7 @@ async def _connection(settings: ServerSettings, url: URL) -> AsyncIterator[Async
     """A connection that only reads; the schema stays as it is."""
     arguments: dict[str, Any] = {"timeout": settings.database_timeout_s}
     if file := _file(url):
-        opened, _, query = disk.read_only(file).partition("?")
+        opened, _, query = read_only(file).partition("?")
         url = url.set(database=opened, query=dict(parse_qsl(query)) | {"uri": "true"})
     else:
         arguments["command_timeout"] = settings.database_timeout_s

@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from access import COOKIE, FAILURES, FAILURES_FADE_S, Buckets
-from keys import SCOPES, Keys
+from key_reader import SCOPES
+from keys import Keys
 from schema import api_keys
 from server import MINIMAL_REPORT, create_app
 from settings import ServerSettings
