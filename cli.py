@@ -8,18 +8,20 @@ from click.shell_completion import CompletionItem
 
 from kinds import Setting
 from settings import Settings, variable
+from version import version
 
 TRUTHS = {"true", "false", "yes", "no", "on", "off", "0", "1"}
 
 
 class Group(click.Group):
-    """A group that shows its options in sections, and says that flags take no value."""
+    """A program: its options in sections, its version, and a word to who gives a flag a value."""
 
     def __init__(
         self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, notes: str = "", **kwargs: Any
     ) -> None:
         """`sections`: the parameters of each section; `notes`: lines below the help, printed as they are."""
         super().__init__(*args, **kwargs)
+        click.version_option(version(), prog_name="series-gateway", message="%(prog)s %(version)s")(self)
         self._sections = sections or {}
         self._notes = notes
 

@@ -38,6 +38,7 @@ from settings import GatewaySettings
 from spans import Spans, named, open_spans
 from telemetry import places, serve_metrics
 from traces import Recorder
+from version import version
 
 CLOSED = None  # ends a queue
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
@@ -399,7 +400,13 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
             serve_scp(settings, record_and_store, journal.saturated, observe) as port,
         ):
             vitals.port = port
-            log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
+            log.info(
+                "gateway.started",
+                host=settings.scp_host,
+                port=port,
+                ae_title=settings.ae_title,
+                version=version(),
+            )
             await stop.wait()
             log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
 

@@ -464,6 +464,7 @@ class GatewayState(BaseModel):
     DeadLetters: Count
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
+    Version: Annotated[Line | None, Field(description="Its software's; null of those before 0.2.")] = None
 
 
 class Gateway(BaseModel):
@@ -562,6 +563,7 @@ class Session(BaseModel):
 
 class Health(BaseModel):
     status: str
+    version: str
 
 
 class Problem(BaseModel):

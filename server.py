@@ -65,6 +65,7 @@ from patience import Patience, WholeBodies
 from settings import ServerSettings, SettingsError, load, without_password
 from spans import Spans, open_spans
 from telemetry import configure_logging
+from version import version
 from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
@@ -144,12 +145,13 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
                 stack.callback(follower.end)
                 await stack.enter_async_context(_administered(settings, database))
                 stack.enter_context(ended_by_signals(follower))
-                log.info("server.started", database=without_password(settings.database_url))
+                log.info("server.started", database=without_password(settings.database_url), version=version())
                 yield
         log.info("server.stopped")
 
     app = FastAPI(
         title="Series gateway",
+        version=version(),
         summary="One correct row per DICOM series.",
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
@@ -317,13 +319,13 @@ async def measured() -> Response:
 
 async def live() -> Health:
     """The process answers."""
-    return Health(status="live")
+    return Health(status="live", version=version())
 
 
 async def ready(database: Db) -> Health:
     """The database answers; 503 otherwise."""
     await database.ping()
-    return Health(status="ready")
+    return Health(status="ready", version=version())
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
