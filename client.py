@@ -7,6 +7,11 @@ has them. What is committed outlives this process.
 
 # series-gateway: Tab completes this (shell_completion.py)
 
+if __name__ == "__main__":  # most commands need none of what follows
+    from start import program
+
+    program("commands")
+
 import asyncio
 import contextlib
 import math
@@ -33,6 +38,7 @@ from settings import GatewaySettings
 from spans import Spans, named, open_spans
 from telemetry import places, serve_metrics
 from traces import Recorder
+from version import version
 
 CLOSED = None  # ends a queue
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
@@ -398,7 +404,13 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
             serve_scp(settings, record_and_store, journal.saturated, observe) as port,
         ):
             vitals.port = port
-            log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
+            log.info(
+                "gateway.started",
+                host=settings.scp_host,
+                port=port,
+                ae_title=settings.ae_title,
+                version=version(),
+            )
             await stop.wait()
             log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
 
@@ -420,9 +432,3 @@ def _operations(
         return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
 
     return {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
-
-
-if __name__ == "__main__":
-    from commands import command_line
-
-    command_line(run)()

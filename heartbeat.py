@@ -18,6 +18,7 @@ from dispatcher import SeriesDispatcher
 from journal import Journal, JournalUnavailable
 from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, DeadReport, GatewayState
 from settings import GatewaySettings
+from version import version
 
 BEAT_S = 1.0
 QUIET_BEAT_S = 5.0  # between two that would say the same
@@ -81,6 +82,7 @@ class Vitals:
             DeadLetters=self._journal.dead_letters,
             Dead=self._dead,
             Arriving=[series for series in self._collector.arriving(MAX_ARRIVING) if _fits(series)],
+            Version=version(),
         )
 
     async def follow(self) -> None:

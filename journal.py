@@ -26,7 +26,9 @@ import structlog
 
 import journal_rows as rows
 import metrics
+from at_rest import real
 from header import InstanceValues, instance_values
+from journal_reader import JournalUnusable
 from models import DeadReport, GatewayError, Instance, SeriesKey, SeriesReport
 from telemetry import places
 
@@ -116,10 +118,6 @@ log = structlog.get_logger()
 
 class JournalUnavailable(GatewayError):
     """Nothing can be written now; nothing was. Trying again may help."""
-
-
-class JournalUnusable(GatewayError):
-    """The journal cannot be opened at all. The text says why and names the cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -607,30 +605,7 @@ class Journal:
         return value
 
 
-# --- reading beside a running gateway ------------------------------------------------------------------------
-
-
-def read(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
-    """Rows of a read-only query, beside a running gateway or not. Raises JournalUnusable."""
-    if not path.exists():
-        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path}: no journal there. Name the one that the gateway uses.")
-    file = real(path)
-    at_rest = "" if Path(f"{file}-wal").exists() else "&immutable=1"  # else SQLite leaves files beside it
-    try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro{at_rest}", uri=True, timeout=5)) as connection:
-            connection.row_factory = sqlite3.Row
-            connection.text_factory = lambda stored: stored.decode(errors="replace")
-            return [dict(row) for row in connection.execute(query, parameters)]
-    except sqlite3.Error as error:
-        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} cannot be read: {error}") from error
-
-
 # --- opening -------------------------------------------------------------------------------------------------
-
-
-def real(path: Path) -> Path:
-    """The file itself, whichever links lead there: it, its lock and its socket stand side by side."""
-    return Path(os.path.realpath(path))
 
 
 @contextmanager

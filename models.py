@@ -18,6 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from errors import GatewayError as GatewayError  # noqa: PLC0414 - beside the nouns for whoever has pydantic anyway
+from errors import printable as printable  # noqa: PLC0414
+
 SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see README, "What it promises"."""
 FINAL_VERDICTS = ("verified", "expected", "idle")
@@ -40,15 +43,6 @@ MAX_VALUES = 1025  # of one attribute: a gateway sends 1024 bytes, which may all
 MAX_ATTRIBUTE = 2**14  # characters of all its values, each counted with one more
 MAX_DESCRIPTION = 2**16  # characters of all attributes of a record, counted so, and of all bytes that are undecoded
 SURROGATES = re.compile("[\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """What others say, without what moves a terminal's cursor or colours it."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
-
-
-class GatewayError(Exception):
-    """Base of every error that one of our files raises for another to handle."""
 
 
 class SeriesKey(NamedTuple):
@@ -470,6 +464,7 @@ class GatewayState(BaseModel):
     DeadLetters: Count
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
+    Version: Annotated[Line | None, Field(description="Its software's; null of those before 0.2.")] = None
 
 
 class Gateway(BaseModel):
@@ -568,6 +563,7 @@ class Session(BaseModel):
 
 class Health(BaseModel):
     status: str
+    version: str
 
 
 class Problem(BaseModel):

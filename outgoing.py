@@ -5,6 +5,8 @@ from typing import Any
 
 import httpx
 
+from version import agent
+
 
 class NoCookies(CookieJar):
     """Takes none and sends none: nobody logs in here, and what a proxy sets may be no header that can be sent."""
@@ -16,4 +18,4 @@ class NoCookies(CookieJar):
 
 def http_client(**options: Any) -> httpx.AsyncClient:
     """An httpx client without cookies. Redirects are not followed: a report goes where the settings say."""
-    return httpx.AsyncClient(cookies=NoCookies(), follow_redirects=False, **options)
+    return httpx.AsyncClient(cookies=NoCookies(), follow_redirects=False, headers={"User-Agent": agent()}, **options)

@@ -18,6 +18,7 @@ from scp import BadCertificate
 from scu import Line, PacsUnavailable, Tls
 from settings import GatewaySettings, Peer, is_loopback
 from threads import in_thread
+from version import compared, said_in, version
 
 CLOCKS_S = 2.0  # how far apart clocks may be
 DATE_S = 1.0  # how exact an HTTP Date is
@@ -125,6 +126,7 @@ async def server(settings: GatewaySettings) -> list[Finding]:
             return [*findings, failed("server", f"{settings.server_url} {_said(error)}", _server_cure(settings, error))]
         findings.append(_ready(settings, response))
         if findings[-1].state == "ok":
+            findings += _version(response)
             findings += [_clock(response, asked_at), await _key(settings, http)]
     return findings
 
@@ -172,6 +174,21 @@ def _ready(settings: GatewaySettings, response: httpx.Response) -> Finding:
             "server", f"{url} answers health/ready with HTTP {response.status_code}: it is not our server", cure
         )
     return ok("server", f"{url} is ready")
+
+
+def _version(response: httpx.Response) -> list[Finding]:
+    """Whether the server is of another version. One that says none is older."""
+    said = said_in(response.text)
+    told = f"the server is {said or 'before 0.2'}, this gateway {version()}"
+    match compared(said):
+        case "older":
+            cure = "Upgrade the server: it refuses what it does not know of a newer gateway's reports and heartbeats."
+            return [warning("version", f"{told}: it is older", cure)]
+        case "newer":
+            return [
+                warning("version", f"{told}: it is newer", "Upgrade this gateway; until then it is served as it is.")
+            ]
+    return [ok("version", f"{version()}, as the server")]
 
 
 def _clock(response: httpx.Response, asked_at: float) -> Finding:

@@ -2,6 +2,11 @@
 
 # series-gateway: Tab completes this (shell_completion.py)
 
+if __name__ == "__main__":  # most commands need none of what follows
+    from start import program
+
+    program("admin")
+
 import asyncio
 import contextlib
 import os
@@ -32,7 +37,6 @@ import metrics
 import overview
 import webpage
 from access import RETRY_AFTER_S, Guard, audit_log
-from admin import command_line, operations, sqlite_path
 from control import serve_control
 from db import Database
 from engine import DatabaseUnavailable
@@ -55,11 +59,13 @@ from models import (
     Uid,
     valid_unicode,
 )
+from operations import operations
 from outgoing import http_client
 from patience import Patience, WholeBodies
 from settings import ServerSettings, SettingsError, load, without_password
 from spans import Spans, open_spans
 from telemetry import configure_logging
+from version import version
 from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
@@ -139,12 +145,13 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
                 stack.callback(follower.end)
                 await stack.enter_async_context(_administered(settings, database))
                 stack.enter_context(ended_by_signals(follower))
-                log.info("server.started", database=without_password(settings.database_url))
+                log.info("server.started", database=without_password(settings.database_url), version=version())
                 yield
         log.info("server.stopped")
 
     app = FastAPI(
         title="Series gateway",
+        version=version(),
         summary="One correct row per DICOM series.",
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
@@ -312,13 +319,13 @@ async def measured() -> Response:
 
 async def live() -> Health:
     """The process answers."""
-    return Health(status="live")
+    return Health(status="live", version=version())
 
 
 async def ready(database: Db) -> Health:
     """The database answers; 503 otherwise."""
     await database.ping()
-    return Health(status="ready")
+    return Health(status="ready", version=version())
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
@@ -368,14 +375,11 @@ async def _or_stop(work: Coroutine[Any, Any, None]) -> None:
 
 def _administered(settings: ServerSettings, database: Database) -> AbstractAsyncContextManager[None]:
     """On SQLite this process alone may write: it does what `python server.py` asks for on a Unix socket."""
-    path = sqlite_path(settings)
+    path = settings.sqlite_path
     return serve_control(path, operations(database)) if path else nullcontext()
 
 
-if __name__ == "__main__":
-    command_line()()
-else:
-    try:
-        app = create_app()
-    except SettingsError as problem:
-        raise SystemExit(f"server: {problem}") from None
+try:
+    app = create_app()
+except SettingsError as problem:
+    raise SystemExit(f"server: {problem}") from None

@@ -3,17 +3,21 @@
 import json
 import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from models import printable
+from errors import printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 MAX_TIME = 2e11  # seconds since 1970 that are a time: to the year 8307
+
+
+def stamp(at: datetime) -> str:
+    """A time as every command prints it."""
+    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
@@ -21,14 +25,18 @@ def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(result, indent=2))
         return
+    if not result:
+        click.echo("none")
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(width=None if sys.stdout.isatty() else 240, soft_wrap=not sys.stdout.isatty())
     if isinstance(result, dict):
         table = Table(box=SIMPLE, show_header=False)
         for name, value in result.items():
             table.add_row(name.replace("_", " "), _text(name, value))
-    elif not result:
-        console.print("none")
-        return
     else:
         table = Table(*result[0], box=SIMPLE)
         for row in result:
@@ -36,7 +44,9 @@ def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
     console.print(table)
 
 
-def _text(name: str, value: Any) -> Text:
+def _text(name: str, value: Any) -> "Text":
+    from rich.text import Text
+
     if value is None:
         return Text("-")
     if name.endswith("_at") and isinstance(value, float) and 0 <= value < MAX_TIME:

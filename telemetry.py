@@ -54,10 +54,10 @@ class _Stderr:
 STDERR: TextIO = _Stderr()  # type: ignore[assignment]
 
 
-def configure_logging(**fields: object) -> None:
+def configure_logging(*, silent: bool = False, **fields: object) -> None:
     """Write log events to stderr: coloured lines on a terminal, one JSON object a line otherwise.
 
-    `fields` are added to every event of this process.
+    `fields` are added to every event of this process. `silent` leaves out all but what is critical.
     """
     structlog.contextvars.bind_contextvars(**fields)
     shared: list[Processor] = [
@@ -71,7 +71,7 @@ def configure_logging(**fields: object) -> None:
         renderers = [_one_text, structlog.dev.ConsoleRenderer()]
     structlog.configure(
         processors=[*shared, *renderers],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if silent else logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(STDERR),  # one write a line: workers share the pipe
     )
     handler = logging.StreamHandler(STDERR)

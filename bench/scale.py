@@ -46,7 +46,8 @@ from bench.progress import bar
 from bench.senders import PynetdicomSender, synthetic_series
 from collector import SeriesCollector
 from idle import Fixed
-from journal import Bounds, Journal, read
+from journal import Bounds, Journal
+from journal_reader import read
 from models import Association, Change, Instance, SeriesReport
 
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")

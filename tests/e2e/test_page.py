@@ -24,6 +24,7 @@ from bench.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
 from bench.processes import ROOT, gateway, server
 from tests.factories import STUDY, arriving, make_report, make_state
 from tests.serving import Serving, serving
+from version import version
 
 pytestmark = [pytest.mark.peer("chromium"), pytest.mark.asyncio(loop_scope="module")]
 TIMEOUT_S = 60
@@ -575,6 +576,26 @@ async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url:
             await expect(wrong).to_contain_text(words)
         card = page.get_by_role("listitem").filter(has=page.get_by_role("heading", name="silent"))
         await expect(card).to_contain_text("Silent for")
+
+
+async def test_a_gateway_of_another_version_is_named(browse: Browse, url: str) -> None:
+    ours = version()
+    for id, theirs in (("same", ours), ("old", "0.1.0"), ("older", None)):
+        tell(url, id, Version=theirs)
+    async with browse() as (page, watch):
+        await page.goto(url)
+        await expect(page.get_by_role("contentinfo")).to_have_text(f"Series gateway {ours}")
+        await expect(page.locator("#headline")).to_have_text("All well: 3 gateways take images in")
+        for id, words in (
+            ("same", f"version {ours}"),
+            ("old", f"version 0.1.0, older than this server's {ours}"),
+            ("older", f"version before 0.2, older than this server's {ours}"),
+        ):
+            card = page.locator(".gateway").filter(has=page.get_by_role("heading", name=id, exact=True))
+            await expect(card.get_by_text("version")).to_have_text(words)
+        tell(url, "new", Version="99.0")
+        await expect(page.locator("#headline")).to_have_text("Look at this: Gateway new is newer than this server")
+        assert watch.problems == []
 
 
 async def test_a_gateway_that_was_killed_and_started_again_does_not_stay_red(browse: Browse, url: str) -> None:

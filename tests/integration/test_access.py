@@ -14,7 +14,8 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from access import COOKIE, FAILURES, FAILURES_FADE_S, Buckets
-from keys import SCOPES, Keys
+from key_reader import SCOPES
+from keys import Keys
 from schema import api_keys
 from server import MINIMAL_REPORT, create_app
 from settings import ServerSettings
@@ -89,7 +90,7 @@ async def test_health_needs_no_key_and_tells_nothing_else(app: FastAPI) -> None:
     async with asking(app, peer="10.0.0.7") as http:
         for path in ("/health/live", "/health/ready"):
             response = await http.get(path)
-            assert (response.status_code, response.json().keys()) == (200, {"status"})
+            assert (response.status_code, response.json().keys()) == (200, {"status", "version"})
 
 
 # --- with keys --------------------------------------------------------------------------------------------------

@@ -17,12 +17,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import metrics
-from admin import operations
 from db import Database
 from engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
 from keys import Keys
 from models import MAX_VALUE, SeriesRecord, SeriesReport
 from move import move
+from operations import operations
 from schema import instances, metadata
 from settings import ServerSettings
 from tests.factories import SERIES, STUDY, make_report

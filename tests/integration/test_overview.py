@@ -125,6 +125,15 @@ async def test_heartbeats_are_written_with_one_scope_and_read_with_another(
             assert (await http.get(path)).status_code == get
 
 
+async def test_a_gateway_before_0_2_is_heard_and_says_no_version(http: httpx.AsyncClient) -> None:
+    old = make_state("old")
+    del old["Version"]
+    await tell(http, old)
+    await tell(http, make_state("new", Version="9.9.9"))
+    new, older = (one["State"]["Version"] for one in (await http.get("/gateways")).json()["gateways"])
+    assert (new, older) == ("9.9.9", None)
+
+
 async def test_what_a_newer_server_keeps_of_a_gateway_can_be_read(app: FastAPI, http: httpx.AsyncClient) -> None:
     await tell(http, make_state("g"))
     database: Database = app.state.database

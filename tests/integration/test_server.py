@@ -15,6 +15,7 @@ from keys import Keys
 from server import GATEWAY_REPORT, MINIMAL_REPORT, create_app
 from settings import ServerSettings
 from tests.factories import make_report
+from version import version
 
 
 @pytest.fixture
@@ -130,8 +131,8 @@ async def test_pages_are_followed_by_next(http: httpx.AsyncClient) -> None:
 
 
 async def test_health_is_live_and_ready(http: httpx.AsyncClient) -> None:
-    assert (await http.get("/health/live")).json() == {"status": "live"}
-    assert (await http.get("/health/ready")).json() == {"status": "ready"}
+    assert (await http.get("/health/live")).json() == {"status": "live", "version": version()}
+    assert (await http.get("/health/ready")).json() == {"status": "ready", "version": version()}
 
 
 async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, tmp_path: Path) -> None:
@@ -156,6 +157,7 @@ async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, 
 
 async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     document = (await http.get("/openapi.json")).json()
+    assert document["info"]["version"] == version()
     content = document["paths"]["/series"]["post"]["requestBody"]["content"]["application/json"]
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
     named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances")}

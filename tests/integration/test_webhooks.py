@@ -15,9 +15,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from admin import operations
 from db import Database
 from follow import Follower
+from operations import operations
 from outgoing import http_client
 from schema import webhooks
 from tests.factories import STUDY, make_report

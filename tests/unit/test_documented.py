@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keys import SCOPES
+from key_reader import SCOPES
 
 ROOT = Path(__file__).parents[2]
 DECISIONS = re.split(r"^### ", (ROOT / "docs" / "decisions.md").read_text(), flags=re.MULTILINE)[1:]

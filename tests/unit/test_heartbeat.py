@@ -16,6 +16,7 @@ from journal import Journal
 from models import MAX_DEAD, MAX_SLOTS, SLOT_S, GatewayState
 from settings import GatewaySettings
 from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
+from version import version
 
 pytestmark = pytest.mark.virtual_time
 SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")
@@ -91,6 +92,7 @@ async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
     assert (state.OpenInstances, state.UndeliveredReports, state.LastProblem) == (1, 1, "HTTP 503")
     assert state.Reason == "journal: disk I/O error"
     assert not state.Stopped
+    assert state.Version == version()
 
 
 async def test_dead_letters_are_named_until_they_are_gone() -> None:

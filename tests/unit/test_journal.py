@@ -18,7 +18,8 @@ from structlog.testing import capture_logs
 
 import journal as journal_module
 from idle import Fixed
-from journal import Bounds, Journal, JournalUnavailable, JournalUnusable, read
+from journal import Bounds, Journal, JournalUnavailable
+from journal_reader import JournalUnusable, read
 from models import Instance, SeriesKey, SeriesReport
 from tests.factories import UNBOUNDED, collector_of, make_instance, make_report
 

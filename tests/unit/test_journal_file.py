@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from control import NotRunning, request, serve_control
-from journal import BESIDE, Journal, JournalUnusable, _set_aside, read
+from journal import BESIDE, Journal, _set_aside
+from journal_reader import JournalUnusable, read
 from tests.factories import UNBOUNDED, make_instance, make_report
 
 

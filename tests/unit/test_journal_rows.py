@@ -15,7 +15,8 @@ from structlog.testing import capture_logs
 
 from collector import SeriesCollector
 from idle import Fixed
-from journal import KEY, Journal, read
+from journal import KEY, Journal
+from journal_reader import read
 from models import SeriesKey
 from tests.factories import SERIES, UNBOUNDED, collector_of, make_instance, make_report
 

@@ -8,17 +8,16 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from pydantic_settings import BaseSettings
 
 from server import app
-from settings import GatewaySettings, ServerSettings, load, variable
+from settings import GatewaySettings, ServerSettings, Settings, load, variable
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "systemd"
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 INSTALLED = "/opt/series-gateway"
 UNITS = ["series-gateway", "series-server"]
-SETTINGS: dict[str, type[BaseSettings]] = {"series-gateway": GatewaySettings, "series-server": ServerSettings}
+SETTINGS: dict[str, type[Settings]] = {"series-gateway": GatewaySettings, "series-server": ServerSettings}
 SPECIFIERS = {"%S": "/var/lib", "%d": "/run/credentials/series-gateway.service"}
 
 
