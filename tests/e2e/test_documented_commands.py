@@ -70,12 +70,16 @@ def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
 def test_make_demo_stores_what_was_sent(pacs: str) -> None:
     assert "make demo PACS=orthanc" in README
     out = shell(f"make {' '.join(PREPARED)} demo BIN={BIN} {pacs and f'PACS={pacs}'}")
-    assert out.splitlines()[-1] == "demo: stored 14 series, 81 instances"
+    (proved,) = re.findall(r"^demo: stored 14 series, 81 instances, equal to what was sent(.*)$", out, re.MULTILINE)
+    assert proved == ("; verified by the PACS: 14" if pacs else "")
+    (following,) = re.findall(r"^next: make (\w+)", out.splitlines()[-1])
+    assert shell(f"make --dry-run {' '.join(PREPARED)} {following}")
 
 
 @pytest.mark.parametrize(
     ("target", "wanted"),
     [
+        ("play", "python -m bench.play"),
         ("test", "python -m pytest"),
         ("test ARGS='-k idle'", "python -m pytest -k idle"),
         ("faults", "python -m bench.faults"),
