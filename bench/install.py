@@ -29,7 +29,7 @@ def main() -> int:
         return code
     found = [line for line in pip.lines if line.startswith("Successfully installed ")]
     packages = len(found[0].split()) - 2 if found else 0
-    print(f"{file}: new packages: {packages}, {time.monotonic() - began:.0f} s")
+    print(f"installed {file}: {packages} packages in {time.monotonic() - began:.0f} s")
     return 0
 
 
@@ -40,7 +40,7 @@ def _follow(pip: Process, file: str, began: float) -> None:
         if time.monotonic() >= shown_at + AGAIN_S[on_terminal]:
             shown_at = time.monotonic()
             doing = pip.lines[-1].strip()[:WIDTH] if pip.lines else "starts"
-            text = f"{file}: pip, {shown_at - began:.0f} s: {doing}"
+            text = f"installing {file}: {shown_at - began:.0f} s, {doing}"
             print(f"\r\x1b[K{text}" if on_terminal else text, end="" if on_terminal else "\n", flush=True)
         time.sleep(LOOK_S)
     print("\r\x1b[K" if on_terminal else "", end="", flush=True)
