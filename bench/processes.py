@@ -89,7 +89,7 @@ class Process:
         return self.popen.returncode
 
     def kill(self) -> None:
-        """SIGKILL: what `kill -9` does. What was written stays in the page cache, as it does not in a power cut."""
+        """SIGKILL: what `kill -9` does. The system goes on, so what was written is not lost with the process."""
         self.popen.kill()
         self.popen.wait()
         self._reader.join()
