@@ -1,10 +1,10 @@
-# One vocabulary, shared with CI. `make demo` and `make test` need only Debian's python3, python3-venv and make.
+# One vocabulary, shared with CI. `make demo`, `make play` and `make test` need only Debian's python3, python3-venv and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo test test-all lint faults bench completion attacks scale up
+.PHONY: demo play test test-all lint faults bench completion attacks scale up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -12,6 +12,9 @@ help: ## these lines
 
 demo: $(VENV)/running ## real studies in, rows out, compared; PACS=orthanc sends through a real Orthanc
 	@$(BIN)/python -m bench.demo --pacs "$(PACS)"
+
+play: $(VENV)/running ## images that go on coming, and the live page to watch them on, until Ctrl-C
+	@$(BIN)/python -m bench.play $(ARGS)
 
 test: $(VENV)/testing ## the tests but for the slow ones; missing peers are named and skipped
 	@$(BIN)/python -m pytest $(ARGS)
@@ -45,12 +48,10 @@ up: ## Orthanc, server and gateway in containers
 $(VENV)/running: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing what running needs"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@test -x $(BIN)/python || { echo "making $(VENV)" && $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m bench.install requirements.txt
 	@touch $@
 
 $(VENV)/testing: requirements-dev.txt $(VENV)/running
-	@echo "installing what testing needs"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m bench.install requirements-dev.txt
 	@touch $@
