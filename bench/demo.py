@@ -64,7 +64,7 @@ def _demo(console: Console, folder: Path, pacs: str) -> int:
     asks = {"pacs": f"ORTHANC@127.0.0.1:{dicom_port}"} if pacs else {}
     with (
         server(folder) as (_, url),
-        gateway(folder, url, idle_timeout_s=IDLE_TIMEOUT_S, **asks) as (process, port),
+        gateway(folder, url, idle_timeout_s=IDLE_TIMEOUT_S, min_free_bytes=0, **asks) as (process, port),
         orthanc(folder, port, dicom_port=dicom_port) if pacs else nullcontext() as sender,
         Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console

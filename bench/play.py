@@ -49,6 +49,7 @@ SETTINGS = {
     "missing_timeout_s": 10,  # what the PACS keeps back is said within the first minute
     "idle_max_s": 20,  # MR2 is late on purpose; the gateway would learn to wait ever longer for it
     "drain_timeout_s": 5,
+    "min_free_bytes": 0,  # nothing here is to be kept
 }
 FROM_A_TERMINAL = {signal.SIGINT, signal.SIGHUP}  # which sends them to every process started there
 
