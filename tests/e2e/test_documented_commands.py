@@ -5,6 +5,7 @@ docs/commands.md says which commands are run here, which elsewhere, and which no
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
