@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo play test test-all lint faults bench completion attacks scale up
+.PHONY: demo play test test-all lint faults bench policies completion attacks scale up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -33,8 +33,10 @@ faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends 
 bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into docs/benchmarks.md
 	@$(BIN)/python -m bench.receive $(ARGS)
 
-completion: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
+policies: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
 	@$(BIN)/python -m bench.completion $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
+
+completion: policies # its name until 0.2
 
 scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -9; ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.scale $(ARGS)

@@ -21,7 +21,7 @@ from errors import GatewayError
 from key_reader import SCOPES
 from kinds import http_url
 from settings import ServerSettings, SettingsError, load, without_password
-from shell_completion import completion
+from shell_completion import NAMES, tab
 from show import show
 
 REQUEST_TIMEOUT_S = 10.0
@@ -40,7 +40,7 @@ Settings, from the environment or .env:
 Exit codes: 0 done; 1 it could not be done, and the error says the cure; 2 wrong setting or argument;
 3 check: something failed.
 
-Tab completes: source <(python server.py completion bash), or zsh; fish: … completion fish | source
+Tab completes: source <(python server.py tab bash), or zsh; fish: … tab fish | source
 Docs: README.md, docs/server.md"""
 
 
@@ -50,7 +50,7 @@ def command_line() -> click.Group:
     @click.pass_context
     def server(context: click.Context, /) -> None:
         """Keys, webhooks, the move to PostgreSQL, and a check. The server itself runs as `uvicorn server:app`."""
-        if context.invoked_subcommand == "completion":
+        if context.invoked_subcommand in NAMES:
             return
         try:
             context.obj = load(ServerSettings)
@@ -59,7 +59,7 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [check, keys, webhooks_, move_, completion("server.py")]
+    commands = [check, keys, webhooks_, move_, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )

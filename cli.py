@@ -24,6 +24,7 @@ class Group(click.Group):
         click.version_option(version(), prog_name="series-gateway", message="%(prog)s %(version)s")(self)
         self._sections = sections or {}
         self._notes = notes
+        _tell_whole(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands first: there are few of them."""
@@ -44,6 +45,14 @@ class Group(click.Group):
         if args and args[0].lower() in TRUTHS and self.get_command(ctx, args[0]) is None:
             raise click.UsageError(f"{args[0]!r} is no command; flags such as --allow-any-peer take no value", ctx)
         return super().resolve_command(ctx, args)
+
+
+def _tell_whole(group: click.Group) -> None:
+    """Let lists of commands, and Tab, tell the first paragraph of each: click cuts what is not said to be short."""
+    for command in group.commands.values():
+        command.short_help = " ".join((command.help or "").partition("\n\n")[0].split())
+        if isinstance(command, click.Group):
+            _tell_whole(command)
 
 
 def flag(cls: type[Settings], name: str) -> click.Option:

@@ -20,7 +20,7 @@ from cli import Group, flag
 from control import NotRunning, RequestFailed, request
 from journal_reader import DEAD, STATUS, JournalUnusable, read
 from settings import GatewaySettings, SettingsError, load
-from shell_completion import completion
+from shell_completion import NAMES, tab
 from show import show as show_
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ the environment, the environment over .env. The key itself is no flag: GATEWAY_A
 Exit codes: 0 done; 1 it cannot run, and the error says the cure; 2 wrong flag, setting or argument;
 3 status: not ready, drain: something stays undelivered, check: something failed.
 
-Tab completes: source <(python client.py completion bash), or zsh; fish: … completion fish | source
+Tab completes: source <(python client.py tab bash), or zsh; fish: … tab fish | source
 Docs: README.md, docs/"""
 
 
@@ -115,7 +115,7 @@ def command_line(run: "Run | None" = None) -> click.Group:
     @click.pass_context
     def gateway(context: click.Context, /, **flags: str | bool | None) -> None:
         """Receive DICOM images and report each series once it is over. Without a command the gateway runs."""
-        if context.invoked_subcommand == "completion":
+        if context.invoked_subcommand in NAMES:
             return
         try:
             settings = load(GatewaySettings, {name: value for name, value in flags.items() if value is not None})
@@ -135,7 +135,7 @@ def command_line(run: "Run | None" = None) -> click.Group:
         callback=gateway,
         help=gateway.__doc__,
         params=[flag(GatewaySettings, name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
-        commands=[status, check, drain, dead_letters, completion("client.py")],
+        commands=[status, check, drain, dead_letters, *tab("client.py")],
         invoke_without_command=True,
         sections=SECTIONS,
         notes=NOTES,

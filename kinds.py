@@ -234,13 +234,20 @@ def _text(given: Any) -> str:
     return given
 
 
+def _ascii(host: str) -> str:
+    """As name servers know it, by the rules of what will ask them. Raises ValueError."""
+    import idna  # httpx's
+
+    return idna.encode(host).decode()
+
+
 def http_url(given: str) -> Url:
     """An http or https URL, with a path. Raises ValueError."""
     parts = urlsplit(given)
     host = parts.hostname or ""
     if ":" in host:
         ip_address(host)
-    elif not re.fullmatch(r"[a-z0-9._~-]+", host if host.isascii() else host.encode("idna").decode()):
+    elif not re.fullmatch(r"[a-z0-9._~-]+", host if host.isascii() else _ascii(host)):
         raise ValueError(f"{given!r} names no host")
     if parts.scheme not in ("http", "https") or parts.port == 0 or re.search(r"[\x00-\x20\x7f<>\"{}|\\^`]", given):
         raise ValueError(f"{given!r} is no URL")

@@ -30,6 +30,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi_offline import FastAPIOffline
 from pydantic import Field
 
 import dicomweb
@@ -69,6 +70,7 @@ from version import version
 from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+DOCS_FILES = "/web/docs"  # Swagger UI's: like the live page's they hold no data, and everyone gets them
 MAX_PROBLEMS = 20  # that one answer names
 MAX_NAME = 64  # characters of a field that one names
 KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
@@ -149,7 +151,10 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
                 yield
         log.info("server.stopped")
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url=DOCS_FILES,
+        favicon_url="web/icon.svg",
         title="Series gateway",
         version=version(),
         summary="One correct row per DICOM series.",
@@ -332,11 +337,17 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """422 that names each field and its problem, without the value: that may be a patient's."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what this handler is registered for
     details = [
-        {"loc": [*map(_shown, e["loc"])], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:MAX_PROBLEMS]
+        {"loc": [*map(_shown, e["loc"])], "msg": _plain(e["type"], e["msg"]), "type": e["type"]}
+        for e in error.errors()[:MAX_PROBLEMS]
     ]
     fields = {str(e["loc"][1]) for e in details if len(e["loc"]) > 1 and e["loc"][1] in KNOWN_FIELDS}
     log.warning("report.refused", fields=sorted(fields), problems=len(details))
     return JSONResponse({"detail": details}, 422)
+
+
+def _plain(kind: str, message: str) -> str:
+    """A problem in words: a regular expression is none."""
+    return "does not have the form that it must have: see /docs" if kind == "string_pattern_mismatch" else message
 
 
 def _shown(part: str | int) -> str | int:

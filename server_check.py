@@ -25,6 +25,7 @@ from engine import revision, revisions
 from ports import bind
 from schema import api_keys, changes, conflicts, dead_changes, gateways, webhooks
 from settings import ServerSettings, is_loopback, variable, without_password
+from show import stamp
 from threads import in_thread
 from version import agent, compared, said_in, version
 
@@ -196,7 +197,7 @@ async def _keys(connection: AsyncConnection) -> list[Finding]:
     findings = [ok("keys", ", ".join(f"{row['Name']} ({row['Scopes']})" for row in valid))]
     for row in valid:
         if row["ExpiresAt"] is not None and row["ExpiresAt"] < now + SOON:
-            told = f"{row['Name']} ({row['Id']}) expires {row['ExpiresAt']:%Y-%m-%d %H:%M}Z"
+            told = f"{row['Name']} ({row['Id']}) expires {stamp(row['ExpiresAt'])}"
             findings.append(warning("keys", told, "Make its successor before: python server.py keys create …"))
     if not any({"series:write", "admin"} & set(row["Scopes"].split()) for row in valid):
         cure = "python server.py keys create gateway --scope series:write --scope series:read"

@@ -172,7 +172,7 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
         "off", "Fetch what the PACS has and did not send, by C-GET, or by C-MOVE to our AE title.", "off", "get", "move"
     )
     trace_path: Path | None = kinds.file(
-        None, "Record when images come, as JSON Lines, for `make completion TRACES=folder`."
+        None, "Record when images come, as JSON Lines, for `make policies TRACES=folder`."
     )
     metrics_port: int | None = kinds.port(
         None, "Port of the Prometheus metrics, over HTTP; worker N listens N-1 above it.", example=9464

@@ -15,6 +15,7 @@ NEEDED = (
     "click",
     "dotenv",
     "fastapi",
+    "fastapi_offline",
     "httpx",
     "opentelemetry",
     "prometheus_client",
@@ -39,10 +40,13 @@ def program(commands: str) -> None:
 
 def what_to_type(missing: list[str]) -> str:
     """Why it does not start with this Python, and the command that does."""
-    why = f"{', '.join(missing)} not installed" if missing else f"older than {'.'.join(map(str, OLDEST))}"
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    why = f"older than Python {'.'.join(map(str, OLDEST))}"
+    if missing:
+        why = f"without what this needs ({', '.join(missing[:3])}{more})"
     python = HERE / ".venv" / "bin" / "python"
     typed = shlex.join([str(python), *sys.argv])
     if python.exists():
-        return f"{sys.executable}: {why}. Type:\n  {typed}"
+        return f"{sys.executable} is {why}. Type:\n  {typed}"
     made = f"python3 -m venv {HERE / '.venv'} && {python} -m pip install -r {HERE / 'requirements.txt'}"
-    return f"{sys.executable}: {why}. Type:\n  {made}\n  {typed}"
+    return f"{sys.executable} is {why}. Type:\n  {made}\n  {typed}"

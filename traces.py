@@ -1,4 +1,4 @@
-"""Records when images come (GATEWAY_TRACE_PATH) as JSON Lines: what `make completion TRACES=folder` judges policies by.
+"""Records when images come (GATEWAY_TRACE_PATH) as JSON Lines: what `make policies TRACES=folder` judges policies by.
 
 One line an event, in order of time; docs/completion.md describes the fields. UIDs and AE titles, no patient data.
 """

@@ -1,4 +1,4 @@
-"""`make completion`: how often each idle policy is wrong about the end of a series, and how long it makes one wait.
+"""`make policies`: how often each idle policy is wrong about the end of a series, and how long it makes one wait.
 
 In virtual time, with the collector and the policies of the gateway, on traces: made-up ones with known trouble, those
 recorded from real senders (bench/traces/*.jsonl), sites of every kind (bench/sites.py), PACS that can be asked, or,
@@ -308,7 +308,7 @@ def document(trials: Sequence[Trial], results: Sequence[Results]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="make completion", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make policies", description=__doc__)
     parser.add_argument("--traces", type=Path, help="judge the *.jsonl of this folder, and write no document")
     parser.add_argument("--tuning", action="store_true", help="the made-up runs that the constants were chosen on")
     parser.add_argument("--seeds", type=int, metavar="N", help="only N runs of each kind, and write no document")

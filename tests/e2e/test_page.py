@@ -578,6 +578,15 @@ async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url:
         await expect(card).to_contain_text("Silent for")
 
 
+async def test_the_pages_about_the_api_are_ours_alone(browse: Browse, url: str) -> None:
+    async with browse() as (page, watch):
+        await page.goto(f"{url}/docs")
+        await expect(page.get_by_role("heading", name="Series gateway")).to_be_visible()
+        await expect(page.locator(".opblock-summary-path").filter(has_text="/series").first).to_be_visible()
+        assert watch.asks_nobody_but(url)
+        assert watch.problems == []
+
+
 async def test_a_gateway_of_another_version_is_named(browse: Browse, url: str) -> None:
     ours = version()
     for id, theirs in (("same", ours), ("old", "0.1.0"), ("older", None)):

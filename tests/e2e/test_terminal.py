@@ -110,11 +110,11 @@ def test_check_is_a_table_on_a_terminal(tmp_path: Path) -> None:
 # --- shells -----------------------------------------------------------------------------------------------------
 
 SHELLS = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], "", "source <({python} {script} completion bash)"),
+    "bash": (["bash", "--norc", "--noprofile", "-i"], "", "source <({python} {script} tab bash)"),
     "zsh": (
         ["zsh", "-f", "-i"],
         "autoload -U compinit && compinit -u -D",
-        "source <({python} {script} completion zsh)",
+        "source <({python} {script} tab zsh)",
     ),
     "fish": (["fish", "--no-config", "-i"], "", "{python} {script} completion fish | source"),
 }

@@ -125,6 +125,14 @@ async def test_heartbeats_are_written_with_one_scope_and_read_with_another(
             assert (await http.get(path)).status_code == get
 
 
+async def test_a_text_of_a_wrong_form_is_told_in_words(http: httpx.AsyncClient) -> None:
+    for path in ("/series?PatientID=%00", "/conflicts?after=x", "/overview/series?search=%7f"):
+        (problem,) = (await http.get(path)).json()["detail"]
+        assert problem["msg"] == "does not have the form that it must have: see /docs"
+    (problem,) = (await http.put("/gateways/a%0ab", json=make_state("a") | {"GatewayID": "a\nb"})).json()["detail"]
+    assert (problem["loc"], "[^" in problem["msg"]) == (["body", "GatewayID"], False)
+
+
 async def test_a_gateway_before_0_2_is_heard_and_says_no_version(http: httpx.AsyncClient) -> None:
     old = make_state("old")
     del old["Version"]

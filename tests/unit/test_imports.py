@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "threads": set(),
     "check": {"models", "settings", "telemetry", "threads"},
     "disk": {"check", "at_rest"},
-    "certificates": {"check"},
+    "certificates": {"check", "show"},
     "ports": {"check"},
     "reach": {"calls", "check", "pacs", "scp", "scu", "settings", "threads", "version"},
     "gateway_check": {
@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "settings",
         "threads",
         "version",
+        "show",
     },
     "cli": {"kinds", "settings", "version"},
     "shell_completion": set(),

@@ -3,9 +3,13 @@
 import re
 from pathlib import Path
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from settings import GatewaySettings, Peer, ServerSettings, SettingsError, load, without_password
+from kinds import http_url
+from settings import GatewaySettings, Peer, ServerSettings, Settings, SettingsError, load, variable, without_password
 
 KEY = "k3y-n0b0dy-may-see"
 
@@ -50,6 +54,92 @@ def test_wrong_value_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, nam
         load(GatewaySettings)
     assert name in str(error.value)
     assert cure in str(error.value)
+
+
+WRONG = {"URL": "server:8000", "FILE": "", "TEXT": "\udc80", "HOST": "\udc80"}  # of each unit; words and numbers: "x/"
+CLASSES = (GatewaySettings, ServerSettings)
+EVERY = [(cls, name) for cls in CLASSES for name in cls.model_fields]
+
+
+def said(cls: type[Settings], flags: dict[str, str] | None = None) -> str:
+    with pytest.raises(SettingsError) as error:
+        load(cls, flags)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("cls", "name"), EVERY)
+def test_a_wrong_value_is_named_as_it_was_typed_in_words(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Settings], name: str
+) -> None:
+    unit, known = cls.model_fields[name].unit, variable(cls, name)
+    wrong = WRONG.get(unit, "x/")
+    flag = said(cls, {name: wrong})
+    monkeypatch.setenv(known, wrong)
+    of_environment = said(cls)
+    assert known in of_environment
+    assert f"--{name.replace('_', '-')}" in flag
+    assert known not in flag.partition(": ")[0]
+    for text in (flag, of_environment):
+        assert not re.search(r"[\[(\\^$*+?]{2}|\\x|\{\d", text), text  # no regular expression
+        assert "such as" in text or "must be" in text or "is empty" in text or "UTF-8" in text
+
+
+@pytest.mark.parametrize("name", [name for cls, name in EVERY if cls.model_fields[name].unit not in ("TEXT", "HOST")])
+def test_what_is_not_just_text_is_refused_where_it_is_empty(name: str) -> None:
+    cls = next(cls for cls in CLASSES if name in cls.model_fields)
+    assert name.replace("_", "-") in said(cls, {name: ""})
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            {"pacs": "PACS"},
+            "--pacs entry 'PACS' is not of the form AE@HOST:PORT or AE@tls://HOST:PORT, such as ORTHANC@",
+        ),
+        (
+            {"allowed_peers": "a@b"},
+            "--allowed-peers entry 'a@b' is not of the form AE@address or AE@network, such as CT1@",
+        ),
+        ({"ae_title": "\\"}, "--ae-title='\\\\': must be 1 to 16 ASCII characters without backslash, such as STORESCP"),
+        ({"scp_host": "0.0.0.0"}, "--scp-host=0.0.0.0 can be reached from other machines"),  # noqa: S104
+        ({"fetch_missing": "get"}, "--fetch-missing=get needs GATEWAY_PACS to fetch from"),
+        ({"metrics_port": "65535", "workers": "2"}, "--metrics-port=65535 leaves no ports for 2 workers"),
+        ({"server_url": "ftp://x"}, "must be an http or https URL, such as http://10.0.0.5:8000"),
+    ],
+)
+def test_what_contradicts_is_named_as_it_was_typed_with_an_example(flags: dict[str, str], told: str) -> None:
+    assert told in said(GatewaySettings, flags)
+
+
+def test_a_flag_wins_also_where_the_environment_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_SCP_PORT", "wrong")
+    assert load(GatewaySettings, {"scp_port": "1"}).scp_port == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h", "https://h:1/a/b", "http://[::1]:8000", "http://bücher.example", "http://a_b"]
+)
+def test_urls_that_are_asked(url: str) -> None:
+    server = GatewaySettings(server_url=url).server_url
+    assert httpx.URL(server).host == httpx.URL(url).host
+    assert server.scheme == url.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "h", "http://", "http:///x", "http://h:0", "http://h:99999", "http://[::1", "http://a b", "http://h\n"]
+)
+def test_urls_that_nobody_could_ask_are_refused(url: str) -> None:
+    assert "such as http" in said(GatewaySettings, {"server_url": f"{url}\0" if url == "http://h\n" else url})
+
+
+@given(st.text() | st.from_regex(r"[a-zé.@:/?#\[\]%0-9-]{1,12}", fullmatch=True))
+def test_any_url_that_is_taken_can_be_asked(text: str) -> None:
+    try:
+        url = http_url(f"http://{text}")
+    except ValueError:
+        return
+    assert httpx.URL(url).host
 
 
 def test_unknown_name_is_refused_with_the_likely_one(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:

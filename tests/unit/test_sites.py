@@ -1,4 +1,4 @@
-"""The instrument of `make completion`: sites are what they are said to be, and verdicts are judged right."""
+"""The instrument of `make policies`: sites are what they are said to be, and verdicts are judged right."""
 
 import statistics
 from collections import Counter, defaultdict

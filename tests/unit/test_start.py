@@ -1,6 +1,8 @@
 """What commands import: most of them end before the gateway, or the server, could be imported."""
 
+import ast
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 
 import journal
+import start
 from key_reader import ALL
 from tests.factories import UNBOUNDED
 
@@ -71,16 +74,53 @@ def keys(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/s.db"
 
 
+# --- outside the environment ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["environment", "none"])
+@pytest.mark.parametrize("program", ["client.py", "server.py"])
+def test_without_its_packages_a_program_says_what_to_type(tmp_path: Path, program: str, made: bool) -> None:
+    for name in (program, "start.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    if made:
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / "python").touch()
+    bare = [sys.executable, "-S", program, "check", "--json"]  # -S: without what is installed
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(bare, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    python = tmp_path / ".venv" / "bin" / "python"
+    *_, install, typed = done.stderr.splitlines()
+    assert typed.strip() == f"{python} {program} check --json"
+    assert ("pip install -r" in install) != made
+
+
+def test_whatever_is_imported_of_others_is_asked_for_at_the_start() -> None:
+    imported = set()
+    for path in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(str(node.module).partition(".")[0])
+    others = imported - sys.stdlib_module_names - {path.stem for path in ROOT.glob("*.py")}
+    brought = {"starlette", "idna"}  # by FastAPI, by httpx
+    assert others - brought | {"aiosqlite", "uvicorn"} == set(start.NEEDED)
+
+
+# --- what is imported -------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "command",
     [
         ("client.py", "--help"),
         ("client.py", "status", "--help"),
         ("client.py", "dead-letters", "discard", "--help"),
-        ("client.py", "completion", "bash"),
+        ("client.py", "tab", "bash"),
         ("server.py", "--help"),
         ("server.py", "keys", "create", "--help"),
-        ("server.py", "completion", "zsh"),
+        ("server.py", "tab", "zsh"),
     ],
     ids=" ".join,
 )
