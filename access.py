@@ -280,4 +280,11 @@ def audit_log(path: Path | None) -> Iterator[Audit]:
         processors: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)]
         processors.append(structlog.processors.JSONRenderer())
         audit = structlog.wrap_logger(structlog.WriteLogger(file), processors=processors)
-        yield lambda **fields: audit.info("request.audited", **fields)
+
+        def write(**fields: Any) -> None:
+            try:
+                audit.info("request.audited", **fields)
+            except OSError as error:  # the request was answered all the same
+                log.error("audit.unwritten", reason=error.strerror)
+
+        yield write

@@ -43,7 +43,7 @@ from version import version
 CLOSED = None  # ends a queue
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
 POLLS = 2  # rounds of the event loop after which what the sockets hold is on the inbox
-PAUSED_S = 0.1  # late: the process was stopped, its machine paused, or its disk stalled
+PAUSED_S = 0.1  # a wait that ends so late was no wait: the process was stopped, or its machine paused
 SETTLE_S = 0.5  # after that, in which senders that had to wait for us go on, and nothing is taken for idle
 
 log = structlog.get_logger()
@@ -95,9 +95,10 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
         deadline = loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline()
         if deadline is not None and settled_at is not None:
             deadline = max(deadline, settled_at)
+        waits_until = math.inf if deadline is None or deadline < loop.time() else deadline
         items = await _take(inbox, deadline)
         now = loop.time()  # before the commit: what arrives meanwhile is seen before what falls due meanwhile
-        if settled_at is None and deadline is not None and now > deadline + PAUSED_S:
+        if settled_at is None and now > waits_until + PAUSED_S:
             settled_at = now + SETTLE_S
         await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
         drains: list[Drain] = []
@@ -181,12 +182,15 @@ async def _report(
     """Move closed series into the journal's outbox; returns those that it could not take now."""
     for first in range(0, len(reports), DUE_AT_ONCE):
         some, traceparents = zip(*reports[first : first + DUE_AT_ONCE], strict=True)
-        learnt = {(*source,): text for source, text in collector.policy.news().items()}
+        learnt, trust = collector.policy.news(), collector.trust_news()
         try:
-            waiting = await journal.close(some, learnt, traceparents, collector.trust_news())
+            waiting = await journal.close(
+                some, {(*source,): text for source, text in learnt.items()}, traceparents, trust
+            )
         except JournalUnavailable as error:
             log.error("series.unreported", count=len(reports) - first, reason=str(error))
             return reports[first:]
+        collector.kept(learnt, trust)
         for report, entry in zip(some, waiting, strict=True):
             _count(report)
             event = log.bind(

@@ -38,6 +38,7 @@ RECEIVING_S = 10.0  # the least of it
 GREW_S = 45.0  # the least of it if the count grew and its source has not shown yet what its longest pauses are
 SHOWN_AFTER = 50  # series, until it has
 TRUSTED_AFTER = 10  # series in a row that a PACS held from the start, until its answer counts at once
+PARTS_S = 20.0  # the least time for the parts of others to come, once ours was posted
 FETCHES = 2  # of one revision
 CODE_LENGTH = 16  # characters of a CS or SH: PS3.5 table 6.2-1
 IS_LENGTH = 12  # the same of an IS
@@ -64,15 +65,19 @@ class Said:
     """How many images were here when it was asked."""
     since: float
     """When it first gave that count."""
-    ahead: bool
-    """Its first answer was ahead of what was here by more than the one image that may be on its way."""
+    ahead: bool | None
+    """Its first answer was ahead of what was here by more than the one image that may be on its way.
+
+    None: of what was here when it was asked, and not of what was when it had answered. That cannot be told apart from
+    images that it got and forwarded meanwhile.
+    """
     grew: bool = False
     """Its count has grown since the first answer: it is itself still receiving."""
 
     @property
     def holds(self) -> bool:
-        """Whether it seems to have held the whole series from the start; else it may still be receiving."""
-        return self.ahead and not self.grew
+        """Whether it held the whole series from the start, for all one can tell; else it may still be receiving."""
+        return self.ahead is True and not self.grew
 
 
 @dataclass(slots=True)
@@ -95,7 +100,7 @@ class OpenSeries:
     sop_instance_uids: dict[str, InstanceValues] = field(default_factory=dict)
     """With what is known of each beside its UID."""
     parted: int = 0
-    """How many of them, the first, stand in a part that was posted."""
+    """How many of them stand in the last part that was posted."""
     marks: list[tuple[float, int]] = field(default_factory=list)
     """When how many images had come: the first, and then every `marked_every`."""
     marked_every: int = 1
@@ -114,10 +119,12 @@ class OpenSeries:
     unproven_s: dict[Phase, float] = field(default_factory=dict)
     """The longest since then, that a repeated image has ended."""
     timeline: list[TimelineEntry] = field(default_factory=list)
+    phase: Phase = Phase.OPEN
+    """The one that its deadline was put on the heap for."""
     entry: float = math.inf
     """The earliest of its entries in the heap of deadlines."""
-    idle_hit: bool = False
-    """The idle time-out has passed; the grace period runs."""
+    idle_since: float = math.inf
+    """When the idle time-out passed; since then the grace period runs."""
     ask_at: float = math.inf
     asked: int = 0
     """Answers since the last image."""
@@ -130,6 +137,11 @@ class OpenSeries:
     said: Said | None = None
     problem: str | None = None
     """Why the last question to the PACS failed; None if it did not."""
+
+    @property
+    def idle_hit(self) -> bool:
+        """Whether the idle time-out has passed."""
+        return self.idle_since < math.inf
 
 
 @dataclass(slots=True)
@@ -211,6 +223,7 @@ class SeriesCollector:
         self._latest: dict[Source, SeriesKey] = {}  # of each source the open series that an image came to last
         self._questions: list[Question] = []
         self._failures: list[Failure] = []
+        self._broken: list[tuple[OpenSeries, Exception]] = []
         # At least one entry per open series that is not later than its deadline; the number breaks ties.
         self._deadlines: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
@@ -219,6 +232,14 @@ class SeriesCollector:
 
     def observe(self, instance: Instance, now: float) -> None:
         """Count one instance under its series; a repeated one counts once but shows that the series is alive."""
+        try:
+            self._observe(instance, now)
+        except Exception as error:  # in depth, as in `_or_least`
+            series = self._open.get(instance.key) or self._start(instance, now)
+            series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
+            self._broken.append((series, error))
+
+    def _observe(self, instance: Instance, now: float) -> None:
         key = instance.key
         series = self._open.get(key)
         if series is None:
@@ -226,7 +247,7 @@ class SeriesCollector:
         elif not series.fetches:  # a silence that we ended ourselves is not the sender's
             self._end_silence(series, instance, now)
         if series.before is not None and instance.sop_instance_uid not in series.before.held:
-            self._contradict(series, series.before, now)
+            self._contradict(series, series.before, instance, now)
         series.last_seen = now
         series.last_received_at = max(series.last_received_at, instance.received_at)
         series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
@@ -236,13 +257,13 @@ class SeriesCollector:
                 series.attributes[keyword] = values
                 if keyword in instance.undecoded:
                     series.undecoded[keyword] = instance.undecoded[keyword]
-        series.idle_hit = False
+        series.idle_since = math.inf
         self._carry(instance.association, series, now)
         self._follow(series)
         if series.source.calling_ae_title in self._pacs:
             series.asked = 0
             series.ask_at = self._ask_next(series, now)
-        if series.entry == math.inf or series.ask_at < math.inf or self._phase(series) is Phase.COUNTED:
+        if series.entry == math.inf or series.ask_at < math.inf or self._phase(series) is not series.phase:
             self._schedule(series)  # else the deadline only moved on
 
     def released(self, association: Association, now: float) -> None:
@@ -254,7 +275,8 @@ class SeriesCollector:
             series.aborted = association.aborted
             series.one_each &= carrier.images == 1
             if series.ask_at < math.inf and not series.carriers:
-                series.ask_at = min(series.ask_at, self._stands_at(series) if self._is_all(series) else now)
+                soon = self._stands_at(series) if self._is_all(series) else max(now, series.asked_at + ASK_AFTER_S)
+                series.ask_at = min(series.ask_at, soon)
             self._schedule(series)
 
     def answered(self, key: SeriesKey, answer: Answer, now: float) -> list[SeriesReport]:
@@ -278,14 +300,11 @@ class SeriesCollector:
 
     def due(self, now: float) -> list[SeriesReport]:
         """Close and report series whose deadline has passed, at most DUE_AT_ONCE."""
-        reports: list[SeriesReport] = []
+        reports = self._least_of_broken()
         while len(reports) < DUE_AT_ONCE and (entry := self.next_deadline()) is not None and entry <= now:
             _, _, key = heapq.heappop(self._deadlines)
             series = self._open[key]
-            if self._deadline(series) <= now:
-                reports += self._or_least(series, self._decide, now)
-            if self._open.get(key) is series:  # images came since, or it waits for something else now
-                self._schedule(series, again=True)
+            reports += self._or_least(series, self._look, now)
         return reports
 
     def questions(self) -> list[Question]:
@@ -299,15 +318,21 @@ class SeriesCollector:
         return failures
 
     def trust_news(self) -> dict[str, int]:
-        """How many series in a row which PACS held from the start, where that changed since the last time."""
-        news, self._trust_news = self._trust_news, {}
-        return news
+        """How many series in a row which PACS held from the start, where that changed since it was last kept."""
+        return dict(self._trust_news)
+
+    def kept(self, learnt: Mapping[Source, str | None], trust: Mapping[str, int]) -> None:
+        """This news of the policy's and of trust stands on disk."""
+        self.policy.kept(learnt)
+        for title in [title for title, series in trust.items() if self._trust_news.get(title) == series]:
+            del self._trust_news[title]
 
     def drain(self, now: float) -> list[SeriesReport]:
         """Close and report every open series, due or not."""
         self._deadlines.clear()
+        broken = self._least_of_broken()
         drained = (self._or_least(series, self._close, "drained", now) for series in list(self._open.values()))
-        return [report for reports in drained for report in reports]
+        return broken + [report for reports in drained for report in reports]
 
     # --- what is open ---
 
@@ -342,6 +367,11 @@ class SeriesCollector:
 
     # --- deciding ---
 
+    def _least_of_broken(self) -> list[SeriesReport]:
+        """The least reports of series that could not be counted as they should."""
+        broken, self._broken = self._broken, []
+        return [report for series, error in broken for report in self._or_least(series, _fail, error)]
+
     def _or_least(
         self, series: OpenSeries, work: Callable[..., list[SeriesReport]], *arguments: Any
     ) -> list[SeriesReport]:
@@ -350,7 +380,15 @@ class SeriesCollector:
             return work(series, *arguments)
         except Exception as error:
             self._forget(series)
+            self._remember(series, Phase.OPEN, "idle", series.last_seen)
             return self._least_report(series, sorted(series.sop_instance_uids), "idle", error)
+
+    def _look(self, series: OpenSeries, now: float) -> list[SeriesReport]:
+        """Decide if the deadline has come; put the next one on the heap if the series stays open."""
+        reports = self._decide(series, now) if self._deadline(series) <= now else []
+        if self._open.get(series.key) is series:  # images came since, or it waits for something else now
+            self._schedule(series, again=True)
+        return reports
 
     def _decide(self, series: OpenSeries, now: float) -> list[SeriesReport]:
         """What to do about a series whose deadline has come: ask, wait for the grace period, fetch, or report it."""
@@ -359,7 +397,7 @@ class SeriesCollector:
         if self._idle_at(series) > now:
             return self._close(series, "capped", now) if series.opened + self._max_open_s <= now else []
         if not series.idle_hit:
-            series.idle_hit = True
+            series.idle_since = now
             self._note(series, "series.idle", now, **self._silence(series))
             return self._part(series, now)
         if self._is_verified(series):  # by an answer of before the PACS was trusted
@@ -371,17 +409,17 @@ class SeriesCollector:
         return self._close(series, "expected" if self._phase(series) is Phase.COUNTED else "idle", now)
 
     def _part(self, series: OpenSeries, now: float) -> list[SeriesReport]:
-        """What is here of a series that is larger at its PACS: whoever holds the rest need not wait for us."""
-        here = len(series.sop_instance_uids)
-        if not self._has_more(series) or self._may_fetch(series) or series.parted == here:
+        """What is here of a series that is larger at its PACS or the server: whoever holds the rest waits for it."""
+        here, said = len(series.sop_instance_uids), series.said
+        others_hold_some = said is not None and (self._has_more(series) or said.answer.known > said.here)
+        if not others_hold_some or self._may_fetch(series) or series.parted == here:
             return []
-        uids = list(series.sop_instance_uids)[series.parted :]
         series.parted = here
-        self._note(series, "series.parted", now, Images=len(uids))
-        return self._report(series, sorted(uids), None, "a part: the PACS has more")
+        self._note(series, "series.parted", now, Images=here)
+        return self._report(series, sorted(series.sop_instance_uids), None, "a part: the PACS has more")
 
     def _phase(self, series: OpenSeries) -> Phase:
-        if len(series.sop_instance_uids) == self._count_in_tags(series):
+        if series.revision == 1 and len(series.sop_instance_uids) == self._count_in_tags(series):
             return Phase.COUNTED
         if not series.carriers and series.carried:
             if series.aborted:
@@ -406,9 +444,10 @@ class SeriesCollector:
         if not series.idle_hit:
             return quiet_since + timeout_s
         idle_at = quiet_since + timeout_s + self.policy.grace_s(timeout_s)
-        if series.said and self._has_more(series) and not self._fetch:
+        in_vain = series.fetches >= FETCHES and series.said is not None and bool(series.said.answer.missing)
+        if series.said and self._has_more(series) and not self._may_fetch(series) and not in_vain:
             grew_at = series.said.since if series.said.grew else quiet_since
-            return max(idle_at, max(quiet_since, grew_at) + self._patience_s)
+            return max(idle_at, max(quiet_since, grew_at) + self._patience_s, series.idle_since + PARTS_S)
         if self._is_all(series) and series.problem is None:
             return max(idle_at, self._stands_at(series))
         return idle_at
@@ -419,7 +458,7 @@ class SeriesCollector:
 
     def _schedule(self, series: OpenSeries, *, again: bool = False) -> None:
         """Put the deadline on the heap, if it is earlier than what is there (`again`: nothing of it is)."""
-        deadline = self._deadline(series)
+        deadline, series.phase = self._deadline(series), self._phase(series)
         if again or deadline < series.entry:
             series.entry = deadline
             heapq.heappush(self._deadlines, (deadline, next(self._numbers), series.key))
@@ -443,7 +482,7 @@ class SeriesCollector:
         here = frozenset(series.sop_instance_uids)
         classes = frozenset(filter(None, (values[0] for values in series.sop_instance_uids.values())))
         title = series.source.calling_ae_title
-        self._questions.append(Question(series.key, title, here, fetch, series.revision, classes))
+        self._questions.append(Question(series.key, title, here, fetch, series.revision, classes, series.idle_hit))
 
     def _ask_next(self, series: OpenSeries, now: float) -> float:
         """When to ask again: at once at the first image, when what it said has stood, and else ever more seldom."""
@@ -480,18 +519,20 @@ class SeriesCollector:
         return []
 
     def _hear(self, series: OpenSeries, answer: Answer, now: float) -> None:
-        """Remember since when the PACS says this, and whether it is itself still receiving."""
+        """Remember since when the PACS says this, the most that it said, and whether it is itself still receiving."""
         count, said = answer.count or 0, series.said
         if said is None:
-            series.said = Said(answer, series.asked_about, now, ahead=count > answer.known + 1)
+            came = len(series.sop_instance_uids) - series.asked_about
+            lead = count - answer.known - 1
+            ahead = True if lead > came else None if lead > 0 else False
+            series.said = Said(answer, series.asked_about, now, ahead)
             return
-        before = said.answer.count or 0
-        said.answer, said.here = answer, series.asked_about
-        if count != before:
-            said.since = now
-        if count > before:
-            said.grew = True
+        if count < (said.answer.count or 0):
+            return  # what it has said before stands, as if this question had failed
+        if count > (said.answer.count or 0):
+            said.since, said.grew = now, True
             self._set_trust(series.source, 0)
+        said.answer, said.here = answer, series.asked_about
 
     def _lacking(self, series: OpenSeries) -> int | None:
         """How many images the PACS has and we have not, as it said last; None where it did not say."""
@@ -515,23 +556,22 @@ class SeriesCollector:
         return answer.confirmed and answer.here == series.sop_instance_uids.keys()
 
     def _may_fetch(self, series: OpenSeries) -> bool:
-        return self._fetch and series.fetches < FETCHES and series.said is not None and bool(series.said.answer.missing)
+        return self._fetch and series.fetches < FETCHES and self._has_more(series)
 
     def _stands_at(self, series: OpenSeries) -> float:
         """When what the PACS says has stood for so long that a question from then on may verify it.
 
-        At once where it has held its last TRUSTED_AFTER series, and this one, from the start; else for the idle
-        time-out, and for longer where it may itself be receiving: then it says what it has so far.
+        At once where it has held its last TRUSTED_AFTER series, and this one, from the start; for the idle time-out
+        where it has held those; else for longer, for it may itself be receiving: then it says what it has so far.
         """
         said = series.said
         if said is None:
             return math.inf
-        if not said.holds:
-            unknown = said.grew and self.policy.known(series.source) < SHOWN_AFTER
-            return said.since + max(GREW * self._timeout_s(series), GREW_S if unknown else RECEIVING_S)
-        if self._trust.get(series.source.calling_ae_title, 0) >= TRUSTED_AFTER:
-            return said.since
-        return said.since + self._timeout_s(series)
+        trusted = self._trust.get(series.source.calling_ae_title, 0) >= TRUSTED_AFTER
+        if trusted and said.ahead is not False and not said.grew:
+            return said.since + (0.0 if said.ahead else self._timeout_s(series))
+        unknown = said.grew and self.policy.known(series.source) < SHOWN_AFTER
+        return said.since + max(GREW * self._timeout_s(series), GREW_S if unknown else RECEIVING_S)
 
     def _set_trust(self, source: Source, series: int) -> None:
         title = source.calling_ae_title
@@ -543,8 +583,8 @@ class SeriesCollector:
     def _start(self, instance: Instance, now: float) -> OpenSeries:
         closed = self._closed.pop(instance.key, 0)
         before = closed if isinstance(closed, _Closed) and self._remembers(closed, now) else None
-        if self._recent.pop(instance.key, None) is not None and isinstance(closed, _Closed):
-            self._recent_images -= len(closed.held)
+        if (recent := self._recent.pop(instance.key, None)) is not None:
+            self._recent_images -= len(recent.held)
         source = Source(
             printable(instance.calling_ae_title.strip()),
             printable(instance.text("Modality") or "")[:CODE_LENGTH],
@@ -562,12 +602,12 @@ class SeriesCollector:
             held_before=before.held if before else {},
         )
 
-    def _contradict(self, series: OpenSeries, before: _Closed, now: float) -> None:
+    def _contradict(self, series: OpenSeries, before: _Closed, instance: Instance, now: float) -> None:
         """An image came that the revision before did not have: it was reported too early."""
         series.before, late_s = None, now - before.last_seen
         if not series.sop_instance_uids:  # else the series was sent again, and more with it
             self.policy.learn(before.source, {before.phase: late_s} if before.taught else {})
-        if IMAGES_IN_ACQUISITION in series.attributes:
+        if IMAGES_IN_ACQUISITION in instance.attributes:
             self.policy.learn_count(before.source, right=False)
         if before.verdict == "verified":
             self._set_trust(series.source, 0)
@@ -656,7 +696,7 @@ class SeriesCollector:
         counted = _count(series.attributes, IMAGES_IN_ACQUISITION)
         if ended and counted is not None and series.revision == 1:
             self.policy.learn_count(series.source, right=counted == len(series.sop_instance_uids))
-        if series.said and series.said.holds:
+        if verdict == "verified" and series.said and series.said.holds:
             held = self._trust.get(series.source.calling_ae_title, 0) + 1
             self._set_trust(series.source, min(held, TRUSTED_AFTER))
 
@@ -667,7 +707,7 @@ class SeriesCollector:
         closed = _Closed(series.revision, series.source, phase, series.last_seen, now, verdict, taught, held)
         self._closed[series.key] = self._recent[series.key] = closed
         if len(self._closed) > REMEMBERED_REVISIONS:
-            del self._closed[next(iter(self._closed))]
+            del self._closed[next(iter(self._closed))]  # its images are forgotten in their turn
         self._recent_images += len(held)
         while self._recent:
             key, oldest = next(iter(self._recent.items()))
@@ -747,8 +787,9 @@ class SeriesCollector:
     def _expected(self, series: OpenSeries) -> tuple[int | None, Literal["pacs", "tags"] | None]:
         """How many images there should be, and who says so; never fewer than are known."""
         if series.said is not None:
-            count, lacking = series.said.answer.count, self._lacking(series)
-            return (count, "pacs") if (lacking or 0) >= 0 else (None, None)
+            count, missing = series.said.answer.count or 0, len(self._missing(series))
+            known = count - (self._lacking(series) or 0)  # it may have as many, and others
+            return (max(count, known + missing), "pacs") if count >= known else (None, None)
         in_tags = self._count_in_tags(series)
         enough = in_tags is not None and in_tags >= len(series.sop_instance_uids)
         return (in_tags, "tags") if enough else (None, None)
@@ -798,6 +839,10 @@ class SeriesCollector:
             del series.timeline[MAX_TIMELINE // 2]
         cut = {name: _cut(value) if isinstance(value, str) else value for name, value in details.items()}
         series.timeline.append(TimelineEntry(At=self._wall_clock(now), Event=event, Details=cut))
+
+
+def _fail(_: OpenSeries, error: Exception) -> list[SeriesReport]:
+    raise error
 
 
 def _cut(text: str) -> str:

@@ -37,6 +37,7 @@ IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
 FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
 MAX_GATEWAYS = 256  # known at once: those that spoke last
+MAX_COMPLETIONS = 5000  # rows; figures of sources beyond that stand together under an empty name
 
 
 class Database:
@@ -227,8 +228,16 @@ async def _count_verdicts(
     """Last of the transaction: many reports want the same few rows."""
     for of, column in union.completions(report, known, changed):
         key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
+        key["Source"] = await _figures_of(connection, key["Source"])
         counts = dict.fromkeys(("Series", "False", "AfterCapped"), 0) | {column: 1}
         await insert(connection, completions, key | counts, or_update={column: completions.c[column] + 1})
+
+
+async def _figures_of(connection: AsyncConnection, source: str) -> str:
+    """The source that its verdicts are counted under: who sends chooses its names, and not how many rows there are."""
+    rows = select(func.count()).select_from(completions)
+    known = (await connection.execute(rows.where(completions.c.Source == source))).scalar_one()
+    return source if known or (await connection.execute(rows)).scalar_one() < MAX_COMPLETIONS else ""
 
 
 # --- gateways ---------------------------------------------------------------------------------------------------

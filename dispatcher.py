@@ -123,6 +123,8 @@ class SeriesDispatcher:
         """Take a report for delivery, behind earlier ones of the same series."""
         self._empty.clear()
         line = self._lines.setdefault(waiting.key, deque())
+        while len(line) > 1 and line[-1].part:  # the journal has dropped it for this one; the first may be under way
+            self._undelivered.pop(line.pop().id, None)
         line.append(waiting)
         self._undelivered[waiting.id] = waiting.reported_at
         if len(line) == 1:

@@ -64,7 +64,11 @@ class IdlePolicy(Protocol):
         ...
 
     def news(self) -> dict[Source, str | None]:
-        """What was learnt since the last time, for `load` after a restart; None of a source that was forgotten."""
+        """What was learnt and is not kept yet, for `load` after a restart; None of a source that was forgotten."""
+        ...
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        """This news stands on disk."""
         ...
 
 
@@ -95,6 +99,9 @@ class Fixed:
 
     def news(self) -> dict[Source, str | None]:
         return {}
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        pass
 
 
 # --- estimators -----------------------------------------------------------------------------------------------
@@ -148,7 +155,7 @@ class Quantile:
     def load(self, dumped: Any) -> None:
         scale = BINS_PER_DECADE / dumped.get("per_decade", BINS_PER_DECADE_BEFORE)
         for at, weight in dumped.items():
-            if at != "per_decade":
+            if at != "per_decade" and math.isfinite(float(weight)):
                 self.bins[min(round(int(at) * scale), BINS - 1)] += float(weight)
 
 
@@ -174,6 +181,7 @@ WELL_KNOWN, WELL_KNOWN_MARGIN = 20, 1.2  # series, from which on less of a margi
 GRACE = 0.25  # of the time-out, once it has passed
 FLOOR_S = 0.3
 MAX_SOURCES = 1000  # whose habits are remembered; who sends chooses the AE title
+MAX_SERIES = 10**9  # that a journal may say were learnt from
 COUNTS_AFTER = 10  # series in a row that ended at ImagesInAcquisition, until it is taken to count the series
 
 
@@ -260,18 +268,20 @@ class Adaptive:
         return habits.series if habits else 0
 
     def news(self) -> dict[Source, str | None]:
-        news = {source: self._dump(source) for source in self._changed}
-        self._changed.clear()
-        return news
+        return {source: self._dump(source) for source in self._changed}
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        for source in [source for source, dumped in news.items() if self._dump(source) == dumped]:
+            self._changed.pop(source, None)
 
     def load(self, source: Source, dumped: str) -> None:
         """Go on from what an earlier run learnt. Raises ValueError, TypeError or IndexError where it is not that."""
         habits = _Habits()
         for name, content in json.loads(dumped).items():
             if name == "counted":
-                habits.counted = int(content)
+                habits.counted = _within(content, COUNTS_AFTER)
                 continue
-            silences = habits.silences[Phase(name)] = _Silences(self.estimator(), int(content[0]))
+            silences = habits.silences[Phase(name)] = _Silences(self.estimator(), _within(content[0], MAX_SERIES))
             silences.estimator.load(content[1])
             silences.bound_s = silences.estimator.bound_s()
         self._habits[source] = habits
@@ -293,6 +303,10 @@ class Adaptive:
             least = min(self._habits, key=lambda source: self._habits[source].series)
             del self._habits[least]
             self._changed[least] = None
+
+
+def _within(number: Any, most: int) -> int:
+    return min(max(int(number), 0), most)
 
 
 def _alike(source: Source) -> Iterator[Source]:

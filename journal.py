@@ -332,7 +332,11 @@ class Journal:
             return f"max_pending_instances={self._bounds.max_instances} reached"
         if self._used_bytes >= self._bounds.max_bytes:
             return f"journal_max_bytes={self._bounds.max_bytes} reached"
-        if self._free_bytes() < self._bounds.min_free_bytes:
+        try:
+            free = self._free_bytes()
+        except OSError as error:  # its folder is gone, and may come back
+            return f"the journal's folder: {error.strerror}"
+        if free < self._bounds.min_free_bytes:
             return f"less than min_free_bytes={self._bounds.min_free_bytes} free"
         return self.failing
 
@@ -482,11 +486,17 @@ class Journal:
             (*report.key, report.Revision, report.Verdict, report.NumInstances, content, now, now, traceparent),
         )
         id = int(cursor.lastrowid or 0)
-        self._execute(  # its instances are in the log still, or stand in this one: whether it is delivered is the same
-            f"DELETE FROM reports WHERE {OF_KEY} AND id < ? AND state = 'waiting' AND verdict IS NULL", *report.key, id
-        )
+        self._supersede(report, id)
         part = report.Verdict is None
         return Waiting(id, report.key, report.Revision, report.NumInstances, 0, 0.0, now, traceparent, part)
+
+    def _supersede(self, report: SeriesReport, id: int) -> None:
+        """Drop earlier parts of the series that are not delivered: what they held stands in this report."""
+        parts = f"{OF_KEY} AND id < ? AND verdict IS NULL AND state ="
+        self._execute(f"DELETE FROM reports WHERE {parts} 'waiting'", *report.key, id)
+        if report.Verdict is not None:
+            dead = self._connection.execute(f"DELETE FROM reports WHERE {parts} 'dead'", (*report.key, id))
+            self.dead_letters -= dead.rowcount
 
     def _set_aside(self, key: SeriesKey, sop_instance_uids: list[str], revision: int, reason: str) -> None:
         emptied: list[SeriesKey] = []

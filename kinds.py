@@ -113,8 +113,8 @@ def number(  # noqa: PLR0913 - what a number is made of
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(given: Any) -> int:
-        value = _number(int, given)
-        if not least <= value <= (math.inf if most is None else most) or isinstance(given, float):
+        value = _number(float, given)
+        if not least <= value <= (math.inf if most is None else most) or not float(value).is_integer():
             shown = default if example is None else example
             raise ValueError(f"must be a whole number {bounds}, such as {shown}")
         return int(value)

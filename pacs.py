@@ -61,6 +61,8 @@ class Question:
     """Of the series; the answer carries it back."""
     classes: frozenset[str] = frozenset()
     """The SOP Class UIDs of the images at hand."""
+    quiet: bool = True
+    """Nothing comes any more: what is missing is to be named, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +84,6 @@ class Answer:
     """What failed, in words; with a count, what failed after the PACS had said it."""
     revision: int = 1
     """Of the question."""
-
-    @property
-    def more(self) -> bool:
-        """The PACS has more than is known."""
-        return self.count is not None and self.count > self.known
 
 
 class Pacs:
@@ -131,6 +128,8 @@ class Pacs:
             return answer
         if found.is_all(known):
             return replace(answer, confirmed=True)
+        if not (question.quiet or question.fetch):
+            return answer
         return await self._seek(peer, question, found, known, answer)
 
     async def _all_known(self, question: Question) -> tuple[set[str], list[str]]:
@@ -212,22 +211,27 @@ class Pacs:
         loop, name, timeout_s = asyncio.get_running_loop(), peer.ae_title, self._settings.pacs_timeout_s
         if loop.time() < self._alone_until[name]:
             raise PacsUnavailable("left alone, for it did not end in time before")
-        asked = False
-        limit = asyncio.timeout(timeout_s * patience)
         try:
-            async with limit, self._turns[name]:
+            async with asyncio.timeout(timeout_s * PATIENCE):
+                await self._turns[name].acquire()
+        except TimeoutError as error:
+            raise PacsUnavailable("too many questions wait") from error
+        limit, line = asyncio.timeout(timeout_s * patience), Line.to(peer, self._settings)
+        try:
+            async with limit:
                 at = self._next_at[name] = max(loop.time(), self._next_at[name] + INTERVAL_S)
                 await asyncio.sleep(at - loop.time())
-                asked = True
-                return await in_thread(partial(do, Line.to(peer, self._settings)), "pacs")
+                return await in_thread(partial(do, line), "pacs")
         except GatewayError as error:
             raise PacsUnavailable(str(error)) from error
         except Exception as error:  # the edge to a foreign peer, which can say anything
             if not limit.expired():
                 raise PacsUnavailable(type(error).__name__) from error
-            if asked:
-                self._alone_until[name] = loop.time() + ABANDONED_S
-            raise PacsUnavailable("did not end in time" if asked else "too many questions wait") from error
+            self._alone_until[name] = loop.time() + ABANDONED_S
+            line.hang_up()
+            raise PacsUnavailable("did not end in time") from error
+        finally:
+            self._turns[name].release()
 
 
 def _patience(images: int) -> float:

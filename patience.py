@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
@@ -32,7 +32,8 @@ class Patience:
             await follower.beyond(math.inf, LOOK_S)
         self.ends_at = asyncio.get_running_loop().time() + STOP_S
         for timeout in self._waiting:
-            timeout.reschedule(min(timeout.when() or math.inf, self.ends_at))
+            with suppress(RuntimeError):  # it ends by itself in this very moment
+                timeout.reschedule(min(timeout.when() or math.inf, self.ends_at))
 
     @asynccontextmanager
     async def until(self, deadline: float) -> AsyncIterator[None]:

@@ -7,8 +7,8 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Collection, Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydicom.dataset import Dataset
@@ -136,6 +136,8 @@ class _Caller(AE):
     """pynetdicom's AE. The thread of its upper layer may hang, which must not keep the process from ending, and raises
     where a peer's PDU or command is nonsense: then the question ends, as where nothing was answered."""
 
+    sockets: list[_Socket]
+
     def _create_socket(self, assoc: Association, address: Any, tls_args: Any) -> AssociationSocket:
         run = assoc.dul.run
 
@@ -150,6 +152,7 @@ class _Caller(AE):
         assoc.dul.run = contained  # type: ignore[method-assign]
         sock = _Socket(assoc, address=address)
         sock.tls_args = tls_args
+        self.sockets.append(sock)
         return sock
 
 
@@ -162,6 +165,14 @@ class Line:
     timeout_s: float
     tls: Callable[[], Tls] | None = None
     """Makes the context of one association. None: clear text."""
+    sockets: list[_Socket] = field(default_factory=list)
+    """Of every association so far."""
+
+    def hang_up(self) -> None:
+        """End what waits for the PACS in another thread: it may send a byte now and then for ever."""
+        for sock in [made.socket for made in self.sockets if made.socket is not None]:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     @classmethod
     def to(cls, peer: Peer, settings: GatewaySettings) -> "Line":
@@ -175,6 +186,7 @@ class Line:
     ) -> Iterator[Association]:
         """An association that is surely ended, and takes the first abstract syntax. Raises PacsUnavailable."""
         ae = _Caller(self.ae_title)
+        ae.sockets = self.sockets
         ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = self.timeout_s
         roles: list[Any] = [build_role(uid, scp_role=True) for uid in scp_of]
         tls = self.tls() if self.tls else None

@@ -41,6 +41,7 @@ class Settings:
     def __init__(self, flags: Mapping[str, Any] | None = None, /, **given: Any) -> None:
         """`flags` are given, too, and named so where they are wrong. Raises SettingsError."""
         given |= flags or {}
+        given.pop("_env_file", None)  # pydantic-settings' word: here nothing is read from a file
         if unknown := given.keys() - self.model_fields.keys():
             raise TypeError(f"no settings: {', '.join(sorted(unknown))}")
         vars(self).update(model_fields_set=frozenset(given), flags=frozenset(flags or ()))

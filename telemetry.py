@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TextIO
 
 import prometheus_client
@@ -36,13 +36,19 @@ class CannotServeMetrics(GatewayError):
 
 
 class _Stderr:
-    """Whatever sys.stderr is now: a table on the terminal takes its place for a while."""
+    """Whatever sys.stderr is now: a table on the terminal takes its place for a while.
+
+    A line that cannot be written (disk full, reader gone) is lost: that stops no image, and no report.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 STDERR: TextIO = _Stderr()  # type: ignore[assignment]

@@ -6,6 +6,7 @@ One line an event, in order of time; docs/completion.md describes the fields. UI
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -39,8 +40,11 @@ class Recorder:
             file = path.open("a", buffering=1)
         except OSError as error:
             raise CannotRecord(f"GATEWAY_TRACE_PATH={path} cannot be written: {error.strerror}.") from error
-        with file:
-            yield cls(file, clock)
+        recorder = cls(file, clock)
+        try:
+            yield recorder
+        finally:
+            recorder._try(file.close)
 
     def association(self, association: Association) -> None:
         """It was established, or it ended."""
@@ -64,8 +68,12 @@ class Recorder:
         if self._file is None:
             return
         line = {"t": round(self._clock() - self._began, 6), "event": event, "association": association, **fields}
+        self._try(partial(self._file.write, json.dumps(line) + "\n"))
+
+    def _try(self, do: Callable[[], object]) -> None:
         try:
-            self._file.write(json.dumps(line) + "\n")
+            do()
         except OSError as error:
+            if self._file is not None:
+                log.error("trace.ended", reason=error.strerror)
             self._file = None
-            log.error("trace.ended", reason=error.strerror)

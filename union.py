@@ -169,7 +169,8 @@ def truthful(row: Row) -> dict[str, Any]:
     told = {**row}
     if expected is not None and expected < known:
         told |= {"ExpectedInstances": None, "ExpectedFrom": None}
-    if row["Verdict"] == "verified" and (expected, row["ExpectedFrom"]) != (known, "pacs"):
+    no_more = row["Verdict"] == "expected" and told["ExpectedInstances"] is None
+    if no_more or (row["Verdict"] == "verified" and (expected, row["ExpectedFrom"]) != (known, "pacs")):
         told["Verdict"] = "idle"
     return told
 
@@ -195,6 +196,8 @@ def _settled(report: SeriesReport, known: Row, union: int) -> dict[str, Any]:
     elif gives_way and not added and report.Verdict is None:
         settled = {column: known[column] for column in SETTLED}
         settled |= {"Verdict": "idle", "Basis": _said(known["Basis"], f"then {expected[0]}, {union} are known")}
+    if settled["Verdict"] == "expected" and expected[0] is None:  # more are known than a tag said
+        settled["Verdict"] = "idle"
     return settled | {"ExpectedInstances": expected[0], "ExpectedFrom": expected[1]}
 
 

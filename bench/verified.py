@@ -1,7 +1,8 @@
 """How soon is a series verified? A real Orthanc sends, is asked, and is asked again; `python -m bench.verified`.
 
-Ends with the median from the last image's arrival to the row being readable, of series of 200 images: of the first, after
-which the PACS is trusted, and of 20 more; before that one series of which Orthanc holds the last 20 images back for 10 s.
+Ends with the median from the last image's arrival to the row being readable, of series of 200 images: of the first,
+after which the PACS is trusted, and of 20 more. Before that stands one series of which Orthanc holds the last 20 images
+back for 10 s.
 """
 
 import statistics
@@ -37,7 +38,7 @@ def trio(folder: Path, **settings: Any) -> Iterator[tuple[Orthanc, httpx.Client]
         server(folder) as (_, url),
         gateway(folder, url, pacs=f"ORTHANC@127.0.0.1:{port}", min_free_bytes=0, **settings) as (_, scp_port),
         orthanc(folder, scp_port, dicom_port=port) as pacs,
-        httpx.Client(base_url=url, timeout=10) as http,
+        httpx.Client(base_url=url, timeout=60) as http,
     ):
         yield pacs, http
 
@@ -53,7 +54,7 @@ def upload(pacs: Orthanc, images: int) -> tuple[str, list[str]]:
     return str(datasets[0].SeriesInstanceUID), ids
 
 
-def wait_for_row(http: httpx.Client, uid: str, timeout_s: float = 60.0, **wanted: Any) -> dict[str, Any]:
+def wait_for_row(http: httpx.Client, uid: str, timeout_s: float = 120.0, **wanted: Any) -> dict[str, Any]:
     """The row of a series, once it holds what is wanted."""
     deadline = time.monotonic() + timeout_s
     record: dict[str, Any] = {}

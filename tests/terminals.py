@@ -24,7 +24,7 @@ class Terminal:
         self.written = ""
         self._master = master
 
-    def wait_for(self, pattern: str, timeout_s: float = 30.0) -> str:
+    def wait_for(self, pattern: str, timeout_s: float = 120.0) -> str:
         """Wait until it has written what the pattern matches, colours and cursor left out."""
         deadline = time.monotonic() + timeout_s
         while not (found := re.search(pattern, plain(self.written))):
@@ -37,9 +37,9 @@ class Terminal:
 
     def ended(self) -> int:
         """Read what it writes until it has ended; its exit code."""
-        while self._read(60.0):
+        while self._read(120.0):
             pass
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def _read(self, timeout_s: float) -> bool:
         ready, _, _ = select.select([self._master], [], [], max(0.0, timeout_s))

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import socket
 import sqlite3
 import ssl
@@ -515,7 +514,7 @@ async def test_a_folder_that_is_missing_read_only_or_full_has_failed(tmp_path: P
     assert "nothing is taken in → Free some space" in full
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this machine has no tmpfs at /dev/shm")  # noqa: S108
+@pytest.mark.peer("tmpfs")
 async def test_a_journal_in_memory_is_a_warning(tmp_path: Path) -> None:
     findings = await found(tmp_path, journal_path="/dev/shm/check-journal.db")  # noqa: S108 - not written
     assert "tmpfs: memory, and gone after a reboot → Name a file on a local disk" in said(

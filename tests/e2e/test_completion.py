@@ -33,10 +33,8 @@ def test_a_whole_series_is_verified_and_the_timeline_says_why(tmp_path: Path) ->
         assert str(record["Basis"]).startswith("ORTHANC has said 30 for ")
         told = events(http, uid)
         assert (told[0], told[-3:]) == ("association.joined", ["images.counted", "series.reported", "report.stored"])
-        assert set(told[1:-3]) == {
-            "images.arrived",
-            "pacs.answered",
-        }  # several where the sending paused long enough to ask
+        told = [event for event in told[1:-3] if event != "series.idle"]  # it may pass before the count has stood
+        assert set(told) == {"images.arrived", "pacs.answered"}  # several answers where the sending paused
         assert http.get(f"/series/{uid}/instances").json()["SOPInstanceUIDs"]
 
 

@@ -1,7 +1,6 @@
 """`python server.py check`: each thing that can be wrong is provoked, and the line names it and its cure."""
 
 import json
-import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -149,7 +148,7 @@ async def test_a_file_that_others_read_a_corrupt_one_and_a_missing_folder_are_na
     assert "Make the folder, or change DATABASE_URL" in missing
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this machine has no tmpfs at /dev/shm")  # noqa: S108
+@pytest.mark.peer("tmpfs")
 async def test_a_database_in_memory_is_a_warning() -> None:
     findings = await found("sqlite+aiosqlite:////dev/shm/check-series.db")
     assert "gone after a reboot → Name a file on a local disk" in said(findings, "database", "warning")

@@ -746,6 +746,27 @@ async def test_images_after_a_verdict_that_claims_nothing_are_no_false_completio
     assert record.FalseCompletions == 0
 
 
+async def test_figures_of_more_sources_than_are_kept_stand_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.MAX_COMPLETIONS", 3)
+    for n in range(6):
+        report = make_report("1", series=f"1.{n}").model_copy(update={"Source": f"NAME{n} CT"})
+        await database.store(report)
+    figures = {completion.Source: completion.Series for completion in await database.completions()}
+    assert figures == {"NAME0 CT": 1, "NAME1 CT": 1, "NAME2 CT": 1, "": 3}
+
+
+async def test_an_expected_series_that_outgrew_what_a_tag_said_is_expected_no_more(database: Database) -> None:
+    first = make_report("1", "2").model_copy(
+        update={"Verdict": "expected", "ExpectedInstances": 2, "ExpectedFrom": "tags"}
+    )
+    await database.store(first)
+    more = make_report("3").model_copy(update={"Verdict": "expected", "Revision": 2})
+    record, _ = await database.store(more)
+    assert (record.Verdict, record.NumInstances, record.ExpectedInstances) == ("idle", 3, None)
+
+
 async def test_a_series_sent_again_is_no_false_completion(database: Database) -> None:
     await database.store(judged("1"))
     record, _ = await database.store(judged("1", revision=2))

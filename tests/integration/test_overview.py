@@ -280,7 +280,7 @@ def until(stream: Iterator[dict[str, Any]], found: Any) -> dict[str, Any]:
 
 def test_the_stream_tells_everything_and_then_what_changed(running: tuple[Process, str]) -> None:
     _, url = running
-    with httpx.Client(base_url=url, trust_env=False, timeout=20) as http:
+    with httpx.Client(base_url=url, trust_env=False, timeout=120) as http:
 
         def beat(gateway: str, *series: dict[str, Any]) -> None:
             http.put(f"/gateways/{gateway}", json=make_state(gateway, Arriving=list(series))).raise_for_status()
@@ -320,12 +320,12 @@ def test_the_stream_tells_everything_and_then_what_changed(running: tuple[Proces
 def test_an_open_stream_does_not_keep_the_server_from_stopping(running: tuple[Process, str]) -> None:
     process, url = running
     with (
-        httpx.Client(trust_env=False, timeout=20) as http,
+        httpx.Client(trust_env=False, timeout=120) as http,
         http.stream("GET", f"{url}/overview/stream") as response,
     ):
         stream = frames(response)
         next(stream)
-        process.stop(timeout_s=20)
+        process.stop(timeout_s=60)
         list(stream)  # ends
     assert process.events("server.stopped")
 

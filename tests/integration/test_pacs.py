@@ -222,7 +222,7 @@ async def test_nothing_is_never_all() -> None:
 
 async def test_more_at_the_pacs_names_what_is_missing() -> None:
     answer = await ask(counts(3), here=UIDS[:1])
-    assert (answer.more, answer.confirmed, answer.missing) == (True, False, tuple(UIDS[1:]))
+    assert (answer.count, answer.confirmed, answer.missing) == (len(UIDS), False, tuple(UIDS[1:]))
 
 
 async def test_what_another_gateway_brought_counts() -> None:
@@ -232,7 +232,7 @@ async def test_what_another_gateway_brought_counts() -> None:
 
 async def test_fewer_at_the_pacs_than_here_does_not_confirm() -> None:
     answer = await ask(counts(2, uids=UIDS[:2]))
-    assert (answer.count, answer.confirmed, answer.more) == (2, False, False)
+    assert (answer.count, answer.confirmed) == (2, False)
 
 
 async def test_an_answer_about_another_series_is_none() -> None:
@@ -296,6 +296,30 @@ async def test_a_pacs_whose_questions_never_end_is_left_alone_and_holds_up_nobod
     stop.set()
     assert (first.problem, first.confirmed) == ("did not end in time", False)
     assert (second.problem, len(calls)) == ("left alone, for it did not end in time before", 1)
+
+
+async def test_a_question_that_waited_long_for_its_turn_has_its_own_time_and_a_long_queue_is_no_hang(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The wait for a turn and the question are bounded apart; only a PACS that hangs is left alone."""
+
+    def slow(*_: Any, **__: Any) -> Found:
+        time.sleep(0.3)
+        return Found(1)
+
+    monkeypatch.setattr("pacs._find", slow)
+    async with asking(1, timeout_s=0.2) as (pacs, _):  # a turn is waited for 0.8 s, and a question as long
+        answers = await asyncio.gather(*(pacs.ask(about()) for _ in range(40)))
+        problems = {answer.problem for answer in answers}
+        assert problems <= {None, "too many questions wait", "the server cannot tell what it has"}
+        assert (await pacs.ask(about())).problem != "left alone, for it did not end in time before"
+
+
+async def test_what_is_missing_is_named_only_where_that_is_asked_for() -> None:
+    with foreign_pacs(counts(3)) as port:
+        async with asking(port) as (pacs, _):
+            answers = [await pacs.ask(about(UIDS[:1], quiet=quiet)) for quiet in (False, True)]
+    assert [(answer.count, len(answer.missing)) for answer in answers] == [(3, 0), (3, 2)]
 
 
 def held(sop: int, sop_class: str = CTImageStorage, syntax: str = ExplicitVRLittleEndian) -> Dataset:
@@ -486,7 +510,7 @@ async def test_a_count_stands_where_the_list_of_images_is_refused() -> None:
         yield match(ds, NumberOfSeriesRelatedInstances=3) if ds.QueryRetrieveLevel == "SERIES" else (0xA700, None)
 
     answer = await ask(find, here=UIDS[:1])
-    assert (answer.count, answer.more, answer.missing) == (3, True, ())
+    assert (answer.count, answer.missing) == (3, ())
     assert answer.problem == "listing its images: C-FIND status 0xA700"
 
 

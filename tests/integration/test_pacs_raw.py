@@ -1,11 +1,15 @@
 """pacs.py against a PACS whose PDUs and command sets are nonsense, byte by byte: what no library sends."""
 
+import asyncio
 import contextlib
+import itertools
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -52,9 +56,13 @@ A_SERIES = element(0x0020000E, SERIES.encode().ljust(len(SERIES) + len(SERIES) %
 THREE = message(2, A_SERIES + element(0x00201209, b"3 "))
 
 
+def pieces(data: bytes | Iterator[bytes]) -> Iterator[bytes]:
+    return iter([data]) if isinstance(data, bytes) else data
+
+
 @contextmanager
-def raw_pacs(*say: bytes, associate: bytes | None = None) -> Iterator[int]:
-    """Accepts (or says `associate`), waits for a question, says that, and waits for the end."""
+def raw_pacs(*say: bytes | Iterator[bytes], associate: bytes | Iterator[bytes] | None = None) -> Iterator[int]:
+    """Accepts (or says `associate`), waits for a question, says that, and waits for the end; what is no bytes drips."""
     ended = threading.Event()
 
     def read(sock: socket.socket) -> bytes:
@@ -67,11 +75,12 @@ def raw_pacs(*say: bytes, associate: bytes | None = None) -> Iterator[int]:
             while not ended.is_set():
                 sock, _ = listener.accept()
                 with sock, contextlib.suppress(OSError, struct.error):
-                    sock.settimeout(10)
+                    sock.settimeout(60)
                     request = read(sock)
-                    sock.sendall(accepting(request) if associate is None else associate)
+                    for data in pieces(accepting(request) if associate is None else associate):
+                        sock.sendall(data)
                     read(sock)
-                    for data in say:
+                    for data in itertools.chain.from_iterable(map(pieces, say)):
                         sock.sendall(data)
                     while sock.recv(4096):
                         pass
@@ -142,3 +151,26 @@ async def test_nonsense_instead_of_an_association_is_none(associate: bytes, prob
 async def test_what_a_status_carries_besides_may_be_nonsense() -> None:
     with raw_pacs(response(PENDING, (0x0902, b"Nobody^Says ")) + THREE + response(SUCCESS)) as port:
         assert (await ask(port)).count == 3
+
+
+@pytest.mark.parametrize("associate", [None, True], ids=["in an answer", "in the association"])
+async def test_a_pacs_that_drips_a_pdu_keeps_no_thread(associate: bool | None) -> None:
+    """A byte now and then, of a PDU that is long: each wait for bytes ends in time, and the whole never would."""
+    head = struct.pack(">BBL", 4, 0, 10**6)
+
+    def drip() -> Iterator[bytes]:
+        yield head
+        while True:
+            time.sleep(0.1)
+            yield b"\0"
+
+    options: dict[str, Any] = {"associate": drip()} if associate else {}
+    with raw_pacs(*(() if associate else (drip(),)), **options) as port:
+        answer = await ask(port)
+        assert answer.problem is not None
+        for _ in range(600):
+            if not [thread for thread in threading.enumerate() if thread.name == "pacs"]:
+                break
+            await asyncio.sleep(0.05)
+        else:
+            raise AssertionError("its thread still waits")

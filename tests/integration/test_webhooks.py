@@ -54,7 +54,7 @@ class Receiver:
         finally:
             writer.close()
 
-    async def until(self, done: Callable[[], bool], timeout_s: float = 20) -> None:
+    async def until(self, done: Callable[[], bool], timeout_s: float = 120) -> None:
         async with asyncio.timeout(timeout_s), self.news:
             await self.news.wait_for(done)
 
@@ -224,7 +224,7 @@ async def test_a_receiver_that_answers_without_end_is_not_listened_to(database: 
         hook = await operations(database)["add_webhook"](url=f"http://127.0.0.1:{port}/", from_start=True)
         async with telling(database):
             await store(database, 1, 1)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while (await listed(database, hook["id"]))["behind"]:
                     await told.wait()
 

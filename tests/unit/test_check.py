@@ -29,7 +29,7 @@ tmpfs /data tmpfs rw 0 0
 
 
 async def test_checks_run_side_by_side_and_keep_their_order() -> None:
-    met = threading.Barrier(2, timeout=10)
+    met = threading.Barrier(2, timeout=60)
 
     def one() -> list[Finding]:
         met.wait()

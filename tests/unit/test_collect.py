@@ -2,21 +2,25 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from client import CLOSED, collect
+from client import CLOSED, collect, restore
 from collector import SeriesCollector
-from idle import Fixed
+from dispatcher import SeriesDispatcher
+from idle import Adaptive, Fixed, Phase, Source
 from journal import Journal, JournalUnavailable, Waiting
 from models import Instance
 from pacs import Question
 from scp import OUT_OF_RESOURCES, SUCCESS, HandleStore, enqueue
-from tests.factories import SERIES, collector_of, make_instance, memory_journal
+from settings import GatewaySettings, load
+from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 IDLE_S = 1.0
@@ -174,10 +178,10 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, series: str, *methods: str) -> Non
     for method in methods:
         works = getattr(SeriesCollector, method)
 
-        def fail(self: SeriesCollector, of: Any, *more: Any, works: Any = works) -> Any:
+        def fail(self: SeriesCollector, of: Any, *more: Any, works: Any = works, **named: Any) -> Any:
             if of.key.series_instance_uid == series:
                 raise ValueError("never shown")
-            return works(self, of, *more)
+            return works(self, of, *more, **named)
 
         monkeypatch.setattr(SeriesCollector, method, fail)
 
@@ -188,15 +192,15 @@ def logs() -> Iterator[list[Any]]:
         yield entries
 
 
-@pytest.mark.parametrize("method", ["_full_report", "_decide", "_learn"])
+@pytest.mark.parametrize("method", ["_full_report", "_decide", "_learn", "_deadline", "_mark", "_ask_next"])
 async def test_a_series_whose_report_cannot_be_made_is_reported_with_the_least(
     monkeypatch: pytest.MonkeyPatch, logs: list[Any], method: str
 ) -> None:
     poisoned(monkeypatch, "1.9", method)
-    async with way() as w:
+    async with way(collector_of(Fixed(IDLE_S), pacs={"TEST"})) as w:
         for series in ("1.8", "1.9", "1.10"):
             await w.store(make_instance("1", series=series))
-        await asyncio.sleep(3 * IDLE_S)
+        await w.close()
         assert sorted(w.taken.reports) == [("1.10", 1, 1), ("1.8", 1, 1), ("1.9", 1, 1)]
         assert w.journal.open_instances == 0
     reduced = [entry for entry in logs if entry["event"] == "series.reduced"]
@@ -212,3 +216,55 @@ async def test_a_series_of_which_not_even_that_can_be_made_is_set_aside_and_the_
         assert w.journal.open_instances == 0
         assert w.journal.dead_letters == 1
     assert [e["series_instance_uid"] for e in logs if e["event"] == "series.set_aside"] == ["not a UID"]
+
+
+# --- what an earlier run left ---
+
+
+def restored(journal: Journal, dispatcher: SeriesDispatcher, **flags: str) -> SeriesCollector:
+    return restore(load(GatewaySettings, {"id": "test", **flags}), journal, dispatcher)
+
+
+async def test_a_restart_arms_what_was_open_and_delivers_what_was_not_in_its_order() -> None:
+    with memory_journal() as journal:
+        await journal.keep([make_instance("1"), make_instance("1", series="1.9")])
+        (waiting,) = await journal.close([make_report("1", series="1.9")])
+        dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
+        collector = restored(journal, dispatcher)
+        assert [series.SeriesInstanceUID for series in collector.arriving(9)] == [SERIES]
+        assert dispatcher.undelivered == 1
+        assert waiting.key.series_instance_uid == "1.9"
+        collector.observe(make_instance("2", series="1.9"), 0.0)
+        assert {(s.SeriesInstanceUID, s.Revision) for s in collector.arriving(9)} == {(SERIES, 1), ("1.9", 2)}
+
+
+async def test_a_restart_forgets_no_pause_that_the_server_asked_for() -> None:
+    with memory_journal() as journal:
+        await journal.pause(time.time() + 100.0)
+        dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
+        restored(journal, dispatcher)
+        assert dispatcher._paused_until >= asyncio.get_running_loop().time() + 90.0
+
+
+async def test_a_restart_takes_over_habits_and_trust_and_survives_habits_that_cannot_be_read() -> None:
+    source, spoilt = Source("CT1", "CT", "ROOM1"), ("CT2", "CT", "")
+    policy = Adaptive(2.0, 400.0)
+    policy.learn(source, {Phase.OPEN: 30.0})
+    learnt = {(*of,): text for of, text in policy.news().items()}
+    with memory_journal() as journal, capture_logs() as logs:
+        await journal.close([make_report("1")], learnt | {spoilt: '{"open": "nonsense"}'}, [None], {"PACS": 7})
+        dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
+        collector = restored(journal, dispatcher)
+        assert journal.trust() == {"PACS": 7}
+    assert collector.policy.known(source) == 1
+    assert collector.policy.timeout_s(source, Phase.OPEN, {}) > 30.0
+    assert [entry["source"] for entry in logs if entry["event"] == "habits.unreadable"] == ["CT2 CT "]
+
+
+async def test_what_was_posted_as_a_part_is_open_again_after_a_restart_with_the_same_revision() -> None:
+    with memory_journal() as journal:
+        await journal.keep([make_instance("1")])
+        await journal.close([make_report("1").model_copy(update={"Verdict": None})])
+        dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
+        (series,) = restored(journal, dispatcher).arriving(9)
+        assert (series.Revision, series.Instances) == (1, 1)

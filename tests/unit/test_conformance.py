@@ -108,6 +108,8 @@ def test_questions_to_a_pacs_are_bounded_as_stated() -> None:
     assert "four times that for a whole question" in PROSE
     assert f"after {collector.ASK_AFTER_S:g} s of silence" in PROSE
     assert f"at intervals of at most {collector.ASK_AGAIN_MAX_S:g} s" in PROSE
+    assert f"for {collector.RECEIVING_S:g} s at least" in PROSE
+    assert f"({collector.GREW_S:g} s where its count grew and fewer than {collector.SHOWN_AFTER} series" in PROSE
     assert f"0x{scu.SUB_OPERATIONS_FAILED:04X} (some sub-operations failed)" in PROSE
 
 

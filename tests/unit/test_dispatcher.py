@@ -493,6 +493,15 @@ async def test_a_part_that_a_newer_report_stands_for_is_not_posted() -> None:
     assert [report.NumInstances for report in server.reports] == [2]
 
 
+async def test_parts_that_newer_ones_stand_for_are_not_counted_as_undelivered() -> None:
+    server = Server(httpx.Response(503))
+    part = make_report("1").model_copy(update={"Verdict": None})
+    async with dispatching(server) as line:
+        for _ in range(6):
+            await line.report(part)
+        assert line.dispatcher.undelivered <= 2  # the first may be under way
+
+
 async def test_an_operator_is_told_which_dead_letters_cannot_be_made_into_reports() -> None:
     server = Server(httpx.Response(422, json={}))
     async with dispatching(server) as line:

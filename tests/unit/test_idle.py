@@ -1,5 +1,6 @@
 """The idle policies, and how the collector uses them; the time is passed in."""
 
+import contextlib
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -114,6 +115,13 @@ def test_sources_and_phases_learn_apart() -> None:
     assert policy.timeout_s(Source("CT2", "MR"), Phase.OPEN, {}) == PRIORS[Phase.OPEN] * 2.0
 
 
+def test_a_source_is_known_by_the_phase_that_it_was_seen_in_most() -> None:
+    policy = adaptive()
+    learn(policy, CT1, {Phase.OPEN: 1.0}, 3)
+    learn(policy, CT1, {Phase.RELEASED: 1.0}, 1)
+    assert policy.known(CT1) == 3
+
+
 def test_a_source_that_is_well_known_needs_less_of_a_margin() -> None:
     policy = adaptive()
     learn(policy, CT1, {Phase.OPEN: 8.0}, WELL_KNOWN)
@@ -199,7 +207,6 @@ def test_what_was_learnt_survives_a_restart() -> None:
     for seconds in (0.1, 3.0, 7.0) * ENOUGH:
         before.learn(CT1, {Phase.OPEN: seconds, Phase.RELEASED: 0.0})
     news = before.news()
-    assert before.news() == {}
     for source, learnt in news.items():
         after.load(source, learnt or "")
     for phase in Phase:
@@ -426,6 +433,65 @@ def test_images_in_an_acquisition_are_evidence_and_no_expectation() -> None:
     _, report = due_at(collector)
     assert (report.Verdict, report.NumInstances, report.ExpectedInstances) == ("idle", 120, None)
     assert "a tag counts 40 images in an acquisition" in str(report.Basis)
+
+
+def test_a_late_acquisition_shows_that_the_tag_counts_no_series() -> None:
+    policy = Adaptive(2.0, 60.0)
+    collector = collector_of(policy, remember_s=800.0)
+    for n in range(2 * COUNTS_AFTER):
+        for acquisition in range(2):  # further apart than the longest wait
+            at = 1000.0 * n + 200.0 * acquisition
+            collector.observe(image(f"{acquisition}", series=f"1.{n}", ImagesInAcquisition="1"), at)
+            due_at(collector)
+    assert not policy.counts_series(CT1)
+
+
+def test_a_tag_counts_no_later_revision() -> None:
+    collector = collector_of(adaptive())
+    for revision in range(2):
+        for n in range(3):
+            collector.observe(image(f"{revision}{n}", NumberOfSeriesRelatedInstances="3"), 100.0 * revision)
+        _, report = due_at(collector)
+        assert report.Verdict == ("idle" if revision else "expected")
+
+
+def test_a_deadline_is_never_later_than_what_the_phase_asks_for() -> None:
+    collector = collector_of(Adaptive(2.0, 400.0))
+    carrier = send(collector, [0.1] * 3, 0.0)
+    carrier.aborted = True
+    release(collector, carrier, 1.0)
+    while (deadline := collector.next_deadline() or 99.0) < 60.0:  # it may begin again
+        assert collector.due(deadline) == []
+    send(collector, [0.1], 20.0)
+    assert (collector.next_deadline() or 99.0) <= 20.1 + PRIORS[Phase.OPEN] * 2.0
+
+
+def test_news_is_news_until_it_is_kept() -> None:
+    policy = adaptive()
+    policy.learn(CT1, {Phase.OPEN: 1.0})
+    first = policy.news()
+    assert policy.news() == first  # the journal could not take it
+    policy.learn(CT1, {Phase.OPEN: 2.0})
+    policy.kept(first)
+    assert policy.news() != {}  # it has learnt more since
+    policy.kept(policy.news())
+    assert policy.news() == {}
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-5", "1e400"])
+def test_a_number_of_series_that_makes_no_sense_stops_nothing(number: str) -> None:
+    policy = adaptive()
+    with contextlib.suppress(OverflowError):
+        policy.load(CT1, f'{{"open": [{number}, {{"30": 1.0}}], "counted": {number}}}')
+    assert 0.0 < policy.timeout_s(CT1, Phase.OPEN, {}) <= 60.0
+    policy.learn(CT1, {Phase.OPEN: 1.0})
+
+
+@pytest.mark.parametrize("weight", ["NaN", "Infinity", "-Infinity"])
+def test_a_weight_that_is_no_number_teaches_nothing(weight: str) -> None:
+    policy = adaptive()
+    policy.load(CT1, f'{{"open": [40, {{"per_decade": 30, "0": {weight}, "90": 1.0}}]}}')
+    assert policy.timeout_s(CT1, Phase.OPEN, {}) > 10.0
 
 
 def test_ten_series_that_ended_at_the_images_in_their_acquisition_make_it_an_expectation() -> None:

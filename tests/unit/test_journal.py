@@ -462,7 +462,7 @@ async def test_a_newer_report_stands_for_the_parts_before_it_that_wait(path: Pat
         assert (journal.open_instances, journal.waiting_instances) == (0, 2)
     async with Journal.open(path, UNBOUNDED) as journal:
         assert journal.waiting() == [other, final]
-        assert (journal.waiting_instances, journal.dead_letters) == (2, 1)
+        assert (journal.waiting_instances, journal.dead_letters) == (2, 0)
     assert [row["id"] for row in read(path, "SELECT id FROM reports WHERE state = 'delivered'")] == [delivered.id]
 
 
@@ -534,3 +534,14 @@ async def test_what_was_set_aside_is_made_anew_on_replay(path: Path, journal: Jo
     assert (report.Revision, report.Verdict, waiting.instances) == (4, "idle", 2)
     assert (journal.waiting_instances, journal.dead_letters) == (2, 0)
     assert journal.revisions() == {key: 4}
+
+
+async def test_a_folder_that_is_gone_for_a_while_refuses_images_and_ends_nothing(tmp_path: Path) -> None:
+    folder, away = tmp_path / "disk", tmp_path / "away"
+    folder.mkdir()
+    async with Journal.open(folder / "journal.db", UNBOUNDED) as journal:
+        folder.rename(away)
+        journal._free_until = 0.0
+        assert "folder" in (journal.saturated() or "")
+        away.rename(folder)
+        assert journal.saturated() is None
