@@ -36,7 +36,7 @@ bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into
 policies: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
 	@$(BIN)/python -m bench.completion $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
-completion: policies # its name until 0.2
+completion: policies ## the same, by its name until 0.2
 
 scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -9; ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.scale $(ARGS)
