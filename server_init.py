@@ -1,0 +1,152 @@
+"""`python server.py init`: where series are stored, where gateways reach the server, and the key of a gateway."""
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import HttpUrl, ValidationError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from ports import address_towards
+from questions import NONE, Answers, Question, save
+from settings import ServerSettings, is_loopback, load
+
+DATABASE = Question(
+    "database_url",
+    "Where series are stored, sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER@HOST/DATABASE",
+    "postgresql+asyncpg://gateway@db.example/series",
+)
+ANYWHERE = "192.0.2.1"  # RFC 5737: nobody has it, but the way there is the way to other machines
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - named, not bound
+GATEWAY = "gateway-1"
+SCOPES = ["series:write", "series:read"]  # of a gateway's key
+
+Do = Callable[..., dict[str, Any]]
+"""`admin`'s: settings, operation and arguments to an answer, of the server that runs or of the command itself."""
+MakeKey = Callable[[ServerSettings, str, list[str], Path | None], dict[str, Any]]
+
+
+def set_up(given: Mapping[str, Any], do: Do, make_key: MakeKey) -> tuple[ServerSettings, str, int]:
+    """Ask what no flag says, make the database, write `.env`, make the gateway's key and show it.
+
+    Returns what `check` needs. Raises click.UsageError or GatewayError.
+    """
+    interactive = sys.stdin.isatty()
+    answers = Answers(ServerSettings, {k: v for k, v in given.items() if k == DATABASE.setting}, interactive)
+    _ask_database(answers)
+    host, port = _ask_address(given, interactive)
+    changes = answers.changes()
+    settings = load(ServerSettings, answers.wanted)
+    posters = do(settings, "posters")  # makes the database; where it cannot be opened, nothing is written
+    name = _ask_gateway(given.get("gateway"), posters, interactive)
+    save(changes, interactive=interactive)
+    shown = f"[{host}]" if ":" in host else host
+    click.echo(f"\nStart the server:\n  {_uvicorn()} server:app --host {host} --port {port}")
+    if name:
+        _make(settings, name, given.get("save"), posters, make_key)
+    if is_loopback(host):
+        click.echo(
+            f"Only this machine reaches it there; for others give --host, for example {address_towards(ANYWHERE)}."
+        )
+    else:
+        seen = address_towards(ANYWHERE) if host in EVERYWHERE else shown
+        click.echo(f"On the gateway's machine:\n  python client.py init --server-url http://{seen}:{port}")
+    click.echo()
+    return settings, host, port
+
+
+def _ask_database(answers: Answers) -> None:
+    given = answers.given.get(DATABASE.setting)
+    if given is not None and _password(str(given)):
+        raise click.UsageError(
+            f"{DATABASE.flag}: others on this machine see a command's arguments. Leave the password out: a terminal "
+            "asks for it; elsewhere put the whole URL into the environment, as DATABASE_URL."
+        )
+    before = answers.present(DATABASE.setting)
+    answer = answers.ask(DATABASE, "sqlite+aiosqlite:///series.db")
+    try:
+        url = make_url(answer)
+    except (ArgumentError, ValueError):
+        raise click.UsageError(f"{DATABASE.flag}: the port is no number. For example: {DATABASE.example}") from None
+    if url.get_backend_name() != "postgresql" or url.password is not None:
+        return
+    if re.sub(r"(//[^:@/]*):[^@/]*@", r"\1@", before) == answer:
+        answers.wanted[DATABASE.setting] = before  # the same, with the password that was there
+    elif answers.interactive and url.username:
+        text = f"Password of {url.username}, not shown (Enter: none, or of PGPASSFILE)"
+        if password := click.prompt(text, default="", show_default=False, hide_input=True):
+            whole = url.set(password=password).render_as_string(hide_password=False)
+            answers.wanted[DATABASE.setting] = whole
+
+
+def _password(url: str) -> bool:
+    """Whether there is one; also in a URL that is none of ours."""
+    return ":" in url.partition("://")[2].rpartition("@")[0]
+
+
+def _ask_address(given: Mapping[str, Any], interactive: bool) -> tuple[str, int]:
+    host, port = given.get("host"), given.get("port")
+    while host is None and interactive:
+        own = address_towards(ANYWHERE)
+        text = (
+            f"Address of this machine where gateways and readers reach it (127.0.0.1: only this machine; it has {own})"
+        )
+        host = click.prompt(text, default="127.0.0.1").strip()
+        if not _is_host(host):
+            click.echo("  this is no address or name, for example 10.0.0.9", err=True)
+            host = None
+    if port is None:
+        port = click.prompt("Port", default=8000, type=click.IntRange(1, 65535)) if interactive else 8000
+    host = host or "127.0.0.1"
+    if not _is_host(host):
+        raise click.UsageError(f"--host {host} is no address or name. For example: --host 10.0.0.9")
+    return host, port
+
+
+def _is_host(host: str) -> bool:
+    shown = f"[{host}]" if ":" in host else host
+    try:
+        return (HttpUrl(f"http://{shown}/").host or "").strip("[]") == host.lower()
+    except ValidationError:
+        return False
+
+
+def _ask_gateway(name: str | None, posters: Mapping[str, Any], interactive: bool) -> str | None:
+    """The name of the key to make; None where there is one of that name, or one that may post and no name was given."""
+    valid = posters["may_post"]
+    if name is None and interactive:
+        others = f"; there are keys of {', '.join(valid)}" if valid else ""
+        name = click.prompt(
+            f"Name of the gateway that gets a key ({NONE}: none{others})", default=NONE if valid else GATEWAY
+        )
+    if name is None and not valid:
+        name = GATEWAY
+    if name in valid:
+        click.echo(f"{name} has a key; no other was made")
+        return None
+    return None if name == NONE else name
+
+
+def _make(
+    settings: ServerSettings, name: str, path: Path | None, posters: Mapping[str, Any], make_key: MakeKey
+) -> None:
+    made = make_key(settings, name, SCOPES, path)
+    if "key" in made:
+        click.echo(f"Key of {name}, shown this once; `python client.py init` there asks for it:\n  {made['key']}")
+    else:
+        click.echo(f"Key of {name}: in {path}")
+    if posters["heard"]:
+        click.echo(f"{', '.join(posters['heard'])} needs it too, where it has none of its own.")
+    if not posters["made"]:
+        click.echo("From now on everyone needs a key, this machine too. For people and programs that read:")
+        click.echo("  python server.py keys create NAME --scope series:read")
+
+
+def _uvicorn() -> str:
+    """As it is typed in this folder."""
+    path = Path(sys.executable).with_name("uvicorn")
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) and path.exists() else "uvicorn"
