@@ -204,10 +204,11 @@ def check(settings: ServerSettings | SettingsError, url: str | None, host: str, 
     help="Write the key to this file, for its owner only, instead of showing it.",
 )
 def init(**given: Any) -> None:
-    """Ask where series go and who reaches them, write it to .env, make the database and the gateway's key.
+    """Ask what is needed, write .env, make the gateway's key.
 
-    On a terminal it asks for what no flag says. Other lines of .env stay as they are. The key is shown once. Then it
-    checks, as `check` does: exit code 3 where something failed.
+    Where series are stored and who reaches the server; the database is made, where there is none. On a terminal it asks
+    for what no flag says. Other lines of .env stay as they are. The key is shown once. Then it checks, as `check` does:
+    exit code 3 where something failed.
     """
     from server_init import set_up  # noqa: PLC0415 - of this command only
 

@@ -249,7 +249,7 @@ def _init() -> click.Command:
 
     @click.pass_context
     def init(context: click.Context, /, **own: str | bool | None) -> None:
-        """Ask what a gateway has to know, write it to .env, and say what to enter in the PACS.
+        """Ask what is needed, write .env, say what to enter in the PACS.
 
         On a terminal it asks for what no flag says; elsewhere flags that lack are named. Other lines of .env stay as
         they are. Then it checks, as `check` does: exit code 3 where something failed.

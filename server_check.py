@@ -35,8 +35,8 @@ CLOCKS_S = 2.0
 OLDEST_POSTGRESQL = 150000
 SOON = timedelta(days=30)
 GATEWAYS_KEY_FIRST = (
-    "The gateway's first, since from then on everyone needs one: python server.py keys create gateway-1 --scope "
-    "series:write --scope series:read --save FILE, then GATEWAY_API_KEY_FILE=FILE for the gateway; readers' after it."
+    "python server.py keys create gateway-1 --scope series:write --scope series:read --save FILE, and "
+    "GATEWAY_API_KEY_FILE=FILE for the gateway, before any other key: from the first one on everyone needs one."
 )
 
 
