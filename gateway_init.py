@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from ports import address_towards
-from questions import Answers, Question, save
+from questions import Answers, Question, agreed, save
 from settings import GatewaySettings, Peer, is_loopback, key_problem, load
 
 PACS = Question(
@@ -41,7 +41,9 @@ def set_up(given: Mapping[str, Any]) -> None:
     )
     _ask_network(answers)
     _ask_server(answers, key_flag)
-    save(answers.changes(), interactive=answers.interactive)
+    changes = answers.changes()
+    agreed(changes, interactive=answers.interactive)
+    save(changes)
     click.echo(for_the_pacs(load(GatewaySettings, {k: v for k, v in answers.wanted.items() if v is not None})))
 
 

@@ -125,18 +125,22 @@ def _text(value: Any) -> str | None:
     return value if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def save(changes: Mapping[str, str | None], *, interactive: bool) -> None:
-    """Show what changes in `.env`, and change it. Raises click.Abort where that is not wanted."""
+def agreed(changes: Mapping[str, str | None], *, interactive: bool) -> None:
+    """Show what will change in `.env`. Raises click.Abort where it is not wanted, DotenvUnusable where it cannot be."""
     text = read(DOTENV)
     before = values(text)
-    merged(text, changes)  # what cannot be done is said before it is shown
+    merged(text, changes)
     different = {name: value for name, value in changes.items() if before.get(name) != value}
     for name, value in different.items():
         click.echo(f"{name}: {_shown(name, before.get(name))} → {_shown(name, value)}")
     if different and interactive:
         click.confirm(f"Write this to {DOTENV}?", default=True, abort=True)
-    write(DOTENV, merged(read(DOTENV), changes))  # read anew: an answer takes its time
-    click.echo(f"{DOTENV.absolute()} {'written' if different else 'is as it was'}, for its owner only (0600)")
+
+
+def save(changes: Mapping[str, str | None]) -> None:
+    """Change `.env`, read anew: answers take their time."""
+    write(DOTENV, merged(read(DOTENV), changes))
+    click.echo(f"{DOTENV.absolute()} written, for its owner only (0600)")
     for name, value in changes.items():
         if name in os.environ and os.environ[name] != (value or ""):
             click.echo(

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from ports import address_towards
-from questions import NONE, Answers, Question, save
+from questions import NONE, Answers, Question, agreed, save
 from settings import ServerSettings, is_loopback, load
 
 DATABASE = Question(
@@ -40,22 +40,18 @@ def set_up(given: Mapping[str, Any], do: Do, make_key: MakeKey) -> tuple[ServerS
     _ask_database(answers)
     host, port = _ask_address(given, interactive)
     changes = answers.changes()
+    gateway = _ask_gateway(given.get("gateway"), interactive)
+    agreed(changes, interactive=interactive)
     settings = load(ServerSettings, answers.wanted)
     posters = do(settings, "posters")  # makes the database; where it cannot be opened, nothing is written
-    name = _ask_gateway(given.get("gateway"), posters, interactive)
-    save(changes, interactive=interactive)
-    shown = f"[{host}]" if ":" in host else host
+    save(changes)
     click.echo(f"\nStart the server:\n  {_uvicorn()} server:app --host {host} --port {port}")
-    if name:
+    name = gateway or (None if posters["may_post"] else GATEWAY)
+    if name in posters["may_post"]:
+        click.echo(f"{name} has a key; no other was made.")
+    elif name and name != NONE:
         _make(settings, name, given.get("save"), posters, make_key)
-    if is_loopback(host):
-        click.echo(
-            f"Only this machine reaches it there; for others give --host, for example {address_towards(ANYWHERE)}."
-        )
-    else:
-        seen = address_towards(ANYWHERE) if host in EVERYWHERE else shown
-        click.echo(f"On the gateway's machine:\n  python client.py init --server-url http://{seen}:{port}")
-    click.echo()
+    click.echo(_for_the_gateway(host, port))
     return settings, host, port
 
 
@@ -115,20 +111,21 @@ def _is_host(host: str) -> bool:
         return False
 
 
-def _ask_gateway(name: str | None, posters: Mapping[str, Any], interactive: bool) -> str | None:
-    """The name of the key to make; None where there is one of that name, or one that may post and no name was given."""
-    valid = posters["may_post"]
+def _ask_gateway(name: str | None, interactive: bool) -> str | None:
+    """The gateway that gets a key, where it has none; None: the first one, where none has any."""
     if name is None and interactive:
-        others = f"; there are keys of {', '.join(valid)}" if valid else ""
-        name = click.prompt(
-            f"Name of the gateway that gets a key ({NONE}: none{others})", default=NONE if valid else GATEWAY
-        )
-    if name is None and not valid:
-        name = GATEWAY
-    if name in valid:
-        click.echo(f"{name} has a key; no other was made")
-        return None
-    return None if name == NONE else name
+        text = f"Name of the gateway that gets a key, unless it has one ({NONE}: none)"
+        return str(click.prompt(text, default=GATEWAY)).strip()
+    return name
+
+
+def _for_the_gateway(host: str, port: int) -> str:
+    own = address_towards(ANYWHERE)
+    if is_loopback(host):
+        return f"Only this machine reaches it there; for others give --host, for example {own}.\n"
+    seen = own if host in EVERYWHERE else host
+    shown = f"[{seen}]" if ":" in seen else seen
+    return f"On the gateway's machine:\n  python client.py init --server-url http://{shown}:{port}\n"
 
 
 def _make(
