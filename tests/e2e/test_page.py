@@ -179,7 +179,7 @@ async def open_timeline_and_search(page: Page, *uids: str) -> None:
 async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(url: str, tmp_path: Path) -> None:
     store(url, f"{STUDY}.1", PatientName="Secret^Name")
     tell(url, "secret-gateway")
-    key, writes = new_key(tmp_path, "series:read"), new_key(tmp_path, "series:write")
+    writes, key = new_key(tmp_path, "series:write"), new_key(tmp_path, "series:read")  # a gateway was heard of
     async with chromium() as (page, watch):
         await page.goto(f"{url}/#series/{STUDY}.1")
         await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
