@@ -84,7 +84,8 @@ class Answers:
         if needed and not answer:
             self.missing.append(question)
         elif problem := self._problem(question, answer, meanwhile):
-            raise click.UsageError(f"{question.flag}: {problem}")
+            named = problem if problem.startswith(question.flag) else f"{question.flag}: {problem}"
+            raise click.UsageError(named)
         return answer
 
     def _typed(self, question: Question, default: str, needed: bool, meanwhile: Mapping[str, Any]) -> str:

@@ -65,6 +65,8 @@ def _ask_database(answers: Answers) -> None:
         )
     before = answers.present(DATABASE.setting)
     answer = answers.ask(DATABASE, "sqlite+aiosqlite:///series.db")
+    if not answer:
+        raise click.UsageError(f"{DATABASE.flag}: this is needed, for example {DATABASE.example}")
     try:
         url = make_url(answer)
     except (ArgumentError, ValueError):

@@ -140,6 +140,7 @@ def test_flags_that_lack_are_named_and_nothing_is_written(tmp_path: Path) -> Non
         (["--scp-port", "x"], "--scp-port"),
         (["--pacs", "A@h"], "--pacs ORTHANC@10.0.0.5:4242"),
         (["--pacs", "A@tls://h:1"], "--pacs-ca"),
+        (["--pacs", "A@h", "--scp-port", "x"], "--scp-port"),
         (["--allowed-peers", "A@b"], "--allowed-peers"),
         (["--ae-title", "SEVENTEEN_LETTERS"], "--ae-title STORESCP"),
         (["--id", "a/b"], "--id gateway-1"),
@@ -153,6 +154,28 @@ def test_a_wrong_flag_is_named_with_an_example_and_nothing_is_written(
     ended = done(tmp_path, [*CLIENT, "init", *GATEWAY_FLAGS, *flags], code=2)
     assert said in ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--database-url", "mysql:///x"], "Error: --database-url='mysql:///x'"),
+        (["--database-url", "-"], "--database-url: this is needed"),
+        (["--host", "10.0.0"], "--host 10.0.0.9"),
+        (["--host", "a/b"], "--host 10.0.0.9"),
+    ],
+)
+def test_a_wrong_flag_of_the_server_is_named_and_nothing_is_written(
+    tmp_path: Path, flags: list[str], said: str
+) -> None:
+    assert said in done(tmp_path, [*SERVER, "init", *flags], code=2).stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_is_named_as_the_variable_it_is_and_not_as_a_flag(tmp_path: Path) -> None:
+    both = {"GATEWAY_API_KEY": KEY, "GATEWAY_API_KEY_FILE": "key"}
+    ended = done(tmp_path, [*CLIENT, "init", *GATEWAY_FLAGS], code=2, **both)
+    assert ("GATEWAY_API_KEY and" in ended.stderr, KEY in ended.stderr) == (True, False)
 
 
 def test_a_flag_before_init_is_written_too(tmp_path: Path) -> None:
