@@ -49,8 +49,8 @@ DOCS = (
     "connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 NO_KEY_YET = (
-    "only this machine is served without a key. Make one where the server runs: "
-    "python server.py keys create NAME --scope series:read"
+    "only this machine is served without a key. Make one where the server runs, and the gateway's with it, which needs "
+    "one from then on: python server.py keys create NAME --scope series:read --with-gateway gateway-1"
 )
 
 Audit = Callable[..., None]

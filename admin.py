@@ -6,7 +6,7 @@ PostgreSQL, the command does it itself. What only some commands need is imported
 
 import sqlite3
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,10 +56,10 @@ def command_line() -> click.Group:
             context.obj = load(ServerSettings)
         except SettingsError as error:
             context.obj = error
-            if context.invoked_subcommand != "check":
+            if context.invoked_subcommand not in ("check", "init"):
                 raise click.UsageError(str(error)) from None
 
-    commands = [check, keys, webhooks_, move_, *tab("server.py")]
+    commands = [init, check, keys, webhooks_, move_, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )
@@ -88,9 +88,46 @@ def check(settings: ServerSettings | SettingsError, url: str | None, host: str, 
     sys.exit(findings_of.show(findings, as_json))
 
 
+@click.command
+@click.option(
+    "--database-url",
+    metavar="URL",
+    help="Where series are stored; no password here, where others see it: a terminal asks, DATABASE_URL may hold it.",
+)
+@click.option("--host", help="Address of this machine where gateways and readers reach it, as uvicorn is told.")
+@click.option("--port", type=click.IntRange(1, 65535), help="As uvicorn is told; by default 8000.")
+@click.option(
+    "--gateway",
+    metavar="NAME",
+    help="Make a key for this gateway, unless it has one; by default gateway-1, where none may post. - makes none.",
+)
+@click.option(
+    "--save",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the key to this file, for its owner only, instead of showing it.",
+)
+def init(**given: Any) -> None:
+    """Ask what is needed, write .env, make the gateway's key.
+
+    Where series are stored and who reaches the server; the database is made, where there is none. On a terminal it asks
+    for what no flag says. Other lines of .env stay as they are. The key is shown once. Then it checks, as `check` does:
+    exit code 3 where something failed.
+    """
+    import check as findings_of
+    from server_check import check as check_server
+    from server_init import set_up
+
+    try:
+        settings, host, port = set_up({name: v for name, v in given.items() if v is not None}, _do, _make_key)
+    except GatewayError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(findings_of.show(_run(check_server(settings, host, port, None)), as_json=False))
+
+
 @click.group
 def keys() -> None:
-    """Keys to the HTTP API. From the first one on, everyone needs one."""
+    """Keys to the HTTP API. From the first one on, everyone needs one, gateways too."""
 
 
 @keys.command
@@ -110,6 +147,12 @@ def keys() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the key to this file, for its owner only, instead of showing it; nothing is done where it exists.",
 )
+@click.option(
+    "--with-gateway",
+    metavar="NAME",
+    help="Make this gateway's key, too, where none may post yet: the first key shuts out a gateway that has none.",
+)
+@click.option("--yes", is_flag=True, help="Make the first key although a gateway without one is then shut out.")
 @as_json
 @click.pass_obj
 def create(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -118,19 +161,53 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter an option
     scopes: tuple[str, ...],
     expires_in: float | None,
     save: Path | None,
+    with_gateway: str | None,
+    yes: bool,
     as_json: bool,
 ) -> None:
-    """Make a key and show it, once."""
+    """Make a key and show it, once.
+
+    From the first key on everyone needs one. Where that would shut a gateway out, it says so before, and offers to make
+    the gateway's as well.
+    """
+    from first_key import GATEWAY_SCOPES, gateway_without
+
     if save is not None and save.exists() and save.stat().st_size:
         click.echo(f"{save} exists; no key was made")
         return
+    gateway = gateway_without(_posters(settings), scopes, with_gateway, yes)
+    gateways_key = gateway and _make_key(settings, gateway, GATEWAY_SCOPES)
+    expires_at = (datetime.now(UTC) + timedelta(days=expires_in)).isoformat() if expires_in else None
+    made = _make_key(settings, name, scopes, save, expires_at)
+    if gateways_key and as_json:
+        show(made | {"gateway": gateways_key}, as_json)
+        return
+    for one in (gateways_key, made):
+        if one:
+            show(one, as_json)
+
+
+def _posters(settings: ServerSettings) -> dict[str, Any]:
+    try:
+        return _do(settings, "posters")
+    except click.ClickException:  # a server of an earlier version runs: it makes keys, and does not know whom that hits
+        return {"made": bool(_do(settings, "list_keys")["rows"]), "may_post": [], "heard": []}
+
+
+def _make_key(
+    settings: ServerSettings,
+    name: str,
+    scopes: Sequence[str],
+    save: Path | None = None,
+    expires_at: str | None = None,
+) -> dict[str, Any]:
+    """Make a key; what may be shown of it, and the key itself unless it was saved."""
     part = save and _new_file(save.with_name(f"{save.name}.new"))  # where it cannot be kept, none is made
-    expires_at = expires_in and (datetime.now(UTC) + timedelta(days=expires_in)).isoformat()
     made = _do(settings, "create_key", name=name, scopes=list(scopes), expires_at=expires_at)
     if save is not None and part is not None:
         part.write_text(made.pop("key") + "\n")
         part.rename(save)
-    show(made, as_json)
+    return made
 
 
 @keys.command("list")

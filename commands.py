@@ -18,6 +18,7 @@ import click
 
 from cli import Group, flag
 from control import NotRunning, RequestFailed, request
+from errors import GatewayError
 from journal_reader import DEAD, STATUS, JournalUnusable, read
 from settings import GatewaySettings, SettingsError, load
 from shell_completion import NAMES, tab
@@ -33,6 +34,8 @@ UNFINISHED = 3
 REQUEST_TIMEOUT_S = 10.0
 NOT_FLAGS = {"api_key"}  # a command line is visible to everyone on the machine
 POLL_S = 0.5
+INIT = ("scp_host", "scp_port", "ae_title", "allowed_peers", "allow_any_peer", "pacs", "pacs_ca", "server_url", "id")
+"""What `init` asks for, and may be told behind its name; every other flag is written, too, where it stands before."""
 
 SECTIONS = {
     "Listening": ("scp_host", "scp_port", "ae_title", "workers"),
@@ -117,8 +120,12 @@ def command_line(run: "Run | None" = None) -> click.Group:
         """Receive DICOM images and report each series once it is over. Without a command the gateway runs."""
         if context.invoked_subcommand in NAMES:
             return
+        given = {name: value for name, value in flags.items() if value is not None}
+        if context.invoked_subcommand == "init":
+            context.obj = given  # .env may be what is wrong
+            return
         try:
-            settings = load(GatewaySettings, {name: value for name, value in flags.items() if value is not None})
+            settings = load(GatewaySettings, given)
         except SettingsError as error:
             context.obj = error
             if context.invoked_subcommand == "check":
@@ -135,7 +142,7 @@ def command_line(run: "Run | None" = None) -> click.Group:
         callback=gateway,
         help=gateway.__doc__,
         params=[flag(GatewaySettings, name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
-        commands=[status, check, drain, dead_letters, *tab("client.py")],
+        commands=[_init(), status, check, drain, dead_letters, *tab("client.py")],
         invoke_without_command=True,
         sections=SECTIONS,
         notes=NOTES,
@@ -176,18 +183,54 @@ def check(context: Context | SettingsError, as_json: bool) -> None:
     Before the start, or beside a running gateway: settings, ports, TLS, each PACS, the server and the key, clocks,
     disk and journal. Exit code 3 if something failed.
     """
+    sys.exit(_check(context if isinstance(context, SettingsError) else context.settings, as_json))
+
+
+def _check(settings: GatewaySettings | SettingsError, as_json: bool) -> int:
     import check as findings_of
 
-    if isinstance(context, SettingsError):
-        findings = findings_of.of_settings(context)
+    if isinstance(settings, SettingsError):
+        findings = findings_of.of_settings(settings)
     else:
         from gateway_check import check as check_gateway
         from process import run_main
         from telemetry import configure_logging
 
         configure_logging(silent=True)  # the findings say it
-        findings = run_main(check_gateway(context.settings), context.settings)
-    sys.exit(findings_of.show(findings, as_json))
+        findings = run_main(check_gateway(settings), settings)
+    return findings_of.show(findings, as_json)
+
+
+def _init() -> click.Command:
+    """The command, whose flags are settings and where the key comes from: never the key itself."""
+    key = click.Option(
+        ["--api-key-file"],
+        metavar="FILE",
+        help="Where the server's key for this gateway is; - takes it from standard input into .env. A terminal is "
+        "asked for the key itself, without echo.",
+    )
+
+    @click.pass_context
+    def init(context: click.Context, /, **own: str | bool | None) -> None:
+        """Ask what is needed, write .env, say what to enter in the PACS.
+
+        On a terminal it asks for what no flag says; elsewhere flags that lack are named. Other lines of .env stay as
+        they are. Then it checks, as `check` does: exit code 3 where something failed.
+        """
+        from gateway_init import set_up
+
+        try:
+            set_up({**context.obj, **{name: value for name, value in own.items() if value is not None}})
+        except GatewayError as error:
+            raise click.ClickException(str(error)) from None
+        try:
+            settings: GatewaySettings | SettingsError = load(GatewaySettings)
+        except SettingsError as error:
+            settings = error
+        sys.exit(_check(settings, as_json=False))
+
+    params: list[click.Parameter] = [*(flag(GatewaySettings, name) for name in INIT), key]
+    return click.Command("init", callback=init, help=init.__doc__, params=params)
 
 
 @click.command

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from engine import Engine
 from key_reader import shown
 from keys import Keys
 from move import move, rows_of
-from schema import dead_changes, webhooks
+from schema import dead_changes, gateways, webhooks
 from settings import ServerSettings
 from webhooks import new_secret
 
@@ -36,10 +36,19 @@ def operations(database: Database) -> Mapping[str, Operation]:
     async def revoke_key(id: str) -> dict[str, Any]:
         return {"done": await keys.revoke(id)}
 
+    async def posters() -> dict[str, Any]:
+        """Who may post reports: whether there ever was a key, whose may, and which gateways were heard of in a day."""
+        made, since = await keys.all(), datetime.now(UTC) - timedelta(days=1)
+        may_post = [key.name for key in made if key.is_valid and key.may("series:write")]
+        query = select(gateways.c.GatewayID).where(gateways.c.At > since).order_by(gateways.c.At.desc())
+        heard = [row["GatewayID"] for row in await database.engine.read(query)]
+        return {"made": bool(made), "may_post": may_post, "heard": heard}
+
     return {
         "create_key": create_key,
         "list_keys": list_keys,
         "revoke_key": revoke_key,
+        "posters": posters,
         "add_webhook": partial(_add_webhook, database),
         "list_webhooks": partial(_list_webhooks, database),
         "remove_webhook": partial(_remove_webhook, database),

@@ -38,7 +38,10 @@ CLOCKS_S = 2.0
 OLDEST_POSTGRESQL = 150000
 SOON = timedelta(days=30)
 HEARD_OF = timedelta(days=1)
-MAKE_A_KEY = "python server.py keys create NAME --scope series:read"
+GATEWAYS_KEY_FIRST = (
+    "python server.py keys create gateway-1 --scope series:write --scope series:read --save FILE, and "
+    "GATEWAY_API_KEY_FILE=FILE for the gateway, before any other key: from the first one on everyone needs one."
+)
 
 
 async def check(settings: ServerSettings, host: str, port: int, url: str | None) -> list[Finding]:
@@ -193,7 +196,7 @@ async def _keys(connection: AsyncConnection) -> list[Finding]:
     now = datetime.now(UTC)
     valid = [row for row in rows if row["RevokedAt"] is None and (row["ExpiresAt"] is None or row["ExpiresAt"] > now)]
     if not valid:
-        return [failed("keys", f"none of {len(rows)} is valid any more: nobody is served", f"{MAKE_A_KEY}.")]
+        return [failed("keys", f"none of {len(rows)} is valid any more: nobody is served", GATEWAYS_KEY_FIRST)]
     findings = [ok("keys", ", ".join(f"{row['Name']} ({row['Scopes']})" for row in valid))]
     for row in valid:
         if row["ExpiresAt"] is not None and row["ExpiresAt"] < now + SOON:
@@ -206,7 +209,7 @@ async def _keys(connection: AsyncConnection) -> list[Finding]:
 
 
 def _no_keys() -> Finding:
-    return warning("keys", "none: only this machine is served, and everyone on it", f"{MAKE_A_KEY}.")
+    return warning("keys", "none: only this machine is served, and everyone on it", GATEWAYS_KEY_FIRST)
 
 
 async def _webhooks(connection: AsyncConnection) -> list[Finding]:

@@ -78,6 +78,8 @@ class Settings:
     def as_typed(self, told: str) -> str:
         """A text that names variables, with flags instead where flags were typed."""
         for name in self.flags:
+            if self.model_fields[name].is_secret:
+                continue  # never typed as a flag
             told = re.sub(rf"\b{variable(type(self), name)}(?![A-Z_])", f"--{name.replace('_', '-')}", told)
         return told
 

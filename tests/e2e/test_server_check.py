@@ -74,7 +74,7 @@ def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
     done = ours(f"sqlite+aiosqlite:///{tmp_path}/series.db", "check", "--port", str(free_port()))
     assert done.returncode == 0, done.stdout
     assert "none yet: made at the first start" in done.stdout
-    assert "→ python server.py keys create NAME" in done.stdout
+    assert "→ python server.py keys create gateway-1 --scope series:write" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
