@@ -67,9 +67,8 @@ def test_there_is_no_table_on_a_dumb_terminal_and_with_several_workers(
 ) -> None:
     command = [*GATEWAY, "--server-url", NOWHERE, "--drain-timeout-s", "0.3"]
     with on_a_terminal(command, tmp_path, **environment) as terminal:
-        for _ in range(int(environment.get("GATEWAY_WORKERS", 1))):
-            terminal.wait_for(r"gateway\.started")
-            terminal.written = terminal.written.partition("gateway.started")[2]
+        workers = int(environment.get("GATEWAY_WORKERS", 1))
+        terminal.wait_for("(?s)" + ".*".join([r"gateway\.started"] * workers))
         terminal.type("\x03")
         assert terminal.ended() == 0
     assert "inbox" not in plain(terminal.written)
@@ -155,7 +154,7 @@ def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
         terminal.wait_for("ready")
         (tmp_path / "armed").touch()
         for typed, (added, wanted) in TYPED.items():
-            terminal.written = ""
+            terminal.forget()
             terminal.type(f"{typed}\t")
             terminal.wait_for(re.escape(added))
             terminal.type("\n")
@@ -178,7 +177,7 @@ def test_tab_runs_no_program_of_another_project(tmp_path: Path, shell: str) -> N
         terminal.type("echo rea''dy\n")
         terminal.wait_for("ready")
         for typed in ("python client.py", "python3 server.py", "./server.py", "./client.py"):
-            terminal.written = ""
+            terminal.forget()
             terminal.type(f"{typed} unmistak\t")
             terminal.wait_for("able.db")
             terminal.type("\x15")
