@@ -11,7 +11,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data /keys /secrets
 WORKDIR /app
 COPY --from=build /venv /venv
-COPY *.py ./
+COPY *.py pyproject.toml ./
 COPY migrations migrations
 COPY web web
 USER gateway

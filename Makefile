@@ -1,20 +1,26 @@
-# One vocabulary, shared with CI. `make demo` and `make test` need only Debian's python3, python3-venv and make.
+# One vocabulary, shared with CI. `make demo`, `make play` and `make test` need only Debian's python3, python3-venv and make.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo test lint faults bench completion attacks scale up
+.PHONY: demo play test test-all lint faults bench policies completion attacks scale up
 .DEFAULT_GOAL := help
 
 help: ## these lines
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: $(VENV)/running ## real studies in, rows out, compared; PACS=orthanc sends through a real Orthanc
 	@$(BIN)/python -m bench.demo --pacs "$(PACS)"
 
-test: $(VENV)/testing ## unit, integration and end-to-end tests; missing peers are named and skipped
+play: $(VENV)/running ## images that go on coming, and the live page to watch them on, until Ctrl-C
+	@$(BIN)/python -m bench.play $(ARGS)
+
+test: $(VENV)/testing ## the tests but for the slow ones; missing peers are named and skipped
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(VENV)/testing ## every test
+	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 lint: $(VENV)/testing ## ruff and mypy
 	@$(BIN)/ruff format --check .
@@ -27,8 +33,10 @@ faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends 
 bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into docs/benchmarks.md
 	@$(BIN)/python -m bench.receive $(ARGS)
 
-completion: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
+policies: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
 	@$(BIN)/python -m bench.completion $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
+
+completion: policies ## the same, by its name until 0.2
 
 scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -9; ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.scale $(ARGS)
@@ -42,12 +50,10 @@ up: ## Orthanc, server and gateway in containers
 $(VENV)/running: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "venv is missing (Debian: apt-get install python3-venv)"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing what running needs"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@test -x $(BIN)/python || { echo "making $(VENV)" && $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -m bench.install requirements.txt
 	@touch $@
 
 $(VENV)/testing: requirements-dev.txt $(VENV)/running
-	@echo "installing what testing needs"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(BIN)/python -m bench.install requirements-dev.txt
 	@touch $@

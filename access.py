@@ -43,14 +43,14 @@ ITS_OWN = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'none'"
 )
-# FastAPI's page about the API loads its scripts from the internet.
+# FastAPI's page about the API begins its script in the page.
 DOCS = (
-    "default-src 'self'; script-src https: 'unsafe-inline'; style-src https: 'unsafe-inline'; img-src https: data:; "
-    "frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 NO_KEY_YET = (
-    "only this machine is served without a key. Make one where the server runs: "
-    "python server.py keys create NAME --scope series:read"
+    "only this machine is served without a key. Make one where the server runs, and the gateway's with it, which needs "
+    "one from then on: python server.py keys create NAME --scope series:read --with-gateway gateway-1"
 )
 
 Audit = Callable[..., None]
@@ -280,4 +280,11 @@ def audit_log(path: Path | None) -> Iterator[Audit]:
         processors: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)]
         processors.append(structlog.processors.JSONRenderer())
         audit = structlog.wrap_logger(structlog.WriteLogger(file), processors=processors)
-        yield lambda **fields: audit.info("request.audited", **fields)
+
+        def write(**fields: Any) -> None:
+            try:
+                audit.info("request.audited", **fields)
+            except OSError as error:  # the request was answered all the same
+                log.error("audit.unwritten", reason=error.strerror)
+
+        yield write

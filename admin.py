@@ -1,122 +1,31 @@
 """`python server.py …`: keys, webhooks, and the move to PostgreSQL.
 
 A server on SQLite is the only one that may write its file, so it is asked to, on a Unix socket; where none runs, and on
-PostgreSQL, the command does it itself.
+PostgreSQL, the command does it itself. What only some commands need is imported where they need it.
 """
 
-import asyncio
+import sqlite3
 import sys
-from collections.abc import Coroutine, Mapping
-from dataclasses import asdict
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import httpx
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import func, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-import check as findings_of
+import key_reader
 from cli import Group, environment
-from control import NotRunning, Operation, RequestFailed, request
-from db import Database
-from engine import Engine
-from keys import SCOPES, Key, Keys
-from models import GatewayError
-from move import move, rows_of
-from schema import dead_changes, webhooks
-from server_check import check as check_server
+from control import NotRunning, RequestFailed, request
+from errors import GatewayError
+from key_reader import SCOPES
+from kinds import http_url
 from settings import ServerSettings, SettingsError, load, without_password
-from shell_completion import completion
+from shell_completion import NAMES, tab
 from show import show
-from webhooks import new_secret
 
 REQUEST_TIMEOUT_S = 10.0
 T = TypeVar("T")
-
-
-# --- what is done, by the server or by a command ----------------------------------------------------------------
-
-
-def operations(database: Database) -> Mapping[str, Operation]:
-    """What an operator may ask for, by name; answers are JSON."""
-    keys = Keys(database.engine)
-
-    async def create_key(name: str, scopes: list[str], expires_at: str | None) -> dict[str, Any]:
-        key, secret = await keys.create(name, scopes, (expires_at and datetime.fromisoformat(expires_at)) or None)
-        return _shown(key) | {"key": secret}
-
-    async def list_keys() -> dict[str, Any]:
-        return {"rows": [_shown(key) for key in await keys.all()]}
-
-    async def revoke_key(id: str) -> dict[str, Any]:
-        return {"done": await keys.revoke(id)}
-
-    return {
-        "create_key": create_key,
-        "list_keys": list_keys,
-        "revoke_key": revoke_key,
-        "add_webhook": partial(_add_webhook, database),
-        "list_webhooks": partial(_list_webhooks, database),
-        "remove_webhook": partial(_remove_webhook, database),
-        "replay_webhook": partial(_replay_webhook, database),
-    }
-
-
-def _shown(key: Key) -> dict[str, Any]:
-    times = {name: value and value.isoformat() for name, value in asdict(key).items() if name.endswith("_at")}
-    return {"id": key.id, "name": key.name, "scopes": " ".join(sorted(key.scopes)), "valid": key.is_valid} | times
-
-
-async def _add_webhook(database: Database, url: str, from_start: bool) -> dict[str, Any]:
-    position = 0 if from_start else await database.last_change()
-    secret = new_secret()
-    row = {"Url": url, "Secret": secret, "CreatedAt": datetime.now(UTC), "Position": position, "Attempts": 0}
-
-    async def add(connection: AsyncConnection) -> int:
-        mine = select(webhooks.c.Id).where(webhooks.c.Secret == secret)
-        before = (await connection.execute(mine)).scalar_one_or_none()  # of a try whose answer was lost
-        if before is not None:
-            return int(before)
-        return int((await connection.execute(webhooks.insert().values(row).returning(webhooks.c.Id))).scalar_one())
-
-    return {"id": await database.engine.write(add), "url": url, "position": position, "secret": secret}
-
-
-async def _list_webhooks(database: Database) -> dict[str, Any]:
-    dead = select(func.count()).where(dead_changes.c.Webhook == webhooks.c.Id).scalar_subquery().label("dead")
-    columns = (webhooks.c.Id, webhooks.c.Url, webhooks.c.Position, webhooks.c.Attempts, webhooks.c.Problem, dead)
-    rows = await database.engine.read(select(*columns).order_by(webhooks.c.Id))
-    last = await database.last_change()
-    return {"rows": [{k.lower(): v for k, v in row.items()} | {"behind": last - row["Position"]} for row in rows]}
-
-
-async def _remove_webhook(database: Database, id: int) -> dict[str, Any]:
-    async def remove(connection: AsyncConnection) -> int:
-        await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
-        return (await connection.execute(webhooks.delete().where(webhooks.c.Id == id))).rowcount
-
-    return {"done": await database.engine.write(remove) == 1}
-
-
-async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:
-    """Go back to before the first change that was given up: what came after it is told again, too."""
-
-    async def back(connection: AsyncConnection) -> int | None:
-        first = select(func.min(dead_changes.c.Number)).where(dead_changes.c.Webhook == id)
-        number: int | None = (await connection.execute(first)).scalar_one()
-        if number is not None:
-            again = {"Position": number - 1, "Owner": None, "NextAttemptAt": None, "FirstAttemptAt": None}
-            await connection.execute(webhooks.update().where(webhooks.c.Id == id).values(again))
-            await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
-        return number
-
-    return {"from": await database.engine.write(back)}
 
 
 # --- the command line -------------------------------------------------------------------------------------------
@@ -131,7 +40,7 @@ Settings, from the environment or .env:
 Exit codes: 0 done; 1 it could not be done, and the error says the cure; 2 wrong setting or argument;
 3 check: something failed.
 
-Tab completes: source <(python server.py completion bash), or zsh; fish: … completion fish | source
+Tab completes: source <(python server.py tab bash), or zsh; fish: … tab fish | source
 Docs: README.md, docs/server.md"""
 
 
@@ -141,16 +50,16 @@ def command_line() -> click.Group:
     @click.pass_context
     def server(context: click.Context, /) -> None:
         """Keys, webhooks, the move to PostgreSQL, and a check. The server itself runs as `uvicorn server:app`."""
-        if context.invoked_subcommand == "completion":
+        if context.invoked_subcommand in NAMES:
             return
         try:
             context.obj = load(ServerSettings)
         except SettingsError as error:
             context.obj = error
-            if context.invoked_subcommand != "check":
+            if context.invoked_subcommand not in ("check", "init"):
                 raise click.UsageError(str(error)) from None
 
-    commands = [check, keys, webhooks_, move_, completion("server.py")]
+    commands = [init, check, keys, webhooks_, move_, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )
@@ -168,16 +77,57 @@ def check(settings: ServerSettings | SettingsError, url: str | None, host: str, 
     Before the start, or beside a running server: settings, database, schema, disk, keys, webhooks, conflicts, ports.
     Nothing is changed. Exit code 3 if something failed.
     """
+    import check as findings_of
+
     if isinstance(settings, SettingsError):
         findings = findings_of.of_settings(settings)
     else:
+        from server_check import check as check_server
+
         findings = _run(check_server(settings, host, port, url))
     sys.exit(findings_of.show(findings, as_json))
 
 
+@click.command
+@click.option(
+    "--database-url",
+    metavar="URL",
+    help="Where series are stored; no password here, where others see it: a terminal asks, DATABASE_URL may hold it.",
+)
+@click.option("--host", help="Address of this machine where gateways and readers reach it, as uvicorn is told.")
+@click.option("--port", type=click.IntRange(1, 65535), help="As uvicorn is told; by default 8000.")
+@click.option(
+    "--gateway",
+    metavar="NAME",
+    help="Make a key for this gateway, unless it has one; by default gateway-1, where none may post. - makes none.",
+)
+@click.option(
+    "--save",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the key to this file, for its owner only, instead of showing it.",
+)
+def init(**given: Any) -> None:
+    """Ask what is needed, write .env, make the gateway's key.
+
+    Where series are stored and who reaches the server; the database is made, where there is none. On a terminal it asks
+    for what no flag says. Other lines of .env stay as they are. The key is shown once. Then it checks, as `check` does:
+    exit code 3 where something failed.
+    """
+    import check as findings_of
+    from server_check import check as check_server
+    from server_init import set_up
+
+    try:
+        settings, host, port = set_up({name: v for name, v in given.items() if v is not None}, _do, _make_key)
+    except GatewayError as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(findings_of.show(_run(check_server(settings, host, port, None)), as_json=False))
+
+
 @click.group
 def keys() -> None:
-    """Keys to the HTTP API. From the first one on, everyone needs one."""
+    """Keys to the HTTP API. From the first one on, everyone needs one, gateways too."""
 
 
 @keys.command
@@ -197,6 +147,12 @@ def keys() -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the key to this file, for its owner only, instead of showing it; nothing is done where it exists.",
 )
+@click.option(
+    "--with-gateway",
+    metavar="NAME",
+    help="Make this gateway's key, too, where none may post yet: the first key shuts out a gateway that has none.",
+)
+@click.option("--yes", is_flag=True, help="Make the first key although a gateway without one is then shut out.")
 @as_json
 @click.pass_obj
 def create(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -205,19 +161,53 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter an option
     scopes: tuple[str, ...],
     expires_in: float | None,
     save: Path | None,
+    with_gateway: str | None,
+    yes: bool,
     as_json: bool,
 ) -> None:
-    """Make a key and show it, once."""
+    """Make a key and show it, once.
+
+    From the first key on everyone needs one. Where that would shut a gateway out, it says so before, and offers to make
+    the gateway's as well.
+    """
+    from first_key import GATEWAY_SCOPES, gateway_without
+
     if save is not None and save.exists() and save.stat().st_size:
         click.echo(f"{save} exists; no key was made")
         return
+    gateway = gateway_without(_posters(settings), scopes, with_gateway, yes)
+    gateways_key = gateway and _make_key(settings, gateway, GATEWAY_SCOPES)
+    expires_at = (datetime.now(UTC) + timedelta(days=expires_in)).isoformat() if expires_in else None
+    made = _make_key(settings, name, scopes, save, expires_at)
+    if gateways_key and as_json:
+        show(made | {"gateway": gateways_key}, as_json)
+        return
+    for one in (gateways_key, made):
+        if one:
+            show(one, as_json)
+
+
+def _posters(settings: ServerSettings) -> dict[str, Any]:
+    try:
+        return _do(settings, "posters")
+    except click.ClickException:  # a server of an earlier version runs: it makes keys, and does not know whom that hits
+        return {"made": bool(_do(settings, "list_keys")["rows"]), "may_post": [], "heard": []}
+
+
+def _make_key(
+    settings: ServerSettings,
+    name: str,
+    scopes: Sequence[str],
+    save: Path | None = None,
+    expires_at: str | None = None,
+) -> dict[str, Any]:
+    """Make a key; what may be shown of it, and the key itself unless it was saved."""
     part = save and _new_file(save.with_name(f"{save.name}.new"))  # where it cannot be kept, none is made
-    expires_at = expires_in and (datetime.now(UTC) + timedelta(days=expires_in)).isoformat()
     made = _do(settings, "create_key", name=name, scopes=list(scopes), expires_at=expires_at)
     if save is not None and part is not None:
         part.write_text(made.pop("key") + "\n")
         part.rename(save)
-    show(made, as_json)
+    return made
 
 
 @keys.command("list")
@@ -225,7 +215,7 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter an option
 @click.pass_obj
 def list_(settings: ServerSettings, as_json: bool) -> None:
     """Every key that was made; the keys themselves are not stored."""
-    show(_do(settings, "list_keys")["rows"], as_json)
+    show(_keys(settings), as_json)
 
 
 @keys.command
@@ -252,8 +242,10 @@ def webhooks_() -> None:
 @click.pass_obj
 def add(settings: ServerSettings, url: str, from_start: bool, as_json: bool) -> None:
     """Tell URL of changes; shows the secret that bodies are signed with, once."""
-    if not _is_http(url):
-        raise click.UsageError(f"{url} is not an http or https URL")
+    try:
+        http_url(url)
+    except ValueError:
+        raise click.UsageError(f"{url} is not an http or https URL, such as https://ai.example/hook") from None
     show(_do(settings, "add_webhook", url=url, from_start=from_start), as_json)
 
 
@@ -296,37 +288,21 @@ def move_(settings: ServerSettings, target: str) -> None:
     broken off goes on where it was. The target may also stand in the environment, as MOVE_TO: others on this machine
     see a command's arguments.
     """
-    if sqlite_path(settings) is None:
+    if settings.sqlite_path is None:
         raise click.UsageError(f"DATABASE_URL={without_password(settings.database_url)} is not a SQLite file")
     try:
-        to = ServerSettings(database_url=target, database_timeout_s=settings.database_timeout_s)
-    except ValueError:
+        ServerSettings(database_url=target)
+    except SettingsError:
         raise click.UsageError(
             "the target must have the form postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
         ) from None
-    _run(_move(settings, to))
+    from operations import move_to
+
+    _run(move_to(settings, settings.model_copy(update={"database_url": target})))
     click.echo(f"moved; now run the server with DATABASE_URL={without_password(target)}")
 
 
-async def _move(settings: ServerSettings, to: ServerSettings) -> None:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    async with Engine.open(settings) as source, Engine.open(to) as target:
-        total = await rows_of(source)
-        with Progress(*columns, console=Console(stderr=True)) as progress:
-            copied = progress.add_task("rows copied", total=total)
-            compared = progress.add_task("rows compared", total=total)
-            await move(source, target, partial(progress.advance, copied), partial(progress.advance, compared))
-
-
 # --- helpers ----------------------------------------------------------------------------------------------------
-
-
-def _is_http(url: str) -> bool:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return False
-    return parsed.scheme in ("http", "https") and bool(parsed.host) and (parsed.port or 1) < 65536
 
 
 def _new_file(path: Path) -> Path:
@@ -339,31 +315,39 @@ def _new_file(path: Path) -> Path:
     return path
 
 
-def sqlite_path(settings: ServerSettings) -> Path | None:
-    """The file of a SQLite database."""
-    url = make_url(settings.database_url)
-    return Path(url.database or "").resolve() if url.get_backend_name() == "sqlite" else None
-
-
 def _do(settings: ServerSettings, operation: str, /, **arguments: Any) -> dict[str, Any]:
     """The answer of the server that runs on the SQLite file, else of an operation done here."""
 
-    async def alone() -> dict[str, Any]:
-        async with Database.open(settings) as database:
-            return await operations(database)[operation](**arguments)
+    if settings.sqlite_path is not None:
+        with suppress(NotRunning):
+            return _asked(settings.sqlite_path, operation, **arguments)
+    from operations import done_here
 
-    path = sqlite_path(settings)
+    return _run(done_here(settings, operation, **arguments))
+
+
+def _keys(settings: ServerSettings) -> list[dict[str, Any]]:
+    """Every key; of a SQLite file that no server has open they are read without opening it as a server would."""
+    path = settings.sqlite_path
+    if path is not None:
+        with suppress(NotRunning):
+            return list(_asked(path, "list_keys")["rows"])
+        with suppress(sqlite3.Error):  # of an earlier version, or no database: that is for who opens it
+            return key_reader.listed(path)
+    return list(_do(settings, "list_keys")["rows"])
+
+
+def _asked(path: Path, operation: str, /, **arguments: Any) -> dict[str, Any]:
+    """The answer of the server that runs on a SQLite file. Raises NotRunning."""
     try:
-        if path is not None:
-            return request(path, REQUEST_TIMEOUT_S, operation, **arguments)
-    except NotRunning:
-        pass
+        return request(path, REQUEST_TIMEOUT_S, operation, **arguments)
     except RequestFailed as error:
         raise click.ClickException(str(error)) from None
-    return _run(alone())
 
 
 def _run(main: Coroutine[Any, Any, T]) -> T:
+    import asyncio
+
     try:
         return asyncio.run(main)
     except GatewayError as error:

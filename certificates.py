@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from check import Finding, failed, ok, warning
+from show import stamp
 
 SOON_DAYS = 30
 
@@ -18,7 +19,7 @@ def expiry(what: str, certificate: Path, key: Path | None) -> Finding:
     except ssl.SSLCertVerificationError as error:
         return failed(what, f"{certificate}: {error.verify_message}", cure)
     left = ends_at - datetime.now(UTC)
-    told = f"{certificate} is valid until {ends_at:%Y-%m-%d}"
+    told = f"{certificate} is valid until {stamp(ends_at)}"
     return ok(what, told) if left.days >= SOON_DAYS else warning(what, f"{told}, {left.days} days more", cure)
 
 

@@ -1,30 +1,30 @@
 """What both command lines share: help in sections, and flags out of settings."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings
 
-from settings import variable
+from kinds import Setting
+from settings import Settings, variable
+from version import version
 
-UNITS = {"_s": "SECONDS", "_bytes": "BYTES", "_port": "PORT", "_url": "URL", "_host": "HOST"}
 TRUTHS = {"true", "false", "yes", "no", "on", "off", "0", "1"}
 
 
 class Group(click.Group):
-    """A group that shows its options in sections, and says that flags take no value."""
+    """A program: its options in sections, its version, and a word to who gives a flag a value."""
 
     def __init__(
         self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, notes: str = "", **kwargs: Any
     ) -> None:
         """`sections`: the parameters of each section; `notes`: lines below the help, printed as they are."""
         super().__init__(*args, **kwargs)
+        click.version_option(version(), prog_name="series-gateway", message="%(prog)s %(version)s")(self)
         self._sections = sections or {}
         self._notes = notes
+        _tell_whole(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The commands first: there are few of them."""
@@ -47,51 +47,44 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def flag(cls: type[BaseSettings], name: str) -> click.Option:
+def _tell_whole(group: click.Group) -> None:
+    """Let lists of commands, and Tab, tell the first paragraph of each: click cuts what is not said to be short."""
+    for command in group.commands.values():
+        command.short_help = " ".join((command.help or "").partition("\n\n")[0].split())
+        if isinstance(command, click.Group):
+            _tell_whole(command)
+
+
+def flag(cls: type[Settings], name: str) -> click.Option:
     """A setting as an option; the setting itself judges its value."""
-    info = cls.model_fields[name]
+    setting = cls.model_fields[name]
     dashed = name.replace("_", "-")
-    about = f"{info.description}  [{variable(cls, name)}{_default(info)}]"
-    if info.annotation is bool:
+    about = f"{setting.description}  [{variable(cls, name)}{_default(setting)}]"
+    if setting.is_flag:
         return click.Option([f"--{dashed}/--no-{dashed}"], default=None, help=about)
-    choices = _choices(info)
-    return click.Option(
-        [f"--{dashed}"], help=about, metavar=_metavar(name, info), shell_complete=_completer(info, choices)
-    )
+    return click.Option([f"--{dashed}"], help=about, metavar=setting.unit, shell_complete=_completer(setting))
 
 
-def environment(cls: type[BaseSettings]) -> str:
+def environment(cls: type[Settings]) -> str:
     """Settings that are no flags, one below the other."""
     lines = [
-        f"  {variable(cls, name)}{_default(info)}\n      {info.description}" for name, info in cls.model_fields.items()
+        f"  {variable(cls, name)}{_default(setting)}\n      {setting.description}"
+        for name, setting in cls.model_fields.items()
     ]
     return "\n".join(lines)
 
 
-def _default(info: FieldInfo) -> str:
-    if info.default_factory is not None or info.default in (None, ""):
+def _default(setting: Setting) -> str:
+    default = setting.default
+    if default in (None, ""):
         return ""
-    return f"; default {info.default:g}" if isinstance(info.default, float) else f"; default {info.default}"
+    return f"; default {default:g}" if isinstance(default, float) else f"; default {default}"
 
 
-def _metavar(name: str, info: FieldInfo) -> str:
-    if choices := _choices(info):
-        return "|".join(choices)
-    for ending, unit in UNITS.items():
-        if f"_{name}".endswith(ending):
-            return unit
-    kinds = {info.annotation, *get_args(info.annotation)}
-    return "FILE" if Path in kinds else "NUMBER" if kinds & {int, float} else "TEXT"
-
-
-def _choices(info: FieldInfo) -> tuple[str, ...]:
-    return get_args(info.annotation) if get_origin(info.annotation) is Literal else ()
-
-
-def _completer(info: FieldInfo, choices: Sequence[str]) -> Any:
+def _completer(setting: Setting) -> Any:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-        if Path in (info.annotation, *get_args(info.annotation)):
+        if setting.unit == "FILE":
             return [CompletionItem(incomplete, type="file")]
-        return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
+        return [CompletionItem(choice) for choice in setting.choices if choice.startswith(incomplete)]
 
     return complete

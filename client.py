@@ -7,10 +7,15 @@ has them. What is committed outlives this process.
 
 # series-gateway: Tab completes this (shell_completion.py)
 
+if __name__ == "__main__":  # most commands need none of what follows
+    from start import program
+
+    program("commands")
+
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -20,7 +25,7 @@ import structlog
 
 import metrics
 from calls import server_client, stored_instances
-from collector import DUE_AT_ONCE, SeriesCollector
+from collector import DUE_AT_ONCE, Failure, SeriesCollector
 from control import Operation, serve_control
 from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
 from heartbeat import Vitals, beat, last_beat
@@ -31,11 +36,15 @@ from pacs import Answer, Pacs, Question
 from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
 from settings import GatewaySettings
 from spans import Spans, named, open_spans
-from telemetry import serve_metrics
+from telemetry import places, serve_metrics
 from traces import Recorder
+from version import version
 
 CLOSED = None  # ends a queue
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
+POLLS = 2  # rounds of the event loop after which what the sockets hold is on the inbox
+PAUSED_S = 0.1  # a wait that ends so late was no wait: the process was stopped, or its machine paused
+SETTLE_S = 0.5  # after that, in which senders that had to wait for us go on, and nothing is taken for idle
 
 log = structlog.get_logger()
 
@@ -80,23 +89,35 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
     """
     loop = asyncio.get_running_loop()
     reports: list[Traced] = []  # made, and not yet in the journal
+    settled_at: float | None = None  # when a pause is over
     closed = False
     while not closed:
-        items = await _take(inbox, loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline())
+        deadline = loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline()
+        if deadline is not None and settled_at is not None:
+            deadline = max(deadline, settled_at)
+        waits_until = math.inf if deadline is None or deadline < loop.time() else deadline
+        items = await _take(inbox, deadline)
+        now = loop.time()  # before the commit: what arrives meanwhile is seen before what falls due meanwhile
+        if settled_at is None and now > waits_until + PAUSED_S:
+            settled_at = now + SETTLE_S
         await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
         drains: list[Drain] = []
         made: list[SeriesReport] = []
         for item in items:
             match item:
                 case Released(association):
-                    collector.released(association, loop.time())
+                    collector.released(association, now)
                 case Answered(key, answer):
-                    made += collector.answered(key, answer, loop.time())
+                    made += collector.answered(key, answer, now)
                 case Drain():
                     drains.append(item)
         closed = CLOSED in items
-        drained = collector.drain(loop.time()) if drains or closed else []
-        made += drained or collector.due(loop.time())
+        drained = collector.drain(now) if drains or closed else []
+        made += drained
+        if settled_at is None or now >= settled_at:
+            settled_at = None
+            made += collector.due(now)
+        await _set_aside(collector.failures(), journal)
         reports += [(report, spans.report(report) if spans else None) for report in made]
         reports = await _report(reports, journal, collector, dispatcher)
         for question in collector.questions():
@@ -111,8 +132,14 @@ async def _take(inbox: Inbox, deadline: float | None) -> list[Arrival | Released
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
             first = await inbox.get()
-            return [first, *(inbox.get_nowait() for _ in range(inbox.qsize()))]
-    return []
+            return [first, *_waiting(inbox)]
+    for _ in range(POLLS):  # a loop may fire timers before it reads its sockets
+        await asyncio.sleep(0)
+    return [*_waiting(inbox)]
+
+
+def _waiting(inbox: Inbox) -> Iterator[Arrival | Released | Answered | Drain | None]:
+    return (inbox.get_nowait() for _ in range(inbox.qsize()))
 
 
 async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesCollector) -> None:
@@ -135,35 +162,55 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
             arrival.status.set_result(status)
 
 
+async def _set_aside(failures: list[Failure], journal: Journal) -> None:
+    """Say what could not be reported as it should; what could not be at all waits in the journal as a dead letter."""
+    for key, revision, error, sop_instance_uids in failures:
+        event = log.bind(series_instance_uid=key.series_instance_uid)
+        if not sop_instance_uids:
+            event.error("series.reduced", exc_info=error)
+            continue
+        event.error("series.set_aside", exc_info=error)
+        try:
+            await journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
+        except JournalUnavailable as problem:  # they stay open there, and are reported after the next start
+            log.error("series.unreported", count=1, reason=str(problem))
+
+
 async def _report(
     reports: list[Traced], journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher
 ) -> list[Traced]:
     """Move closed series into the journal's outbox; returns those that it could not take now."""
     for first in range(0, len(reports), DUE_AT_ONCE):
         some, traceparents = zip(*reports[first : first + DUE_AT_ONCE], strict=True)
-        learnt = {(*source,): text for source, text in collector.policy.news().items()}
+        learnt, trust = collector.policy.news(), collector.trust_news()
         try:
-            waiting = await journal.close(some, learnt, traceparents)
+            waiting = await journal.close(
+                some, {(*source,): text for source, text in learnt.items()}, traceparents, trust
+            )
         except JournalUnavailable as error:
             log.error("series.unreported", count=len(reports) - first, reason=str(error))
             return reports[first:]
+        collector.kept(learnt, trust)
         for report, entry in zip(some, waiting, strict=True):
             _count(report)
-            log.info(
-                "series.reported",
-                verdict=report.Verdict,
-                basis=report.Basis,
+            event = log.bind(
                 series_instance_uid=report.SeriesInstanceUID,
                 revision=report.Revision,
                 instances=report.NumInstances,
                 **named(entry.traceparent),
             )
+            if report.Verdict is None:
+                event.info("series.parted")
+            else:
+                event.info("series.reported", verdict=report.Verdict, basis=report.Basis)
             dispatcher.submit(entry)
     return []
 
 
 def _count(report: SeriesReport) -> None:
-    metrics.series_reported.labels(report.Verdict).inc()
+    metrics.series_reported.labels(report.Verdict or "part").inc()
+    if report.Verdict is None:
+        return
     for entry in report.Timeline:
         if entry.Event == "series.reopened" and entry.Details["Verdict"] in FINAL_VERDICTS:
             metrics.false_completions.labels(entry.Details["Verdict"]).inc()
@@ -226,7 +273,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             metrics.instances_received.inc()
             return OUT_OF_RESOURCES if journal.saturated() else await handle_store(instance)
 
-        pacs = Pacs(settings, partial(stored_instances, http), keep_fetched)
+        pacs = Pacs(settings, partial(stored_instances, http), keep_fetched, undelivered=journal.undelivered)
         async with asking(pacs, inbox) as ask:
             collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask, spans), name="collect")
             if listen:
@@ -254,7 +301,7 @@ async def asking(pacs: Pacs, inbox: Inbox) -> AsyncIterator[Callable[[Question],
 
     async def answer(question: Question) -> None:
         told = await pacs.ask(question)
-        outcome = "failed" if told.problem else "confirmed" if told.confirmed else "differs"
+        outcome = "confirmed" if told.confirmed else "failed" if told.count is None else "differs"
         metrics.pacs_questions.labels(outcome).inc()
         await inbox.put(Answered(question.key, told))
 
@@ -278,16 +325,21 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
     if settings.idle_policy == "adaptive":
         policy = Adaptive(settings.idle_timeout_s, settings.idle_max_s)
         for source, learnt in journal.learnt().items():
-            policy.load(Source(*source), learnt)
+            try:
+                policy.load(Source(*source), learnt)
+            except Exception as error:  # of a version to come, or spoilt: it is learnt anew
+                log.warning("habits.unreadable", source=" ".join(source), exc_info=error)
     collector = SeriesCollector(
         policy=policy,
         max_open_s=settings.max_open_s,
         gateway_id=settings.id,
         wall_clock=wall_clock(loop.time),
         pacs=settings.pacs_by_ae_title,
-        patience_s=settings.idle_max_s,
+        patience_s=settings.missing_timeout_s,
         fetch=settings.fetch_missing != "off",
+        remember_s=2 * settings.idle_max_s,
         revisions=journal.revisions(),
+        trust=journal.trust(),
     )
     now = loop.time()
     for instance in journal.replay():
@@ -352,7 +404,13 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
             serve_scp(settings, record_and_store, journal.saturated, observe) as port,
         ):
             vitals.port = port
-            log.info("gateway.started", host=settings.scp_host, port=port, ae_title=settings.ae_title)
+            log.info(
+                "gateway.started",
+                host=settings.scp_host,
+                port=port,
+                ae_title=settings.ae_title,
+                version=version(),
+            )
             await stop.wait()
             log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
 
@@ -374,9 +432,3 @@ def _operations(
         return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
 
     return {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
-
-
-if __name__ == "__main__":
-    from commands import command_line
-
-    command_line(run)()

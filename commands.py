@@ -2,49 +2,40 @@
 
 Questions are answered from the journal, read beside its owner. What changes it is done by its owner: a running gateway
 on request, else the command itself, which then holds the journal's lock.
+
+Most commands end before the gateway itself could be imported: what only some need is imported where they need it.
 """
 
-import asyncio
 import json
-import logging
-import multiprocessing
-import os
-import signal
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
-from importlib import import_module
-from importlib.util import find_spec
-from multiprocessing.connection import wait
-from typing import Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import click
-import structlog
-from rich.console import Console
 
-import check as findings_of
 from cli import Group, flag
 from control import NotRunning, RequestFailed, request
-from dispatcher import dead_letters as operations
-from gateway_check import check as check_gateway
-from journal import Bounds, Journal, JournalUnusable, read
-from models import GatewayError, GatewayState
-from scp import CannotListen
+from errors import GatewayError
+from journal_reader import DEAD, STATUS, JournalUnusable, read
 from settings import GatewaySettings, SettingsError, load
-from shell_completion import completion
+from shell_completion import NAMES, tab
 from show import show as show_
-from telemetry import configure_logging, uncaught
-from terminal import Verdicts, live
-from workers import supervise
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from process import Run
 
 UNFINISHED = 3
 """Exit code where the gateway is not ready, or not everything is delivered."""
 REQUEST_TIMEOUT_S = 10.0
 NOT_FLAGS = {"api_key"}  # a command line is visible to everyone on the machine
 POLL_S = 0.5
+INIT = ("scp_host", "scp_port", "ae_title", "allowed_peers", "allow_any_peer", "pacs", "pacs_ca", "server_url", "id")
+"""What `init` asks for, and may be told behind its name; every other flag is written, too, where it stands before."""
 
 SECTIONS = {
     "Listening": ("scp_host", "scp_port", "ae_title", "workers"),
@@ -71,8 +62,8 @@ SECTIONS = {
         "request_timeout_s",
         "retry_max_s",
     ),
-    "When a series is over": ("idle_policy", "idle_timeout_s", "idle_max_s", "max_open_s"),
-    "Asking the PACS": ("pacs", "pacs_timeout_s", "fetch_missing"),
+    "When a series is over": ("idle_policy", "idle_timeout_s", "idle_max_s", "missing_timeout_s", "max_open_s"),
+    "Asking the PACS": ("pacs", "pacs_ca", "pacs_timeout_s", "fetch_missing"),
     "Journal and end": (
         "journal_path",
         "journal_max_bytes",
@@ -90,37 +81,8 @@ the environment, the environment over .env. The key itself is no flag: GATEWAY_A
 Exit codes: 0 done; 1 it cannot run, and the error says the cure; 2 wrong flag, setting or argument;
 3 status: not ready, drain: something stays undelivered, check: something failed.
 
-Tab completes: source <(python client.py completion bash), or zsh; fish: … completion fish | source
+Tab completes: source <(python client.py tab bash), or zsh; fish: … tab fish | source
 Docs: README.md, docs/"""
-
-DEAD = "SELECT id, series_instance_uid, revision, instances, answer, changed_at FROM reports WHERE state = 'dead'"
-STATUS = """
-SELECT (SELECT count(*) FROM open_series) AS open_series,
-    (SELECT count(*) FROM instances) AS open_instances,
-    count(*) FILTER (WHERE state = 'waiting') AS waiting_reports,
-    coalesce(sum(instances) FILTER (WHERE state = 'waiting'), 0) AS waiting_instances,
-    count(*) FILTER (WHERE state = 'dead') AS dead_letters,
-    count(*) FILTER (WHERE state = 'delivered') AS delivered_in_history,
-    max(changed_at) FILTER (WHERE state = 'delivered') AS last_delivered_at,
-    (SELECT answer FROM reports WHERE state = 'waiting' AND answer IS NOT NULL ORDER BY changed_at DESC LIMIT 1)
-        AS last_problem
-FROM reports
-"""
-
-
-T = TypeVar("T")
-
-
-Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
-"""Shows a state for as long as it is entered."""
-
-
-class Run(Protocol):
-    """`client.run`."""
-
-    def __call__(
-        self, settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Show | None = None
-    ) -> Coroutine[Any, Any, int]: ...
 
 
 @dataclass(frozen=True)
@@ -128,7 +90,7 @@ class Context:
     """What every command is given."""
 
     settings: GatewaySettings
-    run: Run
+    run: "Run"
 
     @property
     def workers(self) -> list[GatewaySettings]:
@@ -150,34 +112,37 @@ chosen = click.argument("ids", type=int, nargs=-1)
 everyone = click.option("--all", "everyone", is_flag=True, help="Every dead letter.")
 
 
-def command_line(run: Run) -> click.Group:
-    """The command line. Every setting but a secret is also a flag; without a command the gateway runs."""
+def command_line(run: "Run | None" = None) -> click.Group:
+    """The command line. Every setting but a secret is also a flag; without a command the gateway runs: `client.run`."""
 
     @click.pass_context
     def gateway(context: click.Context, /, **flags: str | bool | None) -> None:
         """Receive DICOM images and report each series once it is over. Without a command the gateway runs."""
-        if context.invoked_subcommand == "completion":
+        if context.invoked_subcommand in NAMES:
             return
-        configure_logging()
+        given = {name: value for name, value in flags.items() if value is not None}
+        if context.invoked_subcommand == "init":
+            context.obj = given  # .env may be what is wrong
+            return
         try:
-            settings = load(GatewaySettings, {name: value for name, value in flags.items() if value is not None})
+            settings = load(GatewaySettings, given)
         except SettingsError as error:
             context.obj = error
             if context.invoked_subcommand == "check":
                 return
             raise click.UsageError(str(error)) from None
-        context.obj = Context(settings, run)
-        if context.invoked_subcommand is None and settings.workers > 1:
-            sys.exit(_supervise(settings, run))
-        elif context.invoked_subcommand is None:
-            _run(_until_signalled(context.obj, show=_table()))
+        context.obj = Context(settings, run or _run)
+        if context.invoked_subcommand is None:
+            from process import run_gateway
+
+            run_gateway(settings, run or _run)
 
     return Group(
         "client.py",
         callback=gateway,
         help=gateway.__doc__,
         params=[flag(GatewaySettings, name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
-        commands=[status, check, drain, dead_letters, completion("client.py")],
+        commands=[_init(), status, check, drain, dead_letters, *tab("client.py")],
         invoke_without_command=True,
         sections=SECTIONS,
         notes=NOTES,
@@ -218,14 +183,54 @@ def check(context: Context | SettingsError, as_json: bool) -> None:
     Before the start, or beside a running gateway: settings, ports, TLS, each PACS, the server and the key, clocks,
     disk and journal. Exit code 3 if something failed.
     """
-    if isinstance(context, SettingsError):
-        findings = findings_of.of_settings(context)
+    sys.exit(_check(context if isinstance(context, SettingsError) else context.settings, as_json))
+
+
+def _check(settings: GatewaySettings | SettingsError, as_json: bool) -> int:
+    import check as findings_of
+
+    if isinstance(settings, SettingsError):
+        findings = findings_of.of_settings(settings)
     else:
-        structlog.configure(
-            wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL)
-        )  # the findings say it
-        findings = _run(check_gateway(context.settings))
-    sys.exit(findings_of.show(findings, as_json))
+        from gateway_check import check as check_gateway
+        from process import run_main
+        from telemetry import configure_logging
+
+        configure_logging(silent=True)  # the findings say it
+        findings = run_main(check_gateway(settings), settings)
+    return findings_of.show(findings, as_json)
+
+
+def _init() -> click.Command:
+    """The command, whose flags are settings and where the key comes from: never the key itself."""
+    key = click.Option(
+        ["--api-key-file"],
+        metavar="FILE",
+        help="Where the server's key for this gateway is; - takes it from standard input into .env. A terminal is "
+        "asked for the key itself, without echo.",
+    )
+
+    @click.pass_context
+    def init(context: click.Context, /, **own: str | bool | None) -> None:
+        """Ask what is needed, write .env, say what to enter in the PACS.
+
+        On a terminal it asks for what no flag says; elsewhere flags that lack are named. Other lines of .env stay as
+        they are. Then it checks, as `check` does: exit code 3 where something failed.
+        """
+        from gateway_init import set_up
+
+        try:
+            set_up({**context.obj, **{name: value for name, value in own.items() if value is not None}})
+        except GatewayError as error:
+            raise click.ClickException(str(error)) from None
+        try:
+            settings: GatewaySettings | SettingsError = load(GatewaySettings)
+        except SettingsError as error:
+            settings = error
+        sys.exit(_check(settings, as_json=False))
+
+    params: list[click.Parameter] = [*(flag(GatewaySettings, name) for name in INIT), key]
+    return click.Command("init", callback=init, help=init.__doc__, params=params)
 
 
 @click.command
@@ -243,12 +248,14 @@ def drain(context: Context, as_json: bool) -> None:
     sys.exit(UNFINISHED if result["undelivered"] else 0)
 
 
-def _drain(settings: GatewaySettings, run: Run) -> dict[str, Any]:
+def _drain(settings: GatewaySettings, run: "Run") -> dict[str, Any]:
     try:
         return _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain")
     except NotRunning:
+        from process import run_drain
+
         (held,) = _read(settings, STATUS)
-        undelivered = _run(run(settings, asyncio.Event(), listen=False))
+        undelivered = run_drain(settings, run)
         return {"reported": held["open_series"], "undelivered": undelivered}
 
 
@@ -275,7 +282,7 @@ def show(context: Context, id: int, as_json: bool) -> None:
     rows = _read(context.only_worker, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
     if not rows:
         raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
-    show_(rows[0] | {"report": json.loads(rows[0]["report"])}, as_json)
+    show_(rows[0] | {"report": _content(rows[0]["report"])}, as_json)
 
 
 @dead_letters.command
@@ -284,7 +291,7 @@ def show(context: Context, id: int, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool) -> None:
-    """Post dead letters again, once what the server refused is cured."""
+    """Post dead letters again, made anew, once what was wrong is cured."""
     _change(context, as_json, "replay", ids=_choose(ids, everyone))
 
 
@@ -299,33 +306,26 @@ def discard(context: Context, ids: tuple[int, ...], everyone: bool, reason: str,
     _change(context, as_json, "discard", ids=_choose(ids, everyone), reason=reason)
 
 
-# --- helpers -------------------------------------------------------------------------------------------------
-
-
-def _table() -> Show | None:
-    """The live table, where stderr is a terminal that can show one."""
-    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb" or not _in_foreground():
-        return None
-    verdicts = Verdicts()
-    structlog.configure(processors=[verdicts, *structlog.get_config()["processors"]])
-    return partial(live, verdicts=verdicts)
-
-
-def _in_foreground() -> bool:
-    """Whether the terminal is ours now: with `&` it is the shell's."""
+def _content(report: Any) -> Any:
+    """A report's JSON; as it stands there where it is none."""
     try:
-        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
-    except OSError:  # not the terminal that we were started on
-        return True
+        return json.loads(report)
+    except (ValueError, TypeError, RecursionError):
+        return report
+
+
+# --- helpers -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
     """On a terminal: how many reports still wait."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
+    from rich.console import Console
+
+    console = Console(stderr=True)
     ended = threading.Event()
 
     def poll() -> None:
@@ -345,76 +345,18 @@ def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
             polling.join()
 
 
-async def _until_signalled(
-    context: Context, signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT), show: Show | None = None
-) -> int:
-    """SIGTERM and Ctrl-C drain; a second one kills."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+async def _run(settings: GatewaySettings, stop: "asyncio.Event", **how: Any) -> int:
+    """`client.run`, imported when it runs."""
+    from client import run
 
-    def on_signal() -> None:
-        stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-    for number in signals:
-        loop.add_signal_handler(number, on_signal)
-    return await context.run(context.settings, stop, show=show)
-
-
-def _supervise(settings: GatewaySettings, run: Run) -> int:
-    try:
-        return supervise(settings, partial(_work, run))
-    except CannotListen as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _work(run: Run, settings: GatewaySettings, number: int) -> None:
-    """One worker's process: ends on SIGTERM (Ctrl-C reaches the supervisor too), or with the supervisor."""
-    configure_logging(worker=number)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    supervisor = multiprocessing.parent_process()
-    if supervisor is not None:
-        threading.Thread(target=_end_with, args=(supervisor.sentinel,), daemon=True, name="supervisor").start()
-    try:
-        _run(_until_signalled(Context(settings, run), (signal.SIGTERM,)))
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except Exception as error:  # multiprocessing would print its text
-        uncaught(error)
-        sys.exit(1)
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed (it is not made for every platform), else asyncio's own."""
-    if find_spec("uvloop") is None:
-        return None
-    return cast(Callable[[], asyncio.AbstractEventLoop], import_module("uvloop").new_event_loop)
-
-
-def _run(main: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run on uvloop, with what the operator can cure as one line instead of a traceback."""
-    try:
-        with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
-            return runner.run(main)
-    except* GatewayError as errors:
-        problem = errors.exceptions[0]
-        while isinstance(problem, BaseExceptionGroup):  # task groups nest
-            problem = problem.exceptions[0]
-    raise click.ClickException(str(problem))
+    return await run(settings, stop, **how)
 
 
 def _read(settings: GatewaySettings, query: str, *parameters: Any) -> list[dict[str, Any]]:
     try:
         return read(settings.journal_path, query, *parameters)
     except JournalUnusable as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(settings.as_typed(str(error))) from None
 
 
 def _asked(settings: GatewaySettings, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
@@ -436,20 +378,25 @@ def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **a
     """Change dead letters of one worker, or all dead letters of every worker."""
     workers = context.workers if ids is None else [context.only_worker]
     each = [_change_one(settings, do, ids=ids, **arguments) for settings in workers]
-    show_({name: [i for one in each for i in one[name]] for name in each[0]}, as_json)
-    (changed,) = each[0].values()
-    if missing := set(ids or ()) - set(changed):
-        raise click.ClickException(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+    ended = {
+        name: [i for one in each for i in one.get(name, ())] for name in dict.fromkeys(n for one in each for n in one)
+    }
+    show_(ended, as_json)
+    problems = []
+    if missing := set(ids or ()) - {i for those in ended.values() for i in those}:
+        problems.append(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+    if unmade := ended.get("unmade"):
+        names = ", ".join(map(str, unmade))
+        problems.append(f"no report can be made of {names}, which stay dead: `dead-letters list` says why")
+    if problems:
+        raise click.ClickException("; ".join(problems))
 
 
 def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
-    async def alone() -> dict[str, Any]:
-        bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
-        async with Journal.open(settings.journal_path, bounds) as journal:
-            return await operations(journal, submit=lambda waiting: None)[do](**arguments)
-
     _read(settings, STATUS)  # there has to be a journal
     try:
         return _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
     except NotRunning:
-        return _run(alone())
+        from process import change_dead_letters
+
+        return change_dead_letters(settings, do, **arguments)

@@ -3,7 +3,6 @@
 One JSON line each way; the file is the gateway's journal, or the server's SQLite database.
 """
 
-import asyncio
 import contextlib
 import json
 import os
@@ -11,16 +10,16 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import structlog
+from errors import GatewayError
 
-from models import GatewayError
+if TYPE_CHECKING:
+    import asyncio
 
 MAX_LINE_BYTES = 2**20
 
 Operation = Callable[..., Awaitable[dict[str, Any]]]
-log = structlog.get_logger()
 
 
 class NotRunning(GatewayError):
@@ -34,8 +33,9 @@ class RequestFailed(GatewayError):
 @asynccontextmanager
 async def serve_control(path: Path, operations: Mapping[str, Operation]) -> AsyncIterator[None]:
     """Take requests, `{"do": operation, …arguments}`, from the user whom this process runs as."""
+    import asyncio
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(reader: "asyncio.StreamReader", writer: "asyncio.StreamWriter") -> None:
         with contextlib.closing(writer), contextlib.suppress(ConnectionError):
             writer.write(json.dumps(await _answer(operations, reader)).encode() + b"\n")
             await writer.drain()
@@ -54,14 +54,14 @@ async def serve_control(path: Path, operations: Mapping[str, Operation]) -> Asyn
             _remove(address)
 
 
-async def _answer(operations: Mapping[str, Operation], reader: asyncio.StreamReader) -> dict[str, Any]:
+async def _answer(operations: Mapping[str, Operation], reader: "asyncio.StreamReader") -> dict[str, Any]:
     """Do what one line asks: the edge to whoever may open the socket."""
     try:
         arguments = json.loads(await reader.readline())
         return await operations[arguments.pop("do")](**arguments)
     except GatewayError as error:
         return {"error": str(error)}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except Exception as error:  # what stands in that line may be anything
         return {"error": f"not a request that this process knows ({type(error).__name__}): is it another version?"}
 
 
@@ -94,9 +94,13 @@ def _remove(address: str) -> None:
 
 @contextmanager
 def _address(file: Path) -> Iterator[str]:
-    """The socket's path by way of its folder's descriptor: a Unix address holds 107 bytes, a path may be longer."""
+    """The socket's path by way of its folder's descriptor: a Unix address holds 107 bytes, a path may be longer.
+
+    It stands beside the file itself, whichever link leads there.
+    """
+    file = Path(os.path.realpath(file))
     try:
-        folder = os.open(file.absolute().parent, os.O_PATH)
+        folder = os.open(file.parent, os.O_PATH)
     except OSError as error:
         raise NotRunning from error
     try:

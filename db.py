@@ -17,7 +17,6 @@ import metrics
 import union
 from engine import Engine, insert
 from models import (
-    FINAL_VERDICTS,
     Change,
     Completion,
     Conflict,
@@ -27,6 +26,8 @@ from models import (
     SeriesEvent,
     SeriesRecord,
     SeriesReport,
+    fitting,
+    fitting_bytes,
 )
 from schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from settings import ServerSettings
@@ -36,6 +37,7 @@ IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
 FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
 MAX_GATEWAYS = 256  # known at once: those that spoke last
+MAX_COMPLETIONS = 5000  # rows; figures of sources beyond that stand together under an empty name
 
 
 class Database:
@@ -111,7 +113,7 @@ class Database:
         query = query.where(conflicts.c.Resolution.is_not(None) if resolved else conflicts.c.Resolution.is_(None))
         if after is not None:
             query = query.where(conflicts.c.Digest > after)
-        return [Conflict.model_validate(row) for row in await self.engine.read(query)]
+        return [_conflict(row) for row in await self.engine.read(query)]
 
     async def changes(self, *, since: int, limit: int) -> list[Change]:
         """Up to `limit` revisions behind the number `since`, in order. Later ones will have a higher number."""
@@ -168,7 +170,7 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
 async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
     """The row of a series, which no other transaction changes until this one ends."""
     query = _by_uid(series_instance_uid).with_for_update()
-    return {**(await connection.execute(query)).mappings().one()}
+    return union.truthful((await connection.execute(query)).mappings().one())
 
 
 async def _unite(
@@ -224,16 +226,18 @@ async def _count_verdicts(
     connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], changed: Mapping[str, Any]
 ) -> None:
     """Last of the transaction: many reports want the same few rows."""
-    if union.contradicts_verdict(report, known, changed["NumInstances"]):
-        await _count_one(connection, known, "False")
-    if changed["NumInstances"] > known["NumInstances"] and changed["Verdict"] in FINAL_VERDICTS:
-        await _count_one(connection, changed, "Series")
+    for of, column in union.completions(report, known, changed):
+        key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
+        key["Source"] = await _figures_of(connection, key["Source"])
+        counts = dict.fromkeys(("Series", "False", "AfterCapped"), 0) | {column: 1}
+        await insert(connection, completions, key | counts, or_update={column: completions.c[column] + 1})
 
 
-async def _count_one(connection: AsyncConnection, of: Mapping[str, Any], column: str) -> None:
-    key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
-    more = {column: completions.c[column] + 1}
-    await insert(connection, completions, key | {"Series": 0, "False": 0} | {column: 1}, or_update=more)
+async def _figures_of(connection: AsyncConnection, source: str) -> str:
+    """The source that its verdicts are counted under: who sends chooses its names, and not how many rows there are."""
+    rows = select(func.count()).select_from(completions)
+    known = (await connection.execute(rows.where(completions.c.Source == source))).scalar_one()
+    return source if known or (await connection.execute(rows)).scalar_one() < MAX_COMPLETIONS else ""
 
 
 # --- gateways ---------------------------------------------------------------------------------------------------
@@ -262,6 +266,17 @@ async def _keep_conflict(connection: AsyncConnection, report: SeriesReport, now:
     return await _count_conflicts(connection, report.SeriesInstanceUID)
 
 
+def _conflict(row: Mapping[str, Any]) -> Conflict:
+    before = row["Before"] and {**row["Before"], "Attributes": fitting(row["Before"]["Attributes"])}
+    return Conflict.model_validate({**row, "Report": _kept_report(row["Report"]), "Before": before})
+
+
+def _kept_report(kept: Mapping[str, Any]) -> SeriesReport:
+    """An earlier version kept reports without bounds."""
+    bounded = {"Attributes": fitting(kept["Attributes"]), "Undecoded": fitting_bytes(kept["Undecoded"])}
+    return SeriesReport.model_validate({**kept, **bounded})
+
+
 async def _count_conflicts(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
     unresolved = (conflicts.c.SeriesInstanceUID == series_instance_uid) & conflicts.c.Resolution.is_(None)
     count = (await connection.execute(select(func.count()).select_from(conflicts).where(unresolved))).scalar_one()
@@ -285,7 +300,7 @@ async def _resolve(
     if found is None:
         return None
     known = await _locked(connection, found["SeriesInstanceUID"])
-    report = SeriesReport.model_validate(found["Report"])
+    report = _kept_report(found["Report"])
     resolution: dict[str, Any] = {"Resolution": decision, "ResolvedAt": now, "ResolvedBy": by}
     if decision == "correct":
         resolution["Before"] = {column: known[column] for column in IDENTITY}
@@ -328,5 +343,6 @@ def _by_uid(series_instance_uid: str) -> Select[Any]:
 
 
 def _record(row: Mapping[str, Any]) -> SeriesRecord:
-    missing = max(0, (row["ExpectedInstances"] or 0) - row["NumInstances"])
-    return SeriesRecord.model_validate({**row, "Missing": missing})
+    told = union.truthful(row)
+    missing = max(0, (told["ExpectedInstances"] or 0) - told["NumInstances"])
+    return SeriesRecord.model_validate(told | {"Missing": missing})

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from at_rest import read_only
 from check import Finding, failed, ok, warning
 
 FSYNCS = 15
@@ -146,15 +147,6 @@ def unread(what: str, path: Path, error: sqlite3.Error, cure: str) -> Finding:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return failed(what, f"{path} is not a sound database: {error}", cure)
     return failed(what, f"{path} cannot be read: {error}", AS_ITS_USER)
-
-
-def read_only(path: Path) -> str:
-    """The URI that opens a SQLite file and leaves nothing beside it.
-
-    To read what has a write-ahead log SQLite makes files of its own, even where nobody writes and the log is gone.
-    """
-    at_rest = not Path(f"{path}-wal").exists()
-    return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if at_rest else ''}"
 
 
 def hidden(path: Path) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import json
 import random
 import re
 import time
@@ -17,14 +18,16 @@ from http import HTTPStatus
 from typing import Any
 
 import httpx
-import pydantic
 import structlog
+from pydantic import AwareDatetime, BaseModel
 
 import metrics
+from calls import Answer, NoAnswer, ask
 from control import Operation
 from journal import Journal, JournalUnavailable, Waiting
 from models import GatewayError, SeriesKey, SeriesRecord, SeriesReport
 from spans import Spans, named
+from telemetry import places
 
 RETRY_BASE_S = 0.25
 RETRY_AFTER_MAX_S = 3600.0
@@ -36,8 +39,9 @@ KEY_PROBLEMS = {  # no fault of the report
 }
 PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
 JOURNAL_RETRY_S = 1.0
-MAX_WORDS = 200
 MAX_FIELDS = 10  # fields of a refusal
+MAX_REFUSAL = 1000  # characters of a refusal
+MAX_ERRORS = 3  # of one report in a row, that no answer explains, until it is set aside
 STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 EARLY_S = 1e-6  # a loop may fire a timer a little before its time, and then must not spin until it has come
 
@@ -56,6 +60,14 @@ class ServerUnavailable(GatewayError):
 
 class SeriesRejected(GatewayError):
     """The server refused a report and no retry will change that."""
+
+
+class _Posted(BaseModel):
+    """What is wanted of a report, once its row is there."""
+
+    StudyInstanceUID: str
+    PatientID: str | None = None
+    LastReceivedAt: AwareDatetime | None = None
 
 
 class SeriesDispatcher:
@@ -85,6 +97,7 @@ class SeriesDispatcher:
         # One entry per series that has a report waiting and none being posted; the number breaks ties.
         self._due: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
+        self._errors: dict[int, int] = {}  # by report: how often in a row a try has ended in a way of its own
         self._posting = 0
         self._failures = 0  # in a row; one of the whole server counts as many as may be posted at once
         self._paused_at = 0.0
@@ -110,6 +123,8 @@ class SeriesDispatcher:
         """Take a report for delivery, behind earlier ones of the same series."""
         self._empty.clear()
         line = self._lines.setdefault(waiting.key, deque())
+        while len(line) > 1 and line[-1].part:  # the journal has dropped it for this one; the first may be under way
+            self._undelivered.pop(line.pop().id, None)
         line.append(waiting)
         self._undelivered[waiting.id] = waiting.reported_at
         if len(line) == 1:
@@ -158,36 +173,75 @@ class SeriesDispatcher:
         self._changed.set()
 
     async def _deliver(self, key: SeriesKey) -> None:
-        """One try of the first report in a series' line."""
+        """One try of the first report in a series' line. Whatever it meets, the others go on."""
         line = self._lines[key]
-        begun = asyncio.get_running_loop().time()
-        delay_s = 0.0
         try:
-            await self._try(line[0])
-            del self._undelivered[line.popleft().id]
-        except ServerUnavailable as error:
-            line[0], delay_s = await self._delayed(line[0], error, begun)
-        except JournalUnavailable as error:  # posting again does no harm
-            log.error("report.unmarked", series_instance_uid=key.series_instance_uid, reason=str(error))
-            delay_s = JOURNAL_RETRY_S
+            delay_s = await self._attempt(line)
+        except Exception as error:  # a bug that this report has met: see _erred
+            delay_s = await self._erred(line, error)
         self._posting -= 1
+        if delay_s is None:
+            done = line.popleft()
+            self._undelivered.pop(done.id, None)
+            self._errors.pop(done.id, None)
         if line:
-            self._schedule(key, delay_s)
+            self._schedule(key, delay_s or 0.0)
         else:
             del self._lines[key]
         self._changed.set()
         if not self._lines:
             self._empty.set()
 
+    async def _attempt(self, line: deque[Waiting]) -> float | None:
+        """One try; the seconds until the next, None where this report needs none."""
+        begun = asyncio.get_running_loop().time()
+        try:
+            await self._try(line[0])
+        except ServerUnavailable as error:
+            self._errors.pop(line[0].id, None)
+            line[0], delay_s = await self._delayed(line[0], error, begun)
+            return delay_s
+        except JournalUnavailable as error:  # posting again does no harm
+            log.error("report.unmarked", series_instance_uid=line[0].key.series_instance_uid, reason=str(error))
+            return JOURNAL_RETRY_S
+        return None
+
+    async def _erred(self, line: deque[Waiting], error: Exception) -> float | None:
+        """A try ended in a way that nobody foresaw: it is delayed, and after MAX_ERRORS in a row set aside.
+
+        Kind and place are said and kept; the error's text may hold what it choked on.
+        """
+        waiting, at = line[0], "; ".join(places(error))
+        errors = self._errors[waiting.id] = self._errors.get(waiting.id, 0) + 1
+        self.last_problem = at
+        event = log.bind(series_instance_uid=waiting.key.series_instance_uid, revision=waiting.revision)
+        event.error("report.failed", attempt=waiting.attempts + 1, reason=at)
+        delay_s = backoff_s(waiting.attempts + 1, self._retry_max_s)
+        try:
+            if errors >= MAX_ERRORS:
+                await self._journal.refused(waiting, at[:MAX_REFUSAL])
+                metrics.dispatch_attempts.labels("rejected").inc()
+                event.error("report.rejected", reason=at, instances=waiting.instances, dead_letter=waiting.id)
+                return None
+            metrics.dispatch_attempts.labels("delayed").inc()
+            line[0] = replace(waiting, attempts=waiting.attempts + 1, next_attempt_at=time.time() + delay_s)
+            await self._journal.delayed(line[0], at[:MAX_REFUSAL])
+        except Exception as again:  # nor may this
+            event.error("report.unmarked", reason=places(again)[0])
+            delay_s = max(delay_s, JOURNAL_RETRY_S)
+        return delay_s
+
     async def _try(self, waiting: Waiting) -> None:
         """Post a report and mark it delivered or dead. Raises ServerUnavailable or JournalUnavailable."""
+        report = await self._journal.report(waiting)
+        if report is None:  # a part that a newer report stands for
+            return
         event = log.bind(
             series_instance_uid=waiting.key.series_instance_uid,
             revision=waiting.revision,
             instances=waiting.instances,
             **named(waiting.traceparent),
         )
-        report = await self._journal.report(waiting)
         try:
             with metrics.dispatch_seconds.time():
                 record = await self._post(report, waiting.traceparent)
@@ -200,8 +254,8 @@ class SeriesDispatcher:
         self.last_problem = None
         metrics.dispatch_attempts.labels("delivered").inc()
         await self._journal.delivered(waiting)
-        if record.LastReceivedAt is not None:
-            latency_s = max((datetime.now(UTC) - record.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
+        latency_s = row_latency_s(report, record, datetime.now(UTC))
+        if latency_s is not None:
             metrics.row_latency_seconds.observe(latency_s)
             event = event.bind(row_latency_s=round(latency_s, 3))
         event.info("report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1)
@@ -244,36 +298,58 @@ class SeriesDispatcher:
 
     async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
         """One try. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
+        if not report:
+            raise SeriesRejected("the journal holds no content of it")
+        headers = {"Content-Type": "application/json"}
+        body = report.encode()
         try:
-            headers = {"Content-Type": "application/json"}
             with self._spans.post(traceparent, headers) if self._spans else nullcontext():
-                response = await self._http.post("series", content=report, headers=headers)
-        except httpx.HTTPError as error:
-            whole_server = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            raise ServerUnavailable(_failure(error), whole_server=whole_server) from error
-        status = response.status_code
-        wait_s = retry_after_s(response.headers.get("Retry-After"))
+                answer = await ask(self._http, "POST", "series", content=body, headers=headers)
+        except NoAnswer as error:
+            raise ServerUnavailable(str(error), whole_server=error.connecting) from error
+        status, wait_s = answer.status, retry_after_s(answer.retry_after)
         if status in KEY_PROBLEMS:
             raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
         if status >= 500 or status in RETRYABLE:
             raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
         if 400 <= status < 500:
-            raise SeriesRejected(f"HTTP {status} {_problem(response)}")
+            raise SeriesRejected(f"HTTP {status} {_problem(answer)}"[:MAX_REFUSAL])
         try:
-            return SeriesRecord.model_validate_json(response.content)
-        except pydantic.ValidationError:
-            raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?") from None
+            if 200 <= status < 300:
+                return SeriesRecord.model_validate_json(answer.content)
+        except ValueError:
+            pass
+        raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?")
+
+
+def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | None:
+    """Seconds from the report's last image to its row; None where that is not known.
+
+    By the report's own time: the row's may be that of an image that came long before. And not of a report that the
+    server has kept aside as a conflict: then this row is not about it.
+    """
+    try:
+        posted = _Posted.model_validate_json(report)
+    except ValueError:  # this gateway is not the only one that has written to its journal
+        return None
+    patients = {posted.PatientID, record.PatientID} - {None}
+    if posted.LastReceivedAt is None or posted.StudyInstanceUID != record.StudyInstanceUID or len(patients) > 1:
+        return None
+    return max((now - posted.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
 
 
 def dead_letters(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
     """What may be changed by the journal's owner, be it the gateway or a command on a stopped one's journal."""
 
     async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
-        replayed = await journal.replay_dead(ids)
-        for waiting in replayed:
-            submit(waiting)
-        log.info("dead_letters.replayed", ids=[waiting.id for waiting in replayed])
-        return {"replayed": [waiting.id for waiting in replayed]}
+        dead = await journal.dead(ids)
+        waiting = await journal.replay_dead(ids)
+        for one in waiting:
+            submit(one)
+        replayed = [one.id for one in waiting]
+        unmade = sorted({*dead} - {*replayed})
+        log.info("dead_letters.replayed", ids=replayed, unmade=unmade)
+        return {"replayed": replayed} | ({"unmade": unmade} if unmade else {})
 
     async def discard(ids: Sequence[int] | None, reason: str) -> dict[str, Any]:
         discarded = await journal.discard_dead(ids, reason)
@@ -293,12 +369,13 @@ def retry_after_s(header: str | None) -> float:
     if header is None:
         return 0.0
     try:
-        seconds = (
-            float(header) if header.isdigit() else (parsedate_to_datetime(header) - datetime.now(UTC)).total_seconds()
-        )
-    except (ValueError, TypeError):
+        if header.isdigit():
+            return min(float(header), RETRY_AFTER_MAX_S)
+        at = parsedate_to_datetime(header)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # -0000: in UTC, of nowhere (RFC 5322 §3.3)
+        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+    except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
         return 0.0
-    return min(max(seconds, 0.0), RETRY_AFTER_MAX_S)
 
 
 def from_wall_clock(at: float) -> float:
@@ -306,19 +383,14 @@ def from_wall_clock(at: float) -> float:
     return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
 
 
-def _failure(error: httpx.HTTPError) -> str:
-    """What kind; why it could not connect says the network or TLS, and no other text may hold the server's words."""
-    kind = type(error).__name__
-    return f"{kind}: {error}"[:MAX_WORDS] if isinstance(error, httpx.ConnectError) else kind
-
-
-def _problem(response: httpx.Response) -> str:
+def _problem(answer: Answer) -> str:
     """Which fields the server refused, from its 422 body, or what its status says; none of its own words."""
     try:
-        fields = [_field(detail["loc"], str(detail.get("type"))) for detail in response.json()["detail"]]
-    except (ValueError, KeyError, TypeError, AttributeError):
+        details = json.loads(answer.content)["detail"][:MAX_FIELDS]
+        fields = [_field(detail["loc"], str(detail.get("type"))) for detail in details]
+    except Exception:  # a stranger's JSON: of any shape, or too deep to be read
         fields = []
-    return "; ".join(fields[:MAX_FIELDS]) or STATUS_PHRASES.get(response.status_code, "")
+    return "; ".join(fields) or STATUS_PHRASES.get(answer.status, "")
 
 
 def _field(loc: Sequence[str | int], kind: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from models import Change
 
 POLL_S = 0.5  # what other server processes stored is seen so late
 AT_ONCE = 100
+UNREAD_S = 20.0  # of a stop, that clients have to read what they asked for
 STREAM_S = 600.0  # then whoever reads has to ask again, and to show a key that is still valid
 
 
@@ -88,10 +90,16 @@ class Follower:
 
 @contextmanager
 def ended_by_signals(follower: Follower) -> Iterator[None]:
-    """End the follower when uvicorn is told to stop: it waits for its connections, and streams have no end."""
+    """End the follower when uvicorn is told to stop: it waits for its connections, and streams have no end.
+
+    It would wait for ever for a client that does not read what it asked for: after UNREAD_S we tell it a second time.
+    """
+    loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def on_signal(number: int, frame: FrameType | None) -> None:
+        if not follower.ended:
+            loop.call_soon_threadsafe(loop.call_later, UNREAD_S, os.kill, os.getpid(), signal.SIGINT)
         follower.end()
         handler = before[signal.Signals(number)]
         if callable(handler):

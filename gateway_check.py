@@ -14,16 +14,14 @@ import disk
 from certificates import expiry
 from check import Check, Finding, failed, find, of_error, ok, warning
 from control import NotRunning, RequestFailed, request
-from journal import SCHEMA_VERSION, JournalUnusable, read
+from journal import SCHEMA_VERSION
+from journal_reader import WAITING, JournalUnusable, read
 from ports import bind
 from reach import dicom, server
 from scp import BadCertificate, tls_context
 from settings import GatewaySettings, Peer, is_loopback
 
 REQUEST_TIMEOUT_S = 5.0
-WAITING = """
-SELECT count(*) FILTER (WHERE state = 'waiting') AS n, count(*) FILTER (WHERE state = 'dead') AS dead FROM reports
-"""
 OTHER_FILES = 60  # file descriptors beside those of associations: journal, posts, listeners, libraries
 
 

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import NamedTuple, get_args
 
 from pydicom.charset import CODES_TO_ENCODINGS, python_encoding
@@ -40,6 +41,7 @@ SERIES_LEVEL = {
     0x00080060: ("Modality", "CS"),
     0x00080090: ("ReferringPhysicianName", "PN"),
     0x00080201: ("TimezoneOffsetFromUTC", "SH"),
+    0x00081010: ("StationName", "SH"),
     0x00081030: ("StudyDescription", "LO"),
     0x0008103E: ("SeriesDescription", "LO"),
     0x00100010: ("PatientName", "PN"),
@@ -63,6 +65,7 @@ MAX_INSTANCE_VALUE = 64  # characters; the longest valid value of one of these i
 REMEMBERED_VALUES = 2**14
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
+MAX_REQUESTS = 15  # items of it that are kept: as many as fit into a report, whatever their values
 IDENTITY = {0x00080018, 0x0020000D, 0x0020000E}  # SOP, Study and Series Instance UID
 LAST_WANTED = REQUEST_ATTRIBUTES_SEQUENCE
 
@@ -163,7 +166,7 @@ def _read_values(data: bytes, encoding: Encoding) -> dict[int, tuple[bytes, ...]
         if tag in WANTED:
             raw[tag] = (data[start : min(end, start + MAX_VALUE_BYTES + 1)],)
         elif tag == REQUEST_ATTRIBUTES_SEQUENCE:
-            for item_start, item_end in _items(data, start, end, inner):
+            for item_start, item_end in islice(_items(data, start, end, inner), MAX_REQUESTS):
                 item = {
                     t: data[s : min(e, s + MAX_VALUE_BYTES + 1)]
                     for t, s, e, _ in _elements(data, item_start, item_end, inner)

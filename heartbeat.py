@@ -12,17 +12,20 @@ import structlog
 from prometheus_client import Gauge
 
 import metrics
+from calls import NoAnswer, ask
 from collector import SeriesCollector
 from dispatcher import SeriesDispatcher
 from journal import Journal, JournalUnavailable
-from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, DeadReport, GatewayState
+from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, DeadReport, GatewayState
 from settings import GatewaySettings
+from version import version
 
 BEAT_S = 1.0
 QUIET_BEAT_S = 5.0  # between two that would say the same
 BEAT_TIMEOUT_S = 10.0
 LAST_BEAT_TIMEOUT_S = 2.0
 MAX_LINE = 256  # models.Line
+MAX_ANSWER_BYTES = 2**16  # of an answer to a heartbeat
 
 log = structlog.get_logger()
 
@@ -55,14 +58,15 @@ class Vitals:
 
     def state(self) -> GatewayState:
         """What there is to tell now."""
+        reason, problem = self._journal.saturated(), self._dispatcher.last_problem
         return GatewayState.model_construct(
             GatewayID=self._settings.id,
             At=datetime.now(UTC),
             StartedAt=self._started_at,
             Stopped=False,
-            AETitle=self._settings.ae_title,
-            Address=f"{self._settings.scp_host}:{self.port}",
-            Reason=_line(self._journal.saturated()),
+            AETitle=_line(self._settings.ae_title),
+            Address=_line(f"{self._settings.scp_host}:{self.port}"),
+            Reason=_line(reason) if reason else None,
             Associations=int(metrics.total(metrics.associations_open)),
             Refused=int(metrics.total(metrics.associations_refused)),
             Instances=int(metrics.total(metrics.instances_received)),
@@ -74,10 +78,11 @@ class Vitals:
             OpenInstances=self._journal.open_instances,
             UndeliveredReports=self._dispatcher.undelivered,
             OldestUndeliveredS=round(self._dispatcher.oldest_undelivered_s, 3),
-            LastProblem=_line(self._dispatcher.last_problem) if self._dispatcher.undelivered else None,
+            LastProblem=_line(problem) if problem and self._dispatcher.undelivered else None,
             DeadLetters=self._journal.dead_letters,
             Dead=self._dead,
-            Arriving=self._collector.arriving(MAX_ARRIVING),
+            Arriving=[series for series in self._collector.arriving(MAX_ARRIVING) if _fits(series)],
+            Version=version(),
         )
 
     async def follow(self) -> None:
@@ -148,17 +153,29 @@ async def last_beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
 
 async def _tell(http: httpx.AsyncClient, state: GatewayState, timeout_s: float = BEAT_TIMEOUT_S) -> str | None:
     """One heartbeat; why it was not taken. No answer, however slow or long, takes more than `timeout_s`."""
-    path = f"gateways/{quote(state.GatewayID, safe='')}"
     headers = {"Content-Type": "application/json"}
     try:
-        async with (
-            asyncio.timeout(timeout_s),
-            http.stream("PUT", path, content=state.model_dump_json(), headers=headers) as response,
-        ):
-            return None if response.is_success else f"HTTP {response.status_code}"
-    except (httpx.HTTPError, TimeoutError) as error:
+        path = f"gateways/{quote(state.GatewayID, safe='')}"
+        content = state.model_dump_json().encode()
+        answer = await ask(
+            http, "PUT", path, content=content, headers=headers, timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES
+        )
+    except NoAnswer as error:
+        return str(error)
+    except ValueError as error:  # something of it is no text; what it tells is not worth the gateway
         return type(error).__name__
+    return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
 
 
-def _line(text: str | None) -> str | None:
-    return text and text[:MAX_LINE]
+def _fits(series: ArrivingSeries) -> bool:
+    """Whether the server will take it: one that it refuses would cost the whole state."""
+    try:
+        ArrivingSeries.model_validate(series.model_dump())
+    except ValueError:
+        return False
+    return True
+
+
+def _line(text: str) -> str:
+    """As long as the server takes it, and of characters only."""
+    return text[:MAX_LINE].encode(errors="replace").decode()

@@ -6,7 +6,7 @@ phase, the longest silences that another image did end, and waits a little longe
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
@@ -15,17 +15,22 @@ from typing import Any, NamedTuple, Protocol
 class Phase(Enum):
     """Where a silence stands; what stands further down is the stronger hint that the series is over."""
 
+    ABORTED = "aborted"  # the association that carried the series last was aborted: its sender may begin again
     OPEN = "open"  # an association that carried the series is open, and carried no other since
-    MOVED = "moved"  # it went on to other series
+    EACH = "each"  # every association that carried the series brought one image, and has ended
+    MOVED = "moved"  # the association went on to other series
+    NEXT = "next"  # the same, and their source has begun another series since
     RELEASED = "released"  # every association that carried the series has ended
-    COUNTED = "counted"  # as many images as a tag says (ImagesInAcquisition and the like) have come
+    COUNTED = "counted"  # as many images as a tag that counts the series says have come
 
 
 class Source(NamedTuple):
-    """Who sends what: silences of one source resemble each other."""
+    """Who sends what: silences of one source resemble each other. An empty part stands for any."""
 
     calling_ae_title: str
     modality: str
+    station: str = ""
+    """StationName (0008,1010): behind a PACS all scanners share its AE title."""
 
 
 class IdlePolicy(Protocol):
@@ -35,7 +40,7 @@ class IdlePolicy(Protocol):
     def name(self) -> str: ...
 
     def timeout_s(self, source: Source, phase: Phase, longest_s: Mapping[Phase, float]) -> float:
-        """The idle time-out; `longest_s` are the longest silences that this series has ended so far."""
+        """The idle time-out; `longest_s` are the longest silences that this series has ended so far, by phase."""
         ...
 
     def grace_s(self, timeout_s: float) -> float:
@@ -46,12 +51,24 @@ class IdlePolicy(Protocol):
         """A series is over: its longest silence in each phase it was in, 0 where no image came after."""
         ...
 
+    def learn_count(self, source: Source, *, right: bool) -> None:
+        """A series is over that had ImagesInAcquisition (0020,1002): whether that was the number of its images."""
+        ...
+
+    def counts_series(self, source: Source) -> bool:
+        """Whether ImagesInAcquisition, which counts one acquisition, has proved to count this source's series."""
+        ...
+
     def known(self, source: Source) -> int:
         """How many series the time-out of this source rests on."""
         ...
 
-    def news(self) -> dict[Source, str]:
-        """What was learnt since the last time, for `load` after a restart."""
+    def news(self) -> dict[Source, str | None]:
+        """What was learnt and is not kept yet, for `load` after a restart; None of a source that was forgotten."""
+        ...
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        """This news stands on disk."""
         ...
 
 
@@ -71,11 +88,20 @@ class Fixed:
     def learn(self, source: Source, longest_s: Mapping[Phase, float]) -> None:
         pass
 
+    def learn_count(self, source: Source, *, right: bool) -> None:
+        pass
+
+    def counts_series(self, source: Source) -> bool:
+        return False
+
     def known(self, source: Source) -> int:
         return 0
 
-    def news(self) -> dict[Source, str]:
+    def news(self) -> dict[Source, str | None]:
         return {}
+
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        pass
 
 
 # --- estimators -----------------------------------------------------------------------------------------------
@@ -95,7 +121,8 @@ class Estimator(Protocol):
     def load(self, dumped: Any) -> None: ...
 
 
-BINS_PER_DECADE = 10
+BINS_PER_DECADE = 30
+BINS_PER_DECADE_BEFORE = 10  # in what earlier versions learnt
 SHORTEST_S = 0.01
 BINS = 5 * BINS_PER_DECADE + 1  # to 1000 s
 
@@ -122,28 +149,45 @@ class Quantile:
         return 0.0
 
     def dump(self) -> Any:
-        return {at: round(weight, 3) for at, weight in enumerate(self.bins) if weight > 0.0005}
+        bins = {at: round(weight, 3) for at, weight in enumerate(self.bins) if weight > 0.0005}
+        return {"per_decade": BINS_PER_DECADE} | bins
 
     def load(self, dumped: Any) -> None:
+        scale = BINS_PER_DECADE / dumped.get("per_decade", BINS_PER_DECADE_BEFORE)
         for at, weight in dumped.items():
-            self.bins[int(at)] = float(weight)
+            if at != "per_decade" and math.isfinite(float(weight)):
+                self.bins[min(round(int(at) * scale), BINS - 1)] += float(weight)
 
 
 # --- the adaptive policy --------------------------------------------------------------------------------------
 
-PRIORS = {Phase.OPEN: 2.5, Phase.MOVED: 1.0, Phase.RELEASED: 1.0, Phase.COUNTED: 0.25}
-"""Of a source not known yet, in times of `idle_timeout_s`."""
-ENOUGH = 10  # series, from which on the prior no longer counts
-MARGIN = 1.5  # times what was learnt
-OWN_MARGIN = 1.5  # times the longest silence that this very series has ended
+PRIORS = {
+    Phase.ABORTED: 45.0,
+    Phase.OPEN: 3.0,
+    Phase.EACH: 3.0,
+    Phase.MOVED: 2.5,
+    Phase.NEXT: 2.5,
+    Phase.RELEASED: 0.9,
+    Phase.COUNTED: 0.25,
+}
+"""Waits of a source about which nothing is known yet, in times of `idle_timeout_s`."""
+ONE_BY_ONE = {"CR", "DR", "DX", "MG", "NM", "PT", "RF", "RG", "US", "XA"}  # PS3.3 C.7.3.1.1.1
+ONE_BY_ONE_S = 240.0
+"""The least prior of modalities whose images are made one by one, minutes apart, while the sender has not moved on."""
+ENOUGH = 10  # series, from which on the prior fades
+FADED = 0.3  # what is left of it then; with twice as many series half of that, and so on
+MARGIN = 1.5  # times the longest silence that was learnt, or that this very series has ended in this phase
+WELL_KNOWN, WELL_KNOWN_MARGIN = 20, 1.2  # series, from which on less of a margin will do
 GRACE = 0.25  # of the time-out, once it has passed
 FLOOR_S = 0.3
-MAX_LEARNT = 4000  # sources times phases; who sends chooses the AE title
+MAX_SOURCES = 1000  # whose habits are remembered; who sends chooses the AE title
+MAX_SERIES = 10**9  # that a journal may say were learnt from
+COUNTS_AFTER = 10  # series in a row that ended at ImagesInAcquisition, until it is taken to count the series
 
 
 @dataclass
-class _Learnt:
-    """Of one source in one phase."""
+class _Silences:
+    """The silences of one source in one phase."""
 
     estimator: Estimator
     series: int = 0
@@ -156,51 +200,120 @@ class _Learnt:
 
 
 @dataclass
+class _Habits:
+    """What was learnt of one source."""
+
+    silences: dict[Phase, _Silences] = field(default_factory=dict)
+    counted: int = 0
+    """Series in a row that ended at ImagesInAcquisition."""
+
+    @property
+    def series(self) -> int:
+        return max((silences.series for silences in self.silences.values()), default=0)
+
+
+@dataclass
 class Adaptive:
-    """Learnt per source and phase."""
+    """Learnt per source and phase. A source not known yet is taken for others of its AE title, then of its modality."""
 
     idle_timeout_s: float
     ceiling_s: float
     estimator: Callable[[], Estimator] = Quantile
     name: str = "adaptive"
-    _learnt: dict[tuple[Source, Phase], _Learnt] = field(default_factory=dict)
-    _changed: set[Source] = field(default_factory=set)
+    _habits: dict[Source, _Habits] = field(default_factory=dict)
+    _changed: dict[Source, None] = field(default_factory=dict)
 
     def timeout_s(self, source: Source, phase: Phase, longest_s: Mapping[Phase, float]) -> float:
-        learnt = self._learnt.get((source, phase))
-        bound_s = learnt.bound_s * MARGIN if learnt else 0.0
-        if learnt is None or learnt.series < ENOUGH:
-            bound_s = max(bound_s, PRIORS[phase] * self.idle_timeout_s)
-        bound_s = max(bound_s, OWN_MARGIN * max(longest_s.values(), default=0.0))
-        return min(max(bound_s, FLOOR_S), self.ceiling_s)
+        """What source and series have taught; for a new source at least what those like it have, or a prior."""
+        shown_s, prior_s = longest_s.get(phase, 0.0), self._prior_s(source, phase)
+        for alike in _alike(source):
+            silences = habits.silences.get(phase) if (habits := self._habits.get(alike)) else None
+            if silences is not None and (alike == source or silences.series >= ENOUGH):
+                shown_s = max(shown_s, silences.bound_s)
+                if silences.series >= ENOUGH:
+                    margin = MARGIN if silences.series < WELL_KNOWN else WELL_KNOWN_MARGIN
+                    faded_s = FADED * PRIORS[phase] * self.idle_timeout_s * ENOUGH / silences.series
+                    return self._within(max(margin * shown_s, faded_s))
+        return self._within(max(MARGIN * shown_s, prior_s))
+
+    def _prior_s(self, source: Source, phase: Phase) -> float:
+        one_by_one = source.modality in ONE_BY_ONE and phase in (Phase.OPEN, Phase.EACH)
+        return max(PRIORS[phase] * self.idle_timeout_s, ONE_BY_ONE_S if one_by_one else 0.0)
+
+    def _within(self, timeout_s: float) -> float:
+        return min(max(timeout_s, FLOOR_S), self.ceiling_s)
 
     def grace_s(self, timeout_s: float) -> float:
-        return GRACE * timeout_s
+        return min(GRACE * timeout_s, self.ceiling_s - timeout_s)
 
     def learn(self, source: Source, longest_s: Mapping[Phase, float]) -> None:
-        """What is beyond the ceiling is no silence of a series, but a series sent again: it teaches nothing."""
-        for phase, seconds in longest_s.items():
-            if seconds <= self.ceiling_s:
-                self._learnt.setdefault((source, phase), _Learnt(self.estimator())).add(seconds)
-                self._changed.add(source)
-        while len(self._learnt) > MAX_LEARNT:
-            del self._learnt[next(iter(self._learnt))]
+        """A silence beyond the ceiling is learnt as the ceiling: nobody waits longer."""
+        for alike in _alike(source):
+            habits = self._of(alike)
+            for phase, seconds in longest_s.items():
+                silences = habits.silences.get(phase) or habits.silences.setdefault(phase, _Silences(self.estimator()))
+                silences.add(min(seconds, self.ceiling_s))
+        self._forget()
+
+    def learn_count(self, source: Source, *, right: bool) -> None:
+        habits = self._of(source)
+        habits.counted = min(habits.counted + 1, COUNTS_AFTER) if right else 0
+
+    def counts_series(self, source: Source) -> bool:
+        habits = self._habits.get(source)
+        return habits is not None and habits.counted >= COUNTS_AFTER
 
     def known(self, source: Source) -> int:
-        return max((learnt.series for (s, _), learnt in self._learnt.items() if s == source), default=0)
+        habits = self._habits.get(source)
+        return habits.series if habits else 0
 
-    def news(self) -> dict[Source, str]:
-        news = {source: self._dump(source) for source in self._changed}
-        self._changed.clear()
-        return news
+    def news(self) -> dict[Source, str | None]:
+        return {source: self._dump(source) for source in self._changed}
 
-    def _dump(self, source: Source) -> str:
-        phases = {p: learnt for (s, p), learnt in self._learnt.items() if s == source}
-        return json.dumps({p.value: [learnt.series, learnt.estimator.dump()] for p, learnt in phases.items()})
+    def kept(self, news: Mapping[Source, str | None]) -> None:
+        for source in [source for source, dumped in news.items() if self._dump(source) == dumped]:
+            self._changed.pop(source, None)
 
     def load(self, source: Source, dumped: str) -> None:
-        """Go on from what an earlier run learnt."""
-        for phase, (series, content) in json.loads(dumped).items():
-            learnt = self._learnt[source, Phase(phase)] = _Learnt(self.estimator(), series)
-            learnt.estimator.load(content)
-            learnt.bound_s = learnt.estimator.bound_s()
+        """Go on from what an earlier run learnt. Raises ValueError, TypeError or IndexError where it is not that."""
+        habits = _Habits()
+        for name, content in json.loads(dumped).items():
+            if name == "counted":
+                habits.counted = _within(content, COUNTS_AFTER)
+                continue
+            silences = habits.silences[Phase(name)] = _Silences(self.estimator(), _within(content[0], MAX_SERIES))
+            silences.estimator.load(content[1])
+            silences.bound_s = silences.estimator.bound_s()
+        self._habits[source] = habits
+
+    def _of(self, source: Source) -> _Habits:
+        self._changed[source] = None
+        return self._habits.setdefault(source, _Habits())
+
+    def _dump(self, source: Source) -> str | None:
+        habits = self._habits.get(source)
+        if habits is None:
+            return None
+        content = {phase.value: [s.series, s.estimator.dump()] for phase, s in habits.silences.items()}
+        return json.dumps(content | ({"counted": habits.counted} if habits.counted else {}))
+
+    def _forget(self) -> None:
+        """Forget the sources with the least history, the oldest of them first: new names never evict known ones."""
+        while len(self._habits) > MAX_SOURCES:
+            least = min(self._habits, key=lambda source: self._habits[source].series)
+            del self._habits[least]
+            self._changed[least] = None
+
+
+def _within(number: Any, most: int) -> int:
+    return min(max(int(number), 0), most)
+
+
+def _alike(source: Source) -> Iterator[Source]:
+    """The source, then those that it is one of: any station of its AE title, any sender of its modality."""
+    yield source
+    if source.station:
+        yield source._replace(station="")
+    if source.modality and source.calling_ae_title:
+        yield Source(source.calling_ae_title, "")
+        yield Source("", source.modality)

@@ -2,11 +2,11 @@
 
 Rules. `instances` is a log of what was kept and not yet reported: replaying it rebuilds the open series. Closing a
 series moves its instances into a report in one transaction. A report is waiting until it is delivered (kept without
-content for a while, as history) or dead (kept with content until an operator replays or discards it).
+content for a while, as history) or dead (kept with content until an operator replays or discards it). A part, a report
+without a verdict, moves nothing: its instances stay in the log, and a newer report of the series stands for it.
 """
 
 import asyncio
-import base64
 import contextlib
 import fcntl
 import json
@@ -18,19 +18,25 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
+import journal_rows as rows
 import metrics
-from header import INSTANCE_KEYWORDS, InstanceValues, instance_values
+from at_rest import real
+from header import InstanceValues, instance_values
+from journal_reader import JournalUnusable
 from models import DeadReport, GatewayError, Instance, SeriesKey, SeriesReport
+from telemetry import places
 
 KEY = "study_instance_uid, series_instance_uid, patient_id"
-LEARNT_SOURCES = 1000
+OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
+MOVED = "CASE WHEN typeof(instances) = 'integer' AND verdict IS NOT NULL THEN min(max(instances, 0), 2147483647) END"
+"""How many instances a report took out of the log: `Waiting.moved` in SQL."""
+MAX_REVISION = 2**31 - 2  # the next one has to fit into SeriesReport.Revision
 HISTORY_REPORTS = 10_000
 HISTORY_AGE_S = 7 * 86400.0
 PRUNE_EVERY = 100  # deliveries
@@ -82,7 +88,18 @@ SCHEMA_4 = """
 ALTER TABLE reports ADD COLUMN reported_at REAL;  -- seconds since 1970, UTC; null of earlier versions
 ALTER TABLE reports ADD COLUMN traceparent TEXT;  -- W3C Trace Context, where traces are exported
 """
-SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4)  # each leads from the version before to its own
+SCHEMA_5 = """
+CREATE TABLE learnt_of_stations (
+    calling_ae_title TEXT NOT NULL, modality TEXT NOT NULL, station TEXT NOT NULL DEFAULT '', content TEXT NOT NULL,
+    PRIMARY KEY (calling_ae_title, modality, station)
+);
+INSERT INTO learnt_of_stations SELECT calling_ae_title, modality, '', content FROM learnt ORDER BY rowid;
+DROP TABLE learnt;
+ALTER TABLE learnt_of_stations RENAME TO learnt;
+CREATE TABLE pacs (ae_title TEXT PRIMARY KEY, trust INTEGER NOT NULL);  -- how many series in a row it had all of
+CREATE INDEX reports_by_series ON reports (series_instance_uid, id);
+"""
+SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_5)  # each leads from the version before to its own
 SCHEMA_VERSION = len(SCHEMAS)
 
 # One statement however many there are: each statement costs a switch of threads.
@@ -90,6 +107,10 @@ INSERT_INSTANCES = """
 INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
 """
 
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, and reads with whatever file is there
+
+Learnt = Mapping[tuple[str, str, str], str | None]
+"""By calling AE title, modality and station; None where it is forgotten."""
 P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -97,10 +118,6 @@ log = structlog.get_logger()
 
 class JournalUnavailable(GatewayError):
     """Nothing can be written now; nothing was. Trying again may help."""
-
-
-class JournalUnusable(GatewayError):
-    """The journal cannot be opened at all. The text says why and names the cure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,13 @@ class Waiting:
     """Wall-clock seconds since 1970; so is `reported_at`."""
     reported_at: float
     traceparent: str | None = None
+    part: bool = False
+    """Its instances are in the log still."""
+
+    @property
+    def moved(self) -> int:
+        """How many instances it took out of the log."""
+        return 0 if self.part else self.instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +178,7 @@ class Journal:
         """Why the last write failed; None after one that succeeded."""
         self.open_instances: int = self._one("SELECT count(*) FROM instances")
         self.waiting_instances: int = self._one(
-            "SELECT coalesce(sum(instances), 0) FROM reports WHERE state = 'waiting'"
+            f"SELECT coalesce(sum({MOVED}), 0) FROM reports WHERE state = 'waiting'"
         )
         self.dead_letters: int = self._one("SELECT count(*) FROM reports WHERE state = 'dead'")
 
@@ -162,12 +186,10 @@ class Journal:
     @asynccontextmanager
     async def open(cls, path: Path, bounds: Bounds) -> AsyncIterator["Journal"]:
         """Open for this process alone; a corrupt file is set aside, a missing one made. Raises JournalUnusable."""
-        with (
-            exclusive(path),
-            closing(_connect_or_set_aside(path)) as connection,
-            ThreadPoolExecutor(1, thread_name_prefix="journal") as thread,
-        ):
-            yield cls(path, connection, bounds, thread)
+        with exclusive(path):
+            path = real(path)
+            with _opened(path, bounds) as journal:
+                yield journal
 
     # --- what comes in ---
 
@@ -180,50 +202,79 @@ class Journal:
     async def close(
         self,
         reports: Sequence[SeriesReport],
-        learnt: Mapping[tuple[str, str], str] = MappingProxyType({}),
+        learnt: Learnt = MappingProxyType({}),
         traceparents: Sequence[str | None] = (),
+        trust: Mapping[str, int] = MappingProxyType({}),
     ) -> list[Waiting]:
         """Move the reports' instances from the log into the reports, in one transaction. Raises JournalUnavailable.
 
-        `learnt`: what the idle policy has learnt, by calling AE title and modality. `traceparents`: of each report.
+        Those of a part stay in the log. `learnt`: what the idle policy has learnt or forgotten; `traceparents`: of each
+        report; `trust`: of each PACS, by AE title.
         """
-        return await self._write(self._close, reports, learnt, traceparents or [None] * len(reports))
+        return await self._write(self._close, reports, learnt, traceparents or [None] * len(reports), trust)
 
-    def learnt(self) -> dict[tuple[str, str], str]:
+    async def set_aside(self, key: SeriesKey, sop_instance_uids: Sequence[str], revision: int, reason: str) -> None:
+        """Move instances of which no report can be made from the log into a dead letter. Raises JournalUnavailable."""
+        await self._write(self._set_aside, key, list(sop_instance_uids), revision, reason)
+
+    def learnt(self) -> dict[tuple[str, str, str], str]:
         """What the idle policy had learnt, oldest first."""
-        rows = self._connection.execute("SELECT * FROM learnt ORDER BY rowid")
-        return {(row["calling_ae_title"], row["modality"]): row["content"] for row in rows}
+        columns = ("calling_ae_title", "modality", "station", "content")
+        found = [[rows.text(row[c]) for c in columns] for row in self._all("SELECT * FROM learnt ORDER BY rowid")]
+        return {(title, modality, station): content for title, modality, station, content in found}
+
+    def trust(self) -> dict[str, int]:
+        """How far each PACS was trusted, by AE title."""
+        return {rows.text(row["ae_title"]): rows.count(row["trust"]) for row in self._all("SELECT * FROM pacs")}
 
     def replay(self) -> Iterator[Instance]:
         """Every instance of the log; call it once, before anything is kept.
 
-        The first of each series carries the series' attributes, and each its own.
+        The first of each series carries the series' attributes, and each its own, as far as they can be read.
         """
-        for series in self._connection.execute("SELECT * FROM open_series").fetchall():
-            opened = self._open[_key(series)] = _OpenSeries(series["id"], *_unpack(series["content"]))
-            attributes, undecoded = opened.attributes, opened.undecoded
+        now = datetime.now(UTC)
+        for series in self._all("SELECT * FROM open_series"):
+            key, unreadable = rows.key(series), _Unreadable("open_series", series["id"])
+            attributes, undecoded = unreadable.unless(rows.unpack, series["content"]) or ({}, {})
+            attributes = rows.of_patient(attributes, key.patient_id)
+            opened = self._open[key] = _OpenSeries(series["id"], attributes, undecoded)
             query = "SELECT * FROM instances WHERE series_id = ? ORDER BY received_at"
             for row in self._connection.execute(query, (opened.id,)):
-                yield _instance(series, row, attributes, undecoded)
-                attributes, undecoded = _identity(attributes), {}
+                own = unreadable.unless(rows.own_attributes, row["attributes"]) or {}
+                yield rows.instance(series, row, {**attributes, **own}, undecoded, now)
+                attributes, undecoded = rows.identity(attributes), {}
 
     def revisions(self) -> dict[SeriesKey, int]:
-        """The last revision reported of each series, as far back as the history goes."""
-        query = f"SELECT {KEY}, max(revision) AS revision FROM reports GROUP BY {KEY} ORDER BY max(id)"
-        return {_key(row): row["revision"] for row in self._connection.execute(query)}
+        """The last revision reported of each series, as far back as the history goes. Parts have none of their own."""
+        last = "max(CASE WHEN typeof(revision) = 'integer' THEN revision END) AS revision"
+        query = f"SELECT {KEY}, {last} FROM reports WHERE verdict IS NOT NULL GROUP BY {KEY} ORDER BY max(id)"
+        return {rows.key(row): rows.count(row["revision"], MAX_REVISION) for row in self._all(query)}
+
+    async def undelivered(self, key: SeriesKey) -> list[str]:
+        """The SOP Instance UIDs in reports of a series that the server has not acknowledged. Raises JournalUnavailable.
+
+        The image is here, then, whatever the server says.
+        """
+        report = "CASE WHEN json_valid(report) THEN report ELSE '{}' END"
+        query = (
+            f"SELECT DISTINCT value FROM reports, json_each({report}, '$.SOPInstanceUIDs') "
+            f"WHERE {OF_KEY} AND state IN ('waiting', 'dead') AND json_each.type = 'text'"
+        )
+        return [rows.text(row["value"]) for row in await self._run(self._all, query, *map(rows.storable, key))]
 
     # --- what goes out ---
 
     def waiting(self) -> list[Waiting]:
         """Reports to deliver, oldest first."""
         return [
-            _waiting(row)
-            for row in self._connection.execute("SELECT * FROM reports WHERE state = 'waiting' ORDER BY id")
+            _waiting(row) for row in self._all(f"SELECT {WAITING} FROM reports WHERE state = 'waiting' ORDER BY id")
         ]
 
-    async def report(self, waiting: Waiting) -> str:
-        """The JSON to post."""
-        return str(await self._run(self._one, "SELECT report FROM reports WHERE id = ?", waiting.id))
+    async def report(self, waiting: Waiting) -> str | None:
+        """The JSON to post, empty where the row holds none; None where the report does not wait any more."""
+        query = "SELECT report FROM reports WHERE id = ? AND state = 'waiting'"
+        found = await self._run(self._all, query, waiting.id)
+        return rows.text(found[0]["report"]) if found else None
 
     async def delayed(self, waiting: Waiting, problem: str) -> None:
         """Note a failed try, and when the next one is due."""
@@ -232,7 +283,7 @@ class Journal:
 
     def paused_until(self) -> float:
         """When the server may be asked again, wall-clock seconds since 1970."""
-        return float(self._one("SELECT paused_until FROM server"))
+        return max((rows.seconds(row["paused_until"]) for row in self._all("SELECT * FROM server")), default=0.0)
 
     async def pause(self, until: float) -> None:
         """Note when the server may be asked again."""
@@ -252,10 +303,16 @@ class Journal:
         """The latest dead letters, the latest first. Raises JournalUnavailable."""
         columns = "series_instance_uid, instances, answer, changed_at"
         query = f"SELECT {columns} FROM reports WHERE state = 'dead' ORDER BY id DESC LIMIT ?"
-        return [_dead_report(row) for row in await self._run(self._all, query, most)]
+        now = datetime.now(UTC)
+        found = [rows.dead_report(row, now) for row in await self._run(self._all, query, most)]
+        return [report for report in found if report is not None]
+
+    async def dead(self, ids: Sequence[int] | None) -> list[int]:
+        """Which of these reports (None: of all) are dead letters. Raises JournalUnavailable."""
+        return [waiting.id for waiting in await self._run(self._dead, ids)]
 
     async def replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
-        """Put dead letters (None: all) back in line; returns those that were dead."""
+        """Put dead letters (None: all) back in line, made anew; returns those that could be."""
         return await self._write(self._replay_dead, ids)
 
     async def discard_dead(self, ids: Sequence[int] | None, reason: str) -> list[int]:
@@ -275,7 +332,11 @@ class Journal:
             return f"max_pending_instances={self._bounds.max_instances} reached"
         if self._used_bytes >= self._bounds.max_bytes:
             return f"journal_max_bytes={self._bounds.max_bytes} reached"
-        if self._free_bytes() < self._bounds.min_free_bytes:
+        try:
+            free = self._free_bytes()
+        except OSError as error:  # its folder is gone, and may come back
+            return f"the journal's folder: {error.strerror}"
+        if free < self._bounds.min_free_bytes:
             return f"less than min_free_bytes={self._bounds.min_free_bytes} free"
         return self.failing
 
@@ -321,19 +382,23 @@ class Journal:
 
     def _keep(self, instances: Sequence[Instance]) -> None:
         changed: dict[SeriesKey, _OpenSeries] = {}  # copies: they hold once they are committed
-        rows: list[tuple[int, str, float, InstanceValues]] = []
+        kept: list[tuple[int, str, float, InstanceValues]] = []
         news = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
         with self._transaction() if news else nullcontext():  # one statement needs none
             for instance in news:
                 series = changed.get(instance.key) or self._open.get(instance.key)
                 changed[instance.key] = self._learn(instance, series)
             for series in changed.values():
-                self._execute("UPDATE open_series SET content = ? WHERE id = ?", _pack(series), series.id)
+                self._execute(
+                    "UPDATE open_series SET content = ? WHERE id = ?",
+                    rows.pack(series.attributes, series.undecoded),
+                    series.id,
+                )
             for instance in instances:
                 series = changed.get(instance.key) or self._open[instance.key]
                 at = instance.received_at.timestamp()
-                rows.append((series.id, instance.sop_instance_uid, at, instance_values(instance)))
-            inserted = self._connection.execute(INSERT_INSTANCES, (json.dumps(rows),)).rowcount
+                kept.append((series.id, instance.sop_instance_uid, at, instance_values(instance)))
+            inserted = self._connection.execute(INSERT_INSTANCES, (json.dumps(kept),)).rowcount
         self._open |= changed
         self.open_instances += inserted
         if time.monotonic() >= self._measured_at + MEASURED_FOR_S:
@@ -358,49 +423,60 @@ class Journal:
         cursor = self._connection.execute(
             f"INSERT INTO open_series ({KEY}, sop_class_uid, transfer_syntax_uid, calling_ae_title, peer_address, "
             "content) VALUES (?, ?, ?, ?, ?, ?, ?, '')",
-            values,
+            [*map(rows.storable, values)],
         )
         return int(cursor.lastrowid or 0)
 
     def _close(
         self,
         reports: Sequence[SeriesReport],
-        learnt: Mapping[tuple[str, str], str],
+        learnt: Learnt,
         traceparents: Sequence[str | None],
+        trust: Mapping[str, int],
     ) -> list[Waiting]:
         waiting, moved = [], 0
         emptied: list[SeriesKey] = []
         with self._transaction():
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO learnt VALUES (?, ?, ?)",
-                [(*source, content) for source, content in learnt.items()],
-            )
-            self._execute(
-                "DELETE FROM learnt WHERE rowid IN (SELECT rowid FROM learnt ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
-                LEARNT_SOURCES,
-            )
+            self._learn_sources(learnt, trust)
             for report, traceparent in zip(reports, traceparents, strict=True):
                 waiting.append(self._insert_report(report, traceparent))
-                if (series := self._open.get(report.key)) is None or report.key in emptied:
-                    continue  # all of it stands in an earlier report
-                moved += self._connection.execute(
-                    "DELETE FROM instances WHERE series_id = ? "
-                    "AND sop_instance_uid IN (SELECT value FROM json_each(?))",
-                    (series.id, json.dumps(report.SOPInstanceUIDs)),
-                ).rowcount
-                # An instance kept since the report was made stays in the log, and with it its series.
-                if self._connection.execute(
-                    "DELETE FROM open_series WHERE id = ?1 AND NOT EXISTS "
-                    "(SELECT 1 FROM instances WHERE series_id = ?1)",
-                    (series.id,),
-                ).rowcount:
-                    emptied.append(report.key)
+                if report.Verdict is None or report.key in emptied:
+                    continue  # a part, or all of it stands in an earlier report
+                moved += self._move(report.key, report.SOPInstanceUIDs or [], emptied)
         for key in emptied:
             del self._open[key]
         self.open_instances -= moved
-        self.waiting_instances += sum(report.NumInstances for report in reports)
+        self.waiting_instances += sum(one.moved for one in waiting)
         self._measure()
         return waiting
+
+    def _learn_sources(self, learnt: Learnt, trust: Mapping[str, int]) -> None:
+        many = self._connection.executemany
+        sources = [([*map(rows.storable, source)], rows.storable(content)) for source, content in learnt.items()]
+        forgotten = [source for source, content in sources if content is None]
+        many("DELETE FROM learnt WHERE calling_ae_title = ? AND modality = ? AND station = ?", forgotten)
+        known = [(*source, content) for source, content in sources if content is not None]
+        many("INSERT OR REPLACE INTO learnt (calling_ae_title, modality, station, content) VALUES (?, ?, ?, ?)", known)
+        many("INSERT OR REPLACE INTO pacs VALUES (?, ?)", [(rows.storable(title), n) for title, n in trust.items()])
+
+    def _move(self, key: SeriesKey, sop_instance_uids: Sequence[str], emptied: list[SeriesKey]) -> int:
+        """Take instances out of the log, and their series with the last; returns how many they were.
+
+        An instance kept since the report was made stays in the log, and with it its series.
+        """
+        series = self._open.get(key)
+        if series is None:
+            return 0
+        moved = self._connection.execute(
+            "DELETE FROM instances WHERE series_id = ? AND sop_instance_uid IN (SELECT value FROM json_each(?))",
+            (series.id, json.dumps(sop_instance_uids)),
+        ).rowcount
+        if self._connection.execute(
+            "DELETE FROM open_series WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM instances WHERE series_id = ?1)",
+            (series.id,),
+        ).rowcount:
+            emptied.append(key)
+        return moved
 
     def _insert_report(self, report: SeriesReport, traceparent: str | None) -> Waiting:
         content, now = report.model_dump_json(exclude_none=True), time.time()
@@ -410,20 +486,53 @@ class Journal:
             (*report.key, report.Revision, report.Verdict, report.NumInstances, content, now, now, traceparent),
         )
         id = int(cursor.lastrowid or 0)
-        return Waiting(id, report.key, report.Revision, report.NumInstances, 0, 0.0, now, traceparent)
+        self._supersede(report, id)
+        part = report.Verdict is None
+        return Waiting(id, report.key, report.Revision, report.NumInstances, 0, 0.0, now, traceparent, part)
+
+    def _supersede(self, report: SeriesReport, id: int) -> None:
+        """Drop earlier parts of the series that are not delivered: what they held stands in this report."""
+        parts = f"{OF_KEY} AND id < ? AND verdict IS NULL AND state ="
+        self._execute(f"DELETE FROM reports WHERE {parts} 'waiting'", *report.key, id)
+        if report.Verdict is not None:
+            dead = self._connection.execute(f"DELETE FROM reports WHERE {parts} 'dead'", (*report.key, id))
+            self.dead_letters -= dead.rowcount
+
+    def _set_aside(self, key: SeriesKey, sop_instance_uids: list[str], revision: int, reason: str) -> None:
+        emptied: list[SeriesKey] = []
+        now, revision = time.time(), rows.count(revision, MAX_REVISION, 1)
+        content = rows.unmade(key, sop_instance_uids, revision)
+        with self._transaction():
+            self._execute(
+                f"INSERT INTO reports ({KEY}, revision, verdict, instances, state, report, answer, changed_at, "
+                "reported_at) VALUES (?, ?, ?, ?, 'idle', ?, 'dead', ?, ?, ?, ?)",
+                *(rows.storable(part) for part in key),
+                revision,
+                len(sop_instance_uids),
+                content,
+                rows.storable(reason),
+                now,
+                now,
+            )
+            moved = self._move(key, sop_instance_uids, emptied)
+        for gone in emptied:
+            del self._open[gone]
+        self.open_instances -= moved
+        self.dead_letters += 1
+        self._measure()
 
     def _update(self, report_id: int, before: str = "waiting", **columns: Any) -> bool:
         """Change a report that is in the state `before`; whether it was."""
         assignments = ", ".join(f"{column} = :{column}" for column in columns)
         cursor = self._connection.execute(
             f"UPDATE reports SET {assignments}, changed_at = :now WHERE id = :id AND state = :before",
-            columns | {"id": report_id, "now": time.time(), "before": before},
+            {k: rows.storable(v) for k, v in columns.items()} | {"id": report_id, "now": time.time(), "before": before},
         )
         return cursor.rowcount == 1
 
     def _end(self, waiting: Waiting, **columns: Any) -> None:
         if self._update(waiting.id, **columns):
-            self.waiting_instances -= waiting.instances
+            self.waiting_instances -= waiting.moved
             self.dead_letters += columns["state"] == "dead"
         self._deliveries += 1
         if self._deliveries % PRUNE_EVERY == 0:
@@ -442,12 +551,22 @@ class Journal:
 
     def _replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
         with self._transaction():
-            dead = self._dead(ids)
-            for waiting in dead:
-                self._update(waiting.id, "dead", state="waiting", attempts=0, next_attempt_at=0.0, answer=None)
-        self.waiting_instances += sum(waiting.instances for waiting in dead)
-        self.dead_letters -= len(dead)
-        return dead
+            replayed = [again for dead in self._dead(ids) if (again := self._made_anew(dead)) is not None]
+        self.waiting_instances += sum(waiting.moved for waiting in replayed)
+        self.dead_letters -= len(replayed)
+        return replayed
+
+    def _made_anew(self, dead: Waiting) -> Waiting | None:
+        """Put a dead letter back in line; None where no report can be made of it: it stays dead, with the reason."""
+        again: dict[str, Any] = {"state": "waiting", "attempts": 0, "next_attempt_at": 0.0, "answer": None}
+        try:
+            report = rows.made(self._one("SELECT report FROM reports WHERE id = ?", dead.id))
+            again |= {"report": report.model_dump_json(exclude_none=True), "instances": report.NumInstances}
+        except Exception as error:  # whatever stands there costs this one only
+            self._update(dead.id, "dead", answer=rows.why_unmade(error))
+            return None
+        self._update(dead.id, "dead", **again)
+        return replace(dead, instances=report.NumInstances)
 
     def _discard_dead(self, ids: Sequence[int] | None, reason: str) -> list[int]:
         with self._transaction():
@@ -458,9 +577,9 @@ class Journal:
         return [waiting.id for waiting in dead]
 
     def _dead(self, ids: Sequence[int] | None) -> list[Waiting]:
-        query = "SELECT * FROM reports WHERE state = 'dead' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))"
-        rows = self._connection.execute(f"{query} ORDER BY id", (ids and json.dumps(ids),))
-        return [replace(_waiting(row), attempts=0, next_attempt_at=0.0) for row in rows]
+        chosen = "state = 'dead' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))"
+        found = self._all(f"SELECT {WAITING} FROM reports WHERE {chosen} ORDER BY id", ids and json.dumps(ids))
+        return [replace(_waiting(row), attempts=0, next_attempt_at=0.0) for row in found]
 
     def _execute(self, statement: str, *parameters: Any) -> None:
         self._connection.execute(statement, parameters)
@@ -486,65 +605,113 @@ class Journal:
         return value
 
 
-# --- reading beside a running gateway ------------------------------------------------------------------------
-
-
-def read(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
-    """Rows of a read-only query, beside a running gateway or not. Raises JournalUnusable."""
-    if not path.exists():
-        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path}: no journal there. Name the one that the gateway uses.")
-    at_rest = "" if Path(f"{path}-wal").exists() else "&immutable=1"  # else SQLite leaves files beside it
-    try:
-        with closing(
-            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro{at_rest}", uri=True, timeout=5)
-        ) as connection:
-            connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute(query, parameters)]
-    except sqlite3.Error as error:
-        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} cannot be read: {error}") from error
-
-
 # --- opening -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
+    with (
+        closing(_connect_or_set_aside(path)) as connection,
+        ThreadPoolExecutor(1, thread_name_prefix="journal") as thread,
+    ):
+        try:
+            journal = Journal(path, connection, bounds, thread)
+        except sqlite3.Error as error:
+            raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} is no journal: {error}. Name another file.") from error
+        yield journal
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the journal's lock file, which the kernel frees at exit. Raises JournalUnusable where another holds it."""
+    file = real(path)
+    used = f"GATEWAY_JOURNAL_PATH={path} is used by another gateway. Stop it, or give each gateway its own."
     try:
-        with open(f"{path}.lock", "a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JournalUnusable(
-                    f"GATEWAY_JOURNAL_PATH={path} is used by another gateway. Stop it, or give each gateway its own."
-                ) from None
-            yield
+        lock = open(f"{file}.lock", "a+")  # noqa: SIM115 - closed below
     except OSError as error:
         raise JournalUnusable(
             f"GATEWAY_JOURNAL_PATH={path} cannot be locked: {error.strerror}. Make its folder, writable by this user."
         ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise JournalUnusable(used) from error
+        if _is_open_by_another_name(file):
+            raise JournalUnusable(used)
+        yield
+
+
+def _is_open_by_another_name(file: Path) -> bool:
+    """Whether SQLite has this file open in any process, as it can by way of a hard link only: the lock is by name.
+
+    A lock of our own on the file would meet SQLite's where both are one kind, as on NFS.
+    """
+    try:
+        status = file.stat()
+        locks = Path("/proc/locks").read_text("ascii", "replace") if status.st_nlink > 1 else ""
+    except OSError:  # no such file yet; not Linux
+        return False
+    return any(word.endswith(f":{status.st_ino}") for word in locks.split())
 
 
 def _connect_or_set_aside(path: Path) -> sqlite3.Connection:
-    with contextlib.suppress(OSError):  # SQLite says it better
-        path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
+    """Open the file, or a new one. Raises JournalUnusable.
+
+    1. What an interrupted `_set_aside` left beside no file goes aside, too: SQLite would take it for the new file's.
+    2. A file that is not there is made.
+    3. It is opened; where it is no sound database it is set aside whole, and a new one made.
+    """
     try:
+        if not path.exists() or not path.stat().st_size:
+            if any(os.path.exists(f"{path}{suffix}") for suffix in BESIDE):
+                _set_aside(path, "the file that it belonged to is gone", BESIDE)
+            _make(path)
+        try:
+            return _connect(path)
+        except sqlite3.OperationalError:  # cannot be opened: nobody's fault but the path's
+            raise
+        except sqlite3.DatabaseError as error:  # opened, and not a sound database
+            _set_aside(path, str(error), ("", *BESIDE))
+        _make(path)
         return _connect(path)
-    except sqlite3.OperationalError as error:  # cannot be opened: nobody's fault but the path's
+    except (OSError, sqlite3.Error) as error:
         raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} cannot be opened: {error}") from error
-    except sqlite3.DatabaseError as error:  # opened, and not a sound database
-        aside = f"{path}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        for suffix in ("", "-wal", "-shm"):
-            if os.path.exists(f"{path}{suffix}"):
-                os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-        log.error("journal.set_aside", journal=str(path), moved_to=aside, reason=str(error))
-        return _connect(path)
+
+
+def _make(path: Path) -> None:
+    """For its owner only: patients' names are nobody else's business. SQLite's other files take its mode."""
+    path.touch(mode=0o600)
+    _sync_folder(path)
+
+
+def _set_aside(path: Path, reason: str, suffixes: Sequence[str]) -> None:
+    """Rename the file, then what is beside it: whatever is done of it, nothing stands beside a file it is not of."""
+    now = datetime.now(UTC)
+    names = (f"{path}.corrupt-{now:%Y%m%dT%H%M%SZ}{n}" for n in ("", *(f"-{n}" for n in range(2, 1000))))
+    aside = next(name for name in names if not any(os.path.exists(f"{name}{suffix}") for suffix in ("", *BESIDE)))
+    for suffix in suffixes:
+        if os.path.exists(f"{path}{suffix}"):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    _sync_folder(path)
+    log.error("journal.set_aside", journal=str(path), moved_to=aside, reason=reason)
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the folder's entries on disk: those of a file that is made or renamed are no part of the file."""
+    with contextlib.suppress(OSError):  # some file systems cannot; SQLite overlooks it, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
     try:
         connection.row_factory = sqlite3.Row
+        connection.text_factory = rows.decode
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has to come before the first table
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864"):
             connection.execute(f"PRAGMA {pragma}")
@@ -552,7 +719,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         if sound != "ok":
             raise sqlite3.DatabaseError(sound)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
+        if not 0 <= version <= SCHEMA_VERSION:
             raise JournalUnusable(
                 f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
                 f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
@@ -567,64 +734,41 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 # --- rows ----------------------------------------------------------------------------------------------------
 
-
-def _key(row: sqlite3.Row) -> SeriesKey:
-    return SeriesKey(row["study_instance_uid"], row["series_instance_uid"], row["patient_id"])
+WAITING = f"id, {KEY}, revision, verdict, instances, attempts, next_attempt_at, reported_at, changed_at, traceparent"
 
 
 def _waiting(row: sqlite3.Row) -> Waiting:
-    reported_at = row["reported_at"] or row["changed_at"]
-    schedule = row["attempts"], row["next_attempt_at"], reported_at
-    return Waiting(row["id"], _key(row), row["revision"], row["instances"], *schedule, row["traceparent"])
-
-
-def _dead_report(row: sqlite3.Row) -> DeadReport:
-    return DeadReport(
-        SeriesInstanceUID=row["series_instance_uid"],
-        Instances=row["instances"],
-        Answer=(row["answer"] or "")[:256],
-        At=datetime.fromtimestamp(row["changed_at"], UTC),
+    return Waiting(
+        id=row["id"],
+        key=rows.key(row),
+        revision=rows.count(row["revision"], MAX_REVISION),
+        instances=rows.count(row["instances"]),
+        attempts=rows.count(row["attempts"]),
+        next_attempt_at=rows.seconds(row["next_attempt_at"]),
+        reported_at=rows.seconds(row["reported_at"]) or rows.seconds(row["changed_at"]),
+        traceparent=rows.traceparent(row["traceparent"]),
+        part=row["verdict"] is None,
     )
+
+
+@dataclass(slots=True)
+class _Unreadable:
+    """Says once that a row cannot be read."""
+
+    table: str
+    row: int
+    said: bool = False
+
+    def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
+        """What `do` makes of a value; None where it fails."""
+        try:
+            return do(value)
+        except Exception as error:  # whatever stands there costs this row only
+            if not self.said:
+                log.error("journal.unreadable", table=self.table, row=self.row, reason=places(error)[0])
+            self.said = True
+            return None
 
 
 def _has_news(instance: Instance, series: _OpenSeries) -> bool:
     return any(values and k not in series.attributes for k, values in instance.attributes.items())
-
-
-def _pack(series: _OpenSeries) -> str:
-    return json.dumps([series.attributes, {k: base64.b64encode(v).decode() for k, v in series.undecoded.items()}])
-
-
-def _unpack(content: str) -> tuple[dict[str, tuple[str, ...]], dict[str, bytes]]:
-    """The series' attributes; those that each instance has of its own stand beside it."""
-    attributes, undecoded = ({k: v for k, v in d.items() if k not in INSTANCE_KEYWORDS} for d in json.loads(content))
-    return {k: tuple(v) for k, v in attributes.items()}, {k: base64.b64decode(v) for k, v in undecoded.items()}
-
-
-def _identity(attributes: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    """The part of the attributes that `Instance.key` reads."""
-    return {k: attributes[k] for k in ("PatientID",) if k in attributes}
-
-
-@lru_cache(maxsize=4096)  # the images of different series differ in little
-def _own_attributes(values: str | None) -> Mapping[str, tuple[str, ...]]:
-    """What an instance has of its own: those of INSTANCE_KEYWORDS."""
-    return {k: (v,) for k, v in zip(INSTANCE_KEYWORDS, json.loads(values or "[]"), strict=False) if v}
-
-
-def _instance(
-    series: sqlite3.Row, row: sqlite3.Row, attributes: dict[str, tuple[str, ...]], undecoded: dict[str, bytes]
-) -> Instance:
-    own = _own_attributes(row["attributes"])
-    return Instance(
-        study_instance_uid=series["study_instance_uid"],
-        series_instance_uid=series["series_instance_uid"],
-        sop_instance_uid=row["sop_instance_uid"],
-        sop_class_uid=own.get("SOPClassUID", ("",))[0],
-        transfer_syntax_uid=series["transfer_syntax_uid"],
-        calling_ae_title=series["calling_ae_title"],
-        peer_address=series["peer_address"],
-        received_at=datetime.fromtimestamp(row["received_at"], UTC),
-        attributes={**attributes, **own},
-        undecoded=undecoded,
-    )

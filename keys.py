@@ -16,12 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine import Engine, insert
 from schema import api_keys
 
-SCOPES = {
-    "series:write": "post series reports",
-    "series:read": "read series, changes and DICOMweb",
-    "metrics:read": "read what is measured, for Prometheus",
-    "admin": "everything, and resolve conflicts",
-}
 PREFIX = "sgk"  # of a key: prefix, id, secret, joined by "_"; scanners of leaked secrets can look for it
 SESSION_S = 12 * 3600
 

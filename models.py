@@ -1,10 +1,11 @@
 """The nouns that cross a boundary: Instance, SeriesReport, SeriesRecord. No I/O, no clock."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Literal, NamedTuple, Self
+from itertools import islice
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,11 +18,15 @@ from pydantic import (
     model_validator,
 )
 
+from errors import GatewayError as GatewayError  # noqa: PLC0414 - beside the nouns for whoever has pydantic anyway
+from errors import printable as printable  # noqa: PLC0414
+
 SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see README, "What it promises"."""
 FINAL_VERDICTS = ("verified", "expected", "idle")
 """Those that say that the series is over."""
 
+T = TypeVar("T")
 
 MAX_TIMELINE = 200  # entries of one report
 MAX_MISSING = 1000  # UIDs of one report
@@ -31,13 +36,13 @@ SLOT_S = 5  # seconds of each count of GatewayState.Received
 MAX_SLOTS = 120  # ten minutes
 
 
-def printable(text: str) -> str:
-    """What others say, without what moves a terminal's cursor or colours it."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)
-
-
-class GatewayError(Exception):
-    """Base of every error that one of our files raises for another to handle."""
+# What a record holds that describes a series, be it sent or stored.
+MOST = 100  # entries of a mapping
+MAX_VALUE = 10_240  # characters of one value: an LT (PS3.5 table 6.2-1)
+MAX_VALUES = 1025  # of one attribute: a gateway sends 1024 bytes, which may all be backslashes
+MAX_ATTRIBUTE = 2**14  # characters of all its values, each counted with one more
+MAX_DESCRIPTION = 2**16  # characters of all attributes of a record, counted so, and of all bytes that are undecoded
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class SeriesKey(NamedTuple):
@@ -66,6 +71,8 @@ class Association:
     """When bytes of an instance that has not ended last came; None between instances."""
     released_at: float | None = None
     """When it ended, however it did."""
+    aborted: bool = False
+    """It ended without A-RELEASE: its sender may begin again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,64 @@ class Instance:
         return "\\".join(self.attributes.get(keyword, ())) or None
 
 
-MOST = 1000  # entries of a mapping
+# --- text that others can bear ----------------------------------------------------------------------------------
+
+
+def valid_unicode(value: Any) -> Any:
+    """A JSON value, with a replacement character for each lone surrogate: UTF-8 has none."""
+    match value:
+        case str():
+            return value if value.isascii() else SURROGATES.sub("\ufffd", value)
+        case dict():
+            return {valid_unicode(name): valid_unicode(each) for name, each in value.items()}
+        case list():
+            return [valid_unicode(each) for each in value]
+    return value
+
+
+def fitting(attributes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """As much of attributes as a record holds, in valid Unicode: values are cut, and of too many the first stay."""
+    return _first({keyword: list(_cut(values)) for keyword, values in islice(attributes.items(), MOST)}, _size)
+
+
+def fitting_bytes(undecoded: Mapping[str, str]) -> dict[str, str]:
+    """As much of text that is undecoded as a record holds, in Base64, which is not cut."""
+    short = {keyword: text for keyword, text in undecoded.items() if len(text) <= MAX_ATTRIBUTE}
+    return _first(dict(islice(short.items(), MOST)), len)
+
+
+def _cut(values: Sequence[str]) -> Iterator[str]:
+    left = MAX_ATTRIBUTE
+    for value in values[:MAX_VALUES]:
+        left -= len(value[:MAX_VALUE]) + 1
+        if left < 0:
+            return
+        yield valid_unicode(value[:MAX_VALUE])
+
+
+def _first(entries: Mapping[str, T], size: Callable[[T], int]) -> dict[str, T]:
+    kept, left = {}, MAX_DESCRIPTION
+    for keyword, value in entries.items():
+        if size(value) <= left:
+            kept[keyword] = value
+            left -= size(value)
+    return kept
+
+
+def _size(values: Sequence[str]) -> int:
+    return sum(map(len, values)) + len(values)
+
+
+def _at_most(most: int, size: Callable[[Any], int]) -> AfterValidator:
+    def check(value: T) -> T:
+        if size(value) > most:
+            raise ValueError(f"has more than {most} characters in all")
+        return value
+
+    return AfterValidator(check)
+
+
+# --- reports ----------------------------------------------------------------------------------------------------
 
 
 def _few(value: object) -> object:
@@ -116,17 +180,19 @@ def _clean(value: object) -> object:
 
 Uid = Annotated[
     str,
-    BeforeValidator(_clean),
     Field(pattern=r"^[0-9.]{1,64}$", description="A UID as sent (PS3.5 §9.1); leading zeros are tolerated."),
+    BeforeValidator(_clean),
 ]
 Text = Annotated[Annotated[str, Field(max_length=1024)] | None, BeforeValidator(_clean)]
 PatientId = Annotated[Annotated[str, Field(max_length=256)] | None, BeforeValidator(_clean)]
 Keyword = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$", description="A DICOM keyword (PS3.6).")]
 Few = BeforeValidator(_few)  # before each of a million wrong ones gets an error of its own
 WithoutNul = AfterValidator(lambda text: text.replace("\0", ""))
-Values = Annotated[list[Annotated[str, WithoutNul]], Field(fail_fast=True)]
-Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$")]
+Value = Annotated[str, Field(max_length=MAX_VALUE), WithoutNul]
+Values = Annotated[list[Value], Field(fail_fast=True), Field(max_length=MAX_VALUES), _at_most(MAX_ATTRIBUTE, _size)]
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=MAX_ATTRIBUTE)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 InstanceValues = Annotated[list[Annotated[str, Field(max_length=64), WithoutNul] | None], Field(fail_fast=True)]
 InstanceKeyword = Literal["SOPClassUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
 """What is known of each instance beside its UID (PS3.18 table 10.6.3-5)."""
@@ -156,7 +222,7 @@ class TimelineEntry(BaseModel):
     At: Timestamp
     Event: Annotated[str, Field(pattern=r"^[a-z]+\.[a-z_]+$", max_length=64, description="As in the logs: noun.verb.")]
     Details: Annotated[
-        dict[Keyword, bool | int | FiniteFloat | Annotated[str, Field(max_length=256), WithoutNul] | None],
+        dict[Keyword, bool | Whole | FiniteFloat | Annotated[str, Field(max_length=256), WithoutNul] | None],
         Few,
         Field(max_length=16),
     ] = {}
@@ -182,10 +248,16 @@ class SeriesReport(BaseModel):
         Field(description="Values in text form in the order of SOPInstanceUIDs; a single one holds for all."),
     ] = {}
     Attributes: Annotated[
-        dict[Keyword, Values], Few, Field(description="Study and series attributes, keyword to values in text form.")
+        dict[Keyword, Values],
+        Few,
+        _at_most(MAX_DESCRIPTION, lambda attributes: sum(map(_size, attributes.values()))),
+        Field(description="Study and series attributes, keyword to values in text form."),
     ] = {}
     Undecoded: Annotated[
-        dict[Keyword, Base64], Few, Field(description="Text its character set cannot decode: the bytes as sent.")
+        dict[Keyword, Base64],
+        Few,
+        _at_most(MAX_DESCRIPTION, lambda undecoded: sum(map(len, undecoded.values()))),
+        Field(description="Text its character set cannot decode: the bytes as sent."),
     ] = {}
     Revision: Annotated[
         int, Field(strict=True, ge=1, lt=2**31, description="Counts this gateway's reports of the series.")
@@ -287,6 +359,10 @@ class Completion(BaseModel):
     Verdict: str
     Series: Annotated[int, Field(description="How many were reported so.")]
     False_: Annotated[int, Field(alias="False", description="Of these, how many images came after.")]
+    AfterCapped: Annotated[
+        int,
+        Field(description="The same of those that were capped, which had not claimed to be over."),
+    ] = 0
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -388,6 +464,7 @@ class GatewayState(BaseModel):
     DeadLetters: Count
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
+    Version: Annotated[Line | None, Field(description="Its software's; null of those before 0.2.")] = None
 
 
 class Gateway(BaseModel):
@@ -486,6 +563,7 @@ class Session(BaseModel):
 
 class Health(BaseModel):
     status: str
+    version: str
 
 
 class Problem(BaseModel):

@@ -26,6 +26,8 @@ from db import Database
 from engine import DatabaseUnavailable
 from follow import STREAM_S, Follower
 from models import GatewayList, GatewayState, StoredPage, StoredSeries
+from union import truthful
+from version import version
 
 EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from
@@ -99,7 +101,7 @@ async def stream(request: Request) -> AsyncIterator[ServerSentEvent]:
 
 
 def _stored(rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:
-    return [StoredSeries.model_validate(row) for row in rows]
+    return [StoredSeries.model_validate(truthful(row)) for row in rows]
 
 
 # --- watching ---------------------------------------------------------------------------------------------------
@@ -211,7 +213,12 @@ class Overview:
         return self._whole
 
     def _frame(self, gateways: Mapping[str, Any], latest: Sequence[Any], **more: Any) -> str:
-        frame = {"At": datetime.now(UTC).isoformat(), "Gateways": gateways, "Silent": self._silent}
+        frame = {
+            "At": datetime.now(UTC).isoformat(),
+            "Version": version(),
+            "Gateways": gateways,
+            "Silent": self._silent,
+        }
         return json.dumps(frame | {"Stored": latest, "Totals": self._totals} | more, separators=(",", ":"))
 
 

@@ -1,4 +1,4 @@
-"""Whether an address can be listened on."""
+"""Whether an address can be listened on, and by which address another machine sees this one."""
 
 import os
 import socket
@@ -23,3 +23,14 @@ def bind(what: str, host: str, port: int, change: str) -> Finding:
     except OSError as error:
         cure = f"Stop what uses it (`ss -ltnp` shows who; it is none of ours on these files), or change {change}."
         return failed(what, f"{host}:{port} cannot be bound: {os.strerror(error.errno or 0)}", cure)
+
+
+def address_towards(host: str) -> str:
+    """This machine's address on the way to `host`, or its name where there is none. No packet is sent."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as sock:
+            sock.connect(address)
+            return str(sock.getsockname()[0])
+    except OSError:
+        return socket.gethostname()

@@ -3,6 +3,7 @@
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -12,9 +13,12 @@ import httpx
 
 from calls import CannotCall, server_client
 from check import Finding, certificate_problem, failed, of_error, ok, warning
-from pacs import Line, PacsUnavailable, probe
+from pacs import probe
+from scp import BadCertificate
+from scu import Line, PacsUnavailable, Tls
 from settings import GatewaySettings, Peer, is_loopback
 from threads import in_thread
+from version import compared, said_in, version
 
 CLOCKS_S = 2.0  # how far apart clocks may be
 DATE_S = 1.0  # how exact an HTTP Date is
@@ -26,25 +30,30 @@ MAKE_A_KEY = "python server.py keys create gateway --scope series:write --scope 
 
 def dicom(what: str, settings: GatewaySettings, peer: Peer, *, of_ours: bool = False) -> list[Finding]:
     """C-ECHO, and C-FIND unless it is a gateway of ours. Blocks."""
-    at = f"{peer.ae_title}@{peer.host}:{peer.port}"
     if problem := connect_problem(peer.host, peer.port, settings.pacs_timeout_s):
         cure = f"Does it run, is {peer.host}:{peer.port} its DICOM port, does a firewall let this machine through?"
-        return [failed(what, f"{at} cannot be reached: {problem}", cure)]
-    tls = _as_a_peer(settings) if of_ours else None
+        return [failed(what, f"{peer} cannot be reached: {problem}", cure)]
+    line = Line(peer, settings.ae_title, settings.pacs_timeout_s, _as_a_peer(settings))
     try:
-        without_find = probe(Line(peer, settings.ae_title, settings.pacs_timeout_s), tls)
+        without_find = probe(line if of_ours else Line.to(peer, settings))
+    except BadCertificate as error:
+        return [of_error(what, error)]
     except PacsUnavailable as error:
-        if of_ours and "Called AE title" in str(error):
-            cure = f"Stop what listens there, or give the gateway another GATEWAY_SCP_PORT than {peer.port}."
-            return [failed(what, f"{at}: another AE title listens there", cure)]
-        if of_ours and "Calling AE title" in str(error):
-            return [ok(what, f"{at} listens; its allow-list does not hold this machine")]
-        return [failed(what, f"{at}: {error}", _cure(settings, peer, str(error)))]
-    answers = ok(what, f"{at} answers C-ECHO")
+        return [_unavailable(what, settings, peer, str(error), of_ours)]
+    answers = ok(what, f"{peer} answers C-ECHO")
     if of_ours or without_find is None:
         return [answers] if of_ours else [answers, ok(what, f"answers C-FIND from {settings.ae_title}")]
     cure = f"Let it answer C-FIND from {settings.ae_title} (Orthanc: DicomModalities), or no series becomes verified."
     return [answers, failed(what, f"C-FIND: {without_find}", cure)]
+
+
+def _unavailable(what: str, settings: GatewaySettings, peer: Peer, problem: str, of_ours: bool) -> Finding:
+    if of_ours and "Called AE title" in problem:
+        cure = f"Stop what listens there, or give the gateway another GATEWAY_SCP_PORT than {peer.port}."
+        return failed(what, f"{peer}: another AE title listens there", cure)
+    if of_ours and "Calling AE title" in problem:
+        return ok(what, f"{peer} listens; its allow-list does not hold this machine")
+    return failed(what, f"{peer}: {problem}", _cure(settings, peer, problem))
 
 
 def connect_problem(host: str, port: int, timeout_s: float) -> str | None:
@@ -67,16 +76,34 @@ def _cure(settings: GatewaySettings, peer: Peer, problem: str) -> str:
         return (
             f"It has another AE title than {peer.ae_title}: write the one that the PACS itself shows into GATEWAY_PACS."
         )
-    return f"Is {peer.port} a DICOM port without TLS? Does the PACS know {settings.ae_title} at this machine's address?"
+    if "TLS" in problem:
+        return _tls_cure(peer, problem)
+    other = f"With TLS, write {peer._replace(tls=True)} into GATEWAY_PACS."
+    return (
+        f"Is {peer.port} a DICOM port without TLS? Does the PACS know {settings.ae_title} at this machine's address? "
+        f"{other}"
+    )
 
 
-def _as_a_peer(settings: GatewaySettings) -> ssl.SSLContext | None:
+def _tls_cure(peer: Peer, problem: str) -> str:
+    if "certificate is not good" in problem:
+        return "Name who signed it, or the certificate itself, in GATEWAY_PACS_CA; have it renewed where it expired."
+    if "our certificate" in problem:
+        return "Let the PACS trust the certificate in GATEWAY_TLS_CERT, which is shown to it, too."
+    return f"Does {peer.port} speak TLS? If not, write {peer._replace(tls=False)} into GATEWAY_PACS."
+
+
+def _as_a_peer(settings: GatewaySettings) -> Callable[[], Tls] | None:
     """TLS as a sender on this machine would speak it; whether the certificate is good is asked elsewhere."""
     if settings.tls_cert is None:
         return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    context.load_cert_chain(settings.tls_cert, settings.tls_key)
+
+    def context() -> Tls:
+        tls = Tls()
+        tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+        tls.load_cert_chain(str(settings.tls_cert), settings.tls_key)
+        return tls
+
     return context
 
 
@@ -99,6 +126,7 @@ async def server(settings: GatewaySettings) -> list[Finding]:
             return [*findings, failed("server", f"{settings.server_url} {_said(error)}", _server_cure(settings, error))]
         findings.append(_ready(settings, response))
         if findings[-1].state == "ok":
+            findings += _version(response)
             findings += [_clock(response, asked_at), await _key(settings, http)]
     return findings
 
@@ -146,6 +174,21 @@ def _ready(settings: GatewaySettings, response: httpx.Response) -> Finding:
             "server", f"{url} answers health/ready with HTTP {response.status_code}: it is not our server", cure
         )
     return ok("server", f"{url} is ready")
+
+
+def _version(response: httpx.Response) -> list[Finding]:
+    """Whether the server is of another version. One that says none is older."""
+    said = said_in(response.text)
+    told = f"the server is {said or 'before 0.2'}, this gateway {version()}"
+    match compared(said):
+        case "older":
+            cure = "Upgrade the server: it refuses what it does not know of a newer gateway's reports and heartbeats."
+            return [warning("version", f"{told}: it is older", cure)]
+        case "newer":
+            return [
+                warning("version", f"{told}: it is newer", "Upgrade this gateway; until then it is served as it is.")
+            ]
+    return [ok("version", f"{version()}, as the server")]
 
 
 def _clock(response: httpx.Response, asked_at: float) -> Finding:

@@ -5,7 +5,9 @@ from typing import Any
 
 from sqlalchemy import JSON, BigInteger, Column, DateTime, ForeignKey, Index, Integer, MetaData, Table, Text
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from models import fitting, fitting_bytes, valid_unicode
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -21,8 +23,46 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value and (value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC))
 
 
+class Document(TypeDecorator[Any]):
+    """JSON of valid Unicode; what an earlier version stored otherwise is read so, too."""
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Any) -> TypeEngine[Any]:
+        kind: TypeEngine[Any] = JSONB() if dialect.name == "postgresql" else JSON()
+        return kind
+
+    def coerce_compared_value(self, op: Any, value: Any) -> TypeEngine[Any]:
+        return self.impl_instance.coerce_compared_value(op, value)
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return valid_unicode(value)
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return valid_unicode(value)
+
+
+class Attributes(Document):
+    """Keyword to values, read as much as a record holds: an earlier version stored without bounds."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return value and fitting(value)
+
+
+class Undecoded(Document):
+    """Keyword to bytes in Base64, read as much as a record holds."""
+
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return value and fitting_bytes(valid_unicode(value))
+
+
 KEY = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes, as SQLite does; a prefix is a range
-DOCUMENT = JSON().with_variant(JSONB(), "postgresql")
+DOCUMENT = Document()
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's rowid is an INTEGER, of 64 bits
 
 metadata = MetaData()
@@ -35,8 +75,8 @@ series = Table(
     Column("StudyInstanceUID", KEY, nullable=False),
     Column("NumInstances", Integer, nullable=False),
     Column("Modality", KEY),
-    Column("Attributes", DOCUMENT, nullable=False),
-    Column("Undecoded", DOCUMENT, nullable=False),
+    Column("Attributes", Attributes, nullable=False),
+    Column("Undecoded", Undecoded, nullable=False),
     Column("Revision", Integer, nullable=False),
     Column("Verdict", Text),
     Column("ExpectedInstances", Integer),
@@ -123,6 +163,7 @@ completions = Table(
     Column("Verdict", KEY, primary_key=True),
     Column("Series", Integer, nullable=False),
     Column("False", Integer, nullable=False),
+    Column("AfterCapped", Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
 # One row per revision. A transaction cannot know its place among those that commit beside it: Number is given

@@ -53,6 +53,7 @@ PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
 CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
 LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
 
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"  # of TLS 1.2, BCP 195
 BACKLOG = 1024  # connections that wait to be accepted
 ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
 READ_BYTES = 2**18
@@ -177,7 +178,7 @@ def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM")
+    context.set_ciphers(CIPHERS)
     context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}[
         settings.tls_client_certs
     ]
@@ -322,6 +323,7 @@ class _Association(asyncio.BufferedProtocol):
         self._may_write = True
         self._paused = False
         self._association: Association | None = None  # while established
+        self._was_released = False  # as its peer asked (PS3.8 §7.2); else it was aborted
         self._instances = 0  # kept
         self._finished_at = 0.0  # when the last one had come
         self._pdus = 0
@@ -399,6 +401,7 @@ class _Association(asyncio.BufferedProtocol):
 
     def _ended(self, association: Association) -> None:
         association.released_at = now = self._loop.time()
+        association.aborted = not self._was_released
         self._scp.observe(association)
         self._scp.established -= 1
         metrics.associations_open.set(self._scp.established)
@@ -462,6 +465,7 @@ class _Association(asyncio.BufferedProtocol):
                 self._log("operation.refused", command_field=f"0x{command_field:04X}")
                 self._transport.write(response)
             case Released(response):
+                self._was_released = True
                 self._end(response)
             case Violation(problem, response):
                 self._log("association.violated", reason=problem)

@@ -2,6 +2,11 @@
 
 # series-gateway: Tab completes this (shell_completion.py)
 
+if __name__ == "__main__":  # most commands need none of what follows
+    from start import program
+
+    program("admin")
+
 import asyncio
 import contextlib
 import os
@@ -18,7 +23,6 @@ from contextlib import (
 )
 from typing import Annotated, Any
 
-import httpx
 import prometheus_client
 import structlog
 from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
@@ -26,6 +30,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi_offline import FastAPIOffline
 from pydantic import Field
 
 import dicomweb
@@ -33,7 +38,6 @@ import metrics
 import overview
 import webpage
 from access import RETRY_AFTER_S, Guard, audit_log
-from admin import command_line, operations, sqlite_path
 from control import serve_control
 from db import Database
 from engine import DatabaseUnavailable
@@ -54,14 +58,21 @@ from models import (
     SeriesReport,
     Timeline,
     Uid,
+    valid_unicode,
 )
+from operations import operations
+from outgoing import http_client
+from patience import Patience, WholeBodies
 from settings import ServerSettings, SettingsError, load, without_password
 from spans import Spans, open_spans
 from telemetry import configure_logging
+from version import version
 from webhooks import REQUEST_TIMEOUT_S, Webhooks
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
+DOCS_FILES = "/web/docs"  # Swagger UI's: like the live page's they hold no data, and everyone gets them
 MAX_PROBLEMS = 20  # that one answer names
+MAX_NAME = 64  # characters of a field that one names
 KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
 KNOWN_FIELDS |= {"after", "limit", "since", "Modality", "digest", "Resolution"}
 log = structlog.get_logger()
@@ -116,6 +127,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     """The ASGI application. Settings come from the environment where none are given; raises SettingsError."""
     configure_logging()
     settings = settings or load(ServerSettings)
+    patience = Patience()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -124,28 +136,34 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
                 app.state.audit = stack.enter_context(audit_log(settings.audit_path))
                 app.state.spans = await stack.enter_async_context(open_spans("series-server", time.monotonic))
                 database = app.state.database = await stack.enter_async_context(Database.open(settings))
-                http = await stack.enter_async_context(httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S))
+                http = await stack.enter_async_context(http_client(timeout=REQUEST_TIMEOUT_S))
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
                 follower = app.state.follower = Follower(database)
                 app.state.keys = Keys(database.engine)
                 app.state.overview = overview.Overview(database, follower)
                 tasks.create_task(_or_stop(follower.run()), name="follow")
+                tasks.create_task(_or_stop(patience.run(follower)), name="patience")
                 tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
                 stack.callback(follower.end)
                 await stack.enter_async_context(_administered(settings, database))
                 stack.enter_context(ended_by_signals(follower))
-                log.info("server.started", database=without_password(settings.database_url))
+                log.info("server.started", database=without_password(settings.database_url), version=version())
                 yield
         log.info("server.stopped")
 
-    app = FastAPI(
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url=DOCS_FILES,
+        favicon_url="web/icon.svg",
         title="Series gateway",
+        version=version(),
         summary="One correct row per DICOM series.",
         lifespan=lifespan,
         max_body_size=settings.max_body_bytes,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what was refused
     )
     app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
+    app.add_middleware(WholeBodies, patience=patience)
     app.add_middleware(Guard, settings=settings)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(DatabaseUnavailable, _unavailable)
@@ -158,20 +176,20 @@ def _add_routes(app: FastAPI) -> None:
     key = [Security(HTTPBearer(auto_error=False, description="A key of `python server.py keys create`."))]
     of_series = "/series/{SeriesInstanceUID}"
     stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
-    app.post("/series", responses=_answers(400, 413) | stored, dependencies=key)(post_series)
+    app.post("/series", responses=_answers(400, 408, 413) | stored, dependencies=key)(post_series)
     app.get("/series", responses=_answers(), dependencies=key)(list_series)
     app.get(of_series, responses=_answers(404), dependencies=key)(get_series)
     app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=key)(get_timeline)
     app.get(f"{of_series}/instances", responses=_answers(404), dependencies=key)(get_instances)
     app.get("/completions", responses=_answers(), dependencies=key)(list_completions)
     app.get("/conflicts", responses=_answers(), dependencies=key)(list_conflicts)
-    app.post("/conflicts/{digest}", responses=_answers(400, 404, 413), dependencies=key)(resolve_conflict)
+    app.post("/conflicts/{digest}", responses=_answers(400, 404, 408, 413), dependencies=key)(resolve_conflict)
     app.get("/changes", responses=_answers(), dependencies=key)(list_changes)
     app.get("/changes/stream", responses=_answers(), response_class=EventSourceResponse, dependencies=key)(
         stream_changes
     )
     dicomweb.add_routes(app, responses=_answers(), dependencies=key)
-    overview.add_routes(app, responses=_answers(413), dependencies=key)
+    overview.add_routes(app, responses=_answers(400, 408, 413), dependencies=key)
     webpage.add_routes(app, responses=_answers(), dependencies=key)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
     app.get("/metrics", response_class=Response, responses=_answers() | text, dependencies=key)(measured)
@@ -306,22 +324,35 @@ async def measured() -> Response:
 
 async def live() -> Health:
     """The process answers."""
-    return Health(status="live")
+    return Health(status="live", version=version())
 
 
 async def ready(database: Db) -> Health:
     """The database answers; 503 otherwise."""
     await database.ping()
-    return Health(status="ready")
+    return Health(status="ready", version=version())
 
 
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     """422 that names each field and its problem, without the value: that may be a patient's."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what this handler is registered for
-    details = [{"loc": e["loc"], "msg": e["msg"], "type": e["type"]} for e in error.errors()[:MAX_PROBLEMS]]
+    details = [
+        {"loc": [*map(_shown, e["loc"])], "msg": _plain(e["type"], e["msg"]), "type": e["type"]}
+        for e in error.errors()[:MAX_PROBLEMS]
+    ]
     fields = {str(e["loc"][1]) for e in details if len(e["loc"]) > 1 and e["loc"][1] in KNOWN_FIELDS}
     log.warning("report.refused", fields=sorted(fields), problems=len(details))
     return JSONResponse({"detail": details}, 422)
+
+
+def _plain(kind: str, message: str) -> str:
+    """A problem in words: a regular expression is none."""
+    return "does not have the form that it must have: see /docs" if kind == "string_pattern_mismatch" else message
+
+
+def _shown(part: str | int) -> str | int:
+    """Part of where a problem is: a name there can be anything."""
+    return valid_unicode(part)[:MAX_NAME] if isinstance(part, str) else part
 
 
 async def _unavailable(_: Request, error: Exception) -> JSONResponse:
@@ -355,14 +386,11 @@ async def _or_stop(work: Coroutine[Any, Any, None]) -> None:
 
 def _administered(settings: ServerSettings, database: Database) -> AbstractAsyncContextManager[None]:
     """On SQLite this process alone may write: it does what `python server.py` asks for on a Unix socket."""
-    path = sqlite_path(settings)
+    path = settings.sqlite_path
     return serve_control(path, operations(database)) if path else nullcontext()
 
 
-if __name__ == "__main__":
-    command_line()()
-else:
-    try:
-        app = create_app()
-    except SettingsError as problem:
-        raise SystemExit(f"server: {problem}") from None
+try:
+    app = create_app()
+except SettingsError as problem:
+    raise SystemExit(f"server: {problem}") from None

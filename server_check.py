@@ -18,13 +18,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 import disk
+from at_rest import read_only
 from check import Check, Finding, certificate_problem, failed, find, ok, warning
 from control import NotRunning, RequestFailed, request
 from engine import revision, revisions
 from ports import bind
-from schema import api_keys, changes, conflicts, dead_changes, webhooks
+from schema import api_keys, changes, conflicts, dead_changes, gateways, webhooks
 from settings import ServerSettings, is_loopback, variable, without_password
+from show import stamp
 from threads import in_thread
+from version import agent, compared, said_in, version
 
 TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 5.0
@@ -34,7 +37,11 @@ SLOW_ROUND_TRIP_S = 0.02
 CLOCKS_S = 2.0
 OLDEST_POSTGRESQL = 150000
 SOON = timedelta(days=30)
-MAKE_A_KEY = "python server.py keys create NAME --scope series:read"
+HEARD_OF = timedelta(days=1)
+GATEWAYS_KEY_FIRST = (
+    "python server.py keys create gateway-1 --scope series:write --scope series:read --save FILE, and "
+    "GATEWAY_API_KEY_FILE=FILE for the gateway, before any other key: from the first one on everyone needs one."
+)
 
 
 async def check(settings: ServerSettings, host: str, port: int, url: str | None) -> list[Finding]:
@@ -164,7 +171,7 @@ async def _contents(settings: ServerSettings, url: URL) -> list[Finding]:
             if current != known[-1]:
                 return [schema]
             found = [*await _keys(connection), *await _webhooks(connection), await _conflicts(connection)]
-            return [schema, *found]
+            return [schema, *found, *await _gateways(connection)]
     except (exc.DBAPIError, OSError, TimeoutError) as error:
         cure = "See what the lines about the database say."
         return [failed("schema", f"the database cannot be read ({type(error).__name__})", cure)]
@@ -189,11 +196,11 @@ async def _keys(connection: AsyncConnection) -> list[Finding]:
     now = datetime.now(UTC)
     valid = [row for row in rows if row["RevokedAt"] is None and (row["ExpiresAt"] is None or row["ExpiresAt"] > now)]
     if not valid:
-        return [failed("keys", f"none of {len(rows)} is valid any more: nobody is served", f"{MAKE_A_KEY}.")]
+        return [failed("keys", f"none of {len(rows)} is valid any more: nobody is served", GATEWAYS_KEY_FIRST)]
     findings = [ok("keys", ", ".join(f"{row['Name']} ({row['Scopes']})" for row in valid))]
     for row in valid:
         if row["ExpiresAt"] is not None and row["ExpiresAt"] < now + SOON:
-            told = f"{row['Name']} ({row['Id']}) expires {row['ExpiresAt']:%Y-%m-%d %H:%M}Z"
+            told = f"{row['Name']} ({row['Id']}) expires {stamp(row['ExpiresAt'])}"
             findings.append(warning("keys", told, "Make its successor before: python server.py keys create …"))
     if not any({"series:write", "admin"} & set(row["Scopes"].split()) for row in valid):
         cure = "python server.py keys create gateway --scope series:write --scope series:read"
@@ -202,7 +209,7 @@ async def _keys(connection: AsyncConnection) -> list[Finding]:
 
 
 def _no_keys() -> Finding:
-    return warning("keys", "none: only this machine is served, and everyone on it", f"{MAKE_A_KEY}.")
+    return warning("keys", "none: only this machine is served, and everyone on it", GATEWAYS_KEY_FIRST)
 
 
 async def _webhooks(connection: AsyncConnection) -> list[Finding]:
@@ -234,12 +241,32 @@ async def _conflicts(connection: AsyncConnection) -> Finding:
     return warning("conflicts", f"{number} open", "GET /conflicts shows them, POST /conflicts/DIGEST settles one.")
 
 
+async def _gateways(connection: AsyncConnection) -> list[Finding]:
+    """Those that were heard of within a day, and are of another version than this one."""
+    rows = (await connection.execute(select(gateways).order_by(gateways.c.GatewayID))).mappings()
+    here = [
+        row["State"] for row in rows if row["At"] > datetime.now(UTC) - HEARD_OF and not row["State"].get("Stopped")
+    ]
+    others = [_other_version(state) for state in here if compared(state.get("Version"))]
+    if others:
+        return others
+    return [ok("gateways", f"{len(here)} heard of within a day, of this version" if here else "none heard of in a day")]
+
+
+def _other_version(state: dict[str, Any]) -> Finding:
+    said = state.get("Version")
+    told = f"{state.get('GatewayID')} is {said or 'before 0.2'}, this server {version()}: it is {compared(said)}"
+    if compared(said) == "older":
+        return warning("gateways", told, "Upgrade it; until then it is served as it is.")
+    return warning("gateways", told, "Upgrade the server: it refuses what it does not know of a newer gateway.")
+
+
 @asynccontextmanager
 async def _connection(settings: ServerSettings, url: URL) -> AsyncIterator[AsyncConnection]:
     """A connection that only reads; the schema stays as it is."""
     arguments: dict[str, Any] = {"timeout": settings.database_timeout_s}
     if file := _file(url):
-        opened, _, query = disk.read_only(file).partition("?")
+        opened, _, query = read_only(file).partition("?")
         url = url.set(database=opened, query=dict(parse_qsl(query)) | {"uri": "true"})
     else:
         arguments["command_timeout"] = settings.database_timeout_s
@@ -299,23 +326,35 @@ async def _http(host: str, port: int, url: str | None) -> list[Finding]:
     if response.url.scheme == "https":
         findings = []
     if response.is_success and "ready" in response.text[:1000]:
-        return [*findings, ok("HTTP", f"{shown} is a server of ours, and ready")]
+        return [*findings, ok("HTTP", f"{shown} is a server of ours, and ready"), *_running_version(response)]
     if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
         return [*findings, failed("HTTP", f"{shown} answers, and its database does not", "See the lines above.")]
     told = f"something else answers at {shown} (HTTP {response.status_code})"
     return [*findings, failed("HTTP", told, "Stop it, or run uvicorn with another --port (and give it here).")]
 
 
+def _running_version(response: httpx.Response) -> list[Finding]:
+    said = said_in(response.text)
+    if compared(said):
+        told = f"the running server is {said or 'before 0.2'}, these files are {version()}"
+        return [warning("version", told, "Start it again, if it runs from here.")]
+    return [ok("version", f"{version()}, as the running server")]
+
+
 async def _ready(url: str, *, or_by_tls: bool) -> httpx.Response:
     """The answer; also of a server at that address that turns out to speak TLS, whoever signed its certificate."""
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False) as http:
+    async with _client(trust_env=False) as http:
         try:
             return await http.get(f"{url.rstrip('/')}/health/ready")
         except (httpx.RemoteProtocolError, httpx.ReadError):
             if not or_by_tls:
                 raise
-    async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=False) as http:  # noqa: S501 - no key is sent
+    async with _client(trust_env=False, verify=False) as http:  # no key is sent
         return await http.get(f"https{url.removeprefix('http')}/health/ready")
+
+
+def _client(**options: Any) -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S, headers={"User-Agent": agent()}, **options)
 
 
 def _silent(shown: str, error: Exception) -> Finding:
@@ -332,7 +371,7 @@ async def _retrieve(settings: ServerSettings) -> list[Finding]:
         return [ok("retrieve URL", "none: images are said to be unavailable")]
     shown = without_password(str(url))
     try:
-        async with httpx.AsyncClient(timeout=REQUEST_TIMEOUT_S) as http:
+        async with _client() as http:
             response = await http.get(str(url))
     except httpx.HTTPError as error:
         cure = "Correct SERVER_RETRIEVE_URL; viewers ask it from where they are, so it may still be right."

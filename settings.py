@@ -1,6 +1,5 @@
 """What an operator can change, with units. Read once, frozen."""
 
-import difflib
 import os
 import re
 import uuid
@@ -8,143 +7,214 @@ from collections.abc import Mapping
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
-from dotenv import dotenv_values
-from pydantic import (
-    AliasChoices,
-    Field,
-    HttpUrl,
-    SecretStr,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-    model_validator,
+import kinds
+from kinds import Secret, Setting, Url
+
+DATABASE_URL = re.compile(r"sqlite\+aiosqlite:///.+|postgresql\+asyncpg://[^/]*/.+")
+DATABASE_URLS = (
+    "must have the form sqlite+aiosqlite:///FILE, such as sqlite+aiosqlite:///series.db, or "
+    "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
-DATABASE_URLS = "must have the form sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SettingsError(Exception):
     """A setting is unknown or wrong. The text names each one, its problem and the cure."""
 
 
-class GatewaySettings(BaseSettings):
+class Settings:
+    """Declared settings with their values. What is named model_… is pydantic's word for the same."""
+
+    model_fields: ClassVar[dict[str, Setting]]
+    prefix: ClassVar[str]
+    """Of the environment's names."""
+    model_fields_set: frozenset[str]
+    """Those that were given; the rest are defaults."""
+    flags: frozenset[str]
+    """Those that were given on the command line."""
+
+    def __init_subclass__(cls, prefix: str) -> None:
+        cls.prefix = prefix
+        cls.model_fields = {name: value for name, value in vars(cls).items() if isinstance(value, Setting)}
+
+    def __init__(self, flags: Mapping[str, Any] | None = None, /, **given: Any) -> None:
+        """`flags` are given, too, and named so where they are wrong. Raises SettingsError."""
+        given |= flags or {}
+        given.pop("_env_file", None)  # pydantic-settings' word: here nothing is read from a file
+        if unknown := given.keys() - self.model_fields.keys():
+            raise TypeError(f"no settings: {', '.join(sorted(unknown))}")
+        vars(self).update(model_fields_set=frozenset(given), flags=frozenset(flags or ()))
+        problems = []
+        for name, setting in self.model_fields.items():
+            try:
+                vars(self)[name] = setting.read(given[name]) if name in given else setting.unset()
+            except ValueError as error:
+                problems.append(_explained(type(self), name, given[name], str(error)))
+        try:
+            if not problems:
+                self._fits_together()
+        except ValueError as error:
+            problems.append(str(error))
+        if problems:
+            raise SettingsError(self.as_typed("\n".join(problems)))
+
+    def _fits_together(self) -> None:
+        """Raises ValueError where settings that are each right contradict each other."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: settings do not change")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{n}={getattr(self, n)!r}' for n in sorted(self.model_fields_set))})"
+
+    def model_copy(self, *, update: Mapping[str, Any]) -> Self:
+        """The same with some changes, which are taken as they are."""
+        copied = object.__new__(type(self))
+        vars(copied).update({name: vars(self)[name] for name in (*self.model_fields, "model_fields_set", "flags")})
+        vars(copied).update(update)
+        return copied
+
+    def as_typed(self, told: str) -> str:
+        """A text that names variables, with flags instead where flags were typed."""
+        for name in self.flags:
+            if self.model_fields[name].is_secret:
+                continue  # never typed as a flag
+            told = re.sub(rf"\b{variable(type(self), name)}(?![A-Z_])", f"--{name.replace('_', '-')}", told)
+        return told
+
+
+class GatewaySettings(Settings, prefix="GATEWAY_"):
     """The gateway's settings: environment (`GATEWAY_…`), then `.env`, then these defaults."""
 
-    model_config = SettingsConfigDict(env_prefix="GATEWAY_", env_file=".env", extra="ignore", frozen=True)
-
-    scp_host: str = Field("127.0.0.1", description="Address the DICOM listener binds to.")
-    scp_port: int = Field(6667, ge=0, le=65535, description="DICOM port; 0 takes a free one and logs it.")
-    ae_title: Annotated[str, StringConstraints(strip_whitespace=True, pattern=r"^[ -\[\]-~]{1,16}$")] = Field(
-        "STORESCP", description="Our AE title: 1 to 16 ASCII characters without backslash (PS3.5 §6.2)."
+    scp_host: str = kinds.text("127.0.0.1", "Address the DICOM listener binds to.", unit="HOST")
+    scp_port: int = kinds.port(6667, "DICOM port; 0 takes a free one and logs it.")
+    ae_title: str = kinds.name(
+        "STORESCP",
+        "Our AE title: 1 to 16 ASCII characters without backslash (PS3.5 §6.2).",
+        form=r"[ -\[\]-~]{1,16}",
+        words="1 to 16 ASCII characters without backslash",
+        example="STORESCP",
     )
-    workers: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Processes that share the DICOM port, each with a journal of its own (…-1.db, …-2.db).",
+    workers: int = kinds.number(
+        1, "Processes that share the DICOM port, each with a journal of its own (…-1.db, …-2.db).", least=1, most=64
     )
-    allowed_peers: str = Field(
+    allowed_peers: str = kinds.text(
         "",
-        description="Who may send, comma separated: AE titles (CT1), addresses or networks (10.0.0.0/24), or both "
+        "Who may send, comma separated: AE titles (CT1), addresses or networks (10.0.0.0/24), or both "
         "(CT1@10.0.0.7). Empty on a loopback address: everyone on this machine.",
     )
-    allow_any_peer: bool = Field(False, description="Let every peer that reaches the port send.")
-    max_associations: int = Field(
-        200, ge=1, description="Associations at once; further ones are rejected as transient."
+    allow_any_peer: bool = kinds.truth(False, "Let every peer that reaches the port send.")
+    max_associations: int = kinds.number(200, "Associations at once; further ones are rejected as transient.", least=1)
+    max_connections_per_peer: int = kinds.number(
+        100, "TCP connections of one address; beyond it the oldest that is silent has to go.", least=1
     )
-    max_connections_per_peer: int = Field(
-        100, ge=1, description="TCP connections of one address; beyond it the oldest that is silent has to go."
+    associate_timeout_s: float = kinds.seconds(
+        10.0, "Longest wait for a TLS handshake, for an A-ASSOCIATE-RQ, and for a peer to close."
     )
-    associate_timeout_s: Seconds = Field(
-        10.0, description="Longest wait for a TLS handshake, for an A-ASSOCIATE-RQ, and for a peer to close."
+    pdu_timeout_s: float = kinds.seconds(30.0, "Longest time that one PDU may take.")
+    association_idle_timeout_s: float = kinds.seconds(600.0, "An association this long without a PDU is aborted.")
+    max_pdu_bytes: int = kinds.count_of_bytes(2**20, "Longest P-DATA-TF PDU; we announce 131072.", least=2**17)
+    max_command_bytes: int = kinds.count_of_bytes(2**16, "Longest DIMSE command set.", least=1024)
+    max_header_bytes: int = kinds.count_of_bytes(
+        2**20, "How much of a data set is kept to find the header's attributes in.", least=4096
     )
-    pdu_timeout_s: Seconds = Field(30.0, description="Longest time that one PDU may take.")
-    association_idle_timeout_s: Seconds = Field(600.0, description="An association this long without a PDU is aborted.")
-    max_pdu_bytes: int = Field(2**20, ge=2**17, description="Longest P-DATA-TF PDU; we announce 131072.")
-    max_command_bytes: int = Field(2**16, ge=1024, description="Longest DIMSE command set.")
-    max_header_bytes: int = Field(
-        2**20, ge=4096, description="How much of a data set is kept to find the header's attributes in."
+    tls_cert: Path | None = kinds.file(None, "PEM certificate chain; with it the DICOM port speaks TLS only.")
+    tls_key: Path | None = kinds.file(None, "PEM key of the certificate; by default in the same file.")
+    tls_ca: Path | None = kinds.file(None, "PEM certificates that senders' certificates are checked against.")
+    tls_client_certs: Literal["none", "optional", "required"] = kinds.choice(
+        "none", "Whether senders have to show a certificate: none, optional, required.", "none", "optional", "required"
     )
-    tls_cert: Path | None = Field(None, description="PEM certificate chain; with it the DICOM port speaks TLS only.")
-    tls_key: Path | None = Field(None, description="PEM key of the certificate; by default in the same file.")
-    tls_ca: Path | None = Field(None, description="PEM certificates that senders' certificates are checked against.")
-    tls_client_certs: Literal["none", "optional", "required"] = Field(
-        "none", description="Whether senders have to show a certificate: none, optional, required."
+    server_url: Url = kinds.url(
+        "http://127.0.0.1:8000", "Where series reports are posted.", example="http://10.0.0.5:8000"
     )
-    server_url: HttpUrl = Field(HttpUrl("http://127.0.0.1:8000"), description="Where series reports are posted.")
-    server_ca: Path | None = Field(
-        None, description="PEM certificates that an https server's is checked against; by default the system's."
+    server_ca: Path | None = kinds.file(
+        None, "PEM certificates that an https server's is checked against; by default the system's."
     )
-    api_key: SecretStr | None = Field(
-        None, description="Key that the server wants, sent as a bearer token; not a flag, for others would see it."
+    api_key: Secret | None = kinds.secret(
+        "Key that the server wants, sent as a bearer token; not a flag, for others would see it."
     )
-    api_key_file: Path | None = Field(
-        None, description="File with the key on one line; read at start, and again when the server answers 401."
+    api_key_file: Path | None = kinds.file(
+        None, "File with the key on one line; read at start, and again when the server answers 401."
     )
-    id: str = Field(
+    id: str = kinds.name(
+        "",
+        "Name of this gateway in its reports; by default host name and a random part.",
+        form=r"[^\x00-\x1f\x7f/]{1,64}",
+        words="1 to 64 characters without a slash or a control character",
+        example="ct-room-2",
         default_factory=lambda: f"{os.uname().nodename[:51]}-{uuid.uuid4().hex[:12]}",
-        min_length=1,
-        max_length=64,
-        pattern=r"^[^\x00-\x1f\x7f/]+$",
-        description="Name of this gateway in its reports; by default host name and a random part.",
     )
-    idle_policy: Literal["adaptive", "fixed"] = Field(
-        "adaptive", description="How long a series may be quiet: learnt per sender and modality, or the same for all."
+    idle_policy: Literal["adaptive", "fixed"] = kinds.choice(
+        "adaptive",
+        "How long a series may be quiet: learnt per sender and modality, or the same for all.",
+        "adaptive",
+        "fixed",
     )
-    idle_timeout_s: Seconds = Field(
+    idle_timeout_s: float = kinds.seconds(
         2.0,
-        description="Fixed policy: a series this long without a new image is reported as idle. Adaptive policy: what "
+        "Fixed policy: a series this long without a new image is reported as idle. Adaptive policy: what "
         "the waits for a sender not known yet are derived from.",
     )
-    idle_max_s: Seconds = Field(
-        60.0, description="Longest adaptive wait, and longest wait for images that the PACS has and has not sent."
+    idle_max_s: float = kinds.seconds(400.0, "Longest adaptive wait, grace included.")
+    missing_timeout_s: float = kinds.seconds(
+        60.0, "How long a quiet series waits for images that its PACS has and has not sent."
     )
-    pacs: str = Field(
+    pacs: str = kinds.text(
         "",
-        description="Senders that can be asked what a series holds: AE@HOST:PORT, comma separated, matched by the "
-        "calling AE title.",
+        "Senders that can be asked what a series holds: AE@HOST:PORT, or AE@tls://HOST:PORT over TLS, "
+        "comma separated, matched by the calling AE title.",
     )
-    pacs_timeout_s: Seconds = Field(5.0, description="Longest wait for a PACS: to associate, and for each answer.")
-    fetch_missing: Literal["off", "get", "move"] = Field(
-        "off", description="Fetch what the PACS has and did not send, by C-GET, or by C-MOVE to our AE title."
+    pacs_ca: Path | None = kinds.file(
+        None,
+        "PEM certificates that those of tls:// entries of GATEWAY_PACS are checked against; host names are "
+        "not. Our own is GATEWAY_TLS_CERT.",
     )
-    trace_path: Path | None = Field(
-        None, description="Record when images come, as JSON Lines, for `make completion TRACES=folder`."
+    pacs_timeout_s: float = kinds.seconds(5.0, "Longest wait for a PACS: to associate, and for each answer.")
+    fetch_missing: Literal["off", "get", "move"] = kinds.choice(
+        "off", "Fetch what the PACS has and did not send, by C-GET, or by C-MOVE to our AE title.", "off", "get", "move"
     )
-    metrics_port: int | None = Field(
-        None, ge=0, le=65535, description="Port of the Prometheus metrics, over HTTP; worker N listens N-1 above it."
+    trace_path: Path | None = kinds.file(
+        None, "Record when images come, as JSON Lines, for `make policies TRACES=folder`."
     )
-    metrics_host: str = Field("127.0.0.1", description="Address that the metrics are bound to.")
-    max_open_s: Seconds = Field(900.0, description="A series open this long is reported as capped, quiet or not.")
-    drain_timeout_s: Seconds = Field(
-        30.0, description="On SIGTERM and drain: longest wait for open associations, then for undelivered reports."
+    metrics_port: int | None = kinds.port(
+        None, "Port of the Prometheus metrics, over HTTP; worker N listens N-1 above it.", example=9464
     )
-    inbox_size: int = Field(1000, ge=1, description="Instances between the SCP and the collector.")
-    inbox_timeout_s: Seconds = Field(5.0, description="How long a C-STORE waits for room before it is refused 0xA700.")
-    journal_path: Path = Field(
-        Path("gateway-journal.db"), description="What is acknowledged and not yet delivered; one file a gateway."
+    metrics_host: str = kinds.text("127.0.0.1", "Address that the metrics are bound to.", unit="HOST")
+    max_open_s: float = kinds.seconds(3600.0, "A series open this long is reported as capped, quiet or not.")
+    drain_timeout_s: float = kinds.seconds(
+        30.0, "On SIGTERM and drain: longest wait for open associations, then for undelivered reports."
     )
-    journal_max_bytes: int = Field(4 * 2**30, ge=2**16, description="Journal size beyond which C-STORE gets 0xA700.")
-    min_free_bytes: int = Field(
-        256 * 2**20, ge=0, description="Free disk beside the journal below which C-STORE gets 0xA700."
+    inbox_size: int = kinds.number(1000, "Instances between the SCP and the collector.", least=1)
+    inbox_timeout_s: float = kinds.seconds(5.0, "How long a C-STORE waits for room before it is refused 0xA700.")
+    journal_path: Path = kinds.file(
+        "gateway-journal.db", "What is acknowledged and not yet delivered; one file a gateway."
     )
-    max_pending_instances: int = Field(
-        2_000_000, ge=1, description="Instances open or undelivered beyond which C-STORE gets 0xA700."
+    journal_max_bytes: int = kinds.count_of_bytes(
+        4 * 2**30, "Journal size beyond which C-STORE gets 0xA700.", least=2**16
     )
-    dispatch_concurrency: int = Field(8, ge=1, le=256, description="Reports posted at the same time.")
-    request_timeout_s: Seconds = Field(10.0, description="Longest wait for one answer of the server.")
-    retry_max_s: Seconds = Field(30.0, description="Longest back-off between two tries of one report.")
+    min_free_bytes: int = kinds.count_of_bytes(
+        256 * 2**20, "Free disk beside the journal below which C-STORE gets 0xA700.", least=0
+    )
+    max_pending_instances: int = kinds.number(
+        2_000_000, "Instances open or undelivered beyond which C-STORE gets 0xA700.", least=1
+    )
+    dispatch_concurrency: int = kinds.number(8, "Reports posted at the same time.", least=1, most=256)
+    request_timeout_s: float = kinds.seconds(10.0, "Longest wait for one answer of the server.")
+    retry_max_s: float = kinds.seconds(30.0, "Longest back-off between two tries of one report.")
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> None:
         if any(entry in ("", "@") for entry in self._entries()):
             raise ValueError("GATEWAY_ALLOWED_PEERS has an empty entry: remove the comma")
         self._peers  # noqa: B018 - raises where an entry is wrong
-        self.pacs_by_ae_title  # noqa: B018 - raises where an entry is wrong
+        over_tls = [name for name, peer in self.pacs_by_ae_title.items() if peer.tls]  # raises where an entry is wrong
+        if over_tls and self.pacs_ca is None:
+            raise ValueError(
+                f"GATEWAY_PACS asks {over_tls[0]} over tls://: name the PEM file of who signed its certificate, or "
+                "that certificate itself, in GATEWAY_PACS_CA"
+            )
+        if self.pacs_ca is not None and not over_tls:
+            raise ValueError("GATEWAY_PACS_CA does nothing without TLS: write AE@tls://HOST:PORT into GATEWAY_PACS")
         if self.fetch_missing != "off" and not self.pacs.strip():
             raise ValueError(f"GATEWAY_FETCH_MISSING={self.fetch_missing} needs GATEWAY_PACS to fetch from")
         if self.api_key is not None and self.api_key_file is not None:
@@ -164,14 +234,12 @@ class GatewaySettings(BaseSettings):
                 f"GATEWAY_SCP_HOST={self.scp_host} can be reached from other machines. Name who may send in "
                 "GATEWAY_ALLOWED_PEERS (AE titles, addresses, networks), or set GATEWAY_ALLOW_ANY_PEER=true"
             )
-        return self
 
     @property
     def exposes_key(self) -> bool:
         """Whether a key travels in clear text to another machine."""
-        host = (self.server_url.host or "").strip("[]")
         has_key = self.api_key is not None or self.api_key_file is not None
-        return has_key and self.server_url.scheme == "http" and not is_loopback(host)
+        return has_key and self.server_url.scheme == "http" and not is_loopback(self.server_url.host)
 
     @property
     def journals(self) -> list[Path]:
@@ -226,14 +294,25 @@ class Peer(NamedTuple):
     ae_title: str
     host: str
     port: int
+    tls: bool = False
+
+    def __str__(self) -> str:
+        """As in GATEWAY_PACS."""
+        return f"{self.ae_title}@{'tls://' if self.tls else ''}{self.host}:{self.port}"
 
 
 def _pacs(entry: str) -> Peer:
     ae_title, at, address = entry.partition("@")
-    host, colon, port = address.rpartition(":")
-    if not (ae_title.strip() and at and host and colon and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError(f"GATEWAY_PACS entry {entry!r} is not of the form AE@HOST:PORT")
-    return Peer(ae_title.strip(), host.strip("[]"), int(port))
+    scheme, tls, rest = address.rpartition("://")
+    host, colon, port = rest.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port) < 65536
+    is_host = bool(host) and not re.search(r"[/@\s]", host)
+    if not (ae_title.strip() and at and is_host and colon and is_port) or scheme.lower() != ("tls" if tls else ""):
+        raise ValueError(
+            f"GATEWAY_PACS entry {entry!r} is not of the form AE@HOST:PORT or AE@tls://HOST:PORT, such as "
+            "ORTHANC@10.0.0.5:4242"
+        )
+    return Peer(ae_title.strip(), host.strip("[]"), int(port), bool(tls))
 
 
 def _peer(entry: str) -> tuple[str, IPv4Network | IPv6Network | None]:
@@ -242,7 +321,10 @@ def _peer(entry: str) -> tuple[str, IPv4Network | IPv6Network | None]:
         return ae_title, ip_network(network, strict=False)
     except ValueError:
         if at:
-            raise ValueError(f"{entry!r} is not of the form AE@address or AE@network") from None
+            raise ValueError(
+                f"GATEWAY_ALLOWED_PEERS entry {entry!r} is not of the form AE@address or AE@network, such as "
+                "CT1@10.0.0.7 or CT1@10.0.0.0/24"
+            ) from None
         return network, None
 
 
@@ -267,73 +349,82 @@ def key_problem(key: str) -> str | None:
     return None
 
 
-class ServerSettings(BaseSettings):
+def _is_known(url: str) -> None:
+    if ":memory:" in url or not DATABASE_URL.fullmatch(url):
+        raise ValueError(DATABASE_URLS)
+
+
+class ServerSettings(Settings, prefix="SERVER_"):
     """The server's settings: environment (`SERVER_…` and `DATABASE_URL`), then `.env`, then these defaults."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="SERVER_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
-    )
-
-    database_url: str = Field(
+    database_url: str = kinds.checked(
         "sqlite+aiosqlite:///series.db",
-        validation_alias=AliasChoices("DATABASE_URL"),
-        description="Where series are stored: sqlite+aiosqlite:///FILE, or "
-        "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE.",
+        "Where series are stored: sqlite+aiosqlite:///FILE, or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE.",
+        variable="DATABASE_URL",
+        check=_is_known,
     )
-    database_pool_size: int = Field(10, ge=1, le=1000, description="PostgreSQL connections of one server process.")
-    database_timeout_s: Seconds = Field(
-        10.0, description="PostgreSQL: longest wait for a connection, and for one statement."
+    database_pool_size: int = kinds.number(10, "PostgreSQL connections of one server process.", least=1, most=1000)
+    database_timeout_s: float = kinds.seconds(10.0, "PostgreSQL: longest wait for a connection, and for one statement.")
+    max_body_bytes: int = kinds.count_of_bytes(16 * 2**20, "Largest request body; beyond it 413.", least=1024)
+    requests_per_s: float = kinds.rate(500.0, "Requests of one key, or of this machine; beyond it 429.")
+    audit_path: Path | None = kinds.file(
+        None, "File of its own for the audit log, JSON Lines; by default it goes with the other logs."
     )
-    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="Largest request body; beyond it 413.")
-    requests_per_s: float = Field(
-        500.0, gt=0, allow_inf_nan=False, description="Requests of one key, or of this machine; beyond it 429."
-    )
-    audit_path: Path | None = Field(
-        None, description="File of its own for the audit log, JSON Lines; by default it goes with the other logs."
-    )
-    retrieve_url: HttpUrl | None = Field(
-        None, description="DICOMweb service that holds the images; QIDO-RS answers then say where to retrieve them."
+    retrieve_url: Url | None = kinds.url(
+        None,
+        "DICOMweb service that holds the images; QIDO-RS answers then say where to retrieve them.",
+        example="https://pacs.example/dicom-web",
     )
 
-    @field_validator("database_url")
-    @classmethod
-    def _is_known(cls, url: str) -> str:
-        if ":memory:" in url or not re.fullmatch(r"sqlite\+aiosqlite:///.+|postgresql\+asyncpg://[^/]*/.+", url):
-            raise ValueError(DATABASE_URLS)
-        return url
+    @property
+    def sqlite_path(self) -> Path | None:
+        """The file of a SQLite database."""
+        kind, _, database = self.database_url.partition(":///")
+        return Path(database.partition("?")[0]).resolve() if kind == "sqlite+aiosqlite" else None
 
 
-S = TypeVar("S", bound=BaseSettings)
+S = TypeVar("S", bound=Settings)
 
 
 def load(cls: type[S], flags: Mapping[str, Any] | None = None) -> S:
     """Read settings; `flags` (given on the command line) win over the environment. Raises SettingsError."""
-    prefix = str(cls.model_config["env_prefix"])
-    known = {variable(cls, name) for name in cls.model_fields}
-    given = dotenv_values(".env") | os.environ
+    names = {variable(cls, name): name for name in cls.model_fields}
+    environment = _dotenv() | os.environ
     problems = [
-        f"{name}: unknown setting{_service_link(name, given[name]) or _suggest(name, known)}"
-        for name in sorted(given)
-        if name.upper().startswith(prefix) and name.upper() not in known
+        f"{name}: unknown setting{_service_link(name, environment[name]) or _suggest(name, names)}"
+        for name in sorted(environment)
+        if name.upper().startswith(cls.prefix) and name.upper() not in names
     ]
+    given = {names[k.upper()]: value for k, value in environment.items() if k.upper() in names and value is not None}
     try:
-        settings = cls(**(flags or {}))
-    except ValidationError as error:
-        problems += [_explain(cls, details) for details in error.errors(include_url=False)]
+        settings = cls(flags, **given)
+    except SettingsError as error:
+        problems.append(str(error))
     if problems:
         raise SettingsError("\n".join(problems))
     return settings
 
 
-def variable(cls: type[BaseSettings], name: str) -> str:
+def _dotenv() -> dict[str, str | None]:
+    """What stands in .env, if there is one."""
+    if not os.path.isfile(".env"):
+        return {}
+    from dotenv import dotenv_values
+
+    try:
+        return dict(dotenv_values(".env"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f".env cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def variable(cls: type[Settings], name: str) -> str:
     """The environment variable of a field: `scp_port` is `GATEWAY_SCP_PORT`."""
-    alias = cls.model_fields[name].validation_alias
-    return (
-        str(alias.choices[0]) if isinstance(alias, AliasChoices) else f"{cls.model_config['env_prefix']}{name}".upper()
-    )
+    return cls.model_fields[name].variable or f"{cls.prefix}{name}".upper()
 
 
-def _suggest(name: str, known: set[str]) -> str:
+def _suggest(name: str, known: Mapping[str, str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(name.upper(), known, n=1)
     return f"; did you mean {close[0]}?" if close else f"; remove it, or use one of {', '.join(sorted(known))}"
 
@@ -346,14 +437,12 @@ def _service_link(name: str, value: str | None) -> str:
     return ""
 
 
-def _explain(cls: type[BaseSettings], details: Any) -> str:
-    if not details["loc"]:
-        return str(details["msg"]).removeprefix("Value error, ")
-    name = str(details["loc"][0])
-    field = next((f for f in cls.model_fields if name in (f, variable(cls, f))), name)
-    given, message = details["input"], str(details["msg"]).removeprefix("Value error, ")
-    about = cls.model_fields[field].description if field in cls.model_fields else ""
-    return f"{variable(cls, field)}={without_password(repr(given))}: {message}. {about}{_service_link('', str(given))}"
+def _explained(cls: type[Settings], name: str, given: object, problem: str) -> str:
+    """A line about one setting: name, value, problem, meaning."""
+    setting = cls.model_fields[name]
+    shown = "" if setting.is_secret else f"={without_password(repr(given))}"
+    about = f"{setting.description}{_service_link('', str(given))}"
+    return f"{variable(cls, name)}{shown}: {problem}. {about}"
 
 
 def without_password(url: str) -> str:

@@ -1,4 +1,4 @@
-"""`completion bash|zsh|fish`: Tab for `./client.py …` and, since that is how it is run, for `python client.py …`.
+"""`tab bash|zsh|fish`: Tab for `./client.py …` and, since that is how it is run, for `python client.py …`.
 
 click answers what may come next (`_CLIENT_PY_COMPLETE`); its own scripts know only programs found by their name.
 """
@@ -9,7 +9,7 @@ MARK = "series-gateway: Tab completes this"
 """Stands in both programs; a file of another project is not run, whatever its name."""
 
 BASH = """\
-# source <(python {program} completion bash)
+# source <(python {program} tab bash)
 _{name}_ask() {{ # words, which, command
     local type value
     COMPREPLY=()
@@ -50,7 +50,7 @@ complete -o nosort -F _{name} {program}
 """
 
 ZSH = """\
-# source <(python {program} completion zsh), behind compinit
+# source <(python {program} tab zsh), behind compinit
 _{name}_ask() {{ # words, which, command
     local type key descr
     local -a response plain described
@@ -88,7 +88,7 @@ compdef _{name} {program}
 """
 
 FISH = """\
-# python {program} completion fish | source
+# python {program} tab fish | source
 function _{name}_is
     grep -qsF "{mark}" -- $argv[1]
 end
@@ -128,22 +128,23 @@ for python in python python3
 end
 """
 
+NAMES = ("tab", "completion")
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
-def completion(program: str) -> click.Command:
-    """The command that prints the script."""
+def tab(program: str) -> list[click.Command]:
+    """The command that prints the script, and the same by its name until 0.2."""
 
-    @click.command(no_args_is_help=True)
-    @click.argument("shell", type=click.Choice(list(SCRIPTS)))
-    def completion(shell: str) -> None:
-        """Print what lets Tab complete this command line.
-
-        bash and zsh: source <(python PROGRAM completion bash); fish: python PROGRAM completion fish | source
-        """
+    def tab(shell: str) -> None:
         name = program.replace(".", "_")
         click.echo(SCRIPTS[shell].format(program=program, name=name, upper=name.upper(), mark=MARK), nl=False)
 
-    assert completion.help is not None  # noqa: S101 - the text above
-    completion.help = completion.help.replace("PROGRAM", program)
-    return completion
+    about = "Print what lets Tab complete this command line."
+    how = f"bash and zsh: source <(python {program} tab bash); fish: python {program} tab fish | source"
+    shell = click.Argument(["shell"], type=click.Choice(list(SCRIPTS)))
+    return [
+        click.Command(
+            name, callback=tab, params=[shell], help=f"{about}\n\n{how}", no_args_is_help=True, hidden=name != NAMES[0]
+        )
+        for name in NAMES
+    ]

@@ -4,21 +4,55 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, Select, and_, func, literal, select, union
+from sqlalchemy import ColumnElement, CompoundSelect, FunctionElement, Select, Text, and_, func, literal, select, union
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeDecorator
 
-from matching import ByBytes, Range, matches
+from matching import Range, matches
 from schema import changes, conflicts, dead_changes, gateways, series, webhooks
 from union import SEARCHED_LENGTH
 
 COUNTED = 1000  # of what is wrong: beyond it, it is many
+DESCRIPTION_LENGTH = 1024  # characters that are shown
+CESU_8 = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # how SQLite puts a lone surrogate
 OF_SERIES = (
     *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber", "Modality", "Source"),
-    *("Revision", "NumInstances", "ExpectedInstances", "Verdict", "FalseCompletions", "Conflicts"),
+    *("Revision", "NumInstances", "ExpectedInstances", "ExpectedFrom", "Verdict", "FalseCompletions", "Conflicts"),
     *("UpdatedAt", "LastReceivedAt"),
 )
+
+
+class _Readable(TypeDecorator[str]):
+    """Text, of which SQLite gives the bytes: out of JSON it may be no valid Unicode."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_result_value(self, value: Any, dialect: Any) -> str | None:
+        return CESU_8.sub("\ufffd".encode(), value).decode(errors="replace") if isinstance(value, bytes) else value
+
+
+class _Shown(FunctionElement[str]):
+    """The beginning of a text."""
+
+    inherit_cache = True
+    type = _Readable()
+
+
+@compiles(_Shown)
+def _begin(element: _Shown, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"substr({compiler.process(element.clauses, **kw)}, 1, {DESCRIPTION_LENGTH})"
+
+
+@compiles(_Shown, "sqlite")
+def _begin_as_bytes(element: _Shown, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST({_begin(element, compiler, **kw)} AS BLOB)"
+
+
 COLUMNS = (
     *(series.c[name] for name in OF_SERIES),
-    ByBytes(series.c.Attributes["SeriesDescription", 0].as_string()).label("SeriesDescription"),
+    _Shown(series.c.Attributes["SeriesDescription", 0].as_string()).label("SeriesDescription"),
 )
 
 

@@ -11,7 +11,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TextIO
 
 import prometheus_client
@@ -36,22 +36,28 @@ class CannotServeMetrics(GatewayError):
 
 
 class _Stderr:
-    """Whatever sys.stderr is now: a table on the terminal takes its place for a while."""
+    """Whatever sys.stderr is now: a table on the terminal takes its place for a while.
+
+    A line that cannot be written (disk full, reader gone) is lost: that stops no image, and no report.
+    """
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+        return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
 
 
 STDERR: TextIO = _Stderr()  # type: ignore[assignment]
 
 
-def configure_logging(**fields: object) -> None:
+def configure_logging(*, silent: bool = False, **fields: object) -> None:
     """Write log events to stderr: coloured lines on a terminal, one JSON object a line otherwise.
 
-    `fields` are added to every event of this process.
+    `fields` are added to every event of this process. `silent` leaves out all but what is critical.
     """
     structlog.contextvars.bind_contextvars(**fields)
     shared: list[Processor] = [
@@ -65,7 +71,7 @@ def configure_logging(**fields: object) -> None:
         renderers = [_one_text, structlog.dev.ConsoleRenderer()]
     structlog.configure(
         processors=[*shared, *renderers],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if silent else logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(STDERR),  # one write a line: workers share the pipe
     )
     handler = logging.StreamHandler(STDERR)

@@ -23,9 +23,12 @@ async def in_thread(do: Callable[[], T], name: str) -> T:
             future.set_result(cast(T, result))
 
     def work() -> None:
-        result, error = None, None
+        result: T | None = None
+        error: Exception | None = None
         try:
             result = do()
+        except StopIteration as problem:  # which no future takes
+            error = RuntimeError("StopIteration").with_traceback(problem.__traceback__)
         except Exception as problem:  # handed over
             error = problem
         with contextlib.suppress(RuntimeError):  # the loop has ended

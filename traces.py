@@ -1,4 +1,4 @@
-"""Records when images come (GATEWAY_TRACE_PATH) as JSON Lines: what `make completion TRACES=folder` judges policies by.
+"""Records when images come (GATEWAY_TRACE_PATH) as JSON Lines: what `make policies TRACES=folder` judges policies by.
 
 One line an event, in order of time; docs/completion.md describes the fields. UIDs and AE titles, no patient data.
 """
@@ -6,6 +6,7 @@ One line an event, in order of time; docs/completion.md describes the fields. UI
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -39,12 +40,15 @@ class Recorder:
             file = path.open("a", buffering=1)
         except OSError as error:
             raise CannotRecord(f"GATEWAY_TRACE_PATH={path} cannot be written: {error.strerror}.") from error
-        with file:
-            yield cls(file, clock)
+        recorder = cls(file, clock)
+        try:
+            yield recorder
+        finally:
+            recorder._try(file.close)
 
     def association(self, association: Association) -> None:
         """It was established, or it ended."""
-        event = "opened" if association.released_at is None else "released"
+        event = "opened" if association.released_at is None else "aborted" if association.aborted else "released"
         self._write(event, association.number, ae=association.calling_ae_title.strip())
 
     def image(self, instance: Instance) -> None:
@@ -54,6 +58,7 @@ class Recorder:
             instance.association.number if instance.association else 0,
             ae=instance.calling_ae_title.strip(),
             modality=instance.text("Modality") or "",
+            station=instance.text("StationName") or "",
             series=instance.series_instance_uid,
             sop=instance.sop_instance_uid,
             bytes=instance.length,
@@ -63,8 +68,12 @@ class Recorder:
         if self._file is None:
             return
         line = {"t": round(self._clock() - self._began, 6), "event": event, "association": association, **fields}
+        self._try(partial(self._file.write, json.dumps(line) + "\n"))
+
+    def _try(self, do: Callable[[], object]) -> None:
         try:
-            self._file.write(json.dumps(line) + "\n")
+            do()
         except OSError as error:
+            if self._file is not None:
+                log.error("trace.ended", reason=error.strerror)
             self._file = None
-            log.error("trace.ended", reason=error.strerror)

@@ -4,9 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from models import FINAL_VERDICTS, InstanceKeyword, SeriesReport
+from models import FINAL_VERDICTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
 
 OF_STUDY = (  # of the patient and the study, and not of the series
     *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
@@ -14,9 +14,15 @@ OF_STUDY = (  # of the patient and the study, and not of the series
 )
 SEARCHED = ("Modality", "StudyDate", "AccessionNumber")
 SEARCHED_LENGTH = 64  # characters
+BASIS_LENGTH = 256  # characters
+SETTLED = ("Verdict", "Basis", "Source", "IdlePolicy")
+FIGURES = dict.fromkeys(FINAL_VERDICTS, "False") | {"capped": "AfterCapped"}
+"""The verdicts that are counted, and as what images count that come after one."""
 INSTANCE_COLUMNS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
 
 Row = Mapping[str, Any]
+Expectation = tuple[int | None, str | None]
+T = TypeVar("T")
 
 
 def new_row(report: SeriesReport, now: datetime) -> dict[str, Any]:
@@ -53,7 +59,8 @@ def corrected(report: SeriesReport, known: Row, now: datetime) -> dict[str, Any]
     A report that names no patient changes the study only.
     """
     attributes = {keyword: values for keyword, values in known["Attributes"].items() if keyword not in OF_STUDY}
-    attributes |= {keyword: values for keyword, values in report.Attributes.items() if keyword in OF_STUDY}
+    of_study = {keyword: values for keyword, values in report.Attributes.items() if keyword in OF_STUDY}
+    attributes = fitting({**of_study, **attributes})
     patient = known if report.PatientID is None else {"PatientID": report.PatientID, "PatientName": report.PatientName}
     undecoded = {k: v for k, v in known["Undecoded"].items() if k not in (*OF_STUDY, "PatientName", "PatientID")}
     return {
@@ -61,7 +68,7 @@ def corrected(report: SeriesReport, known: Row, now: datetime) -> dict[str, Any]
         "PatientName": patient["PatientName"],
         "StudyInstanceUID": report.StudyInstanceUID,
         "Attributes": attributes,
-        "Undecoded": {**report.Undecoded, **undecoded},
+        "Undecoded": fitting_bytes({**undecoded, **_more(report.Undecoded, undecoded)}),
         **searched(attributes, patient["PatientName"]),
         "Revision": known["Revision"] + 1,
         "UpdatedAt": now,
@@ -97,14 +104,14 @@ def count(report: SeriesReport, known: Row, instances: int) -> int:
 
 def changes(report: SeriesReport, known: Row, union: int, now: datetime) -> dict[str, Any]:
     """The columns that a report changes: what is stored stays, what was empty is filled. Empty if it is no news."""
-    attributes = {**report.Attributes, **known["Attributes"]}
+    attributes = fitting({**known["Attributes"], **_more(report.Attributes, known["Attributes"])})
     name = known["PatientName"] or report.PatientName
     changed: dict[str, Any] = {
         "PatientID": known["PatientID"] or report.PatientID,
         "PatientName": name,
         "NumInstances": union,
         "Attributes": attributes,
-        "Undecoded": {**report.Undecoded, **known["Undecoded"]},
+        "Undecoded": fitting_bytes({**known["Undecoded"], **_more(report.Undecoded, known["Undecoded"])}),
         "FalseCompletions": known["FalseCompletions"] + contradicts_verdict(report, known, union),
         **searched(attributes, name),
         **_settled(report, known, union),
@@ -121,6 +128,10 @@ def changes(report: SeriesReport, known: Row, union: int, now: datetime) -> dict
     }
 
 
+def _more(said: Mapping[str, T], known: Mapping[str, T]) -> dict[str, T]:
+    return {keyword: value for keyword, value in said.items() if keyword not in known}
+
+
 def searched(attributes: Mapping[str, list[str]], patient_name: str | None) -> dict[str, str | None]:
     """The columns that stand beside Attributes to be searched by, no longer than an index bears."""
     first = {keyword: next(iter(attributes.get(keyword, ())), "")[:SEARCHED_LENGTH] or None for keyword in SEARCHED}
@@ -129,32 +140,91 @@ def searched(attributes: Mapping[str, list[str]], patient_name: str | None) -> d
 
 def contradicts_verdict(report: SeriesReport, known: Row, union: int) -> bool:
     """Whether a gateway has more images after it had said that the series was over."""
-    return report.Revision > 1 and union > known["NumInstances"] and known["Verdict"] in FINAL_VERDICTS
+    return _is_late(report, known, union) and known["Verdict"] in FINAL_VERDICTS
 
 
-SETTLED = ("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedInstances", "ExpectedFrom")
+def _is_late(report: SeriesReport, known: Row, union: int) -> bool:
+    return report.Revision > 1 and union > known["NumInstances"]
+
+
+def completions(report: SeriesReport, known: Row, changed: Row) -> Iterator[tuple[Row, str]]:
+    """What counts in the figures of verdicts: a row with the verdict in question, and the column.
+
+    A verdict is counted with the images that it came with, or when it takes the place of another or of none.
+    """
+    late = _is_late(report, known, changed["NumInstances"])
+    if late and known["Verdict"] in FIGURES:
+        yield known, FIGURES[known["Verdict"]]
+    news = changed["NumInstances"] > known["NumInstances"] or changed["Verdict"] != known["Verdict"]
+    if news and changed["Verdict"] in FIGURES:
+        yield changed, "Series"
+
+
+# --- what a row claims ------------------------------------------------------------------------------------------
+
+
+def truthful(row: Row) -> dict[str, Any]:
+    """A row as it may be told: an earlier version stored some that claim more than what is known bears out."""
+    expected, known = row["ExpectedInstances"], row["NumInstances"]
+    told = {**row}
+    if expected is not None and expected < known:
+        told |= {"ExpectedInstances": None, "ExpectedFrom": None}
+    no_more = row["Verdict"] == "expected" and told["ExpectedInstances"] is None
+    if no_more or (row["Verdict"] == "verified" and (expected, row["ExpectedFrom"]) != (known, "pacs")):
+        told["Verdict"] = "idle"
+    return told
 
 
 def _settled(report: SeriesReport, known: Row, union: int) -> dict[str, Any]:
-    """Verdict and what it rests on. `verified` stands only where the union here is what the PACS said twice."""
+    """Verdict and what it rests on.
+
+    1. A report that adds images, and the first one with a verdict behind a part, says what the row says.
+    2. `verified` is said by a report whose PACS has just as many as are known here, and by nothing else.
+    3. Where the row's expectation is no longer what is known, `verified` gives way to what the report says.
+    """
     added = union > known["NumInstances"]
-    if not added and known["Verdict"] == "verified" and (report.ExpectedInstances or 0) <= union:
-        return {column: known[column] for column in SETTLED}  # a report of before, repeated
-    settled = {column: known[column] for column in ("Verdict", "Basis", "Source", "IdlePolicy")}
-    if added or known["Verdict"] is None or report.Verdict == "verified":
-        settled = {column: getattr(report, column) for column in settled}
-    # Two gateways with a part each: neither had all, and the PACS told both the same.
-    told_both = added and known["ExpectedFrom"] == "pacs" and known["ExpectedInstances"] == report.ExpectedInstances
-    twice = report.Verdict == "verified" or (report.ExpectedFrom == "pacs" and told_both)
-    if twice and union == report.ExpectedInstances:
-        settled["Verdict"] = "verified"
-    elif report.Verdict == "verified":
-        settled |= {"Verdict": "idle", "Basis": f"{report.Basis}; {union} are known"}
-    expected_by = report.ExpectedInstances is not None
-    return settled | {
-        "ExpectedInstances": report.ExpectedInstances if expected_by else known["ExpectedInstances"],
-        "ExpectedFrom": report.ExpectedFrom if expected_by else known["ExpectedFrom"],
-    }
+    verified = _verifies(report, known, union)
+    expected = (union, "pacs") if verified else _expected(report, known, union)
+    gives_way = known["Verdict"] == "verified" and expected != (union, "pacs")
+    first = known["Verdict"] is None and report.Verdict is not None
+    told: Row = known
+    if added or first or gives_way or (verified and known["Verdict"] != "verified"):
+        told = report.model_dump(include=set(SETTLED))
+    settled = {column: told[column] for column in SETTLED}
+    if told is not known and report.Verdict == "verified" and not verified:
+        settled |= {"Verdict": "idle", "Basis": _said(report.Basis, f"{union} are known")}
+    elif gives_way and not added and report.Verdict is None:
+        settled = {column: known[column] for column in SETTLED}
+        settled |= {"Verdict": "idle", "Basis": _said(known["Basis"], f"then {expected[0]}, {union} are known")}
+    if settled["Verdict"] == "expected" and expected[0] is None:  # more are known than a tag said
+        settled["Verdict"] = "idle"
+    return settled | {"ExpectedInstances": expected[0], "ExpectedFrom": expected[1]}
+
+
+def _verifies(report: SeriesReport, known: Row, union: int) -> bool:
+    """Whether a report's PACS has what is known here, and nobody has heard of more in the meantime."""
+    if report.Verdict != "verified" or (report.ExpectedInstances, report.ExpectedFrom) != (union, "pacs"):
+        return False
+    more = known["ExpectedFrom"] == "pacs" and known["ExpectedInstances"] > union
+    received, last = report.LastReceivedAt, known["LastReceivedAt"]
+    return not (more and received is not None and last is not None and received < last)
+
+
+def _expected(report: SeriesReport, known: Row, union: int) -> Expectation:
+    """How many images there should be: never fewer than are known, and the PACS's word before that of tags.
+
+    Of two things that the PACS said, the larger one stands, in whatever order they come.
+    """
+    stored = known["ExpectedInstances"], known["ExpectedFrom"]
+    said = report.ExpectedInstances, report.ExpectedFrom
+    added = union > known["NumInstances"]
+    possible = [e for e in ((said, stored) if added else (stored, said)) if e[0] is not None and e[0] >= union]
+    by_pacs = [e for e in possible if e[1] == "pacs"]
+    return max(by_pacs) if by_pacs else next(iter(possible), (None, None))
+
+
+def _said(basis: str | None, more: str) -> str:
+    return "; ".join(filter(None, (basis, more)))[:BASIS_LENGTH]
 
 
 def own_events(report: SeriesReport, known: Row, changed: Row) -> Iterator[dict[str, Any]]:

@@ -127,15 +127,15 @@ class Webhooks:
 
     async def _post(self, webhook: Mapping[str, Any], change: Change) -> tuple[str | None, bool]:
         """What went wrong, if anything, and whether it is of no use to try again."""
-        body = change.model_dump_json().encode()
-        headers = signed(webhook["Secret"], f"change-{change.Number}", datetime.now(UTC), body)
         try:
+            body = change.model_dump_json().encode()
+            headers = signed(webhook["Secret"], f"change-{change.Number}", datetime.now(UTC), body)
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_S),  # all of it: httpx's holds for each part
                 self._http.stream("POST", webhook["Url"], content=body, headers=headers) as answer,
             ):
                 status = answer.status_code  # its body is not read
-        except Exception as error:  # the edge to a stranger's server, whatever its URL provokes
+        except Exception as error:  # the edge to a stranger's server, whatever its URL, secret or answer provokes
             return type(error).__name__, False
         if 200 <= status < 300:
             return None, False

@@ -10,7 +10,8 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from access import COOKIE
-from keys import SCOPES, SESSION_S, Key, Keys
+from key_reader import SCOPES
+from keys import SESSION_S, Key, Keys
 from models import Session
 
 FILES = Path(__file__).parent / "web"

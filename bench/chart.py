@@ -10,8 +10,8 @@ from matplotlib import pyplot as plt
 
 from bench.processes import ROOT
 
-Completions = tuple[list[str], dict[str, tuple[float, float, float]]]
-"""A table's lines; for each policy its false completions per 1000 series, median and 99th percentile of latency."""
+Points = dict[str, tuple[float, float, float]]
+"""For each policy its false completions per 1000 series, median and 99th percentile of latency."""
 
 
 def write_document(results: dict[str, Any]) -> None:
@@ -22,16 +22,22 @@ def write_document(results: dict[str, Any]) -> None:
     _plot(results, ROOT / "docs" / "benchmarks.svg")
 
 
-def write_completion(results: dict[str, Completions]) -> None:
-    """Tables and one plot of docs/completion.md: for each set of runs its name, the table's lines, and the points."""
-    parts = [f"### {name}\n\n" + "\n".join(lines) for name, (lines, _) in results.items()]
+def write_completion(tables: dict[str, list[list[str]]], plots: dict[str, Points]) -> None:
+    """Tables (lines each) and one plot of docs/completion.md, for each set of runs."""
+    parts = [f"### {name}\n\n" + "\n\n".join("\n".join(lines) for lines in some) for name, some in tables.items()]
     _insert(ROOT / "docs" / "completion.md", parts)
+    _plot_completion(plots, ROOT / "docs" / "completion.svg")
+
+
+def _plot_completion(plots: dict[str, Points], path: Path) -> None:
+    """Wrong against slow; a policy has its colour in every set of runs."""
     mpl.rcParams["svg.hashsalt"] = "series-gateway"
-    figure, all_axes = plt.subplots(1, len(results), figsize=(12, 5.5), layout="constrained")
-    for axes, (name, (_, points)) in zip(all_axes, results.items(), strict=True):
-        for n, (label, (false_per_1000, median_s, p99_s)) in enumerate(points.items()):
+    labels = list(dict.fromkeys(label for points in plots.values() for label in points))
+    figure, all_axes = plt.subplots(1, len(plots), figsize=(5 * len(plots), 5.5), layout="constrained")
+    for axes, (name, points) in zip(all_axes, plots.items(), strict=True):
+        for label, (false_per_1000, median_s, p99_s) in points.items():
             marker = "*" if "PACS" in label else "s" if "fixed" in label else "o"
-            colour = mpl.colormaps["tab20"](n)
+            colour = mpl.colormaps["tab20"](labels.index(label))
             (mark,) = axes.plot(median_s, false_per_1000, marker, color=colour, ms=9, clip_on=False, label=label)
             axes.plot([median_s, p99_s], [false_per_1000] * 2, "-|", color=mark.get_color(), alpha=0.5)
         axes.set_xscale("log")
@@ -42,7 +48,7 @@ def write_completion(results: dict[str, Completions]) -> None:
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("false completions per 1000 series")
     all_axes[0].legend(fontsize=8)
-    figure.savefig(ROOT / "docs" / "completion.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
 

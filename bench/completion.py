@@ -1,40 +1,37 @@
-"""`make completion`: how often each idle policy is wrong about the end of a series, and how long it makes one wait.
+"""`make policies`: how often each idle policy is wrong about the end of a series, and how long it makes one wait.
 
-In virtual time, with the collector and the policies of the gateway, on traces: those recorded from real senders
-(bench/traces/*.jsonl), made-up ones with known trouble, or, with TRACES=folder, somebody else's. The truth is that a
-series is complete after its last image in the file.
+In virtual time, with the collector and the policies of the gateway, on traces: made-up ones with known trouble, those
+recorded from real senders (bench/traces/*.jsonl), sites of every kind (bench/sites.py), PACS that can be asked, or,
+with TRACES=folder, somebody else's. The truth is that a series is complete after its last new image in the file.
 """
 
 import argparse
-import heapq
-import itertools
-import math
-import statistics
+import multiprocessing
+import os
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
-from rich.progress import track
 
+from bench import sites
 from bench.processes import ROOT
+from bench.progress import bar
+from bench.simulation import Candidate, Outcome, judge, shipped, total
 from bench.traces import BadTrace, Event, read_trace, synthetic
-from collector import SeriesCollector
 from idle import Adaptive, Estimator, Fixed, IdlePolicy, Phase, Quantile, Source
-from models import Association, Instance, SeriesKey, SeriesReport
-from pacs import CONFIRM_S, Answer, Question
 
-EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
-ANSWER_S = 0.05  # of the simulated PACS; a real Orthanc took 0.02 to 0.1 s
-MAX_OPEN_S = 900.0
-CEILING_S = 60.0
-IDLE_TIMEOUT_S = 2.0
+IDLE_TIMEOUT_S, CEILING_S = shipped("idle_timeout_s"), shipped("idle_max_s")
 TUNING, JUDGING = range(100, 104), range(200, 206)  # seeds of made-up runs
-STUDIES = 40  # of each kind, in each run
-COUNTED = ("idle", "expected", "verified")  # verdicts that say that a series is over
+STUDIES = 40  # of each kind, in each made-up run
+
+
+# --- policies --------------------------------------------------------------------------------------------------
 
 
 class NoHint(Adaptive):
@@ -81,208 +78,267 @@ def fixed(seconds: float) -> Callable[[], IdlePolicy]:
     return lambda: Fixed(seconds)
 
 
+DEFAULT = "adaptive"
+ASKING = f"{DEFAULT} + PACS"
+CANDIDATES = {
+    candidate.name: candidate
+    for candidate in (
+        *(Candidate(f"fixed {seconds:g} s", fixed(seconds)) for seconds in (1, 2, 5, 60, 300)),
+        Candidate("EMA, no release hint", adaptive(Rfc6298, NoHint)),
+        Candidate("EMA", adaptive(Rfc6298)),
+        Candidate("quantile, no release hint", adaptive(Quantile, NoHint)),
+        Candidate(DEFAULT, adaptive(Quantile)),
+        Candidate("fixed 5 s + PACS", fixed(5), asks=True),
+        Candidate(ASKING, adaptive(Quantile), asks=True),
+    )
+}
+
+
+# --- what is judged --------------------------------------------------------------------------------------------
+
+
+class Traffic(NamedTuple):
+    """One run: what came, and which series its PACS was itself still receiving."""
+
+    events: list[Event]
+    growing: frozenset[str] = frozenset()
+
+
+Load = Callable[[], Traffic]
+"""Reads or makes up one run; another process can call it."""
+
+
+def made_up(seed: int) -> Traffic:
+    return Traffic(synthetic(seed, STUDIES))
+
+
+def recorded(path: Path) -> Traffic:
+    return Traffic(read_trace(path))
+
+
+def site(name: str, seed: int) -> Traffic:
+    (kind,) = (kind for kind in (*sites.KINDS, *sites.ASKED) if kind.name == name)
+    place = kind.make(seed)
+    return Traffic(place.sorted(), frozenset(place.growing))
+
+
 @dataclass(frozen=True)
-class Candidate:
-    """A policy to judge, made anew for every run."""
+class Trial:
+    """Runs that belong together, by row of their table, and who is tried on them."""
 
     name: str
-    make: Callable[[], IdlePolicy]
-    asks: bool = False
+    rows: Mapping[str, Sequence[Load]]
+    candidates: Sequence[str]
+    groups: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Rows that a further row adds up."""
+
+    @property
+    def shown(self) -> str:
+        """The candidate whose rows are told apart."""
+        return DEFAULT if DEFAULT in self.candidates else ASKING
 
 
-DEFAULT = "adaptive"
-CANDIDATES = [
-    *(Candidate(f"fixed {seconds:g} s", fixed(seconds)) for seconds in (1, 2, 5, 60, 300)),
-    Candidate("EMA, no release hint", adaptive(Rfc6298, NoHint)),
-    Candidate("EMA", adaptive(Rfc6298)),
-    Candidate("quantile, no release hint", adaptive(Quantile, NoHint)),
-    Candidate(DEFAULT, adaptive(Quantile)),
-    Candidate("fixed 5 s + PACS", fixed(5), asks=True),
-    Candidate("adaptive + PACS", adaptive(Quantile), asks=True),
+def own_trials(seeds: Sequence[int]) -> list[Trial]:
+    """The project's own: made up, recorded, sites, and PACS that can be asked."""
+    groups: dict[str, list[str]] = {"fast sites": [], "slow sites": [], "changing sites": []}
+    for kind in sites.KINDS:
+        groups[f"{kind.speed} sites"].append(kind.name)
+    groups["all sites"] = [kind.name for kind in sites.KINDS]
+    rows = {kind.name: [partial(site, kind.name, seed) for seed in seeds] for kind in sites.KINDS}
+    asked = {kind.name: [partial(site, kind.name, seed) for seed in seeds] for kind in sites.ASKED}
+    steady, pausing = [kind.name for kind in sites.ASKED[:-2]], [kind.name for kind in sites.ASKED[-2:]]
+    return [
+        Trial("made up", {"made up": [partial(made_up, seed) for seed in seeds]}, list(CANDIDATES)),
+        Trial("recorded", trace_files(ROOT / "bench" / "traces"), list(CANDIDATES)),
+        Trial("sites", rows, ["fixed 60 s", "fixed 300 s", DEFAULT], groups),
+        Trial("PACS", asked, [ASKING], {"PACS": steady, "PACS behind a scanner that pauses": pausing}),
+    ]
+
+
+def foreign_trial(folder: Path) -> Trial:
+    """Somebody else's. Raises BadTrace."""
+    rows = trace_files(folder)
+    return Trial(f"traces of {folder}", rows, list(CANDIDATES), {"all": list(rows)})
+
+
+def trace_files(folder: Path) -> dict[str, list[Load]]:
+    """Every *.jsonl of a folder that has an image in it. Raises BadTrace."""
+    paths = [path for path in sorted(folder.glob("*.jsonl")) if any(e.event == "image" for e in read_trace(path))]
+    if not paths:
+        raise BadTrace(f"TRACES={folder}: no *.jsonl with an image in it. A gateway records one: GATEWAY_TRACE_PATH.")
+    return {path.stem: [partial(recorded, path)] for path in paths}
+
+
+def chosen(trials: Sequence[Trial], words: Sequence[str]) -> Iterator[Trial]:
+    """Keep trials that a word names, and rows that have one in their name; `default` keeps the default policy only."""
+    whole = {trial.name for trial in trials}.intersection(words)
+    parts = [word for word in words if word != "default" and word not in whole]
+    for trial in trials:
+        everything = trial.name in whole or not (whole or parts)
+        rows = {row: loads for row, loads in trial.rows.items() if everything or any(part in row for part in parts)}
+        candidates = [c for c in trial.candidates if "default" not in words or c in (DEFAULT, ASKING)]
+        groups = {group: [row for row in members if row in rows] for group, members in trial.groups.items()}
+        if rows:
+            yield replace(trial, rows=rows, candidates=candidates, groups={g: m for g, m in groups.items() if m})
+
+
+# --- judging ---------------------------------------------------------------------------------------------------
+
+Results = dict[str, dict[str, Outcome]]
+"""By candidate and row."""
+
+
+def judged(load: Load, candidates: Sequence[str]) -> list[Outcome]:
+    """What each candidate does on one run. Another process calls it."""
+    events, growing = load()
+    return [judge([events], CANDIDATES[name], growing) for name in candidates]
+
+
+Judge = Callable[[Sequence[Load], Sequence[Sequence[str]]], Iterator[list[Outcome]]]
+
+
+@contextmanager
+def judges(runs: int) -> Iterator[Judge]:
+    """As many processes as there are cores, or none for a single run."""
+    if runs == 1:
+        yield lambda loads, candidates: map(judged, loads, candidates)
+        return
+    with ProcessPoolExecutor(min(runs, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        yield lambda loads, candidates: pool.map(judged, loads, candidates)
+
+
+def tried(trials: Sequence[Trial], console: Console) -> list[Results]:
+    """The outcome of every candidate on every row of every trial."""
+    runs = [(n, row, load) for n, trial in enumerate(trials) for row, loads in trial.rows.items() for load in loads]
+    results: list[Results] = [
+        {name: {row: Outcome() for row in trial.rows} for name in trial.candidates} for trial in trials
+    ]
+    candidates = [trials[n].candidates for n, _, _ in runs]
+    with judges(len(runs)) as judge_all, bar(console, "runs", len(runs)) as step:
+        outcomes = judge_all([load for _, _, load in runs], candidates)
+        for (n, row, _), names, some in zip(runs, candidates, outcomes, strict=True):
+            for name, outcome in zip(names, some, strict=True):
+                results[n][name][row] += outcome
+            step()
+    return results
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+Column = tuple[str, Callable[[Outcome], str]]
+COLUMNS: list[Column] = [
+    ("false per 1000 series", lambda o: f"{o.false_per_1000:.1f}"),
+    ("added latency, median", lambda o: f"{o.latency_s(50):.2f} s"),
+    ("mean", lambda o: f"{o.mean_s:.2f} s"),
+    ("p99", lambda o: f"{o.latency_s(99):.2f} s"),
+    ("capped", lambda o: f"{100 * o.capped / o.series:.2f} %"),
+    ("images after `capped`", lambda o: f"{o.after_capped}"),
+    ("questions per series", lambda o: f"{o.questions / o.series:.1f}"),
+    ("series", lambda o: f"{o.series}"),
+]
+VERIFIED: list[Column] = [
+    ("false `verified`", lambda o: f"{o.false_verified}"),
+    ("verified", lambda o: f"{100 * o.verified / o.series:.1f} %"),
 ]
 
 
-@dataclass
-class Outcome:
-    """What a policy did, over all runs."""
-
-    series: int = 0
-    false: int = 0
-    """Verdicts that a later image contradicted."""
-    latencies_s: list[float] = field(default_factory=list)
-    """From each series' last image to the report that holds it."""
-    questions: int = 0
-
-    @property
-    def false_per_1000(self) -> float:
-        return 1000 * self.false / self.series
-
-    def latency_s(self, percent: int) -> float:
-        return statistics.quantiles(self.latencies_s * 2, n=100)[percent - 1]  # twice, for it needs two
-
-
-class Run:
-    """One trace through one collector, in virtual time."""
-
-    def __init__(self, events: list[Event], candidate: Candidate) -> None:
-        self._events = events
-        self._associations: dict[int, Association] = {}
-        self._truth: dict[str, set[str]] = defaultdict(set)
-        self._sources = {event.ae for event in events}
-        for event in events:
-            if event.event == "image":
-                self._truth[event.series].add(event.sop)
-        self._seen: dict[str, set[str]] = defaultdict(set)
-        self._answers: list[tuple[float, int, SeriesKey, Answer]] = []
-        self._numbers = itertools.count()
-        self._collector = SeriesCollector(
-            policy=candidate.make(),
-            max_open_s=MAX_OPEN_S,
-            gateway_id="simulated",
-            wall_clock=lambda at: EPOCH + timedelta(seconds=at),
-            pacs=self._sources if candidate.asks else (),
-            patience_s=CEILING_S,
-        )
-        self._reports: list[tuple[float, SeriesReport]] = []
-        self._questions = 0
-
-    def judge(self, outcome: Outcome) -> None:
-        """Play the trace to its end and add what came of it."""
-        for event in self._events:
-            self._until(event.t)
-            self._happen(event)
-        self._until(math.inf)
-        last = {event.series: event.t for event in self._events if event.event == "image"}
-        outcome.series += len(last)
-        outcome.questions += self._questions
-        final = {report.SeriesInstanceUID: at for at, report in self._reports}
-        outcome.latencies_s += [final[series] - at for series, at in last.items()]
-        outcome.false += sum(
-            at < last[report.SeriesInstanceUID] for at, report in self._reports if report.Verdict in COUNTED
-        )
-
-    def _until(self, t: float) -> None:
-        """Let pass what falls due before `t`."""
-        while True:
-            deadline = self._collector.next_deadline()
-            answer_at = self._answers[0][0] if self._answers else math.inf
-            now = min(math.inf if deadline is None else deadline, answer_at)
-            if now >= t or now == math.inf:
-                return
-            if answer_at == now:
-                _, _, key, answer = heapq.heappop(self._answers)
-                self._reported(self._collector.answered(key, answer, now), now)
-            self._reported(self._collector.due(now), now)
-            for question in self._collector.questions():
-                self._ask(question, now)
-
-    def _reported(self, reports: Iterable[SeriesReport], now: float) -> None:
-        self._reports += [(now, report) for report in reports]
-
-    def _happen(self, event: Event) -> None:
-        if event.event == "opened":
-            self._associations[event.association] = Association(event.association, event.ae, "", event.t)
-        elif event.event == "released" and event.association in self._associations:
-            association = self._associations.pop(event.association)
-            association.released_at = event.t
-            self._collector.released(association, event.t)
-        elif event.event == "image":
-            self._seen[event.series].add(event.sop)
-            self._collector.observe(self._instance(event), event.t)
-
-    def _instance(self, event: Event) -> Instance:
-        return Instance(
-            study_instance_uid="1.2.3",
-            series_instance_uid=event.series,
-            sop_instance_uid=event.sop,
-            sop_class_uid="",
-            transfer_syntax_uid="",
-            calling_ae_title=event.ae,
-            peer_address="",
-            received_at=EPOCH + timedelta(seconds=event.t),
-            attributes={"Modality": (event.modality,)},
-            association=self._associations.get(event.association),
-        )
-
-    def _ask(self, question: Question, now: float) -> None:
-        """A PACS that has all of the series from the beginning."""
-        self._questions += 1
-        series = question.key.series_instance_uid
-        count, known = len(self._truth[series]), len(self._seen[series])
-        same = count == known
-        at = now + (2 * ANSWER_S + CONFIRM_S if same else ANSWER_S)
-        answer = Answer("simulated", len(question.here), known, count, same)
-        heapq.heappush(self._answers, (at, next(self._numbers), question.key, answer))
-
-
-def judge(runs: list[list[Event]], candidate: Candidate) -> Outcome:
-    outcome = Outcome()
-    for events in runs:
-        Run(events, candidate).judge(outcome)
-    return outcome
-
-
-def table(outcomes: dict[str, Outcome]) -> list[str]:
-    lines = [
-        "| policy | false completions per 1000 series | added latency, median | p99 | questions per series |",
-        "|---|---|---|---|---|",
+def table(head: str, outcomes: Mapping[str, Outcome], columns: Sequence[Column] = COLUMNS) -> list[str]:
+    lines = [f"| {' | '.join([head, *(name for name, _ in columns)])} |", f"|{'---|' * (len(columns) + 1)}"]
+    return lines + [
+        f"| {' | '.join([name, *(shown(outcome) for _, shown in columns)])} |" for name, outcome in outcomes.items()
     ]
-    for name, outcome in outcomes.items():
-        shown = f"**{name}**" if name == DEFAULT else name
-        lines.append(
-            f"| {shown} | {outcome.false_per_1000:.1f} | {outcome.latency_s(50):.2f} s | {outcome.latency_s(99):.2f} s "
-            f"| {outcome.questions / outcome.series:.1f} |"
+
+
+def over_all(results: Results) -> dict[str, Outcome]:
+    """By candidate."""
+    return {name: total(rows.values()) for name, rows in results.items()}
+
+
+def with_groups(trial: Trial, rows: Mapping[str, Outcome]) -> dict[str, Outcome]:
+    """By row, and by group of rows behind them."""
+    groups = {f"**{group}**": total(rows[row] for row in members) for group, members in trial.groups.items()}
+    return {**rows, **groups}
+
+
+def tables(trial: Trial, results: Results) -> Iterator[list[str]]:
+    """By policy, where there are several; by row of the default, where those have a meaning."""
+    if trial.shown == ASKING:
+        yield table("PACS", with_groups(trial, results[ASKING]), VERIFIED + COLUMNS)
+        return
+    if len(trial.candidates) > 1:
+        policies = over_all(results)
+        yield table("policy", {f"**{n}**" if n == DEFAULT else n: outcome for n, outcome in policies.items()})
+    if trial.groups:
+        yield table(
+            f"{DEFAULT}, by {'kind' if trial.name == 'sites' else 'file'}", with_groups(trial, results[DEFAULT])
         )
-    return lines
 
 
-def points(outcomes: dict[str, Outcome]) -> dict[str, tuple[float, float, float]]:
+def last_lines(trials: Sequence[Trial], results: Sequence[Results]) -> Iterator[str]:
+    """What a program may look for."""
+    for trial, of_trial in zip(trials, results, strict=True):
+        for group, members in trial.groups.items():
+            outcome = total(of_trial[trial.shown][row] for row in members)
+            verified = f"verified_false={outcome.false_verified} " if trial.shown == ASKING else ""
+            yield f"{group} {verified}{figures(outcome)}"
+    for of_trial in results:
+        if DEFAULT in of_trial:
+            yield f"default {DEFAULT} {figures(total(of_trial[DEFAULT].values()))}"
+            return
+
+
+def figures(outcome: Outcome) -> str:
+    return (
+        f"false={outcome.false_per_1000:.1f} p50={outcome.latency_s(50):.2f} p99={outcome.latency_s(99):.2f} "
+        f"mean={outcome.mean_s:.2f} capped={100 * outcome.capped / outcome.series:.2f}%"
+    )
+
+
+def points(outcomes: Mapping[str, Outcome]) -> dict[str, tuple[float, float, float]]:
     return {name: (o.false_per_1000, o.latency_s(50), o.latency_s(99)) for name, o in outcomes.items()}
 
 
-def load_traces(folder: Path) -> list[list[Event]]:
-    """Every *.jsonl of a folder. Raises BadTrace."""
-    paths = sorted(folder.glob("*.jsonl"))
-    runs = [read_trace(path) for path in paths]
-    runs = [events for events in runs if any(event.event == "image" for event in events)]
-    if not runs:
-        raise BadTrace(f"TRACES={folder}: no *.jsonl with an image in it. A gateway records one: GATEWAY_TRACE_PATH.")
-    return runs
+def document(trials: Sequence[Trial], results: Sequence[Results]) -> None:
+    """Write docs/completion.md's figures and its plot."""
+    from bench.chart import write_completion  # noqa: PLC0415 - matplotlib is slow to import
+
+    shown = {trial.name: list(tables(trial, of_trial)) for trial, of_trial in zip(trials, results, strict=True)}
+    plots = {t.name: points(over_all(r)) for t, r in zip(trials, results, strict=True) if len(t.candidates) > 1}
+    write_completion(shown, plots)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="make completion", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make policies", description=__doc__)
     parser.add_argument("--traces", type=Path, help="judge the *.jsonl of this folder, and write no document")
     parser.add_argument("--tuning", action="store_true", help="the made-up runs that the constants were chosen on")
+    parser.add_argument("--seeds", type=int, metavar="N", help="only N runs of each kind, and write no document")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="only 'made up', 'recorded', 'sites', 'PACS', rows with this in their name, or the 'default' policy",
+    )
     options = parser.parse_args(arguments)
     console = Console(width=140)
-    sets: dict[str, list[list[Event]]] = {}
+    seeds = (TUNING if options.tuning else JUDGING)[: options.seeds]
     try:
-        if options.traces:
-            sets[f"traces of {options.traces}"] = load_traces(options.traces)
-        else:
-            seeds = TUNING if options.tuning else JUDGING
-            sets["made up"] = [synthetic(seed, STUDIES) for seed in seeds]
-            sets["recorded"] = load_traces(ROOT / "bench" / "traces")
+        trials = [foreign_trial(options.traces)] if options.traces else own_trials(seeds)
     except BadTrace as error:
         console.print(f"completion: {error}")
         return 1
-    results: dict[str, dict[str, Outcome]] = {}
-    for name, runs in sets.items():
-        results[name] = {}
-        for candidate in track(CANDIDATES, f"{name}: {len(runs)} runs", console=console, transient=True):
-            results[name][candidate.name] = judge(runs, candidate)
-        console.print(f"{name}: {results[name][DEFAULT].series} series in {len(runs)} runs")
-        console.print("\n".join(table(results[name])), markup=False)
-    if not options.traces and not options.tuning:
-        from bench.chart import write_completion  # noqa: PLC0415 - matplotlib is slow to import
-
-        write_completion({name: (table(some), points(some)) for name, some in results.items()})
-    default = next(iter(results.values()))[DEFAULT]
-    console.print(
-        f"completion: default {DEFAULT} false={default.false_per_1000:.1f} p50={default.latency_s(50):.2f} "
-        f"p99={default.latency_s(99):.2f}"
-    )
+    trials = list(chosen(trials, options.only))
+    if not trials:
+        console.print(f"completion: nothing is named {' or '.join(options.only)}; leave --only out to see all names.")
+        return 1
+    results = tried(trials, console)
+    for trial, of_trial in zip(trials, results, strict=True):
+        for lines in tables(trial, of_trial):
+            console.print(f"{trial.name}:", *lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
+    if not (options.traces or options.tuning or options.seeds or options.only):
+        document(trials, results)
+    for line in last_lines(trials, results):
+        console.print(f"completion: {line}", soft_wrap=True)
     return 0
 
 

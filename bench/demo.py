@@ -6,27 +6,28 @@ import tempfile
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pydicom
 from pydicom.data import get_testdata_file
 from pydicom.errors import InvalidDicomError
-from pynetdicom import AE
-from pynetdicom.presentation import build_context
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.peers import ORTHANC, ORTHANC_MISSING, orthanc
+from bench.peers import ORTHANC, ORTHANC_MISSING, Orthanc, free_port, orthanc
 from bench.processes import Process, ProcessFailed, gateway, server
-from bench.senders import pure_scu
+from bench.senders import sending
 
 ASSOCIATIONS = 2
 IDLE_TIMEOUT_S = 2.0
 ROWS_TIMEOUT_S = 60.0
+NEXT = "next: make play  # images that go on coming, and a page to watch them on"
 
 
 @dataclass
@@ -59,22 +60,24 @@ def main() -> int:
 def _demo(console: Console, folder: Path, pacs: str) -> int:
     files = studies()
     sent = expected(files)
+    dicom_port = free_port()
+    asks = {"pacs": f"ORTHANC@127.0.0.1:{dicom_port}"} if pacs else {}
     with (
         server(folder) as (_, url),
-        gateway(folder, url, idle_timeout_s=IDLE_TIMEOUT_S) as (process, port),
+        gateway(folder, url, idle_timeout_s=IDLE_TIMEOUT_S, min_free_bytes=0, **asks) as (process, port),
+        orthanc(folder, port, dicom_port=dicom_port) if pacs else nullcontext() as sender,
         Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
         ) as progress,
     ):
         console.print(f"server {url}, gateway STORESCP@127.0.0.1:{port}, PACS {pacs or 'pynetdicom'}")
-        bar = progress.add_task("images sent", total=len(files))
-        if pacs == "orthanc":
-            _send_through_orthanc(files, folder, port, lambda n: progress.advance(bar, n))
-        else:
-            send_interleaved(files, port, lambda: progress.advance(bar))
+        images = progress.add_task("images sent", total=len(files))
         rows = progress.add_task("rows stored", total=len(sent))
-        _wait_for_rows(process, len(sent), lambda: progress.advance(rows))
-        stored = httpx.get(f"{url}/series", params={"limit": 1000}, trust_env=False).json()["series"]
+        if sender:
+            _send_through_orthanc(files, sender, lambda n: progress.advance(images, n))
+        else:
+            send_interleaved(files, port, lambda: progress.advance(images))
+        stored = _judged_rows(process, url, len(sent), lambda n: progress.update(rows, completed=n))
     console.print(_table(stored))
     return _verdict(console, sent, stored)
 
@@ -104,13 +107,19 @@ def expected(files: list[Path]) -> dict[str, Sent]:
     return sent
 
 
+def by_series(files: list[Path]) -> dict[str, list[Path]]:
+    """The files of each Series Instance UID, in their order."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        found[pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID].append(path)
+    return found
+
+
 def send_interleaved(files: list[Path], port: int, sent_one: Callable[[], None]) -> None:
     """C-STORE the files over two associations at once, taking turns between the series."""
-    by_series: dict[str, list[Path]] = defaultdict(list)
-    for path in files:
-        by_series[pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID].append(path)
     turns = sorted(
-        ((turn, path) for paths in by_series.values() for turn, path in enumerate(paths)), key=lambda pair: pair[0]
+        ((turn, path) for paths in by_series(files).values() for turn, path in enumerate(paths)),
+        key=lambda pair: pair[0],
     )
     problems: list[str] = []
     threads = [
@@ -122,56 +131,49 @@ def send_interleaved(files: list[Path], port: int, sent_one: Callable[[], None])
     for thread in threads:
         thread.join()
     if problems:
-        raise RuntimeError(f"{len(problems)} images were not accepted, the first: {problems[0]}")
+        raise RuntimeError(problems[0])
 
 
 def _send(files: list[Path], port: int, sent_one: Callable[[], None], problems: list[str]) -> None:
-    datasets = [pydicom.dcmread(path) for path in files]
-    kinds = {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in datasets}
-    contexts = [build_context(*kind) for kind in sorted(kinds)]
-    assoc = pure_scu(AE("DEMO").associate("127.0.0.1", port, contexts, ae_title="STORESCP"))
-    if not assoc.is_established:
-        problems.append("no association")
-        return
-    for path, ds in zip(files, datasets, strict=True):
-        status = assoc.send_c_store(ds)
-        if status.get("Status") == 0x0000:
+    try:
+        for _ in sending([pydicom.dcmread(path) for path in files], port, "DEMO"):
             sent_one()
-        else:
-            problems.append(f"{path.name}: status {status.get('Status', 'none')}")
-    assoc.release()
+    except RuntimeError as error:
+        problems.append(str(error))
 
 
-def _send_through_orthanc(files: list[Path], folder: Path, port: int, sent: Callable[[int], None]) -> None:
+def _send_through_orthanc(files: list[Path], pacs: Orthanc, sent: Callable[[int], None]) -> None:
     """Upload to Orthanc by its REST API, then its "store to modality", study by study."""
-    with orthanc(folder, port) as pacs:
-        by_study: dict[str, int] = defaultdict(int)
-        for path in files:
-            by_study[pacs.upload(path)] += 1
-        for study, images in by_study.items():
-            pacs.send([study])
-            sent(images)
+    by_study: dict[str, int] = defaultdict(int)
+    for path in files:
+        by_study[pacs.upload(path)] += 1
+    for study, images in by_study.items():
+        pacs.send([study])
+        sent(images)
 
 
-def _wait_for_rows(process: Process, series: int, one_stored: Callable[[], None]) -> None:
-    seen: set[str] = set()
-    while len(seen) < series:
-        uid = process.wait_for_event("report.delivered", ROWS_TIMEOUT_S)["series_instance_uid"]
-        if uid not in seen:
-            seen.add(uid)
-            one_stored()
+def _judged_rows(process: Process, url: str, series: int, judged: Callable[[int], None]) -> list[dict[str, Any]]:
+    """The rows, once as many as there are series have a verdict; a part of a series has none."""
+    while True:
+        process.wait_for_event("report.delivered", ROWS_TIMEOUT_S)
+        answer = httpx.get(f"{url}/series", params={"limit": 1000}, trust_env=False).raise_for_status()
+        rows: list[dict[str, Any]] = answer.json()["series"]
+        done = sum(row["Verdict"] is not None for row in rows)
+        judged(done)
+        if done >= series:
+            return rows
 
 
-def _table(stored: list[dict[str, str]]) -> Table:
+def _table(stored: list[dict[str, Any]]) -> Table:
     table = Table("Series", "PatientID", "PatientName", "Modality", "NumInstances", "Verdict", box=SIMPLE)
     for row in sorted(stored, key=lambda row: (row["PatientID"], row["SeriesInstanceUID"])):
         columns = [str(row[str(column.header)]) for column in table.columns[1:]]
-        table.add_row(f"…{row['SeriesInstanceUID'][-11:]}", *columns)
+        table.add_row(f"…{row['SeriesInstanceUID'][-9:]}", *columns)
     return table
 
 
-def _verdict(console: Console, sent: dict[str, Sent], stored: list[dict[str, object]]) -> int:
-    """Compare rows with what was sent and say so."""
+def _verdict(console: Console, sent: dict[str, Sent], stored: list[dict[str, Any]]) -> int:
+    """Compare rows with what was sent, and say so and what to do next."""
     got = {r["SeriesInstanceUID"]: (r["PatientID"], r["PatientName"], r["Modality"], r["NumInstances"]) for r in stored}
     want = {u: (s.patient_id, s.patient_name, s.modality, len(s.sop_instance_uids)) for u, s in sent.items()}
     for uid in sorted(want.keys() | got.keys(), key=str):
@@ -180,7 +182,10 @@ def _verdict(console: Console, sent: dict[str, Sent], stored: list[dict[str, obj
     if want != got:
         console.print("demo: FAILED, the rows are not what was sent")
         return 1
-    console.print(f"demo: stored {len(want)} series, {sum(len(s.sop_instance_uids) for s in sent.values())} instances")
+    images, verified = sum(count for *_, count in want.values()), sum(row["Verdict"] == "verified" for row in stored)
+    proof = f"; verified by the PACS: {verified}" if verified else ""
+    console.print(f"demo: stored {len(want)} series, {images} instances, equal to what was sent{proof}", soft_wrap=True)
+    console.print(NEXT, style="bold", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -34,7 +34,7 @@ from bench.progress import bar
 from bench.proxy import Mischief, Proxy, proxy
 from bench.senders import STORESCU, PynetdicomSender, Sender, StorescuSender, synthetic_series
 
-TRIAL_TIMEOUT_S = 90.0
+TRIAL_TIMEOUT_S = 300.0
 WORKERS = 4
 SETTINGS = {
     "GATEWAY_IDLE_TIMEOUT_S": "0.3",
@@ -150,7 +150,7 @@ def _kill_at(lab: Lab, hook: str, *kill: Process) -> None:
         struck.set()
 
     setattr(lab.proxy, hook, strike)
-    if not struck.wait(20):
+    if not struck.wait(120):
         raise RuntimeError(f"no post came by: {hook}")
 
 

@@ -6,9 +6,11 @@ import os
 import random
 import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -55,13 +57,17 @@ class Orthanc:
 
 @contextmanager
 def orthanc(
-    folder: Path, gateway_port: int, ae_title: str = "STORESCP", dicom_port: int | None = None
+    folder: Path,
+    gateway_port: int,
+    ae_title: str = "STORESCP",
+    dicom_port: int | None = None,
+    configuration: Mapping[str, object] = MappingProxyType({}),
 ) -> Iterator[Orthanc]:
     """Debian's Orthanc as a process of its own, with its storage in `folder`; its AE title is ORTHANC."""
     http_port = free_port()
     modalities = {"GATEWAY": [ae_title, "127.0.0.1", gateway_port]}
     with (
-        orthanc_process(folder, dicom_port or free_port(), http_port, modalities),
+        orthanc_process(folder, dicom_port or free_port(), http_port, modalities, configuration),
         httpx.Client(base_url=f"http://127.0.0.1:{http_port}", timeout=60, trust_env=False) as http,
     ):
         yield Orthanc(http)
@@ -69,12 +75,18 @@ def orthanc(
 
 @contextmanager
 def orthanc_process(
-    folder: Path, dicom_port: int, http_port: int, modalities: dict[str, list[object]], **environment: str
+    folder: Path,
+    dicom_port: int,
+    http_port: int,
+    modalities: dict[str, list[object]],
+    configuration: Mapping[str, object] = MappingProxyType({}),
+    /,
+    **environment: str,
 ) -> Iterator[Process]:
     """Debian's Orthanc, once it has started."""
     if ORTHANC is None:
         raise FileNotFoundError(ORTHANC_MISSING)
-    configuration = {
+    whole = {
         "Name": "demo PACS",
         "StorageDirectory": str(folder / "orthanc"),
         "IndexDirectory": str(folder / "orthanc"),
@@ -85,12 +97,42 @@ def orthanc_process(
         "DicomModalities": modalities,
         "DicomAlwaysAllowStore": True,
         "Plugins": [],
+        **configuration,
     }
     path = folder / "orthanc.json"
-    path.write_text(json.dumps(configuration))
+    path.write_text(json.dumps(whole))
     with running(Process("orthanc", [ORTHANC, str(path)], folder, **environment)) as process:
         process.wait_for(lambda line: True if "Orthanc has started" in line else None)
         yield process
+
+
+@contextmanager
+def dcmqrscp(folder: Path) -> Iterator[int]:
+    """DCMTK's archive, empty: its port. It answers neither the count of a series nor the SOP Class of its images."""
+    port = free_port()
+    (folder / "images").mkdir()
+    path = folder / "dcmqrscp.cfg"
+    path.write_text(
+        f"NetworkTCPPort = {port}\nMaxPDUSize = 16384\nMaxAssociations = 16\nHostTable BEGIN\nHostTable END\n"
+        "VendorTable BEGIN\nVendorTable END\n"
+        f"AETable BEGIN\nQRSCP {folder / 'images'} RW (9, 1024mb) ANY\nAETable END\n"
+    )
+    with running(Process("dcmqrscp", ["dcmqrscp", "-v", "-c", str(path)], folder)):
+        wait_for_port(port)
+        yield port
+
+
+def wait_for_port(port: int, timeout_s: float = 60.0) -> None:
+    """Until somebody listens."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1):
+                return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def free_port() -> int:

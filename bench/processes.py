@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).parent.parent
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 T = TypeVar("T")
 
 
@@ -71,7 +71,12 @@ class Process:
         """Every log event of that name so far."""
         return [entry for line in list(self.lines) if (entry := as_event(line)).get("event") == event]
 
-    def stop(self, timeout_s: float = 60.0) -> int:
+    def look(self) -> None:
+        """Raise ProcessFailed if it has ended."""
+        if (code := self.popen.poll()) is not None:
+            raise self._failed(f"ended with exit code {code}")
+
+    def stop(self, timeout_s: float = 120.0) -> int:
         """SIGTERM, then the exit code; SIGKILL where it does not end in time."""
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
@@ -84,7 +89,7 @@ class Process:
         return self.popen.returncode
 
     def kill(self) -> None:
-        """SIGKILL: what `kill -9` and a power cut do."""
+        """SIGKILL: what `kill -9` does. The system goes on, so what was written is not lost with the process."""
         self.popen.kill()
         self.popen.wait()
         self._reader.join()

@@ -46,7 +46,8 @@ from bench.progress import bar
 from bench.senders import PynetdicomSender, synthetic_series
 from collector import SeriesCollector
 from idle import Fixed
-from journal import Bounds, Journal, read
+from journal import Bounds, Journal
+from journal_reader import read
 from models import Association, Change, Instance, SeriesReport
 
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
@@ -57,8 +58,8 @@ IMAGES, ASSOCIATIONS = 1000, 8
 FURTHER, FURTHER_SENDERS = 48, 4  # series of up to 20 images at the same time
 TWICE = 0.03  # so many of all images each association sends beside its own
 PACE_S = 0.04  # mean pause of a sender between images: the kills meet images on their way
-TRIAL_TIMEOUT_S = 120.0
-CATCH_UP_S = 15.0
+TRIAL_TIMEOUT_S = 400.0
+CATCH_UP_S = 60.0
 POLL_S = 0.1
 PAGE = 10  # changes
 GATEWAY = {

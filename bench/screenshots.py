@@ -11,18 +11,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
 import pydicom
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
-from pydicom.uid import generate_uid
-from pynetdicom import AE
-from pynetdicom.presentation import build_context
 
-from bench.demo import studies
+from bench.demo import by_series, studies
 from bench.peers import (
     CHROMIUM,
     CHROMIUM_ARGUMENTS,
@@ -34,7 +30,7 @@ from bench.peers import (
     orthanc,
 )
 from bench.processes import ROOT, gateway, server
-from bench.senders import pure_scu
+from bench.senders import copies, sending
 
 IMAGES = ROOT / "docs" / "images"
 WIDE, PHONE = {"width": 1280, "height": 1240}, {"width": 375, "height": 1180}
@@ -83,7 +79,7 @@ def _traffic(folder: Path, pacs: Orthanc, port: int, seconds: float) -> str:
     shown = _late(_large(folder), port)
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
-        for series in _copies(folder, rng.sample(sorted(_by_series().values()), rng.randrange(1, 4))):
+        for series in _copies(folder, rng.sample(sorted(by_series(studies()).values()), rng.randrange(1, 4))):
             if rng.random() < 0.5:
                 pacs.send([pacs.upload_image(path.read_bytes()) for path in series])
             else:
@@ -92,28 +88,16 @@ def _traffic(folder: Path, pacs: Orthanc, port: int, seconds: float) -> str:
     return shown
 
 
-def _by_series() -> dict[str, Series]:
-    found: dict[str, Series] = defaultdict(list)
-    for path in studies():
-        found[pydicom.dcmread(path, stop_before_pixels=True).SeriesInstanceUID].append(path)
-    return found
-
-
 def _large(folder: Path) -> Series:
-    return _copies(folder, [max(_by_series().values(), key=len)])[0]
+    return _copies(folder, [max(by_series(studies()).values(), key=len)])[0]
 
 
 def _copies(folder: Path, originals: list[Series]) -> list[Series]:
     """Each series several times as long, in a study of its own."""
     made = []
     for original in originals:
-        study, series = generate_uid(), generate_uid()
         paths = []
-        for number, path in enumerate(original * (COPIES if len(original) < COPIES * 2 else 1), 1):
-            ds = pydicom.dcmread(path)
-            ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = study, series, generate_uid()
-            ds.pop("ImagesInAcquisition", None)  # of so many copies it would not be true
-            ds.file_meta.MediaStorageSOPInstanceUID, ds.InstanceNumber = ds.SOPInstanceUID, number
+        for ds in copies(original * (COPIES if len(original) < COPIES * 2 else 1)):
             paths.append(folder / f"{next(numbers)}.dcm")
             ds.save_as(paths[-1])
         made.append(paths)
@@ -123,13 +107,8 @@ def _copies(folder: Path, originals: list[Series]) -> list[Series]:
 def _store(paths: Series, port: int, pause_s: float) -> None:
     """C-STORE over one association, a pause after each image."""
     images = [pydicom.dcmread(path) for path in paths]
-    contexts = [build_context(*kind) for kind in {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in images}]
-    ae = AE(TITLES.get(images[0].Modality, "PACS"))
-    assoc = pure_scu(ae.associate("127.0.0.1", port, contexts, ae_title="STORESCP"))
-    for ds in images:
-        assoc.send_c_store(ds)
+    for _ in sending(images, port, TITLES.get(images[0].Modality, "PACS")):
         time.sleep(pause_s)
-    assoc.release()
 
 
 def _late(paths: Series, port: int) -> str:

@@ -1,11 +1,11 @@
-"""Senders that remember which instances they were told 0x0000 for: stock pynetdicom and DCMTK's storescu."""
+"""Senders: stock pynetdicom, and DCMTK's storescu; those that try again remember what they were told 0x0000 for."""
 
 import random
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pydicom
@@ -43,6 +43,38 @@ def synthetic_image(study: str, series: str, sop: str) -> Dataset:
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return ds
+
+
+def copies(paths: Iterable[Path]) -> list[Dataset]:
+    """The images of these files as one series in a study of its own, numbered, all under new UIDs."""
+    study, series = generate_uid(), generate_uid()
+    made: list[Dataset] = []
+    for number, path in enumerate(paths, 1):
+        ds = pydicom.dcmread(path)
+        ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.SOPInstanceUID = study, series, generate_uid()
+        ds.pop("ImagesInAcquisition", None)  # of copies it would not be true
+        ds.file_meta.MediaStorageSOPInstanceUID, ds.InstanceNumber = ds.SOPInstanceUID, number
+        made.append(ds)
+    return made
+
+
+def sending(images: Sequence[Dataset], port: int, ae_title: str) -> Generator[Dataset, None, None]:
+    """C-STORE over one association; yields each image once it is answered 0x0000. Raises RuntimeError if one is not."""
+    kinds = {(ds.SOPClassUID, ds.file_meta.TransferSyntaxUID) for ds in images}
+    contexts = [build_context(*kind) for kind in sorted(kinds)]
+    assoc = pure_scu(AE(ae_title).associate("127.0.0.1", port, contexts, ae_title="STORESCP"))
+    if not assoc.is_established:
+        raise RuntimeError(f"{ae_title} got no association on port {port}")
+    try:
+        for ds in images:
+            status = assoc.send_c_store(ds).get("Status")
+            if status != 0x0000:
+                said = "no answer" if status is None else f"status 0x{status:04X}"
+                raise RuntimeError(f"{ae_title} got {said} for an image")
+            yield ds
+    finally:
+        if assoc.is_established:
+            assoc.release()
 
 
 def pure_scu(assoc: Association) -> Association:

@@ -1,12 +1,13 @@
 """Traces of images that arrive: read from JSON Lines, and made up with known kinds of trouble."""
 
 import json
+import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +15,14 @@ class Event:
     """One line of a trace: docs/completion.md."""
 
     t: float
-    event: Literal["image", "opened", "released"]
+    event: Literal["image", "opened", "released", "aborted"]
     association: int
     ae: str
     modality: str = ""
     series: str = ""
     sop: str = ""
     bytes: int = 0
+    station: str = ""
 
 
 class BadTrace(Exception):
@@ -37,17 +39,28 @@ def read_trace(path: Path) -> list[Event]:
         try:
             fields = json.loads(line)
             event = Event(**{k: v for k, v in fields.items() if k in Event.__slots__})
-            float(event.t)
-        except (ValueError, TypeError) as error:
+            _check_types(event)
+        except (ValueError, TypeError, AttributeError) as error:
             raise BadTrace(f"{where}: {error}. docs/completion.md shows what a line holds.") from error
-        if event.event not in ("image", "opened", "released"):
-            raise BadTrace(f'{where}: event is "{event.event}"; it has to be image, opened or released.')
+        if event.event not in ("image", "opened", "released", "aborted"):
+            raise BadTrace(f'{where}: event is "{event.event}"; it has to be image, opened, released or aborted.')
         if event.event == "image" and not (event.series and event.sop):
             raise BadTrace(f"{where}: an image without series or sop.")
         if events and event.t < events[-1].t:
             raise BadTrace(f"{where}: t={event.t} is before the line above; order the lines by t.")
         events.append(event)
     return events
+
+
+def _check_types(event: Event) -> None:
+    """Raises TypeError."""
+    if isinstance(event.t, bool) or not isinstance(event.t, int | float) or not math.isfinite(event.t):
+        raise TypeError("t is not a number of seconds")
+    if not isinstance(event.association, int):
+        raise TypeError("association is not a whole number")
+    for name in ("ae", "modality", "station", "series", "sop"):
+        if not isinstance(getattr(event, name), str):
+            raise TypeError(f"{name} is not text")
 
 
 def write_trace(path: Path, events: list[Event]) -> None:
@@ -57,34 +70,63 @@ def write_trace(path: Path, events: list[Event]) -> None:
 
 # --- made up ---------------------------------------------------------------------------------------------------
 
-Send = Iterator[tuple[float, str, str]]
-"""One association: seconds after the one before, series, SOP Instance UID; ends with its release."""
+
+class Sender(NamedTuple):
+    """Who sends, as far as a receiver can tell."""
+
+    ae: str
+    modality: str
+    station: str = ""
+    """StationName (0008,1010); empty where the images have none."""
+
+
+class Image(NamedTuple):
+    """One image and when it has come whole."""
+
+    t: float
+    series: str
+    sop: str
+    job: int = 0
+    """Which part of its study it belongs to."""
+    modality: str = ""
+    """Its sender's where empty."""
+    bytes: int = 525_000
 
 
 class Site:
     """Makes up one run of one site: associations that begin at any time, merged in order."""
 
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
+    def __init__(self, seed: int, kind: str = "") -> None:
+        """Draw by `seed`, and by the `kind` of site, so that kinds of one seed have nothing in common."""
+        self.rng = random.Random(f"{kind} {seed}" if kind else seed)
+        self.seed = seed
         self.events: list[Event] = []
         self._associations, self._series = count(1), count(1)
-        self._seed = seed
 
     def series(self, images: int) -> tuple[str, list[str]]:
         """A new Series Instance UID and its SOP Instance UIDs."""
-        uid = f"1.2.826.0.1.3680043.10.9.{self._seed}.{next(self._series)}"
+        uid = f"1.2.826.0.1.3680043.10.9.{self.seed}.{next(self._series)}"
         return uid, [f"{uid}.{n + 1}" for n in range(images)]
 
     def send(self, t: float, ae: str, modality: str, images: list[tuple[float, str, str]], end_s: float) -> float:
         """One association: (seconds since the one before, series, sop) each; released `end_s` after the last."""
-        association = next(self._associations)
-        self.events.append(Event(t, "opened", association, ae))
+        opened_at, timed = t, []
         for gap, series, sop in images:
             t += gap
-            self.events.append(Event(t, "image", association, ae, modality, series, sop, 525_000))
-        t += end_s
-        self.events.append(Event(t, "released", association, ae))
-        return t
+            timed.append(Image(t, series, sop))
+        self.carry(Sender(ae, modality), timed, opened_at, t + end_s)
+        return t + end_s
+
+    def carry(
+        self, sender: Sender, images: Sequence[Image], opened_at: float, ended_at: float, *, aborted: bool = False
+    ) -> None:
+        """One association and what it carries."""
+        association, ae = next(self._associations), sender.ae
+        self.events.append(Event(opened_at, "opened", association, ae))
+        for t, series, sop, _, modality, size in images:
+            what = modality or sender.modality, series, sop, size, sender.station
+            self.events.append(Event(t, "image", association, ae, *what))
+        self.events.append(Event(ended_at, "aborted" if aborted else "released", association, ae))
 
     def sorted(self) -> list[Event]:
         return sorted(self.events, key=lambda event: event.t)

@@ -17,6 +17,7 @@ from collector import SeriesCollector
 from idle import IdlePolicy
 from journal import Bounds, Journal, _connect
 from models import MAX_SLOTS, GatewayState, Instance, SeriesReport
+from version import version
 
 STUDY = "1.2.826.0.1.3680043.10.1"
 SERIES = f"{STUDY}.1"
@@ -78,6 +79,7 @@ def make_state(gateway_id: str, **change: Any) -> dict[str, Any]:
         OpenInstances=0,
         UndeliveredReports=0,
         DeadLetters=0,
+        Version=version(),
     )
     return state.model_dump(mode="json") | change
 

@@ -1,5 +1,6 @@
 """A process on a terminal, and what stands on its screen."""
 
+import codecs
 import fcntl
 import os
 import pty
@@ -8,7 +9,7 @@ import select
 import struct
 import subprocess
 import termios
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,38 +18,61 @@ from bench.processes import without_settings
 
 
 class Terminal:
-    """What a process writes to its terminal, and what is typed there."""
+    """What a process writes to its terminal, read as it comes so that no writing waits, and what is typed there."""
 
     def __init__(self, master: int, process: "subprocess.Popen[bytes]") -> None:
         self.process = process
         self.written = ""
         self._master = master
+        self._news = threading.Condition()
+        self._ended = False
+        self._wakes, self._wake = os.pipe()
+        self._reader = threading.Thread(target=self._read, name="terminal")
+        self._reader.start()
 
-    def wait_for(self, pattern: str, timeout_s: float = 30.0) -> str:
+    def wait_for(self, pattern: str, timeout_s: float = 120.0) -> str:
         """Wait until it has written what the pattern matches, colours and cursor left out."""
-        deadline = time.monotonic() + timeout_s
-        while not (found := re.search(pattern, plain(self.written))):
-            if not self._read(deadline - time.monotonic()):
+        with self._news:
+            self._news.wait_for(lambda: self._ended or re.search(pattern, plain(self.written)), timeout_s)
+            if not (found := re.search(pattern, plain(self.written))):
                 raise AssertionError(f"{pattern!r} was not written:\n{plain(self.written)[-3000:]}")
-        return found[0]
+            return found[0]
+
+    def forget(self) -> None:
+        """Look only at what is written from now on."""
+        with self._news:
+            self.written = ""
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
     def ended(self) -> int:
-        """Read what it writes until it has ended; its exit code."""
-        while self._read(60.0):
-            pass
-        return self.process.wait(60)
+        """Wait until it has ended, and all is read that it wrote; its exit code."""
+        with self._news:
+            assert self._news.wait_for(lambda: self._ended, 120.0), plain(self.written)[-3000:]
+        return self.process.wait(120)
 
-    def _read(self, timeout_s: float) -> bool:
-        ready, _, _ = select.select([self._master], [], [], max(0.0, timeout_s))
-        try:
-            data = os.read(self._master, 65536) if ready else b""
-        except OSError:  # the other side is closed
-            data = b""
-        self.written += data.decode(errors="replace")
-        return bool(data)
+    def close(self) -> None:
+        """Hang up: what still runs there gets SIGHUP."""
+        os.write(self._wake, b"x")
+        self._reader.join()
+        for file in (self._master, self._wake, self._wakes):
+            os.close(file)
+
+    def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        while True:
+            ready, _, _ = select.select([self._master, self._wakes], [], [])
+            try:
+                data = b"" if self._wakes in ready else os.read(self._master, 65536)
+            except OSError:  # the other side is closed
+                data = b""
+            with self._news:
+                self.written += decoder.decode(data)
+                self._ended = not data
+                self._news.notify_all()
+            if not data:
+                return
 
 
 @contextmanager
@@ -64,10 +88,11 @@ def on_a_terminal(
         ["setsid", "--ctty", "--wait", *command], cwd=folder, env=env, stdin=slave, stdout=slave, stderr=slave
     )
     os.close(slave)
+    terminal = Terminal(master, process)
     try:
-        yield Terminal(master, process)
+        yield terminal
     finally:
-        os.close(master)  # hangs up: what still runs there gets SIGHUP
+        terminal.close()
         process.kill()
         process.wait()
 

@@ -71,6 +71,16 @@ export function images(n, expected) {
   return n > expected ? `${count(n)}, not ${count(expected)}` : `${count(n)} of ${count(expected)}`;
 }
 
+/** What a version is beside another: "older", "newer" or "same". Gateways before 0.2 say none. */
+export function compared(theirs, ours) {
+  const numbers = (said) => (String(said ?? "").match(/[0-9]+/g) ?? []).map(Number);
+  const [a, b] = [numbers(theirs), numbers(ours)];
+  for (let i = 0; i < Math.max(a.length, b.length); i += 1) {
+    if ((a[i] ?? -1) !== (b[i] ?? -1)) return (a[i] ?? -1) < (b[i] ?? -1) ? "older" : "newer";
+  }
+  return "same";
+}
+
 /** Of numbers, the one that so large a part of them does not exceed. */
 export function quantile(numbers, part) {
   const sorted = [...numbers].sort((a, b) => a - b);

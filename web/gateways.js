@@ -1,7 +1,7 @@
 // A card for each gateway: whether it takes images in, and what it holds.
 
 import { byId, el, mark, write } from "./dom.js";
-import { bytes, count, many, seconds, utc, when } from "./format.js";
+import { bytes, compared, count, many, seconds, utc, when } from "./format.js";
 
 const FIGURES = [
   "Associations",
@@ -22,8 +22,9 @@ function make(id) {
   const title = el("p", { className: "hint" });
   const values = FIGURES.map(() => el("dd", {}, el("span"), el("span", { className: "second" })));
   const list = el("dl", {}, ...FIGURES.map((figure, i) => el("div", {}, el("dt", {}, figure), values[i])));
-  const inside = el("div", { className: "card gateway" }, name, state, title, list);
-  return { card: el("li", {}, inside), state, title, values };
+  const version = el("p", { className: "hint" });
+  const inside = el("div", { className: "card gateway" }, name, state, title, version, list);
+  return { card: el("li", {}, inside), state, title, version, values };
 }
 
 function condition({ silent, silentS, seenAt, state }) {
@@ -32,13 +33,21 @@ function condition({ silent, silentS, seenAt, state }) {
   return ["good", "Takes images in"];
 }
 
-function fill({ state, title, values }, gateway) {
+/** Its version, and whether that is another than the server's. */
+function release(theirs, ours) {
+  const named = theirs ? `version ${theirs}` : "version before 0.2";
+  const than = compared(theirs, ours);
+  return than === "same" ? named : `${named}, ${than} than this server's ${ours}`;
+}
+
+function fill({ state, title, version, values }, gateway, ours) {
   const known = gateway.state;
   const [kind, words] = condition(gateway);
   write(state, words);
   mark(state, "class", `state ${kind}`);
   mark(state, "title", `last heard ${utc(gateway.seenAt)}`);
   write(title, `${known.AETitle} at ${known.Address}`);
+  write(version, release(known.Version, ours));
   const figures = [
     [count(known.Associations)],
     [count(known.OpenSeries), known.OpenSeries ? many(known.OpenInstances, "image", "images") : ""],
@@ -69,7 +78,7 @@ export function show(world) {
     if (!cards.has(gateway.id)) cards.set(gateway.id, make(gateway.id));
     const parts = cards.get(gateway.id);
     if (list.children[i] !== parts.card) list.insertBefore(parts.card, list.children[i] ?? null);
-    fill(parts, gateway);
+    fill(parts, gateway, world.version);
   });
   byId("no-gateways").hidden = present.length > 0;
   const over = [...world.gateways.values()].filter((gateway) => gateway.over);

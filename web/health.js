@@ -1,6 +1,6 @@
 // What is wrong, in words, and its cure. Two levels: "bad" wants somebody now, "warn" soon.
 
-import { count, many, seconds } from "./format.js";
+import { compared, count, many, seconds } from "./format.js";
 
 const STUCK_S = 120; // an open series without an image
 const LATE_S = 15; // a report that waits for the server, …
@@ -10,7 +10,7 @@ const FULL = 0.8; // of the inbox
 
 /** What is wrong: { level, id, what, more, cure }; `id` stays the same while it lasts, and `more` may change by the second. */
 export function problems(world) {
-  const found = world.present().flatMap((gateway) => (gateway.silent ? [silent(gateway)] : [...ofGateway(gateway)]));
+  const found = world.present().flatMap((gateway) => (gateway.silent ? [silent(gateway)] : [...ofGateway(gateway, world)]));
   found.push(...ofServer(world.totals));
   return found.sort((a, b) => (a.level === b.level ? 0 : a.level === "bad" ? -1 : 1));
 }
@@ -25,7 +25,7 @@ function silent({ id, silentS, state }) {
   };
 }
 
-function* ofGateway(gateway) {
+function* ofGateway(gateway, { version }) {
   const { id, state, skewS } = gateway;
   const about = (level, kind, what, more, cure) => ({ level, id: `${kind} ${id}`, what, more, cure });
   if (state.Reason) {
@@ -78,6 +78,15 @@ function* ofGateway(gateway) {
       `The inbox of gateway ${id} is nearly full`,
       `${count(state.InboxInstances)} of ${count(state.InboxSize)}`,
       "Its disk may be slow; beyond the size senders are told to try later.",
+    );
+  }
+  if (compared(state.Version, version) === "newer") {
+    yield about(
+      "warn",
+      "newer",
+      `Gateway ${id} is newer than this server`,
+      `${state.Version}, and the server ${version}`,
+      "Upgrade the server: it refuses what it does not know of a newer gateway's reports.",
     );
   }
   if (Math.abs(skewS) > SKEW_S) {

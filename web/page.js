@@ -28,6 +28,7 @@ function showLogin(why) {
   series.route();
   byId("log-out").hidden = true;
   write(byId("who"), "");
+  write(byId("version"), "");
   write(byId("log-out-problem"), "");
   say("none", "");
   byId("login").hidden = false;
@@ -123,6 +124,7 @@ function showFigures() {
 function showFrame(frame) {
   world.take(frame);
   say("good", "live");
+  write(byId("version"), `Series gateway ${world.version}`);
   showStatus();
   showFigures();
   charts.show(world);

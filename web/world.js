@@ -16,6 +16,7 @@ export class World {
     this.slots = new Map(); // number of the slot: images
     this.latencies = []; // { at, s }, the oldest first
     this.lastImages = new Map(); // UID: LastReceivedAt
+    this.version = ""; // the server's
     this.totals = { Series: 0, Conflicts: 0, Webhooks: [] };
     this.storedAt = null;
     this.now = 0; // the server's, in ms
@@ -25,6 +26,7 @@ export class World {
     if (frame.Full) this.forget();
     this.now = Date.parse(frame.At);
     this.totals = frame.Totals;
+    this.version = frame.Version;
     for (const id of frame.Forgotten ?? []) this.gateways.delete(id);
     for (const [id, news] of Object.entries(frame.Gateways)) this.#hear(id, news);
     for (const [id, silentS] of Object.entries(frame.Silent)) {

@@ -13,7 +13,7 @@ TIMEOUT_S = 5.0
 
 
 def main() -> None:
-    journal = Path(os.environ["GATEWAY_JOURNAL_PATH"])
+    journal = Path(os.path.realpath(os.environ["GATEWAY_JOURNAL_PATH"]))  # its socket stands beside the file itself
     os.chdir(journal.parent)  # a Unix address holds 107 bytes, a path may be longer
     try:
         status = ask(f"{journal.name}.sock")

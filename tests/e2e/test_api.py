@@ -44,7 +44,6 @@ def test_no_request_makes_the_server_fail_or_break_its_own_document(tmp_path: Pa
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=1000,
             check=False,
         )
     print(run.stdout[-6000:])

@@ -9,11 +9,11 @@ import pytest
 from bench.processes import ROOT
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("only", "fuzz"), [("silent", 0), ("all sizes", 2000)])
 def test_good_sender_works_on_while_the_port_is_attacked(only: str, fuzz: int) -> None:
     command = [sys.executable, "-m", "bench.attacks", "--only", only, "--fuzz", str(fuzz)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (tried, survived) = re.findall(r"attacks: tried=(\d+) survived=(\d+)", done.stdout)[0]
     assert tried == survived

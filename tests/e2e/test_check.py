@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import socket
 import sqlite3
 import ssl
@@ -35,6 +34,7 @@ from tests.e2e.test_admin import answer
 from tests.e2e.test_commands import client, client_json, dead_letters
 from tests.e2e.test_main_job import new_series, send
 from threads import in_thread
+from version import version
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -94,7 +94,7 @@ def test_a_failed_check_is_exit_code_3_with_the_cure_on_a_line_of_its_own(tmp_pa
 def test_wrong_settings_are_failed_lines(tmp_path: Path) -> None:
     report = client_json(tmp_path, "--scp-port", "x", "--id", "a/b", "check", exit_code=3)
     assert [line["what"] for line in report["findings"]] == ["settings", "settings"]
-    assert report["findings"][0]["detail"].startswith("GATEWAY_SCP_PORT='x'")
+    assert report["findings"][0]["detail"].startswith("--scp-port='x'")
 
 
 def test_few_file_descriptors_are_a_warning(tmp_path: Path) -> None:
@@ -403,6 +403,23 @@ async def test_an_older_server_cannot_tell_about_the_key(tmp_path: Path) -> None
     assert "cannot tell: the server answers HTTP 404 → An older server?" in said(findings, "key", "warning")
 
 
+@pytest.mark.parametrize(
+    ("says", "state", "told"),
+    [
+        ({}, "warning", "the server is before 0.2, this gateway {ours}: it is older → Upgrade the server"),
+        ({"version": "0.1.0"}, "warning", "the server is 0.1.0, this gateway {ours}: it is older → Upgrade the server"),
+        ({"version": "99.0"}, "warning", "the server is 99.0, this gateway {ours}: it is newer → Upgrade this gateway"),
+        ({"version": version()}, "ok", "{ours}, as the server"),
+    ],
+)
+async def test_a_server_of_another_version_is_named(
+    tmp_path: Path, says: dict[str, str], state: State, told: str
+) -> None:
+    with some_server({"/health/ready": (200, {"status": "ready"} | says)}) as port:
+        findings = await found(tmp_path, server_url=f"http://127.0.0.1:{port}")
+    assert said(findings, "version", state).startswith(told.format(ours=version()))
+
+
 @pytest.mark.parametrize("apart_s", [-10, 10])
 async def test_clocks_that_are_apart_are_a_warning(tmp_path: Path, apart_s: float) -> None:
     with some_server(READY, apart_s) as port:
@@ -497,7 +514,7 @@ async def test_a_folder_that_is_missing_read_only_or_full_has_failed(tmp_path: P
     assert "nothing is taken in → Free some space" in full
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this machine has no tmpfs at /dev/shm")  # noqa: S108
+@pytest.mark.peer("tmpfs")
 async def test_a_journal_in_memory_is_a_warning(tmp_path: Path) -> None:
     findings = await found(tmp_path, journal_path="/dev/shm/check-journal.db")  # noqa: S108 - not written
     assert "tmpfs: memory, and gone after a reboot → Name a file on a local disk" in said(

@@ -1,13 +1,15 @@
 """The operator's commands, beside a running gateway and on a stopped one's journal."""
 
+import asyncio
 import http.server
 import json
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ import httpx
 import pytest
 
 from bench.processes import ROOT, gateway, server
+from journal import Journal
+from models import SeriesKey
 from tests.e2e.test_main_job import new_series, send, wait_for_counts
+from tests.factories import SERIES, UNBOUNDED, make_instance
 
 NOWHERE = "http://127.0.0.1:9"
 
@@ -23,7 +28,7 @@ NOWHERE = "http://127.0.0.1:9"
 def client(folder: Path, *arguments: str, exit_code: int = 0, url: str = NOWHERE) -> str:
     """Run `python client.py …` there and return what it printed."""
     command = [sys.executable, str(ROOT / "client.py"), "--server-url", url, "--drain-timeout-s", "5", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout + (done.stderr if exit_code else "")
 
@@ -179,3 +184,52 @@ def test_only_its_own_user_may_command_the_gateway(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE):
         assert stat.S_IMODE((tmp_path / "gateway-journal.db.sock").stat().st_mode) == 0o600
     assert not (tmp_path / "gateway-journal.db.sock").exists()
+
+
+async def _set_aside(folder: Path) -> None:
+    """Leave two dead letters of which reports could not be made: one still cannot."""
+    async with Journal.open(folder / "gateway-journal.db", UNBOUNDED) as journal:
+        await journal.set_aside(make_instance().key, [f"{SERIES}.1"], 1, "KeyError at collector.py:1")
+        await journal.set_aside(SeriesKey("\ud800", SERIES, "Marked^Name"), ["\ud800"], 1, "KeyError at collector.py:1")
+
+
+@pytest.mark.parametrize("beside", [True, False], ids=["running", "stopped"])
+def test_what_was_set_aside_is_shown_and_replayed_as_far_as_it_can_be_made(tmp_path: Path, beside: bool) -> None:
+    asyncio.run(_set_aside(tmp_path))
+    with server(tmp_path) as (_, url), gateway(tmp_path, url) if beside else nullcontext():
+        listed = client_json(tmp_path, "dead-letters", "list", url=url)
+        assert [letter["answer"] for letter in listed] == ["KeyError at collector.py:1"] * 2
+        shown = client_json(tmp_path, "dead-letters", "show", "2", url=url)
+        assert shown["report"]["SOPInstanceUIDs"] == ["\ud800"]
+        assert "SOPInstanceUIDs" in client(tmp_path, "dead-letters", "show", "2", url=url)
+        out = client(tmp_path, "dead-letters", "replay", "1", "2", "77", "--json", exit_code=1, url=url)
+        assert json.JSONDecoder().raw_decode(out)[0] == {"replayed": [1], "unmade": [2]}
+        assert "not dead letters: 77" in out
+        assert "no report can be made of 2" in out
+        (left,) = client_json(tmp_path, "dead-letters", "list", url=url)
+        assert left["answer"].startswith("no report can be made of it: StudyInstanceUID")
+        client(tmp_path, "drain", url=url)
+        (row,) = httpx.get(f"{url}/series", trust_env=False).json()["series"]
+        assert (row["SeriesInstanceUID"], row["NumInstances"], row["Verdict"]) == (SERIES, 1, "idle")
+
+
+def test_a_journal_whose_rows_are_nonsense_is_listed_all_the_same(tmp_path: Path) -> None:
+    asyncio.run(_set_aside(tmp_path))
+    with closing(sqlite3.connect(tmp_path / "gateway-journal.db")) as connection:
+        connection.execute("UPDATE reports SET instances = 9223372036854775807, changed_at = 1e300, report = '[[['")
+        connection.execute("UPDATE reports SET series_instance_uid = CAST(x'ffeda080' AS TEXT) WHERE id = 2")
+        connection.commit()
+    client(tmp_path, "status", exit_code=3)
+    assert len(client_json(tmp_path, "dead-letters", "list")) == 2
+    client(tmp_path, "dead-letters", "list")
+    assert client_json(tmp_path, "dead-letters", "show", "1")["report"] == "[[["
+
+
+def test_a_gateway_is_found_by_any_name_of_its_journal(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    link = tmp_path / "other" / "link.db"
+    link.symlink_to(tmp_path / "gateway-journal.db")
+    with gateway(tmp_path, NOWHERE):
+        assert client_json(tmp_path, "--journal-path", str(link), "status")["running"]
+        out = client(tmp_path, "--journal-path", str(link), "--scp-port", "0", exit_code=1)
+        assert "used by another gateway" in out

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import pydicom
 import pytest
+from pydicom.data import get_testdata_file
 
-from bench.processes import ROOT, Process, running, server, without_settings
+from bench.processes import ROOT, Process, gateway, running, server, without_settings
 from tests.e2e.test_main_job import new_series, write
 from tests.factories import SERIES, make_report
 
@@ -25,8 +27,6 @@ OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 BIN = Path(sys.executable).parent
 PREPARED = [option for name in ("running", "testing") for option in ("-o", f".venv/{name}")]  # this environment will do
-needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
 
 def lines(paper: str, beginning: str) -> list[str]:
@@ -56,9 +56,7 @@ def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
     env = (
         without_settings() | {"no_proxy": "*", "MAKEFLAGS": "", "MAKELEVEL": "", "ARGS": ""} | environment
     )  # make may run us
-    done = subprocess.run(
-        ["sh", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False
-    )
+    done = subprocess.run(["sh", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -70,18 +68,23 @@ def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
 def test_make_demo_stores_what_was_sent(pacs: str) -> None:
     assert "make demo PACS=orthanc" in README
     out = shell(f"make {' '.join(PREPARED)} demo BIN={BIN} {pacs and f'PACS={pacs}'}")
-    assert out.splitlines()[-1] == "demo: stored 14 series, 81 instances"
+    (proved,) = re.findall(r"^demo: stored 14 series, 81 instances, equal to what was sent(.*)$", out, re.MULTILINE)
+    assert proved == ("; verified by the PACS: 14" if pacs else "")
+    (following,) = re.findall(r"^next: make (\w+)", out.splitlines()[-1])
+    assert shell(f"make --dry-run {' '.join(PREPARED)} {following}")
 
 
 @pytest.mark.parametrize(
     ("target", "wanted"),
     [
+        ("play", "python -m bench.play"),
         ("test", "python -m pytest"),
         ("test ARGS='-k idle'", "python -m pytest -k idle"),
         ("faults", "python -m bench.faults"),
         ("bench", "python -m bench.receive"),
+        ("policies", "python -m bench.completion"),
         ("completion", "python -m bench.completion"),
-        ("completion TRACES=folder", 'python -m bench.completion --traces "folder"'),
+        ("policies TRACES=folder", 'python -m bench.completion --traces "folder"'),
         ("attacks", "python -m bench.attacks"),
         ("scale ARGS='--trials 20 --seed 1'", "python -m bench.scale --trials 20 --seed 1"),
         ("up", "docker compose up --build"),
@@ -109,22 +112,68 @@ def terminal(command: str, **environment: str) -> Iterator[Process]:
         yield process
 
 
-@pytest.mark.peer("dcmtk")
-@pytest.mark.peer("curl")
-def test_readmes_three_terminals_end_with_a_row(tmp_path: Path) -> None:
-    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
-    journal = {"GATEWAY_JOURNAL_PATH": f"{tmp_path}/journal.db"}
-    images = new_series(3)
-    write(tmp_path, images)
+@contextmanager
+def two_terminals(folder: Path) -> Iterator[tuple[str, Process, int]]:
+    """Server and gateway as README starts them: the server's URL, the gateway and its port."""
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"}
+    journal = {"GATEWAY_JOURNAL_PATH": f"{folder}/journal.db"}
     with terminal(line(README, ".venv/bin/uvicorn").replace(".venv/bin", str(BIN), 1) + " --port 0", **database) as one:
         url = one.wait_for(lambda said: (re.findall(r"running on (http://\S+)", said) or [None])[0])
         start = filled(line(README, ".venv/bin/python client.py").partition("#")[0])
         with terminal(f"{start} --scp-port 0 --server-url {url}", **journal) as two:
-            port = two.wait_for_event("gateway.started")["port"]
-            shell(line(README, "storescu").replace(" 6667 ", f" {port} "), tmp_path, TCP_NODELAY="1")
-            two.wait_for_event("report.delivered")
-            rows = json.loads(shell(line(README, "curl http").replace("http://127.0.0.1:8000", url)))["series"]
-    assert [(row["SeriesInstanceUID"], row["NumInstances"]) for row in rows] == [(images[0].SeriesInstanceUID, 3)]
+            yield url, two, int(two.wait_for_event("gateway.started")["port"])
+
+
+DCMTK = pytest.mark.peer("dcmtk")
+SENDERS = [
+    pytest.param("storescu -xs", {"jpeg2000", "rle"}, marks=DCMTK, id="storescu"),
+    pytest.param("dcmsend", set(), marks=DCMTK, id="dcmsend"),
+    pytest.param(".venv/bin/python -m pynetdicom storescu", set(), id="pynetdicom"),
+]  # and the compressions that they skip
+
+
+def sending(sender: str, port: int) -> str:
+    return filled(line(README, sender)).replace(" 6667 ", f" {port} ")
+
+
+@pytest.mark.peer("curl")
+@pytest.mark.parametrize(("sender", "_skipped"), SENDERS)
+def test_readmes_three_terminals_end_with_rows(tmp_path: Path, sender: str, _skipped: set[str]) -> None:
+    folder = line(README, "FOLDER=").replace(".venv/bin/python", sys.executable)
+    with two_terminals(tmp_path) as (url, gateway, port):
+        said = shell(f"{folder}\n{sending(sender, port)} 2>&1", tmp_path, TCP_NODELAY="1")
+        for _ in range(7):
+            gateway.wait_for_event("report.delivered")
+        rows = json.loads(shell(line(README, "curl http").replace("http://127.0.0.1:8000", url)))["series"]
+    assert (len(rows), sum(row["NumInstances"] for row in rows)) == (7, 17)
+    assert said == ""  # nothing to be puzzled by
+
+
+@pytest.mark.parametrize(("sender", "skipped"), SENDERS)
+def test_readmes_senders_go_on_behind_an_image_that_they_skip(tmp_path: Path, sender: str, skipped: set[str]) -> None:
+    names = {"plain": "CT_small.dcm", "jpeg2000": "JPEG2000.dcm", "rle": "SC_rgb_rle.dcm", "late": "rtdose_1frame.dcm"}
+    (tmp_path / "own" / "deeper").mkdir(parents=True)
+    files = {what: Path(str(get_testdata_file(name))) for what, name in names.items()}
+    for what, path in files.items():
+        shutil.copy(path, tmp_path / "own" / "deeper" / f"{what}.dcm")
+    with two_terminals(tmp_path) as (url, gateway, port):
+        shell(sending(sender, port), tmp_path, FOLDER=str(tmp_path / "own"), TCP_NODELAY="1")
+        assert gateway.stop() == 0
+        rows = httpx.get(f"{url}/series", trust_env=False).json()["series"]
+    uids = {what: str(pydicom.dcmread(path).SeriesInstanceUID) for what, path in files.items()}
+    assert {row["SeriesInstanceUID"] for row in rows} == {uid for what, uid in uids.items() if what not in skipped}
+
+
+@DCMTK
+def test_the_guide_sends_one_image_by_storescu(tmp_path: Path) -> None:
+    write(tmp_path, new_series(1))
+    (file,) = tmp_path.glob("*.dcm")
+    file.rename(tmp_path / "one.dcm")
+    with server(tmp_path) as (_, url), gateway(tmp_path, url) as (process, port):
+        command = line(OPERATIONS, "storescu").partition(" && ")[0]
+        shell(command.replace("HOST 6667", f"127.0.0.1 {port}"), tmp_path, TCP_NODELAY="1")
+        assert process.stop() == 0
+        assert len(httpx.get(f"{url}/series", trust_env=False).json()["series"]) == 1
 
 
 @pytest.mark.peer("curl")
@@ -237,7 +286,7 @@ def test_the_guide_installs_every_file_with_its_mode(tmp_path: Path) -> None:
 # --- docs/kubernetes.md -------------------------------------------------------------------------------------------
 
 
-@needs_openssl
+@pytest.mark.peer("openssl")
 def test_openssl_makes_a_certificate_for_the_servers_name(tmp_path: Path) -> None:
     shell(line(KUBERNETES, "openssl req"), tmp_path)
     said = shell("openssl x509 -in tls.crt -noout -ext subjectAltName,keyUsage", tmp_path)
@@ -246,7 +295,7 @@ def test_openssl_makes_a_certificate_for_the_servers_name(tmp_path: Path) -> Non
     shell("openssl verify -CAfile tls.crt tls.crt", tmp_path)
 
 
-@needs_kubectl
+@pytest.mark.peer("kubectl")
 def test_kubectl_builds_the_files() -> None:
     built = shell("kubectl kustomize deploy/kubernetes")
     assert {"StatefulSet", "Deployment", "NetworkPolicy"} <= set(re.findall(r"^kind: (\w+)$", built, re.MULTILINE))

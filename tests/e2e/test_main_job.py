@@ -76,7 +76,7 @@ def write(folder: Path, datasets: list[Dataset]) -> list[str]:
 
 @pytest.mark.peer("dcmtk")
 def test_echoscu_is_answered(running: tuple[Process, int]) -> None:
-    subprocess.run(["echoscu", "-aec", "STORESCP", "127.0.0.1", str(running[1])], check=True, timeout=60)
+    subprocess.run(["echoscu", "-aec", "STORESCP", "127.0.0.1", str(running[1])], check=True)
 
 
 @pytest.mark.peer("dcmtk")
@@ -88,7 +88,7 @@ def test_dcmtk_sends_and_the_row_is_exact(
 ) -> None:
     datasets = new_series(12)
     files = write(tmp_path, datasets)
-    subprocess.run([*command, "127.0.0.1", str(running[1]), *files], check=True, timeout=60)
+    subprocess.run([*command, "127.0.0.1", str(running[1]), *files], check=True)
     wait_for_counts(running[0], url, {datasets[0].SeriesInstanceUID: 12})
 
 
@@ -187,7 +187,7 @@ def test_signal_drains_what_is_open_and_exits_0(url: str, tmp_path: Path, number
     with gateway(tmp_path, url, idle_timeout_s=600) as (process, port):
         send(port, datasets)
         process.popen.send_signal(number)
-        assert process.popen.wait(30) == 0
+        assert process.popen.wait(120) == 0
         assert process.events("series.reported")[0]["verdict"] == "drained"
     assert record(url, datasets[0].SeriesInstanceUID)["NumInstances"] == 5
 
@@ -229,7 +229,7 @@ def test_too_much_pending_is_refused_out_of_resources_and_accepted_again(url: st
 def test_second_gateway_on_one_journal_is_refused_with_the_cure(running: tuple[Process, int], tmp_path: Path) -> None:
     with gateway(tmp_path, "http://127.0.0.1:9", drain_timeout_s=0.3):
         second = Process("second", [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"], tmp_path)
-        assert second.popen.wait(60) == 1
+        assert second.popen.wait(120) == 1
         assert second.stop() == 1
         assert "used by another gateway. Stop it, or give each gateway its own" in "".join(second.lines)
 
@@ -244,7 +244,6 @@ def test_wrong_setting_stops_the_start_with_name_and_cure(tmp_path: Path) -> Non
             env=os.environ | wrong,
             capture_output=True,
             text=True,
-            timeout=60,
             check=False,
         )
         assert done.returncode != 0

@@ -58,7 +58,7 @@ def prometheus(folder: Path, config: Path) -> Iterator[httpx.Client]:
         yield api
 
 
-def until(ask: Callable[[], list[Any]], timeout_s: float = 30.0) -> list[Any]:
+def until(ask: Callable[[], list[Any]], timeout_s: float = 120.0) -> list[Any]:
     """What `ask` gives, once that is something."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

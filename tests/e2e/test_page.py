@@ -7,8 +7,8 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,19 @@ from typing import Any
 import httpx
 import pydicom
 import pytest
-from playwright.async_api import ConsoleMessage, Locator, Page, async_playwright, expect
+import pytest_asyncio
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
 
 from bench.demo import studies
 from bench.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
-from bench.processes import ROOT, Process, gateway, server
+from bench.processes import ROOT, gateway, server
 from tests.factories import STUDY, arriving, make_report, make_state
+from tests.serving import Serving, serving
+from version import version
 
-pytestmark = pytest.mark.peer("chromium")
-TIMEOUT_MS = 20_000
+pytestmark = [pytest.mark.peer("chromium"), pytest.mark.asyncio(loop_scope="module")]
+TIMEOUT_S = 60
+TIMEOUT_MS = 1000 * TIMEOUT_S
 HOSTILE = "<img src=x onerror=document.title='broken'>^<script>document.title='broken'</script>"
 
 
@@ -48,39 +52,57 @@ class Watch:
         return all(one.startswith(url) for one in self.requests)
 
 
-@asynccontextmanager
-async def chromium(**options: Any) -> AsyncIterator[tuple[Page, Watch]]:
+Browse = Callable[..., AbstractAsyncContextManager[tuple[Page, Watch]]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """One for all tests of this process: it is what takes long to start."""
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
-        context = await browser.new_context(**options)
-        context.set_default_timeout(TIMEOUT_MS)
-        page = await context.new_page()
-        yield page, Watch(page)
+        yield browser
         await browser.close()
+
+
+@pytest.fixture
+def browse(browser: Browser) -> Browse:
+    """A page in a context of its own: nothing that another test left behind."""
+
+    @asynccontextmanager
+    async def open_page(**options: Any) -> AsyncIterator[tuple[Page, Watch]]:
+        context = await browser.new_context(**options)
+        try:
+            context.set_default_timeout(TIMEOUT_MS)
+            page = await context.new_page()
+            yield page, Watch(page)
+        finally:
+            await context.close()
+
+    return open_page
 
 
 expect.set_options(timeout=TIMEOUT_MS)
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[tuple[Process, str]]:
-    with server(tmp_path) as found:
+def running(tmp_path: Path) -> Iterator[Serving]:
+    with serving(tmp_path) as found:
         yield found
 
 
 @pytest.fixture
-def url(running: tuple[Process, str]) -> str:
-    return running[1]
+def url(running: Serving) -> str:
+    return running.url
 
 
 def tell(url: str, gateway_id: str, **change: Any) -> None:
     state = make_state(gateway_id, **change)
-    httpx.put(f"{url}/gateways/{gateway_id}", json=state, trust_env=False).raise_for_status()
+    httpx.put(f"{url}/gateways/{gateway_id}", json=state, timeout=TIMEOUT_S, trust_env=False).raise_for_status()
 
 
 def store(url: str, series: str, **change: Any) -> None:
     body = make_report("1", "2", series=series).model_dump(mode="json") | change
-    httpx.post(f"{url}/series", json=body, trust_env=False).raise_for_status()
+    httpx.post(f"{url}/series", json=body, timeout=TIMEOUT_S, trust_env=False).raise_for_status()
 
 
 def keys_command(folder: Path, *arguments: str) -> str:
@@ -115,7 +137,7 @@ def three_series() -> dict[str, list[Path]]:
 
 
 @pytest.mark.peer("orthanc")
-async def test_a_real_send_is_seen_to_arrive_and_to_be_judged_without_reload(tmp_path: Path) -> None:
+async def test_a_real_send_is_seen_to_arrive_and_to_be_judged_without_reload(browse: Browse, tmp_path: Path) -> None:
     dicom_port, series = free_port(), three_series()
     with (
         server(tmp_path) as (_, url),
@@ -123,7 +145,7 @@ async def test_a_real_send_is_seen_to_arrive_and_to_be_judged_without_reload(tmp
         orthanc(tmp_path, port, dicom_port=dicom_port) as pacs,
     ):
         images = {uid: [pacs.upload_image(path.read_bytes()) for path in paths] for uid, paths in series.items()}
-        async with chromium() as (page, watch):
+        async with browse() as (page, watch):
             await page.goto(url)
             await expect(page.get_by_role("heading", name="gateway-1")).to_be_visible()
             await expect(page.locator("#headline")).to_have_text("All well: 1 gateway takes images in")
@@ -176,11 +198,12 @@ async def open_timeline_and_search(page: Page, *uids: str) -> None:
 # --- who may look -----------------------------------------------------------------------------------------------
 
 
-async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(url: str, tmp_path: Path) -> None:
+async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(browse: Browse, running: Serving) -> None:
+    url = running.url
     store(url, f"{STUDY}.1", PatientName="Secret^Name")
     tell(url, "secret-gateway")
-    key, writes = new_key(tmp_path, "series:read"), new_key(tmp_path, "series:write")
-    async with chromium() as (page, watch):
+    writes, key = running.new_key("series:write"), running.new_key("series:read")  # a gateway was heard of
+    async with browse() as (page, watch):
         await page.goto(f"{url}/#series/{STUDY}.1")
         await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
         for wrong, says in (
@@ -205,7 +228,7 @@ async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(url: st
         await expect(page.get_by_role("heading", name="secret-gateway")).to_be_visible()
         assert await page.evaluate("document.cookie") == ""
         (cookie,) = await page.context.cookies()
-        assert key.rpartition("_")[2] not in cookie["value"]
+        assert key.split("_", 2)[2] not in cookie["value"]
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
         await page.reload()
         await expect(page.get_by_role("heading", name="secret-gateway")).to_be_visible()
@@ -218,10 +241,10 @@ async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(url: st
         assert watch.asks_nobody_but(url)
 
 
-async def test_a_key_that_is_revoked_leads_back_to_the_login(tmp_path: Path) -> None:
+async def test_a_key_that_is_revoked_leads_back_to_the_login(browse: Browse, tmp_path: Path) -> None:
     with server(tmp_path) as (process, url):
         key = new_key(tmp_path, "series:read")
-        async with chromium() as (page, _):
+        async with browse() as (page, _):
             await page.goto(url)
             await page.get_by_label("API key").fill(key)
             await page.keyboard.press("Enter")
@@ -238,9 +261,9 @@ async def log_in(page: Page, key: str) -> None:
     await expect(page.locator("#link")).to_have_text("live")
 
 
-async def test_who_logs_out_does_so_in_every_tab_or_is_told_that_it_failed(url: str, tmp_path: Path) -> None:
-    key = new_key(tmp_path, "series:read")
-    async with chromium() as (page, _):
+async def test_who_logs_out_does_so_in_every_tab_or_is_told_that_it_failed(browse: Browse, running: Serving) -> None:
+    url, key = running.url, running.new_key("series:read")
+    async with browse() as (page, _):
         await page.goto(url)
         await log_in(page, key)
         other = await page.context.new_page()
@@ -260,10 +283,10 @@ async def test_who_logs_out_does_so_in_every_tab_or_is_told_that_it_failed(url: 
 # --- what is shown ----------------------------------------------------------------------------------------------
 
 
-async def test_a_broken_connection_is_said_and_mended_without_reload(tmp_path: Path) -> None:
+async def test_a_broken_connection_is_said_and_mended_without_reload(browse: Browse, tmp_path: Path) -> None:
     with server(tmp_path) as (process, url):
         store(url, f"{STUDY}.1")
-        async with chromium() as (page, _):
+        async with browse() as (page, _):
             await page.goto(url)
             await expect(page.locator("#stored-table tbody tr")).to_have_count(1)
             await page.evaluate("window.loadedOnce = true")
@@ -278,7 +301,7 @@ async def test_a_broken_connection_is_said_and_mended_without_reload(tmp_path: P
             assert await page.evaluate("window.loadedOnce")
 
 
-async def test_what_senders_write_is_text_wherever_it_stands(url: str) -> None:
+async def test_what_senders_write_is_text_wherever_it_stands(browse: Browse, url: str) -> None:
     hostile = HOSTILE.replace("^", " ")[:60]
     store(
         url,
@@ -301,7 +324,7 @@ async def test_what_senders_write_is_text_wherever_it_stands(url: str) -> None:
     dead = {"SeriesInstanceUID": "1.2", "Instances": 1, "Answer": HOSTILE, "At": datetime.now(UTC).isoformat()}
     series = arriving("1.3", 1, Source=hostile)
     tell(url, "<i>g", AETitle=HOSTILE, Reason=HOSTILE, DeadLetters=1, Dead=[dead], Arriving=[series], OpenSeries=1)
-    async with chromium() as (page, watch):
+    async with browse() as (page, watch):
         await page.goto(url)
         link = cells(page, "stored-table", STUDY).get_by_role("link")
         await expect(link).to_contain_text("<img src=x onerror=document.title='broken'>, <script>")
@@ -331,14 +354,16 @@ FAR_APART = " ".join(["0:1", *(f"{20 * 4**n}:{n + 2}" for n in range(15))])
         [(0.0, "images.arrived", {"Arrivals": "0:-1 1:0"}), (1.0, "series.reopened", {"LateByS": "x"})],
     ],
 )
-async def test_any_timeline_is_drawn(url: str, timeline: list[tuple[float, str, dict[str, Any]]]) -> None:
+async def test_any_timeline_is_drawn(
+    browse: Browse, url: str, timeline: list[tuple[float, str, dict[str, Any]]]
+) -> None:
     began = datetime(1, 2, 1, tzinfo=UTC)
     events = [
         {"At": (began + timedelta(seconds=s)).isoformat(), "Event": event, "Details": details}
         for s, event, details in timeline
     ]
     store(url, f"{STUDY}.1", GatewayID="g", Timeline=events, LastReceivedAt=None, FirstReceivedAt=None)
-    async with chromium() as (page, watch):
+    async with browse() as (page, watch):
         await page.goto(f"{url}/#series/{STUDY}.1")
         dialog = page.get_by_role("dialog")
         await expect(dialog.locator(".facts")).to_contain_text("Test, One")
@@ -351,12 +376,12 @@ async def test_any_timeline_is_drawn(url: str, timeline: list[tuple[float, str, 
         assert watch.problems == []
 
 
-async def test_what_cannot_be_told_of_a_series_leaves_its_facts(url: str) -> None:
+async def test_what_cannot_be_told_of_a_series_leaves_its_facts(browse: Browse, url: str) -> None:
     store(url, f"{STUDY}.1", PatientName="Doe^Jane")
     strange: dict[str, Any] = {
         "events": [{"At": "never", "Event": "series.idle", "GatewayID": None, "Revision": 1, "Details": {}}]
     }
-    async with chromium() as (page, watch):
+    async with browse() as (page, watch):
         await page.route("**/timeline", lambda route: route.fulfill(json=strange))
         await page.goto(f"{url}/#series/{STUDY}.1")
         dialog = page.get_by_role("dialog")
@@ -365,9 +390,9 @@ async def test_what_cannot_be_told_of_a_series_leaves_its_facts(url: str) -> Non
         assert watch.problems == []
 
 
-async def test_open_series_go_with_their_gateway(url: str) -> None:
+async def test_open_series_go_with_their_gateway(browse: Browse, url: str) -> None:
     tell(url, "g", Arriving=[arriving("1.3", 1)], OpenSeries=1)
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.goto(url)
         await expect(page.locator("#arriving")).to_contain_text("1.3")
         tell(url, "g", Arriving=[arriving("1.3", 2)], OpenSeries=1, Stopped=True)
@@ -393,16 +418,16 @@ def told(uid: str, revision: int, last: str, updated: str) -> dict[str, Any]:
     }
 
 
-async def test_the_newest_revision_of_a_frame_is_what_a_series_was_stored_as(url: str, tmp_path: Path) -> None:
-    new_key(tmp_path, "series:read")
+async def test_the_newest_revision_of_a_frame_is_what_a_series_was_stored_as(browse: Browse, running: Serving) -> None:
+    running.new_key("series:read")
     series = arriving("1.3", 1, LastReceivedAt="2026-01-01T11:00:00Z")
     rows = [told("1.3", 2, "11:00:00", "11:00:05"), told("1.3", 1, "11:00:00", "11:00:04")]
     frames = [
         {"Full": True, "Gateways": {"g": {"Arriving": [series], "Gone": []}}, "Stored": rows},
         {"Gateways": {"g": {"Arriving": [], "Gone": ["1.3"]}}, "Stored": []},
     ]
-    async with chromium() as (page, _):
-        await page.goto(url)  # at the login nothing else is told
+    async with browse() as (page, _):
+        await page.goto(running.url)  # at the login nothing else is told
         await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
         await page.evaluate(
             """async ([seen, frames]) => {
@@ -415,7 +440,7 @@ async def test_the_newest_revision_of_a_frame_is_what_a_series_was_stored_as(url
         assert await cells(page, "arriving", "1.3").nth(2).text_content() == "2"
 
 
-async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(url: str) -> None:
+async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(browse: Browse, url: str) -> None:
     late = {"At": "2026-01-01T12:00:30Z", "Stopped": False, "StartedAt": "2026-01-01T11:00:00Z", "Address": "a"}
     state = [late | {"Received": [n], "Instances": n} for n in (10, 30)]
     news = [{"SeenAt": SEEN, "State": one, "Arriving": [], "Gone": []} for one in state]
@@ -428,7 +453,7 @@ async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(u
         {"At": SEEN, "Full": not n, "Gateways": {"g": news[min(n, 1)]}, "Silent": {}, "Totals": {}, "Stored": rows[n]}
         for n in range(3)
     ]
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.goto(url)
         images, latencies = await page.evaluate(
             """async (frames) => {
@@ -442,12 +467,12 @@ async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(u
     assert (images, latencies) == (30, [2, 3])
 
 
-async def test_the_table_loses_nothing_however_much_comes_at_once(url: str) -> None:
+async def test_the_table_loses_nothing_however_much_comes_at_once(browse: Browse, url: str) -> None:
     for n in range(60):
         store(url, f"{STUDY}.{n}")
     many = [{**told(f"9.{n}", 1, "11:00:00", "11:00:02"), "Number": n} for n in range(130, 60, -1)]
     rows = 'document.querySelectorAll("#stored-table tbody a")'
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.goto(url)
         await page.get_by_role("button", name="Show older").click()
         await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
@@ -464,9 +489,9 @@ async def test_the_table_loses_nothing_however_much_comes_at_once(url: str) -> N
         await expect(page.locator("#stored-table tbody tr")).to_have_count(130)
 
 
-async def test_the_table_is_asked_for_again_where_there_was_no_answer(url: str) -> None:
+async def test_the_table_is_asked_for_again_where_there_was_no_answer(browse: Browse, url: str) -> None:
     store(url, f"{STUDY}.1")
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.route("**/overview/series*", lambda route: route.fulfill(status=503), times=1)
         await page.goto(url)
         await expect(page.locator("#search-result")).to_have_text("The server does not answer; try again.")
@@ -474,8 +499,8 @@ async def test_the_table_is_asked_for_again_where_there_was_no_answer(url: str) 
         await expect(page.locator("#search-result")).to_have_text("")
 
 
-async def test_a_search_that_finds_more_than_it_shows_says_so(url: str) -> None:
-    async with chromium() as (page, _):
+async def test_a_search_that_finds_more_than_it_shows_says_so(browse: Browse, url: str) -> None:
+    async with browse() as (page, _):
         found: dict[str, Any] = {"series": [], "next": None, "more": True}
         await page.route("**/overview/series?search=*", lambda route: route.fulfill(json=found))
         await page.goto(url)
@@ -490,10 +515,10 @@ HIDDEN = """(hidden) => {
 }"""
 
 
-async def test_a_tab_that_is_not_seen_holds_no_connection(url: str) -> None:
+async def test_a_tab_that_is_not_seen_holds_no_connection(browse: Browse, url: str) -> None:
     for n in range(60):
         store(url, f"{STUDY}.{n}")
-    async with chromium() as (page, watch):
+    async with browse() as (page, watch):
         await page.goto(url)
         await page.get_by_role("button", name="Show older").click()
         await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
@@ -510,22 +535,22 @@ async def test_a_tab_that_is_not_seen_holds_no_connection(url: str) -> None:
 
 async def watchers(url: str, expected: int) -> None:
     """Until so many streams are open."""
-    async with asyncio.timeout(TIMEOUT_MS / 1000), httpx.AsyncClient(trust_env=False) as http:
+    async with asyncio.timeout(TIMEOUT_S), httpx.AsyncClient(trust_env=False) as http:
         while f"server_watchers {expected}.0" not in (await http.get(f"{url}/metrics")).text:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
-async def test_what_is_wrong_is_said_in_words_with_the_cure(url: str) -> None:
+async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url: str) -> None:
     now = datetime.now(UTC)
     dead = {"SeriesInstanceUID": "1.2", "Instances": 3, "Answer": "422 StudyInstanceUID", "At": now.isoformat()}
     long_ago = (now - timedelta(minutes=10)).isoformat()
     tell(url, "gone", Stopped=True)
     tell(url, "silent")
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.goto(url)
         await expect(page.locator("#headline")).to_have_text("All well: 1 gateway takes images in")
         await expect(page.locator("#stopped-gateways")).to_contain_text("gone")
-        await expect(page.locator("#headline")).to_have_text("Wrong: Gateway silent is silent", timeout=40_000)
+        await expect(page.locator("#headline")).to_have_text("Wrong: Gateway silent is silent", timeout=2 * TIMEOUT_MS)
         tell(
             url,
             "ill",
@@ -553,12 +578,41 @@ async def test_what_is_wrong_is_said_in_words_with_the_cure(url: str) -> None:
         await expect(card).to_contain_text("Silent for")
 
 
-async def test_a_gateway_that_was_killed_and_started_again_does_not_stay_red(url: str) -> None:
+async def test_the_pages_about_the_api_are_ours_alone(browse: Browse, url: str) -> None:
+    async with browse() as (page, watch):
+        await page.goto(f"{url}/docs")
+        await expect(page.get_by_role("heading", name="Series gateway")).to_be_visible()
+        await expect(page.locator(".opblock-summary-path").filter(has_text="/series").first).to_be_visible()
+        assert watch.asks_nobody_but(url)
+        assert watch.problems == []
+
+
+async def test_a_gateway_of_another_version_is_named(browse: Browse, url: str) -> None:
+    ours = version()
+    for id, theirs in (("same", ours), ("old", "0.1.0"), ("older", None)):
+        tell(url, id, Version=theirs)
+    async with browse() as (page, watch):
+        await page.goto(url)
+        await expect(page.get_by_role("contentinfo")).to_have_text(f"Series gateway {ours}")
+        await expect(page.locator("#headline")).to_have_text("All well: 3 gateways take images in")
+        for id, words in (
+            ("same", f"version {ours}"),
+            ("old", f"version 0.1.0, older than this server's {ours}"),
+            ("older", f"version before 0.2, older than this server's {ours}"),
+        ):
+            card = page.locator(".gateway").filter(has=page.get_by_role("heading", name=id, exact=True))
+            await expect(card.get_by_text("version")).to_have_text(words)
+        tell(url, "new", Version="99.0")
+        await expect(page.locator("#headline")).to_have_text("Look at this: Gateway new is newer than this server")
+        assert watch.problems == []
+
+
+async def test_a_gateway_that_was_killed_and_started_again_does_not_stay_red(browse: Browse, url: str) -> None:
     began = datetime.now(UTC)
     tell(url, "host-0123456789ab", At=began.isoformat(), StartedAt=(began - timedelta(hours=1)).isoformat())
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.goto(url)
-        await expect(page.locator("#headline")).to_contain_text("silent", timeout=40_000)
+        await expect(page.locator("#headline")).to_contain_text("silent", timeout=2 * TIMEOUT_MS)
         again = began + timedelta(seconds=1)
         tell(url, "host-ba9876543210", StartedAt=again.isoformat())
         await expect(page.locator("#headline")).to_have_text("All well: 1 gateway takes images in")
@@ -574,9 +628,9 @@ async def fill(url: str) -> None:
     tell(url, "g" * 64, Arriving=[arriving("1." + "7" * 62, 5, Expected=9)], Reason="the disk " + "is full " * 20)
 
 
-async def test_the_keyboard_alone_opens_a_series_and_comes_back(url: str) -> None:
+async def test_the_keyboard_alone_opens_a_series_and_comes_back(browse: Browse, url: str) -> None:
     await fill(url)
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.goto(url)
         await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
         await page.keyboard.press("Tab")
@@ -605,9 +659,9 @@ async def test_the_keyboard_alone_opens_a_series_and_comes_back(url: str) -> Non
         await expect(older).to_be_hidden()
 
 
-async def test_a_screen_reader_finds_names_for_everything(url: str) -> None:
+async def test_a_screen_reader_finds_names_for_everything(browse: Browse, url: str) -> None:
     await fill(url)
-    async with chromium() as (page, _):
+    async with browse() as (page, _):
         await page.goto(url)
         await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
         for name in ("Stored series, those that changed last first", "Series that images come for now"):
@@ -629,9 +683,9 @@ async def test_a_screen_reader_finds_names_for_everything(url: str) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 375, 768, 1280])
-async def test_nothing_is_wider_than_the_screen(url: str, width: int) -> None:
+async def test_nothing_is_wider_than_the_screen(browse: Browse, url: str, width: int) -> None:
     await fill(url)
-    async with chromium(viewport={"width": width, "height": 800}) as (page, watch):
+    async with browse(viewport={"width": width, "height": 800}) as (page, watch):
         await page.goto(url)
         await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
@@ -641,8 +695,8 @@ async def test_nothing_is_wider_than_the_screen(url: str, width: int) -> None:
         assert watch.problems == []
 
 
-async def test_it_is_dark_where_the_system_is(url: str) -> None:
-    async with chromium(color_scheme="dark", reduced_motion="reduce") as (page, _):
+async def test_it_is_dark_where_the_system_is(browse: Browse, url: str) -> None:
+    async with browse(color_scheme="dark", reduced_motion="reduce") as (page, _):
         await page.goto(url)
         await expect(page.locator("#link")).to_have_text("live")
         colours = "(b) => [getComputedStyle(b).backgroundColor, getComputedStyle(b).color]"

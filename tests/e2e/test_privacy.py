@@ -58,7 +58,6 @@ def command(folder: Path, *arguments: str, **environment: str) -> str:
         env=without_settings() | environment,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     return done.stdout + done.stderr
@@ -92,7 +91,7 @@ def hostile_sends(port: int) -> None:
         with socket.create_connection(("127.0.0.1", port), 10) as sock:
             sock.sendall(garbage)
             sock.shutdown(socket.SHUT_WR)
-            sock.settimeout(10)
+            sock.settimeout(60)
             while sock.recv(4096):
                 pass
 
@@ -186,7 +185,7 @@ BODIES = [
 
 
 def ask_everything(url: str) -> None:
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+    with httpx.Client(base_url=url, trust_env=False, timeout=120) as http:
         for body in BODIES:
             for method, path in (("POST", "/series"), ("POST", "/session"), ("PUT", f"/gateways/{MARK}")):
                 http.request(method, path, content=body, headers={"Content-Type": "application/json"})

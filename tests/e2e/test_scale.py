@@ -11,7 +11,7 @@ from bench.processes import ROOT
 pytestmark = [
     pytest.mark.peer("haproxy"),
     pytest.mark.peer("postgresql"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(1800),
 ]
 
 
@@ -23,7 +23,6 @@ def scale(*arguments: str) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=170,
         check=False,
     )
     return done.returncode, done.stdout

@@ -1,7 +1,6 @@
 """`python server.py check`: each thing that can be wrong is provoked, and the line names it and its cure."""
 
 import json
-import os
 import ssl
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -22,12 +21,14 @@ from check import Finding
 from db import Database
 from engine import _migrations, revisions
 from keys import Keys
+from models import GatewayState
 from schema import dead_changes, webhooks
 from server_check import check
 from settings import ServerSettings, load
 from tests.e2e.test_admin import ours
 from tests.e2e.test_check import READY, said, some_server
-from tests.factories import make_report
+from tests.factories import make_report, make_state
+from version import version
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
     done = ours(f"sqlite+aiosqlite:///{tmp_path}/series.db", "check", "--port", str(free_port()))
     assert done.returncode == 0, done.stdout
     assert "none yet: made at the first start" in done.stdout
-    assert "→ python server.py keys create NAME" in done.stdout
+    assert "→ python server.py keys create gateway-1 --scope series:write" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -147,7 +148,7 @@ async def test_a_file_that_others_read_a_corrupt_one_and_a_missing_folder_are_na
     assert "Make the folder, or change DATABASE_URL" in missing
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="this machine has no tmpfs at /dev/shm")  # noqa: S108
+@pytest.mark.peer("tmpfs")
 async def test_a_database_in_memory_is_a_warning() -> None:
     findings = await found("sqlite+aiosqlite:////dev/shm/check-series.db")
     assert "gone after a reboot → Name a file on a local disk" in said(findings, "database", "warning")
@@ -201,6 +202,29 @@ async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: 
     assert "1 changes were given up → Cure the receiver, then: python server.py webhooks replay 3" in gave_up
     assert "s3cret" not in str(findings)
     assert "/hook" not in str(findings)
+
+
+async def test_gateways_of_another_version_are_named(database_url: str) -> None:
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        assert said(await found(database_url), "gateways", "ok").startswith("none heard of")
+        await database.heard(GatewayState.model_validate(make_state("same")))
+        assert said(await found(database_url), "gateways", "ok").startswith("1 heard of within a day, of this")
+        for id, other in (("new", "99.0"), ("old", None), ("went", "0.1")):
+            state = make_state(id, Version=other, Stopped=id == "went")
+            await database.heard(GatewayState.model_validate(state))
+    new, old = said(await found(database_url), "gateways", "warning").splitlines()
+    assert new.startswith(f"new is 99.0, this server {version()}: it is newer → Upgrade the server")
+    assert old.startswith(f"old is before 0.2, this server {version()}: it is older → Upgrade it")
+
+
+async def test_a_running_server_of_another_version_is_named(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    with some_server(READY) as port:
+        older = said(await found(url, port=int(port)), "version", "warning")
+    with some_server({"/health/ready": (200, {"status": "ready", "version": version()})}) as port:
+        same = said(await found(url, port=int(port)), "version", "ok")
+    assert older.startswith(f"the running server is before 0.2, these files are {version()} → Start it again")
+    assert same.startswith(f"{version()}, as the running server")
 
 
 async def test_open_conflicts_are_a_warning(database_url: str) -> None:

@@ -1,7 +1,6 @@
 """The gateway on a real terminal: the table below the log lines, Ctrl-C, and Tab in real shells."""
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 
 from bench.processes import ROOT, gateway, server
 from shell_completion import MARK
-from tests.e2e.test_commands import NOWHERE
+from tests.e2e.test_commands import NOWHERE, client_json
 from tests.e2e.test_main_job import new_series, send
 from tests.terminals import on_a_terminal, plain, screen
 
@@ -20,15 +19,16 @@ STAMP = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[\w+ *\] [a-z_]+\.[a-z_]+ "
 
 def test_a_table_stands_below_the_log_lines_and_ctrl_c_leaves_the_terminal_clean(tmp_path: Path) -> None:
     with server(tmp_path) as (_, url):
-        command = [*GATEWAY, "--server-url", url, "--idle-timeout-s", "0.5"]
+        command = [*GATEWAY, "--server-url", url, "--idle-policy", "fixed", "--idle-timeout-s", "600"]
         with on_a_terminal(command, tmp_path, width=250) as terminal:
             port = int(terminal.wait_for(r"(?<=port=)\d+"))
-            terminal.wait_for(rf"STORESCP 127\.0\.0\.1:{port}  up 0:00:0\d")
+            terminal.wait_for(rf"STORESCP 127\.0\.0\.1:{port}  up 0:\d\d:\d\d")
             for _ in range(3):
                 send(port, new_series(20))
-            terminal.wait_for(r"3 series open, 60 images")
+            terminal.wait_for(r"3 series open, 60 images")  # and stay so until they are drained
             terminal.wait_for(r"series +from +images +quiet +waits *\n.*SCU CT +20 ")
-            terminal.wait_for(r"✓ series 1\.2\.\S+ 20 images idle in \d\.\d s")
+            assert client_json(tmp_path, "drain", url=url) == {"reported": 3, "undelivered": 0}
+            terminal.wait_for(r"✓ series 1\.2\.\S+ 20 images drained in \d")
             terminal.type("\x03")
             assert terminal.ended() == 0
     lines = [line for line in screen(terminal.written) if line and line != "^C"]
@@ -36,6 +36,17 @@ def test_a_table_stands_below_the_log_lines_and_ctrl_c_leaves_the_terminal_clean
     assert [line for line in lines if not re.match(STAMP, line)] == []  # no line torn, nothing left of the table
     assert "gateway.stopped" in lines[-1]
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")  # the cursor is back
+
+
+def test_what_became_idle_stays_below_the_table(tmp_path: Path) -> None:
+    with (
+        server(tmp_path) as (_, url),
+        on_a_terminal([*GATEWAY, "--server-url", url, "--idle-timeout-s", "0.5"], tmp_path) as terminal,
+    ):
+        send(int(terminal.wait_for(r"(?<=port=)\d+")), new_series(2))
+        terminal.wait_for(r"✓ series 1\.2\.\S+ 2 images idle in \d")
+        terminal.type("\x03")
+        assert terminal.ended() == 0
 
 
 def test_the_table_fits_a_small_terminal(tmp_path: Path) -> None:
@@ -56,9 +67,8 @@ def test_there_is_no_table_on_a_dumb_terminal_and_with_several_workers(
 ) -> None:
     command = [*GATEWAY, "--server-url", NOWHERE, "--drain-timeout-s", "0.3"]
     with on_a_terminal(command, tmp_path, **environment) as terminal:
-        for _ in range(int(environment.get("GATEWAY_WORKERS", 1))):
-            terminal.wait_for(r"gateway\.started")
-            terminal.written = terminal.written.partition("gateway.started")[2]
+        workers = int(environment.get("GATEWAY_WORKERS", 1))
+        terminal.wait_for("(?s)" + ".*".join([r"gateway\.started"] * workers))
         terminal.type("\x03")
         assert terminal.ended() == 0
     assert "inbox" not in plain(terminal.written)
@@ -99,11 +109,11 @@ def test_check_is_a_table_on_a_terminal(tmp_path: Path) -> None:
 # --- shells -----------------------------------------------------------------------------------------------------
 
 SHELLS = {
-    "bash": (["bash", "--norc", "--noprofile", "-i"], "", "source <({python} {script} completion bash)"),
+    "bash": (["bash", "--norc", "--noprofile", "-i"], "", "source <({python} {script} tab bash)"),
     "zsh": (
         ["zsh", "-f", "-i"],
         "autoload -U compinit && compinit -u -D",
-        "source <({python} {script} completion zsh)",
+        "source <({python} {script} tab zsh)",
     ),
     "fish": (["fish", "--no-config", "-i"], "", "{python} {script} completion fish | source"),
 }
@@ -127,11 +137,9 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", [pytest.param(shell, marks=pytest.mark.peer(shell)) for shell in SHELLS])
 def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
     """Both programs are the real ones until they are armed: then they say what they would run."""
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
     command, before, source = SHELLS[shell]
     executable(tmp_path / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     for name in ("client.py", "server.py"):
@@ -146,17 +154,15 @@ def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
         terminal.wait_for("ready")
         (tmp_path / "armed").touch()
         for typed, (added, wanted) in TYPED.items():
-            terminal.written = ""
+            terminal.forget()
             terminal.type(f"{typed}\t")
             terminal.wait_for(re.escape(added))
             terminal.type("\n")
             terminal.wait_for(f"RAN {re.escape(wanted)}\\b")
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("shell", [pytest.param(shell, marks=pytest.mark.peer(shell)) for shell in SHELLS])
 def test_tab_runs_no_program_of_another_project(tmp_path: Path, shell: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
     command, before, source = SHELLS[shell]
     executable(tmp_path / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     foreign = tmp_path / "foreign"
@@ -171,7 +177,7 @@ def test_tab_runs_no_program_of_another_project(tmp_path: Path, shell: str) -> N
         terminal.type("echo rea''dy\n")
         terminal.wait_for("ready")
         for typed in ("python client.py", "python3 server.py", "./server.py", "./client.py"):
-            terminal.written = ""
+            terminal.forget()
             terminal.type(f"{typed} unmistak\t")
             terminal.wait_for("able.db")
             terminal.type("\x15")

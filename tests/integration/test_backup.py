@@ -25,7 +25,6 @@ from db import Database
 from tests.factories import STUDY, make_report
 
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
-needs_sqlite3 = pytest.mark.skipif(shutil.which("sqlite3") is None, reason="sqlite3 is not installed")
 
 
 def documented(beginning: str) -> str:
@@ -76,7 +75,7 @@ def somebody_storing(url: str) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.parametrize("command", [pytest.param("sqlite3 -readonly", marks=needs_sqlite3), "python -c"])
+@pytest.mark.parametrize("command", [pytest.param("sqlite3 -readonly", marks=pytest.mark.peer("sqlite3")), "python -c"])
 def test_a_sqlite_backup_beside_the_running_server_is_whole_and_brings_the_rows_back(
     command: str, tmp_path: Path
 ) -> None:

@@ -52,7 +52,7 @@ def test_changes_are_read_page_by_page(running: tuple[Process, str]) -> None:
 def test_the_stream_tells_what_was_and_what_comes_and_goes_on_where_it_was(running: tuple[Process, str]) -> None:
     _, url = running
     post(url, "1")
-    with httpx.Client(trust_env=False, timeout=20) as http:
+    with httpx.Client(trust_env=False, timeout=120) as http:
         with http.stream("GET", f"{url}/changes/stream") as response:
             assert response.headers["Content-Type"].startswith("text/event-stream")
             stream = events(response)
@@ -69,11 +69,11 @@ def test_an_open_stream_does_not_keep_the_server_from_stopping(running: tuple[Pr
     process, url = running
     post(url, "1")
     with (
-        httpx.Client(trust_env=False, timeout=20) as http,
+        httpx.Client(trust_env=False, timeout=120) as http,
         http.stream("GET", f"{url}/changes/stream") as response,
     ):
         stream = events(response)
         next(stream)
-        process.stop(timeout_s=20)
+        process.stop(timeout_s=60)
         assert list(stream) == []
     assert process.events("server.stopped")

@@ -17,11 +17,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import metrics
-from admin import operations
 from db import Database
 from engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
 from keys import Keys
-from models import SeriesRecord, SeriesReport
+from models import MAX_VALUE, SeriesRecord, SeriesReport
+from move import move
+from operations import operations
 from schema import instances, metadata
 from settings import ServerSettings
 from tests.factories import SERIES, STUDY, make_report
@@ -266,6 +267,63 @@ async def test_a_postgresql_that_is_not_there_is_refused_without_showing_the_pas
         async with Database.open(settings):
             pass
     assert "secret" not in str(raised.value)
+
+
+async def test_what_an_earlier_version_claimed_is_mended_in_the_file(database_url: str) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+
+    def downgrade(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "0004")
+
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        for n in range(3):
+            await database.store(judged("1", verdict="verified", expected=1, SeriesInstanceUID=f"1.{n}"))
+        await executed(database, 'UPDATE series SET "ExpectedInstances" = 7 WHERE "SeriesInstanceUID" = \'1.0\'')
+        await executed(database, 'UPDATE series SET "ExpectedInstances" = 0 WHERE "SeriesInstanceUID" = \'1.1\'')
+    engine = create_async_engine(database_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(downgrade)
+    await engine.dispose()
+    async with Database.open(ServerSettings(database_url=database_url)) as database:
+        query = 'SELECT "Verdict", "ExpectedInstances", "ExpectedFrom" FROM series ORDER BY "SeriesInstanceUID"'
+        assert await rows(database, query) == [("idle", 7, "pacs"), ("idle", None, None), ("verified", 1, "pacs")]
+        assert {c.AfterCapped for c in await database.completions()} == {0}
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_file_with_text_that_is_no_unicode_is_moved(path: Path, postgresql_url: str) -> None:
+    async with Database.open(sqlite(path)) as database:
+        await database.store(make_report("1"))
+        await database.store(make_report("2", patient_id="P2"))
+        await executed(database, """UPDATE series SET "Attributes" = '{"StudyID": ["a\\udfffb"]}'""")
+        report = make_report("2", patient_id="P2").model_dump_json().replace('"CT"', '"\\udfff"')
+        kept = text('UPDATE conflicts SET "Report" = :report').bindparams(report=report)
+        await database.engine.write(lambda connection: connection.execute(kept))
+    async with Engine.open(sqlite(path)) as source, Engine.open(ServerSettings(database_url=postgresql_url)) as target:
+        await move(source, target, lambda _: None, lambda _: None)
+        moved = Database(target)
+        record = await moved.get(SERIES)
+        assert record is not None
+        assert record.Attributes == {"StudyID": ["a\ufffdb"]}
+        (conflict,) = await moved.conflicts(after=None, limit=9, resolved=False)
+        assert conflict.Report.Attributes == {"Modality": ["\ufffd"]}
+
+
+async def test_a_report_that_nobody_looked_at_is_stored_as_text_that_others_can_bear(database: Database) -> None:
+    report = make_report("1").model_copy(
+        update={
+            "Attributes": {"SeriesDescription": ["a\udfffb"], "Modality": ["x" * 20_000], "AccessionNumber": ["\ud800"]}
+        }
+    )
+    record, _ = await database.store(report)
+    assert record.Attributes == {
+        "SeriesDescription": ["a\ufffdb"],
+        "Modality": ["x" * MAX_VALUE],
+        "AccessionNumber": ["\ufffd"],
+    }
+    assert await database.get(SERIES) == record
 
 
 # --- many at once -----------------------------------------------------------------------------------------------
@@ -522,7 +580,7 @@ async def test_a_conflict_is_resolved_once(database: Database) -> None:
 
 
 def judged(
-    *sops: str, verdict: str = "idle", expected: int | None = None, revision: int = 1, **more: Any
+    *sops: str, verdict: str | None = "idle", expected: int | None = None, revision: int = 1, **more: Any
 ) -> SeriesReport:
     """A gateway's report with what it rests on."""
     at = f"2026-01-01T00:00:0{revision}Z"
@@ -552,19 +610,122 @@ async def test_verified_stands_only_where_the_union_is_what_the_pacs_said(databa
     assert (record.NumInstances, record.Verdict, record.Basis) == (4, "idle", "as told; 4 are known")
 
 
-async def test_the_second_half_verifies_where_the_pacs_told_both_gateways_the_same(database: Database) -> None:
+async def test_equal_answers_of_a_pacs_verify_nothing_that_no_gateway_verified(database: Database) -> None:
     record, _ = await database.store(judged("1", "2", expected=4))
     assert (record.Verdict, record.Missing) == ("idle", 2)
-    again, _ = await database.store(judged("1", "2", expected=4))
-    assert again.Verdict == "idle"
-    record, _ = await database.store(judged("3", "4", expected=4, GatewayID="two"))
-    assert (record.Verdict, record.Missing, record.FalseCompletions) == ("verified", 0, 0)
-
-
-async def test_one_answer_repeated_is_not_two(database: Database) -> None:
     for _ in range(2):
-        record, _ = await database.store(judged("1", "2", expected=2))
-    assert record.Verdict == "idle"
+        record, _ = await database.store(judged("3", "4", expected=4, GatewayID="two"))
+        assert (record.Verdict, record.ExpectedInstances, record.Missing) == ("idle", 4, 0)
+
+
+async def test_a_tag_never_replaces_what_a_pacs_said(database: Database) -> None:
+    verified, _ = await database.store(judged("1", "2", verdict="verified", expected=2))
+    again, _ = await database.store(judged("1", "2", expected=5, ExpectedFrom="tags", revision=2))
+    assert again == verified
+    await database.store(judged("3", expected=5, revision=3))
+    record, _ = await database.store(judged("4", expected=9, ExpectedFrom="tags", revision=4))
+    assert (record.ExpectedInstances, record.ExpectedFrom, record.Missing) == (5, "pacs", 1)
+
+
+async def test_an_expectation_that_the_union_has_outgrown_is_none(database: Database) -> None:
+    await database.store(judged("1", "2", expected=2))
+    record, _ = await database.store(judged("3", revision=2))
+    assert (record.NumInstances, record.ExpectedInstances, record.ExpectedFrom) == (3, None, None)
+    record, _ = await database.store(judged("4", expected=3, revision=3))
+    assert (record.NumInstances, record.ExpectedInstances, record.Missing) == (4, None, 0)
+    record, _ = await database.store(judged("5", expected=7, ExpectedFrom="tags", revision=4))
+    assert (record.ExpectedInstances, record.ExpectedFrom, record.Missing) == (7, "tags", 2)
+
+
+async def test_verified_gives_way_where_the_pacs_then_has_more(database: Database) -> None:
+    await database.store(judged("1", "2", verdict="verified", expected=2))
+    record, _ = await database.store(judged("1", "2", verdict="capped", expected=3, revision=2, Basis="open too long"))
+    assert (record.Verdict, record.Basis, record.Missing) == ("capped", "open too long", 1)
+    record, _ = await database.store(judged("1", "2", "3", verdict="verified", expected=3, revision=3))
+    assert record.Verdict == "verified"
+    record, _ = await database.store(judged("1", verdict=None, expected=4, GatewayID="two"))
+    assert (record.Verdict, record.Basis, record.Missing) == ("idle", "as told; then 4, 3 are known", 1)
+
+
+async def test_a_row_of_an_earlier_version_claims_no_more_than_is_known(database: Database) -> None:
+    await database.store(judged("1", "2", verdict="verified", expected=2))
+    await executed(database, 'UPDATE series SET "ExpectedInstances" = 5, "ExpectedFrom" = \'tags\'')
+    record = await database.get(SERIES)
+    assert record is not None
+    assert (record.Verdict, record.Missing) == ("idle", 3)
+    await executed(database, 'UPDATE series SET "ExpectedInstances" = 1')
+    for record in (await database.get(SERIES), *await database.page(after=None, limit=1)):
+        assert record is not None
+        assert (record.Verdict, record.ExpectedInstances, record.ExpectedFrom) == ("idle", None, None)
+    record, _ = await database.store(judged("1", "2", verdict="verified", expected=2))
+    assert (record.Verdict, record.ExpectedInstances) == ("verified", 2)
+
+
+async def figures(database: Database) -> dict[str, tuple[int, int, int]]:
+    """Series, False and AfterCapped by verdict."""
+    return {c.Verdict: (c.Series, c.False_, c.AfterCapped) for c in await database.completions()}
+
+
+async def test_a_part_adds_to_the_union_and_completes_nothing(database: Database) -> None:
+    for _ in range(2):
+        record, _ = await database.store(judged("1", "2", verdict=None, expected=4))
+    assert (record.NumInstances, record.Verdict, record.Missing, record.Revision) == (2, None, 2, 1)
+    assert await figures(database) == {}
+    (change,) = await database.changes(since=0, limit=9)
+    assert (change.NumInstances, change.Verdict) == (2, None)
+
+
+async def test_a_part_that_adds_nothing_leaves_the_verdict(database: Database) -> None:
+    before, _ = await database.store(judged("1", "2"))
+    after, _ = await database.store(judged("1", verdict=None, Basis="a part"))
+    assert after == before
+
+
+async def test_two_gateways_with_a_part_each_complete_a_series_once(database: Database) -> None:
+    """And so whichever repeats what."""
+    mine, yours = [str(n) for n in range(20)], [str(n) for n in range(20, 40)]
+    parts = [judged(*mine, verdict=None, expected=40), judged(*yours, verdict=None, expected=40, GatewayID="two")]
+    for part in parts * 2:
+        record, _ = await database.store(part)
+    assert (record.NumInstances, record.Verdict, record.Missing) == (40, None, 0)
+    verdicts = [judged(*mine, verdict="verified", expected=40)]
+    verdicts += [judged(*yours, verdict="verified", expected=40, GatewayID="two")]
+    for report in (*verdicts, *parts, *verdicts):
+        record, _ = await database.store(report)
+        assert (record.Verdict, record.Basis, record.ExpectedInstances) == ("verified", "as told", 40)
+        assert await figures(database) == {"verified": (1, 0, 0)}
+    told = [change.Verdict for change in await database.changes(since=0, limit=9)]
+    assert told == [None, None, "verified"]
+
+
+async def test_the_first_verdict_behind_a_part_counts_with_its_source(database: Database) -> None:
+    await database.store(judged("1", verdict=None, Source=None, IdlePolicy=None))
+    for _ in range(2):
+        record, _ = await database.store(judged("1"))
+        (completion,) = await database.completions()
+        assert (completion.Source, completion.IdlePolicy) == ("CT1 CT", "adaptive")
+        assert (record.Verdict, record.Basis, completion.Series) == ("idle", "as told", 1)
+
+
+async def test_a_late_part_contradicts_a_verdict_once(database: Database) -> None:
+    await database.store(judged("1"))
+    late = [judged("2", verdict=None, revision=2), judged("2", "3", revision=2)]
+    for report, verdict in zip((late[0], *late), (None, None, "idle"), strict=True):
+        record, _ = await database.store(report)
+        assert (record.Verdict, record.FalseCompletions) == (verdict, 1)
+    assert await figures(database) == {"idle": (2, 1, 0)}
+
+
+async def test_images_after_capped_count_in_a_column_of_their_own(database: Database) -> None:
+    await database.store(judged("1", verdict="capped"))
+    assert await figures(database) == {"capped": (1, 0, 0)}
+    for report in (judged("2", verdict=None, revision=2), judged("2", "3", verdict="capped", revision=2)):
+        for _ in range(2):
+            record, _ = await database.store(report)
+            assert record.FalseCompletions == 0
+    assert await figures(database) == {"capped": (2, 0, 1)}
+    await database.store(judged("4", revision=3))
+    assert await figures(database) == {"capped": (2, 0, 2), "idle": (1, 0, 0)}
 
 
 async def test_late_images_count_as_a_false_completion_of_the_verdict_before(database: Database) -> None:
@@ -583,6 +744,27 @@ async def test_images_after_a_verdict_that_claims_nothing_are_no_false_completio
     await database.store(judged("1", verdict=verdict))
     record, _ = await database.store(judged("2", revision=2))
     assert record.FalseCompletions == 0
+
+
+async def test_figures_of_more_sources_than_are_kept_stand_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("db.MAX_COMPLETIONS", 3)
+    for n in range(6):
+        report = make_report("1", series=f"1.{n}").model_copy(update={"Source": f"NAME{n} CT"})
+        await database.store(report)
+    figures = {completion.Source: completion.Series for completion in await database.completions()}
+    assert figures == {"NAME0 CT": 1, "NAME1 CT": 1, "NAME2 CT": 1, "": 3}
+
+
+async def test_an_expected_series_that_outgrew_what_a_tag_said_is_expected_no_more(database: Database) -> None:
+    first = make_report("1", "2").model_copy(
+        update={"Verdict": "expected", "ExpectedInstances": 2, "ExpectedFrom": "tags"}
+    )
+    await database.store(first)
+    more = make_report("3").model_copy(update={"Verdict": "expected", "Revision": 2})
+    record, _ = await database.store(more)
+    assert (record.Verdict, record.NumInstances, record.ExpectedInstances) == ("idle", 3, None)
 
 
 async def test_a_series_sent_again_is_no_false_completion(database: Database) -> None:

@@ -574,7 +574,7 @@ async def test_no_request_breaks_the_server(http: httpx.AsyncClient, database: D
     await store(database, "1.1", "1.1.1", 1, {"StudyDescription": "a" * 1000}, name="a" * 60, patient="a" * 60)
     for query in HOSTILE:
         for path in ("/studies", "/instances"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 response = await http.get(f"{path}?{query}")
             assert response.status_code in (200, 204, 400), query
 

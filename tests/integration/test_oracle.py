@@ -119,7 +119,7 @@ REQUESTS = {
 
 
 def stock_answer(port: int, rq: bytes) -> bytes:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock, sock.makefile("rb") as stream:
+    with socket.create_connection(("127.0.0.1", port), timeout=120) as sock, sock.makefile("rb") as stream:
         sock.sendall(rq)
         head = stream.read(6)
         return head + stream.read(struct.unpack(">L", head[2:])[0])

@@ -125,6 +125,23 @@ async def test_heartbeats_are_written_with_one_scope_and_read_with_another(
             assert (await http.get(path)).status_code == get
 
 
+async def test_a_text_of_a_wrong_form_is_told_in_words(http: httpx.AsyncClient) -> None:
+    for path in ("/series?PatientID=%00", "/conflicts?after=x", "/overview/series?search=%7f"):
+        (problem,) = (await http.get(path)).json()["detail"]
+        assert problem["msg"] == "does not have the form that it must have: see /docs"
+    (problem,) = (await http.put("/gateways/a%0ab", json=make_state("a") | {"GatewayID": "a\nb"})).json()["detail"]
+    assert (problem["loc"], "[^" in problem["msg"]) == (["body", "GatewayID"], False)
+
+
+async def test_a_gateway_before_0_2_is_heard_and_says_no_version(http: httpx.AsyncClient) -> None:
+    old = make_state("old")
+    del old["Version"]
+    await tell(http, old)
+    await tell(http, make_state("new", Version="9.9.9"))
+    new, older = (one["State"]["Version"] for one in (await http.get("/gateways")).json()["gateways"])
+    assert (new, older) == ("9.9.9", None)
+
+
 async def test_what_a_newer_server_keeps_of_a_gateway_can_be_read(app: FastAPI, http: httpx.AsyncClient) -> None:
     await tell(http, make_state("g"))
     database: Database = app.state.database
@@ -263,7 +280,7 @@ def until(stream: Iterator[dict[str, Any]], found: Any) -> dict[str, Any]:
 
 def test_the_stream_tells_everything_and_then_what_changed(running: tuple[Process, str]) -> None:
     _, url = running
-    with httpx.Client(base_url=url, trust_env=False, timeout=20) as http:
+    with httpx.Client(base_url=url, trust_env=False, timeout=120) as http:
 
         def beat(gateway: str, *series: dict[str, Any]) -> None:
             http.put(f"/gateways/{gateway}", json=make_state(gateway, Arriving=list(series))).raise_for_status()
@@ -303,12 +320,12 @@ def test_the_stream_tells_everything_and_then_what_changed(running: tuple[Proces
 def test_an_open_stream_does_not_keep_the_server_from_stopping(running: tuple[Process, str]) -> None:
     process, url = running
     with (
-        httpx.Client(trust_env=False, timeout=20) as http,
+        httpx.Client(trust_env=False, timeout=120) as http,
         http.stream("GET", f"{url}/overview/stream") as response,
     ):
         stream = frames(response)
         next(stream)
-        process.stop(timeout_s=20)
+        process.stop(timeout_s=60)
         list(stream)  # ends
     assert process.events("server.stopped")
 

@@ -55,7 +55,7 @@ async def echo_or_rejection(port: int, ae_title: str = "SCU", source: str = "127
 
 def _echo(port: int, ae_title: str, source: str, arguments: dict[str, Any]) -> bool | tuple[int, ...]:
     ae = AE(ae_title)
-    ae.connection_timeout = ae.acse_timeout = 20
+    ae.connection_timeout = ae.acse_timeout = 120
     contexts = [build_context(Verification)]
     assoc = pure_scu(ae.associate("127.0.0.1", port, contexts, bind_address=(source, 0), **arguments))
     if assoc.is_established:
@@ -102,7 +102,7 @@ class Raw:
     async def end(self) -> bytes:
         """All that comes until the other side closes."""
         try:
-            return await asyncio.wait_for(self.reader.read(-1), 30)
+            return await asyncio.wait_for(self.reader.read(-1), 120)
         except ConnectionError:
             return b""
 
@@ -322,7 +322,7 @@ async def test_listener_without_file_descriptors_goes_on_when_it_has_some(monkey
                 while True:
                     stack.callback(os.close, os.dup(0))
             await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while not logs:  # noqa: ASYNC110 - a log event is nothing to wait for
                     await asyncio.sleep(0.01)
         assert logs[0]["event"] == "connection.unaccepted"

@@ -9,15 +9,17 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import pytest
 import time_machine
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from admin import operations
 from db import Database
 from follow import Follower
+from operations import operations
+from outgoing import http_client
+from schema import webhooks
 from tests.factories import STUDY, make_report
 from webhooks import GIVE_UP_S, Webhooks, new_secret, signed
 
@@ -29,6 +31,7 @@ class Receiver:
         self.received: list[dict[str, Any]] = []
         self.requests: list[tuple[dict[str, str], bytes]] = []
         self.answer: Callable[[dict[str, Any]], int] = lambda change: 204
+        self.header = b""
         self.news = asyncio.Condition()
         self.url = ""
 
@@ -43,7 +46,7 @@ class Receiver:
                 status = self.answer(change)
                 if status < 300:
                     self.received.append(change)
-                writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n".encode())
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n%s\r\n" % (status, self.header))
                 async with self.news:
                     self.news.notify_all()
         except asyncio.IncompleteReadError:
@@ -51,7 +54,7 @@ class Receiver:
         finally:
             writer.close()
 
-    async def until(self, done: Callable[[], bool], timeout_s: float = 20) -> None:
+    async def until(self, done: Callable[[], bool], timeout_s: float = 120) -> None:
         async with asyncio.timeout(timeout_s), self.news:
             await self.news.wait_for(done)
 
@@ -69,7 +72,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 async def telling(database: Database, processes: int = 1) -> AsyncIterator[list[Follower]]:
     """What a server process does about webhooks, or several processes."""
     followers = [Follower(database) for _ in range(processes)]
-    async with httpx.AsyncClient() as http, asyncio.TaskGroup() as tasks:
+    async with http_client() as http, asyncio.TaskGroup() as tasks:
         for follower in followers:
             tasks.create_task(follower.run())
             tasks.create_task(Webhooks(database, follower, http).run())
@@ -221,9 +224,32 @@ async def test_a_receiver_that_answers_without_end_is_not_listened_to(database: 
         hook = await operations(database)["add_webhook"](url=f"http://127.0.0.1:{port}/", from_start=True)
         async with telling(database):
             await store(database, 1, 1)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while (await listed(database, hook["id"]))["behind"]:
                     await told.wait()
+
+
+async def test_a_cookie_of_a_receiver_does_not_silence_it(database: Database, receiver: Receiver) -> None:
+    receiver.header = b"Set-Cookie: \xff=1; Path=/\r\n"
+    await added(database, receiver.url)
+    async with telling(database):
+        for series in range(3):
+            await store(database, series, 1)
+        await receiver.until(lambda: len(receiver.received) == 3)
+    assert not any("cookie" in headers for headers, _ in receiver.requests)
+
+
+async def test_a_webhook_whose_secret_is_none_stops_no_other(database: Database, receiver: Receiver) -> None:
+    spoilt = await added(database, receiver.url)
+
+    async def spoil(connection: AsyncConnection) -> None:
+        await connection.execute(webhooks.update().where(webhooks.c.Id == spoilt["id"]).values({"Secret": "whsec_5"}))
+
+    await database.engine.write(spoil)
+    await added(database, receiver.url)
+    async with telling(database):
+        await store(database, 1, 1)
+        await receiver.until(lambda: len(receiver.received) == 1)
 
 
 async def test_a_removed_webhook_is_told_no_more(database: Database, receiver: Receiver) -> None:

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 import disk
+from at_rest import read_only
 from check import Check, Finding, failed, find, of_error, ok, show, table
 from models import GatewayError
 
@@ -28,7 +29,7 @@ tmpfs /data tmpfs rw 0 0
 
 
 async def test_checks_run_side_by_side_and_keep_their_order() -> None:
-    met = threading.Barrier(2, timeout=10)
+    met = threading.Barrier(2, timeout=60)
 
     def one() -> list[Finding]:
         met.wait()
@@ -167,7 +168,7 @@ def test_what_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE later (y)")
         assert Path(f"{path}-wal").stat().st_size
-        with closing(sqlite3.connect(disk.read_only(path), uri=True)) as reader:
+        with closing(sqlite3.connect(read_only(path), uri=True)) as reader:
             assert reader.execute("SELECT count(*) FROM later").fetchone() == (0,)
 
 

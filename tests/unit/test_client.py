@@ -17,9 +17,10 @@ from structlog.testing import capture_logs
 
 from calls import Bearer, CannotCall, server_client, stored_instances
 from client import run
-from commands import _run, command_line
+from commands import command_line
 from dispatcher import SeriesDispatcher
 from models import SeriesReport
+from process import run_main
 from settings import GatewaySettings, load
 from tests.factories import make_instance, make_report, memory_journal
 from tests.unit.test_dispatcher import stored
@@ -140,7 +141,7 @@ async def test_reports_refused_for_their_key_are_delivered_once_the_file_holds_t
 async def test_key_that_stays_wrong_is_not_sent_twice_for_one_try(key_file: Path) -> None:
     with serving("right") as server, capture_logs() as logs:
         async with server_client(load(GatewaySettings, {"server_url": server.url, "api_key_file": str(key_file)})) as h:
-            assert await stored_instances(h, make_instance().key) == []
+            assert await stored_instances(h, make_instance().key) is None
     assert (server.seen, logs) == ([("GET", KEY)], [])
 
 
@@ -148,7 +149,7 @@ async def test_a_key_without_the_scope_to_read_is_said() -> None:
     transport = httpx.MockTransport(lambda request: httpx.Response(403))
     with capture_logs() as logs:
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
-            assert await stored_instances(http, make_instance().key) == []
+            assert await stored_instances(http, make_instance().key) is None
     assert [entry["event"] for entry in logs] == ["key.refused"]
     assert "series:read" in logs[0]["reason"]
 
@@ -186,8 +187,8 @@ def test_key_file_that_cannot_be_used_stops_the_start_with_the_cure(
         key_file.write_bytes(content)
     settings = load(GatewaySettings, {"scp_port": "0", "api_key_file": str(key_file)})
     with pytest.raises(click.ClickException) as error:
-        _run(run(settings, asyncio.Event()))
-    assert str(error.value).startswith(f"GATEWAY_API_KEY_FILE={key_file}: ")
+        run_main(run(settings, asyncio.Event()), settings)
+    assert str(error.value).startswith(f"--api-key-file={key_file}: ")
     assert problem in str(error.value)
     assert str(error.value).endswith("Name a readable file with nothing but the key.")
     assert KEY not in str(error.value)

@@ -296,7 +296,7 @@ def test_what_an_open_series_waits_for() -> None:
     collector.due(1.4)  # it is time to ask
     (question,) = collector.questions()
     assert [series.Waiting for series in collector.arriving(9)] == ["for the PACS"]
-    collector.answered(question.key, Answer("TEST", count=1, known=1, here=1), 1.5)
+    collector.answered(question.key, Answer("TEST", question.here, count=1, known=1), 1.5)
     assert [(s.Waiting, s.Expected) for s in collector.arriving(9)] == [("for silence", 1)]
 
 

@@ -33,6 +33,15 @@ def test_every_command_has_a_row(paper: str, command: str) -> None:
     assert row_of(command), f"docs/commands.md lacks `{command}` of {paper}"
 
 
+def test_a_newcomer_meets_demo_play_and_an_own_image_before_anything_else() -> None:
+    readme = ROOT / "README.md"
+    hour = ["apt-get install", "git clone", "make demo", "make play", ".venv/bin/uvicorn", ".venv/bin/python client.py"]
+    first = [command for command, _ in zip(commands(readme), hour, strict=False)]
+    assert [command.startswith(begin) for command, begin in zip(first, hour, strict=True)] == [True] * len(hour), first
+    assert readme.read_text().index("storescu") < readme.read_text().index("docs/first-day.md")
+    assert readme.read_text().index("docs/first-day.md") < readme.read_text().index("```mermaid")
+
+
 def test_no_row_is_left_over() -> None:
     assert len(re.findall(r"^\| `", REGISTER.read_text(), re.MULTILINE)) == len(rows())
     assert sorted(rows()) == sorted({row_of(command) or "" for _, command in WRITTEN})

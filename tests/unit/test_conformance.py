@@ -19,6 +19,7 @@ import collector
 import header
 import pacs
 import scp
+import scu
 import upper_layer
 from bench.senders import associate_rq
 from dicom_query import MAX_LIMIT, UNSUPPORTED
@@ -97,17 +98,19 @@ def test_parameters_have_their_defaults() -> None:
 
 
 def test_questions_to_a_pacs_are_bounded_as_stated() -> None:
-    assert f"more than {pacs.MAX_MATCHES} matches" in PROSE
+    assert f"more than {scu.MAX_MATCHES} matches" in PROSE
     assert f"up to {pacs.FETCHED_AT_ONCE} SOP Instance UIDs" in PROSE
-    assert f"at most {pacs.MAX_CLASSES} " in PROSE
+    assert f"at most {scu.CLASSES_AT_ONCE} an association" in PROSE
+    assert f"of at least {pacs.LIMIT_FROM}: a multiple of 100 or 250, a power of two" in PROSE
     assert f"{pacs.AT_ONCE} to one PACS; {1000 * pacs.INTERVAL_S:g} ms at least" in PROSE
     assert f"left alone for {pacs.ABANDONED_S:g} s" in PROSE
     assert pacs.PATIENCE == 4
     assert "four times that for a whole question" in PROSE
-    assert f"answers, {pacs.CONFIRM_S:g} s apart" in PROSE
     assert f"after {collector.ASK_AFTER_S:g} s of silence" in PROSE
     assert f"at intervals of at most {collector.ASK_AGAIN_MAX_S:g} s" in PROSE
-    assert f"0x{pacs.SUB_OPERATIONS_FAILED:04X} (some sub-operations failed)" in PROSE
+    assert f"for {collector.RECEIVING_S:g} s at least" in PROSE
+    assert f"({collector.GREW_S:g} s where its count grew and fewer than {collector.SHOWN_AFTER} series" in PROSE
+    assert f"0x{scu.SUB_OPERATIONS_FAILED:04X} (some sub-operations failed)" in PROSE
 
 
 def test_kept_attributes_are_those_of_the_header() -> None:

@@ -9,14 +9,24 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
+from typing import Any
 
 import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher import RETRY_AFTER_MAX_S, SeriesDispatcher, backoff_s, from_wall_clock, retry_after_s
+import metrics
+from dispatcher import (
+    RETRY_AFTER_MAX_S,
+    SeriesDispatcher,
+    backoff_s,
+    dead_letters,
+    from_wall_clock,
+    retry_after_s,
+    row_latency_s,
+)
 from journal import Journal, JournalUnavailable, Waiting
-from models import SeriesRecord, SeriesReport
+from models import SeriesKey, SeriesRecord, SeriesReport
 from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
@@ -61,7 +71,7 @@ class Line:
 
 
 @asynccontextmanager
-async def dispatching(answer: Answer, concurrency: int = 4) -> AsyncIterator[Line]:
+async def dispatching(answer: Answer, concurrency: int = 4, spans: Any = None) -> AsyncIterator[Line]:
     """At the end everything is delivered."""
 
     async def handle(request: httpx.Request) -> httpx.Response:
@@ -72,7 +82,7 @@ async def dispatching(answer: Answer, concurrency: int = 4) -> AsyncIterator[Lin
         asyncio.TaskGroup() as tasks,
     ):
         with memory_journal() as journal:
-            dispatcher = SeriesDispatcher(http, journal, concurrency=concurrency, retry_max_s=30.0)
+            dispatcher = SeriesDispatcher(http, journal, concurrency=concurrency, retry_max_s=30.0, spans=spans)
             running = tasks.create_task(dispatcher.run())
             yield Line(journal, dispatcher)
             assert await dispatcher.drain(1e6) == 0
@@ -355,7 +365,10 @@ def test_backoff_is_jittered_and_bounded() -> None:
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [(None, 0), ("7", 7), ("0", 0), ("-3", 0), ("soon", 0), ("999999", RETRY_AFTER_MAX_S), ("", 0), ("²", 0)],
+    [
+        *((None, 0), ("7", 7), ("0", 0), ("-3", 0), ("soon", 0), ("999999", RETRY_AFTER_MAX_S), ("", 0), ("²", 0)),
+        *(("9" * 5000, RETRY_AFTER_MAX_S), ("1e3", 0), ("nan", 0), ("٣", 3), ("1, 2", 0), ("\ud800", 0)),
+    ],
 )
 def test_retry_after_in_seconds(header: str | None, seconds: float) -> None:
     assert retry_after_s(header) == seconds
@@ -365,3 +378,198 @@ def test_retry_after_as_a_date() -> None:
     later = datetime.now(UTC) + timedelta(seconds=100)
     assert 90 < retry_after_s(format_datetime(later, usegmt=True)) <= 100
     assert retry_after_s(format_datetime(later - timedelta(days=1), usegmt=True)) == 0
+
+
+@pytest.mark.parametrize(
+    "zone", ["+99999999999999", "-99999999999999", "+2500", "X" * 5000, "+", "\0", "²"], ids=lambda zone: zone[:8]
+)
+@pytest.mark.parametrize("year", ["0001", "2026", "9999", "99999999999999999999"])
+def test_a_date_that_is_none_asks_for_no_time(year: str, zone: str) -> None:
+    assert 0 <= retry_after_s(f"Thu, 01 Jan {year} 00:00:00 {zone}") <= RETRY_AFTER_MAX_S
+
+
+def test_a_date_without_a_zone_of_its_own_is_in_utc() -> None:
+    later = datetime.now(UTC) + timedelta(seconds=100)
+    assert 90 < retry_after_s(f"{later:%a, %d %b %Y %H:%M:%S} -0000") <= 100
+
+
+@pytest.mark.parametrize(("status", "whole"), [(429, True), (502, True), (503, True), (504, True), (500, False)])
+async def test_what_a_proxy_says_of_its_backend_holds_for_every_report(status: int, whole: bool) -> None:
+    """They wait for up to retry_max_s, where a report that fails for itself holds up others for 1 s at most."""
+    server = Server(*[httpx.Response(status)] * 40)
+    async with dispatching(server) as line:
+        for n in range(200):
+            await line.report(make_report("1", series=f"1.{n + 1}"))
+    gaps = [later - earlier for earlier, later in pairwise(server.times[4:40])]
+    assert (sum(gaps) > 60) == whole
+
+
+# --- in depth --------------------------------------------------------------------------------------------------
+
+NO_TEXT = "UPDATE reports SET report = CAST(x'4d61726b6564eda080' AS TEXT) WHERE series_instance_uid = '1.1'"
+
+
+async def test_a_report_that_cannot_be_posted_costs_no_other_and_is_set_aside_in_the_end() -> None:
+    server = Server()
+    with capture_logs() as logs:
+        async with dispatching(server) as line:
+            line.dispatcher.pause(1)
+            for series in ("1.1", "1.2"):
+                await line.report(make_report("1", series=series), make_report("2", series=series))
+            line.journal._connection.execute(NO_TEXT)
+            assert await line.dispatcher.drain(1e6) == 0
+            assert line.states() == ["dead", "dead", "delivered", "delivered"]
+            answers = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchall()
+            assert line.journal.dead_letters == 2
+    failed = [entry for entry in logs if entry["event"] == "report.failed"]
+    assert [entry["attempt"] for entry in failed] == [1, 2, 3] * 2
+    assert {entry["log_level"] for entry in failed} == {"error"}
+    for text in {entry["reason"] for entry in failed} | {answer for (answer,) in answers}:
+        assert text.startswith("UnicodeEncodeError at dispatcher.py:")
+    assert "Marked" not in str(logs)
+    rejected = [entry["dead_letter"] for entry in logs if entry["event"] == "report.rejected"]
+    assert rejected == [1, 2]
+
+
+class FailingSpans:
+    """Fails as it is told to."""
+
+    def __init__(self, *failures: bool) -> None:
+        self.failures = list(failures)
+
+    @contextlib.contextmanager
+    def post(self, traceparent: str | None, headers: dict[str, str]) -> Any:
+        if self.failures and self.failures.pop(0):
+            raise KeyError("Marked^Name")
+        yield
+
+
+async def test_only_errors_in_a_row_set_a_report_aside() -> None:
+    server = Server(httpx.Response(503))
+    spans = FailingSpans(True, True, False, True, True)
+    with capture_logs() as logs:
+        async with dispatching(server, spans=spans) as line:
+            await line.report(make_report("1"))
+            assert await line.dispatcher.drain(1e6) == 0
+            assert line.states() == ["delivered"]
+    assert [entry["event"] for entry in logs].count("report.failed") == 4
+    assert "Marked" not in str(logs)
+
+
+async def test_a_report_that_fails_is_tried_again_later_not_at_once() -> None:
+    spans = FailingSpans(True, True)
+    async with dispatching(Server(), spans=spans) as line:
+        began = asyncio.get_running_loop().time()
+        await line.report(make_report("1"))
+        await line.dispatcher.drain(1e6)
+        took_s = asyncio.get_running_loop().time() - began
+        (attempts,) = line.journal._connection.execute("SELECT attempts FROM reports").fetchone()
+    assert took_s > 0
+    assert attempts == 2
+
+
+async def test_a_row_without_content_is_dead_and_nothing_is_posted() -> None:
+    server = Server()
+    async with dispatching(server) as line:
+        line.dispatcher.pause(1)
+        await line.report(make_report("1"))
+        line.journal._connection.execute("UPDATE reports SET report = NULL")
+        await line.dispatcher.drain(60)
+        assert line.states() == ["dead"]
+    assert server.times == []
+
+
+async def test_a_part_that_a_newer_report_stands_for_is_not_posted() -> None:
+    server = Server(httpx.Response(500))
+    part = make_report("1").model_copy(update={"Verdict": None})
+    async with dispatching(server) as line:
+        await line.report(part)
+        await asyncio.sleep(0)
+        await line.report(part)
+        await line.report(make_report("1", "2"))
+        await line.dispatcher.drain(1e6)
+        assert line.states() == ["delivered"]
+        assert (line.journal.open_instances, line.journal.waiting_instances) == (0, 0)
+    assert [report.NumInstances for report in server.reports] == [2]
+
+
+async def test_parts_that_newer_ones_stand_for_are_not_counted_as_undelivered() -> None:
+    server = Server(httpx.Response(503))
+    part = make_report("1").model_copy(update={"Verdict": None})
+    async with dispatching(server) as line:
+        for _ in range(6):
+            await line.report(part)
+        assert line.dispatcher.undelivered <= 2  # the first may be under way
+
+
+async def test_an_operator_is_told_which_dead_letters_cannot_be_made_into_reports() -> None:
+    server = Server(httpx.Response(422, json={}))
+    async with dispatching(server) as line:
+        await line.report(make_report("1"))
+        await line.dispatcher.drain(60)
+        await line.journal.set_aside(SeriesKey("no UID", "1.2", None), ["1.2.3"], 1, "KeyError at collector.py:1")
+        operations = dead_letters(line.journal, line.dispatcher.submit)
+        assert await operations["replay"]([1, 2, 77]) == {"replayed": [1], "unmade": [2]}
+        await line.dispatcher.drain(60)
+        assert line.states() == ["delivered", "dead"]
+        assert await operations["replay"](None) == {"replayed": [], "unmade": [2]}
+        (reason,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
+    assert reason == "no report can be made of it: StudyInstanceUID: string_pattern_mismatch"
+
+
+# --- latency ---------------------------------------------------------------------------------------------------
+
+NOW = RECEIVED_AT + timedelta(seconds=1346)
+
+
+def answered(**change: Any) -> SeriesRecord:
+    record = SeriesRecord.model_validate_json(stored(make_report("1")).content)
+    return record.model_copy(update={"LastReceivedAt": RECEIVED_AT} | change)
+
+
+def posted(received_s: float | None = 1345, **change: Any) -> str:
+    at = None if received_s is None else RECEIVED_AT + timedelta(seconds=received_s)
+    return make_report("1").model_copy(update={"LastReceivedAt": at} | change).model_dump_json(exclude_none=True)
+
+
+@pytest.mark.parametrize(
+    ("report", "record", "seconds"),
+    [
+        (posted(), answered(), 1),  # sent again: the row's time is that of the first
+        (posted(), answered(LastReceivedAt=None), 1),
+        (posted(1347), answered(), 0),  # clocks are set
+        (posted(None), answered(), None),
+        (posted(), answered(PatientID="P2"), None),  # kept aside: the row is another patient's
+        (posted(), answered(StudyInstanceUID="1.9"), None),
+        (posted(), answered(PatientID=None), 1),
+        (posted(PatientID=None), answered(), 1),
+        (posted(), answered(Conflicts=3), 1),  # of others
+        ("no JSON", answered(), None),
+        ("5", answered(), None),
+    ],
+)
+def test_latency_is_from_the_reports_own_last_image_to_its_row(
+    report: str, record: SeriesRecord, seconds: float | None
+) -> None:
+    assert row_latency_s(report, record, NOW) == seconds
+
+
+async def test_an_image_sent_again_is_measured_by_its_own_time() -> None:
+    async def answer(report: SeriesReport) -> httpx.Response:
+        record = SeriesRecord.model_validate_json(stored(report).content)
+        return httpx.Response(200, content=record.model_copy(update={"LastReceivedAt": RECEIVED_AT}).model_dump_json())
+
+    def measured() -> float:
+        samples = next(iter(metrics.row_latency_seconds.collect())).samples
+        return next(sample.value for sample in samples if sample.name.endswith("_count"))
+
+    before = measured()
+    with capture_logs() as logs:
+        async with dispatching(answer) as line:
+            again = make_report("1").model_copy(update={"LastReceivedAt": datetime.now(UTC)})
+            await line.report(again)
+            await line.report(make_report("1").model_copy(update={"LastReceivedAt": None}))
+    first, second = [entry for entry in logs if entry["event"] == "report.delivered"]
+    assert 0 <= first["row_latency_s"] < 600
+    assert "row_latency_s" not in second
+    assert measured() == before + 1

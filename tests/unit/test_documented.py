@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keys import SCOPES
+from key_reader import SCOPES
 
 ROOT = Path(__file__).parents[2]
 DECISIONS = re.split(r"^### ", (ROOT / "docs" / "decisions.md").read_text(), flags=re.MULTILINE)[1:]
@@ -48,7 +48,8 @@ def logged() -> dict[str, set[str]]:
             and call.args
             and (event := text(call.args[0]))
         ):
-            found.setdefault(event, set()).update(keyword.arg or MANY for keyword in call.keywords)
+            fields = {"exception" if keyword.arg == "exc_info" else keyword.arg or MANY for keyword in call.keywords}
+            found.setdefault(event, set()).update(fields)
     return found
 
 

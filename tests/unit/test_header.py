@@ -27,6 +27,7 @@ from header import (
     INSTANCE_LEVEL,
     MAX_HEADER_BYTES,
     MAX_INSTANCE_VALUE,
+    MAX_REQUESTS,
     MAX_VALUE_BYTES,
     PYDICOM_BYTES,
     WANTED,
@@ -341,6 +342,21 @@ def test_request_attributes_stand_flat_in_item_order(syntax: str, undefined: boo
     attributes = read(rewritten(ds, syntax), syntax).attributes
     assert attributes["ScheduledProcedureStepID"] == ("STEP", "")
     assert attributes["RequestedProcedureID"] == ("", "PROCEDURE")
+
+
+def test_no_more_requests_are_kept_than_a_report_takes() -> None:
+    ds = make_dataset()
+    ds.RequestAttributesSequence = [Dataset() for _ in range(100)]
+    with warnings.catch_warnings(action="ignore"):  # longer than an SH may be
+        for item in ds.RequestAttributesSequence:
+            item.RequestedProcedureID = "P" * MAX_VALUE_BYTES
+        instance = read(encode(ds))
+    assert len(instance.attributes["RequestedProcedureID"]) == MAX_REQUESTS
+    collector = collector_of(Fixed(1.0))
+    collector.observe(instance, 0.0)
+    (report,) = collector.drain(9.0)
+    assert collector.failures() == []
+    assert len(report.Attributes["RequestedProcedureID"]) == MAX_REQUESTS
 
 
 # --- hostile and broken bytes -------------------------------------------------------------------------------

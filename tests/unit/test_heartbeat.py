@@ -16,6 +16,7 @@ from journal import Journal
 from models import MAX_DEAD, MAX_SLOTS, SLOT_S, GatewayState
 from settings import GatewaySettings
 from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
+from version import version
 
 pytestmark = pytest.mark.virtual_time
 SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")
@@ -91,6 +92,7 @@ async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
     assert (state.OpenInstances, state.UndeliveredReports, state.LastProblem) == (1, 1, "HTTP 503")
     assert state.Reason == "journal: disk I/O error"
     assert not state.Stopped
+    assert state.Version == version()
 
 
 async def test_dead_letters_are_named_until_they_are_gone() -> None:
@@ -189,3 +191,42 @@ async def test_the_last_word_is_that_it_stopped() -> None:
         await last_beat(gateway.vitals, gateway.http)
         _, state = gateway.beats[-1]
     assert (state.Stopped, state.Arriving) == (True, [])
+
+
+async def test_a_series_that_the_server_would_refuse_hides_no_other() -> None:
+    async with watched() as gateway:
+        now = asyncio.get_running_loop().time()
+        for series in ("no UID", "1.2\ud800", SERIES):
+            gateway.collector.observe(make_instance("1", series=series), now)
+        await asyncio.sleep(1.5)
+        _, state = gateway.beats[-1]
+    assert state.OpenSeries == 3
+    assert [series.SeriesInstanceUID for series in state.Arriving] == [SERIES]
+
+
+@pytest.mark.parametrize("text", ["\ud800", "x" * 1000, "\0"])
+async def test_no_text_of_ours_silences_a_gateway(text: str) -> None:
+    async with watched() as gateway:
+        gateway.journal.failing = text
+        gateway.dispatcher.last_problem = text
+        (waiting,) = await gateway.journal.close([make_report("1")])
+        gateway.dispatcher.submit(waiting)
+        (dead,) = await gateway.journal.close([make_report("1", series="1.7")])
+        await gateway.journal.refused(dead, text)
+        gateway.journal.failing = text
+        await asyncio.sleep(2.5)
+        _, state = gateway.beats[-1]
+    assert state.Reason is not None
+    assert len(state.Dead) == 1
+
+
+async def test_a_state_that_is_no_text_is_told_of_and_not_worth_the_gateway() -> None:
+    with capture_logs() as logs:
+        async with watched() as gateway:
+            gateway.vitals._settings = SETTINGS.model_copy(update={"id": "gateway\ud8001"})
+            await asyncio.sleep(1.5)
+            await last_beat(gateway.vitals, gateway.http)
+            gateway.vitals._settings = SETTINGS
+            await asyncio.sleep(QUIET_BEAT_S + 1)
+            assert gateway.beats
+    assert [line["event"] for line in logs] == ["heartbeat.refused"]

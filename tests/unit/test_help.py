@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 import pytest
+from click.shell_completion import ZshComplete
 from click.testing import CliRunner
 
 import admin
@@ -58,7 +59,7 @@ def test_the_sections_and_what_else_there_is_to_know() -> None:
     text = CliRunner().invoke(CLIENT, ["--help"]).output
     assert re.findall(r"^(\w.*):$", text, re.MULTILINE) == ["Commands", *commands.SECTIONS, "Other"]
     assert "Exit codes: 0 done; 1" in text
-    assert "completion bash" in text
+    assert "tab bash" in text
     assert "--api-key " not in text
 
 
@@ -80,10 +81,24 @@ def test_every_command_and_option_has_help(group: click.Group, path: tuple[str, 
     assert answered(group, *path, "--help").startswith("Usage: ")
 
 
-@pytest.mark.parametrize("group", [CLIENT, SERVER])
-def test_the_line_of_a_command_is_not_cut(group: click.Group) -> None:
-    shown = CliRunner().invoke(group, ["--help"]).output.partition("Commands:\n")[2].partition("\n\n")[0]
-    assert "..." not in shown
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+@pytest.mark.parametrize(
+    "path", [(CLIENT,), (CLIENT, "dead-letters"), (SERVER,), (SERVER, "keys"), (SERVER, "webhooks")]
+)
+def test_the_line_of_a_command_is_whole_sentences(path: tuple[Any, ...], columns: str) -> None:
+    group, *words = path
+    output = CliRunner().invoke(group, [*words, "--help"], env={"COLUMNS": columns, "TERMINAL_WIDTH": columns}).output
+    shown = output.partition("Commands:\n")[2].partition("\n\n")[0]
+    told = [" ".join(text.split()) for text in re.split(r"^  (?=\S)", shown, flags=re.MULTILINE)[1:]]
+    assert told
+    assert all(text.endswith(".") and "..." not in text for text in told), told
+
+
+def test_tab_tells_whole_sentences_too() -> None:
+    complete = ZshComplete(SERVER, {}, "server.py", "_SERVER_PY_COMPLETE")
+    told = [item.help for item in complete.get_completions(["webhooks"], "")]
+    assert told
+    assert all(text and text.endswith(".") and "..." not in text for text in told)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +123,14 @@ def test_the_same_for_the_server() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("name", ["tab", "completion"])
 @pytest.mark.parametrize(("group", "program"), [(CLIENT, "client.py"), (SERVER, "server.py")])
-def test_completion_needs_no_settings(
-    group: click.Group, program: str, shell: str, monkeypatch: pytest.MonkeyPatch
+def test_tab_needs_no_settings_and_has_its_old_name(
+    group: click.Group, program: str, name: str, shell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GATEWAY_NO_SUCH_THING", "1")
     monkeypatch.setenv("SERVER_NO_SUCH_THING", "1")
-    script = answered(group, "completion", shell)
+    script = answered(group, name, shell)
+    assert name == "tab" or f"  {name}" not in CliRunner().invoke(group, ["--help"]).output
     assert f"_{program.replace('.', '_').upper()}_COMPLETE" in script
     assert "{" not in re.sub(r"\$?\{[^}]*\}|\{|\}", "", script)

@@ -1,5 +1,6 @@
 """The idle policies, and how the collector uses them; the time is passed in."""
 
+import contextlib
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -8,10 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector import ASK_AFTER_S, FETCHES, SeriesCollector
-from idle import ENOUGH, FLOOR_S, MARGIN, OWN_MARGIN, PRIORS, Adaptive, Fixed, Phase, Quantile, Source
+from collector import SeriesCollector
+from idle import (
+    COUNTS_AFTER,
+    ENOUGH,
+    FADED,
+    FLOOR_S,
+    GRACE,
+    MARGIN,
+    MAX_SOURCES,
+    PRIORS,
+    WELL_KNOWN,
+    WELL_KNOWN_MARGIN,
+    Adaptive,
+    Fixed,
+    Phase,
+    Quantile,
+    Source,
+)
 from models import MAX_TIMELINE, Association, Instance, SeriesReport
-from pacs import Answer
 from tests.factories import SERIES, collector_of, make_instance
 
 CT1 = Source("CT1", "CT")
@@ -41,8 +57,8 @@ def release(collector: SeriesCollector, carrier: Association, now: float) -> Non
 def due_at(collector: SeriesCollector) -> tuple[float, SeriesReport]:
     """Let the time pass until something is reported."""
     while (deadline := collector.next_deadline()) is not None:
-        if reports := collector.due(deadline):
-            return deadline, reports[0]
+        for report in collector.due(deadline):
+            return deadline, report
     raise AssertionError("nothing is open")
 
 
@@ -65,33 +81,125 @@ def test_quantile_forgets_what_is_old() -> None:
 
 
 @pytest.mark.parametrize("phase", Phase)
-def test_a_new_source_gets_the_prior_until_enough_is_known(phase: Phase) -> None:
+def test_a_new_source_gets_the_prior_until_enough_is_known_and_then_less_and_less_of_it(phase: Phase) -> None:
     policy = adaptive()
+    prior_s = PRIORS[phase] * 2.0
     for _ in range(ENOUGH):
-        assert policy.timeout_s(CT1, phase, {}) == PRIORS[phase] * 2.0
+        assert policy.timeout_s(CT1, phase, {}) == min(prior_s, 60.0)
         policy.learn(CT1, {phase: 0.0})
-    assert policy.timeout_s(CT1, phase, {}) == FLOOR_S
+    assert policy.timeout_s(CT1, phase, {}) == pytest.approx(max(FADED * prior_s, FLOOR_S))
+    learn(policy, CT1, {phase: 0.0}, 100 * ENOUGH)
+    assert policy.timeout_s(CT1, phase, {}) == pytest.approx(max(FADED * prior_s / 101, FLOOR_S))
+
+
+def learn(policy: Adaptive, source: Source, longest_s: dict[Phase, float], series: int = ENOUGH) -> None:
+    for _ in range(series):
+        policy.learn(source, longest_s)
+
+
+@pytest.mark.parametrize("modality", ["US", "DX", "XA", "MG", "PT"])
+def test_images_that_are_made_one_by_one_are_waited_for_before_anything_is_known(modality: str) -> None:
+    policy = Adaptive(2.0, 400.0)
+    assert policy.timeout_s(Source("NEW", modality), Phase.EACH, {}) >= 180.0
+    assert policy.timeout_s(Source("NEW", modality), Phase.RELEASED, {}) < 10.0
+    learn(policy, Source("NEW", modality), {Phase.EACH: 0.0})
+    assert policy.timeout_s(Source("NEW", modality), Phase.EACH, {}) < 10.0
 
 
 def test_sources_and_phases_learn_apart() -> None:
     policy = adaptive()
-    for _ in range(ENOUGH):
-        policy.learn(CT1, {Phase.OPEN: 8.0})
+    learn(policy, CT1, {Phase.OPEN: 8.0})
     learnt = policy.timeout_s(CT1, Phase.OPEN, {})
-    assert 8.0 * MARGIN <= learnt <= 8.0 * MARGIN * 1.3
+    assert 8.0 * MARGIN <= learnt <= 8.0 * MARGIN * 1.1
     assert policy.timeout_s(CT1, Phase.RELEASED, {}) == PRIORS[Phase.RELEASED] * 2.0
-    assert policy.timeout_s(Source("CT1", "MR"), Phase.OPEN, {}) == PRIORS[Phase.OPEN] * 2.0
+    assert policy.timeout_s(Source("CT2", "MR"), Phase.OPEN, {}) == PRIORS[Phase.OPEN] * 2.0
 
 
-def test_what_this_series_has_shown_counts_at_once() -> None:
-    assert adaptive().timeout_s(CT1, Phase.RELEASED, {Phase.OPEN: 20.0}) == 20.0 * OWN_MARGIN
-
-
-def test_never_longer_than_the_ceiling_which_also_bounds_what_is_learnt() -> None:
+def test_a_source_is_known_by_the_phase_that_it_was_seen_in_most() -> None:
     policy = adaptive()
-    assert policy.timeout_s(CT1, Phase.OPEN, {Phase.OPEN: 59.0}) == 60.0
-    policy.learn(CT1, {Phase.OPEN: 61.0})
-    assert policy.known(CT1) == 0
+    learn(policy, CT1, {Phase.OPEN: 1.0}, 3)
+    learn(policy, CT1, {Phase.RELEASED: 1.0}, 1)
+    assert policy.known(CT1) == 3
+
+
+def test_a_source_that_is_well_known_needs_less_of_a_margin() -> None:
+    policy = adaptive()
+    learn(policy, CT1, {Phase.OPEN: 8.0}, WELL_KNOWN)
+    assert 8.0 * WELL_KNOWN_MARGIN <= policy.timeout_s(CT1, Phase.OPEN, {}) <= 8.0 * WELL_KNOWN_MARGIN * 1.1
+
+
+def test_what_this_series_has_shown_counts_at_once_in_its_phase_and_in_no_other() -> None:
+    assert adaptive().timeout_s(CT1, Phase.OPEN, {Phase.OPEN: 20.0}) == 20.0 * MARGIN
+    assert adaptive().timeout_s(CT1, Phase.RELEASED, {Phase.OPEN: 20.0}) == PRIORS[Phase.RELEASED] * 2.0
+
+
+@given(st.floats(0, 1e4), st.integers(0, 2 * ENOUGH))
+def test_nobody_waits_longer_than_the_ceiling_grace_included(silence_s: float, series: int) -> None:
+    policy = adaptive()
+    for _ in range(series):
+        policy.learn(CT1, {Phase.OPEN: silence_s})
+    timeout_s = policy.timeout_s(CT1, Phase.OPEN, {Phase.OPEN: silence_s})
+    assert timeout_s + policy.grace_s(timeout_s) <= 60.0
+
+
+def test_a_silence_beyond_the_ceiling_is_learnt_as_the_ceiling() -> None:
+    policy = adaptive()
+    for _ in range(ENOUGH):
+        policy.learn(CT1, {Phase.EACH: 120.0})
+    assert policy.timeout_s(CT1, Phase.EACH, {}) == 60.0
+
+
+def test_a_new_source_is_taken_for_others_of_its_ae_title_then_of_its_modality() -> None:
+    policy = adaptive()
+    for _ in range(ENOUGH):
+        policy.learn(Source("PACS", "US", "ROOM1"), {Phase.OPEN: 30.0})
+        policy.learn(Source("PACS2", "US"), {Phase.EACH: 20.0})
+    assert policy.timeout_s(Source("PACS", "US", "ROOM2"), Phase.OPEN, {}) > 30.0
+    assert policy.timeout_s(Source("ELSEWHERE", "US", "ROOM1"), Phase.EACH, {}) > 20.0
+    assert policy.timeout_s(Source("PACS", "CT"), Phase.OPEN, {}) > 30.0
+    assert policy.timeout_s(Source("ELSEWHERE", "CT"), Phase.OPEN, {}) == PRIORS[Phase.OPEN] * 2.0
+
+
+def test_stations_of_one_ae_title_learn_apart() -> None:
+    policy = adaptive()
+    slow, fast = Source("PACS", "CT", "SLOW"), Source("PACS", "CT", "FAST")
+    for _ in range(ENOUGH):
+        policy.learn(slow, {Phase.OPEN: 30.0})
+        policy.learn(fast, {Phase.OPEN: 0.0})
+    assert policy.timeout_s(fast, Phase.OPEN, {}) < 3.0
+    assert policy.timeout_s(slow, Phase.OPEN, {}) > 30.0
+
+
+def test_new_names_never_evict_a_source_with_history_and_memory_is_bounded() -> None:
+    policy = adaptive()
+    for _ in range(ENOUGH):
+        policy.learn(CT1, {Phase.OPEN: 20.0})
+    for n in range(MAX_SOURCES + 50):
+        policy.learn(Source(f"STRANGER{n}", ""), {Phase.OPEN: 0.0})
+    news = policy.news()
+    assert policy.known(CT1) == ENOUGH
+    assert sum(learnt is not None for learnt in news.values()) <= MAX_SOURCES
+    assert news[Source("STRANGER0", "")] is None  # the journal is to forget it, too
+
+
+def test_images_in_an_acquisition_count_the_series_of_a_source_once_ten_in_a_row_have_ended_there() -> None:
+    before, after = adaptive(), adaptive()
+    for _ in range(COUNTS_AFTER):
+        assert not before.counts_series(CT1)
+        before.learn_count(CT1, right=True)
+    (learnt,) = before.news().values()
+    after.load(CT1, learnt or "")
+    for policy in (before, after):
+        assert policy.counts_series(CT1)
+        policy.learn_count(CT1, right=False)
+        assert not policy.counts_series(CT1)
+
+
+def test_what_an_earlier_version_learnt_is_taken_over() -> None:
+    policy = adaptive()
+    policy.load(CT1, '{"open": [40, {"30": 39.0, "0": 1.0}]}')  # bin 30 of ten a decade ends at 10 s
+    assert policy.known(CT1) == 40
+    assert policy.timeout_s(CT1, Phase.OPEN, {}) == pytest.approx(10.0 * WELL_KNOWN_MARGIN)
 
 
 def test_what_was_learnt_survives_a_restart() -> None:
@@ -99,9 +207,8 @@ def test_what_was_learnt_survives_a_restart() -> None:
     for seconds in (0.1, 3.0, 7.0) * ENOUGH:
         before.learn(CT1, {Phase.OPEN: seconds, Phase.RELEASED: 0.0})
     news = before.news()
-    assert before.news() == {}
     for source, learnt in news.items():
-        after.load(source, learnt)
+        after.load(source, learnt or "")
     for phase in Phase:
         assert after.timeout_s(CT1, phase, {}) == before.timeout_s(CT1, phase, {})
 
@@ -113,11 +220,12 @@ def test_release_shortens_the_wait_and_does_not_end_it() -> None:
     kept_open, released = collector_of(adaptive()), collector_of(adaptive())
     for collector in (kept_open, released):
         carrier = association()
-        collector.observe(image("1", carrier), 0.0)
+        for sop in ("1", "2"):
+            collector.observe(image(sop, carrier), 0.0)
     release(released, carrier, 0.1)
     assert released.due(0.1) == []
     at, report = due_at(released)
-    assert (report.Verdict, report.NumInstances) == ("idle", 1)
+    assert (report.Verdict, report.NumInstances) == ("idle", 2)
     assert 0.1 < at < due_at(kept_open)[0]
 
 
@@ -128,13 +236,13 @@ def test_going_on_to_another_series_shortens_the_wait() -> None:
     collector.observe(image("1", carrier, series="1.9"), 0.5)
     at, report = due_at(collector)
     assert report.SeriesInstanceUID == SERIES
-    assert at == pytest.approx(PRIORS[Phase.MOVED] * 2.0 * 1.25)
+    assert at == pytest.approx(PRIORS[Phase.MOVED] * 2.0 * (1 + GRACE))
 
 
 def test_as_many_images_as_a_tag_says_shorten_the_wait_and_are_the_verdict() -> None:
     collector = collector_of(adaptive())
     for n in range(3):
-        collector.observe(image(str(n), association(), ImagesInAcquisition="3"), 0.0)
+        collector.observe(image(str(n), association(), NumberOfSeriesRelatedInstances="3"), 0.0)
     at, report = due_at(collector)
     assert (report.Verdict, report.ExpectedInstances, report.ExpectedFrom) == ("expected", 3, "tags")
     assert at < 1.0
@@ -202,6 +310,209 @@ def test_a_series_sent_again_teaches_nothing() -> None:
     assert policy.known(CT1) == known
 
 
+def send(collector: SeriesCollector, gaps: list[float], at: float, **attributes: str) -> Association:
+    """Images on one association with these gaps before each; it stays open."""
+    carrier = association(at)
+    for n, gap in enumerate(gaps):
+        at += gap
+        collector.observe(image(str(n), carrier, **attributes), at)
+    return carrier
+
+
+@pytest.mark.parametrize(
+    ("images", "aborted", "phase"), [(1, False, "each"), (2, False, "released"), (2, True, "aborted")]
+)
+def test_how_an_association_ended_is_the_phase_of_the_silence(images: int, aborted: bool, phase: str) -> None:
+    collector = collector_of(adaptive())
+    carrier = send(collector, [0.1] * images, 0.0)
+    carrier.aborted = aborted
+    release(collector, carrier, 1.0)
+    _, report = due_at(collector)
+    assert f", {phase}," in str(report.Basis)
+
+
+def test_a_sender_that_aborts_is_given_time_to_begin_again() -> None:
+    collector = collector_of(Adaptive(2.0, 400.0))
+    carrier = send(collector, [0.1] * 9, 0.0)
+    carrier.aborted = True
+    release(collector, carrier, 1.0)
+    now = 1.0
+    while (deadline := collector.next_deadline() or now) < 61.0:
+        now = deadline
+        assert collector.due(now) == []
+    send(collector, [0.1] * 20, 61.0)
+    _, report = due_at(collector)
+    assert (report.Revision, report.NumInstances) == (1, 20)
+
+
+def test_a_source_that_has_begun_its_next_series_is_not_waited_for_as_one_that_has_not() -> None:
+    policy = adaptive()
+    collector = collector_of(policy)
+    learn(policy, CT1, {Phase.EACH: 40.0, Phase.NEXT: 0.0})
+    for n in range(3):
+        carrier = association()
+        collector.observe(image(str(n), carrier), float(n))
+        release(collector, carrier, float(n) + 0.1)
+    carrier = association()
+    collector.observe(image("1", carrier, series="1.9"), 10.0)
+    at, report = due_at(collector)
+    assert (report.SeriesInstanceUID, report.NumInstances) == (SERIES, 3)
+    assert at <= 10.0  # it is due when the next one begins, and not 40 s later
+    assert ", next," in str(report.Basis)
+
+
+def test_a_silence_that_only_repeated_images_ended_teaches_nothing() -> None:
+    policy = adaptive()
+    collector = collector_of(policy)
+    learn(policy, CT1, {Phase.OPEN: 20.0})
+    collector.observe(image("1"), 0.0)
+    collector.observe(image("1"), 18.0)
+    due_at(collector)
+    assert policy.timeout_s(CT1, Phase.OPEN, {}) < 20.0 * MARGIN * 1.1
+    collector.observe(image("1", series="1.9"), 100.0)
+    collector.observe(image("1", series="1.9"), 125.0)
+    collector.observe(image("2", series="1.9"), 125.1)
+    due_at(collector)
+    assert policy.timeout_s(CT1, Phase.OPEN, {}) > 25.0 * MARGIN
+
+
+def test_an_image_an_association_is_learnt_apart_from_a_release() -> None:
+    policy = adaptive()
+    collector = collector_of(policy)
+    for n in range(3):
+        carrier = association()
+        collector.observe(image(str(n), carrier), 4.0 * n)
+        release(collector, carrier, 4.0 * n + 0.1)
+    due_at(collector)
+    assert policy.timeout_s(CT1, Phase.EACH, {}) > 4.0
+    assert policy.timeout_s(CT1, Phase.RELEASED, {}) == PRIORS[Phase.RELEASED] * 2.0
+
+
+def test_a_late_image_is_known_to_be_late_on_a_busy_gateway_too() -> None:
+    collector = collector_of(Adaptive(2.0, 400.0))
+    collector.observe(image("1", series="1.1"), 0.0)
+    due_at(collector)
+    for n in range(2, 1000):  # others that were closed since
+        collector.observe(image("1", series=f"1.{n}"), 10.0)
+    while collector.next_deadline() is not None:
+        due_at(collector)
+    collector.observe(image("2", series="1.1"), 150.0)
+    _, report = due_at(collector)
+    assert report.Timeline[0].Details == {"LateByS": 150.0, "Verdict": "idle"}
+
+
+def test_what_is_remembered_of_closed_series_is_bounded_in_images_and_in_time() -> None:
+    collector = collector_of(Fixed(2.0), remember_s=100.0)
+    for n in range(30):
+        collector.observe(image("1", series=f"1.{n}"), 10.0 * n)
+        due_at(collector)
+    held = list(collector._recent.values())
+    assert len(held) <= 12
+    assert collector._recent_images == sum(len(closed.held) for closed in held)
+
+
+def test_a_series_sent_again_with_more_is_contradicted_and_teaches_nothing() -> None:
+    policy = adaptive()
+    collector = collector_of(policy)
+    collector.observe(image("1"), 0.0)
+    due_at(collector)
+    before = policy.timeout_s(CT1, Phase.OPEN, {})
+    collector.observe(image("1"), 30.0)
+    collector.observe(image("2"), 30.1)
+    _, report = due_at(collector)
+    assert [e.Event for e in report.Timeline].count("series.reopened") == 1
+    assert policy.timeout_s(CT1, Phase.OPEN, {}) == before
+
+
+def test_images_in_an_acquisition_are_evidence_and_no_expectation() -> None:
+    collector = collector_of(adaptive())
+    for n in range(120):  # three acquisitions of 40, in one series
+        if n and n % 40 == 0:
+            assert collector.due(6.0 * (n // 40) - 0.1) == []
+        collector.observe(image(str(n), ImagesInAcquisition="40"), 6.0 * (n // 40) + 0.001 * n)
+    _, report = due_at(collector)
+    assert (report.Verdict, report.NumInstances, report.ExpectedInstances) == ("idle", 120, None)
+    assert "a tag counts 40 images in an acquisition" in str(report.Basis)
+
+
+def test_a_late_acquisition_shows_that_the_tag_counts_no_series() -> None:
+    policy = Adaptive(2.0, 60.0)
+    collector = collector_of(policy, remember_s=800.0)
+    for n in range(2 * COUNTS_AFTER):
+        for acquisition in range(2):  # further apart than the longest wait
+            at = 1000.0 * n + 200.0 * acquisition
+            collector.observe(image(f"{acquisition}", series=f"1.{n}", ImagesInAcquisition="1"), at)
+            due_at(collector)
+    assert not policy.counts_series(CT1)
+
+
+def test_a_tag_counts_no_later_revision() -> None:
+    collector = collector_of(adaptive())
+    for revision in range(2):
+        for n in range(3):
+            collector.observe(image(f"{revision}{n}", NumberOfSeriesRelatedInstances="3"), 100.0 * revision)
+        _, report = due_at(collector)
+        assert report.Verdict == ("idle" if revision else "expected")
+
+
+def test_a_deadline_is_never_later_than_what_the_phase_asks_for() -> None:
+    collector = collector_of(Adaptive(2.0, 400.0))
+    carrier = send(collector, [0.1] * 3, 0.0)
+    carrier.aborted = True
+    release(collector, carrier, 1.0)
+    while (deadline := collector.next_deadline() or 99.0) < 60.0:  # it may begin again
+        assert collector.due(deadline) == []
+    send(collector, [0.1], 20.0)
+    assert (collector.next_deadline() or 99.0) <= 20.1 + PRIORS[Phase.OPEN] * 2.0
+
+
+def test_news_is_news_until_it_is_kept() -> None:
+    policy = adaptive()
+    policy.learn(CT1, {Phase.OPEN: 1.0})
+    first = policy.news()
+    assert policy.news() == first  # the journal could not take it
+    policy.learn(CT1, {Phase.OPEN: 2.0})
+    policy.kept(first)
+    assert policy.news() != {}  # it has learnt more since
+    policy.kept(policy.news())
+    assert policy.news() == {}
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-5", "1e400"])
+def test_a_number_of_series_that_makes_no_sense_stops_nothing(number: str) -> None:
+    policy = adaptive()
+    with contextlib.suppress(OverflowError):
+        policy.load(CT1, f'{{"open": [{number}, {{"30": 1.0}}], "counted": {number}}}')
+    assert 0.0 < policy.timeout_s(CT1, Phase.OPEN, {}) <= 60.0
+    policy.learn(CT1, {Phase.OPEN: 1.0})
+
+
+@pytest.mark.parametrize("weight", ["NaN", "Infinity", "-Infinity"])
+def test_a_weight_that_is_no_number_teaches_nothing(weight: str) -> None:
+    policy = adaptive()
+    policy.load(CT1, f'{{"open": [40, {{"per_decade": 30, "0": {weight}, "90": 1.0}}]}}')
+    assert policy.timeout_s(CT1, Phase.OPEN, {}) > 10.0
+
+
+def test_ten_series_that_ended_at_the_images_in_their_acquisition_make_it_an_expectation() -> None:
+    collector = collector_of(adaptive())
+    verdicts = []
+    for n in range(COUNTS_AFTER + 1):
+        for sop in ("1", "2", "3"):
+            collector.observe(image(sop, series=f"1.{n}", ImagesInAcquisition="3"), 100.0 * n)
+        _, report = due_at(collector)
+        verdicts.append((report.Verdict, report.ExpectedInstances))
+    assert verdicts == [("idle", None)] * COUNTS_AFTER + [("expected", 3)]
+
+
+def test_no_expectation_is_below_what_is_here() -> None:
+    collector = collector_of(adaptive())
+    for n in range(5):
+        collector.observe(image(str(n), NumberOfSeriesRelatedInstances="3"), 0.1 * n)
+    _, report = due_at(collector)
+    assert (report.Verdict, report.ExpectedInstances, report.ExpectedFrom) == ("idle", None, None)
+
+
 def test_timeline_is_bounded() -> None:
     collector = collector_of(adaptive(), max_open_s=1e9)
     for n in range(MAX_TIMELINE * 2):
@@ -210,109 +521,6 @@ def test_timeline_is_bounded() -> None:
     assert len(report.Timeline) == MAX_TIMELINE
     assert report.Timeline[-1].Event == "series.reported"
     assert SeriesReport.model_validate_json(report.model_dump_json()) == report
-
-
-# --- answers of the PACS ----------------------------------------------------------------------------------------
-
-
-def asking(**options: Any) -> SeriesCollector:
-    return collector_of(adaptive(), pacs={"CT1"}, patience_s=60.0, **options)
-
-
-def answer(here: int, count: int | None, **more: Any) -> Answer:
-    fields = {"known": here, "confirmed": count == here} | more
-    return Answer("CT1", here, count=count, **fields)
-
-
-def test_who_cannot_be_asked_is_not() -> None:
-    collector = asking()
-    collector.observe(image("1", association(ae="OTHER")), 0.0)
-    due_at(collector)
-    assert collector.questions() == []
-
-
-def test_the_pacs_is_asked_after_a_short_silence_and_at_once_after_the_release() -> None:
-    collector = asking()
-    carrier = association()
-    collector.observe(image("1", carrier), 0.0)
-    assert collector.next_deadline() == ASK_AFTER_S
-    release(collector, carrier, 0.1)
-    assert collector.next_deadline() == 0.1
-    collector.due(0.1)
-    (question,) = collector.questions()
-    assert (question.calling_ae_title, question.here, question.fetch) == ("CT1", frozenset({f"{SERIES}.1"}), False)
-
-
-def test_two_equal_answers_that_are_what_is_known_verify_at_once() -> None:
-    collector = asking()
-    collector.observe(image("1", association()), 0.0)
-    collector.due(ASK_AFTER_S)
-    (report,) = collector.answered(image("1").key, answer(1, 1), 0.5)
-    assert (report.Verdict, report.ExpectedInstances, report.ExpectedFrom) == ("verified", 1, "pacs")
-    assert report.Basis == "CT1 said 1 twice"
-    assert collector.next_deadline() is None
-
-
-def test_an_image_that_came_while_the_pacs_was_asked_is_no_part_of_the_answer() -> None:
-    collector = asking()
-    collector.observe(image("1", association()), 0.0)
-    collector.due(ASK_AFTER_S)
-    collector.observe(image("2", association()), 0.4)
-    assert collector.answered(image("1").key, answer(1, 1), 0.5) == []
-    collector.due(0.4 + ASK_AFTER_S)
-    assert len(collector.questions()) == 2  # it is asked again
-
-
-def test_one_question_of_a_series_is_in_flight_and_no_idle_verdict_falls_meanwhile() -> None:
-    collector = asking()
-    collector.observe(image("1", association()), 0.0)
-    assert collector.due(0.3) == []
-    collector.observe(image("2", association()), 0.4)
-    for now in (0.8, 10.0, 100.0):
-        assert collector.due(now) == []
-    assert len(collector.questions()) == 1
-
-
-def test_what_the_pacs_has_more_is_waited_for_and_reported_missing_in_the_end() -> None:
-    collector = asking()
-    collector.observe(image("1", association()), 0.0)
-    collector.due(ASK_AFTER_S)
-    now = 0.4
-    while not (reports := collector.due(now)):
-        for question in collector.questions():
-            assert collector.answered(question.key, answer(1, 3, missing=["1.2", "1.3"]), now) == []
-        now += 0.5
-    (report,) = reports
-    assert 60.0 < now < 90.0
-    assert (report.Verdict, report.ExpectedInstances, report.MissingSOPInstanceUIDs) == ("idle", 3, ["1.2", "1.3"])
-
-
-@pytest.mark.parametrize("count", [None, 0, 1])
-def test_an_answer_that_is_none_or_too_small_falls_back_to_the_time_out(count: int | None) -> None:
-    collector = asking()
-    for sop in ("1", "2"):
-        collector.observe(image(sop, association()), 0.0)
-    now = 0.0
-    while not (reports := collector.due(now)):
-        for question in collector.questions():
-            collector.answered(question.key, answer(2, count, problem=None if count else "refused"), now)
-        now += 0.1
-    (report,) = reports
-    assert report.Verdict == "idle"
-    assert 5.0 < now < 8.0
-    assert "CT1: " in str(report.Basis)
-
-
-def test_what_is_missing_is_fetched_a_bounded_number_of_times() -> None:
-    collector = asking(fetch=True)
-    collector.observe(image("1", association()), 0.0)
-    now, fetches = 0.0, 0
-    while not (reports := collector.due(now)):
-        for question in collector.questions():
-            fetches += question.fetch
-            collector.answered(question.key, answer(1, 2, missing=["1.2"], fetched=0), now)
-        now += 0.1
-    assert (fetches, reports[0].Verdict) == (FETCHES, "idle")
 
 
 def test_many_series_on_one_association_cost_no_more_than_few(monkeypatch: pytest.MonkeyPatch) -> None:

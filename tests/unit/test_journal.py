@@ -18,8 +18,9 @@ from structlog.testing import capture_logs
 
 import journal as journal_module
 from idle import Fixed
-from journal import Bounds, Journal, JournalUnavailable, JournalUnusable, read
-from models import Instance, SeriesReport
+from journal import Bounds, Journal, JournalUnavailable
+from journal_reader import JournalUnusable, read
+from models import Instance, SeriesKey, SeriesReport
 from tests.factories import UNBOUNDED, collector_of, make_instance, make_report
 
 T = TypeVar("T")
@@ -109,7 +110,7 @@ async def test_report_is_posted_with_the_gaps_in_its_columns(journal: Journal) -
     kept = [with_own("1", "1"), with_own("2", "2", Rows="8")]
     await journal.keep(kept)
     (waiting,) = await journal.close([reported(*kept)])
-    assert SeriesReport.model_validate_json(await journal.report(waiting)) == reported(*kept)
+    assert SeriesReport.model_validate_json(await journal.report(waiting) or "") == reported(*kept)
 
 
 async def test_attribute_that_only_a_repeated_instance_carries_survives(path: Path) -> None:
@@ -135,7 +136,7 @@ async def test_closing_moves_the_reported_instances_and_leaves_later_ones(path: 
         await journal.keep(instances("3"))  # kept after the report was made
         (waiting,) = await journal.close([make_report("1", "2")])
         assert (journal.open_instances, journal.waiting_instances) == (1, 2)
-        assert SeriesReport.model_validate_json(await journal.report(waiting)) == make_report("1", "2")
+        assert SeriesReport.model_validate_json(await journal.report(waiting) or "") == make_report("1", "2")
     (report,) = await after_restart(path)
     assert (report.Revision, report.SOPInstanceUIDs) == (2, make_report("3").SOPInstanceUIDs)
 
@@ -320,18 +321,24 @@ async def test_writes_of_many_tasks_are_serial(journal: Journal) -> None:
 
 async def test_what_the_idle_policy_learnt_is_kept_and_the_last_word_counts(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
-        await journal.close([make_report("1")], {("CT1", "CT"): "old", ("MR1", "MR"): "x"})
-        await journal.close([make_report("2")], {("CT1", "CT"): "new"})
+        await journal.close(
+            [make_report("1")], {("CT1", "CT", "A"): "old", ("MR1", "MR", ""): "x", ("US1", "US", ""): ""}
+        )
+        await journal.close(
+            [make_report("2")], {("CT1", "CT", "A"): "new", ("CT1", "CT", "B"): "b", ("US1", "US", ""): None}
+        )
     async with Journal.open(path, UNBOUNDED) as journal:
-        assert journal.learnt() == {("MR1", "MR"): "x", ("CT1", "CT"): "new"}
+        learnt = journal.learnt()
+    assert list(learnt.items()) == [(("MR1", "MR", ""), "x"), (("CT1", "CT", "A"), "new"), (("CT1", "CT", "B"), "b")]
 
 
-async def test_what_is_kept_of_the_idle_policy_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "LEARNT_SOURCES", 3)
+async def test_how_far_a_pacs_is_trusted_survives_a_restart(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
-        for n in range(5):
-            await journal.close([make_report(str(n))], {(f"AE{n}", "CT"): "x"})
-        assert [ae for ae, _ in journal.learnt()] == ["AE2", "AE3", "AE4"]
+        assert journal.trust() == {}
+        await journal.close([make_report("1")], trust={"PACS": 3, "OLD": 10})
+        await journal.close([], trust={"PACS": 0})
+    async with Journal.open(path, UNBOUNDED) as journal:
+        assert journal.trust() == {"PACS": 0, "OLD": 10}
 
 
 @pytest.mark.parametrize("version", range(1, journal_module.SCHEMA_VERSION))
@@ -346,12 +353,16 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
         )
         insert = "INSERT INTO instances (series_id, sop_instance_uid, received_at) VALUES (1, ?, 0)"
         connection.execute(insert, (make_instance("1").sop_instance_uid,))
+        if version >= 2:
+            connection.execute("INSERT INTO learnt VALUES ('MR1', 'MR', 'old')")
         connection.commit()
     async with Journal.open(path, UNBOUNDED) as journal:
         list(journal.replay())
         await journal.keep([with_own("2", "2", Rows="9")])
-        await journal.close([make_report("1", series="1.7")], {("CT1", "CT"): "x"})
-        assert journal.learnt() == {("CT1", "CT"): "x"}
+        old = {("MR1", "MR", ""): "old"} if version >= 2 else {}
+        assert journal.learnt() == old
+        await journal.close([make_report("1", series="1.7")], {("CT1", "CT", "S"): "x"}, trust={"PACS": 1})
+        assert journal.learnt() == {**old, ("CT1", "CT", "S"): "x"}
     (report,) = await after_restart(path)
     assert (report.SOPInstanceUIDs, report.Attributes["Modality"]) == (make_report("1", "2").SOPInstanceUIDs, ["CT"])
     assert report.InstanceAttributes == {  # of the one kept before, nobody knows
@@ -412,3 +423,125 @@ async def test_a_new_journal_is_its_owners_only(path: Path, journal: Journal) ->
     files = [file for file in path.parent.iterdir() if file.suffix != ".lock"]
     assert {file.stat().st_mode & 0o077 for file in files} == {0}
     assert len(files) == 3
+
+
+def part(*sops: str, revision: int = 1) -> SeriesReport:
+    """A report of what is here so far."""
+    return make_report(*sops).model_copy(update={"Verdict": None, "Revision": revision})
+
+
+async def test_a_part_leaves_its_series_open_and_numbering_goes_on(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep(instances("1"))
+        await journal.close([make_report("1")])
+        await journal.keep(instances("2"))
+        (waiting,) = await journal.close([part("2", revision=2)])
+        assert waiting.part
+        assert (journal.open_instances, journal.waiting_instances) == (1, 1)
+        await journal.delivered(waiting)
+        assert (journal.open_instances, journal.waiting_instances) == (1, 1)
+        await journal.keep(instances("3"))
+    (report,) = await after_restart(path)
+    assert (report.Revision, report.SOPInstanceUIDs) == (2, make_report("2", "3").SOPInstanceUIDs)
+
+
+async def test_a_newer_report_stands_for_the_parts_before_it_that_wait(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep(instances("1", "2"))
+        (delivered,) = await journal.close([part("1")])
+        await journal.delivered(delivered)
+        (dead,) = await journal.close([part("1")])
+        await journal.refused(dead, "HTTP 422")
+        first, second = await journal.close([part("1"), part("1", "2")])
+        other = (await journal.close([make_report("1", series="1.7").model_copy(update={"Verdict": None})]))[0]
+        assert journal.waiting() == [second, other]
+        (final,) = await journal.close([make_report("1", "2")])
+        assert [await journal.report(one) for one in (first, second)] == [None, None]
+        await journal.delivered(second)  # it was being posted
+        assert journal.waiting() == [other, final]
+        assert (journal.open_instances, journal.waiting_instances) == (0, 2)
+    async with Journal.open(path, UNBOUNDED) as journal:
+        assert journal.waiting() == [other, final]
+        assert (journal.waiting_instances, journal.dead_letters) == (2, 0)
+    assert [row["id"] for row in read(path, "SELECT id FROM reports WHERE state = 'delivered'")] == [delivered.id]
+
+
+async def test_parts_alone_never_fill_the_journal(path: Path) -> None:
+    """Else a server that is down would stop the gateway before it holds what it may hold."""
+    async with Journal.open(path, Bounds(10, 10**12, 0)) as journal:
+        for n in range(1, 9):
+            await journal.keep(instances(str(n)))
+            await journal.close([part(*map(str, range(1, n + 1)))])
+            assert journal.saturated() is None
+        await journal.refused(journal.waiting()[0], "HTTP 422")
+        await journal.replay_dead(None)
+        assert journal.saturated() is None
+        await journal.close([make_report(*map(str, range(1, 9)))])
+        assert (journal.open_instances, journal.waiting_instances) == (0, 8)
+        for waiting in journal.waiting():
+            await journal.delivered(waiting)
+        assert journal.waiting_instances == 0
+
+
+async def test_undelivered_is_what_waits_or_is_dead_of_that_series(journal: Journal) -> None:
+    delivered, dead, _, _, _ = await journal.close(
+        [
+            make_report("1"),
+            make_report("2", "3"),
+            make_report("3", "4"),
+            make_report("5", series="1.7"),
+            make_report("6", patient_id=None),
+        ]
+    )
+    await journal.delivered(delivered)
+    await journal.refused(dead, "HTTP 422")
+    assert sorted(await journal.undelivered(make_report("1").key)) == make_report("2", "3", "4").SOPInstanceUIDs
+    assert await journal.undelivered(make_report("1", patient_id=None).key) == make_report("6").SOPInstanceUIDs
+    assert await journal.undelivered(make_report("1", patient_id="P2").key) == []
+
+
+BAD = SeriesKey("not a UID \ud800", "1.2\0", "P1\udcff")
+
+
+async def test_what_no_report_can_be_made_of_is_set_aside_whole_and_costs_nothing_else(path: Path) -> None:
+    bad = make_instance("1", study=BAD.study_instance_uid, series=BAD.series_instance_uid, patient_id=BAD.patient_id)
+    bad = replace(bad, sop_instance_uid="\ud800")
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep([bad, make_instance("2")])
+        await journal.set_aside(BAD, ["\ud800"], 2**70, "ValidationError at collector.py:1")
+        assert (journal.open_instances, journal.waiting_instances, journal.dead_letters) == (1, 0, 1)
+        assert await journal.replay_dead(None) == []
+        (one,) = await journal.dead(None)
+    (row,) = read(path, "SELECT * FROM reports")
+    assert (row["id"], row["state"], row["instances"], row["verdict"]) == (one, "dead", 1, "idle")
+    assert row["answer"].startswith("no report can be made of it: ")
+    assert json.loads(row["report"])["SOPInstanceUIDs"] == ["\ud800"]
+    assert json.loads(row["report"])["PatientID"] == BAD.patient_id
+    (report,) = await after_restart(path)
+    assert report.SOPInstanceUIDs == make_report("2").SOPInstanceUIDs
+
+
+async def test_what_was_set_aside_is_made_anew_on_replay(path: Path, journal: Journal) -> None:
+    await journal.keep(instances("1", "2", "3"))
+    key = make_instance().key
+    await journal.set_aside(key, make_report("1", "2").SOPInstanceUIDs or [], 4, "KeyError at collector.py:1")
+    assert journal.open_instances == 1
+    assert (await journal.last_dead(1))[0].Answer == "KeyError at collector.py:1"
+    assert sorted(await journal.undelivered(key)) == make_report("1", "2").SOPInstanceUIDs
+    (waiting,) = await journal.replay_dead(None)
+    report = SeriesReport.model_validate_json(await journal.report(waiting) or "")
+    assert (report.key, report.SOPInstanceUIDs) == (key, make_report("1", "2").SOPInstanceUIDs)
+    assert (report.Revision, report.Verdict, waiting.instances) == (4, "idle", 2)
+    assert (journal.waiting_instances, journal.dead_letters) == (2, 0)
+    assert journal.revisions() == {key: 4}
+
+
+async def test_a_folder_that_is_gone_for_a_while_refuses_images_and_ends_nothing(tmp_path: Path) -> None:
+    folder, away = tmp_path / "disk", tmp_path / "away"
+    folder.mkdir()
+    async with Journal.open(folder / "journal.db", UNBOUNDED) as journal:
+        folder.rename(away)
+        journal._free_until = 0.0
+        assert "folder" in (journal.saturated() or "")
+        away.rename(folder)
+        assert journal.saturated() is None

@@ -13,11 +13,10 @@ from urllib.parse import urlsplit
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
-from pydantic_settings import BaseSettings
 
 from control import serve_control
 from server import app
-from settings import GatewaySettings, ServerSettings, SettingsError, load, variable
+from settings import GatewaySettings, ServerSettings, Settings, SettingsError, load, variable
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -29,7 +28,7 @@ OBJECTS: list[dict[str, Any]] = [
 ]
 VERSIONS = ["1.30", "1.37"]  # as docs/kubernetes.md says: the oldest that will do, and a recent one
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
-SETTINGS: dict[str, type[BaseSettings]] = {"gateway": GatewaySettings, "server": ServerSettings}
+SETTINGS: dict[str, type[Settings]] = {"gateway": GatewaySettings, "server": ServerSettings}
 # Of secrets only their form is known here.
 SECRETS = {("database", "url"): "postgresql+asyncpg://user:password@database/series?ssl=verify-full"}
 

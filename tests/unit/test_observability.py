@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
 import metrics
-from keys import SCOPES
+from key_reader import SCOPES
 from server import app
 
 ROOT = Path(__file__).parents[2]

@@ -3,9 +3,13 @@
 import re
 from pathlib import Path
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from settings import GatewaySettings, ServerSettings, SettingsError, load, without_password
+from kinds import http_url
+from settings import GatewaySettings, Peer, ServerSettings, Settings, SettingsError, load, variable, without_password
 
 KEY = "k3y-n0b0dy-may-see"
 
@@ -19,7 +23,7 @@ def no_dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_defaults_are_the_contract() -> None:
     gateway = load(GatewaySettings)
     assert (gateway.ae_title, gateway.scp_host, gateway.scp_port) == ("STORESCP", "127.0.0.1", 6667)
-    assert (gateway.idle_timeout_s, gateway.max_open_s) == (2.0, 900.0)
+    assert (gateway.idle_timeout_s, gateway.max_open_s) == (2.0, 3600.0)
     assert load(ServerSettings).database_url == "sqlite+aiosqlite:///series.db"
 
 
@@ -50,6 +54,93 @@ def test_wrong_value_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, nam
         load(GatewaySettings)
     assert name in str(error.value)
     assert cure in str(error.value)
+
+
+WRONG = {"URL": "server:8000", "FILE": "", "TEXT": "\udc80", "HOST": "\udc80"}  # of each unit; words and numbers: "x/"
+CLASSES = (GatewaySettings, ServerSettings)
+EVERY = [(cls, name) for cls in CLASSES for name in cls.model_fields]
+
+
+def said(cls: type[Settings], flags: dict[str, str] | None = None) -> str:
+    with pytest.raises(SettingsError) as error:
+        load(cls, flags)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("cls", "name"), EVERY)
+def test_a_wrong_value_is_named_as_it_was_typed_in_words(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Settings], name: str
+) -> None:
+    unit, known = cls.model_fields[name].unit, variable(cls, name)
+    wrong = WRONG.get(unit, "x/")
+    flag = said(cls, {name: wrong})
+    monkeypatch.setenv(known, wrong)
+    of_environment = said(cls)
+    assert known in of_environment
+    if not cls.model_fields[name].is_secret:  # that is no flag: others would see it
+        assert f"--{name.replace('_', '-')}" in flag
+        assert known not in flag.partition(": ")[0]
+    for text in (flag, of_environment):
+        assert not re.search(r"[\[(\\^$*+?]{2}|\\x|\{\d", text), text  # no regular expression
+        assert "such as" in text or "must be" in text or "is empty" in text or "UTF-8" in text
+
+
+@pytest.mark.parametrize("name", [name for cls, name in EVERY if cls.model_fields[name].unit not in ("TEXT", "HOST")])
+def test_what_is_not_just_text_is_refused_where_it_is_empty(name: str) -> None:
+    cls = next(cls for cls in CLASSES if name in cls.model_fields)
+    assert name.replace("_", "-") in said(cls, {name: ""})
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (
+            {"pacs": "PACS"},
+            "--pacs entry 'PACS' is not of the form AE@HOST:PORT or AE@tls://HOST:PORT, such as ORTHANC@",
+        ),
+        (
+            {"allowed_peers": "a@b"},
+            "--allowed-peers entry 'a@b' is not of the form AE@address or AE@network, such as CT1@",
+        ),
+        ({"ae_title": "\\"}, "--ae-title='\\\\': must be 1 to 16 ASCII characters without backslash, such as STORESCP"),
+        ({"scp_host": "0.0.0.0"}, "--scp-host=0.0.0.0 can be reached from other machines"),  # noqa: S104
+        ({"fetch_missing": "get"}, "--fetch-missing=get needs GATEWAY_PACS to fetch from"),
+        ({"metrics_port": "65535", "workers": "2"}, "--metrics-port=65535 leaves no ports for 2 workers"),
+        ({"server_url": "ftp://x"}, "must be an http or https URL, such as http://10.0.0.5:8000"),
+    ],
+)
+def test_what_contradicts_is_named_as_it_was_typed_with_an_example(flags: dict[str, str], told: str) -> None:
+    assert told in said(GatewaySettings, flags)
+
+
+def test_a_flag_wins_also_where_the_environment_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_SCP_PORT", "wrong")
+    assert load(GatewaySettings, {"scp_port": "1"}).scp_port == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h", "https://h:1/a/b", "http://[::1]:8000", "http://bücher.example", "http://a_b"]
+)
+def test_urls_that_are_asked(url: str) -> None:
+    server = GatewaySettings(server_url=url).server_url
+    assert httpx.URL(server).host == httpx.URL(url).host
+    assert server.scheme == url.partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["", "h", "http://", "http:///x", "http://h:0", "http://h:99999", "http://[::1", "http://a b", "http://h\n"]
+)
+def test_urls_that_nobody_could_ask_are_refused(url: str) -> None:
+    assert "such as http" in said(GatewaySettings, {"server_url": f"{url}\0" if url == "http://h\n" else url})
+
+
+@given(st.text() | st.from_regex(r"[a-zé.@:/?#\[\]%0-9-]{1,12}", fullmatch=True))
+def test_any_url_that_is_taken_can_be_asked(text: str) -> None:
+    try:
+        url = http_url(f"http://{text}")
+    except ValueError:
+        return
+    assert httpx.URL(url).host
 
 
 def test_unknown_name_is_refused_with_the_likely_one(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +205,53 @@ def test_key_or_authority_that_cannot_be_used_is_named_with_the_cure(
     assert KEY not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("entry", "peer"),
+    [
+        ("PACS@10.0.0.5:104", Peer("PACS", "10.0.0.5", 104)),
+        ("PACS@[::1]:104", Peer("PACS", "::1", 104)),
+        ("PACS@tls://pacs.example:2762", Peer("PACS", "pacs.example", 2762, tls=True)),
+        (" PACS @TLS://[::1]:2762", Peer("PACS", "::1", 2762, tls=True)),
+    ],
+)
+def test_who_is_asked_and_whether_over_tls(entry: str, peer: Peer) -> None:
+    ca = {"pacs_ca": "ca.pem"} if peer.tls else {}
+    asked = load(GatewaySettings, {"pacs": f"OTHER@10.0.0.6:104,{entry}"} | ca).pacs_by_ae_title
+    assert asked == {"OTHER": Peer("OTHER", "10.0.0.6", 104), "PACS": peer}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        *("PACS", "PACS@10.0.0.5", "PACS@:104", "@10.0.0.5:104", "PACS@10.0.0.5:0", "PACS@10.0.0.5:99999", "PACS@h:1²"),
+        *(
+            "PACS@http://h:104",
+            "PACS@tls:/h:104",
+            "PACS@://h:104",
+            "PACS@tls://:104",
+            "PACS@tls://h",
+            "PACS@a://tls://h:1",
+        ),
+    ],
+)
+def test_who_is_asked_has_a_form(entry: str) -> None:
+    with pytest.raises(SettingsError, match="is not of the form AE@HOST:PORT or AE@tls://HOST:PORT"):
+        load(GatewaySettings, {"pacs": entry, "pacs_ca": "ca.pem"})
+
+
+def test_a_pacs_over_tls_needs_who_certified_it_and_who_certified_it_a_pacs_over_tls() -> None:
+    with pytest.raises(SettingsError, match=r"GATEWAY_PACS asks B over tls://.* GATEWAY_PACS_CA"):
+        GatewaySettings(pacs="A@h:104,B@tls://h:2762")
+    with pytest.raises(SettingsError, match=r"GATEWAY_PACS_CA does nothing without TLS: write AE@tls://HOST:PORT into"):
+        GatewaySettings(pacs="A@h:104", pacs_ca="ca.pem")
+
+
 def test_key_is_shown_nowhere(no_dotenv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     no_dotenv.write_text(f"GATEWAY_API_KEY={KEY}\n")
     settings = load(GatewaySettings)
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == KEY
-    assert KEY not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+    assert KEY not in f"{settings} {settings!r} {vars(settings)}"
     monkeypatch.setenv("GATEWAY_SCP_PORT", "wrong")
     monkeypatch.setenv("GATEWAY_API_KEYS", KEY)
     with pytest.raises(SettingsError, match=r"GATEWAY_SCP_PORT=") as error:

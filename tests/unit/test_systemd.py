@@ -2,28 +2,23 @@
 
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from pydantic_settings import BaseSettings
 
 from server import app
-from settings import GatewaySettings, ServerSettings, load, variable
+from settings import GatewaySettings, ServerSettings, Settings, load, variable
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "systemd"
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 INSTALLED = "/opt/series-gateway"
 UNITS = ["series-gateway", "series-server"]
-SETTINGS: dict[str, type[BaseSettings]] = {"series-gateway": GatewaySettings, "series-server": ServerSettings}
+SETTINGS: dict[str, type[Settings]] = {"series-gateway": GatewaySettings, "series-server": ServerSettings}
 SPECIFIERS = {"%S": "/var/lib", "%d": "/run/credentials/series-gateway.service"}
-needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed (Debian: apt-get install systemd)"
-)
 
 
 def unit(name: str) -> dict[str, list[str]]:
@@ -54,7 +49,7 @@ def installed_here(name: str, folder: Path) -> Path:
     return path
 
 
-@needs_systemd
+@pytest.mark.peer("systemd")
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
     paths = [str(installed_here(name, tmp_path)) for name in UNITS]
     options = ["--recursive-errors=no", "--man=no"]  # what is wrong with this machine's own units is not asked
@@ -63,7 +58,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if "series-" in line] == []
 
 
-@needs_systemd
+@pytest.mark.peer("systemd")
 @pytest.mark.parametrize("name", UNITS)
 def test_systemd_finds_little_that_a_unit_could_do_to_the_machine(name: str, tmp_path: Path) -> None:
     path = str(installed_here(name, tmp_path))

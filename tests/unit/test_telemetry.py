@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import pty
@@ -33,7 +34,6 @@ def lines_of(code: str, *, exit_code: int = 0) -> list[dict[str, Any]]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
     )
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
@@ -230,3 +230,19 @@ async def test_a_port_that_is_taken_names_the_setting_and_the_cure() -> None:
         with pytest.raises(CannotServeMetrics, match=r"GATEWAY_METRICS_PORT=.*port 0 takes a free one"):
             async with serve_metrics(settings):
                 pass
+
+
+@pytest.mark.parametrize("error", [OSError("no space"), BrokenPipeError(), ValueError("closed")])
+def test_a_line_that_cannot_be_written_is_lost_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise error
+
+        def flush(self) -> None:
+            raise error
+
+    monkeypatch.setattr("sys.stderr", Full())
+    assert telemetry.STDERR.write("a line\n") == len("a line\n")
+    telemetry.STDERR.flush()

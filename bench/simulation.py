@@ -1,0 +1,231 @@
+"""Plays one trace through the gateway's collector in virtual time, and judges what it said about each series."""
+
+import heapq
+import itertools
+import math
+import random
+import statistics
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime, timedelta
+
+from bench.traces import Event
+from collector import SeriesCollector
+from idle import IdlePolicy
+from models import Association, Instance, SeriesReport
+from pacs import Answer, Question
+from settings import GatewaySettings
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+ANSWER_S = 0.05  # the simulated PACS takes to answer; a real Orthanc took 0.02 to 0.1 s
+AHEAD_S = 0.05, 1.0  # how long a PACS that forwards as it receives has an image before it has come here
+COUNTED = ("idle", "expected", "verified")  # verdicts that say that a series is over
+
+
+def shipped(setting: str) -> float:
+    """The default of a setting in seconds, so that what is measured is what ships."""
+    return float(GatewaySettings.model_fields[setting].default)
+
+
+MAX_OPEN_S, MISSING_TIMEOUT_S = shipped("max_open_s"), shipped("missing_timeout_s")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy to judge, made anew for every run."""
+
+    name: str
+    make: Callable[[], IdlePolicy]
+    asks: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a policy did, over all runs."""
+
+    series: int = 0
+    false: int = 0
+    """Verdicts that a later new image contradicted."""
+    false_verified: int = 0
+    """Those of them that said `verified`."""
+    verified: int = 0
+    """Series whose last verdict is `verified`."""
+    capped: int = 0
+    """Series that were reported as capped."""
+    after_capped: int = 0
+    """New images of those that came after it."""
+    questions: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+    """From each series' last new image to the first verdict after it."""
+
+    def __iadd__(self, other: "Outcome") -> "Outcome":
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
+        return self
+
+    @property
+    def false_per_1000(self) -> float:
+        return 1000 * self.false / self.series
+
+    def latency_s(self, percent: int) -> float:
+        return statistics.quantiles(self.latencies_s * 2, n=100)[percent - 1]  # twice, for it needs two
+
+    @property
+    def mean_s(self) -> float:
+        return statistics.fmean(self.latencies_s)
+
+
+def total(outcomes: Iterable[Outcome]) -> Outcome:
+    """All of them as one."""
+    together = Outcome()
+    for outcome in outcomes:
+        together += outcome
+    return together
+
+
+class SimulatedPacs:
+    """Answers with how many images of a series it has at that moment."""
+
+    def __init__(self, events: Sequence[Event], growing: Collection[str]) -> None:
+        """It receives the series `growing` while it forwards them, and has all of the others from the start."""
+        rng = random.Random(len(events))
+        self._has: dict[str, list[float]] = {}
+        for series, times in new_images(events).items():
+            grows = series in growing
+            self._has[series] = sorted(at - rng.uniform(*AHEAD_S) if grows else -math.inf for at in times)
+
+    def count(self, series: str, at: float) -> int:
+        """How many it has."""
+        return bisect_right(self._has[series], at)
+
+
+def new_images(events: Iterable[Event]) -> dict[str, list[float]]:
+    """When each image of each series came for the first time: one that is sent again contradicts nothing."""
+    seen: set[tuple[str, str]] = set()
+    times: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.event == "image" and (event.series, event.sop) not in seen:
+            seen.add((event.series, event.sop))
+            times[event.series].append(event.t)
+    return times
+
+
+class Run:
+    """One trace through one collector, in virtual time."""
+
+    def __init__(self, events: Sequence[Event], candidate: Candidate, growing: Collection[str] = ()) -> None:
+        self._events, self._asks = events, candidate.asks
+        self._pacs = SimulatedPacs(events, growing)
+        self._associations: dict[int, Association] = {}
+        self._seen: dict[str, set[str]] = defaultdict(set)
+        self._answers: list[tuple[float, int, Question, Answer]] = []
+        self._numbers = itertools.count()
+        self._collector = SeriesCollector(
+            policy=candidate.make(),
+            max_open_s=MAX_OPEN_S,
+            gateway_id="simulated",
+            wall_clock=lambda at: EPOCH + timedelta(seconds=at),
+            pacs={event.ae for event in events} if candidate.asks else (),
+            patience_s=MISSING_TIMEOUT_S,
+        )
+        self._reports: dict[str, list[tuple[float, str | None]]] = defaultdict(list)
+        self._questions = 0
+        self._now = -math.inf
+
+    def judge(self) -> Outcome:
+        """Play the trace to its end and say what came of it."""
+        for event in self._events:
+            self._until(event.t)
+            self._happen(event)
+        self._until(math.inf)
+        outcomes = [verdicts_of(times, self._reports[series]) for series, times in new_images(self._events).items()]
+        return total([*outcomes, Outcome(questions=self._questions)])
+
+    def _until(self, t: float) -> None:
+        """Let pass what falls due before `t`."""
+        while True:
+            deadline = self._collector.next_deadline()
+            answer_at = self._answers[0][0] if self._answers else math.inf
+            due_at = min(math.inf if deadline is None else deadline, answer_at)
+            if due_at >= t or due_at == math.inf:
+                break
+            self._now = now = max(self._now, due_at)  # what was due already is due at once
+            if answer_at == due_at:
+                _, _, question, answer = heapq.heappop(self._answers)
+                self._reported(self._collector.answered(question.key, answer, now), now)
+            self._reported(self._collector.due(now), now)
+            self._ask(now)
+        self._now = t
+
+    def _reported(self, reports: Iterable[SeriesReport], now: float) -> None:
+        for failure in self._collector.failures():
+            raise failure.error
+        for report in reports:
+            self._reports[report.SeriesInstanceUID].append((now, report.Verdict))
+
+    def _happen(self, event: Event) -> None:
+        if event.event == "opened":
+            self._associations[event.association] = Association(event.association, event.ae, "", event.t)
+        elif event.event == "image":
+            self._seen[event.series].add(event.sop)
+            self._collector.observe(self._instance(event), event.t)
+        elif event.association in self._associations:
+            association = self._associations.pop(event.association)
+            association.released_at, association.aborted = event.t, event.event == "aborted"
+            self._collector.released(association, event.t)
+        self._ask(event.t)
+
+    def _instance(self, event: Event) -> Instance:
+        station = {"StationName": (event.station,)} if event.station else {}
+        return Instance(
+            study_instance_uid="1.2.3",
+            series_instance_uid=event.series,
+            sop_instance_uid=event.sop,
+            sop_class_uid="",
+            transfer_syntax_uid="",
+            calling_ae_title=event.ae,
+            peer_address="",
+            received_at=EPOCH + timedelta(seconds=event.t),
+            attributes={"Modality": (event.modality,)} | station,
+            association=self._associations.get(event.association),
+        )
+
+    def _ask(self, now: float) -> None:
+        """Let the PACS answer what the collector wants to know."""
+        if not self._asks:
+            return
+        for question in self._collector.questions():
+            self._questions += 1
+            series = question.key.series_instance_uid
+            known, count = len(self._seen[series]), self._pacs.count(series, now + ANSWER_S / 2)
+            answer = Answer(
+                "simulated", question.here, known, count, confirmed=count == known, revision=question.revision
+            )
+            heapq.heappush(self._answers, (now + ANSWER_S, next(self._numbers), question, answer))
+
+
+def verdicts_of(times: Sequence[float], reports: Sequence[tuple[float, str | None]]) -> Outcome:
+    """Judge one series: when its new images came, and when what was said. A report without verdict is a part."""
+    verdicts = [(at, verdict) for at, verdict in reports if verdict is not None]
+    last = times[-1]
+    standing = [at for at, _ in verdicts if at >= last]
+    if not standing:
+        raise AssertionError(f"a series whose last image came at {last} got no verdict after it")
+    false = [verdict for at, verdict in verdicts if at < last and verdict in COUNTED]
+    capped = [at for at, verdict in verdicts if verdict == "capped"]
+    return Outcome(
+        series=1,
+        false=len(false),
+        false_verified=false.count("verified"),
+        verified=verdicts[-1][1] == "verified",
+        capped=bool(capped),
+        after_capped=sum(at > capped[0] for at in times) if capped else 0,
+        latencies_s=[standing[0] - last],
+    )
+
+
+def judge(runs: Iterable[Sequence[Event]], candidate: Candidate, growing: Collection[str] = ()) -> Outcome:
+    """What a policy does, over some runs."""
+    return total(Run(events, candidate, growing).judge() for events in runs)

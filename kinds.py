@@ -1,0 +1,254 @@
+"""What a setting can be: its kind reads it from text, and says in words, with an example, what is wrong with it.
+
+Plain Python, since every command starts with it: pydantic, which does the same for what crosses HTTP, takes longer to
+import than `--help` takes as a whole.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+TRUTHS = {"true": True, "yes": True, "on": True, "t": True, "y": True, "1": True}
+TRUTHS |= {"false": False, "no": False, "off": False, "f": False, "n": False, "0": False}
+
+Read = Callable[[Any], Any]
+"""From what was given, text or a value, to the value; raises ValueError, whose text follows the setting's name."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting as it is declared: the only place where its name, kind, bounds, default and meaning stand."""
+
+    default: Any
+    description: str
+    read: Read
+    _: KW_ONLY
+    unit: str = "TEXT"
+    """What `--help` shows for a value."""
+    choices: tuple[str, ...] = ()
+    is_flag: bool = False
+    """True or false, and no value on the command line."""
+    is_secret: bool = False
+    """Shown nowhere."""
+    default_factory: Callable[[], Any] | None = None
+    """Makes the default, where it is another each time."""
+    variable: str = ""
+    """The environment's name, where it is not prefix and name."""
+
+    def unset(self) -> Any:
+        """The value where none is given."""
+        return self.default_factory() if self.default_factory else self.default
+
+
+class Url(str):
+    """An http or https URL."""
+
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        return urlsplit(self).scheme
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self).hostname or ""
+
+
+@dataclass(frozen=True, repr=False)
+class Secret:
+    """A text that is shown nowhere."""
+
+    _text: str
+
+    def get_secret_value(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return "Secret('**********')"
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------
+
+
+def text(default: str, description: str, *, unit: str = "TEXT") -> Any:
+    """Any text."""
+    return Setting(default, description, _text, unit=unit)
+
+
+def name(  # noqa: PLR0913 - what a name is made of
+    default: str,
+    description: str,
+    *,
+    form: str,
+    words: str,
+    example: str,
+    default_factory: Callable[[], str] | None = None,
+) -> Any:
+    """A text of a form, a regular expression, which `words` say."""
+
+    def read(given: Any) -> str:
+        if not re.fullmatch(form, stripped := _text(given).strip()):
+            raise ValueError(f"must be {words}, such as {example}")
+        return stripped
+
+    return Setting(default, description, read, default_factory=default_factory)
+
+
+def number(  # noqa: PLR0913 - what a number is made of
+    default: int | None,
+    description: str,
+    *,
+    least: int,
+    most: int | None = None,
+    unit: str = "NUMBER",
+    example: int | None = None,
+) -> Any:
+    """A whole number; `example` where the default is none."""
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
+
+    def read(given: Any) -> int:
+        value = _number(float, given)
+        if not least <= value <= (math.inf if most is None else most) or not float(value).is_integer():
+            shown = default if example is None else example
+            raise ValueError(f"must be a whole number {bounds}, such as {shown}")
+        return int(value)
+
+    return Setting(default, description, _or_none(read, default), unit=unit)
+
+
+def port(default: int | None, description: str, *, example: int | None = None) -> Any:
+    """A TCP port, or 0 for a free one."""
+    return number(default, description, least=0, most=65535, unit="PORT", example=example)
+
+
+def count_of_bytes(default: int, description: str, *, least: int) -> Any:
+    """So many bytes."""
+    return number(default, description, least=least, unit="BYTES")
+
+
+def rate(default: float, description: str, *, unit: str = "NUMBER") -> Any:
+    """A number greater than 0."""
+
+    def read(given: Any) -> float:
+        value = _number(float, given)
+        if not 0 < value < math.inf:
+            raise ValueError(f"must be a finite number greater than 0, such as {default:g}")
+        return value
+
+    return Setting(default, description, read, unit=unit)
+
+
+def seconds(default: float, description: str) -> Any:
+    """A length of time."""
+    return rate(default, description, unit="SECONDS")
+
+
+def truth(default: bool, description: str) -> Any:
+    """True or false."""
+
+    def read(given: Any) -> bool:
+        if str(given).strip().lower() not in TRUTHS:
+            raise ValueError("must be true or false")
+        return TRUTHS[str(given).strip().lower()]
+
+    return Setting(default, description, read, is_flag=True)
+
+
+def choice(default: str, description: str, *choices: str) -> Any:
+    """One of some words."""
+
+    def read(given: Any) -> str:
+        if given not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return str(given)
+
+    return Setting(default, description, read, unit="|".join(choices), choices=choices)
+
+
+def file(default: str | None, description: str) -> Any:
+    """The path of a file."""
+
+    def read(given: Any) -> Path:
+        if not str(given):
+            raise ValueError("is empty: name a file, or remove the setting")
+        return Path(given)
+
+    return Setting(default and Path(default), description, _or_none(read, default), unit="FILE")
+
+
+def url(default: str | None, description: str, *, example: str) -> Any:
+    """Where something answers by HTTP."""
+
+    def read(given: Any) -> Url:
+        try:
+            return http_url(_text(given).strip())
+        except ValueError:
+            raise ValueError(f"must be an http or https URL, such as {example}") from None
+
+    return Setting(default and http_url(default), description, _or_none(read, default), unit="URL")
+
+
+def checked(default: str, description: str, *, variable: str, check: Callable[[str], None]) -> Any:
+    """A text that `check` raises ValueError for where it is wrong, and a variable of its own."""
+
+    def read(given: Any) -> str:
+        check(_text(given))
+        return str(given)
+
+    return Setting(default, description, read, variable=variable)
+
+
+def secret(description: str) -> Any:
+    """A text that is shown nowhere, by default none."""
+
+    def read(given: Any) -> Secret:
+        return given if isinstance(given, Secret) else Secret(_text(given))
+
+    return Setting(None, description, _or_none(read, None), is_secret=True)
+
+
+def _or_none(read: Callable[[Any], T], default: object) -> Callable[[Any], T | None]:
+    """Where the default is None, None may be given."""
+    return lambda given: None if given is None and default is None else read(given)
+
+
+def _number(kind: type[int] | type[float], given: Any) -> float:
+    """Not a number where it is none."""
+    try:
+        return kind(given)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def _text(given: Any) -> str:
+    if not isinstance(given, str):
+        raise ValueError("must be text")  # noqa: TRY004 - what is wrong with a setting is a ValueError
+    if re.search("[\ud800-\udfff]", given):  # as Python reads bytes of the environment that are no text
+        raise ValueError("is not valid UTF-8")
+    return given
+
+
+def _ascii(host: str) -> str:
+    """As name servers know it, by the rules of what will ask them. Raises ValueError."""
+    import idna  # httpx's
+
+    return idna.encode(host).decode()
+
+
+def http_url(given: str) -> Url:
+    """An http or https URL, with a path. Raises ValueError."""
+    parts = urlsplit(given)
+    host = parts.hostname or ""
+    if ":" in host:
+        ip_address(host)
+    elif not re.fullmatch(r"[a-z0-9._~-]+", host if host.isascii() else _ascii(host)):
+        raise ValueError(f"{given!r} names no host")
+    if parts.scheme not in ("http", "https") or parts.port == 0 or re.search(r"[\x00-\x20\x7f<>\"{}|\\^`]", given):
+        raise ValueError(f"{given!r} is no URL")
+    return Url(parts._replace(path=parts.path or "/").geturl())

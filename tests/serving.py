@@ -1,0 +1,62 @@
+"""The server's application in a thread of the test's process, behind a real uvicorn: for tests that need no process."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from server import create_app
+from settings import ServerSettings
+
+START_TIMEOUT_S = 120.0
+
+
+class Serving(uvicorn.Server):
+    """A server on a free port and on a SQLite file of its own."""
+
+    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+        super().__init__(uvicorn.Config(app, log_config=None, ws="none"))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self._app, self._listener = app, listener
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run_here, name="server")
+
+    def __enter__(self) -> "Serving":
+        self._thread.start()
+        if not self._started.wait(START_TIMEOUT_S) or not self.started:
+            raise RuntimeError("the server did not start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._app.state.follower.end)  # else its streams have no end
+        self.should_exit = True
+        self._thread.join()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self._started.set()
+
+    def new_key(self, *scopes: str) -> str:
+        """A key with these scopes, made as the command makes it."""
+        made = asyncio.run_coroutine_threadsafe(self._app.state.keys.create("test", scopes), self._loop)
+        return str(made.result(START_TIMEOUT_S)[1])
+
+    def _run_here(self) -> None:
+        try:
+            self.run([self._listener])
+        finally:
+            self._started.set()
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[Serving]:
+    """A server of its own, stopped at the end."""
+    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{folder}/series.db"))
+    with socket.create_server(("127.0.0.1", 0)) as listener, Serving(app, listener) as running:
+        yield running

@@ -1,0 +1,198 @@
+"""Rows of the journal that hold nonsense: each costs its own series at most, and none the start."""
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from collector import SeriesCollector
+from idle import Fixed
+from journal import KEY, Journal
+from journal_reader import read
+from models import SeriesKey
+from tests.factories import SERIES, UNBOUNDED, collector_of, make_instance, make_report
+
+BAD, GOOD = "1.2.1", "1.2.2"  # the series whose rows are made nonsense of, and the others'
+
+
+async def _filled(path: Path) -> None:
+    """A journal with two series open, two reports waiting, and two dead."""
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep([make_instance(sop, series=series) for series in (BAD, GOOD) for sop in ("1", "2")])
+        reports = [make_report("8", series=series) for series in (BAD, GOOD)]
+        learnt = {("BAD", "CT", ""): "{}", ("GOOD", "CT", ""): "{}"}
+        await journal.close(reports, learnt, ["00-1-2-01", "00-1-2-01"], {"BAD": 1, "GOOD": 2})
+        for waiting in await journal.close([make_report("9", series=series) for series in (BAD, GOOD)]):
+            await journal.refused(waiting, "HTTP 422")
+
+
+@pytest.fixture(scope="module")
+def filled() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal.db")
+        asyncio.run(_filled(path))
+        yield path
+
+
+@contextmanager
+def spoilt(filled: Path, statement: str, *values: Any) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "journal.db")
+        path.write_bytes(filled.read_bytes())
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(statement, values)
+        yield path
+
+
+WHOSE = {
+    "open_series": ("series_instance_uid", BAD),
+    "instances": ("sop_instance_uid", f"{BAD}.1"),
+    "reports": ("series_instance_uid", BAD),
+    "learnt": ("calling_ae_title", "BAD"),
+    "pacs": ("ae_title", "BAD"),
+    "server": ("id", "1"),
+}
+COLUMNS = {
+    "open_series": f"{KEY}, sop_class_uid, transfer_syntax_uid, calling_ae_title, peer_address, content",
+    "instances": "sop_instance_uid, received_at, attributes",
+    "reports": f"{KEY}, revision, verdict, instances, report, attempts, next_attempt_at, answer, changed_at, "
+    "reported_at, traceparent",
+    "learnt": "calling_ae_title, modality, station, content",
+    "pacs": "ae_title, trust",
+    "server": "paused_until, probed_at",
+}
+PLACES = [(table, column) for table, columns in COLUMNS.items() for column in columns.split(", ")]
+DEEP = "[" * 100_000
+TEXTS = [
+    *("", "null", "{}", "[]", "[1]", "[{}, 1]", '[{"PatientID": 5}, {}]', '[{"PatientID": [1]}, {}]', DEEP),
+    *('[{"PatientID": ["P2"], "Modality": ["\\ud800"]}, {"Modality": "="}]', '[["a"], {}]', '["1", 2]', '["\\ud800"]'),
+    *('{"SOPInstanceUIDs": 5}', '{"SOPInstanceUIDs": [null, 1, "\\ud800", []]}', "NaN", "Infinity", "9" * 5000, "abc"),
+]
+NUMBERS = [0, -1, 1, 2**31 - 1, 2**31, 2**63 - 1, -(2**63), 0.5, -1e300, 1e300, 253402300800.0, -62135596801.0]
+NONSENSE = (
+    st.none()
+    | st.sampled_from([float("inf"), float("-inf"), *NUMBERS])
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.binary(max_size=50)
+    | st.sampled_from(TEXTS)
+    | st.text(st.characters(exclude_categories=["Cs"]), max_size=50)
+)
+
+
+def as_text(value: Any) -> tuple[str, Any]:
+    """Bytes as text that is no UTF-8: what a lone surrogate becomes in SQLite, or a disk made of it."""
+    return ("CAST(? AS TEXT)", value) if isinstance(value, bytes) else ("?", value)
+
+
+async def _started(path: Path) -> tuple[list[str], list[SeriesKey]]:
+    """Do all that a gateway does with its journal; what it would post, and what an operator can replay."""
+    async with Journal.open(path, UNBOUNDED) as journal:
+        collector: SeriesCollector = collector_of(Fixed(1), revisions=journal.revisions())
+        journal.learnt(), journal.trust(), journal.paused_until(), journal.saturated()
+        opened = []
+        for instance in journal.replay():
+            opened.append(instance.key)
+            if instance.series_instance_uid == GOOD:
+                collector.observe(instance, 0.0)
+        posted = [await journal.report(waiting) for waiting in journal.waiting()]
+        await journal.last_dead(10)
+        for key in {*opened, *(waiting.key for waiting in journal.waiting())}:
+            await journal.undelivered(key)
+        await journal.keep([make_instance("7", series="1.3")])
+        for key in opened:
+            if key.series_instance_uid != GOOD:
+                await journal.set_aside(key, [f"{BAD}.1", f"{BAD}.2"], 1, "a test")
+        await journal.close(collector.drain(0.0))
+        for waiting in journal.waiting():
+            await journal.delivered(waiting)
+        replayed = await journal.replay_dead(None)
+        await journal.discard_dead(None, "a test")
+        assert journal.waiting_instances == sum(waiting.moved for waiting in replayed)
+        return [text or "" for text in posted], [waiting.key for waiting in replayed]
+
+
+@settings(max_examples=80, deadline=None)
+@given(place=st.sampled_from(PLACES), value=NONSENSE, text=st.booleans())
+@example(place=("open_series", "content"), value=DEEP, text=False)
+@example(place=("instances", "attributes"), value=DEEP, text=False)
+@example(place=("instances", "received_at"), value=float("inf"), text=False)
+@example(place=("instances", "sop_instance_uid"), value=b"\xed\xa0\x80", text=True)
+@example(place=("reports", "series_instance_uid"), value=b"\xff", text=True)
+@example(place=("reports", "instances"), value=2**63 - 1, text=False)
+@example(place=("reports", "revision"), value="abc", text=False)
+@example(place=("reports", "report"), value=None, text=False)
+@example(place=("reports", "report"), value='{"SOPInstanceUIDs": 5}', text=False)
+@example(place=("reports", "changed_at"), value=1e300, text=False)
+@example(place=("reports", "verdict"), value=None, text=False)
+@example(place=("server", "paused_until"), value="abc", text=False)
+def test_a_row_that_holds_nonsense_costs_its_own_series_at_most(
+    filled: Path, place: tuple[str, str], value: Any, text: bool
+) -> None:
+    table, column = place
+    by, whose = WHOSE[table]
+    mark, value = as_text(value) if text else ("?", value)
+    try:
+        update = f"UPDATE {table} SET {column} = {mark} WHERE {by} = ?"  # noqa: S608 - of our own
+        with spoilt(filled, update, value, whose) as path:
+            posted, replayed = asyncio.run(_started(path))
+            left = read(path, "SELECT state, series_instance_uid FROM reports")
+    except sqlite3.IntegrityError:
+        return  # SQLite does not let that happen
+    assert make_report("8", series=GOOD).model_dump_json(exclude_none=True) in posted
+    assert GOOD in {key.series_instance_uid for key in replayed}
+    good = [row["state"] for row in left if row["series_instance_uid"] == GOOD]
+    assert sorted(good) == ["delivered", "delivered", "waiting"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("UPDATE open_series SET content = '[{\"Modality\": 5}, {}]' WHERE series_instance_uid = ?", "open_series"),
+        ("UPDATE instances SET attributes = '5' WHERE sop_instance_uid LIKE ?||'%'", "open_series"),
+    ],
+)
+async def test_a_series_whose_attributes_cannot_be_read_keeps_its_identity_and_is_said_once(
+    filled: Path, statement: str, table: str
+) -> None:
+    with spoilt(filled, statement, BAD) as path, capture_logs() as logs:
+        async with Journal.open(path, UNBOUNDED) as journal:
+            found = [instance for instance in journal.replay() if instance.series_instance_uid == BAD]
+            assert {instance.key for instance in found} == {make_instance(series=BAD).key}
+            await journal.close([make_report("1", "2", series=BAD)])
+            assert journal.open_instances == 2  # the others'
+    (entry,) = [entry for entry in logs if entry["event"] == "journal.unreadable"]
+    assert (entry["table"], entry["row"]) == (table, 1)
+    assert "TypeError at journal_rows.py:" in entry["reason"]
+
+
+async def test_a_time_that_is_none_is_that_of_the_start(filled: Path) -> None:
+    with spoilt(filled, "UPDATE instances SET received_at = 1e300 WHERE sop_instance_uid = ?", f"{BAD}.1") as path:
+        async with Journal.open(path, UNBOUNDED) as journal:
+            times = {i.sop_instance_uid: i.received_at.year for i in journal.replay()}
+    assert times[f"{BAD}.1"] >= times[f"{GOOD}.1"] == 2026
+
+
+async def test_a_dead_letter_that_no_heartbeat_can_name_does_not_hide_the_others(filled: Path) -> None:
+    with spoilt(
+        filled, "UPDATE reports SET series_instance_uid = 'Marked^Name' WHERE series_instance_uid = ?", BAD
+    ) as p:
+        async with Journal.open(p, UNBOUNDED) as journal:
+            assert [dead.SeriesInstanceUID for dead in await journal.last_dead(20)] == [GOOD]
+            assert journal.dead_letters == 2
+
+
+async def test_words_that_are_too_long_for_a_heartbeat_are_cut(tmp_path: Path) -> None:
+    async with Journal.open(tmp_path / "journal.db", UNBOUNDED) as journal:
+        (waiting,) = await journal.close([make_report("1")])
+        await journal.refused(waiting, "x\ud800" * 1000)
+        (dead,) = await journal.last_dead(1)
+    assert (dead.SeriesInstanceUID, len(dead.Answer)) == (SERIES, 256)
