@@ -156,7 +156,9 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
         "Fixed policy: a series this long without a new image is reported as idle. Adaptive policy: what "
         "the waits for a sender not known yet are derived from.",
     )
-    idle_max_s: float = kinds.seconds(400.0, "Longest adaptive wait, grace included.")
+    idle_max_s: float = kinds.seconds(
+        400.0, "Longest adaptive wait, grace included; what a PACS says may have to stand for 45 s longer."
+    )
     missing_timeout_s: float = kinds.seconds(
         60.0, "How long a quiet series waits for images that its PACS has and has not sent."
     )
