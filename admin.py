@@ -50,13 +50,13 @@ def command_line() -> click.Group:
     @click.pass_context
     def server(context: click.Context, /) -> None:
         """Keys, webhooks, the move to PostgreSQL, and a check. The server itself runs as `uvicorn server:app`."""
-        if context.invoked_subcommand in NAMES:
+        if context.invoked_subcommand in (*NAMES, "init"):  # .env may be what init is to mend
             return
         try:
             context.obj = load(ServerSettings)
         except SettingsError as error:
             context.obj = error
-            if context.invoked_subcommand not in ("check", "init"):
+            if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
     commands = [init, check, keys, webhooks_, move_, *tab("server.py")]

@@ -42,7 +42,9 @@ def read(path: Path) -> str:
     except UnicodeDecodeError:
         raise DotenvUnusable(f"{path} is not UTF-8 text. Save it as such, or move it away.") from None
     except OSError as error:
-        raise DotenvUnusable(f"{path} cannot be read: {error.strerror}. Run this as its owner.") from error
+        raise DotenvUnusable(
+            f"{path} cannot be read: {error.strerror}. Let this user read it, or move it away."
+        ) from error
 
 
 def values(text: str) -> dict[str, str]:

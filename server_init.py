@@ -135,6 +135,8 @@ def _for_the_gateway(host: str, port: int) -> str:
 def _make(
     settings: ServerSettings, name: str, path: Path | None, posters: Mapping[str, Any], make_key: MakeKey
 ) -> None:
+    if path is not None and path.exists() and path.stat().st_size:
+        raise click.ClickException(f"{path} exists, and {name} has no key: move it away. No key was made.")
     made = make_key(settings, name, SCOPES, path)
     if "key" in made:
         click.echo(f"Key of {name}, shown this once; `python client.py init` there asks for it:\n  {made['key']}")

@@ -209,6 +209,25 @@ def test_an_existing_file_is_merged_and_what_changes_is_shown_without_secrets(tm
     assert other not in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"GATEWAY_ID=\xff\n", "UTF-8"), (b"DATABASE_URL=mysql://x\nGATEWAY_ID=a/b\n", "For example")]
+)
+def test_a_file_that_is_wrong_already_is_named_without_a_traceback(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / ".env").write_bytes(content)
+    for command in ([*CLIENT, "init", *GATEWAY_FLAGS], [*SERVER, "init"]):
+        ended = done(tmp_path, command, code=2 if said == "For example" else 1)
+        assert (said in ended.stderr, "Traceback" in ended.stderr) == (True, False)
+    assert [path.name for path in tmp_path.iterdir()] == [".env"]
+    assert (tmp_path / ".env").read_bytes() == content
+
+
+def test_a_key_that_was_saved_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sgk_of_another\n")
+    ended = done(tmp_path, [*SERVER, "init", "--save", "key"], code=1)
+    assert "No key was made" in ended.stderr
+    assert (tmp_path / "key").read_text() == "sgk_of_another\n"
+
+
 def test_what_the_environment_overrules_is_said(tmp_path: Path) -> None:
     ended = done(tmp_path, [*CLIENT, "init", *GATEWAY_FLAGS, "--scp-port", "0"], code=3, GATEWAY_SCP_PORT="11112")
     assert "GATEWAY_SCP_PORT stands in the environment" in ended.stderr

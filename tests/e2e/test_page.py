@@ -202,7 +202,7 @@ async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(browse:
     url = running.url
     store(url, f"{STUDY}.1", PatientName="Secret^Name")
     tell(url, "secret-gateway")
-    writes, key = running.new_key("series:write"), running.new_key("series:read")  # a gateway was heard of
+    key, writes = running.new_key("series:read"), running.new_key("series:write")
     async with browse() as (page, watch):
         await page.goto(f"{url}/#series/{STUDY}.1")
         await expect(page.get_by_role("heading", name="Log in")).to_be_visible()

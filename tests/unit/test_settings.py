@@ -77,9 +77,8 @@ def test_a_wrong_value_is_named_as_it_was_typed_in_words(
     monkeypatch.setenv(known, wrong)
     of_environment = said(cls)
     assert known in of_environment
-    if not cls.model_fields[name].is_secret:  # that is no flag: others would see it
-        assert f"--{name.replace('_', '-')}" in flag
-        assert known not in flag.partition(": ")[0]
+    named = flag.partition(": ")[0].partition("=")[0]
+    assert named == (known if cls.model_fields[name].is_secret else f"--{name.replace('_', '-')}")  # no flag: a secret
     for text in (flag, of_environment):
         assert not re.search(r"[\[(\\^$*+?]{2}|\\x|\{\d", text), text  # no regular expression
         assert "such as" in text or "must be" in text or "is empty" in text or "UTF-8" in text
