@@ -1,7 +1,4 @@
-"""Which tests run, in what order and on how many processes; the real peers, and databases to test with.
-
-Real peers: skipped where one is missing, and named at the start, unless REQUIRE_REAL_PEERS=1; then the test fails.
-"""
+"""The real peers, and databases to test with. Which tests run, and in what order: tests/selection.py."""
 
 import asyncio
 import os
@@ -20,135 +17,46 @@ from bench.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTH
 from bench.scale import HAPROXY, HAPROXY_MISSING
 from db import Database
 from settings import ServerSettings
+from tests.selection import (
+    MISSING,
+    lacking,
+    pytest_collection_modifyitems,
+    pytest_report_header,
+    pytest_runtest_setup,
+    pytest_sessionstart,
+    pytest_xdist_auto_num_workers,
+)
+
+__all__ = [
+    "pytest_collection_modifyitems",
+    "pytest_report_header",
+    "pytest_runtest_setup",
+    "pytest_sessionstart",
+    "pytest_xdist_auto_num_workers",
+]
+MISSING.update(
+    {
+        "bash": lacking("bash", "bash"),
+        "chromium": None if CHROMIUM else CHROMIUM_MISSING,
+        "curl": lacking("curl", "curl"),
+        "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,
+        "fish": lacking("fish", "fish"),
+        "haproxy": None if HAPROXY else HAPROXY_MISSING,
+        "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",
+        "openssl": lacking("openssl", "openssl"),
+        "orthanc": None if ORTHANC else ORTHANC_MISSING,
+        "postgresql": postgres.missing(),
+        "promtool": lacking("promtool", "prometheus") or lacking("prometheus", "prometheus"),
+        "sqlite3": lacking("sqlite3", "sqlite3"),
+        "systemd": lacking("systemd-analyze", "systemd"),
+        "tmpfs": None if os.path.isdir("/dev/shm") else "this machine has no tmpfs at /dev/shm",  # noqa: S108
+        "zsh": lacking("zsh", "zsh"),
+    }
+)
 
 
-def lacking(program: str, package: str) -> str | None:
-    """What to install where there is no such program; None where there is."""
-    return None if shutil.which(program) else f"{program} is not installed (Debian: apt-get install {package})"
-
-
-MISSING = {
-    "bash": lacking("bash", "bash"),
-    "chromium": None if CHROMIUM else CHROMIUM_MISSING,
-    "curl": lacking("curl", "curl"),
-    "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,
-    "fish": lacking("fish", "fish"),
-    "haproxy": None if HAPROXY else HAPROXY_MISSING,
-    "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",
-    "openssl": lacking("openssl", "openssl"),
-    "orthanc": None if ORTHANC else ORTHANC_MISSING,
-    "postgresql": postgres.missing(),
-    "promtool": lacking("promtool", "prometheus") or lacking("prometheus", "prometheus"),
-    "sqlite3": lacking("sqlite3", "sqlite3"),
-    "systemd": lacking("systemd-analyze", "systemd"),
-    "tmpfs": None if os.path.isdir("/dev/shm") else "this machine has no tmpfs at /dev/shm",  # noqa: S108
-    "zsh": lacking("zsh", "zsh"),
-}
-NOT_FROM_DEBIAN = {"kubectl", "tmpfs"}  # no package brings these: REQUIRE_REAL_PEERS does not ask for them
-KINDS = ("unit", "integration", "e2e")  # the folders, the fastest first
-MAX_PROCESSES = 8  # of tests, whatever the number of cores says: a container may own few of them
-
-
-def required(peer: str) -> bool:
-    """Whether its tests fail where it is missing."""
-    return os.environ.get("REQUIRE_REAL_PEERS") == "1" and peer not in NOT_FROM_DEBIAN
-
-
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure() -> None:
     asyncio.set_event_loop(None)  # else pytest-asyncio's first look at "the current loop" makes one it never closes
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None:  # it is none in xdist's processes
-        config.pluginmanager.register(AtOnce(terminal), "failures at once")
-
-
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    """What is left out, and why, before the first test."""
-    lines = [
-        f"{'missing, its tests fail' if required(peer) else 'missing, its tests are skipped'}: {peer}: {problem}"
-        for peer, problem in MISSING.items()
-        if problem
-    ]
-    if not asks_for_slow(config) and not all(named(config)):
-        lines.append("left out: tests marked slow; `make test-all`, -m slow, or the name of a file or test runs them")
-    return lines
-
-
-class AtOnce:
-    """Shows each failure when it happens; pytest shows it again at the end."""
-
-    def __init__(self, terminal: pytest.TerminalReporter) -> None:
-        self._terminal = terminal
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self._terminal.ensure_newline()
-            self._terminal.write_sep("_", f"{report.when} of {report.nodeid} failed", red=True)
-            self._terminal.write_line(report.longreprtext)
-
-
-# --- which tests, in what order, on how many processes --------------------------------------------------------------
-
-
-def asks_for_slow(config: pytest.Config) -> bool:
-    """Whether -m speaks of slow tests."""
-    return "slow" in config.option.markexpr
-
-
-def named(config: pytest.Config) -> list[tuple[Path, str] | None]:
-    """Of each argument, the file and the test that it names; None for a folder."""
-    parts = (argument.partition("::") for argument in config.args)
-    folder = config.invocation_params.dir
-    return [((folder / path).resolve(), test) if path.endswith(".py") else None for path, _, test in parts]
-
-
-def is_named(item: pytest.Item, names: list[tuple[Path, str] | None]) -> bool:
-    """Whether an argument names this test or its file."""
-    own = item.nodeid.partition("::")[2]
-    return any(
-        name[0] == item.path and (not name[1] or own == name[1] or own.startswith((f"{name[1]}[", f"{name[1]}::")))
-        for name in names
-        if name
-    )
-
-
-def kind(item: pytest.Item) -> tuple[int, bool]:
-    """Unit tests first; of the others, slow ones before those that end soon: at the end no process waits long."""
-    folder = next((n for n, name in enumerate(KINDS) if name in item.path.parts), len(KINDS))
-    return folder, item.get_closest_marker("slow") is None
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put them in order; leave slow ones out that neither -m nor a name asks for."""
-    items.sort(key=kind)
-    if asks_for_slow(config):
-        return
-    names = named(config)
-    left_out = [item for item in items if item.get_closest_marker("slow") and not is_named(item, names)]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Three for two cores, since many tests wait for processes of theirs. One named test needs no other process."""
-    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
-        return None  # xdist reads it
-    if len(config.args) == 1 and "::" in config.args[0]:
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores + (cores + 1) // 2, MAX_PROCESSES)
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark in item.iter_markers("peer"):
-        problem = MISSING[mark.args[0]]
-        if problem and required(mark.args[0]):
-            pytest.fail(problem)
-        if problem:
-            pytest.skip(problem)
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -177,17 +85,18 @@ def postgresql_url(postgresql_server: URL) -> Iterator[str]:
         yield url
 
 
-DATABASES = ["sqlite", pytest.param("postgresql", marks=pytest.mark.peer("postgresql"))]
-
-
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """DATABASE_URL of a database of its own, without tables yet."""
+def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     on_sqlite = request.param == "sqlite"
     url: str = (
         f"sqlite+aiosqlite:///{tmp_path / 'series.db'}" if on_sqlite else request.getfixturevalue("postgresql_url")
     )
     return url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.peer("postgresql"))])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """DATABASE_URL of a database of its own, without tables yet."""
+    return new_url(request, tmp_path)
 
 
 @pytest.fixture

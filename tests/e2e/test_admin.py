@@ -51,7 +51,7 @@ def served(folder: Path, url: str, when: bool) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("beside_a_server", [True, False])
+@pytest.mark.parametrize("beside_a_server", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_keys_are_made_listed_and_revoked(tmp_path: Path, database_url: str, beside_a_server: bool) -> None:
     with served(tmp_path, database_url, beside_a_server):
         made = answer(database_url, "keys", "create", "ai", "--scope", "series:read", "--expires-in", "30")
@@ -85,6 +85,7 @@ def test_a_saved_key_is_for_its_owner_only_and_made_once(tmp_path: Path, databas
     assert len(answer(database_url, "keys", "list")) == 1
 
 
+@pytest.mark.slow
 def test_no_key_is_made_where_it_cannot_be_saved(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/s.db"
     done = ours(url, "keys", "create", "gw", "--scope", "admin", "--save", "/nonexistent/key")
@@ -96,6 +97,7 @@ def test_no_key_is_made_where_it_cannot_be_saved(tmp_path: Path) -> None:
     assert empty.read_text().startswith("sgk_")
 
 
+@pytest.mark.slow
 def test_two_links_to_one_sqlite_file_are_one_file(tmp_path: Path) -> None:
     (tmp_path / "link.db").symlink_to(tmp_path / "real.db")
     with server(tmp_path, DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/real.db"):
@@ -132,6 +134,7 @@ def test_a_wrong_argument_is_named_with_the_cure(tmp_path: Path, arguments: list
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
+@pytest.mark.slow
 def test_two_workers_on_sqlite_are_refused_with_the_cure(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), "--port", "0", "--workers", "2", "server:app"]
     process = Process("server", command, tmp_path, DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/s.db")
@@ -181,6 +184,7 @@ async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str
         assert numbers == list(range(1, 33))
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 @pytest.mark.parametrize("broken_off_at", [1, 40, 90])
 async def test_a_move_that_was_broken_off_goes_on_and_is_exact(
@@ -243,6 +247,7 @@ async def test_a_move_says_so_where_something_else_wrote_to_the_target(source: s
         assert wrote
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 def test_a_move_beside_a_running_server_is_refused(tmp_path: Path, source: str, postgresql_url: str) -> None:
     with server(tmp_path, DATABASE_URL=source):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from bench.processes import ROOT, server
 
 CASES = int(os.environ.get("API_CASES", "30"))  # of one operation
@@ -21,6 +23,8 @@ CHECKS = (
 )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_request_makes_the_server_fail_or_break_its_own_document(tmp_path: Path, database_url: str) -> None:
     environment = {"DATABASE_URL": database_url, "SERVER_REQUESTS_PER_S": "100000"}
     create = ("keys", "create", "schemathesis", "--scope", "admin", "--json")

@@ -9,6 +9,7 @@ import pytest
 from bench.processes import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("only", "fuzz"), [("silent", 0), ("all sizes", 2000)])
 def test_good_sender_works_on_while_the_port_is_attacked(only: str, fuzz: int) -> None:

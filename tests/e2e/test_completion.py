@@ -53,6 +53,7 @@ def test_a_series_held_back_is_not_verified_before_the_rest_came(tmp_path: Path)
         assert verdicts == {"idle": (1, 1), "verified": (1, 0)}
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 @pytest.mark.parametrize("how", ["get", "move"])
 def test_images_that_were_never_sent_are_fetched_and_only_those(tmp_path: Path, how: str) -> None:
@@ -68,6 +69,7 @@ def test_images_that_were_never_sent_are_fetched_and_only_those(tmp_path: Path, 
     assert len(recorded) == (20 if how == "get" else 30)  # C-MOVE comes by the SCP
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 def test_two_gateways_with_half_a_series_each_make_one_verified_row(tmp_path: Path) -> None:
     port = free_port()
@@ -135,6 +137,7 @@ def test_the_simulation_counts_what_a_later_image_contradicts() -> None:
         assert (outcome.series, outcome.false, outcome.latencies_s) == (1, false, [latency_s])
 
 
+@pytest.mark.slow
 @pytest.mark.peer("dcmtk")
 def test_bytes_that_come_more_slowly_than_the_time_out_keep_their_series_open(tmp_path: Path) -> None:
     small, big = synthetic_series(2)
@@ -155,6 +158,7 @@ def test_bytes_that_come_more_slowly_than_the_time_out_keep_their_series_open(tm
         assert (record["NumInstances"], record["Revision"], record["Verdict"]) == (2, 1, "idle")
 
 
+@pytest.mark.slow
 @pytest.mark.peer("dcmtk")
 def test_one_enhanced_multi_frame_instance_is_a_series(tmp_path: Path) -> None:
     (ds,) = synthetic_series(1)

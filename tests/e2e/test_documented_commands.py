@@ -64,7 +64,7 @@ def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
 # --- make ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pacs", ["", pytest.param("orthanc", marks=pytest.mark.peer("orthanc"))])
+@pytest.mark.parametrize("pacs", ["", pytest.param("orthanc", marks=[pytest.mark.peer("orthanc"), pytest.mark.slow])])
 def test_make_demo_stores_what_was_sent(pacs: str) -> None:
     assert "make demo PACS=orthanc" in README
     out = shell(f"make {' '.join(PREPARED)} demo BIN={BIN} {pacs and f'PACS={pacs}'}")
@@ -79,6 +79,7 @@ def test_make_demo_stores_what_was_sent(pacs: str) -> None:
     [
         ("play", "python -m bench.play"),
         ("test", "python -m pytest"),
+        ("test-all", 'python -m pytest -m "slow or not slow"'),
         ("test ARGS='-k idle'", "python -m pytest -k idle"),
         ("faults", "python -m bench.faults"),
         ("bench", "python -m bench.receive"),
@@ -238,6 +239,7 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
             assert json.loads(told)["SeriesInstanceUID"] == SERIES
 
 
+@pytest.mark.slow
 def test_webhooks_are_added_listed_and_removed_as_the_guide_says(tmp_path: Path) -> None:
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
     assert "whsec_" in shell(filled(line(SERVER_GUIDE, "python server.py webhooks add")), **database)
@@ -247,6 +249,7 @@ def test_webhooks_are_added_listed_and_removed_as_the_guide_says(tmp_path: Path)
     assert "ai.example" not in shell(listed, **database)
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 def test_several_server_processes_on_postgresql_answer(postgresql_url: str) -> None:
     (command,) = re.findall(r"^DATABASE_URL=\S+ (uvicorn .+)$", SERVER_GUIDE, re.MULTILINE)

@@ -10,6 +10,7 @@ from bench.faults import FAULTS, _may_mount, missing
 from bench.processes import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_no_fault_loses_or_doubles_what_was_acknowledged() -> None:
     done = subprocess.run(

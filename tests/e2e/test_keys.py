@@ -97,6 +97,7 @@ def test_over_tls_the_gateway_checks_the_server_and_the_server_its_key(tmp_path:
         assert key not in "\n".join(process.lines + sender.lines)
 
 
+@pytest.mark.slow
 def test_a_gateway_does_not_talk_to_a_server_whose_certificate_it_cannot_check(tmp_path: Path, ca: trustme.CA) -> None:
     process, url = tls_server(tmp_path)
     with running(process):
@@ -108,6 +109,7 @@ def test_a_gateway_does_not_talk_to_a_server_whose_certificate_it_cannot_check(t
         assert process.events("request.audited") == []
 
 
+@pytest.mark.slow
 def test_a_revoked_key_delays_and_a_new_one_in_its_file_delivers_without_restart(
     tmp_path: Path, ca: trustme.CA
 ) -> None:

@@ -87,6 +87,7 @@ def send(port: int) -> None:
     assoc.release()
 
 
+@pytest.mark.slow
 @pytest.mark.peer("promtool")
 def test_prometheus_scrapes_both_with_a_key_and_every_rule_and_panel_evaluates(tmp_path: Path) -> None:
     key = tmp_path / "key"

@@ -136,6 +136,7 @@ def three_series() -> dict[str, list[Path]]:
     return dict(sorted(by_series.items(), key=lambda item: len(item[1]))[-4:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 async def test_a_real_send_is_seen_to_arrive_and_to_be_judged_without_reload(browse: Browse, tmp_path: Path) -> None:
     dicom_port, series = free_port(), three_series()
@@ -241,6 +242,7 @@ async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(browse:
         assert watch.asks_nobody_but(url)
 
 
+@pytest.mark.slow
 async def test_a_key_that_is_revoked_leads_back_to_the_login(browse: Browse, tmp_path: Path) -> None:
     with server(tmp_path) as (process, url):
         key = new_key(tmp_path, "series:read")
@@ -283,6 +285,7 @@ async def test_who_logs_out_does_so_in_every_tab_or_is_told_that_it_failed(brows
 # --- what is shown ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_broken_connection_is_said_and_mended_without_reload(browse: Browse, tmp_path: Path) -> None:
     with server(tmp_path) as (process, url):
         store(url, f"{STUDY}.1")
@@ -515,6 +518,7 @@ HIDDEN = """(hidden) => {
 }"""
 
 
+@pytest.mark.slow
 async def test_a_tab_that_is_not_seen_holds_no_connection(browse: Browse, url: str) -> None:
     for n in range(60):
         store(url, f"{STUDY}.{n}")
@@ -540,6 +544,7 @@ async def watchers(url: str, expected: int) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
 async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url: str) -> None:
     now = datetime.now(UTC)
     dead = {"SeriesInstanceUID": "1.2", "Instances": 3, "Answer": "422 StudyInstanceUID", "At": now.isoformat()}
@@ -607,6 +612,7 @@ async def test_a_gateway_of_another_version_is_named(browse: Browse, url: str) -
         assert watch.problems == []
 
 
+@pytest.mark.slow
 async def test_a_gateway_that_was_killed_and_started_again_does_not_stay_red(browse: Browse, url: str) -> None:
     began = datetime.now(UTC)
     tell(url, "host-0123456789ab", At=began.isoformat(), StartedAt=(began - timedelta(hours=1)).isoformat())
@@ -659,6 +665,7 @@ async def test_the_keyboard_alone_opens_a_series_and_comes_back(browse: Browse, 
         await expect(older).to_be_hidden()
 
 
+@pytest.mark.slow
 async def test_a_screen_reader_finds_names_for_everything(browse: Browse, url: str) -> None:
     await fill(url)
     async with browse() as (page, _):
@@ -682,7 +689,7 @@ async def test_a_screen_reader_finds_names_for_everything(browse: Browse, url: s
         assert await page.evaluate("window.said") is None
 
 
-@pytest.mark.parametrize("width", [320, 375, 768, 1280])
+@pytest.mark.parametrize("width", [320, *(pytest.param(width, marks=pytest.mark.slow) for width in (375, 768, 1280))])
 async def test_nothing_is_wider_than_the_screen(browse: Browse, url: str, width: int) -> None:
     await fill(url)
     async with browse(viewport={"width": width, "height": 800}) as (page, watch):

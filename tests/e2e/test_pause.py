@@ -47,6 +47,7 @@ def send(port: int, images: list[Dataset], each: bool, some_sent: threading.Even
         time.sleep(IDLE_S / 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [False, True], ids=["one association", "an association each"])
 def test_a_gateway_that_was_stopped_reports_no_series_in_its_middle(tmp_path: Path, each: bool) -> None:
     policy = {"idle_policy": "fixed", "idle_timeout_s": IDLE_S}

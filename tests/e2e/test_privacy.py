@@ -21,6 +21,7 @@ from bench.senders import associate_rq
 from tests.e2e.test_main_job import association, new_series, send
 from tests.integration.test_pacs import foreign_pacs, match
 
+pytestmark = pytest.mark.slow
 MARK = "QZMARK"
 
 

@@ -9,6 +9,7 @@ import pytest
 from bench.processes import ROOT
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.peer("haproxy"),
     pytest.mark.peer("postgresql"),
     pytest.mark.timeout(1800),

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from bench.otlp import sink
@@ -49,6 +50,7 @@ def test_a_series_can_be_followed_from_its_images_to_its_row(tmp_path: Path) -> 
     assert [event.name for event in of_series.events][-1] == "series.reported"
 
 
+@pytest.mark.slow
 def test_a_trace_goes_on_after_kill_9(tmp_path: Path) -> None:
     """A report that waits in the journal keeps its trace."""
     with sink() as collector:
@@ -65,6 +67,7 @@ def test_a_trace_goes_on_after_kill_9(tmp_path: Path) -> None:
     assert trace_id in {post.trace_id.hex() for post in posts}
 
 
+@pytest.mark.slow
 def test_a_collector_that_is_not_there_holds_up_nothing(tmp_path: Path) -> None:
     unreachable = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", "GATEWAY_IDLE_TIMEOUT_S": "0.5"}
     with server(tmp_path) as (_, url):

@@ -88,6 +88,7 @@ def test_a_worker_that_is_ended_while_it_starts_is_no_failure(tmp_path: Path, nu
             process.kill()
 
 
+@pytest.mark.slow
 def test_commands_ask_for_the_workers_journal_where_an_id_is_not_enough(tmp_path: Path) -> None:
     with gateway(tmp_path, "http://127.0.0.1:9", workers=2, drain_timeout_s=0.1) as (process, _):
         started(process, 2)
@@ -98,6 +99,7 @@ def test_commands_ask_for_the_workers_journal_where_an_id_is_not_enough(tmp_path
         assert client_json(tmp_path, *one, "dead-letters", "list") == []
 
 
+@pytest.mark.slow
 def test_each_worker_has_its_own_metrics_and_its_own_place_on_the_page(tmp_path: Path) -> None:
     reserved = free_port()
     with (
