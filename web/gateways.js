@@ -22,7 +22,7 @@ function make(id) {
   const title = el("p", { className: "hint" });
   const values = FIGURES.map(() => el("dd", {}, el("span"), el("span", { className: "second" })));
   const list = el("dl", {}, ...FIGURES.map((figure, i) => el("div", {}, el("dt", {}, figure), values[i])));
-  const version = el("p", { className: "hint" });
+  const version = el("p", { className: "hint release" });
   const inside = el("div", { className: "card gateway" }, name, state, title, version, list);
   return { card: el("li", {}, inside), state, title, version, values };
 }
