@@ -115,7 +115,7 @@ def copy_to_break(root: Path, name: str, good: str, broken: str) -> Path:
     """A copy of this project in which one line of one file is another."""
     for folder in ("migrations", "web"):
         shutil.copytree(ROOT / folder, root / folder)
-    for path in ROOT.glob("*.py"):
+    for path in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):  # whose version it tells
         shutil.copy(path, root)
     source = (root / name).read_text()
     if source.count(good) != 1:
