@@ -469,6 +469,7 @@ async def test_an_authority_that_cannot_be_read_has_failed(tmp_path: Path) -> No
     assert "→ Name a readable PEM file" in said(findings, "server", "failed")
 
 
+@pytest.mark.slow
 async def test_a_key_is_judged_by_its_scopes(tmp_path: Path) -> None:
     database = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     with server(tmp_path, DATABASE_URL=database) as (_, url):

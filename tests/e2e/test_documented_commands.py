@@ -189,6 +189,7 @@ def test_the_five_fields_by_curl_are_stored(tmp_path: Path) -> None:
 # --- docs/server.md, and keys in README and docs/operations.md ----------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.peer("curl")
 def test_keys_are_made_used_listed_and_revoked_as_the_guide_says(tmp_path: Path) -> None:
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}

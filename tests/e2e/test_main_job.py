@@ -92,6 +92,7 @@ def test_dcmtk_sends_and_the_row_is_exact(
     wait_for_counts(running[0], url, {datasets[0].SeriesInstanceUID: 12})
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 def test_orthanc_sends_all_studies_and_the_rows_are_exact(tmp_path: Path) -> None:
     files = studies()
@@ -252,6 +253,7 @@ def test_wrong_setting_stops_the_start_with_name_and_cure(tmp_path: Path) -> Non
         ) in done.stderr
 
 
+@pytest.mark.slow
 def test_no_patient_name_in_any_output(tmp_path: Path) -> None:
     marked = new_series(3)
     for ds in marked:

@@ -117,6 +117,9 @@ SHELLS = {
     ),
     "fish": (["fish", "--no-config", "-i"], "", "{python} {script} completion fish | source"),
 }
+EACH_SHELL = [
+    pytest.param(shell, marks=[pytest.mark.peer(shell)] + [pytest.mark.slow] * (shell != "bash")) for shell in SHELLS
+]
 TYPED = {  # what Tab adds, and what then runs
     "python client.py sta": ("tus", "client.py status"),
     "python client.py --server-u": ("rl", "client.py --server-url"),
@@ -137,7 +140,7 @@ runpy.run_path({script!r}, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("shell", [pytest.param(shell, marks=pytest.mark.peer(shell)) for shell in SHELLS])
+@pytest.mark.parametrize("shell", EACH_SHELL)
 def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
     """Both programs are the real ones until they are armed: then they say what they would run."""
     command, before, source = SHELLS[shell]
@@ -161,7 +164,7 @@ def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
             terminal.wait_for(f"RAN {re.escape(wanted)}\\b")
 
 
-@pytest.mark.parametrize("shell", [pytest.param(shell, marks=pytest.mark.peer(shell)) for shell in SHELLS])
+@pytest.mark.parametrize("shell", EACH_SHELL)
 def test_tab_runs_no_program_of_another_project(tmp_path: Path, shell: str) -> None:
     command, before, source = SHELLS[shell]
     executable(tmp_path / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')

@@ -75,7 +75,9 @@ def somebody_storing(url: str) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.parametrize("command", [pytest.param("sqlite3 -readonly", marks=pytest.mark.peer("sqlite3")), "python -c"])
+@pytest.mark.parametrize(
+    "command", [pytest.param("sqlite3 -readonly", marks=[pytest.mark.peer("sqlite3"), pytest.mark.slow]), "python -c"]
+)
 def test_a_sqlite_backup_beside_the_running_server_is_whole_and_brings_the_rows_back(
     command: str, tmp_path: Path
 ) -> None:
@@ -136,6 +138,7 @@ def of_libpq(url: str) -> str:
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 def test_a_postgresql_dump_beside_the_running_server_brings_the_rows_back(
     tmp_path: Path, postgresql_server: URL

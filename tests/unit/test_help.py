@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import click
@@ -30,6 +31,11 @@ def answered(group: click.Group, *arguments: str, exit_code: int = 0) -> str:
     return re.sub(r"\s+", " ", result.output)
 
 
+@cache
+def help_of(group: click.Group) -> str:
+    return answered(group, "--help")
+
+
 def all_commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     for name, command in group.commands.items():
         yield (*path, name), command
@@ -44,7 +50,7 @@ def test_every_flag_stands_in_one_section() -> None:
 
 @pytest.mark.parametrize("name", sorted(GatewaySettings.model_fields.keys() - commands.NOT_FLAGS))
 def test_every_flag_shows_its_variable_its_unit_and_its_default(name: str) -> None:
-    text, default = answered(CLIENT, "--help"), GatewaySettings.model_fields[name].default
+    text, default = help_of(CLIENT), GatewaySettings.model_fields[name].default
     dashed, known = name.replace("_", "-"), variable(GatewaySettings, name)
     assert f"--{dashed} " in text
     if isinstance(default, int | float) and not isinstance(default, bool):
@@ -64,7 +70,7 @@ def test_the_sections_and_what_else_there_is_to_know() -> None:
 
 
 def test_the_servers_help_holds_every_setting_and_exit_code() -> None:
-    text = answered(SERVER, "--help")
+    text = help_of(SERVER)
     assert all(variable(ServerSettings, name) in text for name in ServerSettings.model_fields)
     assert "Exit codes: 0 done" in text
     assert answered(SERVER, exit_code=2) == text
