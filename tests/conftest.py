@@ -8,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import hypothesis
 import looptime
 import pytest
 from sqlalchemy.engine import URL
@@ -53,6 +54,12 @@ MISSING.update(
         "zsh": lacking("zsh", "zsh"),
     }
 )
+
+
+hypothesis.settings.register_profile(
+    "a busy machine is no failure", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("a busy machine is no failure")
 
 
 def pytest_configure() -> None:

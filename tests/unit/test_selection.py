@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.selection import MISSING, NOT_FROM_DEBIAN
 
@@ -100,6 +101,11 @@ def test_who_requires_the_peers_sees_what_is_missing_fail(folder: Path) -> None:
     out = said(folder, "e2e/test_whole.py::test_with_a_peer", exit_code=1, REQUIRE_REAL_PEERS="1")
     assert "missing, its tests fail: fish: fish is not here" in out
     assert "left out" not in out
+
+
+def test_no_property_has_to_be_shown_by_the_clock() -> None:
+    assert settings().deadline is None
+    assert HealthCheck.too_slow in settings().suppress_health_check
 
 
 def test_every_peer_of_a_test_is_known_and_comes_with_what_ci_installs() -> None:
