@@ -225,6 +225,10 @@ def revoke(settings: ServerSettings, id: str) -> None:
     """End a key at once."""
     if not _do(settings, "revoke_key", id=id)["done"]:
         raise click.ClickException(f"no key {id} that is not revoked; `keys list` shows them")
+    from first_key import warn_without_gateway
+
+    with suppress(click.ClickException):  # a server of an earlier version runs: it ends keys, and cannot tell this
+        warn_without_gateway(_do(settings, "posters"))
 
 
 @click.group("webhooks")

@@ -32,9 +32,15 @@ def gateway_without(
             _say(f"{_who(posters)} has no key, and from now on needs this one: {GIVE_IT}. Until then its reports wait")
         return None
     if posters["made"]:
-        _say(f"no key may post reports. For the gateway: {MAKE_GATEWAYS_KEY}; {GIVE_IT}")
+        warn_without_gateway(posters)
         return None
     return _before_the_first(posters, yes)
+
+
+def warn_without_gateway(posters: Mapping[str, Any]) -> None:
+    """Say on stderr that no gateway may post, where that is so."""
+    if not posters["may_post"]:
+        _say(f"no key may post reports. For the gateway: {MAKE_GATEWAYS_KEY}; {GIVE_IT}")
 
 
 def _before_the_first(posters: Mapping[str, Any], yes: bool) -> str | None:

@@ -138,8 +138,11 @@ def agreed(changes: Mapping[str, str | None], *, interactive: bool) -> None:
 
 def save(changes: Mapping[str, str | None]) -> None:
     """Change `.env`, read anew: answers take their time."""
-    write(DOTENV, merged(read(DOTENV), changes))
-    click.echo(f"{DOTENV.absolute()} written, for its owner only (0600)")
+    before = read(DOTENV)
+    after = merged(before, changes)
+    write(DOTENV, after)
+    told = "written" if after != before else "as it was"
+    click.echo(f"{DOTENV.absolute()} {told}, for its owner only (0600)")
     for name, value in changes.items():
         if name in os.environ and os.environ[name] != (value or ""):
             click.echo(

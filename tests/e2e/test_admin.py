@@ -60,10 +60,12 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path, database_url: str, bes
         assert (first["name"], first["scopes"], first["valid"]) == ("ai", "series:read", True)
         assert (second["scopes"], second["expires_at"]) == ("series:read series:write", None)
         assert made["key"] not in json.dumps([first, second])
-        assert ours(database_url, "keys", "revoke", made["id"]).returncode == 0
+        reader = ours(database_url, "keys", "revoke", made["id"])
+        assert (reader.returncode, reader.stderr) == (0, "")
         again = ours(database_url, "keys", "revoke", made["id"])
         assert (again.returncode, "keys list" in again.stderr) == (1, True)
         assert [key["valid"] for key in answer(database_url, "keys", "list")] == [False, True]
+        assert "--scope series:write" in ours(database_url, "keys", "revoke", second["id"]).stderr
 
 
 def test_a_key_works_at_once_and_no_longer_when_it_is_revoked(tmp_path: Path, database_url: str) -> None:
