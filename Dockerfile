@@ -12,7 +12,12 @@ RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gatewa
 WORKDIR /app
 COPY --from=build /venv /venv
 COPY *.py pyproject.toml ./
-COPY migrations migrations
+COPY api api
+COPY common common
+COPY console console
+COPY dicom dicom
+COPY gateway gateway
+COPY storage storage
 COPY web web
 USER gateway
 VOLUME /data

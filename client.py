@@ -5,12 +5,12 @@
 has them. What is committed outlives this process.
 """
 
-# series-gateway: Tab completes this (shell_completion.py)
+# series-gateway: Tab completes this (console/shell_completion.py)
 
 if __name__ == "__main__":  # most commands need none of what follows
-    from start import program
+    from common.start import program
 
-    program("commands")
+    program("gateway.cli.commands")
 
 import asyncio
 import contextlib
@@ -23,22 +23,22 @@ from typing import Any, NamedTuple
 
 import structlog
 
-import metrics
-from calls import server_client, stored_instances
-from collector import DUE_AT_ONCE, Failure, SeriesCollector
-from control import Operation, serve_control
-from dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
-from heartbeat import Vitals, beat, last_beat
-from idle import Adaptive, Fixed, IdlePolicy, Source
-from journal import Bounds, Journal, JournalUnavailable
+from common import metrics
+from common.control import Operation, serve_control
+from common.logs import places, serve_metrics
+from common.settings import GatewaySettings
+from common.tracing import Spans, named, open_spans
+from common.version import version
+from gateway.collector import DUE_AT_ONCE, Failure, SeriesCollector
+from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
+from gateway.heartbeat import Vitals, beat, last_beat
+from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
+from gateway.journal import Bounds, Journal, JournalUnavailable
+from gateway.pacs import Answer, Pacs, Question
+from gateway.recorder import Recorder
+from gateway.server_client import server_client, stored_instances
 from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKey, SeriesReport
-from pacs import Answer, Pacs, Question
 from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
-from settings import GatewaySettings
-from spans import Spans, named, open_spans
-from telemetry import places, serve_metrics
-from traces import Recorder
-from version import version
 
 CLOSED = None  # ends a queue
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's

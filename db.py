@@ -1,7 +1,8 @@
 """The server's only SQL: what is known of each series, what contradicted it, and what changed, in order.
 
-SQLite and PostgreSQL alike. Its helpers are schema.py (the tables), union.py (what a report changes) and engine.py (how
-a database is opened, and when a transaction is tried again); keys.py, search.py and webhooks.py query the same way.
+SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
+how a database is opened and when a transaction is tried again (engine.py); keys.py, search.py and webhooks.py query the
+same way.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -13,9 +14,8 @@ from typing import Any
 from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-import metrics
-import union
-from engine import Engine, insert
+from common import metrics
+from common.settings import ServerSettings
 from models import (
     Change,
     Completion,
@@ -29,8 +29,9 @@ from models import (
     fitting,
     fitting_bytes,
 )
-from schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
-from settings import ServerSettings
+from storage import merge
+from storage.engine import Engine, insert
+from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 
 NUMBERED_AT_ONCE = 1000
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
@@ -158,9 +159,9 @@ def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> N
 async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, Mapping[str, Any], bool]:
     """The record, the row before, and whether that was made for it."""
     now = datetime.now(UTC)
-    inserted = await insert(connection, series, union.new_row(report, now))
+    inserted = await insert(connection, series, merge.new_row(report, now))
     known = await _locked(connection, report.SeriesInstanceUID)
-    if union.contradicts(report, known) and not await _was_merged(connection, report):
+    if merge.contradicts(report, known) and not await _was_merged(connection, report):
         changed = await _keep_conflict(connection, report, now)
     else:
         changed = await _unite(connection, report, known, now)
@@ -170,18 +171,18 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
 async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
     """The row of a series, which no other transaction changes until this one ends."""
     query = _by_uid(series_instance_uid).with_for_update()
-    return union.truthful((await connection.execute(query)).mappings().one())
+    return merge.truthful((await connection.execute(query)).mappings().one())
 
 
 async def _unite(
     connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], now: datetime
 ) -> Mapping[str, Any]:
     """Add what the report brings; the columns that changed."""
-    if rows := list(union.instance_rows(report)):
-        await insert(connection, instances, rows, fill=union.INSTANCE_COLUMNS)
+    if rows := list(merge.instance_rows(report)):
+        await insert(connection, instances, rows, fill=merge.INSTANCE_COLUMNS)
     of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
     counted = (await connection.execute(select(func.count()).select_from(instances).where(of_series))).scalar_one()
-    changed = union.changes(report, known, union.count(report, known, int(counted)), now)
+    changed = merge.changes(report, known, merge.count(report, known, int(counted)), now)
     if changed:
         await _revise(connection, known, changed)
     await _keep_timeline(connection, report, known, changed)
@@ -216,7 +217,7 @@ async def _keep_timeline(
         if (e.At, e.Event) not in before
     ]
     if changed:
-        entries += union.own_events(report, known, changed)
+        entries += merge.own_events(report, known, changed)
     if entries:
         rows = [{"SeriesInstanceUID": report.SeriesInstanceUID, **entry} for entry in entries]
         await connection.execute(timeline.insert(), rows)
@@ -226,7 +227,7 @@ async def _count_verdicts(
     connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], changed: Mapping[str, Any]
 ) -> None:
     """Last of the transaction: many reports want the same few rows."""
-    for of, column in union.completions(report, known, changed):
+    for of, column in merge.completions(report, known, changed):
         key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
         key["Source"] = await _figures_of(connection, key["Source"])
         counts = dict.fromkeys(("Series", "False", "AfterCapped"), 0) | {column: 1}
@@ -262,7 +263,7 @@ def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
 
 
 async def _keep_conflict(connection: AsyncConnection, report: SeriesReport, now: datetime) -> Mapping[str, Any]:
-    await insert(connection, conflicts, union.conflict_row(report, now))
+    await insert(connection, conflicts, merge.conflict_row(report, now))
     return await _count_conflicts(connection, report.SeriesInstanceUID)
 
 
@@ -290,7 +291,7 @@ async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool
     merged = select(conflicts.c.Report, conflicts.c.Before).where(of_series & conflicts.c.Resolution.in_(MERGED))
     rows = (await connection.execute(merged)).mappings()
     identities = [identity for row in rows for identity in (row["Report"], row["Before"]) if identity]
-    return any(union.same_identity(report, identity) for identity in identities)
+    return any(merge.same_identity(report, identity) for identity in identities)
 
 
 async def _resolve(
@@ -309,7 +310,7 @@ async def _resolve(
     if resolved.rowcount != 1:  # by another operator, or by a try of ours whose answer was lost
         return _record(known) if found["ResolvedAt"] == now else None
     if decision == "correct":
-        corrected = union.corrected(report, known, now)
+        corrected = merge.corrected(report, known, now)
         await _revise(connection, known, corrected)
         known = {**known, **corrected}
     if decision in MERGED:
@@ -343,6 +344,6 @@ def _by_uid(series_instance_uid: str) -> Select[Any]:
 
 
 def _record(row: Mapping[str, Any]) -> SeriesRecord:
-    told = union.truthful(row)
+    told = merge.truthful(row)
     missing = max(0, (told["ExpectedInstances"] or 0) - told["NumInstances"])
     return SeriesRecord.model_validate(told | {"Missing": missing})

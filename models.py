@@ -18,9 +18,6 @@ from pydantic import (
     model_validator,
 )
 
-from errors import GatewayError as GatewayError  # noqa: PLC0414 - beside the nouns for whoever has pydantic anyway
-from errors import printable as printable  # noqa: PLC0414
-
 SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see README, "What it promises"."""
 FINAL_VERDICTS = ("verified", "expected", "idle")

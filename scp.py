@@ -20,11 +20,11 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-import metrics
-from header import HeaderError, read_instance
-from models import Association, GatewayError, Instance
-from settings import GatewaySettings
-from upper_layer import (
+from common import metrics
+from common.errors import GatewayError
+from common.settings import GatewaySettings
+from dicom.header import HeaderError, read_instance
+from dicom.upper_layer import (
     NEED_DATA,
     PAUSED,
     Aborted,
@@ -41,6 +41,7 @@ from upper_layer import (
     StoreStarted,
     Violation,
 )
+from models import Association, Instance
 
 # C-STORE statuses, PS3.4 Annex B.2.3
 SUCCESS = 0x0000

@@ -1,11 +1,11 @@
 """HTTP in: series reports, queries, changes. Run it with `uvicorn server:app`; see also `python server.py --help`."""
 
-# series-gateway: Tab completes this (shell_completion.py)
+# series-gateway: Tab completes this (console/shell_completion.py)
 
 if __name__ == "__main__":  # most commands need none of what follows
-    from start import program
+    from common.start import program
 
-    program("admin")
+    program("api.cli.commands")
 
 import asyncio
 import contextlib
@@ -33,21 +33,26 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi_offline import FastAPIOffline
 from pydantic import Field
 
-import dicomweb
-import metrics
-import overview
-import webpage
-from access import RETRY_AFTER_S, Guard, audit_log
-from control import serve_control
+from api import overview, webpage
+from api.access import RETRY_AFTER_S, Guard, audit_log
+from api.dicomweb import routes
+from api.follower import Follower, ended_by_signals
+from api.operations import operations
+from api.patience import Patience, WholeBodies
+from api.webhooks import REQUEST_TIMEOUT_S, Webhooks
+from common import metrics
+from common.control import serve_control
+from common.errors import GatewayError
+from common.logs import configure_logging
+from common.outgoing import http_client
+from common.settings import ServerSettings, SettingsError, load, without_password
+from common.tracing import Spans, open_spans
+from common.version import version
 from db import Database
-from engine import DatabaseUnavailable
-from follow import Follower, ended_by_signals
-from keys import Keys
 from models import (
     ChangePage,
     Completions,
     ConflictPage,
-    GatewayError,
     GatewayState,
     Health,
     InstanceList,
@@ -60,14 +65,8 @@ from models import (
     Uid,
     valid_unicode,
 )
-from operations import operations
-from outgoing import http_client
-from patience import Patience, WholeBodies
-from settings import ServerSettings, SettingsError, load, without_password
-from spans import Spans, open_spans
-from telemetry import configure_logging
-from version import version
-from webhooks import REQUEST_TIMEOUT_S, Webhooks
+from storage.engine import DatabaseUnavailable
+from storage.keys import Keys
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 DOCS_FILES = "/web/docs"  # Swagger UI's: like the live page's they hold no data, and everyone gets them
@@ -172,7 +171,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 
 
 def _add_routes(app: FastAPI) -> None:
-    """The guard says who may ask what (access.py); the bearer scheme here only documents it."""
+    """The guard says who may ask what (api/access.py); the bearer scheme here only documents it."""
     key = [Security(HTTPBearer(auto_error=False, description="A key of `python server.py keys create`."))]
     of_series = "/series/{SeriesInstanceUID}"
     stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
@@ -188,7 +187,7 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/changes/stream", responses=_answers(), response_class=EventSourceResponse, dependencies=key)(
         stream_changes
     )
-    dicomweb.add_routes(app, responses=_answers(), dependencies=key)
+    routes.add_routes(app, responses=_answers(), dependencies=key)
     overview.add_routes(app, responses=_answers(400, 408, 413), dependencies=key)
     webpage.add_routes(app, responses=_answers(), dependencies=key)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}

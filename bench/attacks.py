@@ -37,12 +37,12 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from bench.processes import ROOT, gateway, server
-from bench.progress import bar
-from bench.senders import associate_rq, feed, pure_scu, synthetic_image, synthetic_series
-from header import HeaderError, read_instance
+from bench.rig.processes import ROOT, gateway, server
+from bench.rig.progress import bar
+from bench.rig.senders import associate_rq, feed, pure_scu, synthetic_image, synthetic_series
+from dicom.header import HeaderError, read_instance
+from dicom.upper_layer import Acceptor, Limits
 from models import SeriesReport
-from upper_layer import Acceptor, Limits
 
 SETTINGS = {
     "idle_timeout_s": 1,
@@ -622,7 +622,7 @@ def fuzz_all(console: Console, count: int, seed: int) -> list[Row]:
         else:
             options = [f"-runs={count // 4}", "-max_len=4096", f"-seed={seed}", f"-artifact_prefix={crashes}/"]
             for target in ("upper_layer", "header"):
-                commands[f"atheris, {target}"] = [*python, "-m", f"fuzz.{target}", *options]
+                commands[f"atheris, {target}"] = [*python, "-m", f"bench.fuzz.{target}", *options]
         running = {
             name: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
             for name, command in commands.items()

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from bench.processes import ROOT
+from bench.rig.processes import ROOT
 
 Points = dict[str, tuple[float, float, float]]
 """For each policy its false completions per 1000 series, median and 99th percentile of latency."""

@@ -20,11 +20,11 @@ from typing import NamedTuple
 from rich.console import Console
 
 from bench import sites
-from bench.processes import ROOT
-from bench.progress import bar
+from bench.rig.processes import ROOT
+from bench.rig.progress import bar
 from bench.simulation import Candidate, Outcome, judge, shipped, total
 from bench.traces import BadTrace, Event, read_trace, synthetic
-from idle import Adaptive, Estimator, Fixed, IdlePolicy, Phase, Quantile, Source
+from gateway.idle import Adaptive, Estimator, Fixed, IdlePolicy, Phase, Quantile, Source
 
 IDLE_TIMEOUT_S, CEILING_S = shipped("idle_timeout_s"), shipped("idle_max_s")
 TUNING, JUDGING = range(100, 104), range(200, 206)  # seeds of made-up runs

@@ -25,13 +25,13 @@ from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bench.postgres import missing, new_database, postgresql
-from bench.processes import server
+from bench.rig.postgres import missing, new_database, postgresql
+from bench.rig.processes import server
+from common.settings import ServerSettings
 from db import Database
-from engine import Engine
 from models import SeriesReport
-from schema import changes, instances, series
-from settings import ServerSettings
+from storage.engine import Engine
+from storage.schema import changes, instances, series
 
 AT_ONCE = 64
 ROOT_UID = "1.2.826.0.1.3680043.10.1"

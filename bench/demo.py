@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.peers import ORTHANC, ORTHANC_MISSING, Orthanc, free_port, orthanc
-from bench.processes import Process, ProcessFailed, gateway, server
-from bench.senders import sending
+from bench.rig.peers import ORTHANC, ORTHANC_MISSING, Orthanc, free_port, orthanc
+from bench.rig.processes import Process, ProcessFailed, gateway, server
+from bench.rig.senders import sending
 
 ASSOCIATIONS = 2
 IDLE_TIMEOUT_S = 2.0

@@ -29,10 +29,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from bench.processes import ROOT, Process, copy_to_break, start_gateway, start_server
-from bench.progress import bar
-from bench.proxy import Mischief, Proxy, proxy
-from bench.senders import STORESCU, PynetdicomSender, Sender, StorescuSender, synthetic_series
+from bench.rig.processes import ROOT, Process, copy_to_break, start_gateway, start_server
+from bench.rig.progress import bar
+from bench.rig.proxy import Mischief, Proxy, proxy
+from bench.rig.senders import STORESCU, PynetdicomSender, Sender, StorescuSender, synthetic_series
 
 TRIAL_TIMEOUT_S = 300.0
 WORKERS = 4

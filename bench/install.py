@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.processes import Process
+from bench.rig.processes import Process
 
 LOOK_S = 0.2
 AGAIN_S = {

@@ -22,10 +22,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from bench.processes import as_event, gateway, server
-from bench.progress import bar
-from bench.senders import STORESCU, synthetic_series
-from journal import Bounds, Journal
+from bench.rig.processes import as_event, gateway, server
+from bench.rig.progress import bar
+from bench.rig.senders import STORESCU, synthetic_series
+from gateway.journal import Bounds, Journal
 from models import Instance
 
 ASSOCIATIONS = (1, 4, 16)

@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.database import fill
-from bench.peers import CHROMIUM, CHROMIUM_ARGUMENTS, CHROMIUM_MISSING
-from bench.processes import server
-from engine import Engine, insert
-from schema import counters
-from settings import ServerSettings
+from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS, CHROMIUM_MISSING
+from bench.rig.processes import server
+from common.settings import ServerSettings
+from storage.engine import Engine, insert
+from storage.schema import counters
 
 GATEWAYS = 2
 ENDING = 5  # series of each gateway that end every second, as many begin

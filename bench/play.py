@@ -30,8 +30,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from rich.console import Console
 
 from bench.demo import by_series, studies
-from bench.processes import ProcessFailed, gateway, server
-from bench.senders import copies, sending
+from bench.rig.processes import ProcessFailed, gateway, server
+from bench.rig.senders import copies, sending
 
 SHOWS = {
     "ARCHIVE": "is a PACS and is asked: verified; it keeps an image back now and then: missing",

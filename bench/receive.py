@@ -25,10 +25,10 @@ import psutil
 import pydicom
 from rich.console import Console
 
-from bench.peers import ORTHANC, free_port, orthanc, orthanc_process
-from bench.processes import ROOT, Process, gateway, running, server
-from bench.progress import bar
-from bench.senders import associate_rq, synthetic_series
+from bench.rig.peers import ORTHANC, free_port, orthanc, orthanc_process
+from bench.rig.processes import ROOT, Process, gateway, running, server
+from bench.rig.progress import bar
+from bench.rig.senders import associate_rq, synthetic_series
 
 STORESCP, STORESCU, DCMSEND = (shutil.which(name) for name in ("storescp", "storescu", "dcmsend"))
 ASSOCIATIONS = (1, 4, 16)

@@ -20,9 +20,9 @@ import pydicom
 from rich.console import Console
 from rich.progress import track
 
-from bench.peers import orthanc
-from bench.processes import ROOT, gateway
-from bench.senders import synthetic_series
+from bench.rig.peers import orthanc
+from bench.rig.processes import ROOT, gateway
+from bench.rig.senders import synthetic_series
 
 STORESCU, DCMSEND = str(shutil.which("storescu")), str(shutil.which("dcmsend"))
 SERIES, IMAGES = 12, 25

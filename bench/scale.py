@@ -40,14 +40,14 @@ from rich.table import Table
 from sqlalchemy.engine import URL, make_url
 
 from bench.faults import broken_copy
-from bench.postgres import missing, new_database, postgresql
-from bench.processes import ROOT, Process, copy_to_break, running, start_gateway, start_server, without_settings
-from bench.progress import bar
-from bench.senders import PynetdicomSender, synthetic_series
-from collector import SeriesCollector
-from idle import Fixed
-from journal import Bounds, Journal
-from journal_reader import read
+from bench.rig.postgres import missing, new_database, postgresql
+from bench.rig.processes import ROOT, Process, copy_to_break, running, start_gateway, start_server, without_settings
+from bench.rig.progress import bar
+from bench.rig.senders import PynetdicomSender, synthetic_series
+from gateway.collector import SeriesCollector
+from gateway.idle import Fixed
+from gateway.journal import Bounds, Journal
+from gateway.journal_reader import read
 from models import Association, Change, Instance, SeriesReport
 
 HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
@@ -513,7 +513,7 @@ def broken_server(folder: Path) -> Path:
     """This project with one change: counts are added up where the union is to be counted."""
     united = 'return max(int(known["NumInstances"]), instances, floor)'
     added = 'return int(known["NumInstances"]) + report.NumInstances'
-    return copy_to_break(folder / "broken-server", "union.py", united, added)
+    return copy_to_break(folder / "broken-server", "storage/merge.py", united, added)
 
 
 # --- the curve ----------------------------------------------------------------------------------------------------

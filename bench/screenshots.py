@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from bench.demo import by_series, studies
-from bench.peers import (
+from bench.rig.peers import (
     CHROMIUM,
     CHROMIUM_ARGUMENTS,
     CHROMIUM_MISSING,
@@ -29,8 +29,8 @@ from bench.peers import (
     free_port,
     orthanc,
 )
-from bench.processes import ROOT, gateway, server
-from bench.senders import copies, sending
+from bench.rig.processes import ROOT, gateway, server
+from bench.rig.senders import copies, sending
 
 IMAGES = ROOT / "docs" / "images"
 WIDE, PHONE = {"width": 1280, "height": 1240}, {"width": 375, "height": 1180}

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 
 from bench.traces import Event
-from collector import SeriesCollector
-from idle import IdlePolicy
+from common.settings import GatewaySettings
+from gateway.collector import SeriesCollector
+from gateway.idle import IdlePolicy
+from gateway.pacs import Answer, Question
 from models import Association, Instance, SeriesReport
-from pacs import Answer, Question
-from settings import GatewaySettings
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 ANSWER_S = 0.05  # the simulated PACS takes to answer; a real Orthanc took 0.02 to 0.1 s

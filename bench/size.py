@@ -16,10 +16,10 @@ import asyncpg
 from rich.console import Console
 from sqlalchemy.engine import make_url
 
-from bench.postgres import missing, new_database, postgresql
+from bench.rig.postgres import missing, new_database, postgresql
 from bench.scale import SERIES, example, finished_report, journal_size
+from common.settings import ServerSettings
 from db import Database
-from settings import ServerSettings
 
 STORED = 1000  # series of each size
 MANY, FEW = 100, 10  # instances of a series

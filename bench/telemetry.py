@@ -19,10 +19,10 @@ import httpx
 import psutil
 from rich.console import Console
 
-from bench.otlp import sink
-from bench.processes import ROOT, Process, gateway, running, server, start_gateway
-from bench.progress import bar
 from bench.receive import Receiver, make_files, measure
+from bench.rig.otlp import sink
+from bench.rig.processes import ROOT, Process, gateway, running, server, start_gateway
+from bench.rig.progress import bar
 
 NOTHING, AS_IT_COMES, ALL = "nothing", "as it comes", "all"
 ASSOCIATIONS = 4
@@ -33,7 +33,8 @@ MEASURES_NOTHING = """
 import asyncio, sys
 sys.path.insert(0, sys.argv.pop(1))
 sys.argv[0] = "client.py"
-import prometheus_client, client, commands
+import prometheus_client, client
+from gateway.cli import commands
 
 def nothing(self, *_, **__):
     return None

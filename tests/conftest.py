@@ -13,11 +13,11 @@ import looptime
 import pytest
 from sqlalchemy.engine import URL
 
-from bench import postgres
-from bench.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
+from bench.rig import postgres
+from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
 from bench.scale import HAPROXY, HAPROXY_MISSING
+from common.settings import ServerSettings
 from db import Database
-from settings import ServerSettings
 from tests.selection import (
     MISSING,
     lacking,

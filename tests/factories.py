@@ -13,11 +13,11 @@ from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-from collector import SeriesCollector
-from idle import IdlePolicy
-from journal import Bounds, Journal, _connect
+from common.version import version
+from gateway.collector import SeriesCollector
+from gateway.idle import IdlePolicy
+from gateway.journal import Bounds, Journal, _connect
 from models import MAX_SLOTS, GatewayState, Instance, SeriesReport
-from version import version
 
 STUDY = "1.2.826.0.1.3680043.10.1"
 SERIES = f"{STUDY}.1"

@@ -4,7 +4,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.rig.processes import ROOMS
+
 ROOT = Path(__file__).parents[1]
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py")) + sorted(ROOT.glob("*.py"))
+"""Every Python file of the two programs."""
 REGISTER = ROOT / "docs" / "commands.md"
 PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted({*(ROOT / "docs").glob("*.md")} - {REGISTER})]
 # What an inline code begins with to be a command and no name, file or setting, if it has a second word.

@@ -10,8 +10,8 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
+from common.settings import ServerSettings
 from server import create_app
-from settings import ServerSettings
 
 START_TIMEOUT_S = 120.0
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.processes import without_settings
+from bench.rig.processes import without_settings
 
 
 class Terminal:

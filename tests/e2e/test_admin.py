@@ -16,12 +16,12 @@ import httpx
 import pytest
 from sqlalchemy import select
 
-from bench.processes import ROOT, Process, ProcessFailed, running, server, start_server
+from bench.rig.processes import ROOT, Process, ProcessFailed, running, server, start_server
+from common.settings import ServerSettings
 from db import Database
-from engine import DatabaseUnusable, Engine
-from move import TABLES, move, rows_of
-from schema import counters
-from settings import ServerSettings
+from storage.engine import DatabaseUnusable, Engine
+from storage.move import TABLES, move, rows_of
+from storage.schema import counters
 from tests.factories import STUDY, make_report
 
 
@@ -192,7 +192,7 @@ async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str
 async def test_a_move_that_was_broken_off_goes_on_and_is_exact(
     source: str, postgresql_url: str, broken_off_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("move.AT_ONCE", 7)
+    monkeypatch.setattr("storage.move.AT_ONCE", 7)
     await fill(source)
 
     class BrokenOff(Exception):

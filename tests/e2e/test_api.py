@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.processes import ROOT, server
+from bench.rig.processes import ROOT, server
 
 CASES = int(os.environ.get("API_CASES", "30"))  # of one operation
 CHECKS = (

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bench.processes import ROOT
+from bench.rig.processes import ROOT
 
 
 @pytest.mark.slow

@@ -24,17 +24,17 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from bench.peers import free_port, orthanc
-from bench.processes import ROOT, Process, gateway, running, server, without_settings
-from check import Finding, State
-from gateway_check import check
-from reach import dicom
-from settings import GatewaySettings, Peer, load
+from bench.rig.peers import free_port, orthanc
+from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
+from common.settings import GatewaySettings, Peer, load
+from common.threads import in_thread
+from common.version import version
+from console.findings import Finding, State
+from gateway.cli.check import check
+from gateway.cli.reach import dicom
 from tests.e2e.test_admin import answer
 from tests.e2e.test_commands import client, client_json, dead_letters
 from tests.e2e.test_main_job import new_series, send
-from threads import in_thread
-from version import version
 
 NOWHERE = "http://127.0.0.1:9"
 

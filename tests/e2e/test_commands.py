@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.processes import ROOT, gateway, server
-from journal import Journal
+from bench.rig.processes import ROOT, gateway, server
+from gateway.journal import Journal
 from models import SeriesKey
 from tests.e2e.test_main_job import new_series, send, wait_for_counts
 from tests.factories import SERIES, UNBOUNDED, make_instance

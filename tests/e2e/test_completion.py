@@ -10,10 +10,10 @@ import pytest
 from pydicom.uid import EnhancedMRImageStorage
 
 from bench import completion
-from bench.peers import free_port, orthanc
-from bench.processes import gateway, server
 from bench.record import link, run, wait
-from bench.senders import synthetic_series
+from bench.rig.peers import free_port, orthanc
+from bench.rig.processes import gateway, server
+from bench.rig.senders import synthetic_series
 from bench.simulation import Candidate, judge
 from bench.traces import Event, read_trace, synthetic, write_trace
 from bench.verified import trio, upload, wait_for_row
@@ -38,6 +38,7 @@ def test_a_whole_series_is_verified_and_the_timeline_says_why(tmp_path: Path) ->
         assert http.get(f"/series/{uid}/instances").json()["SOPInstanceUIDs"]
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 def test_a_series_held_back_is_not_verified_before_the_rest_came(tmp_path: Path) -> None:
     with trio(tmp_path, idle_max_s=1, missing_timeout_s=1) as (pacs, http):

@@ -17,7 +17,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from bench.processes import ROOT, Process, gateway, running, server, without_settings
+from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
 from tests.e2e.test_main_job import new_series, write
 from tests.factories import SERIES, make_report
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bench.faults import FAULTS, _may_mount, missing
-from bench.processes import ROOT
+from bench.rig.processes import ROOT
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.processes import ROOT, server, start_gateway
-from server_check import check
-from settings import ServerSettings
+from api.cli.check import check
+from bench.rig.processes import ROOT, server, start_gateway
+from common.settings import ServerSettings
 from tests.e2e.test_admin import answer, ours, status
 from tests.e2e.test_check import said
 from tests.factories import make_report, make_state

@@ -15,8 +15,8 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from bench.peers import free_port, orthanc
-from bench.processes import ROOT, Process, running, without_settings
+from bench.rig.peers import free_port, orthanc
+from bench.rig.processes import ROOT, Process, running, without_settings
 from tests.e2e.test_documented_commands import filled
 from tests.e2e.test_keys import send
 from tests.e2e.test_main_job import new_series, write
@@ -110,6 +110,7 @@ def test_two_folders_set_up_by_init_alone_take_an_image_to_a_row(tmp_path: Path)
     assert key not in written.stdout + written.stderr
 
 
+@pytest.mark.slow
 def test_a_second_run_changes_nothing_and_makes_no_other_key(tmp_path: Path) -> None:
     command = [*SERVER, "init", "--gateway", "ct", "--port", str(free_port())]
     first = done(tmp_path, command)
@@ -364,6 +365,7 @@ def test_a_password_is_typed_without_echo_and_encoded(tmp_path: Path, postgresql
 # --- the page that says so --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 @pytest.mark.peer("curl")
 def test_the_first_day_goes_as_its_page_says(tmp_path: Path) -> None:
@@ -407,6 +409,7 @@ def test_the_first_day_goes_as_its_page_says(tmp_path: Path) -> None:
     assert os.listdir(two).count(".env") == 1
 
 
+@pytest.mark.slow
 def test_the_page_without_a_terminal_is_right_too(tmp_path: Path) -> None:
     http = free_port()
     server_init, client_init = [

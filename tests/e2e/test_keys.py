@@ -16,8 +16,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
-from bench.processes import ROOT, Process, running, start_gateway
-from bench.senders import pure_scu
+from bench.rig.processes import ROOT, Process, running, start_gateway
+from bench.rig.senders import pure_scu
 from tests.factories import SERIES, make_dataset
 
 

@@ -23,9 +23,9 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
 from bench.demo import expected, send_interleaved, studies
-from bench.peers import orthanc
-from bench.processes import ROOT, Process, gateway, server
-from bench.senders import pure_scu
+from bench.rig.peers import orthanc
+from bench.rig.processes import ROOT, Process, gateway, server
+from bench.rig.senders import pure_scu
 from tests.factories import STUDY, make_dataset
 
 TINY_ALPHA = 50
@@ -156,6 +156,7 @@ def send_in_parallel(port: int, parts: list[list[Dataset]]) -> None:
     assert problems == []
 
 
+@pytest.mark.slow
 def test_interleaved_repeated_and_late_images_while_the_server_is_down_are_counted_exactly(tmp_path: Path) -> None:
     one, two = new_series(105), new_series(105)
     late = one[100:] + two[100:]
@@ -215,6 +216,7 @@ def test_killed_gateway_forgets_nothing_it_acknowledged(url: str, tmp_path: Path
         wait_for_counts(process, url, {datasets[0].SeriesInstanceUID: 30})
 
 
+@pytest.mark.slow
 def test_too_much_pending_is_refused_out_of_resources_and_accepted_again(url: str, tmp_path: Path) -> None:
     images = new_series(4)
     with gateway(tmp_path, url, max_pending_instances=3, idle_timeout_s=1) as (process, port):

@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydicom.uid import generate_uid
 
-from bench.processes import Process, gateway, server
+from bench.rig.processes import Process, gateway, server
 from tests.e2e.test_main_job import association, new_series, send
 from tests.factories import encode, make_dataset
 
@@ -113,6 +113,7 @@ def test_a_gateway_that_is_full_says_so(tmp_path: Path) -> None:
         assert seen["gateway_associations_refused_total", "saturated"] == 1
 
 
+@pytest.mark.slow
 def test_a_refused_report_is_a_dead_letter_until_it_is_discarded(tmp_path: Path) -> None:
     with server(tmp_path, SERVER_MAX_BODY_BYTES="1024") as (_, url):
         with gateway(tmp_path, url, idle_timeout_s=0.3, metrics_port=0) as (process, port):

@@ -18,9 +18,9 @@ import yaml
 from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
-from bench.peers import free_port
-from bench.processes import ROOT, Process, gateway, running, server, without_settings
-from bench.senders import pure_scu, synthetic_series
+from bench.rig.peers import free_port
+from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
+from bench.rig.senders import pure_scu, synthetic_series
 
 DEPLOYED = ROOT / "deploy" / "prometheus"
 INTERVAL = "1s"

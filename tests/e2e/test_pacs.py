@@ -13,13 +13,13 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from bench.peers import Orthanc, dcmqrscp, free_port, orthanc, wait_for_port
-from bench.processes import Process, running
-from bench.senders import synthetic_series
+from bench.rig.peers import Orthanc, dcmqrscp, free_port, orthanc, wait_for_port
+from bench.rig.processes import Process, running
+from bench.rig.senders import synthetic_series
+from common.settings import GatewaySettings
+from gateway.cli.reach import dicom
+from gateway.pacs import Answer, Pacs, Question
 from models import Instance, SeriesKey
-from pacs import Answer, Pacs, Question
-from reach import dicom
-from settings import GatewaySettings
 
 COMPRESSED = (
     "SC_rgb_jpeg_dcmtk.dcm",

@@ -20,11 +20,11 @@ import pytest_asyncio
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
 
 from bench.demo import studies
-from bench.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
-from bench.processes import ROOT, gateway, server
+from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
+from bench.rig.processes import ROOT, gateway, server
+from common.version import version
 from tests.factories import STUDY, arriving, make_report, make_state
 from tests.serving import Serving, serving
-from version import version
 
 pytestmark = [pytest.mark.peer("chromium"), pytest.mark.asyncio(loop_scope="module")]
 TIMEOUT_S = 60
@@ -470,6 +470,7 @@ async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(b
     assert (images, latencies) == (30, [2, 3])
 
 
+@pytest.mark.slow
 async def test_the_table_loses_nothing_however_much_comes_at_once(browse: Browse, url: str) -> None:
     for n in range(60):
         store(url, f"{STUDY}.{n}")

@@ -13,8 +13,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
 from pynetdicom.association import Association
 
-from bench.processes import gateway, server
-from bench.senders import synthetic_series
+from bench.rig.processes import gateway, server
+from bench.rig.senders import synthetic_series
 
 IDLE_S, PAUSE_S = 1.0, 3.0
 IMAGES = 12

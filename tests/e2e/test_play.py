@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bench.play import SHOWS
-from bench.processes import ROOT, Process, running, without_settings
+from bench.rig.processes import ROOT, Process, running, without_settings
 from tests.terminals import on_a_terminal
 
 PLAY = [sys.executable, "-m", "bench.play", "--pause-s", "0.05"]
@@ -58,6 +58,7 @@ def live_page(play: Process) -> str:
     return play.wait_for(lambda line: str(found[1]) if (found := re.search(LIVE_PAGE, line)) else None)
 
 
+@pytest.mark.slow
 def test_play_shows_every_verdict_a_late_image_a_missing_one_and_a_conflict(tmp_path: Path) -> None:
     with running(Process("play", PLAY, ROOT, TMPDIR=str(tmp_path))) as play:
         url = live_page(play)
@@ -110,6 +111,7 @@ def test_play_that_is_told_to_end_while_it_starts_leaves_nothing(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_play_with_what_it_said_last(tmp_path: Path) -> None:
     with running(Process("play", PLAY, ROOT, TMPDIR=str(tmp_path))) as play:
         live_page(play)

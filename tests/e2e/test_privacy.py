@@ -15,9 +15,9 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from bench.otlp import sink
-from bench.processes import ROOT, Process, running, start_gateway, start_server, without_settings
-from bench.senders import associate_rq
+from bench.rig.otlp import sink
+from bench.rig.processes import ROOT, Process, running, start_gateway, start_server, without_settings
+from bench.rig.senders import associate_rq
 from tests.e2e.test_main_job import association, new_series, send
 from tests.integration.test_pacs import foreign_pacs, match
 
@@ -227,7 +227,7 @@ async def broken(*args, **kwargs):
 db.Database.get = broken
 """
 BROKEN_GATEWAY = """
-import client, commands
+import client; from gateway.cli import commands
 def broken(self, instance, now):
     raise ValueError(f"cannot count {instance.attributes}")
 client.SeriesCollector.observe = broken

@@ -15,20 +15,20 @@ from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from bench.peers import free_port
-from bench.processes import server
-from check import Finding
+from api.cli.check import check
+from bench.rig.peers import free_port
+from bench.rig.processes import server
+from common.settings import ServerSettings, load
+from common.version import version
+from console.findings import Finding
 from db import Database
-from engine import _migrations, revisions
-from keys import Keys
 from models import GatewayState
-from schema import dead_changes, webhooks
-from server_check import check
-from settings import ServerSettings, load
+from storage.engine import _migrations, revisions
+from storage.keys import Keys
+from storage.schema import dead_changes, webhooks
 from tests.e2e.test_admin import ours
 from tests.e2e.test_check import READY, said, some_server
 from tests.factories import make_report, make_state
-from version import version
 
 
 @pytest.fixture(autouse=True)

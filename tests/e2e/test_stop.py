@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bench.processes import server
+from bench.rig.processes import server
 
 HEAD = "{} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 HALVES = (

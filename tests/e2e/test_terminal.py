@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bench.processes import ROOT, gateway, server
-from shell_completion import MARK
+from bench.rig.processes import ROOT, gateway, server
+from console.shell_completion import MARK
 from tests.e2e.test_commands import NOWHERE, client_json
 from tests.e2e.test_main_job import new_series, send
 from tests.terminals import on_a_terminal, plain, screen
@@ -189,7 +189,7 @@ def test_tab_runs_no_program_of_another_project(tmp_path: Path, shell: str) -> N
 
 @pytest.mark.parametrize("program", ["client.py", "server.py"])
 def test_tab_knows_our_programs_by_their_mark(program: str) -> None:
-    assert f"# {MARK} (shell_completion.py)" in (ROOT / program).read_text().splitlines()
+    assert f"# {MARK} (console/shell_completion.py)" in (ROOT / program).read_text().splitlines()
 
 
 def executable(path: Path, text: str) -> None:

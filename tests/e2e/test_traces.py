@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from bench.otlp import sink
-from bench.processes import running, server, start_gateway, start_server
+from bench.rig.otlp import sink
+from bench.rig.processes import running, server, start_gateway, start_server
 from tests.e2e.test_main_job import new_series, send
 
 IMAGES = 5
@@ -20,6 +20,7 @@ def by_name(spans: list[Span]) -> dict[str, list[Span]]:
     return named
 
 
+@pytest.mark.slow
 def test_a_series_can_be_followed_from_its_images_to_its_row(tmp_path: Path) -> None:
     series = new_series(IMAGES)
     with sink() as collector:

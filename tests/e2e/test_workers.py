@@ -11,8 +11,8 @@ import httpx
 import psutil
 import pytest
 
-from bench.peers import free_port
-from bench.processes import ROOT, Process, gateway, server, without_settings
+from bench.rig.peers import free_port
+from bench.rig.processes import ROOT, Process, gateway, server, without_settings
 from tests.e2e.test_commands import client, client_json
 from tests.e2e.test_main_job import new_series, record, send, send_in_parallel
 from tests.e2e.test_metrics import scrape
@@ -56,8 +56,8 @@ def test_workers_that_cannot_listen_end_with_the_cure(tmp_path: Path) -> None:
 
 STARTING = """
 import os, sys, time
-from settings import GatewaySettings
-from workers import supervise
+from common.settings import GatewaySettings
+from gateway.cli.workers import supervise
 
 def work(settings, number):  # has no handler yet
     os.write(1, b"up\\n")

@@ -13,12 +13,12 @@ import time_machine
 from fastapi import FastAPI
 from sqlalchemy import select
 
-from access import COOKIE, FAILURES, FAILURES_FADE_S, Buckets
-from key_reader import SCOPES
-from keys import Keys
-from schema import api_keys
+from api.access import COOKIE, FAILURES, FAILURES_FADE_S, Buckets
+from common.settings import ServerSettings
 from server import MINIMAL_REPORT, create_app
-from settings import ServerSettings
+from storage.key_reader import SCOPES
+from storage.keys import Keys
+from storage.schema import api_keys
 from tests.factories import make_report
 
 ASK = Callable[..., Any]

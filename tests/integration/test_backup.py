@@ -19,8 +19,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bench.postgres import new_database
-from bench.processes import ROOT, server
+from bench.rig.postgres import new_database
+from bench.rig.processes import ROOT, server
 from db import Database
 from tests.factories import STUDY, make_report
 

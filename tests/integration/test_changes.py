@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.processes import Process, server
+from bench.rig.processes import Process, server
 from tests.factories import SERIES, STUDY, make_report
 
 

@@ -16,15 +16,15 @@ from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-import metrics
+from api.operations import operations
+from common import metrics
+from common.settings import ServerSettings
 from db import Database
-from engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
-from keys import Keys
 from models import MAX_VALUE, SeriesRecord, SeriesReport
-from move import move
-from operations import operations
-from schema import instances, metadata
-from settings import ServerSettings
+from storage.engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
+from storage.keys import Keys
+from storage.move import move
+from storage.schema import instances, metadata
 from tests.factories import SERIES, STUDY, make_report
 
 
@@ -271,7 +271,7 @@ async def test_a_postgresql_that_is_not_there_is_refused_without_showing_the_pas
 
 async def test_what_an_earlier_version_claimed_is_mended_in_the_file(database_url: str) -> None:
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "storage" / "migrations"))
 
     def downgrade(connection: Connection) -> None:
         config.attributes["connection"] = connection
@@ -792,7 +792,7 @@ async def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_
     async with Database.open(settings) as database:
         stored, _ = await database.store(report)
     config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "migrations"))
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "storage" / "migrations"))
 
     def downgrade(connection: Connection) -> None:
         config.attributes["connection"] = connection

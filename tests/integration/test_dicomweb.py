@@ -20,14 +20,14 @@ from pydicom.uid import CTImageStorage
 from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
 
+from api.dicomweb.request import MAX_LIMIT
+from api.dicomweb.routes import MEDIA_TYPE, add_routes
+from common.settings import ServerSettings
 from db import Database
-from dicom_query import MAX_LIMIT
-from dicomweb import MEDIA_TYPE, add_routes
-from matching import Like, Match, OneOf, Range
 from models import SeriesReport
-from search import Level, Search, page
-from settings import ServerSettings
-from union import SEARCHED_LENGTH
+from storage.matching import Like, Match, OneOf, Range
+from storage.merge import SEARCHED_LENGTH
+from storage.search import Level, Search, page
 
 OHIF = {"limit": "101", "offset": "0", "fuzzymatching": "false", "includefield": "00081030,00080060"}
 

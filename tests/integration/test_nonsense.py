@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.settings import ServerSettings
 from models import MAX_ATTRIBUTE, MAX_DESCRIPTION, MAX_VALUE, MAX_VALUES, MOST
 from server import GATEWAY_REPORT, create_app
-from settings import ServerSettings
 from tests.factories import make_state
 
 SERIES = GATEWAY_REPORT["SeriesInstanceUID"]
@@ -279,6 +279,7 @@ ADDRESSES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_generated_nonsense_fails_nothing_and_is_refused_by_name(

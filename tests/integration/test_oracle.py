@@ -30,7 +30,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from upper_layer import NEED_DATA, Acceptor, AssociateRequested, Limits, Violation
+from dicom.upper_layer import NEED_DATA, Acceptor, AssociateRequested, Limits, Violation
 
 SUPPORTED = [build_context(Verification, ALL_TRANSFER_SYNTAXES)]
 CT = build_context(CTImageStorage, [JPEG2000Lossless, ExplicitVRLittleEndian])

@@ -15,15 +15,15 @@ from sqlalchemy import Select, text
 from sqlalchemy.dialects import sqlite
 
 import db
-import stored
-from bench.processes import Process, server
+from api.follower import Follower
+from api.overview import LATEST, MOST_FOUND, Overview
+from bench.rig.processes import Process, server
+from common.settings import ServerSettings
 from db import Database
-from follow import Follower
-from keys import Keys
 from models import MAX_ARRIVING
-from overview import LATEST, MOST_FOUND, Overview
 from server import create_app
-from settings import ServerSettings
+from storage import latest
+from storage.keys import Keys
 from tests.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
 
 
@@ -232,11 +232,11 @@ async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str,
 @pytest.mark.parametrize(
     ("query", "index"),
     [
-        (stored.newest(50, before=7), {"changes_by_number", "sqlite_autoindex_series_1"}),
-        (stored.new_series(3, 9), {"changes_by_number"}),
-        (stored.open_conflicts(), {"open_conflicts"}),
+        (latest.newest(50, before=7), {"changes_by_number", "sqlite_autoindex_series_1"}),
+        (latest.new_series(3, 9), {"changes_by_number"}),
+        (latest.open_conflicts(), {"open_conflicts"}),
         (
-            stored.found("1.2", 200),
+            latest.found("1.2", 200),
             {
                 *("studies_by_name", "studies_by_patient", "studies_by_accession", "series_by_study"),
                 "sqlite_autoindex_series_1",

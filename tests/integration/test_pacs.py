@@ -41,11 +41,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
-import pacs as pacs_module
-from models import GatewayError, Instance, SeriesKey, SeriesReport, Uid
-from pacs import Answer, Found, Pacs, Question
-from scu import CLASSES_AT_ONCE, Line, PacsUnavailable, retrieved, status_of
-from settings import GatewaySettings, Peer
+from common.errors import GatewayError
+from common.settings import GatewaySettings, Peer
+from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, retrieved, status_of
+from gateway import pacs as pacs_module
+from gateway.pacs import Answer, Found, Pacs, Question
+from models import Instance, SeriesKey, SeriesReport, Uid
 from tests.factories import SERIES, STUDY, make_dataset
 
 KEY = SeriesKey(STUDY, SERIES, "P1")
@@ -289,7 +290,7 @@ async def test_a_pacs_whose_questions_never_end_is_left_alone_and_holds_up_nobod
         calls.append(1)
         stop.wait(20)
 
-    monkeypatch.setattr("pacs._find", hangs)
+    monkeypatch.setattr("gateway.pacs._find", hangs)
     async with asking(1, timeout_s=0.05) as (pacs, _):
         question = about()
         first, second = await pacs.ask(question), await pacs.ask(question)
@@ -307,7 +308,7 @@ async def test_a_question_that_waited_long_for_its_turn_has_its_own_time_and_a_l
         time.sleep(0.3)
         return Found(1)
 
-    monkeypatch.setattr("pacs._find", slow)
+    monkeypatch.setattr("gateway.pacs._find", slow)
     async with asking(1, timeout_s=0.2) as (pacs, _):  # a turn is waited for 0.8 s, and a question as long
         answers = await asyncio.gather(*(pacs.ask(about()) for _ in range(40)))
         problems = {answer.problem for answer in answers}
@@ -736,7 +737,7 @@ async def test_a_list_that_does_not_end_is_none() -> None:
         yield from images(ds, [f"1.2.{n}" for n in range(120)])
 
     with pytest.MonkeyPatch.context() as few:
-        few.setattr("scu.MAX_MATCHES", 100)
+        few.setattr("dicom.scu.MAX_MATCHES", 100)
         answer = await ask(find)
     assert (answer.count, answer.confirmed) == (None, False)
     assert str(answer.problem).startswith("not done after 101 matches")
@@ -887,13 +888,13 @@ def test_a_retrieve_that_goes_on_and_on_is_given_up() -> None:
 
 async def test_questions_to_one_pacs_are_spaced(monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[float] = []
-    monkeypatch.setattr("pacs.INTERVAL_S", 0.1)
+    monkeypatch.setattr("gateway.pacs.INTERVAL_S", 0.1)
 
     def find(line: Line, *, key: SeriesKey) -> Found:
         began.append(time.monotonic())
         return Found(3)
 
-    monkeypatch.setattr("pacs._find", find)
+    monkeypatch.setattr("gateway.pacs._find", find)
     async with asking(1) as (pacs, _):
         before = time.monotonic()
         await asyncio.gather(*(pacs.ask(about()) for _ in range(4)))
@@ -904,6 +905,6 @@ async def test_an_error_of_time_in_a_question_is_no_hang(monkeypatch: pytest.Mon
     def fails(line: Line, *, key: SeriesKey) -> Found:
         raise TimeoutError
 
-    monkeypatch.setattr("pacs._find", fails)
+    monkeypatch.setattr("gateway.pacs._find", fails)
     async with asking(1) as (pacs, _):
         assert [(await pacs.ask(about())).problem for _ in range(2)] == ["TimeoutError"] * 2

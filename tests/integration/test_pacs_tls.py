@@ -15,11 +15,11 @@ import trustme
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from pacs import Answer, probe
-from reach import dicom
+from common.settings import GatewaySettings
+from dicom.scu import Line, PacsUnavailable
+from gateway.cli.reach import dicom
+from gateway.pacs import Answer, probe
 from scp import BadCertificate
-from scu import Line, PacsUnavailable
-from settings import GatewaySettings
 from tests.integration.test_pacs import UIDS, about, asking, counts, foreign_pacs, held, serving
 
 

@@ -25,7 +25,8 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 import models
-from bench.senders import pure_scu
+from bench.rig.senders import pure_scu
+from common.settings import GatewaySettings
 from models import Instance
 from scp import (
     CANNOT_UNDERSTAND,
@@ -39,7 +40,6 @@ from scp import (
     enqueue,
     serve_scp,
 )
-from settings import GatewaySettings
 from tests.factories import SERIES, STUDY, make_dataset
 
 PRIVATE_SOP_CLASS = "1.2.826.0.1.3680043.10.99.1"

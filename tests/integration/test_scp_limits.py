@@ -22,9 +22,9 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from structlog.testing import capture_logs
 
-from bench.senders import associate_rq, pure_scu
+from bench.rig.senders import associate_rq, pure_scu
+from common.settings import GatewaySettings, SettingsError, load
 from scp import BadCertificate, serve_scp
-from settings import GatewaySettings, SettingsError, load
 from tests.factories import encode, make_dataset
 from tests.integration.test_scp import Kept, unsaturated
 from tests.unit.test_upper_layer import ECHO, SOP_INSTANCE, store

@@ -10,12 +10,12 @@ import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
-from engine import Engine, _sqlite
-from keys import Keys
+from common.settings import ServerSettings
+from common.version import version
 from server import GATEWAY_REPORT, MINIMAL_REPORT, create_app
-from settings import ServerSettings
+from storage.engine import Engine, _sqlite
+from storage.keys import Keys
 from tests.factories import make_report
-from version import version
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from api.follower import Follower
+from api.operations import operations
+from api.webhooks import GIVE_UP_S, Webhooks, new_secret, signed
+from common.outgoing import http_client
 from db import Database
-from follow import Follower
-from operations import operations
-from outgoing import http_client
-from schema import webhooks
+from storage.schema import webhooks
 from tests.factories import STUDY, make_report
-from webhooks import GIVE_UP_S, Webhooks, new_secret, signed
 
 
 class Receiver:

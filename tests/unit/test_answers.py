@@ -15,15 +15,15 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from calls import MAX_ANSWER_BYTES, NoAnswer, ask, server_client, stored_instances
-from dispatcher import SeriesDispatcher, SeriesRejected, ServerUnavailable
-from heartbeat import _tell
+from api.webhooks import Webhooks, new_secret
+from common.outgoing import http_client
+from common.settings import GatewaySettings, load
+from gateway.dispatcher import SeriesDispatcher, SeriesRejected, ServerUnavailable
+from gateway.heartbeat import _tell
+from gateway.server_client import MAX_ANSWER_BYTES, NoAnswer, ask, server_client, stored_instances
 from models import Change, GatewayState, SeriesRecord
-from outgoing import http_client
-from settings import GatewaySettings, load
 from tests.factories import make_instance, make_report, make_state, memory_journal
 from tests.unit.test_dispatcher import stored
-from webhooks import Webhooks, new_secret
 
 REPORT = make_report("1").model_dump_json()
 STATE = GatewayState.model_validate(make_state("gateway"))

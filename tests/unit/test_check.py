@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-import disk
-from at_rest import read_only
-from check import Check, Finding, failed, find, of_error, ok, show, table
-from models import GatewayError
+from common.at_rest import read_only
+from common.errors import GatewayError
+from console import machine
+from console.findings import Check, Finding, failed, find, of_error, ok, show, table
 
 ROOT = Path(__file__).parents[2]
 MOUNTS = """\
@@ -53,7 +53,7 @@ async def test_a_check_that_breaks_or_hangs_is_a_failed_line_without_the_errors_
     checks: dict[str, Check] = {"breaks": breaks, "hangs": hangs, "fine": lambda: [ok("fine", "")]}
     broke, hung, fine = await find(checks, 0.05)
     assert (broke.state, hung.state, fine.state) == ("failed", "failed", "ok")
-    assert "ZeroDivisionError at test_check.py" in broke.detail
+    assert "ZeroDivisionError at tests/unit/test_check.py" in broke.detail
     assert "Doe" not in broke.detail
     assert hung.detail == "no result within 0.05 s"
 
@@ -76,26 +76,26 @@ def test_the_last_sentence_of_an_error_is_its_cure() -> None:
     ],
 )
 def test_the_innermost_and_last_mount_says_the_kind_of_file_system(path: str, kind: str) -> None:
-    assert disk.filesystem(Path(path), MOUNTS) == kind
+    assert machine.filesystem(Path(path), MOUNTS) == kind
 
 
 @pytest.mark.parametrize(("kind", "words"), [("overlay", "container"), ("nfs4", "cannot trust"), ("tmpfs", "reboot")])
 def test_a_file_system_that_forgets_or_lies_is_a_warning(kind: str, words: str) -> None:
-    finding = disk.judged("x", "GATEWAY_JOURNAL_PATH", kind)
+    finding = machine.judged("x", "GATEWAY_JOURNAL_PATH", kind)
     assert (finding.state, words in finding.detail) == ("warning", True)
     assert finding.cure == "Name a file on a local disk (in a container: on a volume): change GATEWAY_JOURNAL_PATH."
-    assert disk.judged("x", "GATEWAY_JOURNAL_PATH", "ext4").state == "ok"
+    assert machine.judged("x", "GATEWAY_JOURNAL_PATH", "ext4").state == "ok"
 
 
 def test_a_slow_fsync_says_what_that_means() -> None:
-    slow = disk.speed("x", Path("/data"), 0.05)
+    slow = machine.speed("x", Path("/data"), 0.05)
     assert (slow.state, "at most 20 images or reports a second" in slow.detail) == ("warning", True)
     assert "faster disk" in slow.cure
-    assert disk.speed("x", Path("/data"), 0.002).state == "ok"
+    assert machine.speed("x", Path("/data"), 0.002).state == "ok"
 
 
 def test_the_file_that_measures_is_removed(tmp_path: Path) -> None:
-    assert disk.fsync_s(tmp_path, 3) > 0
+    assert machine.fsync_s(tmp_path, 3) > 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -142,9 +142,9 @@ def error_of(code: int) -> sqlite3.Error:
     ],
 )
 def test_only_a_corrupt_file_wants_its_backup(code: int, state: str, words: str) -> None:
-    finding = disk.unread("x", Path("/data/x.db"), error_of(code), "Restore a backup.")
+    finding = machine.unread("x", Path("/data/x.db"), error_of(code), "Restore a backup.")
     assert (finding.state, words in finding.detail) == (state, True)
-    cure = "Restore a backup." if "sound database" in words else disk.AS_ITS_USER
+    cure = "Restore a backup." if "sound database" in words else machine.AS_ITS_USER
     assert finding.cure == (cure if state == "failed" else "")
 
 
@@ -159,7 +159,7 @@ def database(path: Path, rows: int = 1) -> Path:
 
 def test_looking_at_a_file_at_rest_leaves_nothing_beside_it(tmp_path: Path) -> None:
     path = database(tmp_path / "x.db")
-    assert disk.soundness("x", path, "") == ok("x", f"{path} is sound")
+    assert machine.soundness("x", path, "") == ok("x", f"{path} is sound")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -174,7 +174,7 @@ def test_what_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
 
 def test_a_large_file_is_read_in_part(tmp_path: Path) -> None:
     path = database(tmp_path / "x.db", rows=50_000)
-    finding = disk.soundness("x", path, "", patience_s=0.0)
+    finding = machine.soundness("x", path, "", patience_s=0.0)
     assert (finding.state, "read in part" in finding.detail) == ("ok", True)
 
 
@@ -183,7 +183,7 @@ def test_an_unsound_file_is_named_with_the_last_that_is_said_of_it(tmp_path: Pat
     content = bytearray(path.read_bytes())
     content[3 * 4096 : 4 * 4096] = bytes(4096)
     path.write_bytes(content)
-    finding = disk.soundness("x", path, "Restore a backup.")
+    finding = machine.soundness("x", path, "Restore a backup.")
     assert "is not a sound database" in finding.detail
     assert "***" not in finding.detail
     assert finding.cure == "Restore a backup."
@@ -192,13 +192,13 @@ def test_an_unsound_file_is_named_with_the_last_that_is_said_of_it(tmp_path: Pat
 ANOTHER_USER = """
 import os, sys
 from pathlib import Path
-import disk
+from console import machine
 if os.geteuid() == 0:
     os.setegid(65534)
     os.seteuid(65534)
 path = Path(sys.argv[1])
-assert disk.hidden(path)
-print(disk.folder("x", "GATEWAY_JOURNAL_PATH", path, 0), disk.readable_by_others("x", [path]))
+assert machine.hidden(path)
+print(machine.folder("x", "GATEWAY_JOURNAL_PATH", path, 0), machine.readable_by_others("x", [path]))
 """
 
 
@@ -210,7 +210,7 @@ def test_a_file_in_another_users_folder_is_said_to_be_that(tmp_path: Path) -> No
     command = [sys.executable, "-c", ANOTHER_USER, str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     folder.chmod(0o700)
-    expected = [failed("x", f"{path} cannot be read: Permission denied", disk.AS_ITS_USER)]
+    expected = [failed("x", f"{path} cannot be read: Permission denied", machine.AS_ITS_USER)]
     assert done.stdout == f"{expected} []\n", done.stderr
 
 
@@ -218,4 +218,4 @@ def test_a_file_in_another_users_folder_is_said_to_be_that(tmp_path: Path) -> No
     ("size", "text"), [(0, "0 B"), (1023, "1023 B"), (2**20, "1 MiB"), (70 * 2**30, "70 GiB"), (3 * 2**40, "3.0 TiB")]
 )
 def test_bytes_for_people(size: int, text: str) -> None:
-    assert disk.in_units(size) == text
+    assert machine.in_units(size) == text

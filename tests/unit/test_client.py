@@ -15,13 +15,13 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
-from calls import Bearer, CannotCall, server_client, stored_instances
 from client import run
-from commands import command_line
-from dispatcher import SeriesDispatcher
+from common.settings import GatewaySettings, load
+from gateway.cli.commands import command_line
+from gateway.cli.process import run_main
+from gateway.dispatcher import SeriesDispatcher
+from gateway.server_client import Bearer, CannotCall, server_client, stored_instances
 from models import SeriesReport
-from process import run_main
-from settings import GatewaySettings, load
 from tests.factories import make_instance, make_report, memory_journal
 from tests.unit.test_dispatcher import stored
 

@@ -12,14 +12,14 @@ import pytest
 from structlog.testing import capture_logs
 
 from client import CLOSED, collect, restore
-from collector import SeriesCollector
-from dispatcher import SeriesDispatcher
-from idle import Adaptive, Fixed, Phase, Source
-from journal import Journal, JournalUnavailable, Waiting
+from common.settings import GatewaySettings, load
+from gateway.collector import SeriesCollector
+from gateway.dispatcher import SeriesDispatcher
+from gateway.idle import Adaptive, Fixed, Phase, Source
+from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.pacs import Question
 from models import Instance
-from pacs import Question
 from scp import OUT_OF_RESOURCES, SUCCESS, HandleStore, enqueue
-from settings import GatewaySettings, load
 from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from collector import DUE_AT_ONCE, MARKS, SeriesCollector
-from header import INSTANCE_KEYWORDS, WANTED, read_instance
-from idle import Adaptive, Fixed
+from dicom.header import INSTANCE_KEYWORDS, WANTED, read_instance
+from gateway.collector import DUE_AT_ONCE, MARKS, SeriesCollector
+from gateway.idle import Adaptive, Fixed
+from gateway.pacs import Answer
 from models import Association, Instance, SeriesReport
-from pacs import Answer
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 
 IDLE_S = 2.0

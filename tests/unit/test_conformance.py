@@ -15,17 +15,14 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-import collector
-import header
-import pacs
 import scp
-import scu
-import upper_layer
-from bench.senders import associate_rq
-from dicom_query import MAX_LIMIT, UNSUPPORTED
-from search import KEYS, Level
-from settings import GatewaySettings, variable
-from upper_layer import Acceptor, AssociateRequested, Limits
+from api.dicomweb.request import MAX_LIMIT, UNSUPPORTED
+from bench.rig.senders import associate_rq
+from common.settings import GatewaySettings, variable
+from dicom import header, scu, upper_layer
+from dicom.upper_layer import Acceptor, AssociateRequested, Limits
+from gateway import collector, pacs
+from storage.search import KEYS, Level
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "conformance.md").read_text()

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pydicom.datadict import dictionary_VR, keyword_for_tag
 from pydicom.dataset import Dataset
 
-from dicom_json import IF_KNOWN, OPTIONAL, REQUIRED, Totals, add_up, data_set
-from dicom_query import MAX_LIMIT, BadQuery, Query, parse
-from matching import Like, OneOf, Range, _after
-from search import KEYS, Level
-from union import INSTANCE_COLUMNS
+from api.dicomweb.answer import IF_KNOWN, OPTIONAL, REQUIRED, Totals, add_up, data_set
+from api.dicomweb.request import MAX_LIMIT, BadQuery, Query, parse
+from storage.matching import Like, OneOf, Range, _after
+from storage.merge import INSTANCE_COLUMNS
+from storage.search import KEYS, Level
 
 
 def query(text: str, level: Level = Level.INSTANCE, path: Mapping[str, str] = {}) -> Query:

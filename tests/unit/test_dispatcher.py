@@ -15,8 +15,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-import metrics
-from dispatcher import (
+from common import metrics
+from gateway.dispatcher import (
     RETRY_AFTER_MAX_S,
     SeriesDispatcher,
     backoff_s,
@@ -25,7 +25,7 @@ from dispatcher import (
     retry_after_s,
     row_latency_s,
 )
-from journal import Journal, JournalUnavailable, Waiting
+from gateway.journal import Journal, JournalUnavailable, Waiting
 from models import SeriesKey, SeriesRecord, SeriesReport
 from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
 
@@ -425,7 +425,7 @@ async def test_a_report_that_cannot_be_posted_costs_no_other_and_is_set_aside_in
     assert [entry["attempt"] for entry in failed] == [1, 2, 3] * 2
     assert {entry["log_level"] for entry in failed} == {"error"}
     for text in {entry["reason"] for entry in failed} | {answer for (answer,) in answers}:
-        assert text.startswith("UnicodeEncodeError at dispatcher.py:")
+        assert text.startswith("UnicodeEncodeError at gateway/dispatcher.py:")
     assert "Marked" not in str(logs)
     rejected = [entry["dead_letter"] for entry in logs if entry["event"] == "report.rejected"]
     assert rejected == [1, 2]

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from key_reader import SCOPES
+from bench.rig.processes import ROOMS
+from storage.key_reader import SCOPES
+from tests.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 DECISIONS = re.split(r"^### ", (ROOT / "docs" / "decisions.md").read_text(), flags=re.MULTILINE)[1:]
@@ -28,7 +30,7 @@ def rows(mark: str) -> dict[str, list[str]]:
 
 
 def calls() -> Iterator[ast.Call]:
-    for path in ROOT.glob("*.py"):
+    for path in SOURCES:
         yield from (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
 
 
@@ -60,7 +62,7 @@ def noted() -> dict[str, set[str]]:
     for call in calls():
         if isinstance(call.func, ast.Attribute) and call.func.attr == "_note":
             found.setdefault(text(call.args[1]), set()).update(keyword.arg or MANY for keyword in call.keywords)
-    for name in ("union.py", "db.py"):
+    for name in ("storage/merge.py", "db.py"):
         for event in re.findall(r'"Event": "([a-z._]+)"', (ROOT / name).read_text()):
             found.setdefault(event, set())
     return found
@@ -87,10 +89,11 @@ def test_a_decision_is_at_most_15_lines_and_says_what_it_costs(entry: str) -> No
     assert "Cost:" in entry
 
 
-def test_readme_names_every_file_once_and_says_what_it_is() -> None:
+def test_readme_names_every_door_and_every_room_once_and_says_what_it_is() -> None:
     _, _, section = (ROOT / "README.md").read_text().partition("\n## Read it\n")
-    named = re.findall(r"^\| \[(\w+\.py)\]\(\1\) \| \S.* \|$", section, re.MULTILINE)
-    assert sorted(named) == sorted(path.name for path in ROOT.glob("*.py"))
+    rows = re.findall(r"^\| (?:\[(\w+\.py)\]\(\1\))? ?\| (?:\[(\w+)/\]\(\2/__init__.py\))? ?\| \S.* \|$", section, re.M)
+    assert sorted(door for door, _ in rows if door) == sorted(path.name for path in ROOT.glob("*.py"))
+    assert sorted(room for _, room in rows if room) == sorted(ROOMS)
 
 
 def test_every_event_of_a_timeline_is_documented_and_no_other() -> None:

@@ -9,7 +9,7 @@ from dotenv.parser import parse_stream
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dotenv_file import DotenvUnusable, merged, read, values, write
+from console.dotenv_file import DotenvUnusable, merged, read, values, write
 
 NAMES = ["GATEWAY_SCP_PORT", "GATEWAY_API_KEY", "GATEWAY_PACS"]
 name = st.sampled_from([*NAMES, "gateway_pacs", "OTHER", "COMPOSE_PROFILES", "_x"])

@@ -22,7 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from header import (
+from dicom.header import (
     INSTANCE_KEYWORDS,
     INSTANCE_LEVEL,
     MAX_HEADER_BYTES,
@@ -35,7 +35,7 @@ from header import (
     instance_values,
     read_instance,
 )
-from idle import Fixed
+from gateway.idle import Fixed
 from models import Instance
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset
 
@@ -121,7 +121,7 @@ def test_pydicoms_reader_gets_a_bounded_part_and_its_errors_do_not_escape(monkey
     with pytest.raises(HeaderError):
         read(nested, ImplicitVRLittleEndian)
     seen = []
-    monkeypatch.setattr("header.read_dataset", lambda file, *_, **__: seen.append(len(file.getvalue())))
+    monkeypatch.setattr("dicom.header.read_dataset", lambda file, *_, **__: seen.append(len(file.getvalue())))
     with pytest.raises(HeaderError):
         read(bytes(2**20))
     assert seen == [PYDICOM_BYTES]

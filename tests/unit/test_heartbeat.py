@@ -8,15 +8,15 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-import metrics
-from dispatcher import SeriesDispatcher
-from heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
-from idle import Fixed
-from journal import Journal
+from common import metrics
+from common.settings import GatewaySettings
+from common.version import version
+from gateway.dispatcher import SeriesDispatcher
+from gateway.heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
+from gateway.idle import Fixed
+from gateway.journal import Journal
 from models import MAX_DEAD, MAX_SLOTS, SLOT_S, GatewayState
-from settings import GatewaySettings
 from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
-from version import version
 
 pytestmark = pytest.mark.virtual_time
 SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")

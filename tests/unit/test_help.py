@@ -11,9 +11,9 @@ import pytest
 from click.shell_completion import ZshComplete
 from click.testing import CliRunner
 
-import admin
-import commands
-from settings import GatewaySettings, ServerSettings, variable
+from api.cli.commands import command_line as server_command_line
+from common.settings import GatewaySettings, ServerSettings, variable
+from gateway.cli import commands
 
 COLUMNS = {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
 
@@ -22,7 +22,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, **_: Any) -> int:
     return 0
 
 
-CLIENT, SERVER = commands.command_line(run), admin.command_line()
+CLIENT, SERVER = commands.command_line(run), server_command_line()
 
 
 def answered(group: click.Group, *arguments: str, exit_code: int = 0) -> str:

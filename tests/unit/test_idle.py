@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector import SeriesCollector
-from idle import (
+from gateway.collector import SeriesCollector
+from gateway.idle import (
     COUNTS_AFTER,
     ENOUGH,
     FADED,

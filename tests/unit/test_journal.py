@@ -16,10 +16,10 @@ import pytest
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from structlog.testing import capture_logs
 
-import journal as journal_module
-from idle import Fixed
-from journal import Bounds, Journal, JournalUnavailable
-from journal_reader import JournalUnusable, read
+from gateway import journal as journal_module
+from gateway.idle import Fixed
+from gateway.journal import Bounds, Journal, JournalUnavailable
+from gateway.journal_reader import JournalUnusable, read
 from models import Instance, SeriesKey, SeriesReport
 from tests.factories import UNBOUNDED, collector_of, make_instance, make_report
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from control import NotRunning, request, serve_control
-from journal import BESIDE, Journal, _set_aside
-from journal_reader import JournalUnusable, read
+from common.control import NotRunning, request, serve_control
+from gateway.journal import BESIDE, Journal, _set_aside
+from gateway.journal_reader import JournalUnusable, read
 from tests.factories import UNBOUNDED, make_instance, make_report
 
 

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from collector import SeriesCollector
-from idle import Fixed
-from journal import KEY, Journal
-from journal_reader import read
+from gateway.collector import SeriesCollector
+from gateway.idle import Fixed
+from gateway.journal import KEY, Journal
+from gateway.journal_reader import read
 from models import SeriesKey
 from tests.factories import SERIES, UNBOUNDED, collector_of, make_instance, make_report
 
@@ -171,7 +171,7 @@ async def test_a_series_whose_attributes_cannot_be_read_keeps_its_identity_and_i
             assert journal.open_instances == 2  # the others'
     (entry,) = [entry for entry in logs if entry["event"] == "journal.unreadable"]
     assert (entry["table"], entry["row"]) == (table, 1)
-    assert "TypeError at journal_rows.py:" in entry["reason"]
+    assert "TypeError at gateway/journal_rows.py:" in entry["reason"]
 
 
 async def test_a_time_that_is_none_is_that_of_the_start(filled: Path) -> None:

@@ -14,9 +14,9 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from control import serve_control
+from common.control import serve_control
+from common.settings import GatewaySettings, ServerSettings, Settings, SettingsError, load, variable
 from server import app
-from settings import GatewaySettings, ServerSettings, Settings, SettingsError, load, variable
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"

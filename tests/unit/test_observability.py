@@ -12,9 +12,9 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
-import metrics
-from key_reader import SCOPES
+from common import metrics
 from server import app
+from storage.key_reader import SCOPES
 
 ROOT = Path(__file__).parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"

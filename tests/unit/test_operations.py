@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from admin import command_line as of_server
-from settings import GatewaySettings, ServerSettings, variable
+from api.cli.commands import command_line as of_server
+from common.settings import GatewaySettings, ServerSettings, variable
+from tests.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 GUIDE = (DOCS / "operations.md").read_text()
 PAGES = ["operations.md", "metrics.md", "conformance.md", "comparison.md"]
 SETTINGS = {variable(cls, name) for cls in (GatewaySettings, ServerSettings) for name in cls.model_fields}
-SOURCE = "\n".join(path.read_text() for path in ROOT.glob("*.py"))
+SOURCE = "\n".join(path.read_text() for path in SOURCES)
 
 
 def links(page: str) -> Iterator[str]:

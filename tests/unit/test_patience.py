@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Scope
 
-from patience import SILENCE_S, STOP_S, WHOLE_S, Patience, WholeBodies
+from api.patience import SILENCE_S, STOP_S, WHOLE_S, Patience, WholeBodies
 
 pytestmark = pytest.mark.virtual_time
 LATER = 10.0  # when the server is told to stop

@@ -8,8 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kinds import http_url
-from settings import GatewaySettings, Peer, ServerSettings, Settings, SettingsError, load, variable, without_password
+from common.kinds import http_url
+from common.settings import (
+    GatewaySettings,
+    Peer,
+    ServerSettings,
+    Settings,
+    SettingsError,
+    load,
+    variable,
+    without_password,
+)
 
 KEY = "k3y-n0b0dy-may-see"
 

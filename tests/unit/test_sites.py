@@ -13,7 +13,7 @@ import pytest
 from bench import completion, sites
 from bench.simulation import AHEAD_S, Candidate, Outcome, Run, SimulatedPacs, judge, new_images, total, verdicts_of
 from bench.traces import Event, Sender, read_trace, write_trace
-from idle import Fixed, IdlePolicy, Phase, Source
+from gateway.idle import Fixed, IdlePolicy, Phase, Source
 
 SEEDS = range(300, 304)  # neither those that constants are chosen on nor those that are published
 KINDS = {kind.name: kind for kind in (*sites.KINDS, *sites.ASKED)}

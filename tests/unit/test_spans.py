@@ -14,14 +14,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
-import spans as spans_module
 from client import CLOSED, collect
-from dispatcher import SeriesDispatcher
-from idle import Fixed
-from journal import JournalUnavailable, Waiting
+from common import tracing as spans_module
+from common.tracing import CannotTrace, Spans, named, open_spans
+from gateway.dispatcher import SeriesDispatcher
+from gateway.idle import Fixed
+from gateway.journal import JournalUnavailable, Waiting
 from models import Association
 from scp import Arrival
-from spans import CannotTrace, Spans, named, open_spans
 from tests.factories import RECEIVED_AT, collector_of, make_instance, make_report, memory_journal
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-import journal
-import start
-from key_reader import ALL
+from bench.rig.processes import ROOMS
+from common import start
+from gateway import journal
+from storage.key_reader import ALL
 from tests.factories import UNBOUNDED
+from tests.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {
@@ -80,8 +82,9 @@ def keys(tmp_path: Path) -> str:
 @pytest.mark.parametrize("made", [True, False], ids=["environment", "none"])
 @pytest.mark.parametrize("program", ["client.py", "server.py"])
 def test_without_its_packages_a_program_says_what_to_type(tmp_path: Path, program: str, made: bool) -> None:
-    for name in (program, "start.py"):
-        shutil.copy(ROOT / name, tmp_path)
+    shutil.copy(ROOT / program, tmp_path)
+    (tmp_path / "common").mkdir()
+    shutil.copy(ROOT / "common" / "start.py", tmp_path / "common")
     if made:
         (tmp_path / ".venv" / "bin").mkdir(parents=True)
         (tmp_path / ".venv" / "bin" / "python").touch()
@@ -97,13 +100,13 @@ def test_without_its_packages_a_program_says_what_to_type(tmp_path: Path, progra
 
 def test_whatever_is_imported_of_others_is_asked_for_at_the_start() -> None:
     imported = set()
-    for path in ROOT.glob("*.py"):
+    for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(str(node.module).partition(".")[0])
-    others = imported - sys.stdlib_module_names - {path.stem for path in ROOT.glob("*.py")}
+    others = imported - sys.stdlib_module_names - {path.stem for path in ROOT.glob("*.py")} - set(ROOMS)
     brought = {"starlette", "idna"}  # by FastAPI, by httpx
     assert others - brought | {"aiosqlite", "uvicorn"} == set(start.NEEDED)
 

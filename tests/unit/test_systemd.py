@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from common.settings import GatewaySettings, ServerSettings, Settings, load, variable
 from server import app
-from settings import GatewaySettings, ServerSettings, Settings, load, variable
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "systemd"

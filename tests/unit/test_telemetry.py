@@ -18,9 +18,9 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-import telemetry
-from settings import GatewaySettings
-from telemetry import CannotServeMetrics, places, serve_metrics
+from common import logs
+from common.logs import CannotServeMetrics, places, serve_metrics
+from common.settings import GatewaySettings
 
 ROOT = Path(__file__).parents[2]
 MARKED = "Marked^Name"
@@ -29,7 +29,11 @@ MARKED = "Marked^Name"
 def lines_of(code: str, *, exit_code: int = 0) -> list[dict[str, Any]]:
     """What a process writes that logs with ours and runs `code`, parsed."""
     done = subprocess.run(
-        [sys.executable, "-c", f"import telemetry\ntelemetry.configure_logging(worker=3)\nMARKED = {MARKED!r}\n{code}"],
+        [
+            sys.executable,
+            "-c",
+            f"from common import logs\nlogs.configure_logging(worker=3)\nMARKED = {MARKED!r}\n{code}",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -70,7 +74,7 @@ def test_uvicorn_keeps_no_handler_of_its_own() -> None:
     code = """
 import logging, uvicorn
 uvicorn.Config("x:y")  # this gives its loggers handlers
-telemetry.configure_logging()
+logs.configure_logging()
 logging.getLogger("uvicorn.error").info("Started server process [%d]", 7)
 logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "::1", "GET", f"/series?q={MARKED}", "1.1", 200)
 """
@@ -157,8 +161,8 @@ asyncio.Runner(loop_factory={loop}.new_event_loop).run(main())
 
 def test_on_a_terminal_an_exception_has_no_text_either() -> None:
     code = f"""
-import structlog, telemetry
-telemetry.configure_logging()
+import structlog; from common import logs
+logs.configure_logging()
 try: raise ValueError({MARKED!r})
 except ValueError: structlog.get_logger().exception("server.failed")
 raise KeyError({MARKED!r})
@@ -170,7 +174,7 @@ raise KeyError({MARKED!r})
 
 
 def test_a_log_line_on_a_terminal_does_not_move_its_cursor() -> None:
-    code = "import telemetry\ntelemetry.configure_logging()\ntelemetry.log.info('x.seen', ae_title='CT\\x1b[2J\\x9b1')"
+    code = "from common import logs\nlogs.configure_logging()\nlogs.log.info('x.seen', ae_title='CT\\x1b[2J\\x9b1')"
     shown = on_a_terminal(code)
     assert "CT\ufffd[2J\ufffd1" in shown
 
@@ -200,7 +204,7 @@ async def served() -> AsyncIterator[int]:
 async def test_silent_peers_of_the_metrics_port_cost_little_and_bar_nobody_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(telemetry, "SCRAPE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(logs, "SCRAPE_TIMEOUT_S", 0.2)
     async with served() as port:
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
         for reader, writer in silent:
@@ -244,5 +248,5 @@ def test_a_line_that_cannot_be_written_is_lost_and_stops_nothing(
             raise error
 
     monkeypatch.setattr("sys.stderr", Full())
-    assert telemetry.STDERR.write("a line\n") == len("a line\n")
-    telemetry.STDERR.flush()
+    assert logs.STDERR.write("a line\n") == len("a line\n")
+    logs.STDERR.flush()

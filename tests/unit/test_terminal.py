@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from gateway.cli.terminal import Rate, Verdict, Verdicts, render, shortened
 from models import ArrivingSeries, GatewayState
-from terminal import Rate, Verdict, Verdicts, render, shortened
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 UID = "1.2.826.0.1.3680043.8.498.12345678901234567890123456789012345"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
+from gateway.recorder import Recorder
 from models import Association
-from traces import Recorder
 
 
 def test_a_disk_that_is_full_ends_the_recording_once_and_nothing_else() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import union
 from models import MAX_DESCRIPTION, SeriesReport
-from schema import series
+from storage import merge
+from storage.schema import series
 from tests.factories import RECEIVED_AT, SERIES, make_report
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,12 +39,12 @@ Rows = list[tuple[SeriesReport, dict[str, Any], dict[str, Any]]]
 
 def taken(reports: list[SeriesReport]) -> Rows:
     """Each report with the row before and after it."""
-    row = dict.fromkeys(series.c.keys()) | union.new_row(make_report(), NOW)
+    row = dict.fromkeys(series.c.keys()) | merge.new_row(make_report(), NOW)
     known: set[str] = set()
     rows = []
     for report in reports:
         known |= set(report.SOPInstanceUIDs or ())
-        after = row | union.changes(report, row, union.count(report, row, len(known)), NOW)
+        after = row | merge.changes(report, row, merge.count(report, row, len(known)), NOW)
         rows.append((report, row, after))
         row = after
     return rows
@@ -84,7 +84,7 @@ def test_a_part_says_none_if_it_added_and_nothing_if_not(some: list[SeriesReport
             added = after["NumInstances"] > before["NumInstances"]
             gave_way = before["Verdict"] == "verified" and before["ExpectedInstances"] != after["ExpectedInstances"]
             assert after["Verdict"] == (None if added else "idle" if gave_way else before["Verdict"])
-            assert added or gave_way or all(after[column] == before[column] for column in union.SETTLED)
+            assert added or gave_way or all(after[column] == before[column] for column in merge.SETTLED)
 
 
 @settings(max_examples=300)
@@ -92,7 +92,7 @@ def test_a_part_says_none_if_it_added_and_nothing_if_not(some: list[SeriesReport
 def test_a_repeat_changes_nothing_and_counts_nothing(some: list[SeriesReport]) -> None:
     for report, _, after in taken(some):
         instances = int(after["NumInstances"])
-        assert union.changes(report, after, union.count(report, after, instances), NOW) == {}
+        assert merge.changes(report, after, merge.count(report, after, instances), NOW) == {}
 
 
 @settings(max_examples=300)
@@ -101,7 +101,7 @@ def test_no_verdict_is_contradicted_more_often_than_it_was_said(some: list[Serie
     said: Counter[tuple[str, ...]] = Counter()
     late: Counter[tuple[str, ...]] = Counter()
     for report, before, after in taken(some):
-        for of, column in union.completions(report, before, after) if after is not before else ():
+        for of, column in merge.completions(report, before, after) if after is not before else ():
             key = (of["Verdict"], of["Source"] or "")
             (said if column == "Series" else late)[key] += 1
             assert column != "False" or of["Verdict"] != "capped"

@@ -11,8 +11,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_context
 from pynetdicom.pdu import A_ASSOCIATE_AC
 
-from bench.senders import associate_rq
-from upper_layer import (
+from bench.rig.senders import associate_rq
+from dicom.upper_layer import (
     INVALID_PDU_PARAMETER,
     MAXIMUM_LENGTH,
     NEED_DATA,

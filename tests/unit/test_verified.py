@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from collector import ASK_AFTER_S, FETCHES, GREW_S, PARTS_S, RECEIVING_S, SHOWN_AFTER, TRUSTED_AFTER, SeriesCollector
-from idle import FLOOR_S, PRIORS, Adaptive, Fixed, Phase
+from gateway.collector import (
+    ASK_AFTER_S,
+    FETCHES,
+    GREW_S,
+    PARTS_S,
+    RECEIVING_S,
+    SHOWN_AFTER,
+    TRUSTED_AFTER,
+    SeriesCollector,
+)
+from gateway.idle import FLOOR_S, PRIORS, Adaptive, Fixed, Phase
+from gateway.pacs import Answer, Question
 from models import Association, Instance, SeriesReport
-from pacs import Answer, Question
 from tests.factories import SERIES, collector_of, make_instance
 
 ANSWER_S = 0.05

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from outgoing import http_client
-from version import compared, said_in, version
+from common.outgoing import http_client
+from common.version import compared, said_in, version
 
 ROOT = Path(__file__).parents[2]
 CHANGELOG = (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,290 @@
+"""Who may ask the server for what: keys, limits, the audit log. Stands before everything else, the body included."""
+
+import os
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common import metrics
+from common.errors import GatewayError
+from common.settings import ServerSettings
+from storage.engine import DatabaseUnavailable
+from storage.keys import Key, Keys
+
+OPEN = ("/health/live", "/health/ready")  # for load balancers; they tell nothing else
+HEARTBEAT = ("PUT", "/gateways/{GatewayID}")
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE")
+COOKIE = "series-gateway-session"  # stands for a key in a browser, to read with
+FORWARDED = ("forwarded", "via", "x-real-ip")  # and x-forwarded-…: what proxies add
+FAILURES = 10  # wrong keys of one address, …
+FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
+REMEMBERED = 10_000  # addresses and keys
+RETRY_AFTER_S = 2
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+NOTHING_ELSE = "default-src 'none'; frame-ancestors 'none'"
+ITS_OWN = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+# FastAPI's page about the API begins its script in the page.
+DOCS = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+NO_KEY_YET = (
+    "only this machine is served without a key. Make one where the server runs, and the gateway's with it, which needs "
+    "one from then on: python server.py keys create NAME --scope series:read --with-gateway gateway-1"
+)
+
+Audit = Callable[..., None]
+log = structlog.get_logger()
+
+
+class CannotAudit(GatewayError):
+    """The file of the audit log cannot be opened."""
+
+
+@dataclass
+class Buckets:
+    """Token buckets by name: each holds `size`, and gets one back every `every_s`. The oldest are forgotten."""
+
+    size: float
+    every_s: float
+    clock: Callable[[], float] = time.monotonic
+    _left: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
+
+    def wait_s(self, name: str) -> float:
+        """Seconds until there is a token; 0 where there is one."""
+        return max(0.0, (1 - self._now(name)) * self.every_s)
+
+    def take(self, name: str) -> None:
+        self._left[name] = self._now(name) - 1, self.clock()
+        self._left.move_to_end(name)
+        if len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+
+    def _now(self, name: str) -> float:
+        left, at = self._left.get(name, (self.size, self.clock()))
+        return min(self.size, left + (self.clock() - at) / self.every_s)
+
+
+class Refused(Exception):
+    """No answer but this one."""
+
+    def __init__(self, status: int, detail: str, **headers: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Guard:
+    """ASGI middleware: lets a request in, or answers it with 401, 403 or 429; either way it is in the audit log."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app = app
+        self._failures = Buckets(FAILURES, FAILURES_FADE_S)
+        self._requests = Buckets(2 * settings.requests_per_s, 1 / settings.requests_per_s)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, began = 500, time.perf_counter()
+        headers_of = HEADERS | _of_page(_path(scope))  # before a mounted application changes what is the path
+        is_open = _is_open(scope)
+
+        async def send_safely(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(headers_of)
+            await send(message)
+
+        state = scope.setdefault("state", {})
+        state["who"], state["key"] = "-", None
+        try:
+            if not is_open:
+                await self._admit(scope, state)
+            await self._app(scope, receive, send_safely)
+        except Refused as refusal:
+            await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
+        finally:
+            _measure(scope, status, time.perf_counter() - began)
+            if not (is_open or _is_routine(scope, status)):
+                scope["app"].state.audit(**_what(scope), who=state["who"], status=status)
+
+    async def _admit(self, scope: Scope, state: dict[str, Any]) -> None:
+        """Find out who asks, which the audit log and operators' decisions name. Raises Refused."""
+        address = _neighbourhood(scope)
+        try:
+            key = await self._key(scope, address)
+        except DatabaseUnavailable:
+            raise Refused(503, "the database is not available; try again", Retry_After=str(RETRY_AFTER_S)) from None
+        state["who"], state["key"] = f"{key.id} {key.name}" if key else "this machine", key
+        if wait_s := self._requests.wait_s(key.id if key else address):
+            raise Refused(429, "too many requests; see Retry-After", Retry_After=str(int(wait_s) + 1))
+        self._requests.take(key.id if key else address)
+        scope_needed = needed(scope["method"], _path(scope))
+        if key and scope_needed and not key.may(scope_needed):
+            challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
+            raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
+
+    async def _key(self, scope: Scope, address: str) -> Key | None:
+        """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
+        keys: Keys = scope["app"].state.keys
+        scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" and (key := await self._key_of_session(scope)):  # Basic is a proxy's
+            return key
+        if not scheme:
+            if await keys.were_made():
+                raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
+            if not _is_this_machine(scope):
+                raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
+            return None
+        key = await keys.recognize(presented.strip()) if scheme.lower() == "bearer" else None
+        if key is None:  # a good one is let in whatever else comes from its address, which may be a proxy's
+            if wait_s := self._failures.wait_s(address):
+                raise Refused(429, "too many wrong keys from this address", Retry_After=str(int(wait_s) + 1))
+            self._failures.take(address)
+            raise Refused(401, "this key is not valid", WWW_Authenticate='Bearer error="invalid_token"')
+        return key
+
+    async def _key_of_session(self, scope: Scope) -> Key | None:
+        """The key of a browser's cookie, which only reads: so no other web page can make it change anything."""
+        presented = cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
+        if presented is None or scope["method"] not in ("GET", "HEAD"):
+            return None
+        keys: Keys = scope["app"].state.keys
+        return await keys.recognize_session(presented)
+
+
+def needed(method: str, path: str) -> str | None:
+    """The scope that a request needs; None where any key will do."""
+    if path == "/session":
+        return "series:read" if method == "POST" else None
+    if (method, path) == ("POST", "/series") or (method == "PUT" and path.startswith("/gateways/")):
+        return "series:write"
+    if path == "/metrics":
+        return "metrics:read"
+    return "series:read" if method in ("GET", "HEAD", "OPTIONS") else "admin"
+
+
+def _is_open(scope: Scope) -> bool:
+    """Whether everyone is answered, and nothing is written down about it: there is no data behind it."""
+    path = _path(scope)
+    return path in OPEN or _is_page(path) or (scope["method"], path) == ("DELETE", "/session")
+
+
+def _is_routine(scope: Scope, status: int) -> bool:
+    """What comes every second and tells nobody anything of a patient: heartbeats that were taken, and metrics."""
+    return status < 400 and (_path(scope) == "/metrics" or (scope["method"], _route(scope)) == HEARTBEAT)
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith("/web/")
+
+
+def _of_page(path: str) -> dict[str, str]:
+    """What a browser may do with an answer: with most nothing."""
+    if _is_page(path):
+        return {"Content-Security-Policy": ITS_OWN, "Cache-Control": "no-cache"}  # asks whether there is a newer one
+    return {"Content-Security-Policy": DOCS if path == "/docs" else NOTHING_ELSE}
+
+
+def _path(scope: Scope) -> str:
+    """Of the application, behind what uvicorn's --root-path says is before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", "")) or "/"
+
+
+def _peer(scope: Scope) -> str:
+    """The address; an IPv4 one also where it comes by way of an IPv6 socket."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        return str(getattr(ip_address(host), "ipv4_mapped", None) or host)
+    except ValueError:
+        return host
+
+
+def _neighbourhood(scope: Scope) -> str:
+    """What one machine can have all of: an IPv4 address, an IPv6 network of 64 bits."""
+    peer = _peer(scope)
+    return str(ip_network((peer, 64), strict=False)) if ":" in peer else peer
+
+
+def _is_this_machine(scope: Scope) -> bool:
+    """Whether the peer is on this machine, and no proxy, and no web page that made a browser ask (DNS rebinding)."""
+    headers = Headers(scope=scope)
+    host = re.sub(r":[0-9]*$", "", headers.get("host", "")).strip("[]")
+    proxied = any(name in FORWARDED or name.startswith("x-forwarded-") for name in headers)
+    return not proxied and _is_loopback(_peer(scope)) and (host == "localhost" or _is_loopback(host))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _what(scope: Scope) -> dict[str, Any]:
+    """Route and UID of a request, without what else its path or query could hold."""
+    named = scope.get("path_params", {})
+    uid = named.get("SeriesInstanceUID") or named.get("series") or ""
+    of_series = {"series_instance_uid": uid} if uid and set(uid) <= set("0123456789.") else {}
+    return {"method": _method(scope), "route": _route(scope), "peer": _peer(scope)} | of_series
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in METHODS else "other"
+
+
+def _route(scope: Scope) -> str:
+    """The template of a request's path, `-` where there is none."""
+    return getattr(scope.get("route"), "path", "-")
+
+
+def _measure(scope: Scope, status: int, seconds: float) -> None:
+    metrics.requests.labels(_method(scope), _route(scope), status).inc()
+    metrics.request_seconds.labels(_route(scope)).observe(seconds)
+
+
+@contextmanager
+def audit_log(path: Path | None) -> Iterator[Audit]:
+    """Where `request.audited` goes: a file of its own, or the log. Raises CannotAudit."""
+    if path is None:
+        yield lambda **fields: log.info("request.audited", **fields)
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise CannotAudit(f"SERVER_AUDIT_PATH={path} cannot be written: {error.strerror}.") from error
+    with os.fdopen(descriptor, "a", buffering=1) as file:
+        processors: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)]
+        processors.append(structlog.processors.JSONRenderer())
+        audit = structlog.wrap_logger(structlog.WriteLogger(file), processors=processors)
+
+        def write(**fields: Any) -> None:
+            try:
+                audit.info("request.audited", **fields)
+            except OSError as error:  # the request was answered all the same
+                log.error("audit.unwritten", reason=error.strerror)
+
+        yield write

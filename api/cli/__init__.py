@@ -1,0 +1,4 @@
+"""`python server.py …`.
+
+`commands` (the command line), `check`, `init`, and `first_key`: what the first key does to a gateway without one.
+"""

@@ -1,0 +1,157 @@
+"""QIDO-RS over HTTP (PS3.18 §10.6): studies, series and instances, searched for."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.params import Depends
+from fastapi.responses import JSONResponse
+
+from api.dicomweb.answer import OPTIONAL, REQUIRED, Totals, add_up, data_set
+from api.dicomweb.request import MAX_LIMIT, MAX_VALUE, UNSUPPORTED, BadQuery, Query, parse
+from db import Database
+from storage import search
+from storage.search import Level
+
+ROOT = "/dicom-web"
+MEDIA_TYPE = "application/dicom+json"
+ACCEPTED = {MEDIA_TYPE, "application/json", "application/*", "*/*"}
+OF_STUDY = {"ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"}
+NOT_ACCEPTABLE = f"only {MEDIA_TYPE} is spoken: accept that, or application/json"
+MORE = "There are additional results that can be requested"
+
+Responses = Mapping[int | str, dict[str, Any]]
+
+
+def add_routes(app: FastAPI, *, responses: Responses | None = None, dependencies: Sequence[Depends] = ()) -> None:
+    """Add the search transactions. `app.state` has the database and maybe retrieve_url, where the images are."""
+    routes = (
+        ("/studies", studies),
+        ("/series", series),
+        ("/studies/{study}/series", series),
+        ("/instances", instances),
+        ("/studies/{study}/instances", instances),
+        ("/studies/{study}/series/{series}/instances", instances),
+    )
+    for path, search_for in routes:
+        app.get(
+            ROOT + path,
+            response_class=Response,
+            responses={**ANSWERS, **(responses or {})},
+            dependencies=dependencies,
+            operation_id="search" + re.sub(r"[/{}]+", "_", path).rstrip("_"),
+            openapi_extra={"parameters": [*_path_parameters(path), *PARAMETERS]},
+            tags=["QIDO-RS"],
+        )(search_for)
+
+
+async def studies(request: Request) -> Response:
+    """Search for studies by the attributes of patient and study, each as `PatientID=…` or `00100020=…`.
+
+    `*` and `?` are wildcards; dates and times may be ranges, as `StudyDate=20260101-20260131` or `20260101-`; UIDs and
+    modalities may be lists with commas. `includefield` names what else to return, by keyword or tag; or it is `all`.
+    """
+    return await _answer(Level.STUDY, request)
+
+
+async def series(request: Request) -> Response:
+    """Search for series, by their own attributes and those of their study."""
+    return await _answer(Level.SERIES, request)
+
+
+async def instances(request: Request) -> Response:
+    """Search for instances, by their own attributes and those of their series and study."""
+    return await _answer(Level.INSTANCE, request)
+
+
+async def _answer(level: Level, request: Request) -> Response:
+    try:
+        query = parse(level, request.query_params.multi_items(), request.path_params)
+    except BadQuery as problem:
+        return JSONResponse({"detail": str(problem)}, 400)
+    if not _is_acceptable(query.accept or request.headers.get("accept")):
+        return JSONResponse({"detail": NOT_ACCEPTABLE}, 406)
+    found, more = await _find(query, request)
+    response = (
+        Response(json.dumps(found, separators=(",", ":")), media_type=MEDIA_TYPE)
+        if found
+        else Response(status_code=204)
+    )
+    for warning in (*query.warnings, *([MORE] if more else [])):
+        response.headers.append("Warning", f"299 {request.base_url}{ROOT[1:]}: {warning}")
+    return response
+
+
+def _is_acceptable(accept: str | None) -> bool:
+    ranges = {part.partition(";")[0].strip().lower() for part in (accept or "*/*").split(",")}
+    return bool(ranges & ACCEPTED)
+
+
+async def _find(query: Query, request: Request) -> tuple[list[dict[str, Any]], bool]:
+    """What matches, up to the limit, and whether there is more."""
+    database: Database = request.app.state.database
+    rows = await database.engine.read(search.page(query.search))
+    page = rows[: query.search.limit]
+    wanted = _wanted(query, request.path_params)
+    totals: dict[str, Totals] = {}
+    if wanted & OF_STUDY and page:
+        totals = add_up(await database.engine.read(search.totals({row["StudyInstanceUID"] for row in page})))
+    url: str | None = getattr(request.app.state, "retrieve_url", None)
+    level = query.search.level
+    nothing = Totals()
+    found = [data_set(row, level, wanted, totals.get(row["StudyInstanceUID"], nothing), url) for row in page]
+    return found, len(rows) > len(page)
+
+
+def _wanted(query: Query, path: Mapping[str, str]) -> set[str]:
+    """Keywords of what is to be returned: the levels above too, unless the path names their entity."""
+    level = query.search.level
+    named = Level.SERIES if "series" in path else Level.STUDY if "study" in path else 0
+    levels = [each for each in Level if named < each <= level]
+    wanted = {keyword for each in levels for keyword in REQUIRED[each]}
+    wanted |= {"StudyInstanceUID"} | ({"SeriesInstanceUID"} if level > Level.SERIES else set())
+    known = {keyword for each in Level if each <= level for keyword in (*REQUIRED[each], *OPTIONAL[each])}
+    every = {keyword for each in levels for keyword in OPTIONAL[each]} if "all" in query.include else set()
+    return wanted | every | (query.include & known)
+
+
+# --- for the API's description ----------------------------------------------------------------------------------
+
+
+def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
+
+
+def _path_parameters(path: str) -> Iterable[dict[str, Any]]:
+    uid = {"type": "string", "pattern": "^[0-9.]{1,64}$"}
+    return ({"name": name, "in": "path", "required": True, "schema": uid} for name in re.findall(r"\{(\w+)\}", path))
+
+
+TEXT = {"type": "string", "maxLength": MAX_VALUE, "pattern": r"^[^\u0000-\u001f\u007f]*$"}
+COUNT = {"type": "integer", "minimum": 0, "maximum": 10**9 - 1}
+PARAMETERS = (
+    _parameter("PatientID", "Any other attribute is given in the same way.", **TEXT),
+    _parameter("PatientName", "Matched without regard to case.", **TEXT),
+    _parameter("ModalitiesInStudy", "One, or several with commas.", **TEXT),
+    _parameter("limit", f"At most so many results, and never more than {MAX_LIMIT}.", **COUNT),
+    _parameter("offset", "Leave out so many.", **COUNT),
+    *(_parameter(name, text, type="string", enum=["true", "false"]) for name, text in UNSUPPORTED.items()),
+)
+PROBLEM = {
+    "content": {
+        "application/json": {
+            "schema": {"type": "object", "properties": {"detail": {"type": "string"}}, "required": ["detail"]}
+        }
+    }
+}
+ANSWERS: Responses = {
+    200: {
+        "description": "What matches, in the DICOM JSON Model; a Warning where there is more.",
+        "content": {MEDIA_TYPE: {"schema": {"type": "array", "items": {"type": "object"}}}},
+    },
+    204: {"description": "Nothing matches."},
+    400: PROBLEM | {"description": "A parameter is wrong: which, and the cure."},
+    406: PROBLEM | {"description": NOT_ACCEPTABLE},
+}

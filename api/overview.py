@@ -1,0 +1,230 @@
+"""What the live page shows: gateways and what arrives at them, what was stored last, what is wrong; and the table.
+
+The page is told by server-sent events. One look at the database a second serves all who watch a process, and is
+compared with the one before: what travels is what changed. Nobody watches, nobody looks.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.params import Depends as Dependency
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+
+from api.follower import STREAM_S, Follower
+from common import metrics
+from common.version import version
+from db import Database
+from models import GatewayList, GatewayState, StoredPage, StoredSeries
+from storage import latest
+from storage.engine import DatabaseUnavailable
+from storage.merge import truthful
+
+EVERY_S = 1.0
+STALE_S = 30.0  # what was seen before is then not counted on from
+
+LATEST = 200  # series that a page is told of at first, and at most at once
+MOST_FOUND = 200
+
+Responses = Mapping[int | str, dict[str, Any]]
+
+
+def add_routes(app: FastAPI, *, responses: Responses, dependencies: Sequence[Dependency]) -> None:
+    """Add what gateways say of themselves, and what the page asks for. `app.state` has database and overview."""
+    described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Overview"]}
+    app.put("/gateways/{GatewayID}", status_code=204, **described)(hear)
+    app.get("/gateways", **described)(list_gateways)
+    app.get("/overview/series", **described)(list_stored)
+    app.get("/overview/stream", response_class=EventSourceResponse, **described)(stream)
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+Db = Annotated[Database, Depends(_database)]
+
+
+async def hear(GatewayID: str, state: GatewayState, database: Db) -> None:
+    """A gateway's heartbeat: what it says of itself, in place of what it said before."""
+    if GatewayID != state.GatewayID:
+        problem = {"loc": ("body", "GatewayID"), "msg": "is not the one in the path", "type": "value_error"}
+        raise RequestValidationError([problem])
+    await database.heard(state)
+    metrics.heartbeats.inc()
+
+
+async def list_gateways(database: Db) -> GatewayList:
+    """Gateways that were heard of within a day, at most the latest 256, and what each said last."""
+    return GatewayList(gateways=await database.gateways())
+
+
+async def list_stored(
+    database: Db,
+    search: Annotated[
+        str,
+        Query(
+            max_length=256,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="How the patient's name (in any case), PatientID, accession number or a UID begins.",
+        ),
+    ] = "",
+    before: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> StoredPage:
+    """Stored series, those that changed last first, page by page; or some of those that a search finds."""
+    if text := search.strip():
+        rows = await database.engine.read(latest.found(text, MOST_FOUND + 1))
+        return StoredPage(series=_stored(rows[:MOST_FOUND]), next=None, more=len(rows) > MOST_FOUND)
+    if before is None:
+        await database.last_change()  # which numbers them
+    rows = await database.engine.read(latest.newest(limit + 1, before))
+    return StoredPage(series=_stored(rows[:limit]), next=rows[limit - 1]["Number"] if len(rows) > limit else None)
+
+
+async def stream(request: Request) -> AsyncIterator[ServerSentEvent]:
+    """Events `overview`, one a second: everything at first (`Full`), then what changed since the one before."""
+    overview: Overview = request.app.state.overview
+    with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the page asks again
+        async for frame in overview.frames():
+            yield ServerSentEvent(raw_data=frame, event="overview")
+
+
+def _stored(rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:
+    return [StoredSeries.model_validate(truthful(row)) for row in rows]
+
+
+# --- watching ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    """A gateway at the last look."""
+
+    at: datetime
+    state: dict[str, Any]
+    """Without what arrives there."""
+    arriving: dict[str, dict[str, Any]]
+    """By SeriesInstanceUID."""
+
+
+@dataclass
+class Overview:
+    """What a process's watchers are shown."""
+
+    database: Database
+    follower: Follower
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _looked_at: float = -math.inf
+    _looks: int = 0
+    _gateways: dict[str, _Seen] = field(default_factory=dict)
+    _latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
+    _last: int = 0
+    _series: int = 0
+    _totals: dict[str, Any] = field(default_factory=dict)
+    _silent: dict[str, float] = field(default_factory=dict)
+    _news: str = ""
+    _whole: str | None = None
+
+    async def frames(self) -> AsyncGenerator[str, None]:
+        """JSON, until the end or for STREAM_S. Raises DatabaseUnavailable."""
+        loop = asyncio.get_running_loop()
+        ends_at, seen = loop.time() + STREAM_S, -1
+        while not self.follower.ended and loop.time() < ends_at:
+            if seen == self._looks:
+                await asyncio.sleep(max(0.0, self._looked_at + EVERY_S - loop.time()))
+            async with self._lock:
+                if loop.time() >= self._looked_at + EVERY_S:
+                    await self._look()
+            if seen != self._looks:
+                frame = self._news if seen == self._looks - 1 else self._everything()
+                seen = self._looks  # before others look while this one is told
+                yield frame
+
+    async def _look(self) -> None:
+        """Read, and only then change anything: who watches may go in between."""
+        read = self.database.engine.read
+        began = asyncio.get_running_loop().time()
+        since = self._last if began < self._looked_at + STALE_S else 0
+        last = await self.database.last_change()
+        rows = await read(latest.newest(LATEST, before=last + 1, since=since))
+        if since:
+            series = self._series + (await read(latest.new_series(since, last)))[0]["series"]
+        else:
+            series = (await read(latest.all_series()))[0]["series"]
+        heard = {row["GatewayID"]: row["At"] for row in await read(latest.when_heard())}
+        changed = [id for id, at in heard.items() if id not in self._gateways or self._gateways[id].at != at]
+        said = await read(latest.said_by(changed)) if changed else []
+        conflicts = (await read(latest.open_conflicts()))[0]["conflicts"]
+        webhooks = [_webhook(row, last) for row in await read(latest.told())]
+
+        now = datetime.now(UTC)
+        self._totals = {"Series": series, "Conflicts": conflicts, "Webhooks": webhooks}
+        self._silent = {id: round(max(0.0, (now - at).total_seconds()), 1) for id, at in heard.items()}
+        gone = self._gateways.keys() - heard.keys()
+        for id in gone:
+            del self._gateways[id]
+        news = {row["GatewayID"]: self._hear(row) for row in said}
+        changed_series = [one.model_dump(mode="json") for one in _stored(rows)]
+        if not since:
+            self._latest.clear()
+        self._latest.extendleft(reversed(changed_series))
+        self._last, self._series = last, series
+        self._looked_at, self._looks, self._whole = began, self._looks + 1, None
+        self._news = self._frame(news, changed_series, Forgotten=sorted(gone))
+
+    def _hear(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Take what a gateway said; what of it is new."""
+        state = {**row["State"]}
+        arriving = {one["SeriesInstanceUID"]: one for one in state.pop("Arriving", [])}
+        before = self._gateways.get(row["GatewayID"])
+        known = before.arriving if before else {}
+        self._gateways[row["GatewayID"]] = _Seen(row["At"], state, arriving)
+        return {
+            "SeenAt": row["At"].isoformat(),
+            "State": state,
+            "Arriving": [one for uid, one in arriving.items() if known.get(uid) != one],
+            "Gone": [uid for uid in known if uid not in arriving],
+        }
+
+    def _everything(self) -> str:
+        """For whoever has not seen the look before the last."""
+        if self._whole is None:
+            gateways = {
+                id: {
+                    "SeenAt": seen.at.isoformat(),
+                    "State": seen.state,
+                    "Arriving": [*seen.arriving.values()],
+                    "Gone": [],
+                }
+                for id, seen in self._gateways.items()
+            }
+            self._whole = self._frame(gateways, list(self._latest), Full=True)
+        return self._whole
+
+    def _frame(self, gateways: Mapping[str, Any], latest: Sequence[Any], **more: Any) -> str:
+        frame = {
+            "At": datetime.now(UTC).isoformat(),
+            "Version": version(),
+            "Gateways": gateways,
+            "Silent": self._silent,
+        }
+        return json.dumps(frame | {"Stored": latest, "Totals": self._totals} | more, separators=(",", ":"))
+
+
+def _webhook(row: Mapping[str, Any], last: int) -> dict[str, Any]:
+    """Without the path of its URL, which may hold a secret."""
+    behind = max(0, last - row["Position"])
+    return {"Id": row["Id"], "Host": urlsplit(row["Url"]).hostname, "Behind": behind} | {
+        name: row[name] for name in ("Attempts", "Dead")
+    }

@@ -1,0 +1,89 @@
+"""How long the rest of a request's body is waited for: who falls silent in its middle holds up nothing, nor a stop."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.follower import Follower
+
+SILENCE_S = 10.0  # between two pieces of a body
+WHOLE_S = 300.0  # from the headers to the last piece
+STOP_S = 1.0  # the same, from when the server is told to stop
+LOOK_S = 60.0  # between two looks whether it was
+RETRY_AFTER_S = 2
+
+
+@dataclass
+class Patience:
+    """What waits for the rest of a body, and until when all of it has to be there."""
+
+    ends_at: float = math.inf
+    """Of the loop's time."""
+    _waiting: set[asyncio.Timeout] = field(default_factory=set)
+
+    async def run(self, follower: Follower) -> None:
+        """Lose it when the follower ends."""
+        while not follower.ended:
+            await follower.beyond(math.inf, LOOK_S)
+        self.ends_at = asyncio.get_running_loop().time() + STOP_S
+        for timeout in self._waiting:
+            with suppress(RuntimeError):  # it ends by itself in this very moment
+                timeout.reschedule(min(timeout.when() or math.inf, self.ends_at))
+
+    @asynccontextmanager
+    async def until(self, deadline: float) -> AsyncIterator[None]:
+        """Raises TimeoutError at the deadline, or sooner when the server stops."""
+        async with asyncio.timeout_at(min(deadline, self.ends_at)) as timeout:
+            self._waiting.add(timeout)
+            try:
+                yield
+            finally:
+                self._waiting.discard(timeout)
+
+    def problem(self) -> HTTPException:
+        """What a request is answered whose body did not come in time; its connection is of no use any more."""
+        if self.ends_at < math.inf:
+            headers = {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
+            return HTTPException(503, "the server stops; send the request again", headers)
+        return HTTPException(408, "the rest of the body did not come in time", {"Connection": "close"})
+
+
+class WholeBodies:
+    """ASGI middleware: a body is read in time or not at all."""
+
+    def __init__(self, app: ASGIApp, patience: Patience) -> None:
+        self._app = app
+        self._patience = patience
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        loop = asyncio.get_running_loop()
+        ends_at, whole, answered = loop.time() + WHOLE_S, False, False
+
+        async def receive_in_time() -> Message:
+            nonlocal whole
+            if whole:  # what comes now is that the client goes
+                return await receive()
+            try:
+                async with self._patience.until(min(ends_at, loop.time() + SILENCE_S)):
+                    message = await receive()
+            except TimeoutError:
+                if not answered:
+                    raise self._patience.problem() from None
+                return {"type": "http.disconnect"}
+            whole = not message.get("more_body", False)
+            return message
+
+        async def send_answer(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        await self._app(scope, receive_in_time, send_answer)

@@ -1,0 +1,61 @@
+"""The live page: its files, which hold no data and which everyone gets, and its login."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.params import Depends
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+
+from api.access import COOKIE
+from models import Session
+from storage.key_reader import SCOPES
+from storage.keys import SESSION_S, Key, Keys
+
+FILES = Path(__file__).parents[1] / "web"
+
+Responses = Mapping[int | str, dict[str, Any]]
+
+
+def add_routes(app: FastAPI, *, responses: Responses, dependencies: Sequence[Depends]) -> None:
+    """Add the page at `/` and its login at `/session`. The guard lets in who asks (api/access.py)."""
+    app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(index)
+    app.mount("/web", StaticFiles(directory=FILES), name="web")
+    described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Session"]}
+    app.get("/session", **described)(who_asks)
+    app.post("/session", **described)(log_in)
+    app.delete("/session", status_code=204, tags=["Session"])(log_out)
+
+
+async def index() -> FileResponse:
+    """The page."""
+    return FileResponse(FILES / "index.html")
+
+
+async def who_asks(request: Request) -> Session:
+    """Who the key, or the browser's session, belongs to. Every valid key may ask."""
+    key: Key | None = request.state.key
+    scopes = [scope for scope in SCOPES if key is None or key.may(scope)]
+    return Session(Who=request.state.who, Scopes=scopes)
+
+
+async def log_in(request: Request, response: Response) -> Session:
+    """Let a browser read with this key for twelve hours: a cookie that scripts cannot see, and that is not the key.
+
+    It is sent as with every request, as a bearer token, so other web pages cannot log anybody in. The session ends
+    with the key. While there is no key, this machine needs no session and gets none.
+    """
+    keys: Keys = request.app.state.keys
+    key: Key | None = request.state.key
+    session = await keys.session(key.id) if key else None
+    if session:
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, session, SESSION_S, secure=secure, httponly=True, samesite="strict")
+    return await who_asks(request)
+
+
+async def log_out(request: Request, response: Response) -> None:
+    """Take the cookie away."""
+    response.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")

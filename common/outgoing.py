@@ -1,0 +1,21 @@
+"""The HTTP client for servers that are strangers: it keeps nothing of what they say."""
+
+from http.cookiejar import CookieJar
+from typing import Any
+
+import httpx
+
+from common.version import agent
+
+
+class NoCookies(CookieJar):
+    """Takes none and sends none: nobody logs in here, and what a proxy sets may be no header that can be sent."""
+
+    def extract_cookies(self, response: object, request: object) -> None: ...
+
+    def add_cookie_header(self, request: object) -> None: ...
+
+
+def http_client(**options: Any) -> httpx.AsyncClient:
+    """An httpx client without cookies. Redirects are not followed: a report goes where the settings say."""
+    return httpx.AsyncClient(cookies=NoCookies(), follow_redirects=False, headers={"User-Agent": agent()}, **options)

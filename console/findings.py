@@ -1,0 +1,122 @@
+"""What `check` finds, in gateway and server alike: checks run side by side, each in its time, and say ok or a cure."""
+
+import asyncio
+import json
+import ssl
+import sys
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from inspect import iscoroutinefunction
+from typing import Literal, cast
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from common.errors import GatewayError, printable
+from common.logs import places
+from common.settings import SettingsError
+from common.threads import in_thread
+
+FAILED = 3
+"""Exit code where something failed; warnings are no failure."""
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+State = Literal["ok", "warning", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, how it is, and what to do where it is not well."""
+
+    what: str
+    state: State
+    detail: str
+    cure: str = ""
+
+
+Check = Callable[[], Sequence[Finding]] | Callable[[], Awaitable[Sequence[Finding]]]
+"""A plain function runs in a thread of its own, a coroutine function in the event loop."""
+
+
+def ok(what: str, detail: str) -> Finding:
+    return Finding(what, "ok", detail)
+
+
+def warning(what: str, detail: str, cure: str) -> Finding:
+    return Finding(what, "warning", detail, cure)
+
+
+def failed(what: str, detail: str, cure: str) -> Finding:
+    return Finding(what, "failed", detail, cure)
+
+
+def of_error(what: str, error: GatewayError) -> Finding:
+    """An error of ours, whose last sentence is the cure."""
+    problem, _, cure = str(error).rpartition(". ")
+    return failed(what, problem or cure, cure)
+
+
+def of_settings(error: SettingsError) -> list[Finding]:
+    """Settings that cannot be read: nothing else can be looked at then."""
+    cure = "Correct it in the environment, in .env, or as a flag."
+    return [failed("settings", line, cure) for line in str(error).splitlines()]
+
+
+def certificate_problem(error: BaseException | None) -> str | None:
+    """What TLS found wrong with a server's certificate, where that is why it was not asked."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        error = error.__cause__ or error.__context__
+    return None
+
+
+async def find(checks: Mapping[str, Check], timeout_s: float) -> list[Finding]:
+    """What all checks find, in their order. One that raises or hangs is a failed line."""
+    found = await asyncio.gather(*(_one(what, check, timeout_s) for what, check in checks.items()))
+    return [finding for findings in found for finding in findings]
+
+
+async def _one(what: str, check: Check, timeout_s: float) -> Sequence[Finding]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            if iscoroutinefunction(check):
+                return cast(Sequence[Finding], await check())
+            return cast(Sequence[Finding], await in_thread(check, what))
+    except TimeoutError:
+        return [
+            failed(what, f"no result within {timeout_s:g} s", "Something it asks hangs: a disk, a peer, a name server.")
+        ]
+    except Exception as error:  # the edge of what may be wrong on a machine; texts could hold anything
+        return [failed(what, f"the check broke: {'; '.join(places(error))}", "Please report this line.")]
+
+
+def show(findings: Sequence[Finding], as_json: bool) -> int:
+    """Print them; returns the exit code."""
+    code = FAILED if any(finding.state == "failed" for finding in findings) else 0
+    if as_json:
+        click.echo(json.dumps({"ok": code == 0, "findings": [asdict(finding) for finding in findings]}, indent=2))
+        return code
+    if sys.stdout.isatty():
+        Console(highlight=False).print(table(findings))
+    else:
+        width = max(len(finding.what) for finding in findings)
+        for finding in findings:
+            click.echo(f"{finding.state:8} {printable(finding.what):{width}}  {printable(finding.detail)}")
+            if finding.cure:
+                click.echo(f"{'':8} {'':{width}}  → {printable(finding.cure)}")
+    counts = [f"{sum(finding.state == state for finding in findings)} {state}" for state in COLOURS]
+    click.echo(", ".join(counts))
+    return code
+
+
+def table(findings: Sequence[Finding]) -> Table:
+    """A line for each, its cure below; wrapped in its column."""
+    lines = Table.grid(padding=(0, 2))
+    for finding in findings:
+        text = Text(printable(finding.detail))
+        if finding.cure:
+            text.append(f"\n→ {printable(finding.cure)}", style="cyan")
+        lines.add_row(Text(finding.state, style=COLOURS[finding.state]), Text(printable(finding.what)), text)
+    return lines

@@ -1,0 +1,305 @@
+"""Calls a PACS as SCU: associations in clear text or over TLS, and the answers that come on them.
+
+pynetdicom's, and blocking: what is here runs in threads. Every wait has a bound.
+"""
+
+import socket
+import ssl
+import time
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_role
+from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import A_ASSOCIATE
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+from pynetdicom.transport import T_CONNECT, AssociationSocket
+
+from common.errors import GatewayError
+from common.settings import GatewaySettings, Peer
+from scp import CIPHERS, BadCertificate
+
+MAX_MATCHES = 20_000
+MAX_CONTEXTS = 128  # of an association: their numbers are the odd ones of a byte (PS3.8 §9.3.2.2)
+UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
+SYNTAXES: list[list[str | UID]] = [
+    [*UNCOMPRESSED],
+    *([uid] for uid in ALL_TRANSFER_SYNTAXES if uid not in UNCOMPRESSED),
+]
+"""A context each for every storage class: an acceptor takes one syntax a context, and sends images as they are."""
+CLASSES_AT_ONCE = (MAX_CONTEXTS - 1) // len(SYNTAXES)
+
+ACCEPTED, REJECTED = 0, (1, 2)  # PS3.8 §9.3.3.2, §9.3.4
+SUCCESS = 0x0000
+PENDING = (0xFF00, 0xFF01)  # PS3.4 §C.4.1.1.4, §C.4.2.1.5
+SUB_OPERATIONS_FAILED = 0xB000
+
+_Answer = tuple[Dataset, Dataset | None]
+"""Status and identifier."""
+
+
+class PacsUnavailable(GatewayError):
+    """No answer, or one that cannot be used. The text says why."""
+
+
+# --- TLS --------------------------------------------------------------------------------------------------------
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """Tells its context why it failed: pynetdicom only logs that."""
+
+    def connect(self, addr: Any) -> None:
+        try:
+            super().connect(addr)
+        except OSError as error:
+            cast(Tls, self.context).problem = error
+            raise
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        try:
+            return super().recv(buflen, flags)
+        except OSError as error:  # so a refused certificate of ours shows in TLS 1.3: after the handshake
+            cast(Tls, self.context).problem = error
+            raise
+
+
+class Tls(ssl.SSLContext):
+    """A client's side of TLS, for one association."""
+
+    sslsocket_class = _TlsSocket
+    problem: OSError | None = None
+    """Why the association was not made, or broke."""
+
+    def __new__(cls) -> "Tls":
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def said(self) -> str:
+        """The problem in words, and what may be the cure."""
+        error = self.problem
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"TLS: its certificate is not good: {error.verify_message}: is its issuer in GATEWAY_PACS_CA?"
+        reason = (getattr(error, "reason", None) or getattr(error, "strerror", None) or "no answer in time").lower()
+        words = reason.replace("_", " ")
+        if " alert " in f" {words} " and "version" not in words:
+            other = ", or speaks other TLS than 1.2 and later of BCP 195" if "handshake" in words else ""
+            return f"TLS: {words}: it does not take our certificate (GATEWAY_TLS_CERT), or wants one{other}"
+        if isinstance(error, ConnectionRefusedError):
+            return f"cannot be reached: {words}"
+        return f"TLS: {words}: does it speak TLS 1.2 or later on this port?"
+
+
+def pacs_tls(settings: GatewaySettings) -> Tls:
+    """TLS to a PACS, as at our own port; its files are read anew each time. Raises BadCertificate.
+
+    Host names are not checked, which DICOM certificates seldom have: who is in GATEWAY_PACS_CA is trusted.
+    """
+    context = Tls()
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # so that the certificate of one PACS can be named, too
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    try:
+        context.load_verify_locations(settings.pacs_ca)
+        if settings.tls_cert is not None:
+            context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as error:  # ssl.SSLError is one
+        files = f"GATEWAY_PACS_CA={settings.pacs_ca} GATEWAY_TLS_CERT={settings.tls_cert or ''}"
+        cure = "Name readable PEM files: who signed the PACS's certificate, and ours with its key."
+        raise BadCertificate(f"{files}: {error.strerror or error}. {cure}") from error
+    return context
+
+
+# --- associations -----------------------------------------------------------------------------------------------
+
+
+class _Socket(AssociationSocket):
+    """pynetdicom's, closed, and with a bound on each wait for bytes: else for ever, for the rest of a PDU or record."""
+
+    def _shutdown_socket(self) -> None:
+        sock = self.socket
+        super()._shutdown_socket()  # closes none that never was connected
+        if sock is not None:
+            sock.close()
+
+    def connect(self, primitive: T_CONNECT) -> None:
+        super().connect(primitive)
+        if self.socket is not None:
+            self.socket.settimeout(self.assoc.network_timeout)
+
+
+class _Caller(AE):
+    """pynetdicom's AE. The thread of its upper layer may hang, which must not keep the process from ending, and raises
+    where a peer's PDU or command is nonsense: then the question ends, as where nothing was answered."""
+
+    sockets: list[_Socket]
+
+    def _create_socket(self, assoc: Association, address: Any, tls_args: Any) -> AssociationSocket:
+        run = assoc.dul.run
+
+        def contained() -> None:
+            try:
+                run()
+            except Exception:  # the edge to a foreign peer, which can say anything
+                sock.close()
+                assoc.dimse.msg_queue.put((None, None))
+
+        assoc.dul.daemon = True
+        assoc.dul.run = contained  # type: ignore[method-assign]
+        sock = _Socket(assoc, address=address)
+        sock.tls_args = tls_args
+        self.sockets.append(sock)
+        return sock
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How to reach a PACS."""
+
+    peer: Peer
+    ae_title: str
+    timeout_s: float
+    tls: Callable[[], Tls] | None = None
+    """Makes the context of one association. None: clear text."""
+    sockets: list[_Socket] = field(default_factory=list)
+    """Of every association so far."""
+
+    def hang_up(self) -> None:
+        """End what waits for the PACS in another thread: it may send a byte now and then for ever."""
+        for sock in [made.socket for made in self.sockets if made.socket is not None]:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    @classmethod
+    def to(cls, peer: Peer, settings: GatewaySettings) -> "Line":
+        """As the settings say."""
+        tls = (lambda: pacs_tls(settings)) if peer.tls else None
+        return cls(peer, settings.ae_title, settings.pacs_timeout_s, tls)
+
+    @contextmanager
+    def associated(
+        self, *abstract_syntaxes: str, scp_of: Collection[str] = (), **options: Any
+    ) -> Iterator[Association]:
+        """An association that is surely ended, and takes the first abstract syntax. Raises PacsUnavailable."""
+        ae = _Caller(self.ae_title)
+        ae.sockets = self.sockets
+        ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = self.timeout_s
+        roles: list[Any] = [build_role(uid, scp_role=True) for uid in scp_of]
+        tls = self.tls() if self.tls else None
+        if tls is not None:
+            options |= {"tls_args": (tls, self.peer.host)}
+        contexts = _contexts(abstract_syntaxes, scp_of)
+        called = self.peer.ae_title
+        try:
+            assoc = ae.associate(self.peer.host, self.peer.port, contexts, ae_title=called, ext_neg=roles, **options)
+        except socket.gaierror as error:
+            raise PacsUnavailable(f"no address belongs to the name {self.peer.host}") from error
+        if not assoc.is_established:
+            _close(assoc)
+            raise PacsUnavailable(_rejection(assoc, abstract_syntaxes[0], tls))
+        try:
+            if not offers(assoc, abstract_syntaxes[0]):
+                raise PacsUnavailable(_lacks(abstract_syntaxes[0]))  # noqa: TRY301 - ends what is open, as any other
+            yield assoc
+        except BaseException:
+            assoc.abort()
+            _close(assoc)
+            raise
+        else:
+            assoc.release()
+
+
+def _close(assoc: Association) -> None:
+    """What pynetdicom may leave open where an association was not made, or aborted."""
+    if assoc.dul.socket is not None:
+        assoc.dul.socket.close()
+
+
+def _contexts(abstract_syntaxes: Collection[str], scp_of: Collection[str]) -> list[PresentationContext]:
+    return [
+        *(build_context(uid) for uid in abstract_syntaxes),
+        *(build_context(uid, syntaxes) for uid in scp_of for syntaxes in SYNTAXES),
+    ]
+
+
+def _rejection(assoc: Association, abstract_syntax: str, tls: Tls | None) -> str:
+    """With the reason that the PACS gives (PS3.8 table 9-21), or that TLS has."""
+    unread = list(assoc.dul.to_user_queue.queue)  # what came and was closed behind before pynetdicom looked
+    said = next((said for said in (assoc.acceptor.primitive, *unread) if isinstance(said, A_ASSOCIATE)), None)
+    if said is not None and said.result in REJECTED:
+        return f"rejected the association: {said.reason_str}"
+    if said is not None and said.result == ACCEPTED:  # pynetdicom aborts where no context was
+        return _lacks(abstract_syntax)
+    return tls.said() if tls is not None and tls.problem is not None else "cannot be reached"
+
+
+def _lacks(abstract_syntax: str) -> str:
+    return f"does not offer {UID(abstract_syntax).name}"
+
+
+def offers(assoc: Association, abstract_syntax: str) -> bool:
+    """Whether the PACS accepted a context of it."""
+    return any(cx.abstract_syntax == abstract_syntax for cx in assoc.accepted_contexts)
+
+
+# --- answers ----------------------------------------------------------------------------------------------------
+
+
+def matches(line: Line, identifier: Dataset) -> Iterator[Dataset | None]:
+    """C-FIND (PS3.4 §C.4.1): each match, None where it cannot be decoded. Raises PacsUnavailable."""
+    deadline = time.monotonic() + line.timeout_s
+    last = None
+    with (
+        line.associated(StudyRootQueryRetrieveInformationModelFind) as assoc,
+        _closing(assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)) as answers,
+    ):
+        for number, (status, ds) in enumerate(answers):
+            code = status_of(status)
+            if code in PENDING:
+                if status is not last:  # pynetdicom gives what it cannot decode twice
+                    yield ds
+                last = status
+            elif code != SUCCESS:
+                raise PacsUnavailable(f"C-FIND status 0x{code:04X}")
+            if number > MAX_MATCHES or time.monotonic() > deadline:
+                raise PacsUnavailable(f"not done after {number} matches or pacs_timeout_s={line.timeout_s:g}")
+
+
+@contextmanager
+def _closing(answers: Iterator[_Answer]) -> Iterator[Iterator[_Answer]]:
+    """Closed before the association: pynetdicom yields what it cannot decode in a lock that its abort waits for."""
+    with closing(cast(Generator[_Answer], answers)):
+        yield answers
+
+
+def status_of(status: Dataset) -> int:
+    """Raises PacsUnavailable where there was no answer: pynetdicom then gives an empty data set."""
+    if "Status" not in status:
+        raise PacsUnavailable("broke off or did not answer in time")
+    if (code := _number(status, "Status")) is None:
+        raise PacsUnavailable("answered with a status that is none")
+    return code
+
+
+def retrieved(answers: Iterator[_Answer], most: int, deadline: float) -> int:
+    """Of a C-MOVE or C-GET of `most` images: how many sub-operations were completed. Raises PacsUnavailable."""
+    completed = 0
+    with _closing(answers):
+        for status, _ in answers:
+            code = status_of(status)
+            completed = _number(status, "NumberOfCompletedSuboperations") or completed
+            if code not in (*PENDING, SUCCESS, SUB_OPERATIONS_FAILED):
+                raise PacsUnavailable(f"retrieve status 0x{code:04X}")
+            if time.monotonic() > deadline:
+                raise PacsUnavailable("the retrieve did not end in time")
+    return min(completed, most)
+
+
+def _number(status: Dataset, keyword: str) -> int | None:
+    """Of a US: 0 to 65535. None where there is none, or nonsense."""
+    value = status.get(keyword)
+    return value if isinstance(value, int) and 0 <= value < 2**16 else None

@@ -1,0 +1,402 @@
+"""`python client.py …`: the gateway, and its operator's commands beside a running one or on a stopped one's journal.
+
+Questions are answered from the journal, read beside its owner. What changes it is done by its owner: a running gateway
+on request, else the command itself, which then holds the journal's lock.
+
+Most commands end before the gateway itself could be imported: what only some need is imported where they need it.
+"""
+
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from common.control import NotRunning, RequestFailed, request
+from common.errors import GatewayError
+from common.settings import GatewaySettings, SettingsError, load
+from console.options import Group, flag
+from console.shell_completion import NAMES, tab
+from console.tables import show as show_
+from gateway.journal_reader import DEAD, STATUS, JournalUnusable, read
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from gateway.cli.process import Run
+
+UNFINISHED = 3
+"""Exit code where the gateway is not ready, or not everything is delivered."""
+REQUEST_TIMEOUT_S = 10.0
+NOT_FLAGS = {"api_key"}  # a command line is visible to everyone on the machine
+POLL_S = 0.5
+INIT = ("scp_host", "scp_port", "ae_title", "allowed_peers", "allow_any_peer", "pacs", "pacs_ca", "server_url", "id")
+"""What `init` asks for, and may be told behind its name; every other flag is written, too, where it stands before."""
+
+SECTIONS = {
+    "Listening": ("scp_host", "scp_port", "ae_title", "workers"),
+    "Who may send": ("allowed_peers", "allow_any_peer"),
+    "Limits": (
+        "max_associations",
+        "max_connections_per_peer",
+        "associate_timeout_s",
+        "pdu_timeout_s",
+        "association_idle_timeout_s",
+        "max_pdu_bytes",
+        "max_command_bytes",
+        "max_header_bytes",
+        "inbox_size",
+        "inbox_timeout_s",
+    ),
+    "TLS": ("tls_cert", "tls_key", "tls_ca", "tls_client_certs"),
+    "Server and key": (
+        "server_url",
+        "server_ca",
+        "api_key_file",
+        "id",
+        "dispatch_concurrency",
+        "request_timeout_s",
+        "retry_max_s",
+    ),
+    "When a series is over": ("idle_policy", "idle_timeout_s", "idle_max_s", "missing_timeout_s", "max_open_s"),
+    "Asking the PACS": ("pacs", "pacs_ca", "pacs_timeout_s", "fetch_missing"),
+    "Journal and end": (
+        "journal_path",
+        "journal_max_bytes",
+        "min_free_bytes",
+        "max_pending_instances",
+        "drain_timeout_s",
+    ),
+    "Telemetry": ("metrics_port", "metrics_host", "trace_path"),
+}
+"""Which flags stand together in --help."""
+NOTES = """\
+Each flag is also an environment variable, or a line in .env: [GATEWAY_…] says which. A flag wins over
+the environment, the environment over .env. The key itself is no flag: GATEWAY_API_KEY, or --api-key-file.
+
+Exit codes: 0 done; 1 it cannot run, and the error says the cure; 2 wrong flag, setting or argument;
+3 status: not ready, drain: something stays undelivered, check: something failed.
+
+Tab completes: source <(python client.py tab bash), or zsh; fish: … tab fish | source
+Docs: README.md, docs/"""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every command is given."""
+
+    settings: GatewaySettings
+    run: "Run"
+
+    @property
+    def workers(self) -> list[GatewaySettings]:
+        """The settings of each worker."""
+        return [
+            self.settings.model_copy(update={"journal_path": path, "workers": 1}) for path in self.settings.journals
+        ]
+
+    @property
+    def only_worker(self) -> GatewaySettings:
+        """The one whose dead letters an id can name."""
+        if self.settings.workers > 1:
+            raise click.UsageError("ids differ from worker to worker: add --workers 1 --journal-path with the journal")
+        return self.settings
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+chosen = click.argument("ids", type=int, nargs=-1)
+everyone = click.option("--all", "everyone", is_flag=True, help="Every dead letter.")
+
+
+def command_line(run: "Run | None" = None) -> click.Group:
+    """The command line. Every setting but a secret is also a flag; without a command the gateway runs: `client.run`."""
+
+    @click.pass_context
+    def gateway(context: click.Context, /, **flags: str | bool | None) -> None:
+        """Receive DICOM images and report each series once it is over. Without a command the gateway runs."""
+        if context.invoked_subcommand in NAMES:
+            return
+        given = {name: value for name, value in flags.items() if value is not None}
+        if context.invoked_subcommand == "init":
+            context.obj = given  # .env may be what is wrong
+            return
+        try:
+            settings = load(GatewaySettings, given)
+        except SettingsError as error:
+            context.obj = error
+            if context.invoked_subcommand == "check":
+                return
+            raise click.UsageError(str(error)) from None
+        context.obj = Context(settings, run or _run)
+        if context.invoked_subcommand is None:
+            from gateway.cli.process import run_gateway
+
+            run_gateway(settings, run or _run)
+
+    return Group(
+        "client.py",
+        callback=gateway,
+        help=gateway.__doc__,
+        params=[flag(GatewaySettings, name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
+        commands=[_init(), status, check, drain, dead_letters, *tab("client.py")],
+        invoke_without_command=True,
+        sections=SECTIONS,
+        notes=NOTES,
+    )
+
+
+@click.command
+@as_json
+@click.pass_obj
+def status(context: Context, as_json: bool) -> None:
+    """Show what the gateway holds, and whether it is ready.
+
+    Exit code 3 where it is not.
+    """
+    each = [_status(settings) for settings in context.workers]
+    show_(each if len(each) > 1 else each[0], as_json)
+    sys.exit(0 if all(one["ready"] for one in each) else UNFINISHED)
+
+
+def _status(settings: GatewaySettings) -> dict[str, Any]:
+    (held,) = _read(settings, STATUS)
+    live: dict[str, Any] = {"running": False, "ready": False, "reason": "not running"}
+    try:
+        live = request(settings.journal_path, REQUEST_TIMEOUT_S, "status")
+    except RequestFailed as error:
+        live |= {"running": True, "reason": str(error)}
+    except NotRunning:
+        pass
+    return live | held | {"journal": str(settings.journal_path)}
+
+
+@click.command
+@as_json
+@click.pass_obj
+def check(context: Context | SettingsError, as_json: bool) -> None:
+    """Look whether all is well, and what cures what is not.
+
+    Before the start, or beside a running gateway: settings, ports, TLS, each PACS, the server and the key, clocks,
+    disk and journal. Exit code 3 if something failed.
+    """
+    sys.exit(_check(context if isinstance(context, SettingsError) else context.settings, as_json))
+
+
+def _check(settings: GatewaySettings | SettingsError, as_json: bool) -> int:
+    from console import findings as findings_of
+
+    if isinstance(settings, SettingsError):
+        findings = findings_of.of_settings(settings)
+    else:
+        from common.logs import configure_logging
+        from gateway.cli.check import check as check_gateway
+        from gateway.cli.process import run_main
+
+        configure_logging(silent=True)  # the findings say it
+        findings = run_main(check_gateway(settings), settings)
+    return findings_of.show(findings, as_json)
+
+
+def _init() -> click.Command:
+    """The command, whose flags are settings and where the key comes from: never the key itself."""
+    key = click.Option(
+        ["--api-key-file"],
+        metavar="FILE",
+        help="Where the server's key for this gateway is; - takes it from standard input into .env. A terminal is "
+        "asked for the key itself, without echo.",
+    )
+
+    @click.pass_context
+    def init(context: click.Context, /, **own: str | bool | None) -> None:
+        """Ask what is needed, write .env, say what to enter in the PACS.
+
+        On a terminal it asks for what no flag says; elsewhere flags that lack are named. Other lines of .env stay as
+        they are. Then it checks, as `check` does: exit code 3 where something failed.
+        """
+        from gateway.cli.init import set_up
+
+        try:
+            set_up({**context.obj, **{name: value for name, value in own.items() if value is not None}})
+        except GatewayError as error:
+            raise click.ClickException(str(error)) from None
+        try:
+            settings: GatewaySettings | SettingsError = load(GatewaySettings)
+        except SettingsError as error:
+            settings = error
+        sys.exit(_check(settings, as_json=False))
+
+    params: list[click.Parameter] = [*(flag(GatewaySettings, name) for name in INIT), key]
+    return click.Command("init", callback=init, help=init.__doc__, params=params)
+
+
+@click.command
+@as_json
+@click.pass_obj
+def drain(context: Context, as_json: bool) -> None:
+    """Report what is open now, and deliver all that waits.
+
+    Open series get the verdict `drained`. Exit code 3 if something stays undelivered.
+    """
+    with _progress(context.workers):
+        each = [_drain(settings, context.run) for settings in context.workers]
+    result = {name: sum(one[name] for one in each) for name in ("reported", "undelivered")}
+    show_(result, as_json)
+    sys.exit(UNFINISHED if result["undelivered"] else 0)
+
+
+def _drain(settings: GatewaySettings, run: "Run") -> dict[str, Any]:
+    try:
+        return _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain")
+    except NotRunning:
+        from gateway.cli.process import run_drain
+
+        (held,) = _read(settings, STATUS)
+        undelivered = run_drain(settings, run)
+        return {"reported": held["open_series"], "undelivered": undelivered}
+
+
+@click.group("dead-letters")
+def dead_letters() -> None:
+    """Reports that the server refused for good."""
+
+
+@dead_letters.command("list")
+@as_json
+@click.pass_obj
+def list_(context: Context, as_json: bool) -> None:
+    """Every dead letter and why; no patient data."""
+    each = [(settings, _read(settings, f"{DEAD} ORDER BY id")) for settings in context.workers]
+    show_([row | {"journal": str(settings.journal_path)} for settings, rows in each for row in rows], as_json)
+
+
+@dead_letters.command
+@click.argument("id", type=int)
+@as_json
+@click.pass_obj
+def show(context: Context, id: int, as_json: bool) -> None:
+    """One dead letter with the report as it was posted: this shows patient data."""
+    rows = _read(context.only_worker, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
+    if not rows:
+        raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
+    show_(rows[0] | {"report": _content(rows[0]["report"])}, as_json)
+
+
+@dead_letters.command
+@chosen
+@everyone
+@as_json
+@click.pass_obj
+def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool) -> None:
+    """Post dead letters again, made anew, once what was wrong is cured."""
+    _change(context, as_json, "replay", ids=_choose(ids, everyone))
+
+
+@dead_letters.command
+@chosen
+@everyone
+@click.option("--reason", required=True, help="Kept in the history.")
+@as_json
+@click.pass_obj
+def discard(context: Context, ids: tuple[int, ...], everyone: bool, reason: str, as_json: bool) -> None:
+    """Give dead letters up for good."""
+    _change(context, as_json, "discard", ids=_choose(ids, everyone), reason=reason)
+
+
+def _content(report: Any) -> Any:
+    """A report's JSON; as it stands there where it is none."""
+    try:
+        return json.loads(report)
+    except (ValueError, TypeError, RecursionError):
+        return report
+
+
+# --- helpers -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
+    """On a terminal: how many reports still wait."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(POLL_S):
+            with suppress(JournalUnusable):
+                held = [read(settings.journal_path, STATUS)[0] for settings in workers]
+                waiting, series = (sum(one[name] for one in held) for name in ("waiting_reports", "open_series"))
+                shown.update(f"draining: {series} series open, {waiting} reports to deliver")
+
+    with console.status("draining") as shown:
+        polling = threading.Thread(target=poll, name="progress")
+        polling.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            polling.join()
+
+
+async def _run(settings: GatewaySettings, stop: "asyncio.Event", **how: Any) -> int:
+    """`client.run`, imported when it runs."""
+    from client import run
+
+    return await run(settings, stop, **how)
+
+
+def _read(settings: GatewaySettings, query: str, *parameters: Any) -> list[dict[str, Any]]:
+    try:
+        return read(settings.journal_path, query, *parameters)
+    except JournalUnusable as error:
+        raise click.ClickException(settings.as_typed(str(error))) from None
+
+
+def _asked(settings: GatewaySettings, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
+    """The running gateway's answer. Raises NotRunning."""
+    try:
+        return request(settings.journal_path, timeout_s, do, **arguments)
+    except RequestFailed as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _choose(ids: tuple[int, ...], everyone: bool) -> list[int] | None:
+    """The ids, None for all."""
+    if bool(ids) == everyone:
+        raise click.UsageError("name dead letters by their id, or give --all")
+    return None if everyone else list(ids)
+
+
+def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **arguments: Any) -> None:
+    """Change dead letters of one worker, or all dead letters of every worker."""
+    workers = context.workers if ids is None else [context.only_worker]
+    each = [_change_one(settings, do, ids=ids, **arguments) for settings in workers]
+    ended = {
+        name: [i for one in each for i in one.get(name, ())] for name in dict.fromkeys(n for one in each for n in one)
+    }
+    show_(ended, as_json)
+    problems = []
+    if missing := set(ids or ()) - {i for those in ended.values() for i in those}:
+        problems.append(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
+    if unmade := ended.get("unmade"):
+        names = ", ".join(map(str, unmade))
+        problems.append(f"no report can be made of {names}, which stay dead: `dead-letters list` says why")
+    if problems:
+        raise click.ClickException("; ".join(problems))
+
+
+def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
+    _read(settings, STATUS)  # there has to be a journal
+    try:
+        return _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
+    except NotRunning:
+        from gateway.cli.process import change_dead_letters
+
+        return change_dead_letters(settings, do, **arguments)

@@ -1,0 +1,399 @@
+"""Reports out by HTTP, until the server has them: `SeriesDispatcher`."""
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+import json
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import httpx
+import structlog
+from pydantic import AwareDatetime, BaseModel
+
+from common import metrics
+from common.control import Operation
+from common.errors import GatewayError
+from common.logs import places
+from common.tracing import Spans, named
+from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.server_client import Answer, NoAnswer, ask
+from models import SeriesKey, SeriesRecord, SeriesReport
+
+RETRY_BASE_S = 0.25
+RETRY_AFTER_MAX_S = 3600.0
+RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
+WHOLE_SERVER = {429, 502, 503, 504}
+KEY_PROBLEMS = {  # no fault of the report
+    401: "GATEWAY_API_KEY is missing, wrong, expired or revoked",
+    403: "the key lacks the scope series:write",
+}
+PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
+JOURNAL_RETRY_S = 1.0
+MAX_FIELDS = 10  # fields of a refusal
+MAX_REFUSAL = 1000  # characters of a refusal
+MAX_ERRORS = 3  # of one report in a row, that no answer explains, until it is set aside
+STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+EARLY_S = 1e-6  # a loop may fire a timer a little before its time, and then must not spin until it has come
+
+log = structlog.get_logger()
+
+
+class ServerUnavailable(GatewayError):
+    """The server could not take a report now: try again, not before `retry_after_s`."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0, *, whole_server: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+        self.whole_server = whole_server
+        """Other reports would fare alike."""
+
+
+class SeriesRejected(GatewayError):
+    """The server refused a report and no retry will change that."""
+
+
+class _Posted(BaseModel):
+    """What is wanted of a report, once its row is there."""
+
+    StudyInstanceUID: str
+    PatientID: str | None = None
+    LastReceivedAt: AwareDatetime | None = None
+
+
+class SeriesDispatcher:
+    """Posts the journal's waiting reports until the server has them: in order within a series, side by side across.
+
+    A report that fails waits for its own next attempt, and only its series behind it. A server that fails (refuses
+    connections or our key, says 429, 502, 503 or 504, or fails every report) is left alone for a while, then asked with
+    one post.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        journal: Journal,
+        *,
+        concurrency: int,
+        retry_max_s: float,
+        spans: Spans | None = None,
+    ) -> None:
+        self._http = http
+        self._spans = spans
+        self._journal = journal
+        self._concurrency = concurrency
+        self._retry_max_s = retry_max_s
+        self._lines: dict[SeriesKey, deque[Waiting]] = {}
+        self._undelivered: dict[int, float] = {}  # when each was reported, in the order in which they were taken
+        # One entry per series that has a report waiting and none being posted; the number breaks ties.
+        self._due: list[tuple[float, int, SeriesKey]] = []
+        self._numbers = itertools.count()
+        self._errors: dict[int, int] = {}  # by report: how often in a row a try has ended in a way of its own
+        self._posting = 0
+        self._failures = 0  # in a row; one of the whole server counts as many as may be posted at once
+        self._paused_at = 0.0
+        self._paused_until = 0.0
+        self._changed = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self.last_problem: str | None = None
+        """Of the last try; None where it went well."""
+
+    @property
+    def undelivered(self) -> int:
+        """Reports that the server has not acknowledged."""
+        return len(self._undelivered)
+
+    @property
+    def oldest_undelivered_s(self) -> float:
+        """Age of the one that was taken first, 0 where there is none."""
+        reported_at = next(iter(self._undelivered.values()), None)
+        return 0.0 if reported_at is None else max(time.time() - reported_at, 0.0)
+
+    def submit(self, waiting: Waiting) -> None:
+        """Take a report for delivery, behind earlier ones of the same series."""
+        self._empty.clear()
+        line = self._lines.setdefault(waiting.key, deque())
+        while len(line) > 1 and line[-1].part:  # the journal has dropped it for this one; the first may be under way
+            self._undelivered.pop(line.pop().id, None)
+        line.append(waiting)
+        self._undelivered[waiting.id] = waiting.reported_at
+        if len(line) == 1:
+            self._schedule(waiting.key, from_wall_clock(waiting.next_attempt_at))
+
+    def pause(self, seconds: float) -> None:
+        """Post nothing for so long."""
+        self._paused_until = asyncio.get_running_loop().time() + seconds
+
+    def hurry(self) -> None:
+        """Try everything now, whatever its next attempt: an operator asks for it."""
+        now = asyncio.get_running_loop().time()
+        self._due = [(now, number, key) for _, number, key in sorted(self._due)]
+        self._paused_until = now
+        self._changed.set()
+
+    async def drain(self, timeout_s: float) -> int:
+        """Wait until every report taken is delivered or refused, at most so long; returns how many are not."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._empty.wait()
+        return self.undelivered
+
+    async def run(self) -> None:
+        """Post what is due, until cancelled."""
+        async with asyncio.TaskGroup() as posts:
+            while True:
+                key = await self._next_due()
+                self._posting += 1
+                posts.create_task(self._deliver(key), name=f"post {key.series_instance_uid}")
+
+    async def _next_due(self) -> SeriesKey:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._changed.clear()
+            free = self._posting < (1 if self._failures >= self._concurrency else self._concurrency)
+            deadline = max(self._due[0][0], self._paused_until) if self._due and free else None
+            if deadline is not None and deadline <= loop.time() + EARLY_S:
+                return heapq.heappop(self._due)[2]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._changed.wait()
+
+    def _schedule(self, key: SeriesKey, delay_s: float) -> None:
+        heapq.heappush(self._due, (asyncio.get_running_loop().time() + delay_s, next(self._numbers), key))
+        self._changed.set()
+
+    async def _deliver(self, key: SeriesKey) -> None:
+        """One try of the first report in a series' line. Whatever it meets, the others go on."""
+        line = self._lines[key]
+        try:
+            delay_s = await self._attempt(line)
+        except Exception as error:  # a bug that this report has met: see _erred
+            delay_s = await self._erred(line, error)
+        self._posting -= 1
+        if delay_s is None:
+            done = line.popleft()
+            self._undelivered.pop(done.id, None)
+            self._errors.pop(done.id, None)
+        if line:
+            self._schedule(key, delay_s or 0.0)
+        else:
+            del self._lines[key]
+        self._changed.set()
+        if not self._lines:
+            self._empty.set()
+
+    async def _attempt(self, line: deque[Waiting]) -> float | None:
+        """One try; the seconds until the next, None where this report needs none."""
+        begun = asyncio.get_running_loop().time()
+        try:
+            await self._try(line[0])
+        except ServerUnavailable as error:
+            self._errors.pop(line[0].id, None)
+            line[0], delay_s = await self._delayed(line[0], error, begun)
+            return delay_s
+        except JournalUnavailable as error:  # posting again does no harm
+            log.error("report.unmarked", series_instance_uid=line[0].key.series_instance_uid, reason=str(error))
+            return JOURNAL_RETRY_S
+        return None
+
+    async def _erred(self, line: deque[Waiting], error: Exception) -> float | None:
+        """A try ended in a way that nobody foresaw: it is delayed, and after MAX_ERRORS in a row set aside.
+
+        Kind and place are said and kept; the error's text may hold what it choked on.
+        """
+        waiting, at = line[0], "; ".join(places(error))
+        errors = self._errors[waiting.id] = self._errors.get(waiting.id, 0) + 1
+        self.last_problem = at
+        event = log.bind(series_instance_uid=waiting.key.series_instance_uid, revision=waiting.revision)
+        event.error("report.failed", attempt=waiting.attempts + 1, reason=at)
+        delay_s = backoff_s(waiting.attempts + 1, self._retry_max_s)
+        try:
+            if errors >= MAX_ERRORS:
+                await self._journal.refused(waiting, at[:MAX_REFUSAL])
+                metrics.dispatch_attempts.labels("rejected").inc()
+                event.error("report.rejected", reason=at, instances=waiting.instances, dead_letter=waiting.id)
+                return None
+            metrics.dispatch_attempts.labels("delayed").inc()
+            line[0] = replace(waiting, attempts=waiting.attempts + 1, next_attempt_at=time.time() + delay_s)
+            await self._journal.delayed(line[0], at[:MAX_REFUSAL])
+        except Exception as again:  # nor may this
+            event.error("report.unmarked", reason=places(again)[0])
+            delay_s = max(delay_s, JOURNAL_RETRY_S)
+        return delay_s
+
+    async def _try(self, waiting: Waiting) -> None:
+        """Post a report and mark it delivered or dead. Raises ServerUnavailable or JournalUnavailable."""
+        report = await self._journal.report(waiting)
+        if report is None:  # a part that a newer report stands for
+            return
+        event = log.bind(
+            series_instance_uid=waiting.key.series_instance_uid,
+            revision=waiting.revision,
+            instances=waiting.instances,
+            **named(waiting.traceparent),
+        )
+        try:
+            with metrics.dispatch_seconds.time():
+                record = await self._post(report, waiting.traceparent)
+        except SeriesRejected as error:
+            metrics.dispatch_attempts.labels("rejected").inc()
+            await self._journal.refused(waiting, str(error))
+            event.error("report.rejected", reason=str(error), dead_letter=waiting.id)
+            return
+        self._failures = 0
+        self.last_problem = None
+        metrics.dispatch_attempts.labels("delivered").inc()
+        await self._journal.delivered(waiting)
+        latency_s = row_latency_s(report, record, datetime.now(UTC))
+        if latency_s is not None:
+            metrics.row_latency_seconds.observe(latency_s)
+            event = event.bind(row_latency_s=round(latency_s, 3))
+        event.info("report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1)
+        if record.Conflicts:
+            event.warning("series.conflicted", conflicts=record.Conflicts)
+
+    async def _delayed(self, waiting: Waiting, error: ServerUnavailable, begun: float) -> tuple[Waiting, float]:
+        """Note a failed try: the report with its next attempt, and the seconds until then."""
+        attempts = waiting.attempts + 1
+        metrics.dispatch_attempts.labels("delayed").inc()
+        self.last_problem = str(error)
+        delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s))
+        waiting = replace(waiting, attempts=attempts, next_attempt_at=time.time() + delay_s)
+        log.warning(
+            "report.delayed",
+            **named(waiting.traceparent),
+            series_instance_uid=waiting.key.series_instance_uid,
+            revision=waiting.revision,
+            attempt=attempts,
+            reason=str(error),
+            retry_in_s=round(delay_s, 3),
+        )
+        with contextlib.suppress(JournalUnavailable):  # a restart then tries sooner
+            await self._journal.delayed(waiting, str(error))
+            if begun >= self._paused_at:  # else it says no more than what began the pause
+                await self._failed(error)
+        return waiting, delay_s
+
+    async def _failed(self, error: ServerUnavailable) -> None:
+        self._failures += self._concurrency if error.whole_server else 1
+        if self._failures < self._concurrency:
+            return
+        longest_s = self._retry_max_s if error.whole_server else PROBE_S
+        pause_s = backoff_s(self._failures // self._concurrency, longest_s)
+        if error.whole_server and error.retry_after_s > pause_s:
+            pause_s = error.retry_after_s
+            await self._journal.pause(time.time() + pause_s)
+        self._paused_at = asyncio.get_running_loop().time()
+        self.pause(pause_s)
+
+    async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
+        """One try. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
+        if not report:
+            raise SeriesRejected("the journal holds no content of it")
+        headers = {"Content-Type": "application/json"}
+        body = report.encode()
+        try:
+            with self._spans.post(traceparent, headers) if self._spans else nullcontext():
+                answer = await ask(self._http, "POST", "series", content=body, headers=headers)
+        except NoAnswer as error:
+            raise ServerUnavailable(str(error), whole_server=error.connecting) from error
+        status, wait_s = answer.status, retry_after_s(answer.retry_after)
+        if status in KEY_PROBLEMS:
+            raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
+        if status >= 500 or status in RETRYABLE:
+            raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
+        if 400 <= status < 500:
+            raise SeriesRejected(f"HTTP {status} {_problem(answer)}"[:MAX_REFUSAL])
+        try:
+            if 200 <= status < 300:
+                return SeriesRecord.model_validate_json(answer.content)
+        except ValueError:
+            pass
+        raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?")
+
+
+def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | None:
+    """Seconds from the report's last image to its row; None where that is not known.
+
+    By the report's own time: the row's may be that of an image that came long before. And not of a report that the
+    server has kept aside as a conflict: then this row is not about it.
+    """
+    try:
+        posted = _Posted.model_validate_json(report)
+    except ValueError:  # this gateway is not the only one that has written to its journal
+        return None
+    patients = {posted.PatientID, record.PatientID} - {None}
+    if posted.LastReceivedAt is None or posted.StudyInstanceUID != record.StudyInstanceUID or len(patients) > 1:
+        return None
+    return max((now - posted.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
+
+
+def dead_letters(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
+    """What may be changed by the journal's owner, be it the gateway or a command on a stopped one's journal."""
+
+    async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
+        dead = await journal.dead(ids)
+        waiting = await journal.replay_dead(ids)
+        for one in waiting:
+            submit(one)
+        replayed = [one.id for one in waiting]
+        unmade = sorted({*dead} - {*replayed})
+        log.info("dead_letters.replayed", ids=replayed, unmade=unmade)
+        return {"replayed": replayed} | ({"unmade": unmade} if unmade else {})
+
+    async def discard(ids: Sequence[int] | None, reason: str) -> dict[str, Any]:
+        discarded = await journal.discard_dead(ids, reason)
+        log.info("dead_letters.discarded", ids=discarded, reason=reason)
+        return {"discarded": discarded}
+
+    return {"replay": replay, "discard": discard}
+
+
+def backoff_s(attempt: int, retry_max_s: float) -> float:
+    """Full jitter: uniform between 0 and an exponentially growing bound, so that gateways do not retry in step."""
+    return random.uniform(0, min(retry_max_s, RETRY_BASE_S * 2.0 ** min(attempt, 30)))  # noqa: S311 - not a secret
+
+
+def retry_after_s(header: str | None) -> float:
+    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date), at most an hour; 0 if none."""
+    if header is None:
+        return 0.0
+    try:
+        if header.isdigit():
+            return min(float(header), RETRY_AFTER_MAX_S)
+        at = parsedate_to_datetime(header)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # -0000: in UTC, of nowhere (RFC 5322 §3.3)
+        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+    except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
+        return 0.0
+
+
+def from_wall_clock(at: float) -> float:
+    """Seconds from now until `at` (since 1970), never more than was ever asked for: the clock may have been set."""
+    return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
+def _problem(answer: Answer) -> str:
+    """Which fields the server refused, from its 422 body, or what its status says; none of its own words."""
+    try:
+        details = json.loads(answer.content)["detail"][:MAX_FIELDS]
+        fields = [_field(detail["loc"], str(detail.get("type"))) for detail in details]
+    except Exception:  # a stranger's JSON: of any shape, or too deep to be read
+        fields = []
+    return "; ".join(fields) or STATUS_PHRASES.get(answer.status, "")
+
+
+def _field(loc: Sequence[str | int], kind: str) -> str:
+    known = [str(part) for part in loc if isinstance(part, int) or part in SeriesReport.model_fields or part == "body"]
+    return f"{'.'.join(known)}: {kind if re.fullmatch('[a-z_]{1,64}', kind) else 'refused'}"

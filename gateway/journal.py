@@ -1,0 +1,775 @@
+"""What was acknowledged and not yet delivered, on disk. The gateway's only SQL.
+
+Rules. `instances` is a log of what was kept and not yet reported: replaying it rebuilds the open series. Closing a
+series moves its instances into a report in one transaction. A report is waiting until it is delivered (kept without
+content for a while, as history) or dead (kept with content until an operator replays or discards it). A part, a report
+without a verdict, moves nothing: its instances stay in the log, and a newer report of the series stands for it.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+
+from common import metrics
+from common.at_rest import real
+from common.errors import GatewayError
+from common.logs import places
+from dicom.header import InstanceValues, instance_values
+from gateway import journal_rows as rows
+from gateway.journal_reader import JournalUnusable
+from models import DeadReport, Instance, SeriesKey, SeriesReport
+
+KEY = "study_instance_uid, series_instance_uid, patient_id"
+OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
+MOVED = "CASE WHEN typeof(instances) = 'integer' AND verdict IS NOT NULL THEN min(max(instances, 0), 2147483647) END"
+"""How many instances a report took out of the log: `Waiting.moved` in SQL."""
+MAX_REVISION = 2**31 - 2  # the next one has to fit into SeriesReport.Revision
+HISTORY_REPORTS = 10_000
+HISTORY_AGE_S = 7 * 86400.0
+PRUNE_EVERY = 100  # deliveries
+VACUUM_PAGES = 2000
+MEASURED_FOR_S = 0.1  # so long the sizes of the journal and of what is free on its disk are taken for unchanged
+
+SCHEMA = """
+CREATE TABLE open_series (
+    id INTEGER PRIMARY KEY,
+    study_instance_uid TEXT NOT NULL, series_instance_uid TEXT NOT NULL, patient_id TEXT,
+    sop_class_uid TEXT NOT NULL, transfer_syntax_uid TEXT NOT NULL,  -- these four: as of the first instance
+    calling_ae_title TEXT NOT NULL, peer_address TEXT NOT NULL,
+    content TEXT NOT NULL  -- JSON: attributes, and the bytes of those that are undecoded
+);
+CREATE TABLE instances (
+    series_id INTEGER NOT NULL REFERENCES open_series,
+    sop_instance_uid TEXT NOT NULL,
+    received_at REAL NOT NULL,  -- seconds since 1970, UTC
+    PRIMARY KEY (series_id, sop_instance_uid)
+) WITHOUT ROWID;
+CREATE TABLE reports (
+    id INTEGER PRIMARY KEY,
+    study_instance_uid TEXT NOT NULL, series_instance_uid TEXT NOT NULL, patient_id TEXT,
+    revision INTEGER NOT NULL, verdict TEXT, instances INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'dead', 'delivered', 'discarded')),
+    report TEXT,  -- the JSON that is posted; null in the history
+    attempts INTEGER NOT NULL DEFAULT 0, next_attempt_at REAL NOT NULL DEFAULT 0,
+    answer TEXT,  -- the last problem, the refusal, or why it was discarded
+    changed_at REAL NOT NULL
+);
+CREATE INDEX reports_by_state ON reports (state, id);
+CREATE TABLE server (  -- one row
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    paused_until REAL NOT NULL,  -- no post before, seconds since 1970
+    probed_at REAL NOT NULL
+);
+INSERT INTO server VALUES (1, 0, 0);
+"""
+SCHEMA_2 = """
+CREATE TABLE learnt (  -- the idle policy's, by source
+    calling_ae_title TEXT NOT NULL, modality TEXT NOT NULL, content TEXT NOT NULL,
+    PRIMARY KEY (calling_ae_title, modality)
+);
+"""
+SCHEMA_3 = """
+ALTER TABLE instances ADD COLUMN attributes TEXT;  -- JSON: the values of INSTANCE_KEYWORDS; null of earlier versions
+"""
+SCHEMA_4 = """
+ALTER TABLE reports ADD COLUMN reported_at REAL;  -- seconds since 1970, UTC; null of earlier versions
+ALTER TABLE reports ADD COLUMN traceparent TEXT;  -- W3C Trace Context, where traces are exported
+"""
+SCHEMA_5 = """
+CREATE TABLE learnt_of_stations (
+    calling_ae_title TEXT NOT NULL, modality TEXT NOT NULL, station TEXT NOT NULL DEFAULT '', content TEXT NOT NULL,
+    PRIMARY KEY (calling_ae_title, modality, station)
+);
+INSERT INTO learnt_of_stations SELECT calling_ae_title, modality, '', content FROM learnt ORDER BY rowid;
+DROP TABLE learnt;
+ALTER TABLE learnt_of_stations RENAME TO learnt;
+CREATE TABLE pacs (ae_title TEXT PRIMARY KEY, trust INTEGER NOT NULL);  -- how many series in a row it had all of
+CREATE INDEX reports_by_series ON reports (series_instance_uid, id);
+"""
+SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_5)  # each leads from the version before to its own
+SCHEMA_VERSION = len(SCHEMAS)
+
+# One statement however many there are: each statement costs a switch of threads.
+INSERT_INSTANCES = """
+INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
+"""
+
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, and reads with whatever file is there
+
+Learnt = Mapping[tuple[str, str, str], str | None]
+"""By calling AE title, modality and station; None where it is forgotten."""
+P = ParamSpec("P")
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class JournalUnavailable(GatewayError):
+    """Nothing can be written now; nothing was. Trying again may help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A report to deliver: its place in line, not its content."""
+
+    id: int
+    key: SeriesKey
+    revision: int
+    instances: int
+    attempts: int
+    next_attempt_at: float
+    """Wall-clock seconds since 1970; so is `reported_at`."""
+    reported_at: float
+    traceparent: str | None = None
+    part: bool = False
+    """Its instances are in the log still."""
+
+    @property
+    def moved(self) -> int:
+        """How many instances it took out of the log."""
+        return 0 if self.part else self.instances
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much the journal may hold; beyond it nothing more is taken in."""
+
+    max_instances: int
+    max_bytes: int
+    min_free_bytes: int
+
+
+@dataclass(slots=True)
+class _OpenSeries:
+    """What the log holds of a series, beside its instances."""
+
+    id: int
+    attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    undecoded: dict[str, bytes] = field(default_factory=dict)
+
+
+class Journal:
+    """One SQLite file with one writer. SQL runs in one thread; every method returns after its transaction."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, bounds: Bounds, thread: Executor) -> None:
+        self._path = path
+        self._connection = connection
+        self._bounds = bounds
+        self._thread = thread
+        self._open: dict[SeriesKey, _OpenSeries] = {}
+        self._deliveries = 0
+        self._used_bytes = 0
+        self._measured_at = 0.0
+        self._free = 0
+        self._free_until = 0.0
+        self.failing: str | None = None
+        """Why the last write failed; None after one that succeeded."""
+        self.open_instances: int = self._one("SELECT count(*) FROM instances")
+        self.waiting_instances: int = self._one(
+            f"SELECT coalesce(sum({MOVED}), 0) FROM reports WHERE state = 'waiting'"
+        )
+        self.dead_letters: int = self._one("SELECT count(*) FROM reports WHERE state = 'dead'")
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, path: Path, bounds: Bounds) -> AsyncIterator["Journal"]:
+        """Open for this process alone; a corrupt file is set aside, a missing one made. Raises JournalUnusable."""
+        with exclusive(path):
+            path = real(path)
+            with _opened(path, bounds) as journal:
+                yield journal
+
+    # --- what comes in ---
+
+    async def keep(self, instances: Sequence[Instance]) -> None:
+        """Log instances, all in one transaction with one fsync. Raises JournalUnavailable; then none is kept."""
+        with metrics.commit_seconds.time():
+            await self._write(self._keep, instances)
+        metrics.commit_instances.observe(len(instances))
+
+    async def close(
+        self,
+        reports: Sequence[SeriesReport],
+        learnt: Learnt = MappingProxyType({}),
+        traceparents: Sequence[str | None] = (),
+        trust: Mapping[str, int] = MappingProxyType({}),
+    ) -> list[Waiting]:
+        """Move the reports' instances from the log into the reports, in one transaction. Raises JournalUnavailable.
+
+        Those of a part stay in the log. `learnt`: what the idle policy has learnt or forgotten; `traceparents`: of each
+        report; `trust`: of each PACS, by AE title.
+        """
+        return await self._write(self._close, reports, learnt, traceparents or [None] * len(reports), trust)
+
+    async def set_aside(self, key: SeriesKey, sop_instance_uids: Sequence[str], revision: int, reason: str) -> None:
+        """Move instances of which no report can be made from the log into a dead letter. Raises JournalUnavailable."""
+        await self._write(self._set_aside, key, list(sop_instance_uids), revision, reason)
+
+    def learnt(self) -> dict[tuple[str, str, str], str]:
+        """What the idle policy had learnt, oldest first."""
+        columns = ("calling_ae_title", "modality", "station", "content")
+        found = [[rows.text(row[c]) for c in columns] for row in self._all("SELECT * FROM learnt ORDER BY rowid")]
+        return {(title, modality, station): content for title, modality, station, content in found}
+
+    def trust(self) -> dict[str, int]:
+        """How far each PACS was trusted, by AE title."""
+        return {rows.text(row["ae_title"]): rows.count(row["trust"]) for row in self._all("SELECT * FROM pacs")}
+
+    def replay(self) -> Iterator[Instance]:
+        """Every instance of the log; call it once, before anything is kept.
+
+        The first of each series carries the series' attributes, and each its own, as far as they can be read.
+        """
+        now = datetime.now(UTC)
+        for series in self._all("SELECT * FROM open_series"):
+            key, unreadable = rows.key(series), _Unreadable("open_series", series["id"])
+            attributes, undecoded = unreadable.unless(rows.unpack, series["content"]) or ({}, {})
+            attributes = rows.of_patient(attributes, key.patient_id)
+            opened = self._open[key] = _OpenSeries(series["id"], attributes, undecoded)
+            query = "SELECT * FROM instances WHERE series_id = ? ORDER BY received_at"
+            for row in self._connection.execute(query, (opened.id,)):
+                own = unreadable.unless(rows.own_attributes, row["attributes"]) or {}
+                yield rows.instance(series, row, {**attributes, **own}, undecoded, now)
+                attributes, undecoded = rows.identity(attributes), {}
+
+    def revisions(self) -> dict[SeriesKey, int]:
+        """The last revision reported of each series, as far back as the history goes. Parts have none of their own."""
+        last = "max(CASE WHEN typeof(revision) = 'integer' THEN revision END) AS revision"
+        query = f"SELECT {KEY}, {last} FROM reports WHERE verdict IS NOT NULL GROUP BY {KEY} ORDER BY max(id)"
+        return {rows.key(row): rows.count(row["revision"], MAX_REVISION) for row in self._all(query)}
+
+    async def undelivered(self, key: SeriesKey) -> list[str]:
+        """The SOP Instance UIDs in reports of a series that the server has not acknowledged. Raises JournalUnavailable.
+
+        The image is here, then, whatever the server says.
+        """
+        report = "CASE WHEN json_valid(report) THEN report ELSE '{}' END"
+        query = (
+            f"SELECT DISTINCT value FROM reports, json_each({report}, '$.SOPInstanceUIDs') "
+            f"WHERE {OF_KEY} AND state IN ('waiting', 'dead') AND json_each.type = 'text'"
+        )
+        return [rows.text(row["value"]) for row in await self._run(self._all, query, *map(rows.storable, key))]
+
+    # --- what goes out ---
+
+    def waiting(self) -> list[Waiting]:
+        """Reports to deliver, oldest first."""
+        return [
+            _waiting(row) for row in self._all(f"SELECT {WAITING} FROM reports WHERE state = 'waiting' ORDER BY id")
+        ]
+
+    async def report(self, waiting: Waiting) -> str | None:
+        """The JSON to post, empty where the row holds none; None where the report does not wait any more."""
+        query = "SELECT report FROM reports WHERE id = ? AND state = 'waiting'"
+        found = await self._run(self._all, query, waiting.id)
+        return rows.text(found[0]["report"]) if found else None
+
+    async def delayed(self, waiting: Waiting, problem: str) -> None:
+        """Note a failed try, and when the next one is due."""
+        schedule: dict[str, Any] = {"attempts": waiting.attempts, "next_attempt_at": waiting.next_attempt_at}
+        await self._write(self._update, waiting.id, **schedule, answer=problem)
+
+    def paused_until(self) -> float:
+        """When the server may be asked again, wall-clock seconds since 1970."""
+        return max((rows.seconds(row["paused_until"]) for row in self._all("SELECT * FROM server")), default=0.0)
+
+    async def pause(self, until: float) -> None:
+        """Note when the server may be asked again."""
+        await self._write(self._execute, "UPDATE server SET paused_until = ?", until)
+
+    async def delivered(self, waiting: Waiting) -> None:
+        """The server has it: it becomes history."""
+        await self._write(self._end, waiting, state="delivered", report=None, answer=None)
+
+    async def refused(self, waiting: Waiting, answer: str) -> None:
+        """No retry will help: it becomes a dead letter with the server's answer."""
+        await self._write(self._end, waiting, state="dead", answer=answer)
+
+    # --- dead letters ---
+
+    async def last_dead(self, most: int) -> list[DeadReport]:
+        """The latest dead letters, the latest first. Raises JournalUnavailable."""
+        columns = "series_instance_uid, instances, answer, changed_at"
+        query = f"SELECT {columns} FROM reports WHERE state = 'dead' ORDER BY id DESC LIMIT ?"
+        now = datetime.now(UTC)
+        found = [rows.dead_report(row, now) for row in await self._run(self._all, query, most)]
+        return [report for report in found if report is not None]
+
+    async def dead(self, ids: Sequence[int] | None) -> list[int]:
+        """Which of these reports (None: of all) are dead letters. Raises JournalUnavailable."""
+        return [waiting.id for waiting in await self._run(self._dead, ids)]
+
+    async def replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
+        """Put dead letters (None: all) back in line, made anew; returns those that could be."""
+        return await self._write(self._replay_dead, ids)
+
+    async def discard_dead(self, ids: Sequence[int] | None, reason: str) -> list[int]:
+        """Give dead letters (None: all) up, with the reason in the history; returns those that were dead."""
+        return await self._write(self._discard_dead, ids, reason)
+
+    # --- pressure ---
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of the file, without what is free in it."""
+        return self._used_bytes
+
+    def saturated(self) -> str | None:
+        """Why nothing more is taken in, None where something is."""
+        if self.open_instances + self.waiting_instances >= self._bounds.max_instances:
+            return f"max_pending_instances={self._bounds.max_instances} reached"
+        if self._used_bytes >= self._bounds.max_bytes:
+            return f"journal_max_bytes={self._bounds.max_bytes} reached"
+        try:
+            free = self._free_bytes()
+        except OSError as error:  # its folder is gone, and may come back
+            return f"the journal's folder: {error.strerror}"
+        if free < self._bounds.min_free_bytes:
+            return f"less than min_free_bytes={self._bounds.min_free_bytes} free"
+        return self.failing
+
+    def _free_bytes(self) -> int:
+        """Of the journal's disk; asked once in MEASURED_FOR_S, for it is asked for every instance."""
+        if time.monotonic() >= self._free_until:
+            disk = os.statvfs(self._path.parent)
+            self._free, self._free_until = disk.f_bavail * disk.f_frsize, time.monotonic() + MEASURED_FOR_S
+        return self._free
+
+    async def probe(self) -> None:
+        """Try a write, so that a journal that failed is found to work again."""
+        await self._write(self._execute, "UPDATE server SET probed_at = ?", time.time())
+
+    # --- in the journal's thread ---
+
+    async def _write(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run in the journal's thread; that it can write is known then. Raises JournalUnavailable."""
+        result = await self._run(do, *args, **kwargs)
+        self.failing = None
+        return result
+
+    async def _run(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run in the journal's thread: the edge to SQLite. Raises JournalUnavailable."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._thread, lambda: do(*args, **kwargs))
+        except sqlite3.Error as error:
+            self.failing = f"journal: {error}"
+            metrics.journal_failures.inc()
+            raise JournalUnavailable(self.failing) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _keep(self, instances: Sequence[Instance]) -> None:
+        changed: dict[SeriesKey, _OpenSeries] = {}  # copies: they hold once they are committed
+        kept: list[tuple[int, str, float, InstanceValues]] = []
+        news = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
+        with self._transaction() if news else nullcontext():  # one statement needs none
+            for instance in news:
+                series = changed.get(instance.key) or self._open.get(instance.key)
+                changed[instance.key] = self._learn(instance, series)
+            for series in changed.values():
+                self._execute(
+                    "UPDATE open_series SET content = ? WHERE id = ?",
+                    rows.pack(series.attributes, series.undecoded),
+                    series.id,
+                )
+            for instance in instances:
+                series = changed.get(instance.key) or self._open[instance.key]
+                at = instance.received_at.timestamp()
+                kept.append((series.id, instance.sop_instance_uid, at, instance_values(instance)))
+            inserted = self._connection.execute(INSERT_INSTANCES, (json.dumps(kept),)).rowcount
+        self._open |= changed
+        self.open_instances += inserted
+        if time.monotonic() >= self._measured_at + MEASURED_FOR_S:
+            self._measure()
+
+    def _learn(self, instance: Instance, series: _OpenSeries | None) -> _OpenSeries:
+        """The series with what this instance adds: the first value of an attribute stays, as in the collector."""
+        if series is None:
+            series = _OpenSeries(self._insert_series(instance))
+        news = {k: v for k, v in instance.attributes.items() if v and k not in series.attributes}
+        undecoded = {k: v for k, v in instance.undecoded.items() if k in news}
+        return _OpenSeries(series.id, series.attributes | news, series.undecoded | undecoded)
+
+    def _insert_series(self, first: Instance) -> int:
+        values = (
+            *first.key,
+            first.sop_class_uid,
+            first.transfer_syntax_uid,
+            first.calling_ae_title,
+            first.peer_address,
+        )
+        cursor = self._connection.execute(
+            f"INSERT INTO open_series ({KEY}, sop_class_uid, transfer_syntax_uid, calling_ae_title, peer_address, "
+            "content) VALUES (?, ?, ?, ?, ?, ?, ?, '')",
+            [*map(rows.storable, values)],
+        )
+        return int(cursor.lastrowid or 0)
+
+    def _close(
+        self,
+        reports: Sequence[SeriesReport],
+        learnt: Learnt,
+        traceparents: Sequence[str | None],
+        trust: Mapping[str, int],
+    ) -> list[Waiting]:
+        waiting, moved = [], 0
+        emptied: list[SeriesKey] = []
+        with self._transaction():
+            self._learn_sources(learnt, trust)
+            for report, traceparent in zip(reports, traceparents, strict=True):
+                waiting.append(self._insert_report(report, traceparent))
+                if report.Verdict is None or report.key in emptied:
+                    continue  # a part, or all of it stands in an earlier report
+                moved += self._move(report.key, report.SOPInstanceUIDs or [], emptied)
+        for key in emptied:
+            del self._open[key]
+        self.open_instances -= moved
+        self.waiting_instances += sum(one.moved for one in waiting)
+        self._measure()
+        return waiting
+
+    def _learn_sources(self, learnt: Learnt, trust: Mapping[str, int]) -> None:
+        many = self._connection.executemany
+        sources = [([*map(rows.storable, source)], rows.storable(content)) for source, content in learnt.items()]
+        forgotten = [source for source, content in sources if content is None]
+        many("DELETE FROM learnt WHERE calling_ae_title = ? AND modality = ? AND station = ?", forgotten)
+        known = [(*source, content) for source, content in sources if content is not None]
+        many("INSERT OR REPLACE INTO learnt (calling_ae_title, modality, station, content) VALUES (?, ?, ?, ?)", known)
+        many("INSERT OR REPLACE INTO pacs VALUES (?, ?)", [(rows.storable(title), n) for title, n in trust.items()])
+
+    def _move(self, key: SeriesKey, sop_instance_uids: Sequence[str], emptied: list[SeriesKey]) -> int:
+        """Take instances out of the log, and their series with the last; returns how many they were.
+
+        An instance kept since the report was made stays in the log, and with it its series.
+        """
+        series = self._open.get(key)
+        if series is None:
+            return 0
+        moved = self._connection.execute(
+            "DELETE FROM instances WHERE series_id = ? AND sop_instance_uid IN (SELECT value FROM json_each(?))",
+            (series.id, json.dumps(sop_instance_uids)),
+        ).rowcount
+        if self._connection.execute(
+            "DELETE FROM open_series WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM instances WHERE series_id = ?1)",
+            (series.id,),
+        ).rowcount:
+            emptied.append(key)
+        return moved
+
+    def _insert_report(self, report: SeriesReport, traceparent: str | None) -> Waiting:
+        content, now = report.model_dump_json(exclude_none=True), time.time()
+        cursor = self._connection.execute(
+            f"INSERT INTO reports ({KEY}, revision, verdict, instances, report, changed_at, reported_at, traceparent) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*report.key, report.Revision, report.Verdict, report.NumInstances, content, now, now, traceparent),
+        )
+        id = int(cursor.lastrowid or 0)
+        self._supersede(report, id)
+        part = report.Verdict is None
+        return Waiting(id, report.key, report.Revision, report.NumInstances, 0, 0.0, now, traceparent, part)
+
+    def _supersede(self, report: SeriesReport, id: int) -> None:
+        """Drop earlier parts of the series that are not delivered: what they held stands in this report."""
+        parts = f"{OF_KEY} AND id < ? AND verdict IS NULL AND state ="
+        self._execute(f"DELETE FROM reports WHERE {parts} 'waiting'", *report.key, id)
+        if report.Verdict is not None:
+            dead = self._connection.execute(f"DELETE FROM reports WHERE {parts} 'dead'", (*report.key, id))
+            self.dead_letters -= dead.rowcount
+
+    def _set_aside(self, key: SeriesKey, sop_instance_uids: list[str], revision: int, reason: str) -> None:
+        emptied: list[SeriesKey] = []
+        now, revision = time.time(), rows.count(revision, MAX_REVISION, 1)
+        content = rows.unmade(key, sop_instance_uids, revision)
+        with self._transaction():
+            self._execute(
+                f"INSERT INTO reports ({KEY}, revision, verdict, instances, state, report, answer, changed_at, "
+                "reported_at) VALUES (?, ?, ?, ?, 'idle', ?, 'dead', ?, ?, ?, ?)",
+                *(rows.storable(part) for part in key),
+                revision,
+                len(sop_instance_uids),
+                content,
+                rows.storable(reason),
+                now,
+                now,
+            )
+            moved = self._move(key, sop_instance_uids, emptied)
+        for gone in emptied:
+            del self._open[gone]
+        self.open_instances -= moved
+        self.dead_letters += 1
+        self._measure()
+
+    def _update(self, report_id: int, before: str = "waiting", **columns: Any) -> bool:
+        """Change a report that is in the state `before`; whether it was."""
+        assignments = ", ".join(f"{column} = :{column}" for column in columns)
+        cursor = self._connection.execute(
+            f"UPDATE reports SET {assignments}, changed_at = :now WHERE id = :id AND state = :before",
+            {k: rows.storable(v) for k, v in columns.items()} | {"id": report_id, "now": time.time(), "before": before},
+        )
+        return cursor.rowcount == 1
+
+    def _end(self, waiting: Waiting, **columns: Any) -> None:
+        if self._update(waiting.id, **columns):
+            self.waiting_instances -= waiting.moved
+            self.dead_letters += columns["state"] == "dead"
+        self._deliveries += 1
+        if self._deliveries % PRUNE_EVERY == 0:
+            self._prune()
+        self._measure()
+
+    def _prune(self) -> None:
+        """Bound the history by age and number; another time will do, too."""
+        ended = "state IN ('delivered', 'discarded')"
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute(
+                f"DELETE FROM reports WHERE {ended} AND (changed_at < ? OR id <= (SELECT id FROM reports "
+                f"WHERE {ended} ORDER BY id DESC LIMIT 1 OFFSET ?))",
+                (time.time() - HISTORY_AGE_S, HISTORY_REPORTS),
+            )
+
+    def _replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
+        with self._transaction():
+            replayed = [again for dead in self._dead(ids) if (again := self._made_anew(dead)) is not None]
+        self.waiting_instances += sum(waiting.moved for waiting in replayed)
+        self.dead_letters -= len(replayed)
+        return replayed
+
+    def _made_anew(self, dead: Waiting) -> Waiting | None:
+        """Put a dead letter back in line; None where no report can be made of it: it stays dead, with the reason."""
+        again: dict[str, Any] = {"state": "waiting", "attempts": 0, "next_attempt_at": 0.0, "answer": None}
+        try:
+            report = rows.made(self._one("SELECT report FROM reports WHERE id = ?", dead.id))
+            again |= {"report": report.model_dump_json(exclude_none=True), "instances": report.NumInstances}
+        except Exception as error:  # whatever stands there costs this one only
+            self._update(dead.id, "dead", answer=rows.why_unmade(error))
+            return None
+        self._update(dead.id, "dead", **again)
+        return replace(dead, instances=report.NumInstances)
+
+    def _discard_dead(self, ids: Sequence[int] | None, reason: str) -> list[int]:
+        with self._transaction():
+            dead = self._dead(ids)
+            for waiting in dead:
+                self._update(waiting.id, "dead", state="discarded", report=None, answer=reason)
+        self.dead_letters -= len(dead)
+        return [waiting.id for waiting in dead]
+
+    def _dead(self, ids: Sequence[int] | None) -> list[Waiting]:
+        chosen = "state = 'dead' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))"
+        found = self._all(f"SELECT {WAITING} FROM reports WHERE {chosen} ORDER BY id", ids and json.dumps(ids))
+        return [replace(_waiting(row), attempts=0, next_attempt_at=0.0) for row in found]
+
+    def _execute(self, statement: str, *parameters: Any) -> None:
+        self._connection.execute(statement, parameters)
+
+    def _measure(self) -> None:
+        """How much of the file is used; what is free in it goes back to the file system, some pages at a time.
+
+        What was done before is committed: that this fails must not make it look undone.
+        """
+        self._measured_at = time.monotonic()
+        with contextlib.suppress(sqlite3.Error):
+            free = self._one("PRAGMA freelist_count")
+            self._used_bytes = (self._one("PRAGMA page_count") - free) * self._one("PRAGMA page_size")
+            if free > VACUUM_PAGES:
+                # execute() would step it once, which frees one page; this steps it to its end.
+                self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+
+    def _all(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
+        return self._connection.execute(query, parameters).fetchall()
+
+    def _one(self, query: str, *parameters: Any) -> Any:
+        (value,) = self._connection.execute(query, parameters).fetchone()
+        return value
+
+
+# --- opening -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
+    with (
+        closing(_connect_or_set_aside(path)) as connection,
+        ThreadPoolExecutor(1, thread_name_prefix="journal") as thread,
+    ):
+        try:
+            journal = Journal(path, connection, bounds, thread)
+        except sqlite3.Error as error:
+            raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} is no journal: {error}. Name another file.") from error
+        yield journal
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the journal's lock file, which the kernel frees at exit. Raises JournalUnusable where another holds it."""
+    file = real(path)
+    used = f"GATEWAY_JOURNAL_PATH={path} is used by another gateway. Stop it, or give each gateway its own."
+    try:
+        lock = open(f"{file}.lock", "a+")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise JournalUnusable(
+            f"GATEWAY_JOURNAL_PATH={path} cannot be locked: {error.strerror}. Make its folder, writable by this user."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise JournalUnusable(used) from error
+        if _is_open_by_another_name(file):
+            raise JournalUnusable(used)
+        yield
+
+
+def _is_open_by_another_name(file: Path) -> bool:
+    """Whether SQLite has this file open in any process, as it can by way of a hard link only: the lock is by name.
+
+    A lock of our own on the file would meet SQLite's where both are one kind, as on NFS.
+    """
+    try:
+        status = file.stat()
+        locks = Path("/proc/locks").read_text("ascii", "replace") if status.st_nlink > 1 else ""
+    except OSError:  # no such file yet; not Linux
+        return False
+    return any(word.endswith(f":{status.st_ino}") for word in locks.split())
+
+
+def _connect_or_set_aside(path: Path) -> sqlite3.Connection:
+    """Open the file, or a new one. Raises JournalUnusable.
+
+    1. What an interrupted `_set_aside` left beside no file goes aside, too: SQLite would take it for the new file's.
+    2. A file that is not there is made.
+    3. It is opened; where it is no sound database it is set aside whole, and a new one made.
+    """
+    try:
+        if not path.exists() or not path.stat().st_size:
+            if any(os.path.exists(f"{path}{suffix}") for suffix in BESIDE):
+                _set_aside(path, "the file that it belonged to is gone", BESIDE)
+            _make(path)
+        try:
+            return _connect(path)
+        except sqlite3.OperationalError:  # cannot be opened: nobody's fault but the path's
+            raise
+        except sqlite3.DatabaseError as error:  # opened, and not a sound database
+            _set_aside(path, str(error), ("", *BESIDE))
+        _make(path)
+        return _connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} cannot be opened: {error}") from error
+
+
+def _make(path: Path) -> None:
+    """For its owner only: patients' names are nobody else's business. SQLite's other files take its mode."""
+    path.touch(mode=0o600)
+    _sync_folder(path)
+
+
+def _set_aside(path: Path, reason: str, suffixes: Sequence[str]) -> None:
+    """Rename the file, then what is beside it: whatever is done of it, nothing stands beside a file it is not of."""
+    now = datetime.now(UTC)
+    names = (f"{path}.corrupt-{now:%Y%m%dT%H%M%SZ}{n}" for n in ("", *(f"-{n}" for n in range(2, 1000))))
+    aside = next(name for name in names if not any(os.path.exists(f"{name}{suffix}") for suffix in ("", *BESIDE)))
+    for suffix in suffixes:
+        if os.path.exists(f"{path}{suffix}"):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    _sync_folder(path)
+    log.error("journal.set_aside", journal=str(path), moved_to=aside, reason=reason)
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the folder's entries on disk: those of a file that is made or renamed are no part of the file."""
+    with contextlib.suppress(OSError):  # some file systems cannot; SQLite overlooks it, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = rows.decode
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has to come before the first table
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864"):
+            connection.execute(f"PRAGMA {pragma}")
+        (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if sound != "ok":
+            raise sqlite3.DatabaseError(sound)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if not 0 <= version <= SCHEMA_VERSION:
+            raise JournalUnusable(
+                f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
+                f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
+            )
+        steps = "".join(SCHEMAS[version:])
+        connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+# --- rows ----------------------------------------------------------------------------------------------------
+
+WAITING = f"id, {KEY}, revision, verdict, instances, attempts, next_attempt_at, reported_at, changed_at, traceparent"
+
+
+def _waiting(row: sqlite3.Row) -> Waiting:
+    return Waiting(
+        id=row["id"],
+        key=rows.key(row),
+        revision=rows.count(row["revision"], MAX_REVISION),
+        instances=rows.count(row["instances"]),
+        attempts=rows.count(row["attempts"]),
+        next_attempt_at=rows.seconds(row["next_attempt_at"]),
+        reported_at=rows.seconds(row["reported_at"]) or rows.seconds(row["changed_at"]),
+        traceparent=rows.traceparent(row["traceparent"]),
+        part=row["verdict"] is None,
+    )
+
+
+@dataclass(slots=True)
+class _Unreadable:
+    """Says once that a row cannot be read."""
+
+    table: str
+    row: int
+    said: bool = False
+
+    def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
+        """What `do` makes of a value; None where it fails."""
+        try:
+            return do(value)
+        except Exception as error:  # whatever stands there costs this row only
+            if not self.said:
+                log.error("journal.unreadable", table=self.table, row=self.row, reason=places(error)[0])
+            self.said = True
+            return None
+
+
+def _has_news(instance: Instance, series: _OpenSeries) -> bool:
+    return any(values and k not in series.attributes for k, values in instance.attributes.items())

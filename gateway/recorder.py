@@ -1,0 +1,80 @@
+"""Records when images come (GATEWAY_TRACE_PATH) as JSON Lines: what `make policies TRACES=folder` judges policies by.
+
+One line an event, in order of time; docs/completion.md describes the fields. UIDs and AE titles, no patient data.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from io import TextIOWrapper
+from pathlib import Path
+
+import structlog
+
+from common.errors import GatewayError
+from models import Association, Instance
+
+log = structlog.get_logger()
+
+
+class CannotRecord(GatewayError):
+    """The trace file cannot be opened."""
+
+
+class Recorder:
+    """Appends to one file; a write that fails is said once and ends the recording, never the gateway."""
+
+    def __init__(self, file: TextIOWrapper, clock: Callable[[], float]) -> None:
+        self._file: TextIOWrapper | None = file
+        self._clock = clock
+        self._began = clock()
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path | None, clock: Callable[[], float]) -> Iterator["Recorder | None"]:
+        """A new file, or the end of one that is there; None where no path is given. Raises CannotRecord."""
+        if path is None:
+            yield None
+            return
+        try:
+            file = path.open("a", buffering=1)
+        except OSError as error:
+            raise CannotRecord(f"GATEWAY_TRACE_PATH={path} cannot be written: {error.strerror}.") from error
+        recorder = cls(file, clock)
+        try:
+            yield recorder
+        finally:
+            recorder._try(file.close)
+
+    def association(self, association: Association) -> None:
+        """It was established, or it ended."""
+        event = "opened" if association.released_at is None else "aborted" if association.aborted else "released"
+        self._write(event, association.number, ae=association.calling_ae_title.strip())
+
+    def image(self, instance: Instance) -> None:
+        """It has come whole."""
+        self._write(
+            "image",
+            instance.association.number if instance.association else 0,
+            ae=instance.calling_ae_title.strip(),
+            modality=instance.text("Modality") or "",
+            station=instance.text("StationName") or "",
+            series=instance.series_instance_uid,
+            sop=instance.sop_instance_uid,
+            bytes=instance.length,
+        )
+
+    def _write(self, event: str, association: int, **fields: str | int) -> None:
+        if self._file is None:
+            return
+        line = {"t": round(self._clock() - self._began, 6), "event": event, "association": association, **fields}
+        self._try(partial(self._file.write, json.dumps(line) + "\n"))
+
+    def _try(self, do: Callable[[], object]) -> None:
+        try:
+            do()
+        except OSError as error:
+            if self._file is not None:
+                log.error("trace.ended", reason=error.strerror)
+            self._file = None

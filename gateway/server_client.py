@@ -1,0 +1,218 @@
+"""How the gateway calls the server: TLS, the key, answers within bounds, and what the server has of a series.
+
+This is the edge to whatever answers there: a server, a proxy, a captive portal. `ask` bounds each answer in time and
+bytes, and turns all that goes wrong into NoAnswer.
+"""
+
+import asyncio
+import json
+import ssl
+import zlib
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import httpx
+import structlog
+from pydantic import BaseModel, Field
+
+from common.errors import GatewayError
+from common.outgoing import http_client
+from common.settings import GatewaySettings, key_problem
+from models import SeriesKey, Uid
+
+PARTS = 4  # of a request (connect, send, wait, read): together they take at most so many times the client's time-out
+NO_TIMEOUT_S = 10.0  # what a client without a time-out is taken to have
+MAX_ANSWER_BYTES = 2**24  # of one answer: the server takes reports of as many, and a record is smaller
+MAX_STORED_BYTES = 2**25  # of the list of what is stored of a series
+MAX_STORED = 250_000  # SOP Instance UIDs in it
+MAX_WORDS = 200  # characters of why there is no answer
+
+log = structlog.get_logger()
+
+
+class CannotCall(GatewayError):
+    """The server cannot be called as the settings want it. The text names the setting, its problem and the cure."""
+
+
+def server_client(settings: GatewaySettings) -> httpx.AsyncClient:
+    """What every request to the server goes through. Raises CannotCall."""
+    try:
+        tls = ssl.create_default_context(cafile=settings.server_ca)
+    except OSError as error:  # ssl.SSLError is one
+        cure = "Name a readable PEM file of the certificates that the server's is checked against."
+        raise CannotCall(f"GATEWAY_SERVER_CA={settings.server_ca}: {error.strerror or error}. {cure}") from error
+    if settings.exposes_key:
+        log.warning("key.exposed", host=settings.server_url.host, cure="let GATEWAY_SERVER_URL begin with https://")
+    return http_client(
+        base_url=str(settings.server_url),
+        timeout=settings.request_timeout_s,
+        verify=tls,
+        auth=Bearer(settings.api_key.get_secret_value() if settings.api_key else None, settings.api_key_file),
+    )
+
+
+class Bearer(httpx.Auth):
+    """Sends the key (RFC 6750 §2.1), if there is one; one from a file is read again when the server answers 401."""
+
+    def __init__(self, key: str | None, file: Path | None) -> None:
+        """Raises CannotCall."""
+        self._file = file
+        self._key = key if file is None else read_key(file)
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        sent = self._key
+        if sent is not None:
+            request.headers["Authorization"] = f"Bearer {sent}"
+        response = yield request
+        if response.status_code not in (401, 429) or self._file is None:  # 429: too many wrong keys from our address
+            return
+        await self._read_again(self._file)
+        if self._key != sent:
+            await _unread(response)
+            request.headers["Authorization"] = f"Bearer {self._key}"
+            yield request
+
+    async def _read_again(self, file: Path) -> None:
+        try:
+            key = await asyncio.to_thread(read_key, file)
+        except CannotCall as error:
+            log.error("key.refused", reason=str(error))
+            return
+        if key != self._key:
+            log.info("key.reloaded")
+        self._key = key
+
+
+def read_key(file: Path) -> str:
+    """The key in a file. Raises CannotCall."""
+    try:
+        key = file.read_text("ascii", "replace").strip()
+        problem = key_problem(key)
+    except OSError as error:
+        problem = error.strerror or str(error)
+    if problem is not None:
+        raise CannotCall(f"GATEWAY_API_KEY_FILE={file}: {problem}. Name a readable file with nothing but the key.")
+    return key
+
+
+async def _unread(response: httpx.Response) -> None:
+    """Let httpx, which reads an answer to its end before it repeats the request, find that there is no more of it."""
+    if isinstance(response.stream, httpx.AsyncByteStream):
+        await response.stream.aclose()
+    response.stream = httpx.ByteStream(b"")
+
+
+# --- answers within bounds -----------------------------------------------------------------------------------
+
+
+class NoAnswer(GatewayError):
+    """The server could not be asked, or did not answer as HTTP, whole and in time. The text has none of its words."""
+
+    def __init__(self, reason: str, *, connecting: bool) -> None:
+        super().__init__(reason)
+        self.connecting = connecting
+        """No connection came about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server said."""
+
+    status: int
+    retry_after: str | None
+    """The header, as it came."""
+    content: bytes
+    """Nothing where it was longer than the bound, or is coded so that it cannot be read."""
+
+
+async def ask(  # noqa: PLR0913 - what a request has
+    http: httpx.AsyncClient,
+    method: str,
+    path: str,
+    *,
+    content: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    max_bytes: int = MAX_ANSWER_BYTES,
+) -> Answer:
+    """Send one request and read its answer, in `timeout_s` altogether: httpx's time-outs hold for each read.
+
+    Raises NoAnswer, and nothing else, whatever is answered.
+    """
+    if timeout_s is None:
+        timeout_s = PARTS * (http.timeout.read or NO_TIMEOUT_S)
+    headers = {"Accept-Encoding": "identity", **(headers or {})}
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            http.stream(method, path, content=content, headers=headers) as response,
+        ):
+            body = await _read(response, max_bytes)
+            return Answer(response.status_code, response.headers.get("Retry-After"), body)
+    except Exception as error:  # the edge to a stranger, who can make httpx fail in ways of its own
+        connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        raise NoAnswer(_failure(error), connecting=connecting) from error
+
+
+async def _read(response: httpx.Response, max_bytes: int) -> bytes:
+    coding = response.headers.get("Content-Encoding", "").strip().lower()
+    content = bytearray()
+    async for chunk in response.aiter_raw() if coding else response.aiter_bytes():  # httpx inflates without a bound
+        content += chunk
+        if len(content) > max_bytes:
+            return b""
+    return _decoded(bytes(content), coding, max_bytes)
+
+
+def _decoded(content: bytes, coding: str, max_bytes: int) -> bytes:
+    """Without its content coding, which nobody asked for; proxies were seen to add it all the same."""
+    if coding in ("", "identity"):
+        return content
+    if coding not in ("gzip", "x-gzip"):
+        return b""
+    gzip = zlib.decompressobj(wbits=31)
+    try:
+        plain = gzip.decompress(content, max_bytes)
+    except zlib.error:
+        return b""
+    return plain if gzip.eof else b""
+
+
+def _failure(error: Exception) -> str:
+    """What kind; why it could not connect says the network or TLS, and no other text may hold the server's words."""
+    kind = type(error).__name__
+    return f"{kind}: {error}"[:MAX_WORDS] if isinstance(error, httpx.ConnectError) else kind
+
+
+# --- what the server has -------------------------------------------------------------------------------------
+
+
+class _Stored(BaseModel):
+    SOPInstanceUIDs: Annotated[list[Uid], Field(fail_fast=True, max_length=MAX_STORED)]
+
+
+async def stored_instances(http: httpx.AsyncClient, key: SeriesKey) -> list[str] | None:
+    """SOP Instance UIDs that the server has of a series; None where it cannot tell."""
+    uid = key.series_instance_uid
+    try:
+        answer = await ask(http, "GET", f"series/{quote(uid, safe='')}/instances", max_bytes=MAX_STORED_BYTES)
+        if answer.status == 403:
+            reason = "the key lacks the scope series:read: other gateways' images are not seen"
+            log.warning("key.refused", reason=reason)
+        if answer.status == 404 and _is_unknown(uid, answer.content):
+            return []
+        return _Stored.model_validate_json(answer.content).SOPInstanceUIDs if answer.status == 200 else None
+    except (NoAnswer, ValueError):  # the latter: no such list
+        return None
+
+
+def _is_unknown(uid: str, content: bytes) -> bool:
+    """Whether the server itself says that it has no such series: a 404 of a proxy, or of another path, says nothing."""
+    try:
+        detail = json.loads(content)["detail"]
+        return isinstance(detail, str) and uid in detail.split()
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False

@@ -1,0 +1,282 @@
+"""How the server's database is opened, read and written: SQLite with one writer, PostgreSQL with a pool."""
+
+import asyncio
+import fcntl
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import alembic.command
+import alembic.config
+import alembic.util
+import asyncpg
+import structlog
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Executable, Table, event, exc, func, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from common import metrics
+from common.errors import GatewayError
+from common.settings import ServerSettings, without_password
+
+BUSY_TIMEOUT_MS = 5000
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
+READERS = 4
+TRIES = 8  # of one transaction
+FIRST_BACKOFF_S = 0.01
+TRY_AGAIN = {"40001", "40P01"}  # serialization failure, deadlock: PostgreSQL, appendix A
+MIGRATING = 0x53475700  # key of the advisory lock: one server at a time brings the schema up to date
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class DatabaseUnavailable(GatewayError):
+    """The database cannot answer now; nothing was changed, and trying again may help."""
+
+
+class DatabaseUnusable(GatewayError):
+    """The database cannot be opened at all. The text says why and names the cure."""
+
+
+class Engine:
+    """Transactions on one database."""
+
+    def __init__(self, writer: AsyncEngine, readers: AsyncEngine) -> None:
+        self._writer = writer
+        self._readers = readers
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, settings: ServerSettings) -> AsyncIterator["Engine"]:
+        """Open the database, bringing its schema up to date. Raises DatabaseUnusable."""
+        url = make_url(settings.database_url)
+        on_sqlite = url.get_backend_name() == "sqlite"
+        with _only_process(url) if on_sqlite else nullcontext():
+            writer = _sqlite(url, writes=True) if on_sqlite else _postgresql(url, settings)
+            readers = _sqlite(url, writes=False) if on_sqlite else writer
+            try:
+                await _migrate(url, writer if on_sqlite else _patient(url))
+                yield cls(writer, readers)
+            finally:
+                await readers.dispose()
+                await writer.dispose()
+
+    async def read(self, query: Executable) -> list[dict[str, Any]]:
+        """The rows of a query. Raises DatabaseUnavailable."""
+
+        async def rows(connection: AsyncConnection) -> list[dict[str, Any]]:
+            return [{**row} for row in (await connection.execute(query)).mappings()]
+
+        with _measured("read"):
+            return await _tried(self._readers.connect, rows)
+
+    async def write(self, do: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.
+
+        In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
+        """
+        with _measured("write"):
+            return await _tried(self._writer.begin, do)
+
+
+@contextmanager
+def _measured(kind: str) -> Iterator[None]:
+    try:
+        with metrics.database_seconds.labels(kind).time():
+            yield
+    except DatabaseUnavailable:
+        metrics.database_failures.inc()
+        raise
+
+
+async def _tried(
+    connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], do: Callable[[AsyncConnection], Awaitable[T]]
+) -> T:
+    for attempt in range(TRIES):
+        try:
+            with _translated():
+                async with connect() as connection:
+                    return await do(connection)
+        except _TryAgain as error:
+            reason = str(error)
+            metrics.database_retries.inc()
+            await asyncio.sleep(random.uniform(0, FIRST_BACKOFF_S * 2.0**attempt))  # noqa: S311 - not a secret
+    raise DatabaseUnavailable(f"{reason}, {TRIES} times")
+
+
+async def insert(
+    connection: AsyncConnection,
+    table: Table,
+    rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    or_update: Mapping[str, Any] | None = None,
+    fill: Sequence[str] = (),
+) -> int:
+    """Insert what is not there yet, by primary key; else change `or_update`, or `fill` columns that are empty.
+
+    Of a single row, how many that were.
+    """
+    statement = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    if fill:
+        or_update = {name: func.coalesce(table.c[name], statement.excluded[name]) for name in fill}
+    if or_update is None:
+        statement = statement.on_conflict_do_nothing()
+    else:
+        empty = table.c[fill[0]].is_(None) if fill else None
+        statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update, where=empty)
+    return (await connection.execute(statement, rows)).rowcount
+
+
+# --- opening ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _only_process(url: URL) -> Iterator[None]:
+    """Hold the database's lock file: SQLite before 3.51.3 can corrupt a WAL that several processes write."""
+    path = Path(url.database or "").resolve()  # one lock, whichever link leads to it
+    if not path.parent.is_dir():
+        raise DatabaseUnusable(f"DATABASE_URL={url}: its folder does not exist. Make it, or name another file.")
+    try:
+        lock = open(f"{path}.lock", "a+")  # noqa: SIM115 - closed below
+        path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
+    except OSError as error:
+        raise DatabaseUnusable(
+            f"DATABASE_URL={url} cannot be written: {error.strerror}. Let this user write the file and its folder."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatabaseUnusable(
+                f"DATABASE_URL={url} is used by another server process, and SQLite bears one. Stop it, run uvicorn "
+                "with one worker, or use PostgreSQL: DATABASE_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+            ) from None
+        yield
+
+
+def _sqlite(url: URL, *, writes: bool) -> AsyncEngine:
+    engine = create_async_engine(url, pool_size=1 if writes else READERS, max_overflow=0, hide_parameters=True)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # SQLAlchemy's BEGIN below is the only one
+        try:
+            for pragma in (*PRAGMAS, f"query_only={'OFF' if writes else 'ON'}"):
+                connection.cursor().execute(f"PRAGMA {pragma}")
+        except BaseException:
+            connection.close()  # the pool does not know it yet
+            raise
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
+    """READ COMMITTED: a row lock per series makes the union exact, and each statement sees what was committed."""
+    timeout_s = settings.database_timeout_s
+    return create_async_engine(
+        url,
+        pool_size=settings.database_pool_size,
+        max_overflow=0,
+        pool_timeout=timeout_s,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        isolation_level="READ COMMITTED",
+        connect_args={
+            "timeout": timeout_s,
+            "command_timeout": timeout_s,
+            "server_settings": {
+                "application_name": "series-gateway",
+                "statement_timeout": str(int(1000 * timeout_s)),
+                "idle_in_transaction_session_timeout": str(int(1000 * timeout_s)),
+            },
+        },
+    )
+
+
+def _patient(url: URL) -> AsyncEngine:
+    """Without any time-out: a migration takes as long as it takes, and another server waits for it."""
+    return create_async_engine(url, poolclass=NullPool, hide_parameters=True)
+
+
+async def _migrate(url: URL, engine: AsyncEngine) -> None:
+    shown = without_password(url.render_as_string(hide_password=True))
+    try:
+        async with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
+            await connection.run_sync(_upgrade)
+    except alembic.util.CommandError as error:
+        raise DatabaseUnusable(
+            f"DATABASE_URL={shown} has a schema this version does not know ({error}). Run the version that wrote it, "
+            "or a newer one, or name another database."
+        ) from error
+    except (exc.DBAPIError, OSError, TimeoutError) as error:
+        reason = getattr(error, "orig", None) or str(error) or type(error).__name__
+        raise DatabaseUnusable(
+            f"DATABASE_URL={shown} cannot be opened: {reason}. SQLite: is it such a file, and may this user write it "
+            "and its folder? PostgreSQL: is it running there, are user, password and database right?"
+        ) from error
+
+
+def _upgrade(connection: Connection) -> None:
+    config = _migrations()
+    config.attributes["connection"] = connection
+    before, wanted = revision(connection), revisions()[-1]
+    if before in (None, wanted):
+        alembic.command.upgrade(config, "head")
+        return
+    log.info("database.migrating", before=before, to=wanted)  # of a large database it takes its time
+    began = time.monotonic()
+    alembic.command.upgrade(config, "head")
+    log.info("database.migrated", to=wanted, seconds=round(time.monotonic() - began, 3))
+
+
+def revision(connection: Connection) -> str | None:
+    """Of the schema as it is; None where there is none yet."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def revisions() -> list[str]:
+    """Of the schemas that this version knows, the oldest first."""
+    scripts = ScriptDirectory.from_config(_migrations()).walk_revisions()
+    return [script.revision for script in scripts][::-1]
+
+
+def _migrations() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    return config
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+class _TryAgain(Exception):
+    """The transaction was rolled back for another's sake, or its connection broke: then it may have been committed."""
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Database errors as DatabaseUnavailable: the edge to the driver, whose texts can hold patient data."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        code = getattr(error.orig, "sqlstate", None)
+        if code in TRY_AGAIN or error.connection_invalidated:
+            raise _TryAgain(f"{type(error).__name__} {code or ''}".strip()) from error
+        raise DatabaseUnavailable(f"{type(error).__name__} {code or ''}".strip()) from error
+    except asyncpg.InterfaceError as error:  # of a connection that broke while SQLAlchemy was not looking
+        raise _TryAgain(type(error).__name__) from error
+    except (exc.TimeoutError, OSError, TimeoutError) as error:
+        raise DatabaseUnavailable(type(error).__name__) from error

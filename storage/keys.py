@@ -1,0 +1,135 @@
+"""Keys to the HTTP API: made, listed, revoked, recognized. The database holds a salted hash of each, never the key."""
+
+import hashlib
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.engine import Engine, insert
+from storage.schema import api_keys
+
+PREFIX = "sgk"  # of a key: prefix, id, secret, joined by "_"; scanners of leaked secrets can look for it
+SESSION_S = 12 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of a key, and may be shown."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    @property
+    def is_valid(self) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or self.expires_at > datetime.now(UTC))
+
+    def may(self, scope: str) -> bool:
+        """Whether it has this scope; admin has every one."""
+        return scope in self.scopes or "admin" in self.scopes
+
+
+@dataclass
+class Keys:
+    """The keys of one database."""
+
+    engine: Engine
+    _seen: bool = field(default=False, init=False)
+
+    async def create(self, name: str, scopes: Collection[str], expires_at: datetime | None = None) -> tuple[Key, str]:
+        """Make a key; what is stored of it, and the key itself, which nobody can show again."""
+        key = Key(secrets.token_hex(6), name, frozenset(scopes), datetime.now(UTC), expires_at, None)
+        secret, salt = secrets.token_urlsafe(32), secrets.token_hex(16)
+        row = {
+            "Id": key.id,
+            "Name": name,
+            "Salt": salt,
+            "Hash": _hash(salt, secret),
+            "Scopes": " ".join(sorted(scopes)),
+            "CreatedAt": key.created_at,
+            "ExpiresAt": expires_at,
+        }
+
+        async def add(connection: AsyncConnection) -> None:
+            await insert(connection, api_keys, row)
+
+        await self.engine.write(add)
+        return key, f"{PREFIX}_{key.id}_{secret}"
+
+    async def all(self) -> list[Key]:
+        """Every key that was ever made, the oldest first."""
+        return [_key(row) for row in await self.engine.read(select(api_keys).order_by(api_keys.c.CreatedAt))]
+
+    async def revoke(self, id: str) -> bool:
+        """End a key at once; whether there was such a key that was not revoked."""
+        now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
+        this = (api_keys.c.Id == id) & (api_keys.c.RevokedAt.is_(None) | (api_keys.c.RevokedAt == now))
+
+        async def change(connection: AsyncConnection) -> int:
+            return (await connection.execute(api_keys.update().where(this).values(RevokedAt=now))).rowcount
+
+        return await self.engine.write(change) == 1
+
+    async def recognize(self, presented: str) -> Key | None:
+        """The key, if it is one of ours and valid."""
+        prefix, _, rest = presented.partition("_")
+        id, _, secret = rest.partition("_")
+        found = await self._row(id)
+        salt, stored = (found["Salt"], found["Hash"]) if found else ("", "")
+        same = hmac.compare_digest(_hash(salt, secret), stored)  # takes as long where there is no such key
+        key = _key(found) if found and same and prefix == PREFIX else None
+        return key if key and key.is_valid else None
+
+    async def session(self, id: str) -> str | None:
+        """What stands for a key in a browser for SESSION_S, and is not the key; None where there is no such key.
+
+        It is signed with the stored hash: whatever ends the key ends it, on every server, and none has to remember it.
+        """
+        row = await self._row(id)
+        claim = f"{id}.{int(time.time()) + SESSION_S}"
+        return f"{claim}.{_signature(row, claim)}" if row else None
+
+    async def recognize_session(self, presented: str) -> Key | None:
+        """The key that a session stands for, if both are ours and valid."""
+        if not re.fullmatch(r"[0-9a-f]+\.[0-9]+\.[0-9a-f]+", presented):
+            return None
+        claim, _, signature = presented.rpartition(".")
+        id, _, ends_at = claim.partition(".")
+        row = await self._row(id)
+        if row is None or not hmac.compare_digest(_signature(row, claim), signature):
+            return None
+        key = _key(row)
+        return key if key.is_valid and int(ends_at) > time.time() else None
+
+    async def were_made(self) -> bool:
+        """Whether there ever was a key: from then on everyone needs one, also when all are revoked."""
+        self._seen = self._seen or bool(await self.engine.read(select(api_keys.c.Id).limit(1)))
+        return self._seen
+
+    async def _row(self, id: str) -> dict[str, Any] | None:
+        return next(iter(await self.engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
+
+
+def _hash(salt: str, secret: str) -> str:
+    """One SHA-256 is enough: the secret is 256 random bits, which nobody guesses however fast the hash is."""
+    return hashlib.sha256(f"{salt}{secret}".encode()).hexdigest()
+
+
+def _signature(row: Mapping[str, Any], claim: str) -> str:
+    return hmac.new(row["Hash"].encode(), f"session {claim}".encode(), hashlib.sha256).hexdigest()
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    scopes = frozenset(row["Scopes"].split())
+    return Key(row["Id"], row["Name"], scopes, row["CreatedAt"], row["ExpiresAt"], row["RevokedAt"])

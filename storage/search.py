@@ -1,0 +1,156 @@
+"""The SQL of QIDO-RS: which studies, series and instances match, streamed in the order of an index.
+
+A study has no row of its own: it is known by those of its series that match, and the first of them stands for it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import Any
+
+from pydicom.datadict import dictionary_VR
+from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, func, or_, select
+
+from storage.matching import ByBytes, Like, Match, OneOf, Range, matches
+from storage.merge import INSTANCE_COLUMNS, SEARCHED_LENGTH
+from storage.schema import instances, series
+
+
+class Level(IntEnum):
+    """Of the hierarchy (PS3.4 §C.6.2): who is asked for series is told of their studies too."""
+
+    STUDY = 1
+    SERIES = 2
+    INSTANCE = 3
+
+
+REQUEST = "RequestAttributesSequence"
+REQUEST_ITEMS = 8  # of a series; those behind are not looked at
+KEYS = {
+    keyword: level
+    for level, keywords in (
+        (Level.STUDY, "StudyInstanceUID StudyDate StudyTime StudyID StudyDescription AccessionNumber"),
+        (Level.STUDY, "ModalitiesInStudy ReferringPhysicianName PatientID PatientName PatientBirthDate PatientSex"),
+        (Level.SERIES, "SeriesInstanceUID SeriesNumber SeriesDescription Modality"),
+        (Level.SERIES, "PerformedProcedureStepStartDate PerformedProcedureStepStartTime"),
+        (Level.SERIES, f"{REQUEST}.ScheduledProcedureStepID {REQUEST}.RequestedProcedureID"),
+        (Level.INSTANCE, " ".join(("SOPInstanceUID", *INSTANCE_COLUMNS))),
+    )
+    for keyword in keywords.split()
+}
+"""What can be matched, and whose attribute it is."""
+COLUMNS = {keyword: keyword for keyword in KEYS if keyword in series.c} | {
+    "PatientName": "FoldedName",
+    "ModalitiesInStudy": "Modality",
+}
+RANGES = ("PatientName", "PatientID", "AccessionNumber", "StudyDate")  # their index has them in order
+OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "NumInstances", "Attributes")
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is asked for: the entities of a level that match every one of `keys`."""
+
+    level: Level
+    keys: Mapping[str, Match]
+    limit: int
+    offset: int = 0
+
+
+def page(search: Search) -> Select[Any]:
+    """The rows of a page, and one more where that is not the end.
+
+    Which ones these are is found out by keys alone, so an index is read and not the table.
+    """
+    search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
+    of_instances = search.level is Level.INSTANCE
+    table = series.join(instances) if of_instances else series
+    keys = [series.c.SeriesInstanceUID, *([instances.c.SOPInstanceUID] if of_instances else [])]
+    order = [series.c[COLUMNS[key]] for key in RANGES if isinstance(search.keys.get(key), Range | Like)][:1]
+    order += [series.c.StudyInstanceUID, *keys]
+    conditions = list(_conditions(search, series))
+    if search.level is Level.STUDY:
+        conditions.append(~_is_earlier(search))
+    found = select(*keys).select_from(table).where(*conditions).order_by(*order)
+    found_keys = found.limit(search.limit + 1).offset(search.offset).subquery()
+    columns = [series.c[name] for name in OF_SERIES]
+    columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_COLUMNS)] if of_instances else []
+    rows = table.join(found_keys, and_(*(key == found_keys.c[key.name] for key in keys)))
+    return select(*columns).select_from(rows).order_by(*order)
+
+
+def totals(study_instance_uids: Iterable[str]) -> Select[Any]:
+    """Of each study and modality: how many series and instances."""
+    counted = (func.count().label("Series"), func.sum(series.c.NumInstances).label("Instances"))
+    by = (series.c.StudyInstanceUID, series.c.Modality)
+    return select(*by, *counted).where(series.c.StudyInstanceUID.in_(list(study_instance_uids))).group_by(*by)
+
+
+# --- what matches -----------------------------------------------------------------------------------------------
+
+
+def _conditions(search: Search, of: FromClause) -> Iterator[ColumnElement[bool]]:
+    """For a row of `of` (series, maybe by another name) to match."""
+    for key, match in search.keys.items():
+        if key == "ModalitiesInStudy" and (search.level > Level.STUDY or "Modality" in search.keys):
+            yield _has_modality(match, of)
+        elif not key.startswith(REQUEST):
+            time = _stored(key.replace("Date", "Time"), 0, of) if isinstance(match, Range) and match.times else None
+            yield matches(_value(key, match, of), match, dictionary_VR(key), time)
+    request = {key.split(".")[1]: match for key, match in search.keys.items() if key.startswith(REQUEST)}
+    if request:  # all in the same item (PS3.4 §C.2.2.2.6)
+        yield or_(*(_in_item(at, request, of) for at in range(REQUEST_ITEMS)))
+
+
+def _is_earlier(search: Search) -> ColumnElement[bool]:
+    """There is an earlier series of the same study that matches, too."""
+    earlier = series.alias("earlier")
+    same_study = earlier.c.StudyInstanceUID == series.c.StudyInstanceUID
+    before = earlier.c.SeriesInstanceUID < series.c.SeriesInstanceUID
+    found = select(earlier.c.SeriesInstanceUID).where(same_study, before, *_conditions(search, earlier))
+    # OFFSET 0 keeps PostgreSQL from making a join of it, which it plans as if all pages were wanted.
+    return found.offset(0).exists()
+
+
+def _has_modality(match: Match, of: FromClause) -> ColumnElement[bool]:
+    other = series.alias("other")
+    same_study = other.c.StudyInstanceUID == of.c.StudyInstanceUID
+    return exists().where(same_study, matches(other.c.Modality, match, "CS"))
+
+
+def _in_item(at: int, keys: Mapping[str, Match], of: FromClause) -> ColumnElement[bool]:
+    return and_(*(matches(_stored(keyword, at, of), match, "SH") for keyword, match in keys.items()))
+
+
+def _value(key: str, match: Match, of: FromClause) -> ColumnElement[Any]:
+    """What an attribute is matched on: its column, or else its first value."""
+    if KEYS[key] is Level.INSTANCE:
+        return instances.c[key]
+    if key not in COLUMNS:
+        return _stored(key, 0, of)
+    codes = isinstance(match, OneOf) and len(match.values) > 1 and dictionary_VR(key) == "CS"
+    # By these no index is to be chosen: for several codes it is out of order, and series of one study are few.
+    return of.c[COLUMNS[key]].concat("") if codes or of is not series else of.c[COLUMNS[key]]
+
+
+def _stored(keyword: str, at: int, of: FromClause) -> ColumnElement[Any]:
+    text = ByBytes(of.c.Attributes[keyword, at].as_string())
+    return func.lower(text) if dictionary_VR(keyword) == "PN" else text
+
+
+def _by_index(key: str, match: Match) -> Match:
+    """The same match as an index has it: a name folded and cut, text before a * as a range."""
+    if key == "PatientName" and not isinstance(match, Range):
+        match = _folded(match)
+    if key in RANGES and isinstance(match, Like):
+        begin = match.pattern.rstrip("*")
+        if not {"*", "?"} & set(begin):
+            return Range(begin, begin)
+    return match
+
+
+def _folded(match: OneOf | Like) -> OneOf | Like:
+    text = (match.values[0] if isinstance(match, OneOf) else match.pattern).casefold()
+    if len(text) > SEARCHED_LENGTH:
+        return Like(f"{text[:SEARCHED_LENGTH]}*")
+    return OneOf((text,)) if isinstance(match, OneOf) else Like(text)
