@@ -29,16 +29,18 @@ from common.logs import places, serve_metrics
 from common.settings import GatewaySettings
 from common.tracing import Spans, named, open_spans
 from common.version import version
+from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from gateway.collector import DUE_AT_ONCE, Failure, SeriesCollector
 from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
 from gateway.heartbeat import Vitals, beat, last_beat
 from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
 from gateway.journal import Bounds, Journal, JournalUnavailable
-from gateway.pacs import Answer, Pacs, Question
+from gateway.pacs import Pacs
+from gateway.questions import Answer, Question
 from gateway.recorder import Recorder
 from gateway.server_client import server_client, stored_instances
 from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKey, SeriesReport
-from scp import OUT_OF_RESOURCES, SUCCESS, Arrival, HandleStore, enqueue, serve_scp
+from scp import Arrival, HandleStore, enqueue, serve_scp
 
 CLOSED = None  # ends a queue
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's

@@ -21,9 +21,19 @@ from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from common import metrics
-from common.errors import GatewayError
 from common.settings import GatewaySettings
 from dicom.header import HeaderError, read_instance
+from dicom.listening import listen
+from dicom.statuses import (
+    CALLING_AE_TITLE_NOT_RECOGNIZED,
+    CANNOT_UNDERSTAND,
+    DATA_SET_MISMATCH,
+    LOCAL_LIMIT_EXCEEDED,
+    OUT_OF_RESOURCES,
+    PROCESSING_FAILURE,
+    SUCCESS,
+)
+from dicom.tls import BadCertificate, load_certificates, tls_context
 from dicom.upper_layer import (
     NEED_DATA,
     PAUSED,
@@ -43,19 +53,6 @@ from dicom.upper_layer import (
 )
 from models import Association, Instance
 
-# C-STORE statuses, PS3.4 Annex B.2.3
-SUCCESS = 0x0000
-OUT_OF_RESOURCES = 0xA700
-DATA_SET_MISMATCH = 0xA900
-CANNOT_UNDERSTAND = 0xC000
-PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
-
-# A-ASSOCIATE-RJ result, source and reason, PS3.8 table 9-21
-CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
-LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
-
-CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"  # of TLS 1.2, BCP 195
-BACKLOG = 1024  # connections that wait to be accepted
 ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
 READ_BYTES = 2**18
 WRITE_BYTES = 2**16  # of answers that a peer does not fetch, beyond which it is not read any further
@@ -65,20 +62,6 @@ HandleStore = Callable[[Instance], Awaitable[int]]
 """Keeps one instance and returns its C-STORE status; must bound its own wait. A future costs less than a coroutine."""
 
 log = structlog.get_logger()
-
-
-class CannotListen(GatewayError):
-    """The DICOM port cannot be bound."""
-
-    def __init__(self, settings: GatewaySettings, error: OSError) -> None:
-        super().__init__(
-            f"cannot listen on GATEWAY_SCP_HOST={settings.scp_host} GATEWAY_SCP_PORT={settings.scp_port}: "
-            f"{error.strerror}. Stop what uses it, or choose another address or port (port 0 takes a free one)."
-        )
-
-
-class BadCertificate(GatewayError):
-    """The certificate files cannot be used."""
 
 
 class Arrival(NamedTuple):
@@ -131,7 +114,7 @@ async def serve_scp(
     is established and when it has ended. Raises CannotListen where the address cannot be bound.
     """
     scp = _Scp(settings, handle_store, saturated, observe)
-    with _listen(settings) as listener:
+    with listen(settings) as listener:
         if scp.tls is not None:
             scp.loop.add_signal_handler(signal.SIGHUP, scp.reload_certificate)
         accepting = scp.loop.create_task(scp.accept(listener), name="accept")
@@ -144,21 +127,6 @@ async def serve_scp(
     await scp.drain()
 
 
-def _listen(settings: GatewaySettings) -> socket.socket:
-    host = settings.scp_host
-    try:
-        listener = socket.create_server(
-            (host, settings.scp_port),
-            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
-            backlog=BACKLOG,
-            reuse_port=settings.workers > 1,
-        )
-    except OSError as error:
-        raise CannotListen(settings, error) from error
-    listener.setblocking(False)
-    return listener
-
-
 def _application_entity(settings: GatewaySettings) -> AE:
     """pynetdicom's AE as our configuration: title, contexts besides storage, limits."""
     for name in ("pynetdicom", "pydicom"):  # what they would say of hostile bytes we say ourselves
@@ -168,37 +136,6 @@ def _application_entity(settings: GatewaySettings) -> AE:
     ae.maximum_associations = settings.max_associations
     ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
     return ae
-
-
-def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
-    """DICOM TLS as in PS3.15 B.12 (BCP 195): TLS 1.2 with ECDHE and AES-GCM, or 1.3. None where it is not wanted.
-
-    Raises BadCertificate.
-    """
-    if settings.tls_cert is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(CIPHERS)
-    context.verify_mode = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}[
-        settings.tls_client_certs
-    ]
-    load_certificates(context, settings)
-    return context
-
-
-def load_certificates(context: ssl.SSLContext, settings: GatewaySettings) -> None:
-    """Read the certificate files. Raises BadCertificate."""
-    try:
-        context.load_cert_chain(str(settings.tls_cert), settings.tls_key)
-        if settings.tls_ca is not None:
-            context.load_verify_locations(settings.tls_ca)
-    except OSError as error:  # ssl.SSLError is one
-        files = (
-            f"GATEWAY_TLS_CERT={settings.tls_cert} GATEWAY_TLS_KEY={settings.tls_key} GATEWAY_TLS_CA={settings.tls_ca}"
-        )
-        cure = "Name readable PEM files whose key fits the certificate."
-        raise BadCertificate(f"{files}: {error.strerror or error}. {cure}") from error
 
 
 class _Scp:

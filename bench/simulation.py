@@ -15,7 +15,7 @@ from bench.traces import Event
 from common.settings import GatewaySettings
 from gateway.collector import SeriesCollector
 from gateway.idle import IdlePolicy
-from gateway.pacs import Answer, Question
+from gateway.questions import Answer, Question
 from models import Association, Instance, SeriesReport
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from common.errors import printable
 from dicom.header import COUNTS, INSTANCE_KEYWORDS, INSTANCE_LEVEL, InstanceValues, instance_values
 from gateway.idle import IdlePolicy, Phase, Source
-from gateway.pacs import Answer, Question
+from gateway.questions import Answer, Question
 from models import (
     FINAL_VERDICTS,
     MAX_TIMELINE,

@@ -15,11 +15,11 @@ from common.settings import GatewaySettings, Peer, is_loopback
 from console import machine
 from console.findings import Check, Finding, failed, find, of_error, ok, warning
 from console.ports import bind
+from dicom.tls import BadCertificate, tls_context
 from gateway.cli.certificates import expiry
 from gateway.cli.reach import dicom, server
 from gateway.journal import SCHEMA_VERSION
 from gateway.journal_reader import WAITING, JournalUnusable, read
-from scp import BadCertificate, tls_context
 
 REQUEST_TIMEOUT_S = 5.0
 OTHER_FILES = 60  # file descriptors beside those of associations: journal, posts, listeners, libraries

@@ -20,12 +20,12 @@ import structlog
 from common.errors import GatewayError
 from common.logs import configure_logging, uncaught
 from common.settings import GatewaySettings
+from dicom.listening import CannotListen
 from gateway.cli.terminal import Verdicts, live
 from gateway.cli.workers import supervise
 from gateway.dispatcher import dead_letters as operations
 from gateway.journal import Bounds, Journal
 from models import GatewayState
-from scp import CannotListen
 
 T = TypeVar("T")
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]

@@ -15,10 +15,10 @@ from common.settings import GatewaySettings, Peer, is_loopback
 from common.threads import in_thread
 from common.version import compared, said_in, version
 from console.findings import Finding, certificate_problem, failed, of_error, ok, warning
-from dicom.scu import Line, PacsUnavailable, Tls
-from gateway.pacs import probe
+from dicom.query_retrieve import probe
+from dicom.scu import Line, PacsUnavailable
+from dicom.tls import BadCertificate, Tls
 from gateway.server_client import CannotCall, server_client
-from scp import BadCertificate
 
 CLOCKS_S = 2.0  # how far apart clocks may be
 DATE_S = 1.0  # how exact an HTTP Date is

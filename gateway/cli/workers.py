@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from multiprocessing.context import SpawnProcess
 import structlog
 
 from common.settings import GatewaySettings
-from scp import CannotListen
+from dicom.listening import reserve
 
 RESTART_AFTER_S = 1.0
 SHORT_LIFE_S = 5.0
@@ -66,7 +65,7 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
 
     workers: list[_Worker] = []
     told: set[SpawnProcess] = set()
-    with _reserved_port(settings) as reserved:
+    with reserve(settings) as reserved:
         port = int(reserved.getsockname()[1])
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
@@ -91,16 +90,3 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
                 worker.process, worker.started = start(worker.number), time.monotonic()
     ended = {worker.process.exitcode for worker in workers} - {0, -signal.SIGTERM}  # by us, before it had a handler
     return int(failing or bool(ended))
-
-
-def _reserved_port(settings: GatewaySettings) -> socket.socket:
-    """A socket that holds the port for the workers and does not listen."""
-    family = socket.AF_INET6 if ":" in settings.scp_host else socket.AF_INET
-    reserved = socket.socket(family)
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        reserved.bind((settings.scp_host, settings.scp_port))
-    except OSError as error:
-        reserved.close()
-        raise CannotListen(settings, error) from error
-    return reserved

@@ -18,7 +18,8 @@ from bench.rig.processes import Process, running
 from bench.rig.senders import synthetic_series
 from common.settings import GatewaySettings
 from gateway.cli.reach import dicom
-from gateway.pacs import Answer, Pacs, Question
+from gateway.pacs import Pacs
+from gateway.questions import Answer, Question
 from models import Instance, SeriesKey
 
 COMPRESSED = (

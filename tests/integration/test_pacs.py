@@ -43,9 +43,10 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from common.errors import GatewayError
 from common.settings import GatewaySettings, Peer
+from dicom.query_retrieve import Found, find, get
 from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, retrieved, status_of
-from gateway import pacs as pacs_module
-from gateway.pacs import Answer, Found, Pacs, Question
+from gateway.pacs import Pacs
+from gateway.questions import Answer, Question
 from models import Instance, SeriesKey, SeriesReport, Uid
 from tests.factories import SERIES, STUDY, make_dataset
 
@@ -290,7 +291,7 @@ async def test_a_pacs_whose_questions_never_end_is_left_alone_and_holds_up_nobod
         calls.append(1)
         stop.wait(20)
 
-    monkeypatch.setattr("gateway.pacs._find", hangs)
+    monkeypatch.setattr("gateway.pacs.find", hangs)
     async with asking(1, timeout_s=0.05) as (pacs, _):
         question = about()
         first, second = await pacs.ask(question), await pacs.ask(question)
@@ -308,7 +309,7 @@ async def test_a_question_that_waited_long_for_its_turn_has_its_own_time_and_a_l
         time.sleep(0.3)
         return Found(1)
 
-    monkeypatch.setattr("gateway.pacs._find", slow)
+    monkeypatch.setattr("gateway.pacs.find", slow)
     async with asking(1, timeout_s=0.2) as (pacs, _):  # a turn is waited for 0.8 s, and a question as long
         answers = await asyncio.gather(*(pacs.ask(about()) for _ in range(40)))
         problems = {answer.problem for answer in answers}
@@ -444,7 +445,7 @@ def test_a_pacs_that_gives_without_end_holds_no_thread() -> None:
         return 0x0000
 
     with pytest.raises(PacsUnavailable, match="broke off"):
-        pacs_module._get(cast(Line, Giving(held(2))), key=KEY, missing={UIDS[1]: CTImageStorage}, store=store)
+        get(cast(Line, Giving(held(2))), key=KEY, missing={UIDS[1]: CTImageStorage}, store=store)
     assert len(given_) > 1
 
 
@@ -646,7 +647,7 @@ UNREADABLE = [
 
 def found_in(series: Iterable[bytes], listed: Iterable[bytes]) -> Found:
     """What is read of these identifiers, at the two levels."""
-    return pacs_module._find(cast(Line, Scripted(series, listed)), key=KEY)
+    return find(cast(Line, Scripted(series, listed)), key=KEY)
 
 
 def of_images(*uids: bytes) -> list[bytes]:
@@ -894,7 +895,7 @@ async def test_questions_to_one_pacs_are_spaced(monkeypatch: pytest.MonkeyPatch)
         began.append(time.monotonic())
         return Found(3)
 
-    monkeypatch.setattr("gateway.pacs._find", find)
+    monkeypatch.setattr("gateway.pacs.find", find)
     async with asking(1) as (pacs, _):
         before = time.monotonic()
         await asyncio.gather(*(pacs.ask(about()) for _ in range(4)))
@@ -905,6 +906,6 @@ async def test_an_error_of_time_in_a_question_is_no_hang(monkeypatch: pytest.Mon
     def fails(line: Line, *, key: SeriesKey) -> Found:
         raise TimeoutError
 
-    monkeypatch.setattr("gateway.pacs._find", fails)
+    monkeypatch.setattr("gateway.pacs.find", fails)
     async with asking(1) as (pacs, _):
         assert [(await pacs.ask(about())).problem for _ in range(2)] == ["TimeoutError"] * 2

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.pacs import Answer
+from gateway.questions import Answer
 from tests.factories import SERIES
 from tests.integration.test_pacs import UIDS, about, asking, element
 

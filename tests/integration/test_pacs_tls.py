@@ -16,10 +16,11 @@ from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from common.settings import GatewaySettings
+from dicom.query_retrieve import probe
 from dicom.scu import Line, PacsUnavailable
+from dicom.tls import BadCertificate
 from gateway.cli.reach import dicom
-from gateway.pacs import Answer, probe
-from scp import BadCertificate
+from gateway.questions import Answer
 from tests.integration.test_pacs import UIDS, about, asking, counts, foreign_pacs, held, serving
 
 

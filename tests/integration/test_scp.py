@@ -27,19 +27,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 import models
 from bench.rig.senders import pure_scu
 from common.settings import GatewaySettings
+from dicom.listening import CannotListen
+from dicom.statuses import CANNOT_UNDERSTAND, DATA_SET_MISMATCH, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from models import Instance
-from scp import (
-    CANNOT_UNDERSTAND,
-    DATA_SET_MISMATCH,
-    OUT_OF_RESOURCES,
-    PROCESSING_FAILURE,
-    SUCCESS,
-    Arrival,
-    CannotListen,
-    HandleStore,
-    enqueue,
-    serve_scp,
-)
+from scp import Arrival, HandleStore, enqueue, serve_scp
 from tests.factories import SERIES, STUDY, make_dataset
 
 PRIVATE_SOP_CLASS = "1.2.826.0.1.3680043.10.99.1"

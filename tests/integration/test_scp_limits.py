@@ -24,7 +24,8 @@ from structlog.testing import capture_logs
 
 from bench.rig.senders import associate_rq, pure_scu
 from common.settings import GatewaySettings, SettingsError, load
-from scp import BadCertificate, serve_scp
+from dicom.tls import BadCertificate
+from scp import serve_scp
 from tests.factories import encode, make_dataset
 from tests.integration.test_scp import Kept, unsaturated
 from tests.unit.test_upper_layer import ECHO, SOP_INSTANCE, store

@@ -13,13 +13,14 @@ from structlog.testing import capture_logs
 
 from client import CLOSED, collect, restore
 from common.settings import GatewaySettings, load
+from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
 from gateway.idle import Adaptive, Fixed, Phase, Source
 from gateway.journal import Journal, JournalUnavailable, Waiting
-from gateway.pacs import Question
+from gateway.questions import Question
 from models import Instance
-from scp import OUT_OF_RESOURCES, SUCCESS, HandleStore, enqueue
+from scp import HandleStore, enqueue
 from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time

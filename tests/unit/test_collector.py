@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCapture
 from dicom.header import INSTANCE_KEYWORDS, WANTED, read_instance
 from gateway.collector import DUE_AT_ONCE, MARKS, SeriesCollector
 from gateway.idle import Adaptive, Fixed
-from gateway.pacs import Answer
+from gateway.questions import Answer
 from models import Association, Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 

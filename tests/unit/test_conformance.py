@@ -15,11 +15,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-import scp
 from api.dicomweb.request import MAX_LIMIT, UNSUPPORTED
 from bench.rig.senders import associate_rq
 from common.settings import GatewaySettings, variable
-from dicom import header, scu, upper_layer
+from dicom import header, query_retrieve, scu, statuses, upper_layer
 from dicom.upper_layer import Acceptor, AssociateRequested, Limits
 from gateway import collector, pacs
 from storage.search import KEYS, Level
@@ -61,15 +60,21 @@ def test_implementation_is_the_one_that_is_announced() -> None:
 
 def test_statuses_are_those_of_the_code() -> None:
     stated = {int(code, 16) for code in re.findall(r"^\| 0x([0-9A-F]{4}) \|", TEXT, re.MULTILINE)}
-    of_scp = {scp.SUCCESS, scp.OUT_OF_RESOURCES, scp.DATA_SET_MISMATCH, scp.CANNOT_UNDERSTAND, scp.PROCESSING_FAILURE}
+    of_scp = {
+        statuses.SUCCESS,
+        statuses.OUT_OF_RESOURCES,
+        statuses.DATA_SET_MISMATCH,
+        statuses.CANNOT_UNDERSTAND,
+        statuses.PROCESSING_FAILURE,
+    }
     assert stated == of_scp | {upper_layer.SOP_CLASS_NOT_SUPPORTED, upper_layer.UNRECOGNIZED_OPERATION}
 
 
 def test_rejections_are_those_of_the_code() -> None:
     stated = {tuple(map(int, found)) for found in re.findall(r"\| (\d), (\d), (\d): ", TEXT)}
     assert stated == {
-        scp.CALLING_AE_TITLE_NOT_RECOGNIZED,
-        scp.LOCAL_LIMIT_EXCEEDED,
+        statuses.CALLING_AE_TITLE_NOT_RECOGNIZED,
+        statuses.LOCAL_LIMIT_EXCEEDED,
         upper_layer.PROTOCOL_VERSION_NOT_SUPPORTED,
     }
     reasons = re.findall(r"reason (\d) unrecognized PDU, (\d) unexpected PDU, (\d) ", PROSE)
@@ -96,12 +101,12 @@ def test_parameters_have_their_defaults() -> None:
 
 def test_questions_to_a_pacs_are_bounded_as_stated() -> None:
     assert f"more than {scu.MAX_MATCHES} matches" in PROSE
-    assert f"up to {pacs.FETCHED_AT_ONCE} SOP Instance UIDs" in PROSE
+    assert f"up to {query_retrieve.FETCHED_AT_ONCE} SOP Instance UIDs" in PROSE
     assert f"at most {scu.CLASSES_AT_ONCE} an association" in PROSE
     assert f"of at least {pacs.LIMIT_FROM}: a multiple of 100 or 250, a power of two" in PROSE
     assert f"{pacs.AT_ONCE} to one PACS; {1000 * pacs.INTERVAL_S:g} ms at least" in PROSE
     assert f"left alone for {pacs.ABANDONED_S:g} s" in PROSE
-    assert pacs.PATIENCE == 4
+    assert query_retrieve.PATIENCE == 4
     assert "four times that for a whole question" in PROSE
     assert f"after {collector.ASK_AFTER_S:g} s of silence" in PROSE
     assert f"at intervals of at most {collector.ASK_AGAIN_MAX_S:g} s" in PROSE

@@ -32,12 +32,7 @@ GATEWAYS_SIDE = {"scp", "client", "dicom", "gateway", "gateway.cli"}
 SERVERS_SIDE = {"db", "server", "storage", "api", "api.cli"}
 NOT_YET = {
     ("common.tracing", "models"),
-    ("dicom.scu", "scp"),
-    ("gateway.cli.check", "scp"),
     ("gateway.cli.commands", "client"),
-    ("gateway.cli.process", "scp"),
-    ("gateway.cli.reach", "scp"),
-    ("gateway.cli.workers", "scp"),
     ("storage.key_reader", "console.tables"),
     ("bench.telemetry", "bench.receive"),
 }

@@ -20,7 +20,7 @@ from gateway.collector import (
     SeriesCollector,
 )
 from gateway.idle import FLOOR_S, PRIORS, Adaptive, Fixed, Phase
-from gateway.pacs import Answer, Question
+from gateway.questions import Answer, Question
 from models import Association, Instance, SeriesReport
 from tests.factories import SERIES, collector_of, make_instance
 

@@ -1,0 +1,47 @@
+"""The TCP port that associations come on: bound by one process, or reserved for several."""
+
+import socket
+
+from common.errors import GatewayError
+from common.settings import GatewaySettings
+
+BACKLOG = 1024  # connections that wait to be accepted
+
+
+class CannotListen(GatewayError):
+    """The DICOM port cannot be bound."""
+
+    def __init__(self, settings: GatewaySettings, error: OSError) -> None:
+        super().__init__(
+            f"cannot listen on GATEWAY_SCP_HOST={settings.scp_host} GATEWAY_SCP_PORT={settings.scp_port}: "
+            f"{error.strerror}. Stop what uses it, or choose another address or port (port 0 takes a free one)."
+        )
+
+
+def listen(settings: GatewaySettings) -> socket.socket:
+    """A socket that listens, and does not block. Raises CannotListen."""
+    host = settings.scp_host
+    try:
+        listener = socket.create_server(
+            (host, settings.scp_port),
+            family=socket.AF_INET6 if ":" in host else socket.AF_INET,
+            backlog=BACKLOG,
+            reuse_port=settings.workers > 1,
+        )
+    except OSError as error:
+        raise CannotListen(settings, error) from error
+    listener.setblocking(False)
+    return listener
+
+
+def reserve(settings: GatewaySettings) -> socket.socket:
+    """A socket that holds the port for the workers and does not listen. Raises CannotListen."""
+    family = socket.AF_INET6 if ":" in settings.scp_host else socket.AF_INET
+    reserved = socket.socket(family)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        reserved.bind((settings.scp_host, settings.scp_port))
+    except OSError as error:
+        reserved.close()
+        raise CannotListen(settings, error) from error
+    return reserved

@@ -1,0 +1,12 @@
+"""What the gateway answers: statuses of C-STORE (PS3.7, PS3.4) and reasons of A-ASSOCIATE-RJ (PS3.8)."""
+
+# C-STORE statuses, PS3.4 Annex B.2.3
+SUCCESS = 0x0000
+OUT_OF_RESOURCES = 0xA700
+DATA_SET_MISMATCH = 0xA900
+CANNOT_UNDERSTAND = 0xC000
+PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
+
+# A-ASSOCIATE-RJ result, source and reason, PS3.8 table 9-21
+CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)
+LOCAL_LIMIT_EXCEEDED = (2, 3, 2)
