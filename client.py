@@ -8,16 +8,18 @@ has them. What is committed outlives this process.
 # series-gateway: Tab completes this (console/shell_completion.py)
 
 if __name__ == "__main__":  # most commands need none of what follows
-    from common.start import program
+    from functools import partial
 
-    program("gateway.cli.commands")
+    from common.start import later, program
+
+    program("gateway.cli.commands", partial(later, "client", "run"))
 
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,25 +27,28 @@ import structlog
 
 from common import metrics
 from common.control import Operation, serve_control
-from common.logs import places, serve_metrics
+from common.logs import places
 from common.settings import GatewaySettings
-from common.tracing import Spans, named, open_spans
+from common.tracing import named, open_spans
 from common.version import version
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
+from gateway.clock import from_wall_clock, wall_clock
 from gateway.collector import DUE_AT_ONCE, Failure, SeriesCollector
-from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher, dead_letters, from_wall_clock
+from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher
 from gateway.heartbeat import Vitals, beat, last_beat
 from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
 from gateway.journal import Bounds, Journal, JournalUnavailable
-from gateway.pacs import Pacs
+from gateway.metrics_port import serve_metrics
+from gateway.operations import dead_letters
+from gateway.pacs import Pacs, asking
 from gateway.questions import Answer, Question
 from gateway.recorder import Recorder
 from gateway.server_client import server_client, stored_instances
+from gateway.spans import GatewaySpans
 from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKey, SeriesReport
 from scp import Arrival, HandleStore, enqueue, serve_scp
 
 CLOSED = None  # ends a queue
-CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
 POLLS = 2  # rounds of the event loop after which what the sockets hold is on the inbox
 PAUSED_S = 0.1  # a wait that ends so late was no wait: the process was stopped, or its machine paused
 SETTLE_S = 0.5  # after that, in which senders that had to wait for us go on, and nothing is taken for idle
@@ -73,7 +78,7 @@ class Answered(NamedTuple):
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
 """What shows a gateway's state while it runs: the table on a terminal."""
 Traced = tuple[SeriesReport, str | None]
-"""A report and its trace, as Spans.report gives it."""
+"""A report and its trace, as GatewaySpans.report gives it."""
 Inbox = asyncio.Queue[Arrival | Released | Answered | Drain | None]
 
 
@@ -83,7 +88,7 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
     collector: SeriesCollector,
     dispatcher: SeriesDispatcher,
     ask: Callable[[Question], None] | None = None,
-    spans: Spans | None = None,
+    spans: GatewaySpans | None = None,
 ) -> None:
     """Move instances from the inbox through the journal into their series, and reports to the dispatcher, until CLOSED.
 
@@ -249,7 +254,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
     async with (
         Journal.open(settings.journal_path, bounds) as journal,
         server_client(settings) as http,
-        open_spans("series-gateway", loop.time) as spans,
+        open_spans("series-gateway", partial(GatewaySpans, monotonic=loop.time)) as spans,
         asyncio.TaskGroup() as tasks,
         AsyncExitStack() as shown,
     ):
@@ -276,7 +281,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             return OUT_OF_RESOURCES if journal.saturated() else await handle_store(instance)
 
         pacs = Pacs(settings, partial(stored_instances, http), keep_fetched, undelivered=journal.undelivered)
-        async with asking(pacs, inbox) as ask:
+        async with asking(pacs, lambda key, told: inbox.put(Answered(key, told))) as ask:
             collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask, spans), name="collect")
             if listen:
                 await shown.enter_async_context(serve_metrics(settings))
@@ -293,31 +298,6 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             await last_beat(vitals, http)
     log.info("gateway.stopped", undelivered=undelivered)
     return undelivered
-
-
-@asynccontextmanager
-async def asking(pacs: Pacs, inbox: Inbox) -> AsyncIterator[Callable[[Question], None]]:
-    """Questions to the PACS, beside everything else; at the end those that are open are dropped, and no more asked."""
-    asked: set[asyncio.Task[None]] = set()
-    ended = False
-
-    async def answer(question: Question) -> None:
-        told = await pacs.ask(question)
-        outcome = "confirmed" if told.confirmed else "failed" if told.count is None else "differs"
-        metrics.pacs_questions.labels(outcome).inc()
-        await inbox.put(Answered(question.key, told))
-
-    def ask(question: Question) -> None:
-        if not ended:
-            task = tasks.create_task(answer(question), name="ask")
-            asked.add(task)
-            task.add_done_callback(asked.discard)
-
-    async with asyncio.TaskGroup() as tasks:
-        yield ask
-        ended = True
-        for task in asked:
-            task.cancel()
 
 
 def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:
@@ -353,19 +333,6 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
     return collector
 
 
-def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:
-    """Tells the UTC time of a point of loop time. The same within CLOCK_S: so what was in order stays in order."""
-    looked_at, there = -math.inf, datetime.now(UTC)
-
-    def at(point: float) -> datetime:
-        nonlocal looked_at, there
-        if (now := monotonic()) >= looked_at + CLOCK_S:
-            looked_at, there = now, datetime.now(UTC)
-        return there + timedelta(seconds=point - looked_at)
-
-    return at
-
-
 async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
     settings: GatewaySettings,
     stop: asyncio.Event,
@@ -373,7 +340,7 @@ async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
     journal: Journal,
     dispatcher: SeriesDispatcher,
     handle_store: HandleStore,
-    spans: Spans | None,
+    spans: GatewaySpans | None,
     vitals: Vitals,
 ) -> None:
     """Take instances and the operator's requests until `stop`."""

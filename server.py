@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -133,7 +132,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         with _told():
             async with AsyncExitStack() as stack:
                 app.state.audit = stack.enter_context(audit_log(settings.audit_path))
-                app.state.spans = await stack.enter_async_context(open_spans("series-server", time.monotonic))
+                app.state.spans = await stack.enter_async_context(open_spans("series-server", Spans))
                 database = app.state.database = await stack.enter_async_context(Database.open(settings))
                 http = await stack.enter_async_context(http_client(timeout=REQUEST_TIMEOUT_S))
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())

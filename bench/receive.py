@@ -8,16 +8,14 @@ second over all its associations, the senders' start included; every sender must
 import argparse
 import json
 import os
-import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +26,11 @@ from rich.console import Console
 from bench.rig.peers import ORTHANC, free_port, orthanc, orthanc_process
 from bench.rig.processes import ROOT, Process, gateway, running, server
 from bench.rig.progress import bar
+from bench.rig.receivers import DCMSEND, SIZES, STORESCP, STORESCU, Cell, Receiver, make_files, measure, send
 from bench.rig.senders import associate_rq, synthetic_series
+from bench.telemetry import measure_telemetry
 
-STORESCP, STORESCU, DCMSEND = (shutil.which(name) for name in ("storescp", "storescu", "dcmsend"))
 ASSOCIATIONS = (1, 4, 16)
-SIZES = {"33 KB": (128, 1400), "525 KB": (512, 300)}
-"""Matrix size, and how many different files there are."""
-CELL_S = 1.5
-PROBE = 8  # images an association, to find out how many fill CELL_S
 BIG_FRAMES = 2048  # of 512 by 512 16-bit pixels: 1 GiB
 ORTHANC_IMAGES = 100
 IDLE = 500
@@ -51,46 +46,6 @@ for context in AllStoragePresentationContexts:
 ae.maximum_associations = 1000
 ae.start_server(("127.0.0.1", int(sys.argv[1])), evt_handlers=[(evt.EVT_C_STORE, lambda event: 0)])
 """
-
-
-@dataclass
-class Receiver:
-    """One that is measured: where it listens, and its processes."""
-
-    name: str
-    port: int
-    processes: list[psutil.Process]
-
-    def cpu_s(self) -> float:
-        """CPU seconds so far, children included; a connection makes DCMTK's receiver collect those that ended."""
-        if self.name.startswith("storescp"):
-            socket.create_connection(("127.0.0.1", self.port), 5).close()
-            time.sleep(0.1)
-        everyone = [p for process in self.processes for p in (process, *process.children(recursive=True))]
-        times = []
-        for process in everyone:
-            with suppress(psutil.NoSuchProcess):
-                times.append(process.cpu_times())
-        return sum(t.user + t.system + t.children_user + t.children_system for t in times)
-
-    def peak_rss_mib(self) -> float:
-        """Of the process that listens."""
-        status = Path(f"/proc/{self.processes[0].pid}/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-
-@dataclass
-class Cell:
-    """What one receiver did in one cell: medians over the rounds."""
-
-    receiver: str
-    sender: str
-    size: str
-    associations: int
-    instances_per_s: float
-    mb_per_s: float
-    cpu_s_per_1000: float
-    peak_rss_mib: float
 
 
 # --- receivers -------------------------------------------------------------------------------------------------
@@ -163,55 +118,6 @@ def receivers(folder: Path, stack: ExitStack, console: Console) -> list[Receiver
 
 
 # --- cells -----------------------------------------------------------------------------------------------------
-
-
-def make_files(folder: Path) -> dict[str, list[str]]:
-    """CT images of each size, in series of 20."""
-    files: dict[str, list[str]] = {}
-    for size, (matrix, count) in SIZES.items():
-        files[size] = []
-        for ds in (ds for _ in range(count // 20) for ds in synthetic_series(20)):
-            ds.Rows = ds.Columns = matrix
-            ds.PixelData = bytes(2 * matrix * matrix)
-            path = folder / f"{ds.SOPInstanceUID}.dcm"
-            pydicom.dcmwrite(path, ds, enforce_file_format=True)
-            files[size].append(str(path))
-    return files
-
-
-def send(receiver: Receiver, sender: str, files: list[str], associations: int, each: int) -> float:
-    """Send `each` images over each association at once; seconds."""
-    tool, environment = (DCMSEND if sender == "dcmsend" else STORESCU), dict(os.environ)
-    if sender == "storescu nodelay":
-        environment["TCP_NODELAY"] = "1"
-    target = [str(tool), "-aec", "STORESCP", "127.0.0.1", str(receiver.port)]
-    parts = [[files[(n * each + i) % len(files)] for i in range(each)] for n in range(associations)]
-    began = time.monotonic()
-    senders = [subprocess.Popen([*target, *part], env=environment, stderr=subprocess.DEVNULL) for part in parts]
-    codes = [sender.wait() for sender in senders]
-    if any(codes):
-        raise RuntimeError(f"{receiver.name}: {sender} ended with {codes}")
-    return time.monotonic() - began
-
-
-def measure(receiver: Receiver, sender: str, size: str, files: list[str], associations: int) -> Cell:
-    """One round of one cell: a probe, then as many images as fill CELL_S."""
-    rate = PROBE * associations / send(receiver, sender, files, associations, PROBE)
-    each = max(PROBE, min(int(rate * CELL_S / associations), len(files) // associations))
-    cpu_s = receiver.cpu_s()
-    took_s = send(receiver, sender, files, associations, each)
-    count = each * associations
-    matrix, _ = SIZES[size]
-    return Cell(
-        receiver.name,
-        sender,
-        size,
-        associations,
-        count / took_s,
-        count * 2 * matrix * matrix / took_s / 1e6,
-        (receiver.cpu_s() - cpu_s) / count * 1000,
-        receiver.peak_rss_mib(),
-    )
 
 
 def measure_all(console: Console, everyone: list[Receiver], files: dict[str, list[str]], rounds: int) -> list[Cell]:
@@ -328,8 +234,6 @@ def main() -> int:
             idle["pynetdicom empty"] = (50, idle_cpu_percent(by_name["pynetdicom empty"], 50))
             big = one_gibibyte(folder, everyone)
     results = {"cells": [asdict(cell) for cell in cells], "idle": idle, "one_gibibyte": big, "cores": os.cpu_count()}
-    from bench.telemetry import measure_telemetry  # noqa: PLC0415 - it measures with what stands above
-
     results["telemetry"] = measure_telemetry(console)
     (ROOT / "bench" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     from bench.chart import write_document  # noqa: PLC0415 - matplotlib is slow to import

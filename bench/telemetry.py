@@ -19,10 +19,10 @@ import httpx
 import psutil
 from rich.console import Console
 
-from bench.receive import Receiver, make_files, measure
 from bench.rig.otlp import sink
 from bench.rig.processes import ROOT, Process, gateway, running, server, start_gateway
 from bench.rig.progress import bar
+from bench.rig.receivers import Receiver, make_files, measure
 
 NOTHING, AS_IT_COMES, ALL = "nothing", "as it comes", "all"
 ASSOCIATIONS = 4

@@ -4,37 +4,25 @@ Every line goes the same way, whoever writes it: uvicorn, SQLAlchemy, asyncio, a
 of an exception can hold what it choked on, so of exceptions only their kinds and places are written.
 """
 
-import asyncio
 import logging
 import sys
 import threading
 import traceback
 import warnings
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-import prometheus_client
 import structlog
 from structlog.typing import EventDict, Processor
 
-from common import metrics
-from common.errors import GatewayError, printable
-from common.settings import GatewaySettings
+from common.errors import printable
 
 THEIR_OWN = ("uvicorn", "uvicorn.error", "uvicorn.access")  # loggers that uvicorn gives handlers of their own
-MAX_SCRAPERS = 10  # connections to the metrics at once
-MAX_REQUEST_BYTES = 2**14
-SCRAPE_TIMEOUT_S = 5.0
 ROOT = f"{Path(__file__).parents[1]}/"
 FRAMES = 8  # of a traceback, the innermost
 
 log = structlog.get_logger()
-
-
-class CannotServeMetrics(GatewayError):
-    """The port of the metrics cannot be bound."""
 
 
 class _Stderr:
@@ -150,51 +138,3 @@ def _warned(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
 ) -> None:
     log.warning("warning.raised", category=category.__name__, place=f"{_shown(filename)}:{lineno}")
-
-
-@asynccontextmanager
-async def serve_metrics(settings: GatewaySettings) -> AsyncIterator[None]:
-    """Let Prometheus ask for the gateway's metrics, if a port is set. Raises CannotServeMetrics."""
-    if settings.metrics_port is None:
-        yield
-        return
-    host, port = settings.metrics_host, settings.metrics_port
-    try:
-        server = await asyncio.start_server(_Metrics().answer, host, port, limit=MAX_REQUEST_BYTES)
-    except OSError as error:
-        raise CannotServeMetrics(
-            f"cannot listen on GATEWAY_METRICS_HOST={host} GATEWAY_METRICS_PORT={port}: {error.strerror}. Stop what "
-            "uses it, or choose another address or port (port 0 takes a free one)."
-        ) from error
-    log.info("metrics.served", host=host, port=server.sockets[0].getsockname()[1])
-    try:
-        yield
-    finally:
-        server.close()
-
-
-class _Metrics:
-    """Answers HTTP requests, each with all metrics, one a connection. Whoever is slow, or too many, is let go."""
-
-    def __init__(self) -> None:
-        self._open = 0
-
-    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
-        try:
-            if self._open <= MAX_SCRAPERS:
-                async with asyncio.timeout(SCRAPE_TIMEOUT_S):
-                    await reader.readuntil(b"\r\n\r\n")
-                    writer.write(_response())
-                    await writer.drain()
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # theirs to try again
-        finally:
-            self._open -= 1
-            writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
-
-
-def _response() -> bytes:
-    body = prometheus_client.generate_latest(metrics.GATEWAY)
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: {prometheus_client.CONTENT_TYPE_LATEST}\r\nContent-Length: {len(body)}"
-    return f"{head}\r\nConnection: close\r\n\r\n".encode() + body

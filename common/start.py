@@ -2,9 +2,11 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parents[1]
 OLDEST = (3, 11)
@@ -30,12 +32,20 @@ NEEDED = (
 """What is imported of requirements.txt. Some of it stands on many machines outside the environment, too."""
 
 
-def program(commands: str) -> None:
-    """Run the command line of a module, and end. Where Python or a package is not what it takes, say what to type."""
+def program(commands: str, *runs: Callable[..., Any]) -> None:
+    """Run the command line of a module, and end. Where Python or a package is not what it takes, say what to type.
+
+    `runs` is handed to it: what it runs of the door that was started.
+    """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing or sys.version_info < OLDEST:
         sys.exit(what_to_type(missing))
-    import_module(commands).command_line()()
+    import_module(commands).command_line(*runs)()
+
+
+def later(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a function of a module, which is imported only now."""
+    return getattr(import_module(module), name)(*args, **kwargs)
 
 
 def what_to_type(missing: list[str]) -> str:

@@ -4,63 +4,33 @@ import asyncio
 import contextlib
 import heapq
 import itertools
-import json
 import random
-import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
-from typing import Any
 
 import httpx
 import structlog
 from pydantic import AwareDatetime, BaseModel
 
 from common import metrics
-from common.control import Operation
-from common.errors import GatewayError
 from common.logs import places
-from common.tracing import Spans, named
+from common.tracing import named
+from gateway.clock import from_wall_clock
 from gateway.journal import Journal, JournalUnavailable, Waiting
-from gateway.server_client import Answer, NoAnswer, ask
-from models import SeriesKey, SeriesRecord, SeriesReport
+from gateway.server_client import MAX_REFUSAL, SeriesRejected, ServerUnavailable, post_report
+from gateway.spans import GatewaySpans
+from models import SeriesKey, SeriesRecord
 
 RETRY_BASE_S = 0.25
-RETRY_AFTER_MAX_S = 3600.0
-RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
-WHOLE_SERVER = {429, 502, 503, 504}
-KEY_PROBLEMS = {  # no fault of the report
-    401: "GATEWAY_API_KEY is missing, wrong, expired or revoked",
-    403: "the key lacks the scope series:write",
-}
 PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
 JOURNAL_RETRY_S = 1.0
-MAX_FIELDS = 10  # fields of a refusal
-MAX_REFUSAL = 1000  # characters of a refusal
 MAX_ERRORS = 3  # of one report in a row, that no answer explains, until it is set aside
-STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 EARLY_S = 1e-6  # a loop may fire a timer a little before its time, and then must not spin until it has come
 
 log = structlog.get_logger()
-
-
-class ServerUnavailable(GatewayError):
-    """The server could not take a report now: try again, not before `retry_after_s`."""
-
-    def __init__(self, reason: str, retry_after_s: float = 0.0, *, whole_server: bool = False) -> None:
-        super().__init__(reason)
-        self.retry_after_s = retry_after_s
-        self.whole_server = whole_server
-        """Other reports would fare alike."""
-
-
-class SeriesRejected(GatewayError):
-    """The server refused a report and no retry will change that."""
 
 
 class _Posted(BaseModel):
@@ -86,7 +56,7 @@ class SeriesDispatcher:
         *,
         concurrency: int,
         retry_max_s: float,
-        spans: Spans | None = None,
+        spans: GatewaySpans | None = None,
     ) -> None:
         self._http = http
         self._spans = spans
@@ -298,29 +268,10 @@ class SeriesDispatcher:
         self.pause(pause_s)
 
     async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
-        """One try. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
-        if not report:
-            raise SeriesRejected("the journal holds no content of it")
-        headers = {"Content-Type": "application/json"}
-        body = report.encode()
-        try:
-            with self._spans.post(traceparent, headers) if self._spans else nullcontext():
-                answer = await ask(self._http, "POST", "series", content=body, headers=headers)
-        except NoAnswer as error:
-            raise ServerUnavailable(str(error), whole_server=error.connecting) from error
-        status, wait_s = answer.status, retry_after_s(answer.retry_after)
-        if status in KEY_PROBLEMS:
-            raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
-        if status >= 500 or status in RETRYABLE:
-            raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
-        if 400 <= status < 500:
-            raise SeriesRejected(f"HTTP {status} {_problem(answer)}"[:MAX_REFUSAL])
-        try:
-            if 200 <= status < 300:
-                return SeriesRecord.model_validate_json(answer.content)
-        except ValueError:
-            pass
-        raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?")
+        """One try, in the report's trace. Raises ServerUnavailable or SeriesRejected."""
+        headers: dict[str, str] = {}
+        with self._spans.post(traceparent, headers) if self._spans else nullcontext():
+            return await post_report(self._http, report, headers)
 
 
 def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | None:
@@ -339,61 +290,6 @@ def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | N
     return max((now - posted.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
 
 
-def dead_letters(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
-    """What may be changed by the journal's owner, be it the gateway or a command on a stopped one's journal."""
-
-    async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
-        dead = await journal.dead(ids)
-        waiting = await journal.replay_dead(ids)
-        for one in waiting:
-            submit(one)
-        replayed = [one.id for one in waiting]
-        unmade = sorted({*dead} - {*replayed})
-        log.info("dead_letters.replayed", ids=replayed, unmade=unmade)
-        return {"replayed": replayed} | ({"unmade": unmade} if unmade else {})
-
-    async def discard(ids: Sequence[int] | None, reason: str) -> dict[str, Any]:
-        discarded = await journal.discard_dead(ids, reason)
-        log.info("dead_letters.discarded", ids=discarded, reason=reason)
-        return {"discarded": discarded}
-
-    return {"replay": replay, "discard": discard}
-
-
 def backoff_s(attempt: int, retry_max_s: float) -> float:
     """Full jitter: uniform between 0 and an exponentially growing bound, so that gateways do not retry in step."""
     return random.uniform(0, min(retry_max_s, RETRY_BASE_S * 2.0 ** min(attempt, 30)))  # noqa: S311 - not a secret
-
-
-def retry_after_s(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date), at most an hour; 0 if none."""
-    if header is None:
-        return 0.0
-    try:
-        if header.isdigit():
-            return min(float(header), RETRY_AFTER_MAX_S)
-        at = parsedate_to_datetime(header)
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # -0000: in UTC, of nowhere (RFC 5322 §3.3)
-        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
-    except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
-        return 0.0
-
-
-def from_wall_clock(at: float) -> float:
-    """Seconds from now until `at` (since 1970), never more than was ever asked for: the clock may have been set."""
-    return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
-
-
-def _problem(answer: Answer) -> str:
-    """Which fields the server refused, from its 422 body, or what its status says; none of its own words."""
-    try:
-        details = json.loads(answer.content)["detail"][:MAX_FIELDS]
-        fields = [_field(detail["loc"], str(detail.get("type"))) for detail in details]
-    except Exception:  # a stranger's JSON: of any shape, or too deep to be read
-        fields = []
-    return "; ".join(fields) or STATUS_PHRASES.get(answer.status, "")
-
-
-def _field(loc: Sequence[str | int], kind: str) -> str:
-    known = [str(part) for part in loc if isinstance(part, int) or part in SeriesReport.model_fields or part == "body"]
-    return f"{'.'.join(known)}: {kind if re.fullmatch('[a-z_]{1,64}', kind) else 'refused'}"

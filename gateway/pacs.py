@@ -6,11 +6,13 @@ here: what comes out of `ask` fits into a report.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+from common import metrics
 from common.errors import GatewayError
 from common.settings import GatewaySettings, Peer
 from common.threads import in_thread
@@ -181,3 +183,33 @@ class Pacs:
 def _may_be_a_limit(length: int) -> bool:
     """Whether somebody may have set that as the most that a PACS lists."""
     return length >= LIMIT_FROM and (length % 100 == 0 or length % 250 == 0 or length & (length - 1) == 0)
+
+
+@asynccontextmanager
+async def asking(
+    pacs: Pacs, answered: Callable[[SeriesKey, Answer], Awaitable[None]]
+) -> AsyncIterator[Callable[[Question], None]]:
+    """Ask the PACS beside everything else, and hand on what it answers.
+
+    At the end the questions that are open are dropped, and no more asked.
+    """
+    asked: set[asyncio.Task[None]] = set()
+    ended = False
+
+    async def answer(question: Question) -> None:
+        told = await pacs.ask(question)
+        outcome = "confirmed" if told.confirmed else "failed" if told.count is None else "differs"
+        metrics.pacs_questions.labels(outcome).inc()
+        await answered(question.key, told)
+
+    def ask(question: Question) -> None:
+        if not ended:
+            task = tasks.create_task(answer(question), name="ask")
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+
+    async with asyncio.TaskGroup() as tasks:
+        yield ask
+        ended = True
+        for task in asked:
+            task.cancel()

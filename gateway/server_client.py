@@ -6,10 +6,14 @@ bytes, and turns all that goes wrong into NoAnswer.
 
 import asyncio
 import json
+import re
 import ssl
 import zlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import quote
@@ -21,7 +25,8 @@ from pydantic import BaseModel, Field
 from common.errors import GatewayError
 from common.outgoing import http_client
 from common.settings import GatewaySettings, key_problem
-from models import SeriesKey, Uid
+from gateway.clock import RETRY_AFTER_MAX_S
+from models import SeriesKey, SeriesRecord, SeriesReport, Uid
 
 PARTS = 4  # of a request (connect, send, wait, read): together they take at most so many times the client's time-out
 NO_TIMEOUT_S = 10.0  # what a client without a time-out is taken to have
@@ -29,6 +34,15 @@ MAX_ANSWER_BYTES = 2**24  # of one answer: the server takes reports of as many, 
 MAX_STORED_BYTES = 2**25  # of the list of what is stored of a series
 MAX_STORED = 250_000  # SOP Instance UIDs in it
 MAX_WORDS = 200  # characters of why there is no answer
+RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
+WHOLE_SERVER = {429, 502, 503, 504}
+KEY_PROBLEMS = {  # no fault of the report
+    401: "GATEWAY_API_KEY is missing, wrong, expired or revoked",
+    403: "the key lacks the scope series:write",
+}
+MAX_FIELDS = 10  # fields of a refusal
+MAX_REFUSAL = 1000  # characters of a refusal
+STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 log = structlog.get_logger()
 
@@ -216,3 +230,74 @@ def _is_unknown(uid: str, content: bytes) -> bool:
         return isinstance(detail, str) and uid in detail.split()
     except (ValueError, LookupError, TypeError, RecursionError):
         return False
+
+
+# --- reports -------------------------------------------------------------------------------------------------
+
+
+class ServerUnavailable(GatewayError):
+    """The server could not take a report now: try again, not before `retry_after_s`."""
+
+    def __init__(self, reason: str, retry_after_s: float = 0.0, *, whole_server: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
+        self.whole_server = whole_server
+        """Other reports would fare alike."""
+
+
+class SeriesRejected(GatewayError):
+    """The server refused a report and no retry will change that."""
+
+
+async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str, str]) -> SeriesRecord:
+    """Post a report once. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
+    if not report:
+        raise SeriesRejected("the journal holds no content of it")
+    headers = {"Content-Type": "application/json", **headers}
+    body = report.encode()
+    try:
+        answer = await ask(http, "POST", "series", content=body, headers=headers)
+    except NoAnswer as error:
+        raise ServerUnavailable(str(error), whole_server=error.connecting) from error
+    status, wait_s = answer.status, retry_after_s(answer.retry_after)
+    if status in KEY_PROBLEMS:
+        raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
+    if status >= 500 or status in RETRYABLE:
+        raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
+    if 400 <= status < 500:
+        raise SeriesRejected(f"HTTP {status} {_problem(answer)}"[:MAX_REFUSAL])
+    try:
+        if 200 <= status < 300:
+            return SeriesRecord.model_validate_json(answer.content)
+    except ValueError:
+        pass
+    raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?")
+
+
+def retry_after_s(header: str | None) -> float:
+    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date), at most an hour; 0 if none."""
+    if header is None:
+        return 0.0
+    try:
+        if header.isdigit():
+            return min(float(header), RETRY_AFTER_MAX_S)
+        at = parsedate_to_datetime(header)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # -0000: in UTC, of nowhere (RFC 5322 §3.3)
+        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+    except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
+        return 0.0
+
+
+def _problem(answer: Answer) -> str:
+    """Which fields the server refused, from its 422 body, or what its status says; none of its own words."""
+    try:
+        details = json.loads(answer.content)["detail"][:MAX_FIELDS]
+        fields = [_field(detail["loc"], str(detail.get("type"))) for detail in details]
+    except Exception:  # a stranger's JSON: of any shape, or too deep to be read
+        fields = []
+    return "; ".join(fields) or STATUS_PHRASES.get(answer.status, "")
+
+
+def _field(loc: Sequence[str | int], kind: str) -> str:
+    known = [str(part) for part in loc if isinstance(part, int) or part in SeriesReport.model_fields or part == "body"]
+    return f"{'.'.join(known)}: {kind if re.fullmatch('[a-z_]{1,64}', kind) else 'refused'}"

@@ -16,7 +16,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from common.version import version
 from gateway.collector import SeriesCollector
 from gateway.idle import IdlePolicy
-from gateway.journal import Bounds, Journal, _connect
+from gateway.journal import Bounds, Journal
+from gateway.journal_file import connect
 from models import MAX_SLOTS, GatewayState, Instance, SeriesReport
 
 STUDY = "1.2.826.0.1.3680043.10.1"
@@ -136,7 +137,7 @@ class Inline(Executor):
 @contextmanager
 def memory_journal() -> Iterator[Journal]:
     """A journal that dies with the test."""
-    connection = _connect(Path(":memory:"))
+    connection = connect(Path(":memory:"))
     try:
         yield Journal(Path("/tmp"), connection, UNBOUNDED, Inline())  # noqa: S108 - only its free space is looked at
     finally:

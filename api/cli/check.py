@@ -24,7 +24,7 @@ from common.threads import in_thread
 from common.version import agent, compared, said_in, version
 from console import machine
 from console.findings import Check, Finding, certificate_problem, failed, find, ok, warning
-from console.ports import bind
+from console.machine import bind
 from console.tables import stamp
 from storage.engine import revision, revisions
 from storage.schema import api_keys, changes, conflicts, dead_changes, gateways, webhooks

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 
 from common.kinds import http_url
 from common.settings import ServerSettings, is_loopback, load
-from console.ports import address_towards
+from console.machine import address_towards
 from console.questions import NONE, Answers, Question, agreed, save
 
 DATABASE = Question(

@@ -1,4 +1,4 @@
 """What programs that measure, and tests, set up: our processes, real peers, databases, senders and proxies.
 
-`processes`, `peers`, `postgres`, `senders`, `proxy`, `otlp`, `progress`.
+`processes`, `peers`, `postgres`, `senders`, `receivers`, `proxy`, `otlp`, `progress`.
 """

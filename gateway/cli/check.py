@@ -1,12 +1,15 @@
 """`python client.py check`: whether a gateway with these settings would work here, and the cure of what would not."""
 
+import contextlib
 import logging
 import os
 import resource
 import socket
+import ssl
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -14,14 +17,16 @@ from common.control import NotRunning, RequestFailed, request
 from common.settings import GatewaySettings, Peer, is_loopback
 from console import machine
 from console.findings import Check, Finding, failed, find, of_error, ok, warning
-from console.ports import bind
+from console.machine import bind
+from console.tables import stamp
 from dicom.tls import BadCertificate, tls_context
-from gateway.cli.certificates import expiry
+from gateway import journal_reader
 from gateway.cli.reach import dicom, server
-from gateway.journal import SCHEMA_VERSION
-from gateway.journal_reader import WAITING, JournalUnusable, read
+from gateway.journal_file import SCHEMA_VERSION
+from gateway.journal_reader import JournalUnusable
 
 REQUEST_TIMEOUT_S = 5.0
+SOON_DAYS = 30  # before the end of a certificate
 OTHER_FILES = 60  # file descriptors beside those of associations: journal, posts, listeners, libraries
 
 
@@ -179,20 +184,20 @@ def _journal(settings: GatewaySettings, path: Path) -> list[Finding]:
 
 def _contents(what: str, path: Path, told: str) -> list[Finding]:
     try:
-        (version,) = read(path, "PRAGMA user_version")[0].values()
+        version = journal_reader.schema_version(path)
         if version > SCHEMA_VERSION:
             cure = "Run the version that wrote it until the journal is empty, or name another file."
             return [failed(what, f"schema {version} is of a newer version; this one knows {SCHEMA_VERSION}", cure)]
         if version == 0:
             return [ok(what, f"{told}, and empty")]
-        (waiting,) = read(path, WAITING)
+        held = journal_reader.status(path)
     except JournalUnusable as error:
         return [failed(what, str(error), machine.AS_ITS_USER)]
     age = f"schema {version}" + (f", brought up to {SCHEMA_VERSION} at the start" if version < SCHEMA_VERSION else "")
-    findings = [ok(what, f"{told}, {age}, {waiting['n']} reports wait")]
-    if waiting["dead"]:
+    findings = [ok(what, f"{told}, {age}, {held['waiting_reports']} reports wait")]
+    if held["dead_letters"]:
         cure = "`python client.py dead-letters list` shows why; then `dead-letters replay` or `discard`."
-        findings.append(warning(what, f"{waiting['dead']} reports were refused by the server for good", cure))
+        findings.append(warning(what, f"{held['dead_letters']} reports were refused by the server for good", cure))
     return findings
 
 
@@ -203,14 +208,43 @@ def _left_out(settings: GatewaySettings) -> list[Finding]:
     findings = []
     for other in sorted(p for p in beside if os.path.isfile(p) and time.time() > p.stat().st_mtime):
         try:
-            (held,) = read(
-                other, "SELECT (SELECT count(*) FROM instances) + count(*) AS n FROM reports WHERE state = 'waiting'"
-            )
+            undelivered = journal_reader.undelivered(other)
         except JournalUnusable:
             continue  # something else of that name
-        if held["n"]:
+        if undelivered:
             cure = f"python client.py --workers 1 --journal-path {other} drain"
             findings.append(
                 warning("journals left out", f"{other} holds what is not delivered, and no worker has it", cure)
             )
     return findings
+
+
+# --- certificates -----------------------------------------------------------------------------------------------
+
+
+def expiry(what: str, certificate: Path, key: Path | None) -> Finding:
+    """Whether a certificate is valid now, and in 30 days."""
+    cure = f"Have {certificate} renewed, then send the gateway SIGHUP."
+    try:
+        ends_at = end_of(certificate, key)
+    except ssl.SSLCertVerificationError as error:
+        return failed(what, f"{certificate}: {error.verify_message}", cure)
+    left = ends_at - datetime.now(UTC)
+    told = f"{certificate} is valid until {stamp(ends_at)}"
+    return ok(what, told) if left.days >= SOON_DAYS else warning(what, f"{told}, {left.days} days more", cure)
+
+
+def end_of(certificate: Path, key: Path | None) -> datetime:
+    """When it expires, by a handshake in memory that trusts nothing but it. Raises SSLCertVerificationError."""
+    ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    ours.load_cert_chain(certificate, key)
+    theirs.check_hostname = False
+    theirs.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    theirs.load_verify_locations(certificate)
+    to_us, to_them = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server, client = ours.wrap_bio(to_us, to_them, server_side=True), theirs.wrap_bio(to_them, to_us)
+    for side in (client, server, client):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    shown = client.getpeercert() or {}
+    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown["notAfter"])), UTC)

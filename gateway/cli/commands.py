@@ -9,10 +9,12 @@ Most commands end before the gateway itself could be imported: what only some ne
 import json
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -22,13 +24,13 @@ from common.settings import GatewaySettings, SettingsError, load
 from console.options import Group, flag
 from console.shell_completion import NAMES, tab
 from console.tables import show as show_
-from gateway.journal_reader import DEAD, STATUS, JournalUnusable, read
+from gateway import journal_reader
+from gateway.journal_reader import JournalUnusable
 
 if TYPE_CHECKING:
-    import asyncio
-
     from gateway.cli.process import Run
 
+T = TypeVar("T")
 UNFINISHED = 3
 """Exit code where the gateway is not ready, or not everything is delivered."""
 REQUEST_TIMEOUT_S = 10.0
@@ -112,7 +114,7 @@ chosen = click.argument("ids", type=int, nargs=-1)
 everyone = click.option("--all", "everyone", is_flag=True, help="Every dead letter.")
 
 
-def command_line(run: "Run | None" = None) -> click.Group:
+def command_line(run: "Run") -> click.Group:
     """The command line. Every setting but a secret is also a flag; without a command the gateway runs: `client.run`."""
 
     @click.pass_context
@@ -131,11 +133,11 @@ def command_line(run: "Run | None" = None) -> click.Group:
             if context.invoked_subcommand == "check":
                 return
             raise click.UsageError(str(error)) from None
-        context.obj = Context(settings, run or _run)
+        context.obj = Context(settings, run)
         if context.invoked_subcommand is None:
             from gateway.cli.process import run_gateway
 
-            run_gateway(settings, run or _run)
+            run_gateway(settings, run)
 
     return Group(
         "client.py",
@@ -163,7 +165,7 @@ def status(context: Context, as_json: bool) -> None:
 
 
 def _status(settings: GatewaySettings) -> dict[str, Any]:
-    (held,) = _read(settings, STATUS)
+    held = _read(settings, journal_reader.status)
     live: dict[str, Any] = {"running": False, "ready": False, "reason": "not running"}
     try:
         live = request(settings.journal_path, REQUEST_TIMEOUT_S, "status")
@@ -254,7 +256,7 @@ def _drain(settings: GatewaySettings, run: "Run") -> dict[str, Any]:
     except NotRunning:
         from gateway.cli.process import run_drain
 
-        (held,) = _read(settings, STATUS)
+        held = _read(settings, journal_reader.status)
         undelivered = run_drain(settings, run)
         return {"reported": held["open_series"], "undelivered": undelivered}
 
@@ -269,7 +271,7 @@ def dead_letters() -> None:
 @click.pass_obj
 def list_(context: Context, as_json: bool) -> None:
     """Every dead letter and why; no patient data."""
-    each = [(settings, _read(settings, f"{DEAD} ORDER BY id")) for settings in context.workers]
+    each = [(settings, _read(settings, journal_reader.dead_letters)) for settings in context.workers]
     show_([row | {"journal": str(settings.journal_path)} for settings, rows in each for row in rows], as_json)
 
 
@@ -279,10 +281,10 @@ def list_(context: Context, as_json: bool) -> None:
 @click.pass_obj
 def show(context: Context, id: int, as_json: bool) -> None:
     """One dead letter with the report as it was posted: this shows patient data."""
-    rows = _read(context.only_worker, f"{DEAD.replace('changed_at', 'changed_at, report')} AND id = ?", id)
-    if not rows:
+    letter = _read(context.only_worker, partial(journal_reader.dead_letter, id=id))
+    if letter is None:
         raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
-    show_(rows[0] | {"report": _content(rows[0]["report"])}, as_json)
+    show_(letter | {"report": _content(letter["report"])}, as_json)
 
 
 @dead_letters.command
@@ -331,7 +333,7 @@ def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
     def poll() -> None:
         while not ended.wait(POLL_S):
             with suppress(JournalUnusable):
-                held = [read(settings.journal_path, STATUS)[0] for settings in workers]
+                held = [journal_reader.status(settings.journal_path) for settings in workers]
                 waiting, series = (sum(one[name] for one in held) for name in ("waiting_reports", "open_series"))
                 shown.update(f"draining: {series} series open, {waiting} reports to deliver")
 
@@ -345,16 +347,10 @@ def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
             polling.join()
 
 
-async def _run(settings: GatewaySettings, stop: "asyncio.Event", **how: Any) -> int:
-    """`client.run`, imported when it runs."""
-    from client import run
-
-    return await run(settings, stop, **how)
-
-
-def _read(settings: GatewaySettings, query: str, *parameters: Any) -> list[dict[str, Any]]:
+def _read(settings: GatewaySettings, question: Callable[[Path], T]) -> T:
+    """What a worker's journal answers (journal_reader.py)."""
     try:
-        return read(settings.journal_path, query, *parameters)
+        return question(settings.journal_path)
     except JournalUnusable as error:
         raise click.ClickException(settings.as_typed(str(error))) from None
 
@@ -393,7 +389,7 @@ def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **a
 
 
 def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
-    _read(settings, STATUS)  # there has to be a journal
+    _read(settings, journal_reader.status)  # there has to be a journal
     try:
         return _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
     except NotRunning:

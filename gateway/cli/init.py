@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import click
 
 from common.settings import GatewaySettings, Peer, is_loopback, key_problem, load
-from console.ports import address_towards
+from console.machine import address_towards
 from console.questions import Answers, Question, agreed, save
 
 PACS = Question(

@@ -23,8 +23,8 @@ from common.settings import GatewaySettings
 from dicom.listening import CannotListen
 from gateway.cli.terminal import Verdicts, live
 from gateway.cli.workers import supervise
-from gateway.dispatcher import dead_letters as operations
 from gateway.journal import Bounds, Journal
+from gateway.operations import dead_letters as operations
 from models import GatewayState
 
 T = TypeVar("T")

@@ -18,9 +18,17 @@ from hypothesis import strategies as st
 from api.webhooks import Webhooks, new_secret
 from common.outgoing import http_client
 from common.settings import GatewaySettings, load
-from gateway.dispatcher import SeriesDispatcher, SeriesRejected, ServerUnavailable
+from gateway.dispatcher import SeriesDispatcher
 from gateway.heartbeat import _tell
-from gateway.server_client import MAX_ANSWER_BYTES, NoAnswer, ask, server_client, stored_instances
+from gateway.server_client import (
+    MAX_ANSWER_BYTES,
+    NoAnswer,
+    SeriesRejected,
+    ServerUnavailable,
+    ask,
+    server_client,
+    stored_instances,
+)
 from models import Change, GatewayState, SeriesRecord
 from tests.factories import make_instance, make_report, make_state, memory_journal
 from tests.unit.test_dispatcher import stored

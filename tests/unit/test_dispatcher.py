@@ -16,16 +16,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from common import metrics
-from gateway.dispatcher import (
-    RETRY_AFTER_MAX_S,
-    SeriesDispatcher,
-    backoff_s,
-    dead_letters,
-    from_wall_clock,
-    retry_after_s,
-    row_latency_s,
-)
+from gateway.clock import RETRY_AFTER_MAX_S, from_wall_clock
+from gateway.dispatcher import SeriesDispatcher, backoff_s, row_latency_s
 from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.operations import dead_letters
+from gateway.server_client import retry_after_s
 from models import SeriesKey, SeriesRecord, SeriesReport
 from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
 
@@ -425,7 +420,7 @@ async def test_a_report_that_cannot_be_posted_costs_no_other_and_is_set_aside_in
     assert [entry["attempt"] for entry in failed] == [1, 2, 3] * 2
     assert {entry["log_level"] for entry in failed} == {"error"}
     for text in {entry["reason"] for entry in failed} | {answer for (answer,) in answers}:
-        assert text.startswith("UnicodeEncodeError at gateway/dispatcher.py:")
+        assert text.startswith("UnicodeEncodeError at gateway/server_client.py:")
     assert "Marked" not in str(logs)
     rejected = [entry["dead_letter"] for entry in logs if entry["event"] == "report.rejected"]
     assert rejected == [1, 2]

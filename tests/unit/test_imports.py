@@ -31,10 +31,7 @@ MAY_IMPORT = {
 GATEWAYS_SIDE = {"scp", "client", "dicom", "gateway", "gateway.cli"}
 SERVERS_SIDE = {"db", "server", "storage", "api", "api.cli"}
 NOT_YET = {
-    ("common.tracing", "models"),
-    ("gateway.cli.commands", "client"),
     ("storage.key_reader", "console.tables"),
-    ("bench.telemetry", "bench.receive"),
 }
 """Arrows that the move found, and that are to be cut."""
 

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from gateway import journal as journal_module
 from gateway.idle import Fixed
 from gateway.journal import Bounds, Journal, JournalUnavailable
+from gateway.journal_file import SCHEMA_VERSION, SCHEMAS
 from gateway.journal_reader import JournalUnusable, read
 from models import Instance, SeriesKey, SeriesReport
 from tests.factories import UNBOUNDED, collector_of, make_instance, make_report
@@ -341,9 +342,9 @@ async def test_how_far_a_pacs_is_trusted_survives_a_restart(path: Path) -> None:
         assert journal.trust() == {"PACS": 0, "OLD": 10}
 
 
-@pytest.mark.parametrize("version", range(1, journal_module.SCHEMA_VERSION))
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION))
 async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -> None:
-    schema = "".join(journal_module.SCHEMAS[:version])
+    schema = "".join(SCHEMAS[:version])
     content = json.dumps([{"PatientID": ["P1"], "Modality": ["CT"], "InstanceNumber": ["1"], "Rows": ["8"]}, {}])
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(f"{schema} PRAGMA user_version = {version};")

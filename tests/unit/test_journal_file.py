@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from common.control import NotRunning, request, serve_control
-from gateway.journal import BESIDE, Journal, _set_aside
+from gateway.journal import Journal
+from gateway.journal_file import BESIDE, _set_aside
 from gateway.journal_reader import JournalUnusable, read
 from tests.factories import UNBOUNDED, make_instance, make_report
 

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import httpx
@@ -15,25 +16,25 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
 from client import CLOSED, collect
-from common import tracing as spans_module
 from common.tracing import CannotTrace, Spans, named, open_spans
 from gateway.dispatcher import SeriesDispatcher
 from gateway.idle import Fixed
 from gateway.journal import JournalUnavailable, Waiting
+from gateway.spans import GatewaySpans
 from models import Association
 from scp import Arrival
 from tests.factories import RECEIVED_AT, collector_of, make_instance, make_report, memory_journal
 
 
 class Traced:
-    """Spans, and what they export."""
+    """GatewaySpans, and what they export."""
 
     def __init__(self, sampler: Sampler = ALWAYS_ON) -> None:
         self._exporter = InMemorySpanExporter()
         self._provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
         self._provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.now = 10.0
-        self.spans = Spans(self._provider.get_tracer("test"), lambda: self.now)
+        self.spans = GatewaySpans(self._provider.get_tracer("test"), lambda: self.now)
 
     def exported(self) -> dict[str, Sequence[ReadableSpan]]:
         """By name, in the order in which they ended."""
@@ -137,7 +138,7 @@ async def test_the_next_revision_links_to_its_own_images_only(traced: Traced) ->
 
 
 async def test_series_that_are_never_reported_are_forgotten(traced: Traced, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spans_module, "MAX_SERIES", 2)
+    monkeypatch.setattr("gateway.spans.MAX_SERIES", 2)
     association = Association(1, "CT1", "127.0.0.1", 5.0)
     traced.spans.association(association)
     for n in range(5):
@@ -173,7 +174,7 @@ async def test_a_header_that_is_no_trace_begins_a_new_one(traced: Traced, header
 async def test_without_an_endpoint_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
         monkeypatch.delenv(name, raising=False)
-    async with open_spans("test", lambda: 0.0) as spans:
+    async with open_spans("test", Spans) as spans:
         assert spans is None
 
 
@@ -214,9 +215,9 @@ async def test_a_report_that_the_journal_cannot_take_yet_has_one_trace(
 async def test_a_collector_that_hangs_holds_up_the_end_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setattr(spans_module, "SHUTDOWN_S", 0.2)
+        monkeypatch.setattr("common.tracing.SHUTDOWN_S", 0.2)
         loop = asyncio.get_running_loop()
-        async with open_spans("test", loop.time) as spans:
+        async with open_spans("test", partial(GatewaySpans, monotonic=loop.time)) as spans:
             assert spans is not None
             spans.report(make_report("1"))
             began = loop.time()
@@ -227,5 +228,5 @@ async def test_a_wrong_variable_of_opentelemetry_stops_the_start_with_the_cure(m
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0")
     with pytest.raises(CannotTrace, match="OTEL_"):
-        async with open_spans("test", lambda: 0.0):
+        async with open_spans("test", Spans):
             pass

@@ -19,8 +19,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from common import logs
-from common.logs import CannotServeMetrics, places, serve_metrics
+from common.logs import places
 from common.settings import GatewaySettings
+from gateway.metrics_port import CannotServeMetrics, serve_metrics
 
 ROOT = Path(__file__).parents[2]
 MARKED = "Marked^Name"
@@ -204,7 +205,7 @@ async def served() -> AsyncIterator[int]:
 async def test_silent_peers_of_the_metrics_port_cost_little_and_bar_nobody_for_long(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(logs, "SCRAPE_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("gateway.metrics_port.SCRAPE_TIMEOUT_S", 0.2)
     async with served() as port:
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(50)]
         for reader, writer in silent:

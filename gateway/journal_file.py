@@ -1,0 +1,190 @@
+"""The journal's file: locked for one process, made, brought up to date, or set aside where it is no sound database."""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from common.at_rest import real
+from gateway import journal_rows as rows
+from gateway.journal_reader import JournalUnusable
+
+SCHEMA = """
+CREATE TABLE open_series (
+    id INTEGER PRIMARY KEY,
+    study_instance_uid TEXT NOT NULL, series_instance_uid TEXT NOT NULL, patient_id TEXT,
+    sop_class_uid TEXT NOT NULL, transfer_syntax_uid TEXT NOT NULL,  -- these four: as of the first instance
+    calling_ae_title TEXT NOT NULL, peer_address TEXT NOT NULL,
+    content TEXT NOT NULL  -- JSON: attributes, and the bytes of those that are undecoded
+);
+CREATE TABLE instances (
+    series_id INTEGER NOT NULL REFERENCES open_series,
+    sop_instance_uid TEXT NOT NULL,
+    received_at REAL NOT NULL,  -- seconds since 1970, UTC
+    PRIMARY KEY (series_id, sop_instance_uid)
+) WITHOUT ROWID;
+CREATE TABLE reports (
+    id INTEGER PRIMARY KEY,
+    study_instance_uid TEXT NOT NULL, series_instance_uid TEXT NOT NULL, patient_id TEXT,
+    revision INTEGER NOT NULL, verdict TEXT, instances INTEGER NOT NULL,
+    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'dead', 'delivered', 'discarded')),
+    report TEXT,  -- the JSON that is posted; null in the history
+    attempts INTEGER NOT NULL DEFAULT 0, next_attempt_at REAL NOT NULL DEFAULT 0,
+    answer TEXT,  -- the last problem, the refusal, or why it was discarded
+    changed_at REAL NOT NULL
+);
+CREATE INDEX reports_by_state ON reports (state, id);
+CREATE TABLE server (  -- one row
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    paused_until REAL NOT NULL,  -- no post before, seconds since 1970
+    probed_at REAL NOT NULL
+);
+INSERT INTO server VALUES (1, 0, 0);
+"""
+SCHEMA_2 = """
+CREATE TABLE learnt (  -- the idle policy's, by source
+    calling_ae_title TEXT NOT NULL, modality TEXT NOT NULL, content TEXT NOT NULL,
+    PRIMARY KEY (calling_ae_title, modality)
+);
+"""
+SCHEMA_3 = """
+ALTER TABLE instances ADD COLUMN attributes TEXT;  -- JSON: the values of INSTANCE_KEYWORDS; null of earlier versions
+"""
+SCHEMA_4 = """
+ALTER TABLE reports ADD COLUMN reported_at REAL;  -- seconds since 1970, UTC; null of earlier versions
+ALTER TABLE reports ADD COLUMN traceparent TEXT;  -- W3C Trace Context, where traces are exported
+"""
+SCHEMA_5 = """
+CREATE TABLE learnt_of_stations (
+    calling_ae_title TEXT NOT NULL, modality TEXT NOT NULL, station TEXT NOT NULL DEFAULT '', content TEXT NOT NULL,
+    PRIMARY KEY (calling_ae_title, modality, station)
+);
+INSERT INTO learnt_of_stations SELECT calling_ae_title, modality, '', content FROM learnt ORDER BY rowid;
+DROP TABLE learnt;
+ALTER TABLE learnt_of_stations RENAME TO learnt;
+CREATE TABLE pacs (ae_title TEXT PRIMARY KEY, trust INTEGER NOT NULL);  -- how many series in a row it had all of
+CREATE INDEX reports_by_series ON reports (series_instance_uid, id);
+"""
+SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_5)  # each leads from the version before to its own
+SCHEMA_VERSION = len(SCHEMAS)
+
+BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, and reads with whatever file is there
+
+log = structlog.get_logger()
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the journal's lock file, which the kernel frees at exit. Raises JournalUnusable where another holds it."""
+    file = real(path)
+    used = f"GATEWAY_JOURNAL_PATH={path} is used by another gateway. Stop it, or give each gateway its own."
+    try:
+        lock = open(f"{file}.lock", "a+")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise JournalUnusable(
+            f"GATEWAY_JOURNAL_PATH={path} cannot be locked: {error.strerror}. Make its folder, writable by this user."
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise JournalUnusable(used) from error
+        if _is_open_by_another_name(file):
+            raise JournalUnusable(used)
+        yield
+
+
+def _is_open_by_another_name(file: Path) -> bool:
+    """Whether SQLite has this file open in any process, as it can by way of a hard link only: the lock is by name.
+
+    A lock of our own on the file would meet SQLite's where both are one kind, as on NFS.
+    """
+    try:
+        status = file.stat()
+        locks = Path("/proc/locks").read_text("ascii", "replace") if status.st_nlink > 1 else ""
+    except OSError:  # no such file yet; not Linux
+        return False
+    return any(word.endswith(f":{status.st_ino}") for word in locks.split())
+
+
+def connect_or_set_aside(path: Path) -> sqlite3.Connection:
+    """Open the file, or a new one. Raises JournalUnusable.
+
+    1. What an interrupted `_set_aside` left beside no file goes aside, too: SQLite would take it for the new file's.
+    2. A file that is not there is made.
+    3. It is opened; where it is no sound database it is set aside whole, and a new one made.
+    """
+    try:
+        if not path.exists() or not path.stat().st_size:
+            if any(os.path.exists(f"{path}{suffix}") for suffix in BESIDE):
+                _set_aside(path, "the file that it belonged to is gone", BESIDE)
+            _make(path)
+        try:
+            return connect(path)
+        except sqlite3.OperationalError:  # cannot be opened: nobody's fault but the path's
+            raise
+        except sqlite3.DatabaseError as error:  # opened, and not a sound database
+            _set_aside(path, str(error), ("", *BESIDE))
+        _make(path)
+        return connect(path)
+    except (OSError, sqlite3.Error) as error:
+        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} cannot be opened: {error}") from error
+
+
+def _make(path: Path) -> None:
+    """For its owner only: patients' names are nobody else's business. SQLite's other files take its mode."""
+    path.touch(mode=0o600)
+    _sync_folder(path)
+
+
+def _set_aside(path: Path, reason: str, suffixes: Sequence[str]) -> None:
+    """Rename the file, then what is beside it: whatever is done of it, nothing stands beside a file it is not of."""
+    now = datetime.now(UTC)
+    names = (f"{path}.corrupt-{now:%Y%m%dT%H%M%SZ}{n}" for n in ("", *(f"-{n}" for n in range(2, 1000))))
+    aside = next(name for name in names if not any(os.path.exists(f"{name}{suffix}") for suffix in ("", *BESIDE)))
+    for suffix in suffixes:
+        if os.path.exists(f"{path}{suffix}"):
+            os.rename(f"{path}{suffix}", f"{aside}{suffix}")
+    _sync_folder(path)
+    log.error("journal.set_aside", journal=str(path), moved_to=aside, reason=reason)
+
+
+def _sync_folder(path: Path) -> None:
+    """Have the folder's entries on disk: those of a file that is made or renamed are no part of the file."""
+    with contextlib.suppress(OSError):  # some file systems cannot; SQLite overlooks it, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
+    try:
+        connection.row_factory = sqlite3.Row
+        connection.text_factory = rows.decode
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has to come before the first table
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "journal_size_limit=67108864"):
+            connection.execute(f"PRAGMA {pragma}")
+        (sound,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if sound != "ok":
+            raise sqlite3.DatabaseError(sound)
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if not 0 <= version <= SCHEMA_VERSION:
+            raise JournalUnusable(
+                f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
+                f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
+            )
+        steps = "".join(SCHEMAS[version:])
+        connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    except BaseException:
+        connection.close()
+        raise
+    return connection

@@ -1,0 +1,32 @@
+"""What operators ask a journal's owner for: the gateway that runs, or a command on a stopped one's journal."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import structlog
+
+from common.control import Operation
+from gateway.journal import Journal, Waiting
+
+log = structlog.get_logger()
+
+
+def dead_letters(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
+    """Replay dead letters, or give them up. `submit` takes what is to be posted again."""
+
+    async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
+        dead = await journal.dead(ids)
+        waiting = await journal.replay_dead(ids)
+        for one in waiting:
+            submit(one)
+        replayed = [one.id for one in waiting]
+        unmade = sorted({*dead} - {*replayed})
+        log.info("dead_letters.replayed", ids=replayed, unmade=unmade)
+        return {"replayed": replayed} | ({"unmade": unmade} if unmade else {})
+
+    async def discard(ids: Sequence[int] | None, reason: str) -> dict[str, Any]:
+        discarded = await journal.discard_dead(ids, reason)
+        log.info("dead_letters.discarded", ids=discarded, reason=reason)
+        return {"discarded": discarded}
+
+    return {"replay": replay, "discard": discard}
