@@ -109,6 +109,7 @@ def test_drain_of_a_running_gateway_reports_what_is_open_and_it_goes_on(tmp_path
         wait_for_counts(process, url, {more[0].SeriesInstanceUID: 2})
 
 
+@pytest.mark.slow
 def test_drain_of_a_killed_gateways_journal_delivers_it(tmp_path: Path) -> None:
     datasets = new_series(4)
     with gateway(tmp_path, NOWHERE, idle_timeout_s=600) as (process, port):

@@ -111,6 +111,7 @@ def test_a_terminal_is_asked_and_the_gateways_key_is_offered(tmp_path: Path) -> 
         assert post(url, keys[0]) == 201
 
 
+@pytest.mark.slow
 async def test_what_check_and_the_server_advise_shuts_no_gateway_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

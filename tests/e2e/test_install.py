@@ -49,6 +49,7 @@ def slow(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_on_a_terminal_one_line_moves_while_pip_works(tmp_path: Path, pip: dict[str, Any], slow: Path) -> None:
     with on_a_terminal([*INSTALL, str(slow)], ROOT, width=200, **pip) as terminal:
         terminal.wait_for(r"installing .*: [2-9]\d* s, \w+")

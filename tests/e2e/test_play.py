@@ -124,6 +124,7 @@ def test_a_process_that_dies_ends_play_with_what_it_said_last(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_play_needs_nobody_to_read_what_it_says(tmp_path: Path) -> None:
     environment = without_settings() | {"TMPDIR": str(tmp_path)}
     reading, writing = os.pipe()

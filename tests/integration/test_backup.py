@@ -75,9 +75,8 @@ def somebody_storing(url: str) -> Iterator[list[int]]:
         thread.join()
 
 
-@pytest.mark.parametrize(
-    "command", [pytest.param("sqlite3 -readonly", marks=[pytest.mark.peer("sqlite3"), pytest.mark.slow]), "python -c"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [pytest.param("sqlite3 -readonly", marks=pytest.mark.peer("sqlite3")), "python -c"])
 def test_a_sqlite_backup_beside_the_running_server_is_whole_and_brings_the_rows_back(
     command: str, tmp_path: Path
 ) -> None:

@@ -816,6 +816,7 @@ def test_whatever_a_pacs_answers_what_is_found_fits_into_a_report(series: list[b
         assert found.count == len(found.images)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("any_bytes")
 @pytest.mark.filterwarnings("ignore")
 async def test_whatever_a_pacs_answers_an_answer_fits_into_a_report() -> None:
