@@ -8,16 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from common.errors import printable
+from common.times import stamp
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 MAX_TIME = 2e11  # seconds since 1970 that are a time: to the year 8307
-
-
-def stamp(at: datetime) -> str:
-    """A time as every command prints it."""
-    return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:

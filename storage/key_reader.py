@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.at_rest import rows
-from console.tables import stamp
+from common.times import stamp
 
 SCOPES = {
     "series:write": "post series reports",

@@ -21,11 +21,11 @@ from common.at_rest import read_only
 from common.control import NotRunning, RequestFailed, request
 from common.settings import ServerSettings, is_loopback, variable, without_password
 from common.threads import in_thread
+from common.times import stamp
 from common.version import agent, compared, said_in, version
 from console import machine
 from console.findings import Check, Finding, certificate_problem, failed, find, ok, warning
 from console.machine import bind
-from console.tables import stamp
 from storage.engine import revision, revisions
 from storage.schema import api_keys, changes, conflicts, dead_changes, gateways, webhooks
 

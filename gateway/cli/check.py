@@ -15,10 +15,10 @@ from pathlib import Path
 
 from common.control import NotRunning, RequestFailed, request
 from common.settings import GatewaySettings, Peer, is_loopback
+from common.times import stamp
 from console import machine
 from console.findings import Check, Finding, failed, find, of_error, ok, warning
 from console.machine import bind
-from console.tables import stamp
 from dicom.tls import BadCertificate, tls_context
 from gateway import journal_reader
 from gateway.cli.reach import dicom, server

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from console.tables import show, stamp
+from common.times import stamp
+from console.tables import show
 from tests.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
@@ -52,4 +53,4 @@ def test_nothing_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_command_has_a_form_of_its_own() -> None:
     forms = {path.name for path in SOURCES if re.search(r"%Y|strftime", path.read_text())}
-    assert forms == {"tables.py", "journal_file.py"}  # which names a file so
+    assert forms == {"times.py", "journal_file.py"}  # which names a file so
