@@ -34,6 +34,17 @@ from pydantic import Field
 
 from api import overview, webpage
 from api.access import RETRY_AFTER_S, Guard, audit_log
+from api.answers import (
+    ChangePage,
+    Completions,
+    ConflictPage,
+    Health,
+    InstanceList,
+    Problem,
+    Resolve,
+    SeriesPage,
+    Timeline,
+)
 from api.dicomweb import routes
 from api.follower import Follower, ended_by_signals
 from api.operations import operations
@@ -48,22 +59,7 @@ from common.settings import ServerSettings, SettingsError, load, without_passwor
 from common.tracing import Spans, open_spans
 from common.version import version
 from db import Database
-from models import (
-    ChangePage,
-    Completions,
-    ConflictPage,
-    GatewayState,
-    Health,
-    InstanceList,
-    Problem,
-    Resolve,
-    SeriesPage,
-    SeriesRecord,
-    SeriesReport,
-    Timeline,
-    Uid,
-    valid_unicode,
-)
+from models import GatewayState, SeriesRecord, SeriesReport, Uid, valid_unicode
 from storage.engine import DatabaseUnavailable
 from storage.keys import Keys
 

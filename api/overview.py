@@ -20,11 +20,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from api.answers import GatewayList, StoredPage, StoredSeries
 from api.follower import STREAM_S, Follower
 from common import metrics
 from common.version import version
 from db import Database
-from models import GatewayList, GatewayState, StoredPage, StoredSeries
+from models import GatewayState
 from storage import latest
 from storage.engine import DatabaseUnavailable
 from storage.merge import truthful

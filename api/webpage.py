@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
 from api.access import COOKIE
-from models import Session
+from api.answers import Session
 from storage.key_reader import SCOPES
 from storage.keys import SESSION_S, Key, Keys
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import models
+from api.answers import Resolve
 from dicom.header import MAX_VALUE_BYTES, REQUEST_ATTRIBUTES, SERIES_LEVEL
 from gateway.collector import NOT_IN_ATTRIBUTES
-from models import GatewayState, Resolve, SeriesReport, fitting, fitting_bytes, valid_unicode
+from models import GatewayState, SeriesReport, fitting, fitting_bytes, valid_unicode
 
 MINIMAL = {"SeriesInstanceUID": "1.2", "PatientID": "P", "PatientName": "N", "StudyInstanceUID": "1", "NumInstances": 3}
 
