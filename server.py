@@ -7,33 +7,22 @@ if __name__ == "__main__":  # most commands need none of what follows
 
     program("api.cli.commands")
 
-import asyncio
 import contextlib
-import os
-import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Annotated, Any
 
 import prometheus_client
 import structlog
 from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi_offline import FastAPIOffline
 from pydantic import Field
 
-from api import overview, webpage
-from api.access import RETRY_AFTER_S, Guard, audit_log
+from api.access import Guard
 from api.answers import (
     ChangePage,
     Completions,
@@ -45,58 +34,26 @@ from api.answers import (
     SeriesPage,
     Timeline,
 )
-from api.dicomweb import routes
-from api.follower import Follower, ended_by_signals
-from api.operations import operations
+from api.dicomweb.routes import add_searches
+from api.examples import EXAMPLES
+from api.follower import Follower
+from api.lifespan import running
+from api.overview import add_overview
 from api.patience import Patience, WholeBodies
-from api.webhooks import REQUEST_TIMEOUT_S, Webhooks
+from api.problems import invalid, unavailable
+from api.webpage import add_webpage
 from common import metrics
-from common.control import serve_control
-from common.errors import GatewayError
 from common.logs import configure_logging
-from common.outgoing import http_client
-from common.settings import ServerSettings, SettingsError, load, without_password
-from common.tracing import Spans, open_spans
+from common.settings import ServerSettings, SettingsError, load
+from common.tracing import Spans
 from common.version import version
 from db import Database
-from models import GatewayState, SeriesRecord, SeriesReport, Uid, valid_unicode
+from models import SeriesRecord, SeriesReport, Uid
 from storage.engine import DatabaseUnavailable
-from storage.keys import Keys
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 DOCS_FILES = "/web/docs"  # Swagger UI's: like the live page's they hold no data, and everyone gets them
-MAX_PROBLEMS = 20  # that one answer names
-MAX_NAME = 64  # characters of a field that one names
-KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
-KNOWN_FIELDS |= {"after", "limit", "since", "Modality", "digest", "Resolution"}
 log = structlog.get_logger()
-
-MINIMAL_REPORT = {
-    "SeriesInstanceUID": "1.2.826.0.1.3680043.8.498.1.1",
-    "PatientID": "98890234",
-    "PatientName": "Doe^Peter",
-    "StudyInstanceUID": "1.2.826.0.1.3680043.8.498.1",
-    "NumInstances": 7,
-}
-GATEWAY_REPORT = MINIMAL_REPORT | {
-    "NumInstances": 2,
-    "SOPInstanceUIDs": ["1.2.826.0.1.3680043.8.498.1.1.1", "1.2.826.0.1.3680043.8.498.1.1.2"],
-    "Attributes": {"Modality": ["MR"], "SeriesDescription": ["T2 axial"]},
-    "Revision": 1,
-    "Verdict": "idle",
-    "GatewayID": "gateway-1",
-    "FirstReceivedAt": "2026-01-01T08:00:00Z",
-    "LastReceivedAt": "2026-01-01T08:00:01Z",
-}
-EXAMPLES = {
-    "minimal": {"summary": "The five fields that are enough", "value": MINIMAL_REPORT},
-    "gateway": {"summary": "What the gateway sends", "value": GATEWAY_REPORT},
-}
-
-
-def _answers(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """What a route answers beside its own: 401, 403 and 429 of the guard, 503 of the database, and `codes`."""
-    return {code: {"model": Problem} for code in (*codes, 401, 403, 429, 503)}
 
 
 def _database(request: Request) -> Database:
@@ -122,29 +79,6 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     configure_logging()
     settings = settings or load(ServerSettings)
     patience = Patience()
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with _told():
-            async with AsyncExitStack() as stack:
-                app.state.audit = stack.enter_context(audit_log(settings.audit_path))
-                app.state.spans = await stack.enter_async_context(open_spans("series-server", Spans))
-                database = app.state.database = await stack.enter_async_context(Database.open(settings))
-                http = await stack.enter_async_context(http_client(timeout=REQUEST_TIMEOUT_S))
-                tasks = await stack.enter_async_context(asyncio.TaskGroup())
-                follower = app.state.follower = Follower(database)
-                app.state.keys = Keys(database.engine)
-                app.state.overview = overview.Overview(database, follower)
-                tasks.create_task(_or_stop(follower.run()), name="follow")
-                tasks.create_task(_or_stop(patience.run(follower)), name="patience")
-                tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
-                stack.callback(follower.end)
-                await stack.enter_async_context(_administered(settings, database))
-                stack.enter_context(ended_by_signals(follower))
-                log.info("server.started", database=without_password(settings.database_url), version=version())
-                yield
-        log.info("server.stopped")
-
     app = FastAPIOffline(
         redoc_url=None,
         static_url=DOCS_FILES,
@@ -152,15 +86,15 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         title="Series gateway",
         version=version(),
         summary="One correct row per DICOM series.",
-        lifespan=lifespan,
+        lifespan=partial(running, settings=settings, patience=patience),
         max_body_size=settings.max_body_bytes,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what was refused
     )
     app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
     app.add_middleware(WholeBodies, patience=patience)
     app.add_middleware(Guard, settings=settings)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(DatabaseUnavailable, _unavailable)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(DatabaseUnavailable, unavailable)
     _add_routes(app)
     return app
 
@@ -182,13 +116,18 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/changes/stream", responses=_answers(), response_class=EventSourceResponse, dependencies=key)(
         stream_changes
     )
-    routes.add_routes(app, responses=_answers(), dependencies=key)
-    overview.add_routes(app, responses=_answers(400, 408, 413), dependencies=key)
-    webpage.add_routes(app, responses=_answers(), dependencies=key)
+    add_searches(app, responses=_answers(), dependencies=key)
+    add_overview(app, responses=_answers(400, 408, 413), dependencies=key)
+    add_webpage(app, responses=_answers(), dependencies=key)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
     app.get("/metrics", response_class=Response, responses=_answers() | text, dependencies=key)(measured)
     app.get("/health/live")(live)
     app.get("/health/ready", responses={503: {"model": Problem}})(ready)
+
+
+def _answers(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """What a route answers beside its own: 401, 403 and 429 of the guard, 503 of the database, and `codes`."""
+    return {code: {"model": Problem} for code in (*codes, 401, 403, 429, 503)}
 
 
 async def post_series(
@@ -325,63 +264,6 @@ async def ready(database: Db) -> Health:
     """The database answers; 503 otherwise."""
     await database.ping()
     return Health(status="ready", version=version())
-
-
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
-    """422 that names each field and its problem, without the value: that may be a patient's."""
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - what this handler is registered for
-    details = [
-        {"loc": [*map(_shown, e["loc"])], "msg": _plain(e["type"], e["msg"]), "type": e["type"]}
-        for e in error.errors()[:MAX_PROBLEMS]
-    ]
-    fields = {str(e["loc"][1]) for e in details if len(e["loc"]) > 1 and e["loc"][1] in KNOWN_FIELDS}
-    log.warning("report.refused", fields=sorted(fields), problems=len(details))
-    return JSONResponse({"detail": details}, 422)
-
-
-def _plain(kind: str, message: str) -> str:
-    """A problem in words: a regular expression is none."""
-    return "does not have the form that it must have: see /docs" if kind == "string_pattern_mismatch" else message
-
-
-def _shown(part: str | int) -> str | int:
-    """Part of where a problem is: a name there can be anything."""
-    return valid_unicode(part)[:MAX_NAME] if isinstance(part, str) else part
-
-
-async def _unavailable(_: Request, error: Exception) -> JSONResponse:
-    log.error("database.unavailable", reason=str(error))
-    return JSONResponse(
-        {"detail": "the database is not available; try again"}, 503, {"Retry-After": str(RETRY_AFTER_S)}
-    )
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Say why the server does not start, or goes down, before uvicorn shows a traceback with texts of exceptions."""
-    try:
-        yield
-    except GatewayError as error:
-        log.error("server.refused", reason=str(error))
-        raise
-    except Exception:
-        log.exception("server.failed")
-        raise
-
-
-async def _or_stop(work: Coroutine[Any, Any, None]) -> None:
-    """Stop the process where `work` fails: uvicorn would go on serving without it, and without the file's lock."""
-    try:
-        await work
-    except Exception:  # a bug, whatever it is
-        log.exception("server.failed")
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _administered(settings: ServerSettings, database: Database) -> AbstractAsyncContextManager[None]:
-    """On SQLite this process alone may write: it does what `python server.py` asks for on a Unix socket."""
-    path = settings.sqlite_path
-    return serve_control(path, operations(database)) if path else nullcontext()
 
 
 try:

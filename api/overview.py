@@ -39,7 +39,7 @@ MOST_FOUND = 200
 Responses = Mapping[int | str, dict[str, Any]]
 
 
-def add_routes(app: FastAPI, *, responses: Responses, dependencies: Sequence[Dependency]) -> None:
+def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[Dependency]) -> None:
     """Add what gateways say of themselves, and what the page asks for. `app.state` has database and overview."""
     described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Overview"]}
     app.put("/gateways/{GatewayID}", status_code=204, **described)(hear)

@@ -19,7 +19,7 @@ FILES = Path(__file__).parents[1] / "web"
 Responses = Mapping[int | str, dict[str, Any]]
 
 
-def add_routes(app: FastAPI, *, responses: Responses, dependencies: Sequence[Depends]) -> None:
+def add_webpage(app: FastAPI, *, responses: Responses, dependencies: Sequence[Depends]) -> None:
     """Add the page at `/` and its login at `/session`. The guard lets in who asks (api/access.py)."""
     app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(index)
     app.mount("/web", StaticFiles(directory=FILES), name="web")

@@ -25,7 +25,7 @@ MORE = "There are additional results that can be requested"
 Responses = Mapping[int | str, dict[str, Any]]
 
 
-def add_routes(app: FastAPI, *, responses: Responses | None = None, dependencies: Sequence[Depends] = ()) -> None:
+def add_searches(app: FastAPI, *, responses: Responses | None = None, dependencies: Sequence[Depends] = ()) -> None:
     """Add the search transactions. `app.state` has the database and maybe retrieve_url, where the images are."""
     routes = (
         ("/studies", studies),

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from api.access import COOKIE, FAILURES, FAILURES_FADE_S, Buckets
+from api.examples import MINIMAL_REPORT
 from common.settings import ServerSettings
-from server import MINIMAL_REPORT, create_app
+from server import create_app
 from storage.key_reader import SCOPES
 from storage.keys import Keys
 from storage.schema import api_keys

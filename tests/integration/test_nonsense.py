@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from api.examples import GATEWAY_REPORT
 from common.settings import ServerSettings
 from models import MAX_ATTRIBUTE, MAX_DESCRIPTION, MAX_VALUE, MAX_VALUES, MOST
-from server import GATEWAY_REPORT, create_app
+from server import create_app
 from tests.factories import make_state
 
 SERIES = GATEWAY_REPORT["SeriesInstanceUID"]

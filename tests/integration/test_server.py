@@ -10,9 +10,10 @@ import httpx
 import pytest
 from sqlalchemy.engine import make_url
 
+from api.examples import GATEWAY_REPORT, MINIMAL_REPORT
 from common.settings import ServerSettings
 from common.version import version
-from server import GATEWAY_REPORT, MINIMAL_REPORT, create_app
+from server import create_app
 from storage.engine import Engine, _sqlite
 from storage.keys import Keys
 from tests.factories import make_report
