@@ -1,8 +1,8 @@
-"""The server's only SQL: what is known of each series, what contradicted it, and what changed, in order.
+"""The server's database: what is known of each series, what contradicted it, and what changed, in order.
 
 SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
-how a database is opened and when a transaction is tried again (engine.py); keys.py, search.py and webhooks.py query the
-same way.
+how a database is opened and when a transaction is tried again (engine.py); what else is asked of a database stands in
+files of its own, and hangs on it: keys, webhooks, the live page's `latest`, and QIDO-RS's `finder`.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -31,7 +31,11 @@ from models import (
 )
 from storage import merge
 from storage.engine import Engine, insert
+from storage.keys import Keys
+from storage.latest import Latest
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
+from storage.search import Finder
+from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
@@ -45,7 +49,11 @@ class Database:
     """Series, as every server process on the same database sees them."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+        self._engine = engine
+        self.finder = Finder(engine)
+        self.keys = Keys(engine)
+        self.latest = Latest(engine)
+        self.webhooks = Webhooks(engine)
 
     @classmethod
     @asynccontextmanager
@@ -62,24 +70,24 @@ class Database:
         The result does not depend on repetition or order. A report that names another PatientID or
         StudyInstanceUID than the record is kept in `conflicts` and changes nothing else.
         """
-        record, known, created = await self.engine.write(partial(_store, report=report))
+        record, known, created = await self._engine.write(partial(_store, report=report))
         _measure(record, known, created)
         return record, created
 
     async def resolve(self, digest: str, decision: Decision, by: str) -> SeriesRecord | None:
         """Settle a conflict; the record as it is then, None where there is no such open conflict."""
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
-        return await self.engine.write(partial(_resolve, digest=digest, decision=decision, by=by, now=now))
+        return await self._engine.write(partial(_resolve, digest=digest, decision=decision, by=by, now=now))
 
     async def heard(self, state: GatewayState) -> None:
         """Keep what a gateway says of itself, in place of what it said before."""
-        await self.engine.write(partial(_hear, state=state))
+        await self._engine.write(partial(_hear, state=state))
 
     # --- what is known ---
 
     async def get(self, series_instance_uid: str) -> SeriesRecord | None:
         """The record of one series, None where it is not known."""
-        rows = await self.engine.read(_by_uid(series_instance_uid))
+        rows = await self._engine.read(_by_uid(series_instance_uid))
         return _record(rows[0]) if rows else None
 
     async def page(self, *, after: str | None, limit: int, **equal: str | None) -> list[SeriesRecord]:
@@ -90,23 +98,23 @@ class Database:
                 query = query.where(series.c[column] == value)
         if after is not None:
             query = query.where(series.c.SeriesInstanceUID > after)
-        return [_record(row) for row in await self.engine.read(query)]
+        return [_record(row) for row in await self._engine.read(query)]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
         """The SOP Instance UIDs known of a series, in order; none where it is not known."""
         query = select(instances.c.SOPInstanceUID).where(instances.c.SeriesInstanceUID == series_instance_uid)
-        rows = await self.engine.read(query.order_by(instances.c.SOPInstanceUID))
+        rows = await self._engine.read(query.order_by(instances.c.SOPInstanceUID))
         return [str(row["SOPInstanceUID"]) for row in rows]
 
     async def timeline(self, series_instance_uid: str) -> list[SeriesEvent]:
         """What happened to a series, in order of time."""
         query = select(timeline).where(timeline.c.SeriesInstanceUID == series_instance_uid)
-        rows = await self.engine.read(query.order_by(timeline.c.At, timeline.c.Id))
+        rows = await self._engine.read(query.order_by(timeline.c.At, timeline.c.Id))
         return [SeriesEvent.model_validate(row) for row in rows]
 
     async def completions(self) -> list[Completion]:
         """How verdicts have fared, by source, policy and verdict."""
-        return [Completion.model_validate(row) for row in await self.engine.read(select(completions))]
+        return [Completion.model_validate(row) for row in await self._engine.read(select(completions))]
 
     async def conflicts(self, *, after: str | None, limit: int, resolved: bool) -> list[Conflict]:
         """Up to `limit` open or resolved conflicts in order of Digest behind `after`."""
@@ -114,35 +122,35 @@ class Database:
         query = query.where(conflicts.c.Resolution.is_not(None) if resolved else conflicts.c.Resolution.is_(None))
         if after is not None:
             query = query.where(conflicts.c.Digest > after)
-        return [_conflict(row) for row in await self.engine.read(query)]
+        return [_conflict(row) for row in await self._engine.read(query)]
 
     async def changes(self, *, since: int, limit: int) -> list[Change]:
         """Up to `limit` revisions behind the number `since`, in order. Later ones will have a higher number."""
         await self._number_changes()
         query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
-        return [Change.model_validate(row) for row in await self.engine.read(query)]
+        return [Change.model_validate(row) for row in await self._engine.read(query)]
 
     async def last_change(self) -> int:
         """The highest number that was given."""
         await self._number_changes()
-        rows = await self.engine.read(select(func.coalesce(func.max(changes.c.Number), 0).label("last")))
+        rows = await self._engine.read(select(func.coalesce(func.max(changes.c.Number), 0).label("last")))
         return int(rows[0]["last"])
 
     async def gateways(self) -> list[Gateway]:
         """What each gateway said last, in order of GatewayID."""
         now = datetime.now(UTC)
-        rows = await self.engine.read(select(gateways).order_by(gateways.c.GatewayID))
+        rows = await self._engine.read(select(gateways).order_by(gateways.c.GatewayID))
         return [_gateway(row, now) for row in rows]
 
     async def ping(self) -> None:
         """Raises DatabaseUnavailable where the database cannot be read."""
-        await self.engine.read(select(series.c.NumInstances).limit(1))
+        await self._engine.read(select(series.c.NumInstances).limit(1))
 
     async def _number_changes(self) -> None:
         """Give numbers to the revisions that were committed since the last time."""
         without = select(changes.c.Id).where(changes.c.Number.is_(None)).limit(1)
-        while await self.engine.read(without):
-            await self.engine.write(_number)
+        while await self._engine.read(without):
+            await self._engine.write(_number)
 
 
 # --- storing a report -------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from api.follower import Follower, ended_by_signals
 from api.operations import operations
 from api.overview import Overview
 from api.patience import Patience
-from api.webhooks import REQUEST_TIMEOUT_S, Webhooks
+from api.webhooks import REQUEST_TIMEOUT_S, Teller
 from common.control import serve_control
 from common.errors import GatewayError
 from common.outgoing import http_client
@@ -23,7 +23,6 @@ from common.settings import ServerSettings, without_password
 from common.tracing import Spans, open_spans
 from common.version import version
 from db import Database
-from storage.keys import Keys
 
 log = structlog.get_logger()
 
@@ -39,11 +38,11 @@ async def running(app: FastAPI, settings: ServerSettings, patience: Patience) ->
             http = await stack.enter_async_context(http_client(timeout=REQUEST_TIMEOUT_S))
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             follower = app.state.follower = Follower(database)
-            app.state.keys = Keys(database.engine)
+            app.state.keys = database.keys
             app.state.overview = Overview(database, follower)
             tasks.create_task(_or_stop(follower.run()), name="follow")
             tasks.create_task(_or_stop(patience.run(follower)), name="patience")
-            tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
+            tasks.create_task(_or_stop(Teller(database, follower, http).run()), name="webhooks")
             stack.callback(follower.end)
             await stack.enter_async_context(_administered(settings, database))
             stack.enter_context(ended_by_signals(follower))

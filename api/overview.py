@@ -26,9 +26,7 @@ from common import metrics
 from common.version import version
 from db import Database
 from models import GatewayState
-from storage import latest
 from storage.engine import DatabaseUnavailable
-from storage.merge import truthful
 
 EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from
@@ -85,11 +83,11 @@ async def list_stored(
 ) -> StoredPage:
     """Stored series, those that changed last first, page by page; or some of those that a search finds."""
     if text := search.strip():
-        rows = await database.engine.read(latest.found(text, MOST_FOUND + 1))
+        rows = await database.latest.found(text, MOST_FOUND + 1)
         return StoredPage(series=_stored(rows[:MOST_FOUND]), next=None, more=len(rows) > MOST_FOUND)
     if before is None:
         await database.last_change()  # which numbers them
-    rows = await database.engine.read(latest.newest(limit + 1, before))
+    rows = await database.latest.newest(limit + 1, before)
     return StoredPage(series=_stored(rows[:limit]), next=rows[limit - 1]["Number"] if len(rows) > limit else None)
 
 
@@ -102,7 +100,7 @@ async def stream(request: Request) -> AsyncIterator[ServerSentEvent]:
 
 
 def _stored(rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:
-    return [StoredSeries.model_validate(truthful(row)) for row in rows]
+    return [StoredSeries.model_validate(row) for row in rows]
 
 
 # --- watching ---------------------------------------------------------------------------------------------------
@@ -154,20 +152,17 @@ class Overview:
 
     async def _look(self) -> None:
         """Read, and only then change anything: who watches may go in between."""
-        read = self.database.engine.read
+        latest = self.database.latest
         began = asyncio.get_running_loop().time()
         since = self._last if began < self._looked_at + STALE_S else 0
         last = await self.database.last_change()
-        rows = await read(latest.newest(LATEST, before=last + 1, since=since))
-        if since:
-            series = self._series + (await read(latest.new_series(since, last)))[0]["series"]
-        else:
-            series = (await read(latest.all_series()))[0]["series"]
-        heard = {row["GatewayID"]: row["At"] for row in await read(latest.when_heard())}
+        rows = await latest.newest(LATEST, before=last + 1, since=since)
+        series = self._series + await latest.new_series(since, last) if since else await latest.all_series()
+        heard = await latest.heard()
         changed = [id for id, at in heard.items() if id not in self._gateways or self._gateways[id].at != at]
-        said = await read(latest.said_by(changed)) if changed else []
-        conflicts = (await read(latest.open_conflicts()))[0]["conflicts"]
-        webhooks = [_webhook(row, last) for row in await read(latest.told())]
+        said = await latest.said_by(changed) if changed else []
+        conflicts = await latest.open_conflicts()
+        webhooks = [_webhook(row, last) for row in await self.database.webhooks.all()]
 
         now = datetime.now(UTC)
         self._totals = {"Series": series, "Conflicts": conflicts, "Webhooks": webhooks}

@@ -44,7 +44,7 @@ class Key:
 class Keys:
     """The keys of one database."""
 
-    engine: Engine
+    _engine: Engine
     _seen: bool = field(default=False, init=False)
 
     async def create(self, name: str, scopes: Collection[str], expires_at: datetime | None = None) -> tuple[Key, str]:
@@ -64,12 +64,12 @@ class Keys:
         async def add(connection: AsyncConnection) -> None:
             await insert(connection, api_keys, row)
 
-        await self.engine.write(add)
+        await self._engine.write(add)
         return key, f"{PREFIX}_{key.id}_{secret}"
 
     async def all(self) -> list[Key]:
         """Every key that was ever made, the oldest first."""
-        return [_key(row) for row in await self.engine.read(select(api_keys).order_by(api_keys.c.CreatedAt))]
+        return [key_of(row) for row in await self._engine.read(select(api_keys).order_by(api_keys.c.CreatedAt))]
 
     async def revoke(self, id: str) -> bool:
         """End a key at once; whether there was such a key that was not revoked."""
@@ -79,7 +79,7 @@ class Keys:
         async def change(connection: AsyncConnection) -> int:
             return (await connection.execute(api_keys.update().where(this).values(RevokedAt=now))).rowcount
 
-        return await self.engine.write(change) == 1
+        return await self._engine.write(change) == 1
 
     async def recognize(self, presented: str) -> Key | None:
         """The key, if it is one of ours and valid."""
@@ -88,7 +88,7 @@ class Keys:
         found = await self._row(id)
         salt, stored = (found["Salt"], found["Hash"]) if found else ("", "")
         same = hmac.compare_digest(_hash(salt, secret), stored)  # takes as long where there is no such key
-        key = _key(found) if found and same and prefix == PREFIX else None
+        key = key_of(found) if found and same and prefix == PREFIX else None
         return key if key and key.is_valid else None
 
     async def session(self, id: str) -> str | None:
@@ -109,16 +109,16 @@ class Keys:
         row = await self._row(id)
         if row is None or not hmac.compare_digest(_signature(row, claim), signature):
             return None
-        key = _key(row)
+        key = key_of(row)
         return key if key.is_valid and int(ends_at) > time.time() else None
 
     async def were_made(self) -> bool:
         """Whether there ever was a key: from then on everyone needs one, also when all are revoked."""
-        self._seen = self._seen or bool(await self.engine.read(select(api_keys.c.Id).limit(1)))
+        self._seen = self._seen or bool(await self._engine.read(select(api_keys.c.Id).limit(1)))
         return self._seen
 
     async def _row(self, id: str) -> dict[str, Any] | None:
-        return next(iter(await self.engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
+        return next(iter(await self._engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
 
 
 def _hash(salt: str, secret: str) -> str:
@@ -130,6 +130,6 @@ def _signature(row: Mapping[str, Any], claim: str) -> str:
     return hmac.new(row["Hash"].encode(), f"session {claim}".encode(), hashlib.sha256).hexdigest()
 
 
-def _key(row: Mapping[str, Any]) -> Key:
+def key_of(row: Mapping[str, Any]) -> Key:
     scopes = frozenset(row["Scopes"].split())
     return Key(row["Id"], row["Name"], scopes, row["CreatedAt"], row["ExpiresAt"], row["RevokedAt"])

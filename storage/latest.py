@@ -1,7 +1,9 @@
-"""The SQL of the live page: the newest series, those that a text finds, and how much is stored and what is wrong."""
+"""What the live page asks: the newest series, those that a text finds, how much is stored and what is wrong."""
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, CompoundSelect, FunctionElement, Select, Text, and_, func, literal, select, union
@@ -9,9 +11,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
 
+from storage.engine import Engine
 from storage.matching import Range, matches
-from storage.merge import SEARCHED_LENGTH
-from storage.schema import changes, conflicts, dead_changes, gateways, series, webhooks
+from storage.merge import SEARCHED_LENGTH, truthful
+from storage.schema import changes, conflicts, gateways, series
 
 COUNTED = 1000  # of what is wrong: beyond it, it is many
 DESCRIPTION_LENGTH = 1024  # characters that are shown
@@ -21,6 +24,49 @@ OF_SERIES = (
     *("Revision", "NumInstances", "ExpectedInstances", "ExpectedFrom", "Verdict", "FalseCompletions", "Conflicts"),
     *("UpdatedAt", "LastReceivedAt"),
 )
+
+
+@dataclass
+class Latest:
+    """What the live page asks of one database."""
+
+    _engine: Engine
+
+    async def newest(self, limit: int, before: int | None = None, since: int = 0) -> list[dict[str, Any]]:
+        """Series by their last change, the newest first: those behind `since`, before `before`."""
+        return [truthful(row) for row in await self._engine.read(select_newest(limit, before, since))]
+
+    async def found(self, text: str, limit: int) -> list[dict[str, Any]]:
+        """Series whose patient's name, PatientID, accession number or UIDs begin so, the newest first."""
+        return [truthful(row) for row in await self._engine.read(select_found(text, limit))]
+
+    async def all_series(self) -> int:
+        """How many there are."""
+        return await self._number(select(func.count().label("n")).select_from(series))
+
+    async def new_series(self, since: int, last: int) -> int:
+        """How many there are whose first revision is one of these changes."""
+        return await self._number(select_new(since, last))
+
+    async def open_conflicts(self) -> int:
+        """How many there are, up to COUNTED."""
+        return await self._number(select_open_conflicts())
+
+    async def heard(self) -> dict[str, datetime]:
+        """When each gateway said something, by its name."""
+        rows = await self._engine.read(select(gateways.c.GatewayID, gateways.c.At))
+        return {row["GatewayID"]: row["At"] for row in rows}
+
+    async def said_by(self, ids: list[str]) -> list[dict[str, Any]]:
+        """What these gateways said last, and when."""
+        columns = (gateways.c.GatewayID, gateways.c.At, gateways.c.State)
+        return await self._engine.read(select(*columns).where(gateways.c.GatewayID.in_(ids)))
+
+    async def _number(self, query: Select[Any]) -> int:
+        return int((await self._engine.read(query))[0]["n"])
+
+
+# --- its SQL ----------------------------------------------------------------------------------------------------
 
 
 class _Readable(TypeDecorator[str]):
@@ -56,16 +102,15 @@ COLUMNS = (
 )
 
 
-def newest(limit: int, before: int | None = None, since: int = 0) -> Select[Any]:
-    """Series by their last change, the newest first: those behind `since`, before `before`."""
+def select_newest(limit: int, before: int | None = None, since: int = 0) -> Select[Any]:
     last = and_(series.c.SeriesInstanceUID == changes.c.SeriesInstanceUID, series.c.Revision == changes.c.Revision)
     query = select(changes.c.Number, *COLUMNS).join_from(changes, series, last)
     query = query.where(changes.c.Number > since).order_by(changes.c.Number.desc()).limit(limit)
     return query if before is None else query.where(changes.c.Number < before)
 
 
-def found(text: str, limit: int) -> Select[Any]:
-    """Series whose patient's name, PatientID, accession number or UIDs begin so, up to `limit` of each kind."""
+def select_found(text: str, limit: int) -> Select[Any]:
+    """Up to `limit` of each kind of text that is searched."""
     kinds = [_first(column, begin, limit) for column, begin in _begins(text)]
     uids: CompoundSelect[Any] = union(*(select(kind.subquery()) for kind in kinds))
     query = select(literal(None).label("Number"), *COLUMNS)
@@ -90,33 +135,11 @@ def _first(column: ColumnElement[str], begin: str, limit: int) -> Select[Any]:
     return select(series.c.SeriesInstanceUID).where(within).order_by(column).limit(limit)
 
 
-def new_series(since: int, last: int) -> Select[Any]:
-    """How many series there are whose first revision is one of these changes."""
+def select_new(since: int, last: int) -> Select[Any]:
     first = and_(changes.c.Number > since, changes.c.Number <= last, changes.c.Revision == 1)
-    return select(func.count().label("series")).select_from(changes).where(first)
+    return select(func.count().label("n")).select_from(changes).where(first)
 
 
-def all_series() -> Select[Any]:
-    return select(func.count().label("series")).select_from(series)
-
-
-def open_conflicts() -> Select[Any]:
-    """How many there are, up to COUNTED."""
+def select_open_conflicts() -> Select[Any]:
     some = select(conflicts.c.Digest).where(conflicts.c.Resolution.is_(None)).limit(COUNTED).subquery()
-    return select(func.count().label("conflicts")).select_from(some)
-
-
-def told() -> Select[Any]:
-    """Each webhook: how far it is, and how many changes were given up."""
-    dead = select(func.count()).where(dead_changes.c.Webhook == webhooks.c.Id).scalar_subquery()
-    columns = (webhooks.c.Id, webhooks.c.Url, webhooks.c.Position, webhooks.c.Attempts, dead.label("Dead"))
-    return select(*columns).order_by(webhooks.c.Id)
-
-
-def when_heard() -> Select[Any]:
-    """Each gateway and when it said something, without what."""
-    return select(gateways.c.GatewayID, gateways.c.At)
-
-
-def said_by(ids: list[str]) -> Select[Any]:
-    return select(gateways.c.GatewayID, gateways.c.At, gateways.c.State).where(gateways.c.GatewayID.in_(ids))
+    return select(func.count().label("n")).select_from(some)

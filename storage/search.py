@@ -1,4 +1,4 @@
-"""The SQL of QIDO-RS: which studies, series and instances match, streamed in the order of an index.
+"""What QIDO-RS asks: which studies, series and instances match, streamed in the order of an index.
 
 A study has no row of its own: it is known by those of its series that match, and the first of them stands for it.
 """
@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-from pydicom.datadict import dictionary_VR
 from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, func, or_, select
 
+from storage.engine import Engine
 from storage.matching import ByBytes, Like, Match, OneOf, Range, matches
 from storage.merge import INSTANCE_COLUMNS, SEARCHED_LENGTH
 from storage.schema import instances, series
@@ -57,11 +57,23 @@ class Search:
     offset: int = 0
 
 
-def page(search: Search) -> Select[Any]:
-    """The rows of a page, and one more where that is not the end.
+@dataclass
+class Finder:
+    """The studies, series and instances of one database, searched for."""
 
-    Which ones these are is found out by keys alone, so an index is read and not the table.
-    """
+    _engine: Engine
+
+    async def page(self, search: Search) -> list[dict[str, Any]]:
+        """The rows of a page, and one more where that is not the end."""
+        return await self._engine.read(select_page(search))
+
+    async def totals(self, study_instance_uids: Iterable[str]) -> list[dict[str, Any]]:
+        """Of each study and modality: how many series and instances."""
+        return await self._engine.read(_select_totals(study_instance_uids))
+
+
+def select_page(search: Search) -> Select[Any]:
+    """Which rows these are is found out by keys alone, so an index is read and not the table."""
     search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
     of_instances = search.level is Level.INSTANCE
     table = series.join(instances) if of_instances else series
@@ -79,8 +91,7 @@ def page(search: Search) -> Select[Any]:
     return select(*columns).select_from(rows).order_by(*order)
 
 
-def totals(study_instance_uids: Iterable[str]) -> Select[Any]:
-    """Of each study and modality: how many series and instances."""
+def _select_totals(study_instance_uids: Iterable[str]) -> Select[Any]:
     counted = (func.count().label("Series"), func.sum(series.c.NumInstances).label("Instances"))
     by = (series.c.StudyInstanceUID, series.c.Modality)
     return select(*by, *counted).where(series.c.StudyInstanceUID.in_(list(study_instance_uids))).group_by(*by)
@@ -96,7 +107,7 @@ def _conditions(search: Search, of: FromClause) -> Iterator[ColumnElement[bool]]
             yield _has_modality(match, of)
         elif not key.startswith(REQUEST):
             time = _stored(key.replace("Date", "Time"), 0, of) if isinstance(match, Range) and match.times else None
-            yield matches(_value(key, match, of), match, dictionary_VR(key), time)
+            yield matches(_value(key, match, of), match, _vr(key), time)
     request = {key.split(".")[1]: match for key, match in search.keys.items() if key.startswith(REQUEST)}
     if request:  # all in the same item (PS3.4 §C.2.2.2.6)
         yield or_(*(_in_item(at, request, of) for at in range(REQUEST_ITEMS)))
@@ -128,14 +139,14 @@ def _value(key: str, match: Match, of: FromClause) -> ColumnElement[Any]:
         return instances.c[key]
     if key not in COLUMNS:
         return _stored(key, 0, of)
-    codes = isinstance(match, OneOf) and len(match.values) > 1 and dictionary_VR(key) == "CS"
+    codes = isinstance(match, OneOf) and len(match.values) > 1 and _vr(key) == "CS"
     # By these no index is to be chosen: for several codes it is out of order, and series of one study are few.
     return of.c[COLUMNS[key]].concat("") if codes or of is not series else of.c[COLUMNS[key]]
 
 
 def _stored(keyword: str, at: int, of: FromClause) -> ColumnElement[Any]:
     text = ByBytes(of.c.Attributes[keyword, at].as_string())
-    return func.lower(text) if dictionary_VR(keyword) == "PN" else text
+    return func.lower(text) if _vr(keyword) == "PN" else text
 
 
 def _by_index(key: str, match: Match) -> Match:
@@ -154,3 +165,10 @@ def _folded(match: OneOf | Like) -> OneOf | Like:
     if len(text) > SEARCHED_LENGTH:
         return Like(f"{text[:SEARCHED_LENGTH]}*")
     return OneOf((text,)) if isinstance(match, OneOf) else Like(text)
+
+
+def _vr(keyword: str) -> str:
+    """As PS3.6 has it. Its dictionary takes a third of a second to import, and commands open a database, too."""
+    from pydicom.datadict import dictionary_VR
+
+    return dictionary_VR(keyword)

@@ -1,4 +1,5 @@
 """`python server.py …`.
 
-`commands` (the command line), `check`, `init`, and `first_key`: what the first key does to a gateway without one.
+`commands` (the command line), `check`, `init`, `move`, and `first_key`: what the first key does to a gateway without
+one.
 """

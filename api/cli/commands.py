@@ -300,7 +300,7 @@ def move_(settings: ServerSettings, target: str) -> None:
         raise click.UsageError(
             "the target must have the form postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
         ) from None
-    from api.operations import move_to
+    from api.cli.move import move_to
 
     _run(move_to(settings, settings.model_copy(update={"database_url": target})))
     click.echo(f"moved; now run the server with DATABASE_URL={without_password(target)}")

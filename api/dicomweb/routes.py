@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse
 from api.dicomweb.answer import OPTIONAL, REQUIRED, Totals, add_up, data_set
 from api.dicomweb.request import MAX_LIMIT, MAX_VALUE, UNSUPPORTED, BadQuery, Query, parse
 from db import Database
-from storage import search
 from storage.search import Level
 
 ROOT = "/dicom-web"
@@ -92,12 +91,12 @@ def _is_acceptable(accept: str | None) -> bool:
 async def _find(query: Query, request: Request) -> tuple[list[dict[str, Any]], bool]:
     """What matches, up to the limit, and whether there is more."""
     database: Database = request.app.state.database
-    rows = await database.engine.read(search.page(query.search))
+    rows = await database.finder.page(query.search)
     page = rows[: query.search.limit]
     wanted = _wanted(query, request.path_params)
     totals: dict[str, Totals] = {}
     if wanted & OF_STUDY and page:
-        totals = add_up(await database.engine.read(search.totals({row["StudyInstanceUID"] for row in page})))
+        totals = add_up(await database.finder.totals({row["StudyInstanceUID"] for row in page}))
     url: str | None = getattr(request.app.state, "retrieve_url", None)
     level = query.search.level
     nothing = Totals()

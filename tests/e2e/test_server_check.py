@@ -24,7 +24,6 @@ from console.findings import Finding
 from db import Database
 from models import GatewayState
 from storage.engine import _migrations, revisions
-from storage.keys import Keys
 from storage.schema import dead_changes, webhooks
 from tests.e2e.test_admin import ours
 from tests.e2e.test_check import READY, said, some_server
@@ -170,7 +169,7 @@ async def test_a_pool_larger_than_postgresql_allows_is_a_warning(postgresql_url:
 
 async def test_keys_that_end_soon_are_named_and_so_is_that_none_may_post(database_url: str) -> None:
     async with Database.open(ServerSettings(database_url=database_url)) as database:
-        key, _ = await Keys(database.engine).create("ai", ["series:read"], datetime.now(UTC) + timedelta(days=5))
+        key, _ = await database.keys.create("ai", ["series:read"], datetime.now(UTC) + timedelta(days=5))
     told = said(await found(database_url), "keys", "warning")
     assert f"ai ({key.id}) expires" in told
     assert "Make its successor before" in told
@@ -179,8 +178,8 @@ async def test_keys_that_end_soon_are_named_and_so_is_that_none_may_post(databas
 
 async def test_where_no_key_is_valid_any_more_nobody_is_served(database_url: str) -> None:
     async with Database.open(ServerSettings(database_url=database_url)) as database:
-        key, _ = await Keys(database.engine).create("ai", ["admin"])
-        await Keys(database.engine).revoke(key.id)
+        key, _ = await database.keys.create("ai", ["admin"])
+        await database.keys.revoke(key.id)
     told = said(await found(database_url), "keys", "failed")
     assert "none of 1 is valid any more: nobody is served → python server.py keys create" in told
 
@@ -192,9 +191,9 @@ async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: 
         for n, attempts in ((1, 0), (2, 3), (3, 0)):
             values = row | {"Url": f"https://u:s3cret@ai{n}.example/hook?token=s3cret", "Attempts": attempts}
             insert = webhooks.insert().values(values | {"Problem": "HTTP 500"})
-            await database.engine.write(partial(AsyncConnection.execute, statement=insert))
+            await database._engine.write(partial(AsyncConnection.execute, statement=insert))
         dead = {"Webhook": 3, "Number": 1, "Problem": "HTTP 410", "At": datetime.now(UTC)}
-        await database.engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
+        await database._engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
     findings = await found(database_url)
     assert said(findings, "webhooks", "ok").startswith("1 ai1.example: 1 behind")
     failing, gave_up = said(findings, "webhooks", "warning").splitlines()

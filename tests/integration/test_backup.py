@@ -179,7 +179,7 @@ async def test_what_the_guide_deletes_is_gone_and_the_rest_stays(database: Datab
         for statement in statements:
             await connection.execute(text(statement))
 
-    await database.engine.write(delete)
+    await database._engine.write(delete)
     assert await database.get("1.2.3") is None
     assert await database.instances("1.2.3") == []
     assert await database.conflicts(after=None, limit=10, resolved=False) == []

@@ -27,7 +27,7 @@ from db import Database
 from models import SeriesReport
 from storage.matching import Like, Match, OneOf, Range
 from storage.merge import SEARCHED_LENGTH
-from storage.search import Level, Search, page
+from storage.search import Level, Search, select_page
 
 OHIF = {"limit": "101", "offset": "0", "fuzzymatching": "false", "includefield": "00081030,00080060"}
 
@@ -634,10 +634,10 @@ async def test_typical_search_streams_along_an_index(
     tmp_path: Path, name: str, level: Level, keys: dict[str, Match], indexes: list[str]
 ) -> None:
     named = sqlite.dialect(paramstyle="named")
-    query = page(Search(level, keys, 100)).compile(dialect=named, compile_kwargs={"render_postcompile": True})
+    query = select_page(Search(level, keys, 100)).compile(dialect=named, compile_kwargs={"render_postcompile": True})
     explained = text(f"EXPLAIN QUERY PLAN {query}").bindparams(**query.params)
     async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path / 's.db'}")) as database:
-        plan = await database.engine.read(explained)
+        plan = await database._engine.read(explained)
     (keys_found,) = (row["id"] for row in plan if row["detail"].startswith(("MATERIALIZE", "CO-ROUTINE")))
     within = {keys_found}
     steps = []

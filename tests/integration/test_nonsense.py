@@ -194,7 +194,7 @@ async def execute(http: httpx.AsyncClient, statement: str, **values: object) -> 
     async def do(connection: AsyncConnection) -> None:
         await connection.execute(text(statement), values)
 
-    await http._transport.app.state.database.engine.write(do)  # type: ignore[attr-defined]
+    await http._transport.app.state.database._engine.write(do)  # type: ignore[attr-defined]
 
 
 async def test_what_was_stored_without_unicode_is_served_with_replacement_characters(http: httpx.AsyncClient) -> None:

@@ -147,9 +147,9 @@ async def test_what_a_newer_server_keeps_of_a_gateway_can_be_read(app: FastAPI, 
     database: Database = app.state.database
     newer = json.dumps(make_state("g") | {"OfTheFuture": 1})
     change = text('UPDATE gateways SET "State" = :state').bindparams(state=newer)
-    if "postgresql" in str(database.engine._writer.url):
+    if "postgresql" in str(database._engine._writer.url):
         change = text('UPDATE gateways SET "State" = CAST(:state AS jsonb)').bindparams(state=newer)
-    await database.engine.write(lambda connection: connection.execute(change))
+    await database._engine.write(lambda connection: connection.execute(change))
     assert len((await http.get("/gateways")).json()["gateways"]) == 1
 
 
@@ -232,11 +232,11 @@ async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str,
 @pytest.mark.parametrize(
     ("query", "index"),
     [
-        (latest.newest(50, before=7), {"changes_by_number", "sqlite_autoindex_series_1"}),
-        (latest.new_series(3, 9), {"changes_by_number"}),
-        (latest.open_conflicts(), {"open_conflicts"}),
+        (latest.select_newest(50, before=7), {"changes_by_number", "sqlite_autoindex_series_1"}),
+        (latest.select_new(3, 9), {"changes_by_number"}),
+        (latest.select_open_conflicts(), {"open_conflicts"}),
         (
-            latest.found("1.2", 200),
+            latest.select_found("1.2", 200),
             {
                 *("studies_by_name", "studies_by_patient", "studies_by_accession", "series_by_study"),
                 "sqlite_autoindex_series_1",
@@ -248,7 +248,7 @@ async def test_queries_of_the_page_go_along_an_index(tmp_path: Path, query: Sele
     compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
     explained = text(f"EXPLAIN QUERY PLAN {compiled}")
     async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path / 's.db'}")) as database:
-        steps = [row["detail"] for row in await database.engine.read(explained)]
+        steps = [row["detail"] for row in await database._engine.read(explained)]
     tables = [step for step in steps if step.startswith(("SCAN series", "SCAN changes"))]
     assert [step for step in tables if "INDEX" not in step] == []
     assert {name for name in index if any(name in step for step in steps)} == index
@@ -372,7 +372,7 @@ async def test_conflicts_and_webhooks_are_told_without_a_secret(database: Databa
         'INSERT INTO webhooks ("Url", "Secret", "CreatedAt", "Position", "Attempts") '
         "VALUES ('https://ai.example/hook?token=secret', 'secret', CURRENT_TIMESTAMP, 0, 2)"
     )
-    await database.engine.write(lambda connection: connection.execute(hook))
+    await database._engine.write(lambda connection: connection.execute(hook))
     watcher = Overview(database, Follower(database)).frames()
     frame = await anext(watcher)
     assert "secret" not in frame

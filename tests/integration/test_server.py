@@ -144,7 +144,7 @@ async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, 
     app = http._transport.app  # type: ignore[attr-defined]
     broken = Engine(_sqlite(url, writes=True), _sqlite(url, writes=False))
     for keys in (app.state.keys, Keys(broken)):  # the handler meets it, and then the guard
-        app.state.database.engine, app.state.keys = broken, keys
+        app.state.database._engine, app.state.keys = broken, keys
         for request in (http.get("/health/ready"), http.get("/series"), http.post("/series", json=MINIMAL_REPORT)):
             response = await request
             assert response.status_code == 503

@@ -17,10 +17,11 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from api.follower import Follower
 from api.operations import operations
-from api.webhooks import GIVE_UP_S, Webhooks, new_secret, signed
+from api.webhooks import GIVE_UP_S, Teller, signed
 from common.outgoing import http_client
 from db import Database
 from storage.schema import webhooks
+from storage.webhooks import new_secret
 from tests.factories import STUDY, make_report
 
 
@@ -75,7 +76,7 @@ async def telling(database: Database, processes: int = 1) -> AsyncIterator[list[
     async with http_client() as http, asyncio.TaskGroup() as tasks:
         for follower in followers:
             tasks.create_task(follower.run())
-            tasks.create_task(Webhooks(database, follower, http).run())
+            tasks.create_task(Teller(database, follower, http).run())
         yield followers
         for follower in followers:
             follower.end()
@@ -193,7 +194,7 @@ async def test_of_several_processes_one_tells_and_another_goes_on_when_it_dies(
         for series in range(10):
             await store(database, series, 1)
         await receiver.until(lambda: len(receiver.received) == 10)
-        owner = await database.engine.read(text('SELECT "Owner" FROM webhooks'))
+        owner = await database._engine.read(text('SELECT "Owner" FROM webhooks'))
         assert owner[0]["Owner"]
         followers[0].end()
         followers[1].end()
@@ -245,7 +246,7 @@ async def test_a_webhook_whose_secret_is_none_stops_no_other(database: Database,
     async def spoil(connection: AsyncConnection) -> None:
         await connection.execute(webhooks.update().where(webhooks.c.Id == spoilt["id"]).values({"Secret": "whsec_5"}))
 
-    await database.engine.write(spoil)
+    await database._engine.write(spoil)
     await added(database, receiver.url)
     async with telling(database):
         await store(database, 1, 1)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from api.webhooks import Webhooks, new_secret
+from api.webhooks import Teller
 from common.outgoing import http_client
 from common.settings import GatewaySettings, load
 from gateway.dispatcher import SeriesDispatcher
@@ -30,6 +30,7 @@ from gateway.server_client import (
     stored_instances,
 )
 from models import Change, GatewayState, SeriesRecord
+from storage.webhooks import new_secret
 from tests.factories import make_instance, make_report, make_state, memory_journal
 from tests.unit.test_dispatcher import stored
 
@@ -86,7 +87,7 @@ async def meet(url: str) -> None:
     with memory_journal() as journal:
         async with server_client(gateway) as http, http_client(timeout=5) as hooks:
             dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=1.0)
-            webhooks = Webhooks(cast(Any, None), cast(Any, None), hooks)
+            teller = Teller(cast(Any, None), cast(Any, None), hooks)
             for _ in range(2):
                 try:
                     assert isinstance(await dispatcher._post(REPORT, None), SeriesRecord)
@@ -98,7 +99,7 @@ async def meet(url: str) -> None:
                 known = await stored_instances(http, make_instance().key)
                 assert known is None or all(isinstance(uid, str) for uid in known)
                 hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret()}
-                problem, final = await webhooks._post(hook, CHANGE)
+                problem, final = await teller._post(hook, CHANGE)
                 assert isinstance(problem, str | None)
                 assert isinstance(final, bool)
 

@@ -146,6 +146,13 @@ def test_a_list_of_keys_imports_no_database_library(tmp_path: Path, keys: str) -
     assert not imported(tmp_path, "server.py", "keys", "list", DATABASE_URL=keys) & HEAVY
 
 
+def test_a_command_that_opens_the_database_imports_no_server(tmp_path: Path) -> None:
+    create = ("keys", "create", "reader", "--scope", "series:read", "--yes", "--json")
+    modules = imported(tmp_path, "server.py", *create, DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path}/s.db")
+    assert "sqlalchemy" in modules
+    assert not modules & {"fastapi", "httpx", "pydicom", "uvicorn"}
+
+
 @pytest.mark.parametrize(
     ("program", "words"),
     [

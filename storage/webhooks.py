@@ -1,0 +1,127 @@
+"""Who is told of changes, how far each is, and which server process tells it: in the database, for all of them.
+
+A claim stands for CLAIM_S from when it was last renewed; `keep` renews it, and says whether it was still ours.
+"""
+
+import base64
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Select, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.engine import Engine, insert
+from storage.schema import dead_changes, webhooks
+
+CLAIM_S = 60.0
+
+
+@dataclass
+class Webhooks:
+    """The webhooks of one database."""
+
+    _engine: Engine
+
+    # --- what an operator asks for ---
+
+    async def add(self, url: str, position: int) -> tuple[int, str]:
+        """Make one that knows the changes up to `position`; its id, and the secret that bodies are signed with."""
+        secret = new_secret()
+        row = {"Url": url, "Secret": secret, "CreatedAt": datetime.now(UTC), "Position": position, "Attempts": 0}
+
+        async def add(connection: AsyncConnection) -> int:
+            mine = select(webhooks.c.Id).where(webhooks.c.Secret == secret)
+            before = (await connection.execute(mine)).scalar_one_or_none()  # of a try whose answer was lost
+            if before is not None:
+                return int(before)
+            return int((await connection.execute(webhooks.insert().values(row).returning(webhooks.c.Id))).scalar_one())
+
+        return await self._engine.write(add), secret
+
+    async def all(self) -> list[dict[str, Any]]:
+        """Each: how far it is, its last problem, and how many changes were given up; without its secret."""
+        return await self._engine.read(select_all())
+
+    async def remove(self, id: int) -> bool:
+        """Tell it no more; whether there was such a webhook."""
+
+        async def remove(connection: AsyncConnection) -> int:
+            await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
+            return (await connection.execute(webhooks.delete().where(webhooks.c.Id == id))).rowcount
+
+        return await self._engine.write(remove) == 1
+
+    async def replay(self, id: int) -> int | None:
+        """Go back to before the first change that was given up, and forget those; its number, None without any."""
+
+        async def back(connection: AsyncConnection) -> int | None:
+            first = select(func.min(dead_changes.c.Number)).where(dead_changes.c.Webhook == id)
+            number: int | None = (await connection.execute(first)).scalar_one()
+            if number is not None:
+                again = {"Position": number - 1, "Owner": None, "NextAttemptAt": None, "FirstAttemptAt": None}
+                await connection.execute(webhooks.update().where(webhooks.c.Id == id).values(again))
+                await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
+            return number
+
+        return await self._engine.write(back)
+
+    # --- what tells them ---
+
+    async def were_added(self) -> bool:
+        """Whether there is any."""
+        return bool(await self._engine.read(select(webhooks.c.Id).limit(1)))
+
+    async def claim(self, owner: str, last: int, telling: Collection[int]) -> list[dict[str, Any]]:
+        """Those, but for `telling`, that do not know change `last`, are due, and are told by no other process."""
+        now = datetime.now(UTC)
+        behind = (webhooks.c.Position < last) & webhooks.c.Id.not_in(telling)
+        due = or_(webhooks.c.NextAttemptAt.is_(None), webhooks.c.NextAttemptAt <= now)
+        free = or_(webhooks.c.Owner == owner, webhooks.c.Owner.is_(None), webhooks.c.OwnedUntil < now)
+        wanted = select(webhooks.c.Id).where(behind & due & free)
+        if not await self._engine.read(wanted):
+            return []
+
+        async def claim(connection: AsyncConnection) -> list[dict[str, Any]]:
+            rows = await connection.execute(select(webhooks).where(behind & due & free).with_for_update())
+            mine = [{**row} for row in rows.mappings()]
+            ids = [row["Id"] for row in mine]
+            await connection.execute(webhooks.update().where(webhooks.c.Id.in_(ids)).values(_claimed(owner)))
+            return mine
+
+        return await self._engine.write(claim)
+
+    async def keep(self, id: int, owner: str, update: dict[str, Any]) -> bool:
+        """Write down how far a webhook is; whether it is still this owner's."""
+
+        async def change(connection: AsyncConnection) -> int:
+            mine = (webhooks.c.Id == id) & (webhooks.c.Owner == owner)
+            return (await connection.execute(webhooks.update().where(mine).values(_claimed(owner) | update))).rowcount
+
+        return await self._engine.write(change) == 1
+
+    async def bury(self, id: int, number: int, problem: str) -> None:
+        """Keep a change that was given up, until it is replayed."""
+        row = {"Webhook": id, "Number": number, "Problem": problem, "At": datetime.now(UTC)}
+
+        async def add(connection: AsyncConnection) -> None:
+            await insert(connection, dead_changes, row)
+
+        await self._engine.write(add)
+
+
+def select_all() -> Select[Any]:
+    dead = select(func.count()).where(dead_changes.c.Webhook == webhooks.c.Id).scalar_subquery().label("Dead")
+    columns = (webhooks.c.Id, webhooks.c.Url, webhooks.c.Position, webhooks.c.Attempts, webhooks.c.Problem, dead)
+    return select(*columns).order_by(webhooks.c.Id)
+
+
+def _claimed(owner: str) -> dict[str, Any]:
+    return {"Owner": owner, "OwnedUntil": datetime.now(UTC) + timedelta(seconds=CLAIM_S)}
+
+
+def new_secret() -> str:
+    """A secret in the form of the Standard Webhooks specification."""
+    return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
