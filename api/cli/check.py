@@ -2,22 +2,15 @@
 
 import os
 import statistics
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
-from sqlalchemy import exc, func, select, text
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
-from sqlalchemy.pool import NullPool
 
-from common.at_rest import read_only
 from common.control import NotRunning, RequestFailed, request
 from common.settings import ServerSettings, is_loopback, variable, without_password
 from common.threads import in_thread
@@ -26,8 +19,9 @@ from common.version import agent, compared, said_in, version
 from console import machine
 from console.findings import Check, Finding, certificate_problem, failed, find, ok, warning
 from console.machine import bind
-from storage.engine import revision, revisions
-from storage.schema import api_keys, changes, conflicts, dead_changes, gateways, webhooks
+from storage.inspection import CannotInspect, Inspection
+from storage.keys import Key
+from storage.urls import has_password, host_of
 
 TIMEOUT_S = 60.0
 REQUEST_TIMEOUT_S = 5.0
@@ -46,12 +40,11 @@ GATEWAYS_KEY_FIRST = (
 
 async def check(settings: ServerSettings, host: str, port: int, url: str | None) -> list[Finding]:
     """What is well and what is not, everything asked side by side."""
-    database = make_url(settings.database_url)
-    on_sqlite = database.get_backend_name() == "sqlite"
+    file = settings.sqlite_path
     checks: dict[str, Check] = {
         "settings": partial(_settings, settings),
-        "database": partial(_sqlite if on_sqlite else _postgresql, settings, database),
-        "contents": partial(_contents, settings, database),
+        "database": partial(_sqlite, file) if file else partial(_postgresql, settings),
+        "contents": partial(_contents, settings),
         "audit log": partial(_audit, settings),
         "HTTP": partial(_http, host, port, url),
         "retrieve URL": partial(_retrieve, settings),
@@ -61,7 +54,7 @@ async def check(settings: ServerSettings, host: str, port: int, url: str | None)
 
 def _settings(settings: ServerSettings) -> list[Finding]:
     given = ", ".join(variable(ServerSettings, name) for name in sorted(settings.model_fields_set))
-    secret = [Path(".env")] if make_url(settings.database_url).password else []
+    secret = [Path(".env")] if has_password(settings.database_url) else []
     return [
         ok("settings", f"given: {given or 'none'}; the rest are defaults"),
         *machine.readable_by_others("settings", secret),
@@ -71,8 +64,7 @@ def _settings(settings: ServerSettings) -> list[Finding]:
 # --- the database -----------------------------------------------------------------------------------------------
 
 
-def _sqlite(settings: ServerSettings, url: URL) -> list[Finding]:
-    path = _file(url) or Path()
+def _sqlite(path: Path) -> list[Finding]:
     findings = machine.folder("database", "DATABASE_URL", path, MIN_FREE_BYTES)
     try:
         request(path, REQUEST_TIMEOUT_S, "list_keys")
@@ -92,58 +84,42 @@ def _sqlite(settings: ServerSettings, url: URL) -> list[Finding]:
     return [*findings, sound, *machine.readable_by_others("database", files)]
 
 
-async def _postgresql(settings: ServerSettings, url: URL) -> list[Finding]:
+async def _postgresql(settings: ServerSettings) -> list[Finding]:
     shown = without_password(settings.database_url)
     try:
-        async with _connection(settings, url) as connection:
-            return [await _version(connection, shown), *await _connections(connection, settings, url)]
-    except (exc.DBAPIError, OSError, TimeoutError) as error:
-        return [_unreachable(shown, error)]
+        async with Inspection.open(settings) as database:
+            return [_version(await database.version(), shown), *await _connections(database, settings)]
+    except CannotInspect as reason:
+        cure = "Does it run there? Are user, password and database in DATABASE_URL right, and may this machine connect?"
+        return [failed("database", f"{shown} cannot be opened: {reason}", cure)]
 
 
-def _unreachable(shown: str, error: BaseException) -> Finding:
-    reason = getattr(error, "orig", None) or str(error) or type(error).__name__
-    cure = "Does it run there? Are user, password and database in DATABASE_URL right, and may this machine connect?"
-    return failed("database", f"{shown} cannot be opened: {reason}", cure)
-
-
-async def _version(connection: AsyncConnection, shown: str) -> Finding:
-    number = int(str(await _one(connection, "SHOW server_version_num")))
+def _version(number: int, shown: str) -> Finding:
     told = f"{shown}: PostgreSQL {number // 10000}"
     if number < OLDEST_POSTGRESQL:
         return failed("database", told, f"Upgrade it to {OLDEST_POSTGRESQL // 10000} or later.")
     return ok("database", told)
 
 
-async def _connections(connection: AsyncConnection, settings: ServerSettings, url: URL) -> list[Finding]:
+async def _connections(database: Inspection, settings: ServerSettings) -> list[Finding]:
     """How many there may be, how fast and how safe they are, and whose time is right."""
-    most, used = int(str(await _one(connection, "SHOW max_connections"))), await _one(connection, USED)
+    most, used = await database.connections()
     pool = f"SERVER_DATABASE_POOL_SIZE={settings.database_pool_size} of max_connections={most}, {used} in use now"
     findings = [ok("database", pool)]
-    if settings.database_pool_size > most - int(used):
+    if settings.database_pool_size > most - used:
         cure = "Each server process may open so many: lower it, or raise PostgreSQL's max_connections."
         findings = [warning("database", pool, cure)]
-    seconds = [await _timed(connection) for _ in range(ROUND_TRIPS)]
+    seconds = [await database.round_trip_s() for _ in range(ROUND_TRIPS)]
     trip = f"one round trip takes {1000 * statistics.median(seconds):.1f} ms"
     slow = statistics.median(seconds) > SLOW_ROUND_TRIP_S
     cure = "Each report takes several: let the server run near its database."
     findings.append(warning("database", trip, cure) if slow else ok("database", trip))
-    theirs: datetime = await _one(connection, "SELECT clock_timestamp()")
-    findings.append(_clock(abs((datetime.now(UTC) - theirs).total_seconds())))
-    if not is_loopback(url.host or "localhost") and not await _one(connection, ENCRYPTED):
+    findings.append(_clock(abs((datetime.now(UTC) - await database.clock()).total_seconds())))
+    host = host_of(settings.database_url)
+    if not is_loopback(host) and not await database.is_encrypted():
         cure = "Add ?ssl=verify-full to DATABASE_URL; PostgreSQL needs ssl=on and a certificate."
-        findings.append(warning("database", f"patients' names travel to {url.host} in clear text", cure))
+        findings.append(warning("database", f"patients' names travel to {host} in clear text", cure))
     return findings
-
-
-USED = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-ENCRYPTED = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)"
-
-
-async def _timed(connection: AsyncConnection) -> float:
-    began = time.perf_counter()
-    await _one(connection, "SELECT 1")
-    return time.perf_counter() - began
 
 
 def _clock(apart_s: float) -> Finding:
@@ -156,25 +132,26 @@ def _clock(apart_s: float) -> Finding:
 # --- what it holds ----------------------------------------------------------------------------------------------
 
 
-async def _contents(settings: ServerSettings, url: URL) -> list[Finding]:
+async def _contents(settings: ServerSettings) -> list[Finding]:
     """Schema, keys, webhooks, conflicts; nothing is changed."""
-    file = _file(url)
+    file = settings.sqlite_path
     hidden = await in_thread(lambda: file is not None and machine.hidden(file), "contents")
     if hidden:
         return [failed("schema", f"{file} cannot be read: Permission denied", machine.AS_ITS_USER)]
     if file and not await in_thread(file.exists, "contents"):
         return [ok("schema", "none yet: made at the first start"), _no_keys()]
     try:
-        async with _connection(settings, url) as connection:
-            known, current = revisions(), await connection.run_sync(revision)
+        async with Inspection.open(settings) as database:
+            current, known = await database.schemas()
             schema = _schema(current, known)
             if current != known[-1]:
                 return [schema]
-            found = [*await _keys(connection), *await _webhooks(connection), await _conflicts(connection)]
-            return [schema, *found, *await _gateways(connection)]
-    except (exc.DBAPIError, OSError, TimeoutError) as error:
+            webhooks = [_webhook(row) for row in await database.webhooks()] or [ok("webhooks", "none")]
+            found = [*_keys(await database.keys()), *webhooks, _conflicts(await database.open_conflicts())]
+            return [schema, *found, *_gateways(await database.gateways())]
+    except CannotInspect as error:
         cure = "See what the lines about the database say."
-        return [failed("schema", f"the database cannot be read ({type(error).__name__})", cure)]
+        return [failed("schema", f"the database cannot be read ({error.kind})", cure)]
 
 
 def _schema(current: str | None, known: Sequence[str]) -> Finding:
@@ -189,20 +166,18 @@ def _schema(current: str | None, known: Sequence[str]) -> Finding:
     return ok("schema", f"{current} is current")
 
 
-async def _keys(connection: AsyncConnection) -> list[Finding]:
-    rows = [dict(row) for row in (await connection.execute(select(api_keys))).mappings()]
-    if not rows:
+def _keys(keys: Sequence[Key]) -> list[Finding]:
+    if not keys:
         return [_no_keys()]
-    now = datetime.now(UTC)
-    valid = [row for row in rows if row["RevokedAt"] is None and (row["ExpiresAt"] is None or row["ExpiresAt"] > now)]
+    valid = [key for key in keys if key.is_valid]
     if not valid:
-        return [failed("keys", f"none of {len(rows)} is valid any more: nobody is served", GATEWAYS_KEY_FIRST)]
-    findings = [ok("keys", ", ".join(f"{row['Name']} ({row['Scopes']})" for row in valid))]
-    for row in valid:
-        if row["ExpiresAt"] is not None and row["ExpiresAt"] < now + SOON:
-            told = f"{row['Name']} ({row['Id']}) expires {stamp(row['ExpiresAt'])}"
+        return [failed("keys", f"none of {len(keys)} is valid any more: nobody is served", GATEWAYS_KEY_FIRST)]
+    findings = [ok("keys", ", ".join(f"{key.name} ({' '.join(sorted(key.scopes))})" for key in valid))]
+    for key in valid:
+        if key.expires_at is not None and key.expires_at < datetime.now(UTC) + SOON:
+            told = f"{key.name} ({key.id}) expires {stamp(key.expires_at)}"
             findings.append(warning("keys", told, "Make its successor before: python server.py keys create …"))
-    if not any({"series:write", "admin"} & set(row["Scopes"].split()) for row in valid):
+    if not any(key.may("series:write") for key in valid):
         cure = "python server.py keys create gateway --scope series:write --scope series:read"
         findings.append(warning("keys", "none may post reports", cure))
     return findings
@@ -212,16 +187,7 @@ def _no_keys() -> Finding:
     return warning("keys", "none: only this machine is served, and everyone on it", GATEWAYS_KEY_FIRST)
 
 
-async def _webhooks(connection: AsyncConnection) -> list[Finding]:
-    dead = select(func.count()).where(dead_changes.c.Webhook == webhooks.c.Id).scalar_subquery().label("Dead")
-    unnumbered = select(func.count()).where(changes.c.Number.is_(None)).scalar_subquery()
-    last = select(func.coalesce(func.max(changes.c.Number), 0)).scalar_subquery()
-    rows = await connection.execute(select(webhooks, dead, (last + unnumbered - webhooks.c.Position).label("Behind")))
-    findings = [_webhook(dict(row)) for row in rows.mappings()]
-    return findings or [ok("webhooks", "none")]
-
-
-def _webhook(row: dict[str, Any]) -> Finding:
+def _webhook(row: Mapping[str, Any]) -> Finding:
     host = urlsplit(row["Url"]).hostname  # the rest may be a secret
     told = f"{row['Id']} {host}: {row['Behind']} behind"
     if row["Dead"]:
@@ -233,17 +199,14 @@ def _webhook(row: dict[str, Any]) -> Finding:
     return ok("webhooks", told)
 
 
-async def _conflicts(connection: AsyncConnection) -> Finding:
-    waiting = select(func.count()).select_from(conflicts).where(conflicts.c.Resolution.is_(None))
-    number = (await connection.execute(waiting)).scalar_one()
+def _conflicts(number: int) -> Finding:
     if not number:
         return ok("conflicts", "none open")
     return warning("conflicts", f"{number} open", "GET /conflicts shows them, POST /conflicts/DIGEST settles one.")
 
 
-async def _gateways(connection: AsyncConnection) -> list[Finding]:
+def _gateways(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """Those that were heard of within a day, and are of another version than this one."""
-    rows = (await connection.execute(select(gateways).order_by(gateways.c.GatewayID))).mappings()
     here = [
         row["State"] for row in rows if row["At"] > datetime.now(UTC) - HEARD_OF and not row["State"].get("Stopped")
     ]
@@ -253,38 +216,12 @@ async def _gateways(connection: AsyncConnection) -> list[Finding]:
     return [ok("gateways", f"{len(here)} heard of within a day, of this version" if here else "none heard of in a day")]
 
 
-def _other_version(state: dict[str, Any]) -> Finding:
+def _other_version(state: Mapping[str, Any]) -> Finding:
     said = state.get("Version")
     told = f"{state.get('GatewayID')} is {said or 'before 0.2'}, this server {version()}: it is {compared(said)}"
     if compared(said) == "older":
         return warning("gateways", told, "Upgrade it; until then it is served as it is.")
     return warning("gateways", told, "Upgrade the server: it refuses what it does not know of a newer gateway.")
-
-
-@asynccontextmanager
-async def _connection(settings: ServerSettings, url: URL) -> AsyncIterator[AsyncConnection]:
-    """A connection that only reads; the schema stays as it is."""
-    arguments: dict[str, Any] = {"timeout": settings.database_timeout_s}
-    if file := _file(url):
-        opened, _, query = read_only(file).partition("?")
-        url = url.set(database=opened, query=dict(parse_qsl(query)) | {"uri": "true"})
-    else:
-        arguments["command_timeout"] = settings.database_timeout_s
-    engine = create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
-    try:
-        async with engine.connect() as connection:
-            yield connection
-    finally:
-        await engine.dispose()
-
-
-def _file(url: URL) -> Path | None:
-    """Of a SQLite database."""
-    return Path(url.database or "").resolve() if url.get_backend_name() == "sqlite" else None
-
-
-async def _one(connection: AsyncConnection, query: str) -> Any:
-    return (await connection.execute(text(query))).scalar_one()
 
 
 # --- around it --------------------------------------------------------------------------------------------------

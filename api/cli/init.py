@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from common.kinds import http_url
 from common.settings import ServerSettings, is_loopback, load
 from console.machine import address_towards
 from console.questions import NONE, Answers, Question, agreed, save
+from storage.urls import user_without_password, with_password
 
 DATABASE = Question(
     "database_url",
@@ -68,18 +67,17 @@ def _ask_database(answers: Answers) -> None:
     if not answer:
         raise click.UsageError(f"{DATABASE.flag}: this is needed, for example {DATABASE.example}")
     try:
-        url = make_url(answer)
-    except (ArgumentError, ValueError):
+        user = user_without_password(answer)
+    except ValueError:
         raise click.UsageError(f"{DATABASE.flag}: the port is no number. For example: {DATABASE.example}") from None
-    if url.get_backend_name() != "postgresql" or url.password is not None:
+    if user is None:
         return
     if re.sub(r"(//[^:@/]*):[^@/]*@", r"\1@", before) == answer:
         answers.wanted[DATABASE.setting] = before  # the same, with the password that was there
-    elif answers.interactive and url.username:
-        text = f"Password of {url.username}, not shown (Enter: none, or of PGPASSFILE)"
+    elif answers.interactive and user:
+        text = f"Password of {user}, not shown (Enter: none, or of PGPASSFILE)"
         if password := click.prompt(text, default="", show_default=False, hide_input=True):
-            whole = url.set(password=password).render_as_string(hide_password=False)
-            answers.wanted[DATABASE.setting] = whole
+            answers.wanted[DATABASE.setting] = with_password(answer, password)
 
 
 def _password(url: str) -> bool:

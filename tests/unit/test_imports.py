@@ -87,6 +87,31 @@ def test_only_the_gateways_process_knows_the_scp() -> None:
     assert {a for a, b in ARROWS if b == "scp"} == {"client"}
 
 
+def test_only_db_and_its_room_know_the_database_library_and_the_engine() -> None:
+    outside = {module: path for module, path in MODULES.items() if room_of(module) not in {"db", "storage"}}
+    assert [module for module, path in outside.items() if "sqlalchemy" in roots(path)] == []
+    assert [module for module, path in outside.items() if reads_an_engine(path)] == []
+    assert "sqlalchemy" in roots(MODULES["db"])
+    assert reads_an_engine(MODULES["db"])
+
+
+def roots(path: Path) -> set[str]:
+    """The packages that a file imports, wherever it does."""
+    nodes = [*ast.walk(ast.parse(path.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
+def reads_an_engine(path: Path) -> bool:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return any(isinstance(node, ast.Attribute) and node.attr in {"engine", "_engine"} for node in nodes)
+
+
+def test_operations_do_what_a_command_asks_and_know_no_terminal() -> None:
+    assert not roots(MODULES["api.operations"]) & {"click", "rich", "console"}
+
+
 def test_no_two_files_import_each_other_in_a_circle() -> None:
     known = MODULES | BENCH
     graph = {module: set(imported(path, known)) - {module} for module, path in known.items()}
