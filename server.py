@@ -36,6 +36,7 @@ from api import overview, webpage
 from api.access import RETRY_AFTER_S, Guard, audit_log
 from api.dicomweb import routes
 from api.follower import Follower, ended_by_signals
+from api.listeners import notice_the_dead
 from api.operations import operations
 from api.patience import Patience, WholeBodies
 from api.webhooks import REQUEST_TIMEOUT_S, Webhooks
@@ -141,6 +142,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
                 app.state.overview = overview.Overview(database, follower)
                 tasks.create_task(_or_stop(follower.run()), name="follow")
                 tasks.create_task(_or_stop(patience.run(follower)), name="patience")
+                tasks.create_task(_or_stop(notice_the_dead(follower)), name="listeners")
                 tasks.create_task(_or_stop(Webhooks(database, follower, http).run()), name="webhooks")
                 stack.callback(follower.end)
                 await stack.enter_async_context(_administered(settings, database))

