@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy.engine import URL
 
 from bench.rig import postgres
+from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
 from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
-from bench.scale import HAPROXY, HAPROXY_MISSING
 from common.settings import ServerSettings
 from db import Database
 from tests.selection import (

@@ -52,12 +52,17 @@ class Network:
     @contextmanager
     def inside(self, host: str) -> Iterator[None]:
         """This thread, the threads and the processes that it starts meanwhile are on that host."""
-        with open("/proc/thread-self/ns/net") as here, (NAMESPACES / _namespace(host)).open() as there:
-            _enter(there.fileno())
+        with open("/proc/thread-self/ns/net") as here:
+            self.enter(host)
             try:
                 yield
             finally:
                 _enter(here.fileno())
+
+    def enter(self, host: str) -> None:
+        """As `inside`, for good."""
+        with (NAMESPACES / _namespace(host)).open() as there:
+            _enter(there.fileno())
 
     def drop(self, sender: str, receiver: str) -> None:
         """From now on nothing of the one reaches the other. Nested drops end with the last `pass_`."""
@@ -77,8 +82,9 @@ class Network:
         rule = ["element", "inet", "cut", "from", f"{{ {self.address(sender)} }}"]
         _run(IP, "netns", "exec", _namespace(receiver), str(NFT), verb, *rule)
 
-    def move(self, address: str, giver: str, taker: str) -> None:
-        """An address goes to another host, and all are told, as gratuitous ARP does."""
+    def move(self, owner: str, giver: str, taker: str) -> None:
+        """The address of one host goes from one to another, and all are told, as gratuitous ARP does."""
+        address = self.address(owner)
         _run(IP, "-n", _namespace(giver), "address", "delete", f"{address}/24", "dev", "eth0")
         _run(IP, "-n", _namespace(taker), "address", "add", f"{address}/24", "dev", "eth0")
         for host in self._addresses:
