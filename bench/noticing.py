@@ -9,10 +9,11 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ import httpx
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
+from rich.box import MARKDOWN
+from rich.table import Table
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -166,14 +169,14 @@ class _Stage:
 
     def _of_database(self) -> Iterator[Side]:
         self._server("server-2", {"DATABASE_URL": self._database})
-        with self._net.inside("free"), httpx.Client(trust_env=False) as http:
-            http.get(f"http://{self._address('server-2')}:{HTTP}/health/ready").raise_for_status()
+        for asked in [self._on("free", partial(self._ask_server, 200)) for _ in range(6)]:  # on several connections
+            asked.result()
         self._begun("locking", self._hold_row)
         self._begun("database", self._hold_migrations)
         with self._net.inside("starting"):
             starting = server_process(self._folder, HTTP, ROOT, EVERYWHERE, DATABASE_URL=self._database)
             self._stack.callback(starting.kill)
-        asked = self._soon("free", self._ask_server)
+        asked = self._soon("free", partial(self._ask_server, 503))
         yield Side("server", "PostgreSQL: a statement", "SERVER_DATABASE_TIMEOUT_S=10", 10.0 + CLOSING_S, asked.done)
         yield self._side(("server-2", "database"), "server", "PostgreSQL: an idle connection", KEEP_ALIVE, DEAD_S)
         yield self._side(("starting", "database"), "server", "PostgreSQL: the lock of migrations", KEEP_ALIVE, DEAD_S)
@@ -258,10 +261,10 @@ class _Stage:
         headers = {"Authorization": f"Bearer {self._key}"}
         httpx.post(url, json=uids | {"NumInstances": 1}, headers=headers, trust_env=False).raise_for_status()
 
-    def _ask_server(self) -> None:
+    def _ask_server(self, expected: int) -> None:
         url = f"http://{self._address('server-2')}:{HTTP}/health/ready"
-        if httpx.get(url, timeout=LONGEST_S, trust_env=False).status_code != httpx.codes.SERVICE_UNAVAILABLE:
-            raise RuntimeError("a server without its database says that it is ready")
+        if (status := httpx.get(url, timeout=LONGEST_S, trust_env=False).status_code) != expected:
+            raise RuntimeError(f"a server was {status} and not {expected}")
 
     def _ask_pacs(self) -> Future[None]:
         """A C-FIND that has come to the PACS, and is not answered before all is cut."""
@@ -326,3 +329,12 @@ def _says(process: Process, event: str) -> Callable[[], bool]:
     """Whether it says so from now on."""
     before = len(process.events(event))
     return lambda: len(process.events(event)) > before
+
+
+def table(sides: Sequence[Side]) -> Table:
+    """In the order of who waits."""
+    shown = Table("who waits", "for", "is told by", "noticed after", box=MARKDOWN)
+    for side in sorted(sides, key=lambda side: (side.who, side.waits)):
+        after = "not at all" if side.after_s is None else f"{side.after_s:.0f} s"
+        shown.add_row(side.who, side.waits, side.by, f"{after}, too late" if side.late else after)
+    return shown

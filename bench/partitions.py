@@ -24,11 +24,14 @@ from pathlib import Path
 
 import httpx
 from pydicom.dataset import Dataset
+from rich.box import MARKDOWN
+from rich.table import Table
 
 from bench.judging import Follower, PageFollower, StreamFollower, Trial, everything, judge_changes, judge_rows
+from bench.rig import network as hosts_of_our_own
 from bench.rig.haproxy import OF_GATEWAYS, OF_SERVERS, haproxy_process, listen
 from bench.rig.network import SUBNET, Network, network
-from bench.rig.postgres import postgresql_at
+from bench.rig.postgres import missing_own, postgresql_at
 from bench.rig.processes import ROOT, Process, command_line, make_key, start_gateway, start_server
 from bench.rig.senders import PynetdicomSender, synthetic_series
 from models import Change
@@ -76,6 +79,11 @@ MOVED_S = (2.0, 8.0)
 SEND_AGAIN_S = 240.0  # after the last partition
 
 
+def missing() -> str | None:
+    """Why nothing can be cut off here; None where it can."""
+    return hosts_of_our_own.missing() or missing_own()
+
+
 @dataclass(frozen=True)
 class Partition:
     """What is cut, how long, which way."""
@@ -85,11 +93,6 @@ class Partition:
     seconds: float
     moves: bool = False
     """The address of the first end goes to the second, and comes back."""
-
-    def __str__(self) -> str:
-        if self.moves:
-            return f"address of {self.ends[0]} at {self.ends[1]}"
-        return " ".join(self.ends) if len(self.ways) > 1 else " to ".join(self.ways[0])
 
 
 def plan(rng: random.Random, number: int) -> list[list[Partition]]:
@@ -384,3 +387,20 @@ def _send_and_strike(
     if never := sum(map(len, series)) - len(acknowledged):
         cut.problems.append(f"{never} images were never acknowledged")
     return series, acknowledged
+
+
+def tables(cut: Cut) -> Iterator[Table]:
+    """What was cut, and what came of it."""
+    links = Table("between", "partitions", "one way", "longest", box=MARKDOWN)
+    for link in (*LINKS, *MOVES):
+        some = [partition for partition in cut.partitions if partition.ends == link]
+        if some:
+            what = " and ".join(link) if not some[0].moves else f"the address of {link[0]} moves to {link[1]}"
+            one_way = sum(len(partition.ways) == 1 for partition in some)
+            links.add_row(what, str(len(some)), str(one_way), f"{max(p.seconds for p in some):.0f} s")
+    yield links
+    titles = ("acknowledged", "rounds cut short", "posts repeated", "followers broken off", "webhook told again")
+    all_ = Table("partitions", *titles, "changes", "stored", "lost", "doubled", "took", box=MARKDOWN)
+    numbers = (len(cut.partitions), cut.acknowledged, cut.cut_short, cut.repeated, cut.broken, cut.told_again)
+    all_.add_row(*map(str, (*numbers, cut.changes, cut.stored, cut.lost, cut.doubled)), f"{cut.took_s:.0f} s")
+    yield all_

