@@ -47,8 +47,10 @@ def notice_dead_clients() -> None:
 
 
 def _listeners() -> Iterator[socket.socket]:
-    folder = "/proc/self/fd"
-    for fd in os.listdir(folder) if os.path.isdir(folder) else []:
+    descriptors: list[str] = []
+    with suppress(OSError):  # no Linux, or not ours to read
+        descriptors = os.listdir("/proc/self/fd")
+    for fd in descriptors:
         with suppress(OSError):  # closed meanwhile
             if not stat.S_ISSOCK(os.fstat(int(fd)).st_mode):
                 continue
