@@ -156,7 +156,7 @@ class _Stage:
         yield self._side(
             ("gateway", "silent"), "gateway", "sender: an association", "GATEWAY_ASSOCIATE_TIMEOUT_S=10", 10.0
         )
-        yield Side("gateway", "PACS: an answer", "GATEWAY_PACS_TIMEOUT_S=5", 5.0, self._ask_pacs().done)
+        yield Side("gateway", "PACS: an answer", "GATEWAY_PACS_TIMEOUT_S=5", 5.0, _ended(self._ask_pacs()))
 
     def _of_server(self, server: Process) -> Iterator[Side]:
         asks = f"GET /changes/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self._key}\r\n\r\n"
@@ -177,13 +177,15 @@ class _Stage:
             starting = server_process(self._folder, HTTP, ROOT, EVERYWHERE, DATABASE_URL=self._database)
             self._stack.callback(starting.kill)
         asked = self._soon("free", partial(self._ask_server, 503))
-        yield Side("server", "PostgreSQL: a statement", "SERVER_DATABASE_TIMEOUT_S=10", 10.0 + CLOSING_S, asked.done)
+        yield Side("server", "PostgreSQL: a statement", "SERVER_DATABASE_TIMEOUT_S=10", 10.0 + CLOSING_S, _ended(asked))
         yield self._side(("server-2", "database"), "server", "PostgreSQL: an idle connection", KEEP_ALIVE, DEAD_S)
         yield self._side(("starting", "database"), "server", "PostgreSQL: the lock of migrations", KEEP_ALIVE, DEAD_S)
         yield self._side(("database", "server-2"), "PostgreSQL", "server: an idle session", KEEP_ALIVE, DEAD_S)
         yield self._side(("database", "starting"), "PostgreSQL", "server: a session that migrates", KEEP_ALIVE, DEAD_S)
         freed = self._soon("database", lambda: asyncio.run(self._wait_for_row()))
-        yield Side("PostgreSQL", "server: the end of a transaction", "SERVER_DATABASE_TIMEOUT_S=10", 10.0, freed.done)
+        yield Side(
+            "PostgreSQL", "server: the end of a transaction", "SERVER_DATABASE_TIMEOUT_S=10", 10.0, _ended(freed)
+        )
 
     # --- what runs, and what waits ---
 
@@ -323,6 +325,11 @@ class _Stage:
 async def _table(connection: AsyncConnection) -> None:
     await connection.execute(text("CREATE TABLE locked (id int)"))
     await connection.execute(text("INSERT INTO locked VALUES (1)"))
+
+
+def _ended(asked: Future[Any]) -> Callable[[], bool]:
+    """Whether it has; raises what it has raised."""
+    return lambda: asked.done() and asked.result() is None
 
 
 def _says(process: Process, event: str) -> Callable[[], bool]:

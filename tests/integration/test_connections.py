@@ -19,10 +19,13 @@ from bench.rig.senders import associate_rq
 from common.connections import DEAD_AFTER_S, OF_POSTGRESQL, PROBE_AFTER_S, notice_death
 from common.settings import ServerSettings
 from db import Database
+from storage.engine import DatabaseUnavailable
+from tests.factories import make_report
 from tests.integration.test_scp_limits import serving as serving_scp
 from tests.serving import serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is accepted inherits it on Linux")
+OF_OUR_OWN = pytest.mark.skipif(missing_own() is not None, reason="only a PostgreSQL of our own listens on TCP")
 WATCHED = (1, PROBE_AFTER_S, 1000 * DEAD_AFTER_S)
 
 
@@ -65,8 +68,7 @@ def test_a_request_ends_when_its_client_vanishes(tmp_path: Path) -> None:
             assert watched(client.getsockname()) == [WATCHED]
 
 
-@pytest.mark.peer("postgresql")
-@pytest.mark.skipif(missing_own() is not None, reason="only one of our own listens on TCP for sure")
+@OF_OUR_OWN
 async def test_postgresql_and_the_server_end_a_session_when_the_other_vanishes(tmp_path: Path) -> None:
     with postgresql_at(tmp_path / "data", "127.0.0.1", "127.0.0.1/32", port := free_port()) as url:
         settings = ServerSettings(database_url=url.render_as_string(hide_password=False))
@@ -75,6 +77,52 @@ async def test_postgresql_and_the_server_end_a_session_when_the_other_vanishes(t
                 [row] = await database.engine.read(text(f"SELECT current_setting('{name}') AS value"))
                 assert row["value"].removesuffix("min").removesuffix("s") in (value, "1"), name
             assert set(watched(("127.0.0.1", port))) == {WATCHED}
+
+
+class Line:
+    """A line to a port that may go deaf: what is answered, and whoever connects, hears nothing more."""
+
+    def __init__(self, upstream: int) -> None:
+        self.upstream = upstream
+        self.deaf_after: bytes | None = None
+        """What the caller says last before it hears no more."""
+        self.deaf = False
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            answers, upstream = await asyncio.open_connection("127.0.0.1", self.upstream)
+            answering = asyncio.create_task(self._answer(answers, writer))
+            while said := await reader.read(2**16):
+                self.deaf = self.deaf or (self.deaf_after is not None and self.deaf_after in said)
+                upstream.write(said)
+            await upstream.drain()
+            upstream.close()
+            await answering
+        writer.close()
+
+    async def _answer(self, answers: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await answers.read(2**16):
+            if not self.deaf:
+                writer.write(said)
+        if not self.deaf:
+            writer.close()
+
+
+@OF_OUR_OWN
+async def test_a_commit_whose_answer_never_comes_is_given_up_and_done_once(tmp_path: Path) -> None:
+    """What lies between acknowledges for PostgreSQL, so only the program's own time-out helps."""
+    with postgresql_at(tmp_path / "data", "127.0.0.1", "127.0.0.1/32", port := free_port()) as url:
+        line = Line(port)
+        async with await asyncio.start_server(line.carry, "127.0.0.1", 0) as server:
+            there = url.set(port=server.sockets[0].getsockname()[1]).render_as_string(hide_password=False)
+            async with Database.open(ServerSettings(database_url=there, database_timeout_s=1)) as database:
+                line.deaf_after = b"COMMIT;"  # BEGIN names an isolation level
+                with pytest.raises(DatabaseUnavailable):
+                    await database.store(make_report("1", "2"))
+                line.deaf_after, line.deaf = None, False
+                record, created = await database.store(make_report("1", "2"))
+                assert (record.NumInstances, record.Revision, created) == (2, 1, False)
+                assert await database.last_change() == 1
 
 
 def test_a_unix_socket_is_left_alone() -> None:
