@@ -182,9 +182,7 @@ def make_key(folder: Path, environment: Mapping[str, str], name: str, scope: str
 def command_line(folder: Path, environment: Mapping[str, str], program: str, *arguments: str) -> None:
     """Do what an operator types."""
     command = [sys.executable, str(ROOT / program), *arguments]
-    subprocess.run(
-        command, cwd=folder, env={**without_settings(), **environment}, check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run(command, cwd=folder, env={**without_settings(), **environment}, check=True, capture_output=True)
 
 
 @contextmanager
