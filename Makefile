@@ -38,7 +38,7 @@ policies: $(VENV)/testing ## idle policies on traces, in virtual time, into docs
 
 completion: policies ## the same, by its name until 0.2
 
-scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -9; ends with lost=0 doubled=0
+scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -9, hosts cut off (as root); ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.scale $(ARGS)
 
 attacks: $(VENV)/testing ## hostile peers, while a good one keeps working; ends with tried=T survived=T

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from api.access import audit_log
 from api.follower import Follower, ended_by_signals
+from api.listeners import notice_the_dead
 from api.operations import operations
 from api.overview import Overview
 from api.patience import Patience
@@ -42,6 +43,7 @@ async def running(app: FastAPI, settings: ServerSettings, patience: Patience) ->
             app.state.overview = Overview(database, follower)
             tasks.create_task(_or_stop(follower.run()), name="follow")
             tasks.create_task(_or_stop(patience.run(follower)), name="patience")
+            tasks.create_task(_or_stop(notice_the_dead(follower)), name="listeners")
             tasks.create_task(_or_stop(Teller(database, follower, http).run()), name="webhooks")
             stack.callback(follower.end)
             await stack.enter_async_context(_administered(settings, database))

@@ -1,24 +1,20 @@
-"""`make scale`: two gateways and two servers behind HAProxy, killed while images come; then how much they can store.
+"""`make scale`: two gateways, two servers, HAProxy: killed and cut off while images come; then how much they store.
 
-The kill test compares what senders were told, and what two followers of the changes were told, with the rows: an image
+The tests compare what senders were told, and what followers of the changes were told, with the rows: an image
 acknowledged and not in its row is lost; a row, an instance or a change number too many is doubled. The curve posts
 reports as gateways do, and says how many a second are stored and whose CPU that takes. Figures go into docs/scale.md.
 """
 
 import argparse
 import asyncio
-import contextlib
-import csv
 import os
 import random
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -39,9 +35,12 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.engine import URL, make_url
 
+from bench import noticing, partitions
 from bench.faults import broken_copy
+from bench.judging import PageFollower, StreamFollower, Trial, everything, judge_changes, judge_rows
+from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING, OF_GATEWAYS, OF_SERVERS, haproxy_process, listen, redispatched
 from bench.rig.postgres import missing, new_database, postgresql
-from bench.rig.processes import ROOT, Process, copy_to_break, running, start_gateway, start_server, without_settings
+from bench.rig.processes import ROOT, Process, copy_to_break, make_key, running, start_gateway, start_server
 from bench.rig.progress import bar
 from bench.rig.senders import PynetdicomSender, synthetic_series
 from gateway.collector import SeriesCollector
@@ -50,8 +49,6 @@ from gateway.journal import Bounds, Journal
 from gateway.journal_reader import read
 from models import Association, Change, Instance, SeriesReport
 
-HAPROXY = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
-HAPROXY_MISSING = "HAProxy is not installed (Debian: apt-get install haproxy)"
 DOCUMENT = ROOT / "docs" / "scale.md"
 
 IMAGES, ASSOCIATIONS = 1000, 8
@@ -59,9 +56,6 @@ FURTHER, FURTHER_SENDERS = 48, 4  # series of up to 20 images at the same time
 TWICE = 0.03  # so many of all images each association sends beside its own
 PACE_S = 0.04  # mean pause of a sender between images: the kills meet images on their way
 TRIAL_TIMEOUT_S = 400.0
-CATCH_UP_S = 60.0
-POLL_S = 0.1
-PAGE = 10  # changes
 GATEWAY = {
     "GATEWAY_IDLE_TIMEOUT_S": "0.3",
     "GATEWAY_MAX_OPEN_S": "0.5",  # the series is reported again and again while its images come
@@ -76,30 +70,13 @@ CONCURRENCY = 8  # GATEWAY_DISPATCH_CONCURRENCY
 INSTANCES = 100  # of a series
 WARM_UP_S, MEASURED_S = 1.0, 5.0
 JOURNALLED = 500  # series
+PARTITIONS = 36
 ROOT_UID = "1.2.826.0.1.3680043.8.498."
 STUDY, SERIES, PATIENT = ROOT_UID + "1" + "0" * 23, ROOT_UID + "2" + "0" * 23, "P00000000"
 BEGAN = datetime(2026, 1, 1, 8, tzinfo=UTC)
 
 
 # --- HAProxy and what stands behind it ----------------------------------------------------------------------------
-
-COMMON = """
-global
-    stats socket {folder}/haproxy.sock mode 600
-defaults
-    mode tcp
-    balance leastconn
-    retries 3
-    option redispatch 1
-    timeout connect 2s
-    timeout check 5s
-    timeout client 1h
-    timeout server 1h
-    default-server check inter 200ms fall 2 rise 1
-"""
-READY = """    option httpchk GET /health/ready
-    http-check expect status 200
-"""
 
 
 class Member:
@@ -153,14 +130,6 @@ class Site:
             if [event["undelivered"] for event in gateway.process.events("gateway.stopped")] != [0]:
                 raise RuntimeError(f"{gateway.name} has kept reports for its next start")
 
-    def redispatched(self) -> int:
-        """Connections that HAProxy took to another member than the one it had chosen."""
-        with socket.socket(socket.AF_UNIX) as stats:
-            stats.connect(f"{self.folder}/haproxy.sock")
-            stats.sendall(b"show stat\n")
-            answer = stats.makefile().read().removeprefix("# ")
-        return sum(int(row["wredis"]) for row in csv.DictReader(StringIO(answer)) if row["svname"] == "BACKEND")
-
 
 @contextmanager
 def site(
@@ -169,30 +138,22 @@ def site(
     """So many of each, stopped at the end: gateways first, then HAProxy, then servers."""
     environment = SERVER | {"DATABASE_URL": database_url}
     keys = {name: make_key(folder, environment, name, scope) for name, scope in SCOPES.items()}
-    server_root = broken_server(folder) if break_it == "union" else ROOT
-    gateway_root = broken_copy(folder) if break_it == "gateway" else ROOT
+    gateway_root, server_root = _roots(folder, break_it)
     with ExitStack() as stack, _listener() as dicom, _listener() as http:
         scp_port, url = dicom.getsockname()[1], f"http://127.0.0.1:{http.getsockname()[1]}"
         some_servers = _members(stack, "server", servers, partial(_server, folder, server_root, environment))
         settings = GATEWAY | {"GATEWAY_SERVER_URL": url, "GATEWAY_API_KEY_FILE": str(keys["gateways"])}
         some_gateways = _members(stack, "gateway", gateways, partial(_gateway, folder, gateway_root, settings))
-        sections = [_section("gateways", dicom, some_gateways), _section("servers", http, some_servers, READY)]
-        haproxy = stack.enter_context(running(_haproxy(folder, sections, [dicom.fileno(), http.fileno()])))
+        sections = [
+            _section("gateways", dicom, some_gateways, OF_GATEWAYS),
+            _section("servers", http, some_servers, OF_SERVERS),
+        ]
+        haproxy = stack.enter_context(running(haproxy_process(folder, sections, [dicom.fileno(), http.fileno()])))
         for gateway in some_gateways:  # before HAProxy, through which they deliver what they hold
             stack.callback(gateway.stop)
         dicom.close()  # from here on the ports are HAProxy's alone
         http.close()
         yield Site(folder, scp_port, url, some_gateways, some_servers, haproxy, keys)
-
-
-def make_key(folder: Path, environment: Mapping[str, str], name: str, scope: str) -> Path:
-    """A file with a new key, made as an operator makes one."""
-    path = folder / f"{name}.key"
-    command = [sys.executable, str(ROOT / "server.py"), "keys", "create", name, "--scope", scope, "--save", str(path)]
-    subprocess.run(
-        command, cwd=folder, env={**without_settings(), **environment}, check=True, stdout=subprocess.DEVNULL
-    )
-    return path
 
 
 def _listener() -> socket.socket:
@@ -223,15 +184,8 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _section(name: str, listener: socket.socket, members: Sequence[Member], more: str = "") -> str:
-    lines = [f"    server {member.name} 127.0.0.1:{member.port}\n" for member in members]
-    return f"listen {name}\n    bind fd@{listener.fileno()}\n{more}{''.join(lines)}"
-
-
-def _haproxy(folder: Path, sections: Sequence[str], listeners: Sequence[int]) -> Process:
-    path = folder / "haproxy.cfg"
-    path.write_text(COMMON.format(folder=folder) + "".join(sections))
-    return Process("haproxy", [str(HAPROXY), "-db", "-f", str(path)], folder, listeners)
+def _section(name: str, listener: socket.socket, members: Sequence[Member], more: str) -> str:
+    return listen(name, f"fd@{listener.fileno()}", [(it.name, f"127.0.0.1:{it.port}") for it in members], more)
 
 
 # --- the kill test: senders and kills -----------------------------------------------------------------------------
@@ -297,106 +251,7 @@ def run_all(senders: Sequence[PacedSender]) -> None:
         sender.run()
 
 
-# --- the kill test: followers -------------------------------------------------------------------------------------
-
-
-class Follower:
-    """Is told every change there is; where that breaks off, it goes on behind the last one it has."""
-
-    def __init__(self, http: httpx.AsyncClient, *, forgets: bool = False) -> None:
-        self.seen: list[Change] = []
-        self.broken = 0
-        self._http = http
-        self._forgets = forgets
-        self._news = asyncio.Event()
-
-    @property
-    def last(self) -> int:
-        return self.seen[-1].Number if self.seen else 0
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            try:
-                await self.follow(0 if self._forgets else self.last)
-            except httpx.HTTPError:
-                self.broken += 1
-                await asyncio.sleep(POLL_S)
-
-    async def reach(self, number: int) -> None:
-        """Wait until it was told the change of this number, at most CATCH_UP_S."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CATCH_UP_S):
-                while self.last < number:
-                    self._news.clear()
-                    await self._news.wait()
-
-    async def follow(self, since: int) -> None:
-        """Take what is behind a number. Raises httpx.HTTPError."""
-        raise NotImplementedError
-
-    def take(self, change: Change) -> None:
-        self.seen.append(change)
-        self._news.set()
-
-
-class StreamFollower(Follower):
-    """Server-sent events, as a browser reads them (HTML, 9.2.6)."""
-
-    async def follow(self, since: int) -> None:
-        headers = {"Last-Event-ID": str(since)}
-        async with self._http.stream("GET", "changes/stream", headers=headers) as response:
-            response.raise_for_status()
-            event: dict[str, str] = {}
-            async for line in response.aiter_lines():
-                name, _, value = line.partition(":")
-                if line:
-                    event[name] = value.removeprefix(" ")
-                elif "data" in event:
-                    change = Change.model_validate_json(event["data"])
-                    if event["id"] != str(change.Number):
-                        raise RuntimeError(f"the event with id {event['id']} holds change {change.Number}")
-                    self.take(change)
-                    event = {}
-
-
-class PageFollower(Follower):
-    """A page at a time, and again a little later."""
-
-    async def follow(self, since: int) -> None:
-        while True:
-            answer = await self._http.get("changes", params={"since": since, "limit": PAGE})
-            page = answer.raise_for_status().json()
-            for change in page["changes"]:
-                self.take(Change.model_validate(change))
-            since = page["last"]
-            if page["done"]:
-                await asyncio.sleep(POLL_S)
-
-
 # --- the kill test: trials ----------------------------------------------------------------------------------------
-
-
-@dataclass
-class Trial:
-    """What was seen of one trial."""
-
-    acknowledged: int = 0
-    cut_short: int = 0
-    """Rounds of a sender in which an image was refused, cut off or left without an answer."""
-    kills: int = 0
-    """Processes killed while images came."""
-    redispatched: int = 0
-    repeated: int = 0
-    """Posts tried again."""
-    broken: int = 0
-    """Times that the stream broke off."""
-    changes: int = 0
-    stored: int = 0
-    lost: int = 0
-    doubled: int = 0
-    took_s: float = 0.0
-    problems: list[str] = field(default_factory=list)
 
 
 def kill_test(postgres: URL, images: int, seed: str, break_it: str | None) -> Trial:
@@ -418,16 +273,16 @@ async def _trial(site: Site, images: int, rng: random.Random, *, forgets: bool) 
         following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
         acknowledged = await asyncio.to_thread(send_and_strike, site, series, rng, trial)
         await asyncio.to_thread(site.drain)
-        changes = [Change.model_validate(change) for change in (await _all(http, "changes"))]
+        changes = [Change.model_validate(change) for change in (await everything(http, "changes"))]
         for follower in followers:
             await follower.reach(len(changes))
         for task in following:
             task.cancel()
-        await _judge_rows(http, series, acknowledged, trial, {change.SeriesInstanceUID: change for change in changes})
-    _judge_changes([changes, *(follower.seen for follower in followers)], trial)
+        await judge_rows(http, series, acknowledged, trial, {change.SeriesInstanceUID: change for change in changes})
+    judge_changes([changes, *(follower.seen for follower in followers)], trial)
     trial.broken = followers[0].broken
     trial.repeated = sum(gateway.events("report.delayed") for gateway in site.gateways)
-    trial.redispatched = site.redispatched()
+    trial.redispatched = redispatched(site.folder)
     trial.took_s = time.monotonic() - began
     return trial
 
@@ -455,58 +310,10 @@ def send_and_strike(site: Site, series: list[list[Dataset]], rng: random.Random,
     return acknowledged
 
 
-async def _judge_rows(
-    http: httpx.AsyncClient,
-    series: list[list[Dataset]],
-    acknowledged: set[str],
-    trial: Trial,
-    last_changes: Mapping[str, Change],
-) -> None:
-    """Compare rows and their lists of instances with what was acknowledged."""
-    rows = {row["SeriesInstanceUID"]: row for row in await _all(http, "series")}
-    trial.doubled += len(rows.keys() - {images[0].SeriesInstanceUID for images in series})
-    for images in series:
-        uid, sent = images[0].SeriesInstanceUID, {ds.SOPInstanceUID for ds in images}
-        if uid not in rows:
-            trial.lost += len(sent & acknowledged)
-            continue
-        count, revision = rows[uid]["NumInstances"], rows[uid]["Revision"]
-        listed = (await http.get(f"series/{uid}/instances")).raise_for_status().json()["SOPInstanceUIDs"]
-        told = sent & acknowledged
-        trial.stored += count
-        trial.lost += max(len(told - set(listed)), len(told) - count)
-        trial.doubled += max(0, count - len(sent)) + len(listed) - len(sent.intersection(listed))
-        if set(listed) != told:
-            trial.problems.append(f"{uid}: not exactly what was acknowledged is listed")
-        last = last_changes.get(uid)
-        if last is None or (last.Revision, last.NumInstances) != (revision, count):
-            trial.problems.append(f"{uid}: its last change is {last}, its row has {revision=} {count=}")
-
-
-def _judge_changes(told: Sequence[list[Change]], trial: Trial) -> None:
-    """Each reader was told the same, numbers without gap or repeat, revisions of each series in order."""
-    trial.changes = len(told[0])
-    for changes in told:
-        numbers = [change.Number for change in changes]
-        trial.doubled += len(numbers) - len(set(numbers))
-        if numbers != list(range(1, len(numbers) + 1)):
-            trial.problems.append(f"a reader of changes was told {len(numbers)}, not in order from 1 on")
-        if changes != told[0]:
-            trial.problems.append("two readers of changes were not told the same")
-    revisions: Counter[str] = Counter()
-    for change in told[0]:
-        revisions[change.SeriesInstanceUID] += 1
-        if change.Revision != revisions[change.SeriesInstanceUID]:
-            trial.problems.append(f"change {change.Number} is revision {change.Revision} of its series, out of order")
-
-
-async def _all(http: httpx.AsyncClient, what: str) -> list[dict[str, Any]]:
-    """Every series, or every change, in one page."""
-    page = (await http.get(what, params={"limit": 1000})).raise_for_status().json()
-    if page.get("next") or not page.get("done", True):
-        raise RuntimeError(f"more than 1000 {what}")
-    found: list[dict[str, Any]] = page[what]
-    return found
+def _roots(folder: Path, break_it: str | None) -> tuple[Path, Path]:
+    """Where the gateway's program is, and the server's."""
+    gateway_root = broken_copy(folder) if break_it == "gateway" else ROOT
+    return gateway_root, broken_server(folder) if break_it == "union" else ROOT
 
 
 def broken_server(folder: Path) -> Path:
@@ -767,43 +574,107 @@ def _used_bytes(path: Path) -> int:
 # --- the command --------------------------------------------------------------------------------------------------
 
 
+PARTS = ("kills", "partitions", "noticing", "curve")
+
+
+@dataclass
+class Run:
+    """What is asked for, and what came of it."""
+
+    console: Console
+    options: argparse.Namespace
+    lost: int = 0
+    doubled: int = 0
+    problems: int = 0
+
+    def wanted(self, part: str) -> bool:
+        return self.options.only in (None, part)
+
+    def count(self, *found: Trial | Curve) -> None:
+        self.lost += sum(one.lost for one in found)
+        self.doubled += sum(one.doubled for one in found)
+        self.problems += sum(len(one.problems) for one in found if isinstance(one, Trial))
+
+
 def main() -> int:
-    """Run both parts; exit code 0 if nothing was lost or doubled, and nothing else was wrong."""
+    """Run all parts; exit code 0 if nothing was lost or doubled, and nothing else was wrong."""
     parser = argparse.ArgumentParser(prog="make scale", description=__doc__)
     parser.add_argument("--trials", type=int, default=3, help="of the kill test")
-    parser.add_argument("--images", type=int, default=IMAGES, help="of the series that is split")
+    parser.add_argument("--images", type=int, default=IMAGES, help="of the series that is split, in the kill test")
+    parser.add_argument("--partitions", type=int, default=PARTITIONS, help="at least 10")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--only", choices=["kills", "curve"], help="writes no document")
+    parser.add_argument("--only", choices=PARTS, help="writes no document")
     parser.add_argument(
         "--break-it",
         choices=["gateway", "union", "follower"],
         help="answer before the commit; add counts up; forget what was told: must show losses or doubles",
     )
-    options = parser.parse_args()
-    console = Console(width=160)
+    run = Run(Console(width=160), parser.parse_args())
     if problem := missing() or (None if HAPROXY else HAPROXY_MISSING):
-        console.print(f"scale: {problem}")
+        run.console.print(f"scale: {problem}")
         return 1
-    console.print(f"seed {options.seed}; {_versions()}")
-    trials: list[Trial] = []
-    found = Curve()
-    with postgresql() as postgres:
-        wanted = options.trials if options.only != "curve" else 0
-        with bar(console, "kill tests", wanted) as tried:
-            for n in range(wanted):
-                trials.append(kill_test(postgres, options.images, f"{options.seed} {n}", options.break_it))
-                _print_problems(console, n, trials[-1])
-                tried()
-        parts = [_print(console, _text(trials_table(trials)))] if trials else []
-        if options.only != "kills":
-            with bar(console, "numbers of servers and gateways", 3 * len(GATEWAYS)) as measured:
-                found = curve(postgres, measured)
-            parts += [_print(console, text) for text in (_text(curve_table(found.cells)), *found.sizes)]
-    if options.only is None and options.break_it is None:
-        write_document([*parts, f"{_versions()}; seed {options.seed}."])
-    lost, doubled = (sum(getattr(one, what) for one in (*trials, found)) for what in ("lost", "doubled"))
-    console.print(f"scale: lost={lost} doubled={doubled}")
-    return 1 if lost or doubled or any(trial.problems for trial in trials) else 0
+    run.console.print(f"seed {run.options.seed}; {_versions()}")
+    figures = [*_kills(run)]
+    cut_off = [*_cut_off(run)]
+    figures += _curve(run)
+    if run.options.only is None and run.options.break_it is None:
+        write_document("figures", [*figures, f"{_versions()}; seed {run.options.seed}."])
+        if cut_off:
+            write_document("cut off", [*cut_off, f"Seed {run.options.seed}."])
+    run.console.print(f"scale: lost={run.lost} doubled={run.doubled}")
+    return 1 if run.lost or run.doubled or run.problems else 0
+
+
+def _kills(run: Run) -> Iterator[str]:
+    if not run.wanted("kills"):
+        return
+    options, trials = run.options, list[Trial]()
+    with postgresql() as postgres, bar(run.console, "kill tests", options.trials) as tried:
+        for n in range(options.trials):
+            trials.append(kill_test(postgres, options.images, f"{options.seed} {n}", options.break_it))
+            _print_problems(run.console, f"trial {n + 1}", trials[-1])
+            tried()
+    run.count(*trials)
+    if trials:
+        yield _print(run.console, _text(trials_table(trials)))
+
+
+def _cut_off(run: Run) -> Iterator[str]:
+    """Partitions, and how long each side takes to notice one; both named and left out where hosts cannot be made."""
+    if not (run.wanted("partitions") or run.wanted("noticing")):
+        return
+    if problem := partitions.missing():
+        run.console.print(f"partitions and the time to notice them are left out: {problem}")
+        return
+    options = run.options
+    if run.wanted("partitions"):
+        with (
+            bar(run.console, "partitions", options.partitions) as ended,
+            tempfile.TemporaryDirectory(prefix="scale-") as folder,
+        ):
+            Path(folder).chmod(0o755)
+            roots = _roots(Path(folder), options.break_it)
+            forgets = options.break_it == "follower"
+            cut = partitions.partition_test(options.partitions, f"{options.seed}", ended, roots, forgets=forgets)
+        _print_problems(run.console, "partitions", cut)
+        run.count(cut)
+        yield from (_print(run.console, _text(table)) for table in partitions.tables(cut))
+    if run.wanted("noticing") and options.break_it is None:
+        sides = noticing.noticing()
+        run.problems += sum(side.late for side in sides)
+        yield _print(run.console, _text(noticing.table(sides)))
+
+
+def _curve(run: Run) -> Iterator[str]:
+    if not run.wanted("curve"):
+        return
+    with (
+        postgresql() as postgres,
+        bar(run.console, "numbers of servers and gateways", 3 * len(GATEWAYS)) as measured,
+    ):
+        found = curve(postgres, measured)
+    run.count(found)
+    yield from (_print(run.console, text) for text in (_text(curve_table(found.cells)), *found.sizes))
 
 
 def _versions() -> str:
@@ -811,9 +682,9 @@ def _versions() -> str:
     return f"{os.cpu_count()} cores, shared by everything; HAProxy {version}"
 
 
-def _print_problems(console: Console, n: int, trial: Trial) -> None:
+def _print_problems(console: Console, what: str, trial: Trial) -> None:
     for problem in trial.problems[:10]:
-        console.print(f"trial {n + 1}: {problem}", markup=False, highlight=False)
+        console.print(f"{what}: {problem}", markup=False, highlight=False)
 
 
 def trials_table(trials: Sequence[Trial]) -> Table:
@@ -851,12 +722,12 @@ def _print(console: Console, text: str) -> str:
     return text
 
 
-def write_document(parts: Sequence[str]) -> None:
-    """Put the figures between the document's marks."""
-    before, rest = DOCUMENT.read_text().split("<!-- figures -->")
-    _, after = rest.split("<!-- end of figures -->")
-    figures = "\n\n".join(parts)
-    DOCUMENT.write_text(f"{before}<!-- figures -->\n\n{figures}\n\n<!-- end of figures -->{after}")
+def write_document(what: str, parts: Sequence[str]) -> None:
+    """Put something between the document's marks of that name."""
+    before, rest = DOCUMENT.read_text().split(f"<!-- {what} -->")
+    _, after = rest.split(f"<!-- end of {what} -->")
+    text = "\n\n".join(parts)
+    DOCUMENT.write_text(f"{before}<!-- {what} -->\n\n{text}\n\n<!-- end of {what} -->{after}")
 
 
 if __name__ == "__main__":

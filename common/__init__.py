@@ -2,5 +2,5 @@
 
 `start`, `settings` (their kinds in `kinds`), `errors`, `logs`, `metrics`, `tracing`; then `control` (the socket on
 which the only writer of a file is asked), `at_rest` (a SQLite file read beside that writer), `threads`, `times`,
-`outgoing`, `version`.
+`outgoing`, `connections`, `version`.
 """

@@ -2,6 +2,7 @@
 
 import socket
 
+from common.connections import notice_death
 from common.errors import GatewayError
 from common.settings import GatewaySettings
 
@@ -31,6 +32,7 @@ def listen(settings: GatewaySettings) -> socket.socket:
     except OSError as error:
         raise CannotListen(settings, error) from error
     listener.setblocking(False)
+    notice_death(listener)
     return listener
 
 

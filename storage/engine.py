@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from common import metrics
+from common.connections import OF_POSTGRESQL, notice_death
 from common.errors import GatewayError
 from common.settings import ServerSettings, without_password
 
@@ -193,9 +194,11 @@ def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
         hide_parameters=True,
         isolation_level="READ COMMITTED",
         connect_args={
+            "connection_class": _Watched,
             "timeout": timeout_s,
             "command_timeout": timeout_s,
             "server_settings": {
+                **OF_POSTGRESQL,
                 "application_name": "series-gateway",
                 "statement_timeout": str(int(1000 * timeout_s)),
                 "idle_in_transaction_session_timeout": str(int(1000 * timeout_s)),
@@ -205,8 +208,20 @@ def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
 
 
 def _patient(url: URL) -> AsyncEngine:
-    """Without any time-out: a migration takes as long as it takes, and another server waits for it."""
-    return create_async_engine(url, poolclass=NullPool, hide_parameters=True)
+    """Without any time-out: a migration takes as long as it takes, and another server waits for it.
+
+    But not for one that has vanished: PostgreSQL then ends its session, and with it the lock.
+    """
+    arguments = {"connection_class": _Watched, "server_settings": OF_POSTGRESQL}
+    return create_async_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
+
+
+class _Watched(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's, that ends when PostgreSQL's host has vanished."""
+
+    def __init__(self, protocol: Any, transport: asyncio.Transport, *arguments: Any) -> None:
+        super().__init__(protocol, transport, *arguments)
+        notice_death(transport.get_extra_info("socket"))
 
 
 async def _migrate(url: URL, engine: AsyncEngine) -> None:

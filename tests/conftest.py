@@ -13,9 +13,10 @@ import looptime
 import pytest
 from sqlalchemy.engine import URL
 
+from bench import partitions
 from bench.rig import postgres
+from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
 from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
-from bench.scale import HAPROXY, HAPROXY_MISSING
 from common.settings import ServerSettings
 from db import Database
 from tests.selection import (
@@ -44,6 +45,7 @@ MISSING.update(
         "fish": lacking("fish", "fish"),
         "haproxy": None if HAPROXY else HAPROXY_MISSING,
         "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",
+        "namespaces": partitions.missing(),
         "openssl": lacking("openssl", "openssl"),
         "orthanc": None if ORTHANC else ORTHANC_MISSING,
         "postgresql": postgres.missing(),

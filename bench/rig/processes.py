@@ -143,12 +143,20 @@ def running(process: Process) -> Iterator[Process]:
         process.stop()
 
 
-def start_server(folder: Path, port: int = 0, root: Path = ROOT, /, **environment: str) -> tuple[Process, str]:
+def start_server(
+    folder: Path, port: int = 0, root: Path = ROOT, host: str = "127.0.0.1", /, **environment: str
+) -> tuple[Process, str]:
     """`uvicorn server:app` on a SQLite file in `folder`: the process and its URL, once it answers."""
     environment = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"} | environment
-    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(root), "--port", str(port), "server:app"]
-    process = Process("server", command, folder, **environment)
+    process = server_process(folder, port, root, host, **environment)
     return process, process.wait_for(_uvicorn_url)
+
+
+def server_process(folder: Path, port: int, root: Path, host: str, /, **environment: str) -> Process:
+    """The same, not waited for."""
+    where = ["--host", host, "--port", str(port)]
+    command = [sys.executable, "-m", "uvicorn", "--app-dir", str(root), *where, "server:app"]
+    return Process("server", command, folder, **environment)
 
 
 def start_gateway(
@@ -162,6 +170,19 @@ def start_gateway(
     command = [sys.executable, str(root / "client.py"), "--scp-port", str(port), "--server-url", server_url]
     process = Process("gateway", command, folder, **environment)
     return process, int(process.wait_for_event("gateway.started")["port"])
+
+
+def make_key(folder: Path, environment: Mapping[str, str], name: str, scope: str) -> Path:
+    """A file with a new key, made as an operator makes one."""
+    path = folder / f"{name}.key"
+    command_line(folder, environment, "server.py", "keys", "create", name, "--scope", scope, "--save", str(path))
+    return path
+
+
+def command_line(folder: Path, environment: Mapping[str, str], program: str, *arguments: str) -> None:
+    """Do what an operator types."""
+    command = [sys.executable, str(ROOT / program), *arguments]
+    subprocess.run(command, cwd=folder, env={**without_settings(), **environment}, check=True, capture_output=True)
 
 
 @contextmanager

@@ -122,8 +122,9 @@ def feed(acceptor: Acceptor, stream: bytes, cut: int) -> None:
 class Sender:
     """Sends its images, in their order, until each was answered 0x0000 or the time is up."""
 
-    def __init__(self, port: int, images: Sequence[Dataset], deadline: float) -> None:
+    def __init__(self, port: int, images: Sequence[Dataset], deadline: float, host: str = "127.0.0.1") -> None:
         self._port = port
+        self._host = host
         self._images = images
         self._deadline = deadline
         """Monotonic seconds."""
@@ -153,9 +154,9 @@ class PynetdicomSender(Sender):
 
     def send(self, images: list[Dataset]) -> Iterator[int]:
         ae = AE("FAULTS")
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 6
+        ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 6
         contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian)]
-        assoc = pure_scu(ae.associate("127.0.0.1", self._port, contexts))
+        assoc = pure_scu(ae.associate(self._host, self._port, contexts))
         for n, ds in enumerate(images):
             if not assoc.is_established:
                 return

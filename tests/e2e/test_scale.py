@@ -1,11 +1,13 @@
-"""A short kill test of `make scale`, and what shows that it can fail. docs/scale.md has the full one."""
+"""Short rounds of `make scale`, and what shows that they can fail. docs/scale.md has the full ones."""
 
+import os
 import re
 import subprocess
 import sys
 
 import pytest
 
+from bench.rig.network import NAMESPACES, PREFIX, network
 from bench.rig.processes import ROOT
 
 pytestmark = [
@@ -16,10 +18,15 @@ pytestmark = [
 ]
 
 
-def scale(*arguments: str) -> tuple[int, str]:
-    """One trial: its exit code and its output."""
+DOUBLED = r"scale: lost=0 doubled=[1-9]\d*"
+KILLS = ("kills", "--trials", "1", "--images", "200")
+PARTITIONS = ("partitions", "--partitions", "10", "--seed", "3")  # which cuts off the stream's follower, too
+
+
+def scale(part: str, *arguments: str) -> tuple[int, str]:
+    """One part: its exit code and its output."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.scale", "--only", "kills", "--trials", "1", "--images", "200", *arguments],
+        [sys.executable, "-m", "bench.scale", "--only", part, *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -30,13 +37,53 @@ def scale(*arguments: str) -> tuple[int, str]:
 
 
 def test_nothing_is_lost_or_doubled_whichever_process_is_killed() -> None:
-    code, output = scale()
+    code, output = scale(*KILLS)
     assert code == 0, output
     assert output.splitlines()[-1] == "scale: lost=0 doubled=0"
 
 
 @pytest.mark.parametrize("broken", ["union", "follower"])
 def test_the_kill_test_notices_what_is_broken(broken: str) -> None:
-    code, output = scale("--break-it", broken)
+    code, output = scale(*KILLS, "--break-it", broken)
     assert code == 1, output
-    assert re.fullmatch(r"scale: lost=0 doubled=[1-9]\d*", output.splitlines()[-1]), output
+    assert re.fullmatch(DOUBLED, output.splitlines()[-1]), output
+
+
+@pytest.mark.peer("namespaces")
+def test_nothing_is_lost_or_doubled_whichever_host_is_cut_off() -> None:
+    code, output = scale(*PARTITIONS)
+    assert code == 0, output
+    assert output.splitlines()[-1] == "scale: lost=0 doubled=0"
+
+
+@pytest.mark.peer("namespaces")
+@pytest.mark.parametrize("broken", ["union", "follower"])
+def test_the_partitions_notice_what_is_broken(broken: str) -> None:
+    code, output = scale(*PARTITIONS, "--break-it", broken)
+    assert code == 1, output
+    assert re.fullmatch(DOUBLED, output.splitlines()[-1]), output
+
+
+@pytest.mark.peer("namespaces")
+def test_nobody_waits_for_ever_for_a_host_that_is_cut_off() -> None:
+    code, output = scale("noticing")
+    assert code == 0, output
+    assert "not at all" not in output
+
+
+@pytest.mark.peer("namespaces")
+def test_a_process_that_was_killed_leaves_no_hosts_behind() -> None:
+    making = (
+        "import os, bench.rig.network as n; made = n.network(['one', 'two']); made.__enter__(); os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", making], cwd=ROOT)
+    killed.wait()
+    assert len(left_by(killed.pid)) == 3
+    with network(["one"]):
+        assert not left_by(killed.pid)
+        assert left_by(os.getpid())
+    assert not left_by(os.getpid())
+
+
+def left_by(pid: int) -> list[str]:
+    return [path.name for path in NAMESPACES.glob(f"{PREFIX}{pid}-*")]

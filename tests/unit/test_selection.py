@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.selection import MISSING, NOT_FROM_DEBIAN
+from tests.selection import MISSING, NOT_FROM_DEBIAN, required
 
 ROOT = Path(__file__).parents[2]
 FILES = {
@@ -103,6 +103,14 @@ def test_who_requires_the_peers_sees_what_is_missing_fail(folder: Path) -> None:
     assert "left out" not in out
 
 
+def test_who_is_not_root_is_not_required_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUIRE_REAL_PEERS", "1")
+    for user in (0, 1000):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert required("namespaces") == (user == 0)
+        assert required("haproxy")
+
+
 def test_no_property_has_to_be_shown_by_the_clock() -> None:
     assert settings().deadline is None
     assert HealthCheck.too_slow in settings().suppress_health_check
@@ -118,5 +126,5 @@ def test_every_peer_of_a_test_is_known_and_comes_with_what_ci_installs() -> None
     assert marked <= MISSING.keys()
     packages = re.findall(r"[\w-]+", re.findall(r"packages=\((.+)\)", (ROOT / ".ci" / "run").read_text())[0])
     of_pip_or_always = {"bash", "postgresql", *NOT_FROM_DEBIAN}
-    of_another_name = {"promtool": "prometheus"}
+    of_another_name = {"promtool": "prometheus", "namespaces": "nftables"}
     assert {of_another_name.get(name, name) for name in MISSING.keys() - of_pip_or_always} <= set(packages)
