@@ -13,7 +13,7 @@ import looptime
 import pytest
 from sqlalchemy.engine import URL
 
-from bench.rig import postgres
+from bench.rig import images, postgres
 from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
 from bench.scale import HAPROXY, HAPROXY_MISSING
 from common.settings import ServerSettings
@@ -41,6 +41,7 @@ MISSING.update(
         "chromium": None if CHROMIUM else CHROMIUM_MISSING,
         "curl": lacking("curl", "curl"),
         "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,
+        "docker": images.missing(),
         "fish": lacking("fish", "fish"),
         "haproxy": None if HAPROXY else HAPROXY_MISSING,
         "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",
