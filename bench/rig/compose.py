@@ -19,7 +19,11 @@ COMMAND_TIMEOUT_S = 900.0  # the longest one builds the image
 WAIT_S = 180.0
 AGAIN_S = 0.5
 COMPOSE_FILES = ("docker-compose.yml", "deploy/compose/two-gateways.yml")
-CAPABILITIES = ("SYS_ADMIN", "SYS_PTRACE", "NET_ADMIN")  # systemd makes mounts, users' and network namespaces for its units
+CAPABILITIES = (
+    "SYS_ADMIN",
+    "SYS_PTRACE",
+    "NET_ADMIN",
+)  # systemd makes mounts, users' and network namespaces for its units
 
 
 class CommandFailed(Exception):
@@ -88,7 +92,9 @@ class Project:
     def inside(self, service: str, script: str) -> str:
         """What a script says in the container."""
         return run(
-            ["docker", "compose", "exec", "-T", service, "sh", "-c", script], self.folder, COMPOSE_PROJECT_NAME=self.name
+            ["docker", "compose", "exec", "-T", service, "sh", "-c", script],
+            self.folder,
+            COMPOSE_PROJECT_NAME=self.name,
         )
 
     def end(self) -> None:
@@ -122,7 +128,17 @@ class Machine:
         rights += ["--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"]
         mounts = [option for name in ("/run", "/run/lock", "/tmp", "/sys/fs/cgroup") for option in ("--tmpfs", name)]  # noqa: S108
         ports = ["--publish", f"127.0.0.1:{self.port}:6667"]
-        command = ["docker", "run", "--detach", "--name", self.name, "--hostname", "machine", "--env", "container=docker"]
+        command = [
+            "docker",
+            "run",
+            "--detach",
+            "--name",
+            self.name,
+            "--hostname",
+            "machine",
+            "--env",
+            "container=docker",
+        ]
         run([*command, "--cgroupns", "private", *rights, *mounts, *ports, images.SYSTEMD], folder)
 
     def __call__(self, script: str) -> str:

@@ -85,7 +85,9 @@ def make_python(image: str) -> None:
     with tempfile.TemporaryDirectory(prefix="series-gateway-debian-") as folder:
         root = Path(folder)
         run("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", folder, *mirror())
-        shutil.copyfile(os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().openssl_cafile, root / CERTIFICATES)
+        shutil.copyfile(
+            os.environ.get("SSL_CERT_FILE") or ssl.get_default_verify_paths().openssl_cafile, root / CERTIFICATES
+        )
         (root / "etc/pip.conf").write_text(pip_configuration())
         (root / "usr/local/bin/python").symlink_to("/usr/bin/python3")
         for name in ("apt/lists", "apt/archives"):

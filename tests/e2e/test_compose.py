@@ -55,7 +55,11 @@ def send(compose: Project, files: list[Path], modality: str = "GATEWAY") -> None
 
 def rows(compose: Project, key: str) -> dict[str, dict[str, object]]:
     """The rows, by README's command."""
-    command = line(README, 'curl -H "Authorization: Bearer KEY"').replace("KEY", key).replace("8000", str(compose.ports[8000]))
+    command = (
+        line(README, 'curl -H "Authorization: Bearer KEY"')
+        .replace("KEY", key)
+        .replace("8000", str(compose.ports[8000]))
+    )
     said = compose(command.replace("curl", "curl --silent --show-error"))
     return {row["SeriesInstanceUID"]: row for row in json.loads(said)["series"]}
 

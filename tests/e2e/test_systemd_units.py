@@ -5,13 +5,14 @@ The machine is a container of Debian's packages (bench/rig/images.py); of the un
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
 from pynetdicom import AE
 
-from bench.rig.compose import Machine, machine, until
+from bench.rig.compose import CommandFailed, Machine, machine, until
 from bench.rig.senders import synthetic_series
 from tests.e2e.test_documented_commands import OPERATIONS, lines
 
@@ -52,16 +53,20 @@ def run_command(box: Machine, command: str) -> str:
 
 def send(box: Machine, series: list[Dataset]) -> None:
     """As the modality that the gateway lets in; every image has to be kept."""
+    until(lambda: listening(box))
     ae = AE("CT1")
     ae.add_requested_context(series[0].SOPClassUID)
+    assoc = ae.associate("127.0.0.1", box.port, ae_title="STORESCP")
+    assert {assoc.send_c_store(ds).Status for ds in series} == {0}
+    assoc.release()
 
-    def associated() -> object | None:
-        assoc = ae.associate("127.0.0.1", box.port, ae_title="STORESCP")
-        return assoc if assoc.is_established else None
 
-    assoc = until(associated)
-    assert {assoc.send_c_store(ds).Status for ds in series} == {0}  # type: ignore[attr-defined]
-    assoc.release()  # type: ignore[attr-defined]
+def listening(box: Machine) -> bool | None:
+    """Whether the gateway takes images; systemd calls a process started that has only begun."""
+    with suppress(CommandFailed):
+        run_command(box, "status")
+        return True
+    return None
 
 
 def stored(box: Machine, *sent: list[Dataset]) -> None:
@@ -131,9 +136,9 @@ def check_rotation(box: Machine) -> None:
     rotate = "logrotate --force /etc/logrotate.d/series-server"
     box(f"{READ}{rotate}")
     whole = box(f"cat {log}.1")
-    assert '"who": "reader"' in whole
+    assert ' reader"' in whole
     box(READ)
-    assert len(box(f"cat {log}").splitlines()) == 1
+    assert ' reader"' in box(f"cat {log}")
     box(rotate)
     assert box(f"zcat {log}.2.gz") == whole
     assert set(box(f"stat -c '%a %U' {log}*").splitlines()) == {"600 series-server"}
