@@ -1,4 +1,4 @@
-"""A copy of the project in containers of its own: a Compose project with free ports, and a machine whose first process is systemd."""
+"""A copy of the project in containers: a Compose project with free ports, and a machine run by systemd."""
 
 import re
 import shutil

@@ -1,7 +1,7 @@
 """The images of Dockerfile and docker-compose.yml where none can be pulled: Debian's packages under the pinned names.
 
-For tests only, since versions differ; they take settings, users and paths as the pinned ones do. What is there already is left
-alone, so who can pull does (`docker compose pull`), and the tests run on that. They keep their names: `--remove` takes them away.
+For tests only, since versions differ; they take settings, users and paths as the pinned ones do. What is there already
+is left alone: who can pull does (`docker compose pull`), and the tests run on that. `--remove` takes stand-ins away.
 """
 
 import fcntl
@@ -38,7 +38,7 @@ def missing() -> str | None:
         return "no Docker engine answers (is dockerd running, may this user ask it?)"
     version = answer("docker", "compose", "version", "--short")
     if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) < COMPOSE_SINCE:
-        return f"docker compose is {version or 'missing'}, 2.24.4 or later is needed (Debian 13: docker-compose; see .ci/run)"
+        return f"docker compose is {version or 'missing'}: 2.24.4 or later is needed (Debian 13: docker-compose)"
     return None
 
 

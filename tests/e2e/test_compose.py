@@ -1,7 +1,7 @@
-"""docker-compose.yml, really run: every service healthy, what Orthanc sends verified, nothing lost when all is made anew.
+"""docker-compose.yml, really run: all healthy, what Orthanc sends verified, nothing lost when all is made anew.
 
-Where no image can be pulled, Debian's packages stand in for those that it pins (bench/rig/images.py). Grafana and Jaeger, which
-are no packages, are not run.
+Where no image can be pulled, Debian's packages stand in for those that it pins (bench/rig/images.py). Grafana and
+Jaeger, which are no packages, are not run.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The units of deploy/systemd, really started: installed by the lines of docs/operations.md on a machine whose first process is systemd.
+"""The units of deploy/systemd, really started by systemd, once the lines of docs/operations.md have installed them.
 
 The machine is a container of Debian's packages (bench/rig/images.py); of the units no line is left out or changed.
 """
@@ -19,7 +19,8 @@ from tests.e2e.test_documented_commands import OPERATIONS, lines
 pytestmark = [pytest.mark.slow, pytest.mark.peer("docker"), pytest.mark.timeout(1800)]
 UNITS = ("series-server", "series-gateway")
 PYTHON = "/opt/series-gateway/.venv/bin/python"
-SITE = "sed -i -e 's/^GATEWAY_ALLOWED_PEERS=.*/GATEWAY_ALLOWED_PEERS=CT1/' -e '/^GATEWAY_PACS=/d' /etc/series-gateway/gateway.env"
+SITE = "sed -i -e 's/^GATEWAY_ALLOWED_PEERS=.*/GATEWAY_ALLOWED_PEERS=CT1/' -e '/^GATEWAY_PACS=/d' "
+SITE += "/etc/series-gateway/gateway.env"
 READ = f"""{PYTHON} -c '
 import pathlib, urllib.request
 key = pathlib.Path("/root/reader").read_text().strip()
@@ -82,7 +83,7 @@ def stored(box: Machine, *sent: list[Dataset]) -> None:
 
 
 def check_rights(box: Machine, unit: str) -> None:
-    """As the unit says: its user, no capability, none to gain, system calls filtered, a disk that is read-only but for its state."""
+    """As the unit says: its user, no capability, none to gain, system calls filtered, writing to its state only."""
     pid = shown(box, unit, "MainPID")
     status = dict(re.findall(r"^(\w+):\s+(\w+)", box(f"cat /proc/{pid}/status"), re.MULTILINE))
     assert status["Uid"] == box(f"id -u {unit}").strip() != "0"
