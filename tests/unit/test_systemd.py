@@ -1,4 +1,4 @@
-"""deploy/systemd fits systemd's checks, itself, our settings and processes; tests/e2e/test_systemd_units.py starts it."""
+"""deploy/systemd fits systemd's checks, itself, settings and processes; tests/e2e/test_systemd_units.py starts it."""
 
 import re
 import shlex
