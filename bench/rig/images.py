@@ -27,6 +27,7 @@ PACKAGES = "ca-certificates,python3,python3-pip,python3-venv"
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 PIP_OPTIONS = {"index-url", "extra-index-url", "proxy", "trusted-host"}  # how this machine reaches the index
 COMPOSE_SINCE = (2, 24, 4)  # `!override`, with which the tests take ports that are free
+ANSWER_TIMEOUT_S = 30.0  # for a question to an engine, which may hang
 TIMEOUT_S = 900.0  # for one image, of which a busy machine with a slow line makes many
 
 
@@ -44,7 +45,10 @@ def missing() -> str | None:
 
 def answer(*command: str) -> str:
     """What a command prints, or nothing."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
