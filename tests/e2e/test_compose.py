@@ -132,6 +132,7 @@ def test_what_orthanc_sends_is_verified_and_kept_when_all_is_made_anew(compose: 
 
     compose("docker compose stop")
     states = compose("docker compose ps --all --format '{{.Service}} {{.ExitCode}}'")
+    assert {"client", "server"} <= set(states.split())
     assert "137" not in states.split(), "a process was killed, since it did not stop in time"
     compose("docker compose down")
     compose(UP)
