@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo play test test-all lint faults bench policies completion attacks scale up
+.PHONY: demo play test test-all compose-test lint faults bench policies completion attacks scale up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -21,6 +21,9 @@ test: $(VENV)/testing ## the tests but for the slow ones; missing peers are name
 
 test-all: $(VENV)/testing ## every test
 	@$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+
+compose-test: $(VENV)/testing ## docker compose up and the systemd units, really run; needs a Docker engine
+	@$(BIN)/python -m pytest -n 0 tests/e2e/test_compose.py tests/e2e/test_systemd_units.py $(ARGS)
 
 lint: $(VENV)/testing ## ruff and mypy
 	@$(BIN)/ruff format --check .

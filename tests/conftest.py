@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy.engine import URL
 
 from bench import partitions
-from bench.rig import postgres
+from bench.rig import images, postgres
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
 from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
 from common.settings import ServerSettings
@@ -42,6 +42,7 @@ MISSING.update(
         "chromium": None if CHROMIUM else CHROMIUM_MISSING,
         "curl": lacking("curl", "curl"),
         "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,
+        "docker": images.missing(),
         "fish": lacking("fish", "fish"),
         "haproxy": None if HAPROXY else HAPROXY_MISSING,
         "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",

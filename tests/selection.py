@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 MISSING: dict[str, str | None] = {}  # by peer, what to install; None where it is here
-NOT_FROM_DEBIAN = {"kubectl", "tmpfs"}  # no package brings these: REQUIRE_REAL_PEERS does not ask for them
+NOT_FROM_DEBIAN = {"docker", "kubectl", "tmpfs"}  # no package alone brings these: REQUIRE_REAL_PEERS asks for none
 ROOTS = {"namespaces"}  # nor for these, of who is not root
 KINDS = ("unit", "integration", "e2e")  # the folders, the fastest first
 MAX_PROCESSES = 8  # of tests, whatever the number of cores says: a container may own few of them

@@ -81,6 +81,7 @@ def test_make_demo_stores_what_was_sent(pacs: str) -> None:
         ("test", "python -m pytest"),
         ("test-all", 'python -m pytest -m "slow or not slow"'),
         ("test ARGS='-k idle'", "python -m pytest -k idle"),
+        ("compose-test", "python -m pytest -n 0 tests/e2e/test_compose.py tests/e2e/test_systemd_units.py"),
         ("faults", "python -m bench.faults"),
         ("bench", "python -m bench.receive"),
         ("policies", "python -m bench.completion"),

@@ -1,4 +1,4 @@
-"""What no container engine checks here: every path, port, variable and command of the deployment files exists."""
+"""Every path, port, variable and command of the deployment files exists; tests/e2e/test_compose.py runs them."""
 
 import ast
 import json
@@ -174,12 +174,19 @@ def test_orthanc_knows_the_gateway() -> None:
     }
 
 
-def test_orthanc_and_the_health_check_may_send() -> None:
-    health_check = SERVICES["client"]["healthcheck"]["test"][-1]
-    (ae_title,) = re.findall(r'AE\("(\w+)"\)', health_check)
-    assert of_gateway().may_associate(ae_title, "127.0.0.1")
+def test_orthanc_alone_may_send() -> None:
     assert of_gateway().may_associate("ORTHANC", "172.18.0.2")  # Orthanc's own default title
     assert not of_gateway().may_associate("SOMEONE", "172.18.0.2")
+
+
+def test_the_gateways_health_check_is_the_probe_that_is_mounted() -> None:
+    *python, path, question = SERVICES["client"]["healthcheck"]["test"][1:]
+    assert (python, question) == (["python", "-I", "-S"], "ready")
+    assert f"./deploy/kubernetes/probe.py:{path}:ro" in SERVICES["client"]["volumes"]
+
+
+def test_no_health_check_needs_an_engine_of_2024() -> None:
+    assert not any("start_interval" in service.get("healthcheck", {}) for service in SERVICES.values())
 
 
 def test_images_are_pinned() -> None:
@@ -191,9 +198,10 @@ def test_images_are_pinned() -> None:
 def test_volumes_are_declared_and_mounted_files_exist() -> None:
     mounts = [mount.split(":") for service in SERVICES.values() for mount in service.get("volumes", [])]
     assert {source for source, *_ in mounts if not source.startswith("./")} == COMPOSE["volumes"].keys()
-    assert [source for source, *_ in mounts if source.startswith("./") and not (ROOT / source).is_dir()] == []
+    assert [source for source, *_ in mounts if source.startswith("./") and not (ROOT / source).exists()] == []
     assert all(mount[2:] == ["ro"] for mount in mounts if mount[0].startswith("./"))
-    assert {path for name in OURS for _, path, *_ in [m.split(":") for m in SERVICES[name]["volumes"]]} == set(
+    ours = [mount.split(":") for name in OURS for mount in SERVICES[name]["volumes"]]
+    assert {path for source, path, *_ in ours if not source.startswith("./")} == set(
         re.findall(r" (/\w+)", re.findall("install -d .*", DOCKERFILE)[0])
     )
     assert "VOLUME /data" in DOCKERFILE

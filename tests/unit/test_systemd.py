@@ -1,4 +1,4 @@
-"""What is not booted here: deploy/systemd fits systemd's own checks, itself, our settings and our processes."""
+"""deploy/systemd fits systemd's checks, itself, settings and processes; tests/e2e/test_systemd_units.py starts it."""
 
 import re
 import shlex
