@@ -36,7 +36,9 @@ async def running(app: FastAPI, settings: ServerSettings, patience: Patience) ->
             app.state.audit = stack.enter_context(audit_log(settings.audit_path))
             app.state.spans = await stack.enter_async_context(open_spans("series-server", Spans))
             database = app.state.database = await stack.enter_async_context(Database.open(settings))
-            http = await stack.enter_async_context(http_client(timeout=REQUEST_TIMEOUT_S))
+            http = await stack.enter_async_context(
+                http_client(trust_env=settings.proxy_from_env, timeout=REQUEST_TIMEOUT_S)
+            )
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             follower = app.state.follower = Follower(database)
             app.state.keys = database.keys

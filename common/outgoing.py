@@ -16,6 +16,11 @@ class NoCookies(CookieJar):
     def add_cookie_header(self, request: object) -> None: ...
 
 
-def http_client(**options: Any) -> httpx.AsyncClient:
-    """An httpx client without cookies. Redirects are not followed: a report goes where the settings say."""
-    return httpx.AsyncClient(cookies=NoCookies(), follow_redirects=False, headers={"User-Agent": agent()}, **options)
+def http_client(*, trust_env: bool = False, **options: Any) -> httpx.AsyncClient:
+    """An httpx client without cookies. Redirects are not followed: a report goes where the settings say.
+
+    `trust_env`: whether it goes through the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name.
+    """
+    return httpx.AsyncClient(
+        trust_env=trust_env, cookies=NoCookies(), follow_redirects=False, headers={"User-Agent": agent()}, **options
+    )

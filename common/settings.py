@@ -131,6 +131,9 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     server_ca: Path | None = kinds.file(
         None, "PEM certificates that an https server's is checked against; by default the system's."
     )
+    proxy_from_env: bool = kinds.truth(
+        False, "Reach the server through the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name."
+    )
     api_key: Secret | None = kinds.secret(
         "Key that the server wants, sent as a bearer token; not a flag, for others would see it."
     )
@@ -371,6 +374,9 @@ class ServerSettings(Settings, prefix="SERVER_"):
     requests_per_s: float = kinds.rate(500.0, "Requests of one key, or of this machine; beyond it 429.")
     audit_path: Path | None = kinds.file(
         None, "File of its own for the audit log, JSON Lines; by default it goes with the other logs."
+    )
+    proxy_from_env: bool = kinds.truth(
+        False, "Post webhooks through the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name."
     )
     retrieve_url: Url | None = kinds.url(
         None,

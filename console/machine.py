@@ -23,6 +23,7 @@ FORGETS = {"tmpfs": "memory, and gone after a reboot", "ramfs": "memory, and gon
 FORGETS |= {"overlay": "a container's own layer, and gone with the container", "aufs": "a container's own layer"}
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs", "lustre"}
 AS_ITS_USER = "Run this as the user whom it runs as."
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 LOCAL_DISK = "Name a file on a local disk (in a container: on a volume)"
 
 
@@ -194,3 +195,14 @@ def address_towards(host: str) -> str:
             return str(sock.getsockname()[0])
     except OSError:
         return socket.gethostname()
+
+
+def proxy(setting: str, *, is_used: bool) -> list[Finding]:
+    """Say what becomes of a proxy that the environment names. `setting` decides."""
+    named = ", ".join(name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower()))
+    if is_used and named:
+        return [ok("proxy", f"calls go through the proxy of {named}, which reads what is not https")]
+    if is_used:
+        cure = f"Name the proxy there, or remove {setting}."
+        return [warning("proxy", f"{setting} is true, and none of {', '.join(PROXIES)} is set", cure)]
+    return [ok("proxy", f"{named} is set, and not used: {setting}=true would use it")] if named else []

@@ -20,6 +20,7 @@ from common.logs import places
 from common.tracing import named
 from gateway.clock import from_wall_clock
 from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.pieces import may_be_large, pieces
 from gateway.server_client import MAX_REFUSAL, SeriesRejected, ServerUnavailable, post_report
 from gateway.spans import GatewaySpans
 from models import SeriesKey, SeriesRecord
@@ -268,10 +269,13 @@ class SeriesDispatcher:
         self.pause(pause_s)
 
     async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
-        """One try, in the report's trace. Raises ServerUnavailable or SeriesRejected."""
+        """One try, in the report's trace, in pieces where it is large. Raises ServerUnavailable or SeriesRejected."""
         headers: dict[str, str] = {}
         with self._spans.post(traceparent, headers) if self._spans else nullcontext():
-            return await post_report(self._http, report, headers)
+            *parts, last = await asyncio.to_thread(pieces, report) if may_be_large(report) else [report]
+            for part in parts:
+                await post_report(self._http, part, headers)
+            return await post_report(self._http, last, headers)
 
 
 def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | None:

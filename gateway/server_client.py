@@ -40,6 +40,15 @@ KEY_PROBLEMS = {  # no fault of the report
     401: "GATEWAY_API_KEY is missing, wrong, expired or revoked",
     403: "the key lacks the scope series:write",
 }
+ELSEWHERE = "GATEWAY_SERVER_URL or a proxy's routes lead elsewhere: correct them"
+NOT_OF_THE_REPORT = {  # where a proxy, or a server at another path, says it (RFC 9110 §15.5)
+    404: ELSEWHERE,
+    405: ELSEWHERE,
+    410: ELSEWHERE,
+    413: "a proxy takes no body of this size: raise its limit (nginx: client_max_body_size 16m)",
+    421: "a proxy does not know the host name of GATEWAY_SERVER_URL: correct it, or the proxy's server names",
+}
+ROUTERS_WORDS = ("Not Found", "Method Not Allowed")  # of our server at a path that it does not have
 MAX_FIELDS = 10  # fields of a refusal
 MAX_REFUSAL = 1000  # characters of a refusal
 STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -64,6 +73,7 @@ def server_client(settings: GatewaySettings) -> httpx.AsyncClient:
         base_url=str(settings.server_url),
         timeout=settings.request_timeout_s,
         verify=tls,
+        trust_env=settings.proxy_from_env,
         auth=Bearer(settings.api_key.get_secret_value() if settings.api_key else None, settings.api_key_file),
     )
 
@@ -264,6 +274,10 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
         raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
     if status >= 500 or status in RETRYABLE:
         raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
+    if 400 <= status < 500 and not _is_about_the_report(answer):
+        cure = NOT_OF_THE_REPORT.get(status, "what stands before the server refuses it: correct that")
+        problem = f"HTTP {status}, and not of our server's about the report: {cure}"
+        raise ServerUnavailable(problem, wait_s, whole_server=status in NOT_OF_THE_REPORT.keys() - {413})
     if 400 <= status < 500:
         raise SeriesRejected(f"HTTP {status} {_problem(answer)}"[:MAX_REFUSAL])
     try:
@@ -286,6 +300,17 @@ def retry_after_s(header: str | None) -> float:
         return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
     except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
         return 0.0
+
+
+def _is_about_the_report(answer: Answer) -> bool:
+    """Whether our server has looked at the report and refuses it: it says so in JSON, and proxies do not."""
+    if answer.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        return True
+    try:
+        detail = json.loads(answer.content)["detail"]
+    except Exception:  # a stranger's words, of any shape
+        return False
+    return isinstance(detail, str | list) and detail not in ROUTERS_WORDS
 
 
 def _problem(answer: Answer) -> str:

@@ -58,6 +58,7 @@ def _settings(settings: ServerSettings) -> list[Finding]:
     return [
         ok("settings", f"given: {given or 'none'}; the rest are defaults"),
         *machine.readable_by_others("settings", secret),
+        *machine.proxy("SERVER_PROXY_FROM_ENV", is_used=settings.proxy_from_env),
     ]
 
 

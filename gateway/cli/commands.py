@@ -58,6 +58,7 @@ SECTIONS = {
     "Server and key": (
         "server_url",
         "server_ca",
+        "proxy_from_env",
         "api_key_file",
         "id",
         "dispatch_concurrency",

@@ -14,6 +14,7 @@ import httpx
 from common.settings import GatewaySettings, Peer, is_loopback
 from common.threads import in_thread
 from common.version import compared, said_in, version
+from console import machine
 from console.findings import Finding, certificate_problem, failed, of_error, ok, warning
 from dicom.query_retrieve import probe
 from dicom.scu import Line, PacsUnavailable
@@ -112,7 +113,7 @@ def _as_a_peer(settings: GatewaySettings) -> Callable[[], Tls] | None:
 
 async def server(settings: GatewaySettings) -> list[Finding]:
     """Whether it answers, takes our key, and has the same time: asked as the gateway asks."""
-    findings = _clear_text(settings)
+    findings = _clear_text(settings) + machine.proxy("GATEWAY_PROXY_FROM_ENV", is_used=settings.proxy_from_env)
     try:
         http = await in_thread(partial(server_client, settings), "server")
     except CannotCall as error:

@@ -143,6 +143,61 @@ async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(stat
     assert len(server.times) == 2
 
 
+@pytest.mark.parametrize("content", [b"<html>404 page not found", b'{"message": "no route"}', b"", b"[1]"])
+@pytest.mark.parametrize(
+    ("status", "cure"),
+    [
+        (400, "correct that"),
+        (404, "GATEWAY_SERVER_URL"),
+        (405, "routes"),
+        (410, "GATEWAY_SERVER_URL"),
+        (413, "client_max_body_size"),
+        (421, "host name"),
+        (451, "correct that"),
+    ],
+)
+async def test_what_a_proxy_refuses_says_nothing_of_the_report_and_is_tried_again(
+    status: int, cure: str, content: bytes
+) -> None:
+    answer = httpx.Response(status, content=content)
+    with capture_logs() as logs:
+        async with dispatching(Server(answer, answer)) as line:
+            await line.report(make_report("1"))
+            await line.dispatcher.drain(600)
+            assert line.states() == ["delivered"]
+    delayed = [entry for entry in logs if entry["event"] == "report.delayed"]
+    assert len(delayed) == 2
+    assert all(cure in entry["reason"] and f"HTTP {status}" in entry["reason"] for entry in delayed)
+
+
+@pytest.mark.parametrize(("status", "words"), [(404, "Not Found"), (405, "Method Not Allowed")])
+async def test_a_path_that_our_server_does_not_have_says_nothing_of_the_report(status: int, words: str) -> None:
+    async with dispatching(Server(httpx.Response(status, json={"detail": words}))) as line:
+        await line.report(make_report("1"))
+        await line.dispatcher.drain(600)
+        assert line.states() == ["delivered"]
+
+
+async def test_a_large_report_travels_in_parts_of_which_the_last_one_has_the_verdict() -> None:
+    server = Server()
+    async with dispatching(server) as line:
+        await line.report(make_report(*map(str, range(1, 12_002))))
+        await line.dispatcher.drain(60)
+        assert line.states() == ["delivered"]
+    assert [len(report.SOPInstanceUIDs or ()) for report in server.reports] == [5000, 5000, 2001]
+    assert [report.Verdict for report in server.reports] == [None, None, "idle"]
+    assert len({uid for report in server.reports for uid in report.SOPInstanceUIDs or ()}) == 12_001
+
+
+async def test_a_part_that_fails_is_posted_again_with_what_comes_behind_it() -> None:
+    server = Server(httpx.Response(200, json=stored(make_report("1")).json()), httpx.Response(503))
+    async with dispatching(server) as line:
+        await line.report(make_report(*map(str, range(1, 7_002))))
+        await line.dispatcher.drain(60)
+        assert line.states() == ["delivered"]
+    assert [len(report.SOPInstanceUIDs or ()) for report in server.reports] == [5000, 2001]
+
+
 @pytest.mark.parametrize(
     ("answer", "kept"),
     [
@@ -152,8 +207,8 @@ async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(stat
         ),
         (httpx.Response(422, content=rb'{"detail": [{"loc": "Marked", "type": "\ud800"}]}'), ": refused"),
         (httpx.Response(422, json={"detail": ["Marked"]}), "Unprocessable Entity"),
-        (httpx.Response(413, content=b"Marked"), "Request Entity Too Large"),
-        (httpx.Response(499, extensions={"reason_phrase": b"Marked"}), ""),
+        (httpx.Response(413, json={"detail": "Marked"}), "Request Entity Too Large"),
+        (httpx.Response(499, json={"detail": []}, extensions={"reason_phrase": b"Marked"}), ""),
     ],
     ids=["field", "surrogate", "strings", "text", "reason"],
 )
