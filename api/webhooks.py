@@ -21,16 +21,18 @@ import httpx
 import structlog
 
 from api.follower import Follower
+from common.outgoing import retry_after_s
 from db import Database
 from models import Change
 from storage.engine import DatabaseUnavailable
+from storage.webhooks import FOR_EVER
 
 REQUEST_TIMEOUT_S = 10.0
 LOOK_S = 1.0  # for webhooks that are due again, or were added
 RETRY_BASE_S = 1.0
 RETRY_MAX_S = 300.0
 GIVE_UP_S = 86400.0
-TRY_AGAIN = {408, 425, 429}  # besides 5xx; any other answer than 2xx is a refusal
+GONE = 410  # it wants no more (RFC 9110 §15.5.11, Standard Webhooks)
 AT_ONCE = 20
 
 log = structlog.get_logger()
@@ -78,7 +80,7 @@ class Teller:
     async def _told(self, webhook: Mapping[str, Any], change: Change) -> dict[str, Any]:
         """One try of one change; what it changes of the webhook's row."""
         now = datetime.now(UTC)
-        problem, final = await self._post(webhook, change)
+        problem, wait_s = await self._post(webhook, change)
         done = {
             "Position": change.Number,
             "Attempts": 0,
@@ -88,19 +90,23 @@ class Teller:
         }
         if problem is None:
             return done
-        first = webhook["FirstAttemptAt"] or now
-        if final or now - first > timedelta(seconds=GIVE_UP_S):
+        first, attempts = webhook["FirstAttemptAt"] or now, webhook["Attempts"] + 1
+        if wait_s == math.inf:
+            problem += f": it wants no more; `python server.py webhooks replay {webhook['Id']}` goes on with change "
+            problem += str(change.Number)
+            log.error("webhook.ended", webhook=webhook["Id"], change=change.Number, reason=problem)
+            return {"Attempts": attempts, "FirstAttemptAt": first, "NextAttemptAt": FOR_EVER, "Problem": problem}
+        if now - first > timedelta(seconds=GIVE_UP_S):
             log.error("webhook.rejected", webhook=webhook["Id"], change=change.Number, reason=problem)
             await self._database.webhooks.bury(webhook["Id"], change.Number, problem)
             return done
-        attempts = webhook["Attempts"] + 1
         delay_s = random.uniform(0, min(RETRY_MAX_S, RETRY_BASE_S * 2.0 ** min(attempts, 20)))  # noqa: S311
         log.warning("webhook.delayed", webhook=webhook["Id"], change=change.Number, reason=problem)
-        next_at = now + timedelta(seconds=delay_s)
+        next_at = now + timedelta(seconds=max(delay_s, wait_s))
         return {"Attempts": attempts, "FirstAttemptAt": first, "NextAttemptAt": next_at, "Problem": problem}
 
-    async def _post(self, webhook: Mapping[str, Any], change: Change) -> tuple[str | None, bool]:
-        """What went wrong, if anything, and whether it is of no use to try again."""
+    async def _post(self, webhook: Mapping[str, Any], change: Change) -> tuple[str | None, float]:
+        """What went wrong, if anything, and how long it wants to be left alone: for ever, where it is gone."""
         try:
             body = change.model_dump_json().encode()
             headers = signed(webhook["Secret"], f"change-{change.Number}", datetime.now(UTC), body)
@@ -108,12 +114,12 @@ class Teller:
                 asyncio.timeout(REQUEST_TIMEOUT_S),  # all of it: httpx's holds for each part
                 self._http.stream("POST", webhook["Url"], content=body, headers=headers) as answer,
             ):
-                status = answer.status_code  # its body is not read
+                status, wait_s = answer.status_code, retry_after_s(answer.headers.get("Retry-After"))  # no body is read
         except Exception as error:  # the edge to a stranger's server, whatever its URL, secret or answer provokes
-            return type(error).__name__, False
+            return type(error).__name__, 0.0
         if 200 <= status < 300:
-            return None, False
-        return f"HTTP {status}", status < 500 and status not in TRY_AGAIN
+            return None, 0.0
+        return f"HTTP {status}", math.inf if status == GONE else wait_s
 
 
 def signed(secret: str, id: str, at: datetime, body: bytes) -> dict[str, str]:

@@ -1,11 +1,15 @@
 """The HTTP client for servers that are strangers: it keeps nothing of what they say."""
 
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar
 from typing import Any
 
 import httpx
 
 from common.version import agent
+
+RETRY_AFTER_MAX_S = 3600.0  # the longest that anybody may ask us to wait
 
 
 class NoCookies(CookieJar):
@@ -24,3 +28,17 @@ def http_client(*, trust_env: bool = False, **options: Any) -> httpx.AsyncClient
     return httpx.AsyncClient(
         trust_env=trust_env, cookies=NoCookies(), follow_redirects=False, headers={"User-Agent": agent()}, **options
     )
+
+
+def retry_after_s(header: str | None) -> float:
+    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date), at most an hour; 0 if none."""
+    if header is None:
+        return 0.0
+    try:
+        if header.isdigit():
+            return min(float(header), RETRY_AFTER_MAX_S)
+        at = parsedate_to_datetime(header)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # -0000: in UTC, of nowhere (RFC 5322 §3.3)
+        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+    except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
+        return 0.0

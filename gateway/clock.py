@@ -5,8 +5,9 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from common.outgoing import RETRY_AFTER_MAX_S
+
 CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
-RETRY_AFTER_MAX_S = 3600.0
 
 
 def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:

@@ -11,8 +11,6 @@ import ssl
 import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +21,8 @@ import structlog
 from pydantic import BaseModel, Field
 
 from common.errors import GatewayError
-from common.outgoing import http_client
+from common.outgoing import http_client, retry_after_s
 from common.settings import GatewaySettings, key_problem
-from gateway.clock import RETRY_AFTER_MAX_S
 from models import SeriesKey, SeriesRecord, SeriesReport, Uid
 
 PARTS = 4  # of a request (connect, send, wait, read): together they take at most so many times the client's time-out
@@ -286,20 +283,6 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
     except ValueError:
         pass
     raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?")
-
-
-def retry_after_s(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date), at most an hour; 0 if none."""
-    if header is None:
-        return 0.0
-    try:
-        if header.isdigit():
-            return min(float(header), RETRY_AFTER_MAX_S)
-        at = parsedate_to_datetime(header)
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # -0000: in UTC, of nowhere (RFC 5322 §3.3)
-        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
-    except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
-        return 0.0
 
 
 def _is_about_the_report(answer: Answer) -> bool:

@@ -17,6 +17,7 @@ from storage.engine import Engine, insert
 from storage.schema import dead_changes, webhooks
 
 CLAIM_S = 60.0
+FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)  # the next attempt at one that wants no more
 
 
 @dataclass
@@ -55,13 +56,21 @@ class Webhooks:
         return await self._engine.write(remove) == 1
 
     async def replay(self, id: int) -> int | None:
-        """Go back to before the first change that was given up, and forget those; its number, None without any."""
+        """Go back to before the first change that was given up, and forget those; or go on where one was ended.
+
+        The number that comes next; None where it is neither.
+        """
 
         async def back(connection: AsyncConnection) -> int | None:
             first = select(func.min(dead_changes.c.Number)).where(dead_changes.c.Webhook == id)
             number: int | None = (await connection.execute(first)).scalar_one()
+            ended = (webhooks.c.Id == id) & (webhooks.c.NextAttemptAt == FOR_EVER)
+            position = (await connection.execute(select(webhooks.c.Position).where(ended))).scalar_one_or_none()
+            if number is None and position is not None:
+                number = position + 1
             if number is not None:
                 again = {"Position": number - 1, "Owner": None, "NextAttemptAt": None, "FirstAttemptAt": None}
+                again |= {"Problem": None}
                 await connection.execute(webhooks.update().where(webhooks.c.Id == id).values(again))
                 await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
             return number

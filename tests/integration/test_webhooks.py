@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import time_machine
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -151,23 +151,70 @@ async def test_a_receiver_that_fails_is_tried_again_and_nothing_overtakes(
     assert (await listed(database))["problem"] is None
 
 
-async def test_a_refused_change_is_given_up_visible_and_can_be_told_again(
+@pytest.mark.parametrize("status", [301, 400, 401, 404, 413, 422])
+async def test_whatever_is_no_acknowledgement_is_tried_again(
+    database: Database, receiver: Receiver, status: int
+) -> None:
+    left = [status]
+    receiver.answer = lambda change: left.pop() if left else 200
+    await added(database, receiver.url)
+    with fast_clock() as advance:
+        async with telling(database):
+            await store(database, 1, 1)
+            while not receiver.received:
+                advance()
+                await asyncio.sleep(0.05)
+    assert len(receiver.requests) == 2
+    assert (await listed(database))["dead"] == 0
+
+
+async def test_a_receiver_that_says_when_is_not_asked_before(database: Database, receiver: Receiver) -> None:
+    receiver.answer, receiver.header = lambda change: 429, b"Retry-After: 1800\r\n"
+    await added(database, receiver.url)
+    began = datetime.now(UTC)
+    async with telling(database):
+        await store(database, 1, 1)
+        await receiver.until(lambda: len(receiver.requests) == 1)
+    (row,) = await database._engine.read(select(webhooks))
+    assert began + timedelta(seconds=1700) < row["NextAttemptAt"] < began + timedelta(seconds=1900)
+
+
+async def test_a_receiver_that_is_gone_is_told_no_more_until_it_is_replayed(
     database: Database, receiver: Receiver
 ) -> None:
-    receiver.answer = lambda change: 422 if change["Number"] == 2 else 200
+    receiver.answer = lambda change: 410 if change["Number"] == 2 else 200
     await added(database, receiver.url)
     async with telling(database):
         for series in range(3):
             await store(database, series, 1)
-        await receiver.until(lambda: len(receiver.received) == 2)
-    assert [change["Number"] for change in receiver.received] == [1, 3]
+        await receiver.until(lambda: len(receiver.requests) == 2)
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=400)):
+        assert await database.webhooks.claim("another", 3, ()) == []
     row = await listed(database)
-    assert row["dead"] == 1
+    assert "HTTP 410" in row["problem"]
+    assert row["dead"] == 0
     receiver.answer = lambda change: 200
     assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": 2}
     async with telling(database):
-        await receiver.until(lambda: len(receiver.received) == 4)
-    assert [change["Number"] for change in receiver.received] == [1, 3, 2, 3]
+        await receiver.until(lambda: len(receiver.received) == 3)
+    assert [change["Number"] for change in receiver.received] == [1, 2, 3]
+    assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": None}
+
+
+async def test_a_change_that_was_given_up_is_visible_and_can_be_told_again(
+    database: Database, receiver: Receiver
+) -> None:
+    await added(database, receiver.url)
+    async with telling(database):
+        await store(database, 1, 1)
+        await receiver.until(lambda: len(receiver.received) == 1)
+    row = await listed(database)
+    await database.webhooks.bury(row["id"], 1, "HTTP 500")
+    assert (await listed(database))["dead"] == 1
+    assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": 1}
+    async with telling(database):
+        await receiver.until(lambda: len(receiver.received) == 2)
+    assert [change["Number"] for change in receiver.received] == [1, 1]
     assert (await listed(database))["dead"] == 0
     assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": None}
 

@@ -16,11 +16,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from common import metrics
-from gateway.clock import RETRY_AFTER_MAX_S, from_wall_clock
+from common.outgoing import RETRY_AFTER_MAX_S, retry_after_s
+from gateway.clock import from_wall_clock
 from gateway.dispatcher import SeriesDispatcher, backoff_s, row_latency_s
 from gateway.journal import Journal, JournalUnavailable, Waiting
 from gateway.operations import dead_letters
-from gateway.server_client import retry_after_s
 from models import SeriesKey, SeriesRecord, SeriesReport
 from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
 
