@@ -237,6 +237,9 @@ webhooks = Table(
     Column("Problem", Text),
     Column("Owner", Text),  # the server process that tells it
     Column("OwnedUntil", UtcDateTime),
+    Column("OldSecret", Text),  # signed with beside Secret, until …
+    Column("OldSecretUntil", UtcDateTime),
+    Column("LinkLocal", Boolean, nullable=False, server_default=false()),  # it may be at such an address
 )
 dead_changes = Table(
     "dead_changes",

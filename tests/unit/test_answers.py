@@ -98,10 +98,10 @@ async def meet(url: str) -> None:
                 assert isinstance(await _tell(http, STATE), str | None)
                 known = await stored_instances(http, make_instance().key)
                 assert known is None or all(isinstance(uid, str) for uid in known)
-                hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret()}
-                problem, final = await teller._post(hook, CHANGE)
+                hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret(), "OldSecret": None, "LinkLocal": False}
+                problem, wait_s = await teller._post(hook, CHANGE)
                 assert isinstance(problem, str | None)
-                assert isinstance(final, bool)
+                assert wait_s >= 0
 
 
 def http_answer(status: bytes, headers: list[bytes], body: bytes, *, length: bool = True) -> bytes:
