@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL
 from bench import partitions
 from bench.rig import images, postgres
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
+from bench.rig.nginx import NGINX, NGINX_MISSING
 from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
 from common.settings import ServerSettings
 from db import Database
@@ -47,6 +48,7 @@ MISSING.update(
         "haproxy": None if HAPROXY else HAPROXY_MISSING,
         "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",
         "namespaces": partitions.missing(),
+        "nginx": None if NGINX else NGINX_MISSING,
         "openssl": lacking("openssl", "openssl"),
         "orthanc": None if ORTHANC else ORTHANC_MISSING,
         "postgresql": postgres.missing(),
