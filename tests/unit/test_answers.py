@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -99,9 +100,9 @@ async def meet(url: str) -> None:
                 known = await stored_instances(http, make_instance().key)
                 assert known is None or all(isinstance(uid, str) for uid in known)
                 hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret()}
-                problem, final = await teller._post(hook, CHANGE)
+                problem, wait_s = await teller._post(hook, CHANGE)
                 assert isinstance(problem, str | None)
-                assert isinstance(final, bool)
+                assert wait_s == math.inf or 0 <= wait_s <= 3600
 
 
 def http_answer(status: bytes, headers: list[bytes], body: bytes, *, length: bool = True) -> bytes:
