@@ -18,7 +18,6 @@ import structlog
 from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
-from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi_offline import FastAPIOffline
 from pydantic import Field
 from starlette.middleware.cors import CORSMiddleware
@@ -42,6 +41,7 @@ from api.lifespan import running
 from api.overview import add_overview
 from api.patience import Patience, WholeBodies
 from api.problems import invalid, unavailable
+from api.stream import DOCUMENTED, Events
 from api.tolerance import Tolerance
 from api.webpage import add_webpage
 from common import metrics
@@ -95,12 +95,11 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         version=version(),
         summary="One correct row per DICOM series.",
         lifespan=partial(running, settings=settings, patience=patience),
-        max_body_size=settings.max_body_bytes,
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what was refused
     )
     app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
     app.add_middleware(Tolerance)
-    app.add_middleware(WholeBodies, patience=patience)
+    app.add_middleware(WholeBodies, patience=patience, max_bytes=settings.max_body_bytes)
     app.add_middleware(Guard, settings=settings)
     if settings.origins:  # outside of the guard: a browser asks first, and without a key
         app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **OF_OTHER_ORIGINS)
@@ -124,7 +123,7 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/conflicts", responses=_answers(), dependencies=key)(list_conflicts)
     app.post("/conflicts/{digest}", responses=_answers(400, 404, 408, 413), dependencies=key)(resolve_conflict)
     app.get("/changes", responses=_answers(), dependencies=key)(list_changes)
-    app.get("/changes/stream", responses=_answers(), response_class=EventSourceResponse, dependencies=key)(
+    app.get("/changes/stream", responses=_answers() | DOCUMENTED, response_class=Events, dependencies=key)(
         stream_changes
     )
     add_searches(app, responses=_answers(), dependencies=key)
@@ -257,11 +256,15 @@ async def stream_changes(
     last_event_id: Annotated[
         Number | None, Header(description="Sent by whoever reconnects; wins over `since`.")
     ] = None,
-) -> AsyncIterator[ServerSentEvent]:
+) -> Events:
     """The same as server-sent events, those to come included: `id` is the number, `data` the change."""
-    with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the client asks again
-        async for change in follower.changes(since if last_event_id is None else last_event_id):
-            yield ServerSentEvent(data=change, event="change", id=str(change.Number))
+
+    async def told() -> AsyncIterator[bytes]:
+        with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the client asks again
+            async for events in follower.events(since if last_event_id is None else last_event_id):
+                yield events
+
+    return Events(told())
 
 
 async def measured() -> Response:

@@ -52,6 +52,7 @@ DOCS = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+FAILED = "the server failed at this; its log says where. Try again"
 NO_KEY_YET = (
     "only this machine is served without a key. Make one where the server runs, and the gateway's with it, which needs "
     "one from then on: python server.py keys create NAME --scope series:read --with-gateway gateway-1"
@@ -110,7 +111,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, began = 500, time.perf_counter()
+        status: int | None = None
+        began = time.perf_counter()
         headers_of = HEADERS | _of_page(_path(scope))  # before a mounted application changes what is the path
         is_open = _is_open(scope)
 
@@ -129,7 +131,12 @@ class Guard:
             await self._app(scope, receive, send_safely)
         except Refused as refusal:
             await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
+        except Exception:  # a fault of ours: answered like all else, and raised on, into the log
+            if status is None:
+                await JSONResponse({"detail": FAILED}, 500)(scope, receive, send_safely)
+            raise
         finally:
+            status = status or 500
             _measure(scope, status, time.perf_counter() - began)
             if not (is_open or _is_routine(scope, status)):
                 scope["app"].state.audit(**_what(scope), who=state["who"], status=status)

@@ -5,27 +5,37 @@ import contextlib
 import math
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from api.stream import PING, PING_S, encoded
 from db import Database
 from models import Change
 from storage.engine import DatabaseUnavailable
 
 POLL_S = 0.5  # what other server processes stored is seen so late
-AT_ONCE = 100
+AT_ONCE = 100  # changes of one read, and of one piece of a stream
+KEPT = 1000  # changes, for those who wait
+A_READER_S = 0.005  # between two looks, for each who waits: waking them takes a tenth of that
 UNREAD_S = 20.0  # of a stop, that clients have to read what they asked for
 STREAM_S = 600.0  # then whoever reads has to ask again, and to show a key that is still valid
 
 
 class Follower:
-    """Knows the number of the last change, and wakes those that wait for the next; looks only while somebody waits."""
+    """Knows the last changes, and wakes those that wait for the next; looks only while somebody waits.
+
+    One read of the database serves all who wait, and no read is broken off when one of them leaves.
+    """
 
     def __init__(self, database: Database) -> None:
         self.ended = False
         self._database = database
         self._last = 0
+        self._tail: deque[Change] = deque(maxlen=KEPT)  # up to the last one, without a gap
+        self._events: dict[int, tuple[int, bytes]] = {}  # of the tail, as those who wait are sent them, by `since`
+        self._reads: dict[int, asyncio.Task[list[Change]]] = {}  # under way, by `since`
         self._waiting = 0
         self._look = asyncio.Event()
         self._news = asyncio.Condition()
@@ -33,20 +43,31 @@ class Follower:
     async def run(self) -> None:
         """Look for changes, until the end."""
         while not self.ended:
-            if self._waiting:
+            waiting = self._waiting
+            if waiting:
                 await self._look_once()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._look.wait()
             self._look.clear()
+            if not self.ended:
+                await asyncio.sleep(min(waiting * A_READER_S, POLL_S))
         await self._wake()
 
     async def _look_once(self) -> None:
         with contextlib.suppress(DatabaseUnavailable):
             last = await self._database.last_change()
-            if last > self._last:
-                self._last = last
-                await self._wake()
+            if last <= self._last:
+                return
+            if last - self._last > KEPT:
+                self._tail.clear()
+            else:
+                news = await self._database.changes(since=self._last, limit=KEPT)
+                self._tail.extend(news)
+                last = news[-1].Number if news else self._last
+            self._last = last
+            self._events.clear()
+            await self._wake()
 
     async def _wake(self) -> None:
         async with self._news:
@@ -72,20 +93,47 @@ class Follower:
         finally:
             self._waiting -= number < math.inf
 
-    async def changes(self, since: int) -> AsyncIterator[Change]:
-        """Every change behind `since`, those to come included, until the end or for STREAM_S.
+    async def events(self, since: int) -> AsyncIterator[bytes]:
+        """Every change behind `since` as server-sent events, those to come included, until the end or for STREAM_S.
 
         Raises DatabaseUnavailable.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + STREAM_S
         while not self.ended and loop.time() < ends_at:
-            changes = await self._database.changes(since=since, limit=AT_ONCE)
-            for change in changes:
-                since = change.Number
-                yield change
-            if not changes:
-                await self.beyond(since, ends_at - loop.time())
+            behind, told = await self._behind(since)
+            if told:
+                since = behind
+                yield told
+            else:
+                await self.beyond(since, min(PING_S, ends_at - loop.time()))
+                if self._last <= since:
+                    yield PING
+
+    async def _behind(self, since: int) -> tuple[int, bytes]:
+        """What comes next behind `since`, as events, and the number of the last of them."""
+        if self._last and since >= self._last:
+            return since, b""
+        if known := self._events.get(since):
+            return known
+        if not (self._tail and self._tail[0].Number <= since + 1):
+            return _joined(await self._read(since), since)
+        news = [change for change in self._tail if change.Number > since][:AT_ONCE]
+        told = self._events[since] = _joined(news, since)
+        return told
+
+    async def _read(self, since: int) -> list[Change]:
+        """One read for all who ask for the same meanwhile; who leaves does not break it off."""
+        read = self._reads.get(since)
+        if read is None:
+            read = asyncio.create_task(self._database.changes(since=since, limit=AT_ONCE), name="read changes")
+            self._reads[since] = read
+            read.add_done_callback(lambda done: (self._reads.pop(since), done.cancelled() or done.exception()))
+        return await asyncio.shield(read)
+
+
+def _joined(changes: Sequence[Change], since: int) -> tuple[int, bytes]:
+    return (changes[-1].Number if changes else since), b"".join(map(encoded, changes))
 
 
 @contextmanager

@@ -134,6 +134,7 @@ class Overview:
     _silent: dict[str, float] = field(default_factory=dict)
     _news: str = ""
     _whole: str | None = None
+    _looking: asyncio.Task[None] | None = None
 
     async def frames(self) -> AsyncGenerator[str, None]:
         """JSON, until the end or for STREAM_S. Raises DatabaseUnavailable."""
@@ -144,11 +145,18 @@ class Overview:
                 await asyncio.sleep(max(0.0, self._looked_at + EVERY_S - loop.time()))
             async with self._lock:
                 if loop.time() >= self._looked_at + EVERY_S:
-                    await self._look()
+                    await self._looked()
             if seen != self._looks:
                 frame = self._news if seen == self._looks - 1 else self._everything()
                 seen = self._looks  # before others look while this one is told
                 yield frame
+
+    async def _looked(self) -> None:
+        """Look once for all who watch; who leaves meanwhile does not break it off."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="look")
+            self._looking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self._looking)
 
     async def _look(self) -> None:
         """Read, and only then change anything: who watches may go in between."""

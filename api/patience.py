@@ -1,4 +1,4 @@
-"""How long the rest of a request's body is waited for: who falls silent in its middle holds up nothing, nor a stop."""
+"""How much of a request's body is taken, and how long its rest is waited for: silence holds up nothing, nor a stop."""
 
 import asyncio
 import math
@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,11 +55,12 @@ class Patience:
 
 
 class WholeBodies:
-    """ASGI middleware: a body is read in time or not at all."""
+    """ASGI middleware: a body is read in time and within its bound, or not at all."""
 
-    def __init__(self, app: ASGIApp, patience: Patience) -> None:
+    def __init__(self, app: ASGIApp, patience: Patience, max_bytes: int) -> None:
         self._app = app
         self._patience = patience
+        self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -66,11 +68,14 @@ class WholeBodies:
             return
         loop = asyncio.get_running_loop()
         ends_at, whole, answered = loop.time() + WHOLE_S, False, False
+        left = self._max_bytes
 
         async def receive_in_time() -> Message:
-            nonlocal whole
+            nonlocal whole, left
             if whole:  # what comes now is that the client goes
                 return await receive()
+            if _announced(scope) > self._max_bytes and not answered:
+                raise self._too_large()
             try:
                 async with self._patience.until(min(ends_at, loop.time() + SILENCE_S)):
                     message = await receive()
@@ -79,6 +84,9 @@ class WholeBodies:
                     raise self._patience.problem() from None
                 return {"type": "http.disconnect"}
             whole = not message.get("more_body", False)
+            left -= len(message.get("body", b""))
+            if left < 0 and not answered:
+                raise self._too_large()
             return message
 
         async def send_answer(message: Message) -> None:
@@ -87,3 +95,13 @@ class WholeBodies:
             await send(message)
 
         await self._app(scope, receive_in_time, send_answer)
+
+    def _too_large(self) -> HTTPException:
+        problem = f"the body has more than {self._max_bytes} bytes: SERVER_MAX_BODY_BYTES takes no larger one"
+        return HTTPException(413, problem, {"Connection": "close"})
+
+
+def _announced(scope: Scope) -> int:
+    """What Content-Length says, which the server has checked; 0 where a body comes without (RFC 9112 §6.3)."""
+    length = Headers(scope=scope).get("content-length", "")
+    return int(length) if length.isdecimal() else 0

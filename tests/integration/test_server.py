@@ -1,6 +1,7 @@
 """The HTTP contract, through the ASGI application and a real SQLite file."""
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -94,8 +95,33 @@ async def test_a_thousand_mistakes_get_a_short_answer(tmp_path: Path, change: di
 
 
 async def test_body_over_the_limit_is_413(http: httpx.AsyncClient) -> None:
-    response = await http.post("/series", json=MINIMAL_REPORT | {"PatientName": "x" * 5000})
-    assert response.status_code == 413
+    body = json.dumps(MINIMAL_REPORT | {"PatientName": "x" * 5000}).encode()
+
+    async def unannounced() -> AsyncIterator[bytes]:
+        yield body[:100]
+        yield body[100:]
+
+    for content in (body, unannounced()):
+        response = await http.post("/series", content=content, headers={"Content-Type": "application/json"})
+        assert response.status_code == 413
+        assert "SERVER_MAX_BODY_BYTES" in response.json()["detail"]
+        assert response.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_fault_of_the_servers_own_is_answered_like_all_else(tmp_path: Path) -> None:
+    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db"))
+    audited: list[dict[str, Any]] = []
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+    ):
+        app.state.audit = lambda **fields: audited.append(fields)
+        app.state.database = None
+        response = await client.get("/series")
+    assert (response.status_code, type(response.json()["detail"])) == (500, str)
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert [fields["status"] for fields in audited] == [500]
 
 
 async def test_conflict_is_kept_and_the_answer_says_so(http: httpx.AsyncClient) -> None:

@@ -47,7 +47,7 @@ class Client:
 async def asked(client: Client, path: str = "/read", patience: Patience | None = None) -> tuple[int, float]:
     """The status of the answer, and when it was whole."""
     app = FastAPI()
-    app.add_middleware(WholeBodies, patience=patience or Patience())
+    app.add_middleware(WholeBodies, max_bytes=2**20, patience=patience or Patience())
 
     @app.post("/read")
     async def read(request: Request) -> int:
