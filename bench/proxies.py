@@ -22,7 +22,7 @@ import httpx
 import structlog
 
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING, OF_SERVERS, haproxy_process, listen
-from bench.rig.nginx import NGINX, NGINX_MISSING, nginx_process
+from bench.rig.nginx import NGINX, NGINX_MISSING, nginx_process, passed
 from bench.rig.peers import free_port
 from bench.rig.processes import Process, make_key, running, start_server
 from common.outgoing import http_client
@@ -58,6 +58,11 @@ class Outcome:
         return not (self.dead or self.lost or self.doubled)
 
 
+def nginx(folder: Path, port: int, server_port: int) -> Process:
+    """nginx, which answers 502 by itself while the server is down."""
+    return nginx_process(folder, port, passed("/", f"http://127.0.0.1:{server_port}"))
+
+
 def haproxy(folder: Path, port: int, server_port: int) -> Process:
     """HAProxy as an HTTP proxy, which answers 503 by itself while the server is down."""
     more = f"    mode http\n    option forwardfor\n{OF_SERVERS}"
@@ -66,7 +71,7 @@ def haproxy(folder: Path, port: int, server_port: int) -> Process:
     )
 
 
-PROXIES: dict[str, StartProxy] = {"nginx": nginx_process, "HAProxy": haproxy}
+PROXIES: dict[str, StartProxy] = {"nginx": nginx, "HAProxy": haproxy}
 
 
 def reports(count: int) -> list[SeriesReport]:

@@ -17,7 +17,15 @@ from bench import partitions
 from bench.rig import images, postgres
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
 from bench.rig.nginx import NGINX, NGINX_MISSING
-from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
+from bench.rig.peers import (
+    CHROMIUM,
+    CHROMIUM_MISSING,
+    DCMTK_MISSING,
+    ORTHANC,
+    ORTHANC_DICOMWEB,
+    ORTHANC_DICOMWEB_MISSING,
+    ORTHANC_MISSING,
+)
 from common.settings import ServerSettings
 from db import Database
 from tests.selection import (
@@ -51,6 +59,7 @@ MISSING.update(
         "nginx": None if NGINX else NGINX_MISSING,
         "openssl": lacking("openssl", "openssl"),
         "orthanc": None if ORTHANC else ORTHANC_MISSING,
+        "orthanc-dicomweb": None if ORTHANC_DICOMWEB.exists() else ORTHANC_DICOMWEB_MISSING,
         "postgresql": postgres.missing(),
         "promtool": lacking("promtool", "prometheus") or lacking("prometheus", "prometheus"),
         "sqlite3": lacking("sqlite3", "sqlite3"),

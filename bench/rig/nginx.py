@@ -25,22 +25,28 @@ http {{
     scgi_temp_path {folder}/scgi;
     server {{
         listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://127.0.0.1:{server_port};
+{locations}    }}
+}}
+"""
+PASSED = """        location {path} {{
+            proxy_pass {url};
             proxy_set_header Host $http_host;
             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
             proxy_set_header X-Forwarded-Proto $scheme;
         }}
-    }}
-}}
 """
 
 
-def nginx_process(folder: Path, port: int, server_port: int) -> Process:
-    """nginx on `port` in front of a server of this machine."""
+def passed(path: str, url: str) -> str:
+    """A location behind which another server answers."""
+    return PASSED.format(path=path, url=url)
+
+
+def nginx_process(folder: Path, port: int, locations: str) -> Process:
+    """nginx on `port` of this machine."""
     path = folder / "nginx.conf"
     ours = f"user {pwd.getpwuid(os.getuid()).pw_name} {grp.getgrgid(os.getgid()).gr_name};"
     user = ours if os.geteuid() == 0 else ""  # only root may choose one
-    path.write_text(CONFIGURATION.format(user=user, folder=folder, port=port, server_port=server_port))
+    path.write_text(CONFIGURATION.format(user=user, folder=folder, port=port, locations=locations))
     command = [str(NGINX), "-p", str(folder), "-e", "stderr", "-c", str(path), "-g", "daemon off;"]
     return Process("nginx", command, folder)
