@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import Select, Text, bindparam, cast, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
@@ -40,6 +41,7 @@ from storage.webhooks import Webhooks
 NUMBERED_AT_ONCE = 1000
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
+CONFLICTS_BYTES = 4 * 2**20  # of the reports in one page of conflicts
 FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
 MAX_GATEWAYS = 256  # known at once: those that spoke last
 MAX_COMPLETIONS = 5000  # rows; figures of sources beyond that stand together under an empty name
@@ -117,12 +119,23 @@ class Database:
         return [Completion.model_validate(row) for row in await self._engine.read(select(completions))]
 
     async def conflicts(self, *, after: str | None, limit: int, resolved: bool) -> list[Conflict]:
-        """Up to `limit` open or resolved conflicts in order of Digest behind `after`."""
-        query = select(conflicts).order_by(conflicts.c.Digest).limit(limit)
-        query = query.where(conflicts.c.Resolution.is_not(None) if resolved else conflicts.c.Resolution.is_(None))
-        if after is not None:
-            query = query.where(conflicts.c.Digest > after)
+        """Up to `limit` open or resolved conflicts in order of Digest behind `after`.
+
+        Together they have CONFLICTS_BYTES at most, or there is only one: a report can be as large as a body.
+        """
+        size = func.length(cast(conflicts.c.Report, Text)) + func.coalesce(
+            func.length(cast(conflicts.c.Before, Text)), 0
+        )
+        found = await self._engine.read(_digests(after, resolved).add_columns(size.label("size")).limit(limit))
+        sizes = accumulate(row["size"] for row in found)
+        few = [row["Digest"] for row, up_to in zip(found, sizes, strict=True) if up_to <= CONFLICTS_BYTES]
+        digests = few or [row["Digest"] for row in found[:1]]
+        query = select(conflicts).where(conflicts.c.Digest.in_(digests)).order_by(conflicts.c.Digest)
         return [_conflict(row) for row in await self._engine.read(query)]
+
+    async def has_conflicts(self, *, after: str, resolved: bool) -> bool:
+        """Whether there are any behind `after`."""
+        return bool(await self._engine.read(_digests(after, resolved).limit(1)))
 
     async def changes(self, *, since: int, limit: int) -> list[Change]:
         """Up to `limit` revisions behind the number `since`, in order. Later ones will have a higher number."""
@@ -273,6 +286,12 @@ def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
 async def _keep_conflict(connection: AsyncConnection, report: SeriesReport, now: datetime) -> Mapping[str, Any]:
     await insert(connection, conflicts, merge.conflict_row(report, now))
     return await _count_conflicts(connection, report.SeriesInstanceUID)
+
+
+def _digests(after: str | None, resolved: bool) -> Select[Any]:
+    query = select(conflicts.c.Digest).order_by(conflicts.c.Digest)
+    query = query.where(conflicts.c.Resolution.is_not(None) if resolved else conflicts.c.Resolution.is_(None))
+    return query if after is None else query.where(conflicts.c.Digest > after)
 
 
 def _conflict(row: Mapping[str, Any]) -> Conflict:

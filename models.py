@@ -189,6 +189,7 @@ Value = Annotated[str, Field(max_length=MAX_VALUE), WithoutNul]
 Values = Annotated[list[Value], Field(fail_fast=True), Field(max_length=MAX_VALUES), _at_most(MAX_ATTRIBUTE, _size)]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=MAX_ATTRIBUTE)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Total = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 InstanceValues = Annotated[list[Annotated[str, Field(max_length=64), WithoutNul] | None], Field(fail_fast=True)]
 InstanceKeyword = Literal["SOPClassUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
@@ -409,7 +410,7 @@ class ArrivingSeries(BaseModel):
 
     SeriesInstanceUID: Uid
     Source: Annotated[str, Field(max_length=64, description="Calling AE title and modality."), WithoutNul]
-    Revision: Annotated[int, Field(ge=1, lt=2**31)]
+    Revision: Annotated[int, Field(strict=True, ge=1, lt=2**31)]
     Instances: Annotated[Count, Field(description="Of this revision, so far.")]
     Expected: Annotated[Count | None, Field(description="As a tag or the PACS says.")] = None
     Waiting: Annotated[
@@ -444,9 +445,9 @@ class GatewayState(BaseModel):
     Address: Annotated[Line, Field(description="Host and port of its DICOM listener.")]
     Reason: Annotated[Line | None, Field(description="Why it takes nothing in; null while it does.")] = None
     Associations: Annotated[Count, Field(description="Established now.")]
-    Refused: Annotated[int, Field(ge=0, lt=2**63, description="Connections and associations, since it started.")]
-    Instances: Annotated[int, Field(ge=0, lt=2**63, description="Received since it started.")]
-    Bytes: Annotated[int, Field(ge=0, lt=2**63, description="Of their data sets.")]
+    Refused: Annotated[Total, Field(description="Connections and associations, since it started.")]
+    Instances: Annotated[Total, Field(description="Received since it started.")]
+    Bytes: Annotated[Total, Field(description="Of their data sets.")]
     Received: Annotated[
         list[Count],
         Field(max_length=MAX_SLOTS, description=f"Instances per {SLOT_S} s, the oldest first; the last is not over."),
@@ -456,7 +457,9 @@ class GatewayState(BaseModel):
     OpenSeries: Count
     OpenInstances: Count
     UndeliveredReports: Count
-    OldestUndeliveredS: Annotated[FiniteFloat, Field(ge=0, description="0 where none is undelivered.")] = 0.0
+    OldestUndeliveredS: Annotated[FiniteFloat, Field(strict=True, ge=0, description="0 where none is undelivered.")] = (
+        0.0
+    )
     LastProblem: Annotated[Line | None, Field(description="Of the last post that failed, while any waits.")] = None
     DeadLetters: Count
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []

@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPBearer
 from fastapi_offline import FastAPIOffline
 from pydantic import Field
+from starlette.middleware.cors import CORSMiddleware
 
 from api.access import Guard
 from api.answers import (
@@ -41,6 +42,7 @@ from api.overview import add_overview
 from api.patience import Patience, WholeBodies
 from api.problems import invalid, unavailable
 from api.stream import DOCUMENTED, Events
+from api.tolerance import Tolerance
 from api.webpage import add_webpage
 from common import metrics
 from common.logs import configure_logging
@@ -53,6 +55,11 @@ from storage.engine import DatabaseUnavailable
 
 METRICS_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 DOCS_FILES = "/web/docs"  # Swagger UI's: like the live page's they hold no data, and everyone gets them
+OF_OTHER_ORIGINS: dict[str, Any] = {  # their pages read, with a key, and see why they may not
+    "allow_methods": ["GET", "HEAD"],
+    "allow_headers": ["*"],
+    "expose_headers": ["Warning", "Retry-After", "WWW-Authenticate"],
+}
 log = structlog.get_logger()
 
 
@@ -81,6 +88,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     patience = Patience()
     app = FastAPIOffline(
         redoc_url=None,
+        redirect_slashes=False,
         static_url=DOCS_FILES,
         favicon_url="web/icon.svg",
         title="Series gateway",
@@ -90,8 +98,11 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what was refused
     )
     app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
+    app.add_middleware(Tolerance)
     app.add_middleware(WholeBodies, patience=patience, max_bytes=settings.max_body_bytes)
     app.add_middleware(Guard, settings=settings)
+    if settings.origins:  # outside of the guard: a browser asks first, and without a key
+        app.add_middleware(CORSMiddleware, allow_origins=settings.origins, **OF_OTHER_ORIGINS)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(DatabaseUnavailable, unavailable)
     _add_routes(app)
@@ -206,10 +217,13 @@ async def list_conflicts(
     after: Annotated[Digest | None, Query(description="`next` of the page before.")] = None,
     limit: Limit = 100,
 ) -> ConflictPage:
-    """Reports that were kept aside because they name another patient or study for a known series."""
-    found = await database.conflicts(after=after, limit=limit + 1, resolved=resolved)
-    page = found[:limit]
-    return ConflictPage(conflicts=page, next=page[-1].Digest if len(found) > limit else None)
+    """Reports that were kept aside because they name another patient or study for a known series.
+
+    A page ends early where its reports are large.
+    """
+    page = await database.conflicts(after=after, limit=limit, resolved=resolved)
+    more = bool(page) and await database.has_conflicts(after=page[-1].Digest, resolved=resolved)
+    return ConflictPage(conflicts=page, next=page[-1].Digest if more else None)
 
 
 async def resolve_conflict(

@@ -17,6 +17,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.tolerance import without_slash
 from common import metrics
 from common.errors import GatewayError
 from common.settings import ServerSettings
@@ -27,7 +28,10 @@ OPEN = ("/health/live", "/health/ready")  # for load balancers; they tell nothin
 HEARTBEAT = ("PUT", "/gateways/{GatewayID}")
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE")
 COOKIE = "series-gateway-session"  # stands for a key in a browser, to read with
-FORWARDED = ("forwarded", "via", "x-real-ip")  # and x-forwarded-…: what proxies add
+PROXYS = re.compile(  # headers that say who asked before a proxy, or that there is one
+    "forwarded|via|cdn-loop|x-(forwarded|original|envoy|arr|azure)(-.*)?|(.*-)?(client|connecting|real|remote|source|user|"
+    "originating|cluster)-?(ip|ipv4|ipv6|addr|address|host)"
+)
 FAILURES = 10  # wrong keys of one address, …
 FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
 REMEMBERED = 10_000  # addresses and keys
@@ -157,29 +161,30 @@ class Guard:
         """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
         keys: Keys = scope["app"].state.keys
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" and (key := await self._key_of_session(scope)):  # Basic is a proxy's
+        session = None if scheme.lower() == "bearer" else _session(scope)  # Basic is a proxy's
+        if session is not None:
+            key = await keys.recognize_session(session)
+        else:
+            key = await keys.recognize(presented.strip()) if scheme.lower() == "bearer" else None
+        if key is not None:  # a good one is let in whatever else comes from its address, which may be a proxy's
             return key
-        if not scheme:
-            if await keys.were_made():
-                raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
+        if not (scheme or await keys.were_made()):
             if not _is_this_machine(scope):
                 raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
             return None
-        key = await keys.recognize(presented.strip()) if scheme.lower() == "bearer" else None
-        if key is None:  # a good one is let in whatever else comes from its address, which may be a proxy's
-            if wait_s := self._failures.wait_s(address):
-                raise Refused(429, "too many wrong keys from this address", Retry_After=str(int(wait_s) + 1))
-            self._failures.take(address)
-            raise Refused(401, "this key is not valid", WWW_Authenticate='Bearer error="invalid_token"')
-        return key
+        if not scheme and session is None:
+            raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
+        if wait_s := self._failures.wait_s(address):
+            raise Refused(429, "too many wrong keys from this address", Retry_After=str(int(wait_s) + 1))
+        self._failures.take(address)
+        what = "key is not valid" if session is None else "session has ended: show the key again"
+        raise Refused(401, f"this {what}", WWW_Authenticate='Bearer error="invalid_token"')
 
-    async def _key_of_session(self, scope: Scope) -> Key | None:
-        """The key of a browser's cookie, which only reads: so no other web page can make it change anything."""
-        presented = cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
-        if presented is None or scope["method"] not in ("GET", "HEAD"):
-            return None
-        keys: Keys = scope["app"].state.keys
-        return await keys.recognize_session(presented)
+
+def _session(scope: Scope) -> str | None:
+    """A browser's cookie, which only reads: so no other web page can make it change anything."""
+    may_read = scope["method"] in ("GET", "HEAD")
+    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE) if may_read else None
 
 
 def needed(method: str, path: str) -> str | None:
@@ -217,8 +222,7 @@ def _of_page(path: str) -> dict[str, str]:
 
 def _path(scope: Scope) -> str:
     """Of the application, behind what uvicorn's --root-path says is before it."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "")) or "/"
+    return without_slash(scope).removeprefix(scope.get("root_path", "")) or "/"
 
 
 def _peer(scope: Scope) -> str:
@@ -239,8 +243,8 @@ def _neighbourhood(scope: Scope) -> str:
 def _is_this_machine(scope: Scope) -> bool:
     """Whether the peer is on this machine, and no proxy, and no web page that made a browser ask (DNS rebinding)."""
     headers = Headers(scope=scope)
-    host = re.sub(r":[0-9]*$", "", headers.get("host", "")).strip("[]")
-    proxied = any(name in FORWARDED or name.startswith("x-forwarded-") for name in headers)
+    host = re.sub(r":[0-9]*$", "", headers.get("host", "").lower()).strip("[]").removesuffix(".")
+    proxied = any(PROXYS.fullmatch(name) for name in headers)
     return not proxied and _is_loopback(_peer(scope)) and (host == "localhost" or _is_loopback(host))
 
 

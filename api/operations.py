@@ -8,6 +8,7 @@ from typing import Any
 
 from common.control import Operation
 from common.settings import ServerSettings
+from common.times import stamp
 from db import Database
 from storage.key_reader import shown
 
@@ -24,6 +25,7 @@ def operations(database: Database) -> Mapping[str, Operation]:
         "add_webhook": partial(_add_webhook, database),
         "list_webhooks": partial(_list_webhooks, database),
         "remove_webhook": partial(_remove_webhook, database),
+        "rotate_webhook": partial(_rotate_webhook, database),
         "replay_webhook": partial(_replay_webhook, database),
     }
 
@@ -56,9 +58,9 @@ async def _posters(database: Database) -> dict[str, Any]:
     return {"made": bool(made), "may_post": may_post, "heard": sorted(heard, key=heard.__getitem__, reverse=True)}
 
 
-async def _add_webhook(database: Database, url: str, from_start: bool) -> dict[str, Any]:
+async def _add_webhook(database: Database, url: str, from_start: bool, link_local: bool = False) -> dict[str, Any]:
     position = 0 if from_start else await database.last_change()
-    id, secret = await database.webhooks.add(url, position)
+    id, secret = await database.webhooks.add(url, position, link_local=link_local)
     return {"id": id, "url": url, "position": position, "secret": secret}
 
 
@@ -70,6 +72,12 @@ async def _list_webhooks(database: Database) -> dict[str, Any]:
 
 async def _remove_webhook(database: Database, id: int) -> dict[str, Any]:
     return {"done": await database.webhooks.remove(id)}
+
+
+async def _rotate_webhook(database: Database, id: int, keep_old_s: float) -> dict[str, Any]:
+    until = datetime.now(UTC) + timedelta(seconds=keep_old_s)
+    secret = await database.webhooks.rotate(id, until)
+    return {"id": id, "secret": secret, "old_until": stamp(until)}
 
 
 async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:

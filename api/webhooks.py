@@ -21,7 +21,7 @@ import httpx
 import structlog
 
 from api.follower import Follower
-from common.outgoing import retry_after_s
+from common.outgoing import LinkLocalAddress, refuse_link_local, retry_after_s
 from db import Database
 from models import Change
 from storage.engine import DatabaseUnavailable
@@ -34,6 +34,7 @@ RETRY_MAX_S = 300.0
 GIVE_UP_S = 86400.0
 GONE = 410  # it wants no more (RFC 9110 §15.5.11, Standard Webhooks)
 AT_ONCE = 20
+LINK_LOCAL = "its host is at a link-local address: add it again with --link-local, if that is meant"
 
 log = structlog.get_logger()
 
@@ -69,9 +70,10 @@ class Teller:
                     if self._follower.ended:
                         return
                     update = await self._told(webhook, change)
-                    webhook |= update
-                    if not await self._database.webhooks.keep(webhook["Id"], self._me, update) or update["Problem"]:
+                    secrets = await self._database.webhooks.keep(webhook["Id"], self._me, update)
+                    if secrets is None or update["Problem"]:
                         return
+                    webhook |= update | secrets
         except DatabaseUnavailable as error:  # the claim stands; it is tried again
             log.warning("webhook.interrupted", webhook=webhook["Id"], reason=str(error))
         finally:
@@ -109,12 +111,19 @@ class Teller:
         """What went wrong, if anything, and how long it wants to be left alone: for ever, where it is gone."""
         try:
             body = change.model_dump_json().encode()
-            headers = signed(webhook["Secret"], f"change-{change.Number}", datetime.now(UTC), body)
+            now = datetime.now(UTC)
+            old = webhook["OldSecret"] if webhook["OldSecret"] and webhook["OldSecretUntil"] > now else None
+            headers = signed(webhook["Secret"], f"change-{change.Number}", now, body, old)
+            extensions = {} if webhook["LinkLocal"] else {"trace": refuse_link_local}
             async with (
                 asyncio.timeout(REQUEST_TIMEOUT_S),  # all of it: httpx's holds for each part
-                self._http.stream("POST", webhook["Url"], content=body, headers=headers) as answer,
+                self._http.stream(
+                    "POST", webhook["Url"], content=body, headers=headers, extensions=extensions
+                ) as answer,
             ):
                 status, wait_s = answer.status_code, retry_after_s(answer.headers.get("Retry-After"))  # no body is read
+        except LinkLocalAddress:
+            return LINK_LOCAL, 0.0
         except Exception as error:  # the edge to a stranger's server, whatever its URL, secret or answer provokes
             return type(error).__name__, 0.0
         if 200 <= status < 300:
@@ -122,14 +131,18 @@ class Teller:
         return f"HTTP {status}", math.inf if status == GONE else wait_s
 
 
-def signed(secret: str, id: str, at: datetime, body: bytes) -> dict[str, str]:
-    """The headers that prove who sent a body, and when: HMAC-SHA256 over id, timestamp and body."""
+def signed(secret: str, id: str, at: datetime, body: bytes, old_secret: str | None = None) -> dict[str, str]:
+    """The headers that prove who sent a body, and when: HMAC-SHA256 over id, timestamp and body, by each secret."""
     timestamp = str(int(at.timestamp()))
     content = f"{id}.{timestamp}.".encode() + body
-    digest = hmac.new(base64.b64decode(secret.removeprefix("whsec_")), content, hashlib.sha256).digest()
     return {
         "Content-Type": "application/json",
         "webhook-id": id,
         "webhook-timestamp": timestamp,
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+        "webhook-signature": " ".join(_signature(each, content) for each in (secret, old_secret) if each is not None),
     }
+
+
+def _signature(secret: str, content: bytes) -> str:
+    digest = hmac.new(base64.b64decode(secret.removeprefix("whsec_")), content, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"

@@ -31,6 +31,7 @@ from common.settings import ServerSettings
 from db import Database
 from models import SeriesReport
 from storage.engine import Engine
+from storage.folding import folded
 from storage.schema import changes, instances, series
 
 AT_ONCE = 64
@@ -245,7 +246,7 @@ def series_row(n: int) -> dict[str, Any]:
         "StudyInstanceUID": f"{ROOT_UID}.{spread}",
         "PatientID": f"P{spread % 1_000_003}",
         "PatientName": name,
-        "FoldedName": name.casefold(),
+        "FoldedName": folded(name),
         "NumInstances": 2,
         "Modality": _modality(n),
         "StudyDate": date,

@@ -1,12 +1,15 @@
 """The HTTP client for servers that are strangers: it keeps nothing of what they say."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.cookiejar import CookieJar
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 
 import httpx
 
+from common.errors import GatewayError
 from common.version import agent
 
 RETRY_AFTER_MAX_S = 3600.0  # the longest that anybody may ask us to wait
@@ -28,6 +31,46 @@ def http_client(*, trust_env: bool = False, **options: Any) -> httpx.AsyncClient
     return httpx.AsyncClient(
         trust_env=trust_env, cookies=NoCookies(), follow_redirects=False, headers={"User-Agent": agent()}, **options
     )
+
+
+class LinkLocalAddress(GatewayError):
+    """The host is at an address that only its own network has, where clouds keep the secrets of their machines."""
+
+
+async def refuse_link_local(event: str, info: Mapping[str, Any]) -> None:
+    """Raise LinkLocalAddress before anything is sent to such an address, whatever name led there (httpx's `trace`)."""
+    if event == "connection.connect_tcp.complete":
+        stream = info["return_value"]
+        if is_link_local(stream.get_extra_info("server_addr")[0]):
+            await stream.aclose()
+            raise LinkLocalAddress
+
+
+def is_link_local(host: str) -> bool:
+    """Whether this is an address in 169.254.0.0/16 or fe80::/10."""
+    address = _address(host)
+    return address is not None and address.is_link_local
+
+
+def reach(host: str) -> str:
+    """Where an address is, in words."""
+    address = _address(host)
+    if address is None:
+        return "nowhere"
+    if address.is_loopback:
+        return "this machine"
+    if address.is_link_local:
+        return "a link-local address"
+    return "a private network" if address.is_private else "the internet"
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    """An IPv4 address also where it is written as an IPv6 one."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def retry_after_s(header: str | None) -> float:

@@ -18,6 +18,8 @@ DATABASE_URLS = (
     "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
 )
 
+ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")  # as browsers send it (RFC 6454 §6.2)
+
 
 class SettingsError(Exception):
     """A setting is unknown or wrong. The text names each one, its problem and the cure."""
@@ -383,6 +385,25 @@ class ServerSettings(Settings, prefix="SERVER_"):
         "DICOMweb service that holds the images; QIDO-RS answers then say where to retrieve them.",
         example="https://pacs.example/dicom-web",
     )
+
+    allowed_origins: str = kinds.text(
+        "",
+        "Origins whose pages a browser lets read here, with a key: https://viewer.example, comma separated.",
+    )
+
+    def _fits_together(self) -> None:
+        wrong = [origin for origin in self.origins if not ORIGIN.fullmatch(origin)]
+        if wrong:
+            raise ValueError(
+                f"SERVER_ALLOWED_ORIGINS has the entry {wrong[0]!r}: name scheme, host and maybe a port, and nothing "
+                "behind them, such as https://viewer.example or http://10.0.0.5:3000"
+            )
+
+    @property
+    def origins(self) -> list[str]:
+        """Those of allowed_origins."""
+        entries = self.allowed_origins.split(",") if self.allowed_origins.strip() else []
+        return [re.sub("^(http://.*):80$|^(https://.*):443$", r"\1\2", entry.strip().lower()) for entry in entries]
 
     @property
     def sqlite_path(self) -> Path | None:

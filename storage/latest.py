@@ -12,8 +12,9 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
 
 from storage.engine import Engine
+from storage.folding import FOLDED_LENGTH, folded
 from storage.matching import Range, matches
-from storage.merge import SEARCHED_LENGTH, truthful
+from storage.merge import truthful
 from storage.schema import changes, conflicts, gateways, series
 
 COUNTED = 1000  # of what is wrong: beyond it, it is many
@@ -119,11 +120,11 @@ def select_found(text: str, limit: int) -> Select[Any]:
 
 def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:
     """Columns and what they have to begin with; a comma or a space in a name may be the ^ that DICOM writes."""
-    name = text.casefold()[:SEARCHED_LENGTH]
-    for begin in dict.fromkeys((name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name))):
+    name = folded(text)[:FOLDED_LENGTH]
+    for begin in filter(None, dict.fromkeys((name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name)))):
         yield series.c.FoldedName, begin
     yield series.c.PatientID, text
-    yield series.c.AccessionNumber, text[:SEARCHED_LENGTH]
+    yield series.c.AccessionNumber, text[:FOLDED_LENGTH]
     if re.fullmatch(r"[0-9.]{1,64}", text):
         yield series.c.SeriesInstanceUID, text
         yield series.c.StudyInstanceUID, text

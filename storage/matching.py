@@ -2,10 +2,11 @@
 
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, FunctionElement, Integer, Text, and_, func, or_, true
+from sqlalchemy import Boolean, ColumnElement, FunctionElement, Integer, Text, and_, literal_column, or_, true
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 
@@ -37,21 +38,50 @@ class Range:
     """Of days: from which time of the first to which time of the last."""
 
 
-Match = OneOf | Like | Range
+@dataclass(frozen=True, slots=True)
+class FirstGroups:
+    """A name, folded, or what it begins with up to a further group: that comes behind a `=` (PS3.5 §6.2.1)."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class FurtherGroup:
+    """A name, folded, that has this as its second group, or as a later one."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    """At least one of these matches."""
+
+    matches: "tuple[Match, ...]"
+
+
+Match = OneOf | Like | Range | FirstGroups | FurtherGroup | AnyOf
+MAX_DIGITS = 12  # of an integer string (IS)
 
 
 def matches(
     value: ColumnElement[Any], match: Match, vr: str, time: ColumnElement[Any] | None = None
 ) -> ColumnElement[bool]:
     """The value of an attribute matches; `time` is the other half of one whose match has times."""
-    if isinstance(match, Range):
-        return _is_within(value, match, time)
-    if vr == "PN":
-        return _is_name(value, match)
-    if isinstance(match, Like):
-        return _is_like(value, match.pattern)
-    if vr in ("IS", "US"):
-        return _is_number(value, match)
+    match match:
+        case AnyOf():
+            return or_(*(matches(value, each, vr, time) for each in match.matches))
+        case Range():
+            return _is_within(value, match, time)
+        case FirstGroups():
+            return _has_first_groups(value, match.pattern)
+        case FurtherGroup():
+            return _has_further_group(value, match.pattern)
+        case Like():
+            return _is_like(value, match.pattern)
+    return _is_number(value, match) if vr in ("IS", "US") else _is_one_of(value, match)
+
+
+def _is_one_of(value: ColumnElement[Any], match: OneOf) -> ColumnElement[bool]:
     return value == match.values[0] if len(match.values) == 1 else value.in_(match.values)
 
 
@@ -71,14 +101,24 @@ def _is_between(value: ColumnElement[Any], match: Range) -> ColumnElement[bool]:
     return and_(true(), *low, *([value < behind] if behind else []))
 
 
-def _is_name(value: ColumnElement[Any], match: OneOf | Like) -> ColumnElement[bool]:
-    """The whole name, or its first groups: a further one comes behind a `=` (PS3.5 §6.2.1)."""
-    if isinstance(match, Like):
-        pattern = _lower(match.pattern)
-        whole = _is_like(value, pattern)
-        return whole if pattern.endswith("*") else or_(whole, _is_like(value, f"{pattern}=*"))
-    name = _lower(match.values[0])
-    return and_(value >= name, value < f"{name}>", or_(value == name, value >= f"{name}="))
+def _has_first_groups(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
+    if is_prefix(pattern):
+        return _is_between(value, Range(pattern.rstrip("*"), pattern.rstrip("*")))
+    if {"*", "?"} & set(pattern):
+        return or_(_is_like(value, pattern), _is_like(value, f"{pattern}=*"))
+    return and_(value >= pattern, value < f"{pattern}>", or_(value == pattern, value >= f"{pattern}="))
+
+
+def _has_further_group(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
+    """With the condition of an index of its own (schema.py), word by word: most names have no such group."""
+    has_any = _Wildcards(value, literal_column("'*=*'"), literal_column("'%=%'"))
+    behind = f"*={pattern.removeprefix('=')}"
+    return and_(has_any, or_(_is_like(value, behind), _is_like(value, f"{behind}=*")))
+
+
+def is_prefix(pattern: str) -> bool:
+    """Whether its only wildcard is a `*` at the end."""
+    return pattern.endswith("*") and not {"*", "?"} & set(pattern.rstrip("*"))
 
 
 def _is_like(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
@@ -89,9 +129,18 @@ def _is_like(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
 
 def _is_number(value: ColumnElement[Any], match: OneOf) -> ColumnElement[bool]:
     """A number equal to the one asked for, however that is written."""
+    numbers = [int(text) for text in match.values]
     if isinstance(value.type, Integer):
-        return value.in_([int(text) for text in match.values if abs(int(text)) < 2**31])
-    return func.ltrim(value, "+0").in_([text.lstrip("+0") for text in match.values])
+        return value.in_([number for number in numbers if abs(number) < 2**31])
+    return value.in_([text for number in numbers for text in _written(number)])
+
+
+def _written(number: int) -> Iterator[str]:
+    signs = ("", "+", "-") if number == 0 else ("", "+") if number > 0 else ("-",)
+    digits = str(abs(number))
+    for sign in signs:
+        for length in range(len(digits), MAX_DIGITS + 1):
+            yield sign + digits.zfill(length)
 
 
 def _after(begin: str) -> str:
@@ -101,11 +150,6 @@ def _after(begin: str) -> str:
         return ""
     following = ord(begin[-1]) + 1
     return begin[:-1] + chr(following if following != FIRST_SURROGATE else AFTER_SURROGATES)
-
-
-def _lower(text: str) -> str:
-    """In lower case as lower() does it to text in the order of bytes: A to Z only."""
-    return text.encode().lower().decode()
 
 
 # --- the same on both databases ---------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ from datetime import datetime
 from typing import Any, TypeVar, get_args
 
 from models import FINAL_VERDICTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
+from storage.folding import FOLDED_LENGTH, folded
 
 OF_STUDY = (  # of the patient and the study, and not of the series
     *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
-SEARCHED = ("Modality", "StudyDate", "AccessionNumber")
-SEARCHED_LENGTH = 64  # characters
+SEARCHED = {"Modality": 64, "StudyDate": 64, "AccessionNumber": FOLDED_LENGTH}  # characters that an index bears
+FOLDED = {"PatientName": "FoldedName", "ReferringPhysicianName": "FoldedReferrer"}
 BASIS_LENGTH = 256  # characters
 SETTLED = ("Verdict", "Basis", "Source", "IdlePolicy")
 FIGURES = dict.fromkeys(FINAL_VERDICTS, "False") | {"capped": "AfterCapped"}
@@ -134,8 +135,11 @@ def _more(said: Mapping[str, T], known: Mapping[str, T]) -> dict[str, T]:
 
 def searched(attributes: Mapping[str, list[str]], patient_name: str | None) -> dict[str, str | None]:
     """The columns that stand beside Attributes to be searched by, no longer than an index bears."""
-    first = {keyword: next(iter(attributes.get(keyword, ())), "")[:SEARCHED_LENGTH] or None for keyword in SEARCHED}
-    return first | {"FoldedName": patient_name and patient_name.casefold()[:SEARCHED_LENGTH]}
+    first = {keyword: next(iter(attributes.get(keyword, ())), "") for keyword in (*SEARCHED, *FOLDED)}
+    first |= {"StudyDate": first["StudyDate"].replace(".", ""), "PatientName": patient_name or ""}  # ACR-NEMA's dots
+    return {keyword: first[keyword][:length] or None for keyword, length in SEARCHED.items()} | {
+        column: folded(first[keyword])[:FOLDED_LENGTH] or None for keyword, column in FOLDED.items()
+    }
 
 
 def contradicts_verdict(report: SeriesReport, known: Row, union: int) -> bool:

@@ -3,7 +3,21 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    false,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -92,7 +106,8 @@ series = Table(
     # Out of Attributes, to be searched by:
     Column("StudyDate", KEY),
     Column("AccessionNumber", KEY),
-    Column("FoldedName", KEY),  # PatientName in lower case: names are matched without regard to case
+    Column("FoldedName", KEY),  # PatientName as names are compared (folding.py)
+    Column("FoldedReferrer", KEY),  # ReferringPhysicianName likewise
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),
@@ -102,6 +117,14 @@ series = Table(
     Index("studies_by_date", "StudyDate", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("studies_by_name", "FoldedName", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("studies_by_accession", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID"),
+)
+Index(  # of names with more than their first group, word by word as SQLAlchemy asks for them (matching.py)
+    "studies_by_further_group",
+    series.c.FoldedName,
+    series.c.StudyInstanceUID,
+    series.c.SeriesInstanceUID,
+    sqlite_where=text("\"FoldedName\" GLOB '*=*' = 1"),
+    postgresql_where=text("\"FoldedName\" LIKE '%=%'"),
 )
 
 
@@ -214,6 +237,9 @@ webhooks = Table(
     Column("Problem", Text),
     Column("Owner", Text),  # the server process that tells it
     Column("OwnedUntil", UtcDateTime),
+    Column("OldSecret", Text),  # signed with beside Secret, until …
+    Column("OldSecretUntil", UtcDateTime),
+    Column("LinkLocal", Boolean, nullable=False, server_default=false()),  # it may be at such an address
 )
 dead_changes = Table(
     "dead_changes",

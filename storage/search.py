@@ -3,16 +3,17 @@
 A study has no row of its own: it is known by those of its series that match, and the first of them stands for it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, FromClause, Select, and_, exists, func, or_, select
+from sqlalchemy import ColumnElement, FromClause, Select, Text, and_, exists, func, or_, select, union
 
 from storage.engine import Engine
-from storage.matching import ByBytes, Like, Match, OneOf, Range, matches
-from storage.merge import INSTANCE_COLUMNS, SEARCHED_LENGTH
+from storage.folding import spellings
+from storage.matching import AnyOf, ByBytes, FirstGroups, FurtherGroup, Like, Match, OneOf, Range, is_prefix, matches
+from storage.merge import FOLDED, INSTANCE_COLUMNS
 from storage.schema import instances, series
 
 
@@ -39,10 +40,7 @@ KEYS = {
     for keyword in keywords.split()
 }
 """What can be matched, and whose attribute it is."""
-COLUMNS = {keyword: keyword for keyword in KEYS if keyword in series.c} | {
-    "PatientName": "FoldedName",
-    "ModalitiesInStudy": "Modality",
-}
+COLUMNS = {keyword: keyword for keyword in KEYS if keyword in series.c} | FOLDED | {"ModalitiesInStudy": "Modality"}
 RANGES = ("PatientName", "PatientID", "AccessionNumber", "StudyDate")  # their index has them in order
 OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "NumInstances", "Attributes")
 
@@ -74,21 +72,32 @@ class Finder:
 
 def select_page(search: Search) -> Select[Any]:
     """Which rows these are is found out by keys alone, so an index is read and not the table."""
-    search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
     of_instances = search.level is Level.INSTANCE
     table = series.join(instances) if of_instances else series
     keys = [series.c.SeriesInstanceUID, *([instances.c.SOPInstanceUID] if of_instances else [])]
-    order = [series.c[COLUMNS[key]] for key in RANGES if isinstance(search.keys.get(key), Range | Like)][:1]
+    in_order = [key for key in RANGES if isinstance(search.keys.get(key), Range | Like)]
+    in_order = ["PatientName"] if "PatientName" in search.keys else in_order[:1]
+    order = [series.c[COLUMNS[key]] for key in in_order]
     order += [series.c.StudyInstanceUID, *keys]
-    conditions = list(_conditions(search, series))
-    if search.level is Level.STUDY:
-        conditions.append(~_is_earlier(search))
-    found = select(*keys).select_from(table).where(*conditions).order_by(*order)
-    found_keys = found.limit(search.limit + 1).offset(search.offset).subquery()
+    found_keys = _select_keys(search, table, order).limit(search.limit + 1).offset(search.offset).subquery()
     columns = [series.c[name] for name in OF_SERIES]
     columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_COLUMNS)] if of_instances else []
     rows = table.join(found_keys, and_(*(key == found_keys.c[key.name] for key in keys)))
     return select(*columns).select_from(rows).order_by(*order)
+
+
+def _select_keys(search: Search, table: FromClause, order: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    """The columns of `order`, in that order, of all that matches."""
+    search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
+    once = [~_is_earlier(search)] if search.level is Level.STUDY else []
+    ways = [
+        select(*order).select_from(table).where(*_conditions(way, series), *once).order_by(*order)
+        for way in _ways(search)
+    ]
+    if len(ways) == 1:
+        return ways[0]
+    found = union(*(select(way.limit(search.offset + search.limit + 1).subquery()) for way in ways)).subquery()
+    return select(found).order_by(*(found.c[str(column.name)] for column in order))
 
 
 def _select_totals(study_instance_uids: Iterable[str]) -> Select[Any]:
@@ -139,32 +148,54 @@ def _value(key: str, match: Match, of: FromClause) -> ColumnElement[Any]:
         return instances.c[key]
     if key not in COLUMNS:
         return _stored(key, 0, of)
-    codes = isinstance(match, OneOf) and len(match.values) > 1 and _vr(key) == "CS"
+    several = isinstance(match, AnyOf) or (isinstance(match, OneOf) and len(match.values) > 1)
     # By these no index is to be chosen: for several codes it is out of order, and series of one study are few.
-    return of.c[COLUMNS[key]].concat("") if codes or of is not series else of.c[COLUMNS[key]]
+    no_index = of is not series or (several and _vr(key) == "CS")
+    return of.c[COLUMNS[key]].concat("") if no_index else of.c[COLUMNS[key]]
 
 
 def _stored(keyword: str, at: int, of: FromClause) -> ColumnElement[Any]:
+    """The value in Attributes; of days and times without what ACR-NEMA wrote between their parts."""
     text = ByBytes(of.c.Attributes[keyword, at].as_string())
-    return func.lower(text) if _vr(keyword) == "PN" else text
+    between = {"DA": ".", "TM": ":"}.get(_vr(keyword))
+    return func.replace(text, between, "", type_=Text()) if between else text
+
+
+# --- the way along an index -------------------------------------------------------------------------------------
 
 
 def _by_index(key: str, match: Match) -> Match:
-    """The same match as an index has it: a name folded and cut, text before a * as a range."""
-    if key == "PatientName" and not isinstance(match, Range):
-        match = _folded(match)
-    if key in RANGES and isinstance(match, Like):
+    """The same match as an index has it: names folded, text before a * as a range."""
+    if key in FOLDED:
+        names = [spelling for name in _texts(match) for spelling in spellings(name)]
+        return AnyOf((*map(FirstGroups, names), *map(FurtherGroup, names)))
+    if key in RANGES and isinstance(match, Like) and is_prefix(match.pattern):
         begin = match.pattern.rstrip("*")
-        if not {"*", "?"} & set(begin):
-            return Range(begin, begin)
+        return Range(begin, begin)
     return match
 
 
-def _folded(match: OneOf | Like) -> OneOf | Like:
-    text = (match.values[0] if isinstance(match, OneOf) else match.pattern).casefold()
-    if len(text) > SEARCHED_LENGTH:
-        return Like(f"{text[:SEARCHED_LENGTH]}*")
-    return OneOf((text,)) if isinstance(match, OneOf) else Like(text)
+def _texts(match: Match) -> Iterator[str]:
+    match match:
+        case AnyOf():
+            for each in match.matches:
+                yield from _texts(each)
+        case OneOf():
+            yield from match.values
+        case Like():
+            yield match.pattern
+
+
+def _ways(search: Search) -> list[Search]:
+    """Searches that find the same together, each along an index: a name's first groups are in order there."""
+    match search.keys.get("PatientName"):
+        case AnyOf(matches=names):
+            first = [name for name in names if isinstance(name, FirstGroups)]
+            if all(is_prefix(name.pattern) or not {"*", "?"} & set(name.pattern) for name in first):
+                further = AnyOf(tuple(name for name in names if isinstance(name, FurtherGroup)))
+                ways: list[Match] = [*first, further]
+                return [replace(search, keys={**search.keys, "PatientName": way}) for way in ways]
+    return [search]
 
 
 def _vr(keyword: str) -> str:

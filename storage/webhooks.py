@@ -17,6 +17,7 @@ from storage.engine import Engine, insert
 from storage.schema import dead_changes, webhooks
 
 CLAIM_S = 60.0
+SECRETS = (webhooks.c.Secret, webhooks.c.OldSecret, webhooks.c.OldSecretUntil)
 FOR_EVER = datetime(9999, 1, 1, tzinfo=UTC)  # the next attempt at one that wants no more
 
 
@@ -28,10 +29,11 @@ class Webhooks:
 
     # --- what an operator asks for ---
 
-    async def add(self, url: str, position: int) -> tuple[int, str]:
+    async def add(self, url: str, position: int, *, link_local: bool = False) -> tuple[int, str]:
         """Make one that knows the changes up to `position`; its id, and the secret that bodies are signed with."""
         secret = new_secret()
         row = {"Url": url, "Secret": secret, "CreatedAt": datetime.now(UTC), "Position": position, "Attempts": 0}
+        row["LinkLocal"] = link_local
 
         async def add(connection: AsyncConnection) -> int:
             mine = select(webhooks.c.Id).where(webhooks.c.Secret == secret)
@@ -54,6 +56,19 @@ class Webhooks:
             return (await connection.execute(webhooks.delete().where(webhooks.c.Id == id))).rowcount
 
         return await self._engine.write(remove) == 1
+
+    async def rotate(self, id: int, until: datetime) -> str | None:
+        """Give it another secret; the one before signs, too, `until` then. None where there is no such webhook."""
+        secret = new_secret()
+        this = (webhooks.c.Id == id) & (webhooks.c.Secret != secret)  # of a try whose answer was lost
+        rotated = {"Secret": secret, "OldSecret": webhooks.c.Secret, "OldSecretUntil": until}
+
+        async def rotate(connection: AsyncConnection) -> bool:
+            await connection.execute(webhooks.update().where(this).values(rotated))
+            stored = select(webhooks.c.Secret).where(webhooks.c.Id == id)
+            return bool((await connection.execute(stored)).scalar_one_or_none())
+
+        return secret if await self._engine.write(rotate) else None
 
     async def replay(self, id: int) -> int | None:
         """Go back to before the first change that was given up, and forget those; or go on where one was ended.
@@ -102,14 +117,16 @@ class Webhooks:
 
         return await self._engine.write(claim)
 
-    async def keep(self, id: int, owner: str, update: dict[str, Any]) -> bool:
-        """Write down how far a webhook is; whether it is still this owner's."""
+    async def keep(self, id: int, owner: str, update: dict[str, Any]) -> dict[str, Any] | None:
+        """Write down how far a webhook is; its secrets as they are now, None where it is no longer this owner's."""
 
-        async def change(connection: AsyncConnection) -> int:
+        async def change(connection: AsyncConnection) -> dict[str, Any] | None:
             mine = (webhooks.c.Id == id) & (webhooks.c.Owner == owner)
-            return (await connection.execute(webhooks.update().where(mine).values(_claimed(owner) | update))).rowcount
+            done = webhooks.update().where(mine).values(_claimed(owner) | update)
+            row = (await connection.execute(done.returning(*SECRETS))).mappings().one_or_none()
+            return None if row is None else {**row}
 
-        return await self._engine.write(change) == 1
+        return await self._engine.write(change)
 
     async def bury(self, id: int, number: int, problem: str) -> None:
         """Keep a change that was given up, until it is replayed."""

@@ -16,7 +16,16 @@ from sqlalchemy.engine import URL
 from bench import partitions
 from bench.rig import images, postgres
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
-from bench.rig.peers import CHROMIUM, CHROMIUM_MISSING, DCMTK_MISSING, ORTHANC, ORTHANC_MISSING
+from bench.rig.nginx import NGINX, NGINX_MISSING
+from bench.rig.peers import (
+    CHROMIUM,
+    CHROMIUM_MISSING,
+    DCMTK_MISSING,
+    ORTHANC,
+    ORTHANC_DICOMWEB,
+    ORTHANC_DICOMWEB_MISSING,
+    ORTHANC_MISSING,
+)
 from common.settings import ServerSettings
 from db import Database
 from tests.selection import (
@@ -47,8 +56,10 @@ MISSING.update(
         "haproxy": None if HAPROXY else HAPROXY_MISSING,
         "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",
         "namespaces": partitions.missing(),
+        "nginx": None if NGINX else NGINX_MISSING,
         "openssl": lacking("openssl", "openssl"),
         "orthanc": None if ORTHANC else ORTHANC_MISSING,
+        "orthanc-dicomweb": None if ORTHANC_DICOMWEB.exists() else ORTHANC_DICOMWEB_MISSING,
         "postgresql": postgres.missing(),
         "promtool": lacking("promtool", "prometheus") or lacking("prometheus", "prometheus"),
         "sqlite3": lacking("sqlite3", "sqlite3"),

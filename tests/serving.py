@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -55,8 +56,8 @@ class Serving(uvicorn.Server):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Serving]:
+def serving(folder: Path, **settings: Any) -> Iterator[Serving]:
     """A server of its own, stopped at the end."""
-    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{folder}/series.db"))
+    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{folder}/series.db", **settings))
     with socket.create_server(("127.0.0.1", 0)) as listener, Serving(app, listener) as running:
         yield running

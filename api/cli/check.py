@@ -1,17 +1,20 @@
 """`python server.py check`: whether a server with these settings would work here, and the cure of what would not."""
 
+import asyncio
 import os
 import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from socket import getaddrinfo
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 
 from common.control import NotRunning, RequestFailed, request
+from common.outgoing import reach
 from common.settings import ServerSettings, is_loopback, variable, without_password
 from common.threads import in_thread
 from common.times import stamp
@@ -147,7 +150,7 @@ async def _contents(settings: ServerSettings) -> list[Finding]:
             schema = _schema(current, known)
             if current != known[-1]:
                 return [schema]
-            webhooks = [_webhook(row) for row in await database.webhooks()] or [ok("webhooks", "none")]
+            webhooks = [await _webhook(row) for row in await database.webhooks()] or [ok("webhooks", "none")]
             found = [*_keys(await database.keys()), *webhooks, _conflicts(await database.open_conflicts())]
             return [schema, *found, *_gateways(await database.gateways())]
     except CannotInspect as error:
@@ -188,9 +191,9 @@ def _no_keys() -> Finding:
     return warning("keys", "none: only this machine is served, and everyone on it", GATEWAYS_KEY_FIRST)
 
 
-def _webhook(row: Mapping[str, Any]) -> Finding:
-    host = urlsplit(row["Url"]).hostname  # the rest may be a secret
-    told = f"{row['Id']} {host}: {row['Behind']} behind"
+async def _webhook(row: Mapping[str, Any]) -> Finding:
+    host = urlsplit(row["Url"]).hostname or ""  # the rest may be a secret
+    told = f"{row['Id']} {host}: {row['Behind']} behind, {await _reach(host)}"
     if row["Dead"]:
         cure = f"Cure the receiver, then: python server.py webhooks replay {row['Id']}"
         return warning("webhooks", f"{told}, {row['Dead']} changes were given up", cure)
@@ -198,6 +201,16 @@ def _webhook(row: Mapping[str, Any]) -> Finding:
         cure = "It is tried again for a day; see what its receiver says."
         return warning("webhooks", f"{told}, the last try failed: {row['Problem']}", cure)
     return ok("webhooks", told)
+
+
+async def _reach(host: str) -> str:
+    """Where the server's requests go, as names are resolved here and now."""
+    try:
+        async with asyncio.timeout(REQUEST_TIMEOUT_S):
+            found = await in_thread(lambda: getaddrinfo(host, None), "resolve")
+    except (OSError, ValueError, TimeoutError):
+        return "its name is not known here"
+    return "on " + " and ".join(sorted({reach(str(address[0])) for *_, address in found}))
 
 
 def _conflicts(number: int) -> Finding:

@@ -242,15 +242,22 @@ def webhooks_() -> None:
 @webhooks_.command
 @click.argument("url")
 @click.option("--from-start", is_flag=True, help="Tell every change there ever was; by default those from now on.")
+@click.option(
+    "--link-local", is_flag=True, help="It may be in 169.254.0.0/16 or fe80::/10, where clouds keep machines' secrets."
+)
 @as_json
 @click.pass_obj
-def add(settings: ServerSettings, url: str, from_start: bool, as_json: bool) -> None:
+def add(settings: ServerSettings, url: str, from_start: bool, link_local: bool, as_json: bool) -> None:
     """Tell URL of changes; shows the secret that bodies are signed with, once."""
+    from common.outgoing import is_link_local
+
     try:
-        http_url(url)
+        host = http_url(url).host
     except ValueError:
         raise click.UsageError(f"{url} is not an http or https URL, such as https://ai.example/hook") from None
-    show(_do(settings, "add_webhook", url=url, from_start=from_start), as_json)
+    if is_link_local(host) and not link_local:
+        raise click.UsageError(f"{host} is a link-local address: add --link-local, if that is meant")
+    show(_do(settings, "add_webhook", url=url, from_start=from_start, link_local=link_local), as_json)
 
 
 @webhooks_.command("list")
@@ -268,6 +275,30 @@ def remove(settings: ServerSettings, id: int) -> None:
     """Tell it no more."""
     if not _do(settings, "remove_webhook", id=id)["done"]:
         raise click.ClickException(f"no webhook {id}; `webhooks list` shows them")
+
+
+@webhooks_.command
+@click.argument("id", type=int)
+@click.option(
+    "--keep-old",
+    "hours",
+    metavar="HOURS",
+    default=24.0,
+    show_default=True,
+    type=click.FloatRange(0, 8760),
+    help="How long bodies are signed with the secret before, too; 0 where it has leaked.",
+)
+@as_json
+@click.pass_obj
+def rotate(settings: ServerSettings, id: int, hours: float, as_json: bool) -> None:
+    """Give a webhook another secret, shown once; it stays where it is in the changes.
+
+    Until the receiver knows the new one, each body carries a signature by either.
+    """
+    done = _do(settings, "rotate_webhook", id=id, keep_old_s=3600 * hours)
+    if done["secret"] is None:
+        raise click.ClickException(f"no webhook {id}; `webhooks list` shows them")
+    show(done, as_json)
 
 
 @webhooks_.command

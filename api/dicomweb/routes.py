@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.request import parse_http_list
 
 from fastapi import FastAPI, Request, Response
 from fastapi.params import Depends
@@ -16,9 +17,10 @@ from storage.search import Level
 
 ROOT = "/dicom-web"
 MEDIA_TYPE = "application/dicom+json"
-ACCEPTED = {MEDIA_TYPE, "application/json", "application/*", "*/*"}
+MEDIA_TYPES = (MEDIA_TYPE, "application/json")
+NOT_AT_ALL = re.compile(r"q\s*=\s*0(\.0*)?")
 OF_STUDY = {"ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"}
-NOT_ACCEPTABLE = f"only {MEDIA_TYPE} is spoken: accept that, or application/json"
+NOT_ACCEPTABLE = f"JSON is spoken, and no XML: accept {MEDIA_TYPE}, or application/json"
 MORE = "There are additional results that can be requested"
 
 Responses = Mapping[int | str, dict[str, Any]]
@@ -70,7 +72,7 @@ async def _answer(level: Level, request: Request) -> Response:
         query = parse(level, request.query_params.multi_items(), request.path_params)
     except BadQuery as problem:
         return JSONResponse({"detail": str(problem)}, 400)
-    if not _is_acceptable(query.accept or request.headers.get("accept")):
+    if not _is_acceptable(query.accept or ",".join(request.headers.getlist("accept"))):
         return JSONResponse({"detail": NOT_ACCEPTABLE}, 406)
     found, more = await _find(query, request)
     response = (
@@ -83,9 +85,15 @@ async def _answer(level: Level, request: Request) -> Response:
     return response
 
 
-def _is_acceptable(accept: str | None) -> bool:
-    ranges = {part.partition(";")[0].strip().lower() for part in (accept or "*/*").split(",")}
-    return bool(ranges & ACCEPTED)
+def _is_acceptable(accept: str) -> bool:
+    """Whether one of the media types may be sent: the closest range decides, and 0 is no (RFC 9110 §12.5.1)."""
+    allowed = {}
+    for part in parse_http_list(accept or "*/*"):
+        media_range, *parameters = (text.strip().lower() for text in part.split(";"))
+        # A + in a URI that nobody has encoded has become a space.
+        allowed[media_range.replace(" ", "+")] = not any(NOT_AT_ALL.fullmatch(parameter) for parameter in parameters)
+    closest = ([r for r in (media_type, "application/*", "*/*") if r in allowed] for media_type in MEDIA_TYPES)
+    return any(allowed[ranges[0]] for ranges in closest if ranges)
 
 
 async def _find(query: Query, request: Request) -> tuple[list[dict[str, Any]], bool]:

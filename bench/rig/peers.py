@@ -18,6 +18,8 @@ from bench.rig.processes import Process, running
 
 ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
 ORTHANC_MISSING = "Orthanc is not installed (Debian: apt-get install orthanc)"
+ORTHANC_DICOMWEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+ORTHANC_DICOMWEB_MISSING = "Orthanc's DICOMweb is not installed (Debian: apt-get install orthanc-dicomweb)"
 DCMTK_MISSING = "DCMTK is not installed (Debian: apt-get install dcmtk)"
 CHROMIUM = shutil.which("chromium")
 CHROMIUM_MISSING = "Chromium is not installed (Debian: apt-get install chromium)"

@@ -114,6 +114,11 @@ def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
     assert added["secret"].startswith("whsec_")
     (listed,) = answer(database_url, "webhooks", "list")
     assert (listed["url"], listed["behind"], "secret" in listed) == ("https://ai.example/hook", 0, False)
+    rotated = answer(database_url, "webhooks", "rotate", str(added["id"]), "--keep-old", "2")
+    assert rotated["secret"].startswith("whsec_")
+    assert rotated["secret"] != added["secret"]
+    assert ours(database_url, "webhooks", "rotate", "99").returncode == 1
+    assert ours(database_url, "webhooks", "add", "http://169.254.169.254/", "--link-local").returncode == 0
     assert ours(database_url, "webhooks", "replay", str(added["id"])).returncode == 1
     assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 0
     assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 1
@@ -123,6 +128,8 @@ def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
     ("arguments", "said"),
     [
         (["webhooks", "add", "ftp://x"], "not an http or https URL"),
+        (["webhooks", "add", "http://169.254.169.254/latest"], "add --link-local"),
+        (["webhooks", "add", "http://[fe80::1]/"], "add --link-local"),
         (["keys", "create", "x", "--scope", "all"], "series:read"),
         (["keys", "create", "x"], "--scope"),
         (["move", "mysql://x"], "must have the form"),

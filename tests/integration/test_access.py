@@ -55,10 +55,17 @@ async def key(app: FastAPI, *scopes: str, expires_in_s: float | None = None) -> 
     return (await keys.create("test", scopes, expires_at))[1]
 
 
+PROXYS_HEADERS = (
+    *("Forwarded", "X-Real-IP", "X-Forwarded", "X-Forwarded-Host", "X-Original-Forwarded-For", "CF-Connecting-IP"),
+    *("CF-Connecting-IPv6", "True-Client-IP", "X-Client-IP", "Fastly-Client-IP", "X-Cluster-Client-IP", "CDN-Loop"),
+    *("X-Azure-ClientIP", "X-Envoy-External-Address", "X-Original-Host", "X-Remote-Addr", "X-Appengine-User-IP"),
+)
 # --- without any key --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "[::1]", "LOCALHOST:8000", "localhost.", "LocalHost.:80"]
+)
 @pytest.mark.parametrize("peer", ["127.0.0.1", "::1", "::ffff:127.0.0.1"])
 async def test_this_machine_is_served_while_there_is_no_key(app: FastAPI, host: str, peer: str) -> None:
     async with asking(app, host=host, peer=peer) as http:
@@ -75,7 +82,8 @@ async def test_this_machine_is_served_while_there_is_no_key(app: FastAPI, host: 
         {"peer": ""},
         {"host": "evil.example"},  # a web page whose name now points here
         {"X-Forwarded-For": "127.0.0.1"},
-        {"Forwarded": "for=127.0.0.1"},
+        {"host": "localhost.evil.example"},
+        *({name: "127.0.0.1"} for name in PROXYS_HEADERS),
     ],
 )
 async def test_others_are_told_how_to_make_a_key(app: FastAPI, asks: dict[str, str]) -> None:
@@ -188,6 +196,28 @@ async def test_wrong_keys_are_limited_by_address(app: FastAPI) -> None:
         assert (await http.get("/series")).status_code == 401
     async with asking(app, good, peer="10.0.0.7") as http:  # behind the same proxy as the one with the wrong key
         assert (await http.get("/series")).status_code == 200
+
+
+async def test_wrong_sessions_count_like_wrong_keys(app: FastAPI) -> None:
+    good = await key(app, "series:read")
+    session = await app.state.keys.session(good.split("_")[1])
+    wrong = ("x", "0123456789ab.1.00", f"{session[:-1]}{'0' if session[-1] != '0' else '1'}")
+    async with asking(app, peer="10.0.0.7") as http:
+        statuses = []
+        for n in range(FAILURES):
+            http.headers["Cookie"] = f"{COOKIE}={wrong[n % len(wrong)]}"
+            statuses.append((await http.get("/series")).status_code)
+        assert statuses == [401] * FAILURES
+        assert (await http.head("/series")).status_code == 429
+        http.headers["Cookie"] = f"{COOKIE}={session}"  # a good one is let in all the same
+        assert (await http.get("/series")).status_code == 200
+    async with asking(app, "wrong", peer="10.0.0.7") as http:
+        assert (await http.get("/series")).status_code == 429  # they are counted together
+
+
+async def test_a_foreign_session_is_none_while_there_is_no_key(app: FastAPI) -> None:
+    async with asking(app, Cookie=f"{COOKIE}=of-another-server-on-this-machine") as http:
+        assert [(await http.get("/series")).status_code for _ in range(FAILURES + 2)] == [200] * (FAILURES + 2)
 
 
 async def test_addresses_of_one_ipv6_network_count_as_one(app: FastAPI) -> None:
@@ -305,7 +335,7 @@ async def logged_in(app: FastAPI, made: str, **asks: Any) -> AsyncIterator[httpx
 async def test_a_session_reads_and_does_nothing_else(app: FastAPI) -> None:
     async with logged_in(app, await key(app, "admin"), peer="10.0.0.7", host="gateway.example") as browser:
         assert (await browser.get("/series")).status_code == 200
-        assert (await browser.head("/series")).status_code == 405  # there is no such route, but it is let in
+        assert (await browser.head("/series")).status_code == 200
         assert (await browser.post("/series", json=MINIMAL_REPORT)).status_code == 401
         assert (await browser.post(f"/conflicts/{'0' * 64}", json={"Resolution": "dismiss"})).status_code == 401
         assert (await browser.post("/session")).status_code == 401  # it does not prolong itself either
@@ -353,7 +383,7 @@ async def test_no_made_up_session_lets_in(app: FastAPI) -> None:
     assert good is not None
     id, ends_at, signature = good.split(".")
     assert (await keys.recognize_session(good)) is not None
-    for bad in (
+    made_up = (
         "",
         "..",
         id,
@@ -366,8 +396,9 @@ async def test_no_made_up_session_lets_in(app: FastAPI) -> None:
         f"{id}.x.{signature}",
         f'"\\000{id}.{ends_at}.{signature}"',
         f"{id}.{'9' * 5000}.{signature}",
-    ):
-        async with asking(app, Cookie=f"{COOKIE}={bad}") as http:
+    )
+    for n, bad in enumerate(made_up):
+        async with asking(app, peer=f"10.0.0.{n}", Cookie=f"{COOKIE}={bad}") as http:
             assert (await http.get("/series")).status_code == 401, bad
     async with asking(app, Cookie=f"{COOKIE}={good}") as http:
         assert (await http.get("/series")).status_code == 200

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from api.operations import operations
 from common import metrics
 from common.settings import ServerSettings
-from db import Database
+from db import CONFLICTS_BYTES, Database
 from models import MAX_VALUE, SeriesRecord, SeriesReport
 from storage.engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
 from storage.move import move
@@ -491,6 +491,21 @@ async def test_a_corrected_conflict_takes_the_other_patient_and_keeps_the_one_be
     assert [change.Revision for change in await database.changes(since=0, limit=9)] == list(
         range(1, later.Revision + 1)
     )
+
+
+async def test_a_page_of_conflicts_has_no_more_bytes_than_one_large_report_or_some(database: Database) -> None:
+    await database.store(make_report("1"))
+    for n, most in enumerate((CONFLICTS_BYTES * 3 // 7, CONFLICTS_BYTES * 3 // 7, CONFLICTS_BYTES * 3 // 2, 300)):
+        uids = [f"1.{n}.{at:050}" for at in range(1, most // 60)]
+        await database.store(make_report("2", patient_id=f"P{n + 2}").model_copy(update={"SOPInstanceUIDs": uids}))
+    pages, after = [], None
+    while page := await database.conflicts(after=after, limit=9, resolved=False):
+        pages.append([len(conflict.model_dump_json()) for conflict in page])
+        after = page[-1].Digest
+        assert await database.has_conflicts(after=after, resolved=False) == (sum(map(len, pages)) < 4)
+    assert sum(map(len, pages)) == 4
+    assert all(sum(page) < CONFLICTS_BYTES * 1.2 or len(page) == 1 for page in pages)
+    assert len(pages) < 4
 
 
 async def test_a_corrected_record_is_of_one_patient_in_every_attribute(database: Database) -> None:

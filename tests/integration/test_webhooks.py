@@ -3,10 +3,14 @@
 import asyncio
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +22,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from api.follower import Follower
 from api.operations import operations
 from api.webhooks import GIVE_UP_S, Teller, signed
-from common.outgoing import http_client
+from common.outgoing import LinkLocalAddress, http_client, refuse_link_local
 from db import Database
 from storage.schema import webhooks
 from storage.webhooks import new_secret
@@ -316,3 +320,118 @@ def test_the_signature_is_that_of_the_standard_and_covers_id_time_and_body() -> 
             Webhook(secret).verify(b'{"a": 1}', headers | wrong)
     with pytest.raises(WebhookVerificationError):
         Webhook(secret).verify(b'{"a": 2}', headers)
+
+
+async def test_another_secret_keeps_the_place_and_both_sign_until_the_old_one_ends(
+    database: Database, receiver: Receiver
+) -> None:
+    hook = await added(database, receiver.url)
+    rotate = operations(database)["rotate_webhook"]
+
+    async def next_told(number: int) -> tuple[bytes, dict[str, str]]:
+        await store(database, number, 1)
+        await receiver.until(lambda: len(receiver.received) == number)
+        headers, body = receiver.requests[-1]
+        return body, headers
+
+    async with telling(database):
+        Webhook(hook["secret"]).verify(*await next_told(1))
+        rotated = await rotate(id=hook["id"], keep_old_s=3600)
+        assert rotated["secret"] != hook["secret"]
+        told = await next_told(2)
+        for secret in (hook["secret"], rotated["secret"]):
+            Webhook(secret).verify(*told)
+        last = await rotate(id=hook["id"], keep_old_s=0)
+        told = await next_told(3)
+    Webhook(last["secret"]).verify(*told)
+    for secret in (hook["secret"], rotated["secret"]):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(*told)
+    assert [change["Number"] for change in receiver.received] == [1, 2, 3]
+    assert (await operations(database)["rotate_webhook"](id=99, keep_old_s=0))["secret"] is None
+
+
+# --- where they lead --------------------------------------------------------------------------------------------
+
+LINK_LOCAL = r"""
+import asyncio, datetime, json, sys
+from api.webhooks import Teller
+from common.outgoing import LinkLocalAddress, http_client, refuse_link_local
+from models import Change
+from storage.webhooks import new_secret
+
+received = []
+
+async def serve(reader, writer):
+    received.append(await reader.readuntil(b"\r\n\r\n"))
+    writer.write(b"HTTP/1.1 204 X\r\n\r\n")
+    writer.close()
+
+async def main():
+    server = await asyncio.start_server(serve, sys.argv[1], 0)
+    url = f"http://{sys.argv[2]}:{server.sockets[0].getsockname()[1]}/"
+    now = datetime.datetime.now(datetime.UTC)
+    known = dict(SeriesInstanceUID="1", StudyInstanceUID="1", Revision=1, NumInstances=1, Verdict=None)
+    change = Change(Number=1, At=now, **known)
+    row = {"Url": url, "Secret": new_secret(), "OldSecret": None}
+    async with server, http_client(timeout=5) as http:
+        for may in (False, True):
+            problem, _ = await Teller(None, None, http)._post(row | {"LinkLocal": may}, change)
+            print(json.dumps([may, problem, len(received)]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.peer("namespaces")
+@pytest.mark.parametrize("name", ["169.254.7.7", "2851997447", "[::ffff:169.254.7.7]"])
+def test_nothing_is_sent_to_a_link_local_address_unless_that_is_meant(tmp_path: Path, name: str) -> None:
+    (tmp_path / "ask.py").write_text(LINK_LOCAL)
+    ask = f"{sys.executable} {tmp_path / 'ask.py'} 169.254.7.7 {name}"
+    commands = f"ip link set lo up && ip address add 169.254.7.7/32 dev lo && {ask}"
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", commands],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        check=True,
+    )
+    refused, sent = map(json.loads, done.stdout.splitlines())
+    assert (refused[0], refused[2], sent) == (False, 0, [True, None, 1])
+    assert "--link-local" in refused[1]
+
+
+class Connected:
+    """A connection to an address, as httpx's trace is told of one."""
+
+    def __init__(self, address: str) -> None:
+        self.closed = False
+        self._address = address
+
+    def get_extra_info(self, _: str) -> tuple[str, int]:
+        return self._address, 80
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("address", "refused"),
+    [
+        ("169.254.169.254", True),
+        ("fe80::1%eth0", True),
+        ("febf::1", True),
+        ("::ffff:169.254.0.1", True),
+        ("127.0.0.1", False),
+        ("::1", False),
+        ("10.0.0.7", False),
+        ("fd00::1", False),
+        ("169.255.0.1", False),
+    ],
+)
+async def test_loopback_and_private_networks_are_reached_and_link_local_ones_are_not(
+    address: str, refused: bool
+) -> None:
+    stream = Connected(address)
+    with pytest.raises(LinkLocalAddress) if refused else contextlib.nullcontext():
+        await refuse_link_local("connection.connect_tcp.complete", {"return_value": stream})
+    assert stream.closed == refused

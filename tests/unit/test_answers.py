@@ -99,7 +99,7 @@ async def meet(url: str) -> None:
                 assert isinstance(await _tell(http, STATE), str | None)
                 known = await stored_instances(http, make_instance().key)
                 assert known is None or all(isinstance(uid, str) for uid in known)
-                hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret()}
+                hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret(), "OldSecret": None, "LinkLocal": False}
                 problem, wait_s = await teller._post(hook, CHANGE)
                 assert isinstance(problem, str | None)
                 assert wait_s == math.inf or 0 <= wait_s <= 3600

@@ -1,6 +1,7 @@
 """What crosses the wire."""
 
 import base64
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ import models
 from api.answers import Resolve
 from dicom.header import MAX_VALUE_BYTES, REQUEST_ATTRIBUTES, SERIES_LEVEL
 from gateway.collector import NOT_IN_ATTRIBUTES
-from models import GatewayState, SeriesReport, fitting, fitting_bytes, valid_unicode
+from models import ArrivingSeries, GatewayState, SeriesReport, fitting, fitting_bytes, valid_unicode
+from tests.factories import arriving, make_state
 
 MINIMAL = {"SeriesInstanceUID": "1.2", "PatientID": "P", "PatientName": "N", "StudyInstanceUID": "1", "NumInstances": 3}
 
@@ -136,3 +138,30 @@ def test_text_with_surrogates_replaced_is_valid(value: Any) -> None:
 def test_valid_text_is_left_alone() -> None:
     assert valid_unicode({"ü": ["\U0001f600", 1, None, {"": "x"}]}) == {"ü": ["\U0001f600", 1, None, {"": "x"}]}
     assert models.MAX_VALUE > MAX_VALUE_BYTES
+
+
+NUMBERS = (
+    "Associations",
+    "Refused",
+    "Instances",
+    "Bytes",
+    "InboxSize",
+    "OpenSeries",
+    "OldestUndeliveredS",
+    "DeadLetters",
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [False, True, "1", None])
+def test_a_heartbeats_number_is_a_number(name: str, value: object) -> None:
+    state = make_state("gateway-1")
+    GatewayState.model_validate_json(json.dumps(state | {name: 1}))
+    with pytest.raises(ValidationError, match=name):
+        GatewayState.model_validate_json(json.dumps(state | {name: value}))
+
+
+@pytest.mark.parametrize("name", ["Revision", "Instances", "Expected"])
+def test_a_number_of_an_arriving_series_is_a_number(name: str) -> None:
+    with pytest.raises(ValidationError, match=name):
+        ArrivingSeries.model_validate(arriving("1.2", 1) | {name: True})

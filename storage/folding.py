@@ -1,0 +1,32 @@
+"""Names as they are compared: without regard to case, to how an accent is encoded, and to what pads them.
+
+A character stays one character, so that `?` stands for one of those that were sent: ß does not become ss, which is
+asked for as another spelling.
+"""
+
+import functools
+import re
+import unicodedata
+
+FOLDED_LENGTH = 512  # characters of a name, as many as an index of PostgreSQL bears; DICOM's have 194 at most
+DOTTED_I = "i\u0307", "\u0130"  # İ in small letters is two characters
+
+
+def folded(name: str) -> str:
+    """A name, or a pattern of one: carets and groups that are empty at an end mean nothing (PS3.5 §6.2.1)."""
+    text = unicodedata.normalize("NFC", name)
+    text = text.lower() if text.isascii() else "".join(map(_small, text)).replace(*DOTTED_I)
+    return "=".join(group.rstrip("^ ") for group in text.split("=")).rstrip("=")
+
+
+def spellings(name: str) -> tuple[str, ...]:
+    """The patterns that a name asked for stands for; a group that it leaves out may be any."""
+    text = re.sub("=(?==)", "=*", folded(name))
+    found = dict.fromkeys((text, text.replace("ß", "ss"), text.replace("ss", "ß")))
+    return tuple(each if {"*", "?"} & set(each) else each[:FOLDED_LENGTH] for each in found)
+
+
+@functools.cache
+def _small(character: str) -> str:
+    """The same character in small letters, where that is one."""
+    return next((each for each in (character.casefold(), character.lower()) if len(each) == 1), character)
