@@ -112,7 +112,7 @@ REQUESTS = {
     "extended negotiation": request([CT], extended()),
     "another called AE title": request([CT], called="SOMEONE"),
     "no protocol version": request([CT])[:6] + b"\0\0" + request([CT])[8:],
-    "nonsense": b"\x01\x00\x00\x00\x00\x64" + bytes(100),
+    "nonsense": b"\x01\x00\x00\x00\x00\x64" + b"\x01" * 100,
     "not DICOM": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     "data first": b"\x04\x00\x00\x00\x00\x04\x00\x00\x00\x00",
 }
