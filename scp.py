@@ -484,7 +484,8 @@ class _Association(asyncio.BufferedProtocol):
                 peer_address=self.address,
                 received_at=datetime.now(UTC),
             )
-            instance = replace(instance, length=length, association=self._association)
+            called = self._acceptor.titles.called
+            instance = replace(instance, called_ae_title=called, length=length, association=self._association)
         except HeaderError as error:
             self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)
         except Exception as error:  # the edge to hostile bytes: the text may be a patient's

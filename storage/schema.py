@@ -93,6 +93,7 @@ series = Table(
     Column("StudyDate", KEY),
     Column("AccessionNumber", KEY),
     Column("FoldedName", KEY),  # PatientName in lower case: names are matched without regard to case
+    Column("CalledAETitle", Text),
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),
@@ -179,6 +180,7 @@ changes = Table(
     Column("NumInstances", Integer, nullable=False),
     Column("Verdict", Text),
     Column("At", UtcDateTime, nullable=False),
+    Column("CalledAETitle", Text),
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index(
