@@ -216,7 +216,7 @@ async def _revise(connection: AsyncConnection, known: Mapping[str, Any], changed
     """Make the next revision of a row, and let it be told."""
     await _update(connection, known["SeriesInstanceUID"], changed)
     row = {**known, **changed}
-    columns = ("SeriesInstanceUID", "StudyInstanceUID", "Revision", "NumInstances", "Verdict")
+    columns = ("SeriesInstanceUID", "StudyInstanceUID", "Revision", "NumInstances", "Verdict", "CalledAETitle")
     values = {column: row[column] for column in columns}
     await connection.execute(changes.insert().values(values | {"At": row["UpdatedAt"]}))
 

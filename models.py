@@ -90,6 +90,8 @@ class Instance:
     received_at: datetime
     attributes: Mapping[str, tuple[str, ...]]
     undecoded: Mapping[str, bytes] = field(default_factory=dict)
+    called_ae_title: str = ""
+    """By what name its sender called us; empty where we fetched it, and of earlier versions."""
     length: int = field(default=0, compare=False)
     """Bytes of the encoded data set."""
     association: Association | None = field(default=None, compare=False, repr=False)
@@ -280,6 +282,10 @@ class SeriesReport(BaseModel):
         Annotated[str, Field(max_length=64), WithoutNul] | None,
         Field(description="Calling AE title and modality, as learnt for."),
     ] = None
+    CalledAETitle: Annotated[
+        Annotated[str, Field(max_length=64), WithoutNul] | None,
+        Field(description="By what name the sender called the gateway."),
+    ] = None
     IdlePolicy: Annotated[str, Field(max_length=32), WithoutNul] | None = None
     Timeline: Annotated[list[TimelineEntry], Field(fail_fast=True), Field(max_length=MAX_TIMELINE)] = []
     GatewayID: Annotated[str, Field(max_length=64), WithoutNul] | None = None
@@ -306,6 +312,9 @@ class SeriesReport(BaseModel):
         return SeriesKey(self.StudyInstanceUID, self.SeriesInstanceUID, self.PatientID)
 
 
+CalledTitle = Annotated[str | None, Field(description="By what name the series' sender called first.")]
+
+
 class Change(BaseModel):
     """One revision of a record, in the order in which they came about. Names no patient."""
 
@@ -316,6 +325,7 @@ class Change(BaseModel):
     NumInstances: int
     Verdict: SeriesVerdict | None
     At: AwareDatetime
+    CalledAETitle: CalledTitle = None
 
 
 Decision = Literal["dismiss", "merge", "correct"]
@@ -387,6 +397,7 @@ class SeriesRecord(BaseModel):
     ExpectedFrom: Literal["pacs", "tags"] | None = None
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Basis: Annotated[str | None, Field(description="What the verdict rests on, in words.")] = None
+    CalledAETitle: CalledTitle = None
     FalseCompletions: Annotated[
         int, Field(description="How often images came after a verdict had said that the series was over.")
     ] = 0

@@ -4,11 +4,11 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import signal
 import socket
 import ssl
 import warnings
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,14 +17,15 @@ from typing import Any, NamedTuple, cast
 
 import structlog
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES
-from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from common import metrics
 from common.settings import GatewaySettings
+from dicom.associate import Titles, escaped
 from dicom.header import HeaderError, read_instance
 from dicom.listening import listen
 from dicom.statuses import (
+    CALLED_AE_TITLE_NOT_RECOGNIZED,
     CALLING_AE_TITLE_NOT_RECOGNIZED,
     CANNOT_UNDERSTAND,
     DATA_SET_MISMATCH,
@@ -54,6 +55,7 @@ from dicom.upper_layer import (
 from models import Association, Instance
 
 ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
+GIVES_WAY_AFTER_S = 10.0  # without a PDU: an association this idle ends where another one is asked for beyond a limit
 READ_BYTES = 2**18
 WRITE_BYTES = 2**16  # of answers that a peer does not fetch, beyond which it is not read any further
 TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux
@@ -69,6 +71,18 @@ class Arrival(NamedTuple):
 
     instance: Instance
     status: asyncio.Future[int]
+
+
+class Rejection(NamedTuple):
+    """Why an association is rejected."""
+
+    numbers: tuple[int, int, int]
+    """Result, source and reason, PS3.8 table 9-21."""
+    kind: str
+    """As it is counted."""
+    reason: str
+    near: str | None = None
+    """The entry of GATEWAY_ALLOWED_PEERS that may have been meant."""
 
 
 def enqueue(inbox: asyncio.Queue[Any], timeout_s: float) -> HandleStore:
@@ -128,12 +142,11 @@ async def serve_scp(
 
 
 def _application_entity(settings: GatewaySettings) -> AE:
-    """pynetdicom's AE as our configuration: title, contexts besides storage, limits."""
+    """pynetdicom's AE as our configuration: title, contexts besides storage."""
     for name in ("pynetdicom", "pydicom"):  # what they would say of hostile bytes we say ourselves
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"pydicom\.")
     ae = AE(ae_title=settings.ae_title)
-    ae.maximum_associations = settings.max_associations
     ae.add_supported_context(Verification, ALL_TRANSFER_SYNTAXES)
     return ae
 
@@ -158,9 +171,8 @@ class _Scp:
         self.observe = observe
         self.numbers = itertools.count(1)
         self.read_buffer = memoryview(bytearray(READ_BYTES))  # shared: what is read is taken over before the next read
-        self.connections: dict[_Association, None] = {}  # in order of arrival
-        self.established = 0
-        self._by_address: Counter[str] = Counter()
+        self.waiting: dict[_Association, None] = {}  # connections without an association, not yet or no more, in order
+        self.established: dict[_Association, None] = {}
         self._empty = asyncio.Event()
 
     def reload_certificate(self) -> None:
@@ -190,57 +202,72 @@ class _Scp:
             await asyncio.sleep(0)  # whoever connects as fast as we accept does not hold up the others
 
     def admit(self, connection: "_Association") -> bool:
-        """Whether a new connection may stay. Beyond its address's share, the oldest silent one of it has to go."""
-        address = connection.address
-        if not self.settings.may_connect(address):
+        """Whether a new connection may stay. Beyond its address's share, or all addresses', the oldest waiting goes."""
+        settings, address = self.settings, connection.address
+        if not settings.may_connect(address):
             _refused("address", address, "not in allowed_peers")
             return False
-        if self._by_address[address] >= self.settings.max_connections_per_peer:
-            silent = (c for c in self.connections if c.address == address and c.silent)
-            oldest = next(silent, None)
-            if oldest is None:
-                _refused("limit", address, "max_connections_per_peer")
-                return False
-            oldest.drop()
-        self.connections[connection] = None
-        self._by_address[address] += 1
+        self.waiting[connection] = None
+        of_address = [other for other in self.waiting if other.address == address]
+        if len(of_address) > settings.max_connections_per_peer:
+            of_address[0].drop()
+        elif len(self.waiting) > settings.max_waiting:
+            next(iter(self.waiting)).drop()
         return True
 
-    def forget(self, connection: "_Association") -> None:
-        """A connection ended."""
-        if connection not in self.connections:
-            return
-        del self.connections[connection]
-        self._by_address[connection.address] -= 1
-        if not self._by_address[connection.address]:
-            del self._by_address[connection.address]
-        if not self.connections:
+    def establish(self, connection: "_Association") -> None:
+        """An association begins."""
+        del self.waiting[connection]
+        self.established[connection] = None
+        metrics.associations_open.set(len(self.established))
+
+    def end(self, connection: "_Association") -> None:
+        """An association ended; its connection may still be there."""
+        del self.established[connection]
+        self.waiting[connection] = None
+        metrics.associations_open.set(len(self.established))
+        if not self.established:
             self._empty.set()
 
-    def rejection(self, calling_ae_title: str, address: str) -> tuple[int, int, int] | None:
-        """Result, source and reason to reject an association with, None where it is accepted."""
-        if not self.settings.may_associate(calling_ae_title, address):
-            metrics.associations_refused.labels("ae_title").inc()
-            return CALLING_AE_TITLE_NOT_RECOGNIZED
-        if self.saturated():
-            metrics.associations_refused.labels("saturated").inc()
-            return LOCAL_LIMIT_EXCEEDED
-        if self.established >= self.ae.maximum_associations:
-            metrics.associations_refused.labels("limit").inc()
-            return LOCAL_LIMIT_EXCEEDED
+    def rejection(self, titles: Titles, address: str) -> Rejection | None:
+        """Why an association is rejected; None where it is accepted."""
+        settings = self.settings
+        near = settings.near(titles.calling, address, titles.called)
+        if not settings.may_associate(titles.calling, address):
+            return Rejection(CALLING_AE_TITLE_NOT_RECOGNIZED, "ae_title", "not in allowed_peers", near)
+        if not settings.may_associate(titles.calling, address, titles.called):
+            return Rejection(CALLED_AE_TITLE_NOT_RECOGNIZED, "ae_title", "called otherwise than in allowed_peers", near)
+        if reason := self.saturated():
+            return Rejection(LOCAL_LIMIT_EXCEEDED, "saturated", reason)
+        if limit := self._full(address):
+            return Rejection(LOCAL_LIMIT_EXCEEDED, "limit", limit)
+        return None
+
+    def _full(self, address: str) -> str | None:
+        """The limit that one more association would break; the one that is idle longest may give way to it."""
+        of_address = [other for other in self.established if other.address == address]
+        for name, some in (("max_connections_per_peer", of_address), ("max_associations", [*self.established])):
+            if len(some) < getattr(self.settings, name):
+                continue
+            oldest = min(some, key=lambda other: other.idle_since)
+            if self.loop.time() - oldest.idle_since < GIVES_WAY_AFTER_S:
+                return name
+            oldest.abort(f"idle, and gave way at {name}={len(some)}")
         return None
 
     async def drain(self) -> None:
         """Close what is silent, wait for open associations to end, abort those that outlast `drain_timeout_s`."""
-        for connection in [c for c in self.connections if c.silent]:
+        for connection in [*self.waiting]:
             connection.drop()
-        if self.connections:
+        if self.established:
             self._empty.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.settings.drain_timeout_s):
                     await self._empty.wait()
-        for connection in list(self.connections):
+        for connection in [*self.established]:
             connection.abort(f"drain exceeded drain_timeout_s={self.settings.drain_timeout_s:g}")
+        for connection in [*self.waiting]:
+            connection.close()
 
 
 class _Association(asyncio.BufferedProtocol):
@@ -254,7 +281,6 @@ class _Association(asyncio.BufferedProtocol):
         self._opening: asyncio.Task[None]
         self._transport: asyncio.Transport
         self._socket: socket.socket | None = None  # the transport's, while connected
-        self._calling_ae_title = ""
         self._store: StoreStarted
         self._header = b""
         self._storing: asyncio.Future[int] | None = None
@@ -262,6 +288,7 @@ class _Association(asyncio.BufferedProtocol):
         self._paused = False
         self._association: Association | None = None  # while established
         self._was_released = False  # as its peer asked (PS3.8 §7.2); else it was aborted
+        self._heard_at = 0.0  # when bytes came last
         self._instances = 0  # kept
         self._finished_at = 0.0  # when the last one had come
         self._pdus = 0
@@ -269,9 +296,10 @@ class _Association(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     @property
-    def silent(self) -> bool:
-        """Connected, and nothing asked for yet."""
-        return self._acceptor.state is State.STA2
+    def idle_since(self) -> float:
+        """When the last PDU came, in loop time; never in the middle of one, or of an instance."""
+        busy = self._storing is not None or self._acceptor.in_instance or self._acceptor.in_pdu
+        return math.inf if busy else self._heard_at
 
     def open(self, sock: socket.socket) -> None:
         """Begin, with a TLS handshake where one is wanted."""
@@ -287,7 +315,7 @@ class _Association(asyncio.BufferedProtocol):
         finally:
             if self._socket is None:
                 sock.close()
-                self._scp.forget(self)
+                self._scp.waiting.pop(self, None)
 
     # --- the transport's side ---
 
@@ -303,6 +331,7 @@ class _Association(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._acknowledge()
+        self._heard_at = self._loop.time()
         self._acceptor.receive_data(self._scp.read_buffer[:nbytes])
         if self._storing is not None:  # a sender that does not wait for answers waits here
             self._pause()
@@ -332,41 +361,45 @@ class _Association(asyncio.BufferedProtocol):
         if self._socket is not None:
             self._socket.detach()  # the transport closes it
             self._socket = None
-        if self._association is not None:
-            self._ended(self._association)
-            self._association = None
-        self._scp.forget(self)
+        self._leave()
+        self._scp.waiting.pop(self, None)
 
-    def _ended(self, association: Association) -> None:
+    def _leave(self) -> None:
+        """The association, if there is one, ended, however it did."""
+        association, self._association = self._association, None
+        if association is None:
+            return
         association.released_at = now = self._loop.time()
         association.aborted = not self._was_released
         self._scp.observe(association)
-        self._scp.established -= 1
-        metrics.associations_open.set(self._scp.established)
+        self._scp.end(self)
         log.info(
             "association.ended",
             association=association.number,
-            calling_ae_title=self._calling_ae_title,
+            calling_ae_title=association.calling_ae_title,
             peer_address=self.address,
             instances=self._instances,
             seconds=round(now - association.opened_at, 3),
         )
 
     def drop(self) -> None:
-        """Close a connection that nobody associated on."""
+        """Close a connection without an association, at once."""
         if self._opening.done():
             self._transport.abort()
         else:
             self._opening.cancel()
-        self._scp.forget(self)
+        self._scp.waiting.pop(self, None)
+
+    def close(self) -> None:
+        """Close a connection without an association, once what was written has gone."""
+        self._transport.close()
+        self._scp.waiting.pop(self, None)
 
     def abort(self, reason: str) -> None:
-        """A-ABORT and close."""
+        """End the association with A-ABORT."""
         self._log("association.aborted", reason=reason)
         metrics.associations_aborted.inc()
-        self._transport.write(self._acceptor.abort())
-        self._transport.close()
-        self._scp.forget(self)
+        self._end(self._acceptor.abort())
 
     # --- the upper layer's side ---
 
@@ -397,8 +430,8 @@ class _Association(asyncio.BufferedProtocol):
                 self._keep(length)
             case EchoRequested(response):
                 self._transport.write(response)
-            case AssociateRequested(primitive):
-                self._associate(primitive)
+            case AssociateRequested():
+                self._associate(self._acceptor.titles)
             case OperationRefused(command_field, response):
                 self._log("operation.refused", command_field=f"0x{command_field:04X}")
                 self._transport.write(response)
@@ -406,24 +439,31 @@ class _Association(asyncio.BufferedProtocol):
                 self._was_released = True
                 self._end(response)
             case Violation(problem, response):
-                self._log("association.violated", reason=problem)
+                as_sent = escaped(self._acceptor.titles.calling_as_sent)
+                self._log("association.violated", as_sent=as_sent, reason=problem)
                 metrics.associations_refused.labels("protocol").inc()
                 self._end(response)
             case Aborted():
                 self._end(b"")
 
-    def _associate(self, request: A_ASSOCIATE) -> None:
-        self._calling_ae_title = request.calling_ae_title or ""
-        rejection = self._scp.rejection(self._calling_ae_title, self.address)
+    def _associate(self, titles: Titles) -> None:
+        rejection = self._scp.rejection(titles, self.address)
         if rejection is not None:
-            self._log("association.rejected", result_source_reason=rejection)
-            self._end(self._acceptor.reject(*rejection))
+            self._log(
+                "association.rejected",
+                as_sent=escaped(titles.calling_as_sent),
+                called_ae_title=escaped(titles.called_as_sent),
+                result_source_reason=rejection.numbers,
+                reason=rejection.reason,
+                near=rejection.near,
+            )
+            metrics.associations_refused.labels(rejection.kind).inc()
+            self._end(self._acceptor.reject(*rejection.numbers))
             return
         number, now = next(self._scp.numbers), self._loop.time()
-        self._association = Association(number, self._calling_ae_title, self.address, now)
-        self._scp.established += 1
+        self._association = Association(number, titles.calling, self.address, now)
+        self._scp.establish(self)
         metrics.associations.inc()
-        metrics.associations_open.set(self._scp.established)
         self._scp.observe(self._association)
         self._transport.write(self._acceptor.accept())
 
@@ -440,11 +480,12 @@ class _Association(asyncio.BufferedProtocol):
             instance = read_instance(
                 self._header,
                 transfer_syntax_uid=store.transfer_syntax_uid,
-                calling_ae_title=self._calling_ae_title,
+                calling_ae_title=self._acceptor.titles.calling,
                 peer_address=self.address,
                 received_at=datetime.now(UTC),
             )
-            instance = replace(instance, length=length, association=self._association)
+            called = self._acceptor.titles.called
+            instance = replace(instance, called_ae_title=called, length=length, association=self._association)
         except HeaderError as error:
             self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)
         except Exception as error:  # the edge to hostile bytes: the text may be a patient's
@@ -471,7 +512,7 @@ class _Association(asyncio.BufferedProtocol):
     def _kept(self, storing: asyncio.Future[int]) -> None:
         """Answer what was kept, or not, and go on."""
         self._storing = None
-        if self._transport.is_closing() or storing.cancelled():
+        if self._association is None or storing.cancelled():
             return
         if (error := storing.exception()) is not None:  # the edge again: not kept is never Success
             uid = _uid(self._store.sop_instance_uid)
@@ -482,15 +523,21 @@ class _Association(asyncio.BufferedProtocol):
         self._advance()
 
     def _end(self, response: bytes) -> None:
-        """Write what is owed and close; a peer that does not fetch it is cut off in time."""
-        if response:
-            self._transport.write(response)
-        self._transport.close()
+        """Write what is owed. What still comes is swallowed until the peer closes, or is late with it (PS3.8 Sta13)."""
+        self._leave()
+        if not response:
+            self._transport.close()
+            return
+        self._transport.write(response)
+        if self._transport.can_write_eof():
+            with contextlib.suppress(OSError):  # the peer is gone
+                self._transport.write_eof()
         self._expect_within(self._scp.settings.associate_timeout_s)
 
     def _log(self, event: str, **fields: object) -> None:
         number = {"association": self._association.number} if self._association else {}
-        log.warning(event, calling_ae_title=self._calling_ae_title, peer_address=self.address, **number, **fields)
+        title = self._acceptor.titles.calling
+        log.warning(event, calling_ae_title=title, peer_address=self.address, **number, **fields)
 
     # --- time ---
 
@@ -515,13 +562,13 @@ class _Association(asyncio.BufferedProtocol):
 
     def _on_timer(self) -> None:
         """The one timer of a connection; a deadline that has moved on re-arms it."""
+        self._timer = None
         if self._storing is not None:
             self._deadline = self._loop.time() + self._scp.settings.pdu_timeout_s  # it waits for us
         if self._loop.time() < self._deadline:
             self._timer = self._loop.call_at(self._deadline, self._on_timer)
-        elif self._acceptor.state is State.STA6:
+        elif self._association is not None:
             self.abort("pdu_timeout_s passed" if self._acceptor.in_pdu else "association_idle_timeout_s passed")
-            self._timer = self._loop.call_later(self._scp.settings.associate_timeout_s, self._transport.abort)
         else:
             self.drop()
 

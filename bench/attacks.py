@@ -621,7 +621,7 @@ def fuzz_all(console: Console, count: int, seed: int) -> list[Row]:
             console.print("missing: atheris, for coverage-guided fuzzing")
         else:
             options = [f"-runs={count // 4}", "-max_len=4096", f"-seed={seed}", f"-artifact_prefix={crashes}/"]
-            for target in ("upper_layer", "header"):
+            for target in ("upper_layer", "associate", "header"):
                 commands[f"atheris, {target}"] = [*python, "-m", f"bench.fuzz.{target}", *options]
         running = {
             name: subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)

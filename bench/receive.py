@@ -26,7 +26,18 @@ from rich.console import Console
 from bench.rig.peers import ORTHANC, free_port, orthanc, orthanc_process
 from bench.rig.processes import ROOT, Process, gateway, running, server
 from bench.rig.progress import bar
-from bench.rig.receivers import DCMSEND, SIZES, STORESCP, STORESCU, Cell, Receiver, make_files, measure, send
+from bench.rig.receivers import (
+    DCMSEND,
+    EMPTY_HANDLER,
+    SIZES,
+    STORESCP,
+    STORESCU,
+    Cell,
+    Receiver,
+    make_files,
+    measure,
+    send,
+)
 from bench.rig.senders import associate_rq, synthetic_series
 from bench.telemetry import measure_telemetry
 
@@ -36,16 +47,6 @@ ORTHANC_IMAGES = 100
 IDLE = 500
 IDLE_S = 10.0
 NODELAY = {"TCP_NODELAY": "1"}  # for the receivers built on DCMTK: their answers then do not wait either
-
-EMPTY_HANDLER = """
-import sys
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
-ae = AE("STORESCP")
-for context in AllStoragePresentationContexts:
-    ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
-ae.maximum_associations = 1000
-ae.start_server(("127.0.0.1", int(sys.argv[1])), evt_handlers=[(evt.EVT_C_STORE, lambda event: 0)])
-"""
 
 
 # --- receivers -------------------------------------------------------------------------------------------------

@@ -104,12 +104,16 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     allowed_peers: str = kinds.text(
         "",
         "Who may send, comma separated: AE titles (CT1), addresses or networks (10.0.0.0/24), or both "
-        "(CT1@10.0.0.7). Empty on a loopback address: everyone on this machine.",
+        "(CT1@10.0.0.7); with =NAME behind it, only where it calls us NAME (CT1=ARCHIVE). Empty on a loopback address: "
+        "everyone on this machine.",
     )
     allow_any_peer: bool = kinds.truth(False, "Let every peer that reaches the port send.")
     max_associations: int = kinds.number(200, "Associations at once; further ones are rejected as transient.", least=1)
     max_connections_per_peer: int = kinds.number(
-        100, "TCP connections of one address; beyond it the oldest that is silent has to go.", least=1
+        100,
+        "Associations of one address, and as many connections that have none; beyond it associations are rejected as "
+        "transient, and of the other connections the oldest has to go.",
+        least=1,
     )
     associate_timeout_s: float = kinds.seconds(
         10.0, "Longest wait for a TLS handshake, for an A-ASSOCIATE-RQ, and for a peer to close."
@@ -273,22 +277,37 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
 
     def may_connect(self, address: str) -> bool:
         """Whether a peer at this address may send at all, whatever it calls itself."""
-        return self._everyone or any(_matches(network, address) for _, network in self._peers)
+        return self._everyone or any(_matches(sender.network, address) for sender in self._peers)
 
-    def may_associate(self, calling_ae_title: str, address: str) -> bool:
-        """Whether this peer may send."""
+    def may_associate(self, calling_ae_title: str, address: str, called_ae_title: str | None = None) -> bool:
+        """Whether this peer may send, when it calls us so; None: by any name."""
         return self._everyone or any(
-            ae_title in ("", calling_ae_title.strip()) and _matches(network, address)
-            for ae_title, network in self._peers
+            sender.ae_title in ("", calling_ae_title)
+            and (called_ae_title is None or sender.called in ("", called_ae_title))
+            and _matches(sender.network, address)
+            for sender in self._peers
         )
+
+    def near(self, calling_ae_title: str, address: str, called_ae_title: str) -> str | None:
+        """The first entry of GATEWAY_ALLOWED_PEERS that names this peer but for case and padding."""
+        calling, called = _folded(calling_ae_title), _folded(called_ae_title)
+        for entry, sender in zip(self._entries(), self._peers, strict=True):
+            is_meant = _folded(sender.ae_title) in ("", calling) and _folded(sender.called) in ("", called)
+            if is_meant and _matches(sender.network, address):
+                return entry
+        return None
+
+    @property
+    def max_waiting(self) -> int:
+        """Connections without an association at once, of all addresses: so many descriptors they may hold."""
+        return max(self.max_associations, self.max_connections_per_peer)
 
     @property
     def _everyone(self) -> bool:
         return self.allow_any_peer or not self.allowed_peers.strip()
 
     @cached_property
-    def _peers(self) -> list[tuple[str, IPv4Network | IPv6Network | None]]:
-        """AE title ('' for any) and network (None for any) of each entry."""
+    def _peers(self) -> list["_Sender"]:
         return [_peer(entry) for entry in self._entries()]
 
     def _entries(self) -> list[str]:
@@ -322,17 +341,33 @@ def _pacs(entry: str) -> Peer:
     return Peer(ae_title.strip(), host.strip("[]"), int(port), bool(tls))
 
 
-def _peer(entry: str) -> tuple[str, IPv4Network | IPv6Network | None]:
-    ae_title, at, network = entry.rpartition("@")
+class _Sender(NamedTuple):
+    """An entry of GATEWAY_ALLOWED_PEERS: '' and None stand for any."""
+
+    ae_title: str
+    network: IPv4Network | IPv6Network | None
+    called: str
+
+
+def _peer(entry: str) -> _Sender:
+    sender, equals, called = (part.strip() for part in entry.partition("="))
+    ae_title, at, network = sender.rpartition("@")
+    if equals and not called:
+        raise ValueError(f"GATEWAY_ALLOWED_PEERS entry {entry!r} names nothing behind the =: such as CT1=ARCHIVE")
     try:
-        return ae_title, ip_network(network, strict=False)
+        return _Sender(ae_title.strip(), ip_network(network, strict=False), called)
     except ValueError:
         if at:
             raise ValueError(
                 f"GATEWAY_ALLOWED_PEERS entry {entry!r} is not of the form AE@address or AE@network, such as "
                 "CT1@10.0.0.7 or CT1@10.0.0.0/24"
             ) from None
-        return network, None
+        return _Sender(network, None, called)
+
+
+def _folded(ae_title: str) -> str:
+    """An AE title without regard to case, and to what may pad it."""
+    return re.sub(r"[^!-~\xa1-\U0010ffff]", "", ae_title).casefold()
 
 
 def _matches(network: IPv4Network | IPv6Network | None, address: str) -> bool:

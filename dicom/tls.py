@@ -6,7 +6,8 @@ from typing import Any, cast
 from common.errors import GatewayError
 from common.settings import GatewaySettings
 
-CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:DHE+AESGCM"  # of TLS 1.2, BCP 195
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2, BCP 195
+CALLED_CIPHERS = f"{CIPHERS}:DHE+AESGCM"  # where the other side has the DH parameters
 
 
 class BadCertificate(GatewayError):
@@ -99,7 +100,7 @@ def pacs_tls(settings: GatewaySettings) -> Tls:
     context.check_hostname = False
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # so that the certificate of one PACS can be named, too
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers(CIPHERS)
+    context.set_ciphers(CALLED_CIPHERS)
     try:
         context.load_verify_locations(settings.pacs_ca)
         if settings.tls_cert is not None:

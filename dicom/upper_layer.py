@@ -3,38 +3,25 @@
 Rules. `receive_data` takes what came from the peer; `next_event` returns what it means, NEED_DATA where it needs more,
 or PAUSED while the caller owes an answer: then the transport should not be read. `accept`, `reject`, `respond` and
 `abort` return the bytes to write. After Released, Aborted or Violation nothing more comes: write the bytes that the
-event carries, and close. No sockets, no clock, no logging; P-DATA is parsed as it streams, whatever its fragmentation,
-and of a data set only the first `max_header_bytes` are kept.
+event carries; what the peer still sends is swallowed (Sta13). No sockets, no clock, no logging; P-DATA is parsed as it
+streams, whatever its fragmentation, and of a data set only the first `max_header_bytes` are kept.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-    SCP_SCU_RoleSelectionNegotiation,
-)
-from pynetdicom.presentation import PresentationContext, negotiate_unrestricted
+from pynetdicom.presentation import PresentationContext
 
-APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"  # PS3.7 Annex A
+from dicom.associate import MAXIMUM_LENGTH, Request, Titles, Unreadable, accept, read
 
 # C-STORE and C-ECHO statuses, PS3.4 Annex B.2.3 and PS3.7 Annex C
 SUCCESS = 0x0000
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 UNRECOGNIZED_OPERATION = 0x0211
 
-MAXIMUM_LENGTH = 131072
-"""Of a P-DATA-TF PDU, as we announce it (PS3.8 Annex D.1)."""
-MAX_ASSOCIATE_BYTES = 2**18
-MAX_CONTEXTS = 128  # their IDs are the odd numbers of one byte, PS3.8 §9.3.2.2
-MAX_ITEMS = 8192  # of a whole A-ASSOCIATE-RQ, transfer syntaxes and negotiation items included
+MAX_ASSOCIATE_BYTES = 2**18  # of an A-ASSOCIATE-RQ
 
 
 class State(Enum):
@@ -95,12 +82,12 @@ class Limits:
 class AssociateRequested:
     """The caller owes `accept` or `reject`."""
 
-    primitive: A_ASSOCIATE
+    request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStarted:
-    """A C-STORE-RQ (PS3.7 §9.3.1.1); its data set follows."""
+    """A C-STORE-RQ (PS3.7 §9.3.1.1); its header follows, unless the peer says that there is no data set."""
 
     context_id: int
     transfer_syntax_uid: str
@@ -141,7 +128,7 @@ class OperationRefused:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The peer ended the association; the caller writes `response` and closes."""
+    """The peer ended the association; the caller writes `response`."""
 
     response: bytes
 
@@ -153,7 +140,7 @@ class Aborted:
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """The peer broke the protocol or a limit; the caller writes `response` (an A-ABORT) and closes."""
+    """The peer broke the protocol or a limit; the caller writes `response` (an A-ABORT or A-ASSOCIATE-RJ)."""
 
     problem: str
     response: bytes
@@ -195,8 +182,10 @@ class Acceptor:
     """One association, seen from the acceptor."""
 
     def __init__(self, supported: Sequence[PresentationContext], limits: Limits) -> None:
-        """`supported` are contexts besides storage, all of which is accepted (pynetdicom's negotiate_unrestricted)."""
+        """`supported` are contexts besides storage, all of which is accepted."""
         self.state = State.STA2
+        self.titles = Titles()
+        """Of the A-ASSOCIATE-RQ, once it has come, readable or not."""
         self._supported = supported
         self._limits = limits
         self._buffer = bytearray()
@@ -208,7 +197,7 @@ class Acceptor:
         self._pdv_context = 0
         self._pdv_is_command = self._pdv_is_last = False
         self._acceptance = b""
-        self._contexts: dict[int, tuple[str, str]] = {}  # accepted: abstract and transfer syntax
+        self._contexts: Mapping[int, tuple[str, str]] = {}  # accepted: abstract and transfer syntax
         self._peer_maximum_length = 0
         self._command = bytearray()
         self._store: StoreStarted | None = None
@@ -287,52 +276,20 @@ class Acceptor:
         return Aborted() if kind is PduType.A_ABORT else Released(b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00")
 
     def _associate(self, pdu: bytes) -> Event:
-        _count_items(pdu)
-        rq = A_ASSOCIATE_RQ()
+        self.titles = Titles.of(pdu)
         try:
-            rq.decode(pdu)
-            primitive = rq.to_primitive()
-            self._acceptance = self._negotiate(primitive)
-        except Exception as error:  # the edge to hostile bytes; pynetdicom raises what they lead to
-            raise _Broken(f"A-ASSOCIATE-RQ unreadable: {type(error).__name__}") from None
-        if not rq.protocol_version & 1:
+            request = read(pdu)
+        except Unreadable as unreadable:
+            raise _Broken(str(unreadable)) from None
+        if not request.protocol_version & 1:
             return Violation(
-                f"protocol version 0x{rq.protocol_version:04X}", self.reject(*PROTOCOL_VERSION_NOT_SUPPORTED)
+                f"protocol version 0x{request.protocol_version:04X}", self.reject(*PROTOCOL_VERSION_NOT_SUPPORTED)
             )
+        supported = {str(cx.abstract_syntax): [*map(str, cx.transfer_syntax)] for cx in self._supported}
+        self._acceptance, self._contexts = accept(request, supported)
+        self._peer_maximum_length = request.maximum_length
         self.state, self._paused = State.STA3, True
-        return AssociateRequested(primitive)
-
-    def _negotiate(self, request: A_ASSOCIATE) -> bytes:
-        """The A-ASSOCIATE-AC, as pynetdicom's own acceptor would make it, and what it accepts."""
-        self._peer_maximum_length = request.maximum_length_received or 0
-        roles = {
-            item.sop_class_uid: (item.scu_role, item.scp_role)
-            for item in request.user_information
-            if isinstance(item, SCP_SCU_RoleSelectionNegotiation) and item.sop_class_uid
-        }
-        contexts, roles_accepted = negotiate_unrestricted(
-            request.presentation_context_definition_list, list(self._supported), roles
-        )
-        self._contexts = {
-            context.context_id: (str(context.abstract_syntax), str(context.transfer_syntax[0]))
-            for context in contexts
-            if context.result == 0x00 and context.context_id
-        }
-        maximum_length = MaximumLengthNotification()
-        maximum_length.maximum_length_received = MAXIMUM_LENGTH
-        implementation = ImplementationClassUIDNotification()
-        implementation.implementation_class_uid = PYNETDICOM_IMPLEMENTATION_UID
-        version = ImplementationVersionNameNotification()
-        version.implementation_version_name = PYNETDICOM_IMPLEMENTATION_VERSION
-        answer = A_ASSOCIATE()
-        answer.application_context_name = APPLICATION_CONTEXT_NAME
-        answer.calling_ae_title, answer.called_ae_title = request.calling_ae_title, request.called_ae_title
-        answer.result, answer.result_source = 0x00, 0x01
-        answer.presentation_context_definition_results_list = contexts
-        answer.user_information = [maximum_length, implementation, version, *roles_accepted]
-        pdu = A_ASSOCIATE_AC()
-        pdu.from_primitive(answer)
-        return pdu.encode()
+        return AssociateRequested(request)
 
     def _in_pdu(self) -> Event | None:
         """Go on in a P-DATA-TF: the next PDV header, or as much of a PDV's fragment as there is."""
@@ -402,12 +359,12 @@ class Acceptor:
         abstract_syntax, transfer_syntax = self._contexts[self._pdv_context]
         has_data_set = _us(elements, 0x0800) != NO_DATA_SET
         if field == C_STORE_RQ and abstract_syntax != VERIFICATION:
-            if not has_data_set:
-                raise _Broken("a C-STORE-RQ without a data set")
-            self._length, self._header_given = 0, False
+            self._length, self._header_given = 0, not has_data_set
             self._store = StoreStarted(
                 self._pdv_context, transfer_syntax, message_id, sop_class, elements.get(0x1000, b"")
             )
+            if not has_data_set:
+                self._next, self._paused = InstanceFinished(0), True
             return self._store
         if field == C_ECHO_RQ and abstract_syntax == VERIFICATION and not has_data_set:
             return EchoRequested(self._response(self._pdv_context, field, message_id, sop_class, SUCCESS))
@@ -440,7 +397,7 @@ class Acceptor:
         return self._acceptance
 
     def reject(self, result: int, source: int, reason: int) -> bytes:
-        """A-ASSOCIATE-RJ (PS3.8 table 9-21), after AssociateRequested; then close."""
+        """A-ASSOCIATE-RJ (PS3.8 table 9-21), after AssociateRequested."""
         self._end()
         return struct.pack(">BBLBBBB", PduType.A_ASSOCIATE_RJ.value, 0, 4, 0, result, source, reason)
 
@@ -461,7 +418,7 @@ class Acceptor:
         )
 
     def abort(self) -> bytes:
-        """A-ABORT by the service user, at any time; then close."""
+        """A-ABORT by the service user, at any time."""
         self._end()
         return struct.pack(">BBLBBBB", PduType.A_ABORT.value, 0, 4, 0, 0, 0, 0)
 
@@ -484,7 +441,7 @@ class Acceptor:
 
     def _end(self) -> None:
         self.state = State.STA13
-        self._paused = False
+        self._next, self._paused = None, False
         self._buffer.clear()
         self._at = 0
 
@@ -492,23 +449,6 @@ class Acceptor:
 def _abort(reason: int) -> bytes:
     """A-ABORT by the service provider (PS3.8 §9.3.8)."""
     return struct.pack(">BBLBBBB", PduType.A_ABORT.value, 0, 4, 0, 0, 2, reason)
-
-
-def _count_items(pdu: bytes) -> None:
-    """Refuse an A-ASSOCIATE-RQ of more items than it could need, before anything is made of them."""
-    contexts = items = 0
-    at = 74  # PS3.8 table 9-11: the variable items follow the fixed fields
-    while at + 4 <= len(pdu):
-        kind, _, length = struct.unpack_from(">BBH", pdu, at)
-        contexts += kind == 0x20
-        items += 1
-        inner, end = at + (8 if kind == 0x20 else 4), min(at + 4 + length, len(pdu))
-        while kind in (0x20, 0x50) and inner + 4 <= end:
-            inner += 4 + int.from_bytes(pdu[inner + 2 : inner + 4], "big")
-            items += 1
-        at += 4 + length
-    if contexts > MAX_CONTEXTS or items > MAX_ITEMS:
-        raise _Broken(f"A-ASSOCIATE-RQ with {contexts} presentation contexts and {items} items")
 
 
 def _command_elements(command: bytearray) -> dict[int, bytes]:

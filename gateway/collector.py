@@ -91,6 +91,7 @@ class OpenSeries:
     last_seen: float
     first_received_at: datetime
     last_received_at: datetime
+    called_ae_title: str = ""
     before: "_Closed | None" = None
     """The revision before, as long as no image has come that it did not have."""
     held_before: Mapping[str, None] = field(default_factory=dict)
@@ -598,6 +599,7 @@ class SeriesCollector:
             last_seen=now,
             first_received_at=instance.received_at,
             last_received_at=instance.received_at,
+            called_ae_title=instance.called_ae_title,
             before=before,
             held_before=before.held if before else {},
         )
@@ -777,6 +779,7 @@ class SeriesCollector:
             MissingSOPInstanceUIDs=self._missing(series),
             Basis=basis,
             Source=" ".join(filter(None, series.source)),
+            CalledAETitle=series.called_ae_title or None,
             IdlePolicy=self.policy.name,
             Timeline=series.timeline,
             GatewayID=self._gateway_id,

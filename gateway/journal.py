@@ -361,10 +361,11 @@ class Journal:
             first.transfer_syntax_uid,
             first.calling_ae_title,
             first.peer_address,
+            first.called_ae_title,
         )
         cursor = self._connection.execute(
             f"INSERT INTO open_series ({KEY}, sop_class_uid, transfer_syntax_uid, calling_ae_title, peer_address, "
-            "content) VALUES (?, ?, ?, ?, ?, ?, ?, '')",
+            "called_ae_title, content) VALUES (?, ?, ?, ?, ?, ?, ?, ?, '')",
             [*map(rows.storable, values)],
         )
         return int(cursor.lastrowid or 0)

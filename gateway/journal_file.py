@@ -71,7 +71,10 @@ ALTER TABLE learnt_of_stations RENAME TO learnt;
 CREATE TABLE pacs (ae_title TEXT PRIMARY KEY, trust INTEGER NOT NULL);  -- how many series in a row it had all of
 CREATE INDEX reports_by_series ON reports (series_instance_uid, id);
 """
-SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_5)  # each leads from the version before to its own
+SCHEMA_6 = """
+ALTER TABLE open_series ADD COLUMN called_ae_title TEXT NOT NULL DEFAULT '';  -- as of the first instance
+"""
+SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_5, SCHEMA_6)  # each leads from the version before to its own
 SCHEMA_VERSION = len(SCHEMAS)
 
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, and reads with whatever file is there

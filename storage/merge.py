@@ -110,6 +110,7 @@ def changes(report: SeriesReport, known: Row, union: int, now: datetime) -> dict
     changed: dict[str, Any] = {
         "PatientID": known["PatientID"] or report.PatientID,
         "PatientName": name,
+        "CalledAETitle": known["CalledAETitle"] or report.CalledAETitle,
         "NumInstances": union,
         "Attributes": attributes,
         "Undecoded": fitting_bytes({**known["Undecoded"], **_more(report.Undecoded, known["Undecoded"])}),

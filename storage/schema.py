@@ -103,6 +103,7 @@ series = Table(
     Column("FalseCompletions", Integer, nullable=False, server_default="0"),
     Column("Source", Text),
     Column("IdlePolicy", Text),
+    Column("CalledAETitle", Text),
     # Out of Attributes, to be searched by:
     Column("StudyDate", KEY),
     Column("AccessionNumber", KEY),
@@ -202,6 +203,7 @@ changes = Table(
     Column("NumInstances", Integer, nullable=False),
     Column("Verdict", Text),
     Column("At", UtcDateTime, nullable=False),
+    Column("CalledAETitle", Text),
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index(

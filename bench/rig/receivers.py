@@ -19,6 +19,17 @@ SIZES = {"33 KB": (128, 1400), "525 KB": (512, 300)}
 """Matrix size, and how many different files there are."""
 CELL_S = 1.5
 PROBE = 8  # images an association, to find out how many fill CELL_S
+EMPTY_HANDLER = """
+import sys
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+ae = AE("STORESCP")
+for context in AllStoragePresentationContexts:
+    ae.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
+ae.add_supported_context("1.2.840.10008.1.1")
+ae.maximum_associations = 1000
+ae.start_server(("127.0.0.1", int(sys.argv[1])), evt_handlers=[(evt.EVT_C_STORE, lambda event: 0)])
+"""
+"""Stock pynetdicom as a program that takes a port, and every storage class."""
 
 
 @dataclass

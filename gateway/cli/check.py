@@ -95,7 +95,7 @@ def _tls(settings: GatewaySettings) -> list[Finding]:
 
 def _descriptors(settings: GatewaySettings) -> list[Finding]:
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = settings.max_associations + settings.dispatch_concurrency + OTHER_FILES
+    needed = settings.max_associations + settings.max_waiting + settings.dispatch_concurrency + OTHER_FILES
     told = f"{limit} here, {needed} needed for GATEWAY_MAX_ASSOCIATIONS={settings.max_associations}"
     if limit in (-1, resource.RLIM_INFINITY) or limit >= needed:
         return [ok("file descriptors", told)]

@@ -616,6 +616,17 @@ async def told(database: Database) -> list[str]:
     return [event.Event for event in await database.timeline(SERIES)]
 
 
+async def test_called_ae_title_is_the_first_that_was_told_in_the_record_and_in_its_changes(database: Database) -> None:
+    before = await database.last_change()
+    record, _ = await database.store(judged("1"))
+    assert record.CalledAETitle is None
+    for sop, called in (("2", "ARCHIVE"), ("3", "OTHER"), ("4", None)):
+        record, _ = await database.store(judged(sop, CalledAETitle=called))
+        assert record.CalledAETitle == "ARCHIVE"
+    changes = await database.changes(since=before, limit=10)
+    assert [change.CalledAETitle for change in changes] == [None, "ARCHIVE", "ARCHIVE", "ARCHIVE"]
+
+
 async def test_verified_stands_only_where_the_union_is_what_the_pacs_said(database: Database) -> None:
     record, _ = await database.store(judged("1", "2", verdict="verified", expected=2))
     assert (record.Verdict, record.Missing) == ("verified", 0)

@@ -1,4 +1,4 @@
-"""Stock pynetdicom's acceptor as the oracle: both answer the same A-ASSOCIATE-RQ alike."""
+"""Two oracles: stock pynetdicom's acceptor answers the same A-ASSOCIATE-RQ alike; what DCMTK's accepts, ours does."""
 
 import socket
 import struct
@@ -30,6 +30,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
+from bench.interop import Peer, ask, command, outcome_of
+from bench.odd_associations import Odd, odd_associations
+from bench.rig.receivers import STORESCP
 from dicom.upper_layer import NEED_DATA, Acceptor, AssociateRequested, Limits, Violation
 
 SUPPORTED = [build_context(Verification, ALL_TRANSFER_SYNTAXES)]
@@ -112,7 +115,7 @@ REQUESTS = {
     "extended negotiation": request([CT], extended()),
     "another called AE title": request([CT], called="SOMEONE"),
     "no protocol version": request([CT])[:6] + b"\0\0" + request([CT])[8:],
-    "nonsense": b"\x01\x00\x00\x00\x00\x64" + bytes(100),
+    "nonsense": b"\x01\x00\x00\x00\x00\x64" + b"\x01" * 100,
     "not DICOM": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     "data first": b"\x04\x00\x00\x00\x00\x04\x00\x00\x00\x00",
 }
@@ -160,3 +163,22 @@ def meaning(pdu: bytes) -> object:
 @pytest.mark.parametrize("name", REQUESTS)
 def test_answer_is_that_of_stock_pynetdicom(stock_port: int, name: str) -> None:
     assert meaning(our_answer(REQUESTS[name])) == meaning(stock_answer(stock_port, REQUESTS[name]))
+
+
+@pytest.fixture(scope="module")
+def storescp_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    with command(tmp_path_factory.mktemp("storescp"), [str(STORESCP), "--fork", "--ignore", "+xa"]) as port:
+        yield port
+
+
+PLAIN = [odd for odd in odd_associations() if "mutation" not in odd.name]
+
+
+@pytest.mark.slow  # storescp answers what it does not like not at all
+@pytest.mark.peer("dcmtk")
+@pytest.mark.parametrize("odd", PLAIN, ids=lambda odd: odd.name)
+def test_what_storescp_accepts_is_accepted(storescp_port: int, odd: Odd) -> None:
+    """But for what has a reason, which is only such that ours serves no such thing, or is told not to."""
+    accepted = ask(Peer("storescp", storescp_port), odd._replace(source="127.0.0.1")).contexts
+    answer = our_answer(odd.request)
+    assert odd.refused or accepted <= outcome_of(answer[:1], answer[6:]).contexts

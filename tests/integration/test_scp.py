@@ -104,6 +104,7 @@ async def test_instance_reaches_handle_store(port: int, kept: Kept) -> None:
     assert (instance.study_instance_uid, instance.series_instance_uid) == (STUDY, SERIES)
     assert (instance.sop_instance_uid, instance.sop_class_uid) == (f"{SERIES}.1", CTImageStorage)
     assert (instance.calling_ae_title, instance.peer_address) == ("SCU", "127.0.0.1")
+    assert instance.called_ae_title == "ANY-SCP"  # stock pynetdicom's default
     assert instance.received_at.tzinfo is not None
     assert instance.text("PatientName") == "Test^One"
 

@@ -9,7 +9,7 @@ import socket
 import ssl
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,14 @@ from pynetdicom.presentation import build_context
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from structlog.testing import capture_logs
 
+from bench.odd_associations import item, request
 from bench.rig.senders import associate_rq, pure_scu
 from common.settings import GatewaySettings, SettingsError, load
-from dicom.tls import BadCertificate
+from dicom.tls import BadCertificate, tls_context
 from scp import serve_scp
 from tests.factories import encode, make_dataset
 from tests.integration.test_scp import Kept, unsaturated
-from tests.unit.test_upper_layer import ECHO, SOP_INSTANCE, store
+from tests.unit.test_upper_layer import ECHO, RELEASE_RQ, SOP_INSTANCE, command, element, p_data, pdv, store
 
 ABORTED = b"\x07\x00\x00\x00\x00\x04"
 
@@ -126,10 +127,78 @@ async def test_connections_of_one_address_do_not_count_against_another() -> None
             for raw in (one, two):
                 await raw.say(associate_rq())
                 await raw.pdu()
-            assert await echo(port) == ()
+            assert await echo_or_rejection(port) == (2, 3, 2)
             assert await echo(port, source="127.0.0.2") is True
         while await echo(port) != True:  # noqa: E712 - a rejection is a tuple
             pass
+
+
+@pytest.mark.parametrize("limit", ["max_associations", "max_connections_per_peer"])
+async def test_association_that_is_idle_longest_gives_way_to_one_beyond_a_limit(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scp.GIVES_WAY_AFTER_S", 0.0)
+    async with serving(**{limit: 2}) as (port, _), Raw(port) as newer, Raw(port) as older:
+        for raw in (newer, older):
+            await raw.say(associate_rq())
+            await raw.pdu()
+        heard_at = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < heard_at + 0.01:  # the clock of uvloop has milliseconds
+            await newer.say(ECHO)
+            await newer.pdu()
+        with capture_logs() as logs:
+            assert await echo(port) is True
+        assert (await older.end()).startswith(ABORTED)
+        assert [entry["event"] for entry in logs][:1] == ["association.aborted"]
+        await newer.say(ECHO)
+        assert (await newer.pdu())[0] == 4
+
+
+async def test_association_in_the_middle_of_an_instance_gives_way_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scp.GIVES_WAY_AFTER_S", 0.0)
+    async with serving(max_associations=1) as (port, _), Raw(port) as raw:
+        await raw.say(associate_rq())
+        await raw.pdu()
+        await raw.say(store()[:-1])
+        await raw.say(b"")
+        while await echo_or_rejection(port) != (2, 3, 2):
+            pass
+
+
+async def test_connections_without_an_association_are_bounded_over_all_addresses() -> None:
+    limits = {"max_connections_per_peer": 3, "max_associations": 4, "associate_timeout_s": 60}
+    async with serving(**limits) as (port, _):
+        silent = [await Raw(port, f"127.0.0.{n % 3 + 2}").__aenter__() for n in range(6)]
+        assert await echo(port) is True
+        for raw in silent[:3]:
+            assert await raw.end() == b""
+        for raw in silent:
+            await raw.__aexit__()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [associate_rq(), associate_rq() + RELEASE_RQ, b"\xff" * 10],
+    ids=["A-ASSOCIATE-RJ", "A-RELEASE-RP", "A-ABORT"],
+)
+async def test_what_comes_after_the_last_answer_is_swallowed_until_the_peer_closes(said: bytes) -> None:
+    allowed = "SOMEONE" if said == associate_rq() else ""
+    async with serving(associate_timeout_s=60, allowed_peers=allowed) as (port, _), Raw(port) as raw:
+        await raw.say(said)
+        answers = await raw.end()  # our side is shut
+        assert answers[-10:-6] in (b"\3\0\0\0", b"\6\0\0\0", b"\7\0\0\0")
+        for _ in range(100):  # a reset would end this
+            await raw.say(bytes(2**16))
+
+
+async def test_peer_that_does_not_close_after_the_last_answer_is_closed_in_time() -> None:
+    async with serving(associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
+        await raw.say(associate_rq() + RELEASE_RQ)
+        await raw.end()
+        with suppress(ConnectionError):
+            async with asyncio.timeout(120):
+                while True:
+                    await raw.say(bytes(2**16))
 
 
 async def test_association_beyond_max_associations_is_rejected_as_transient_until_one_ends() -> None:
@@ -233,11 +302,76 @@ async def test_only_allowed_peers_associate(allowed: str, ae_title: str, source:
 
 
 @pytest.mark.parametrize(
+    ("allowed", "called", "outcome"),
+    [
+        ("CT1=ARCHIVE", "ARCHIVE", True),
+        ("CT1=ARCHIVE", "STORESCP", (1, 1, 7)),
+        ("CT1=ARCHIVE, 127.0.0.1=STORESCP", "STORESCP", True),
+        ("=ARCHIVE", "ARCHIVE", True),
+        ("CT1@127.0.0.1=ARCHIVE", "ARCHIVE", True),
+        ("CT2=ARCHIVE", "ARCHIVE", (1, 1, 3)),
+    ],
+)
+async def test_peers_associate_only_by_the_called_ae_titles_they_may(
+    allowed: str, called: str, outcome: object
+) -> None:
+    async with serving(allowed_peers=allowed) as (port, _), Raw(port) as raw:
+        await raw.say(request(calling=b"CT1", called=called.encode()))
+        answer = await raw.pdu()
+        assert answer[0] == (2 if outcome is True else 3)
+        assert outcome is True or tuple(answer[7:10]) == outcome
+
+
+@pytest.mark.parametrize(
+    ("allowed", "calling", "called", "near"),
+    [
+        ("MR1, CT1@127.0.0.1", b"ct1", b"STORESCP", "CT1@127.0.0.1"),
+        ("CT 1", b"C T1", b"STORESCP", "CT 1"),
+        ("CT1=ARCHIVE", b"CT1", b"archive", "CT1=ARCHIVE"),
+        ("CT1@127.0.0.1, MR1@127.0.0.2", b"MR1\0", b"STORESCP", None),
+        ("CT1", b"CT2", b"STORESCP", None),
+    ],
+)
+async def test_rejection_names_who_asked_as_sent_and_who_may_have_been_meant(
+    allowed: str, calling: bytes, called: bytes, near: str | None
+) -> None:
+    async with serving(allowed_peers=allowed) as (port, _), Raw(port) as raw:
+        with capture_logs() as logs:
+            await raw.say(request(calling=calling, called=called))
+            assert (await raw.pdu())[0] == 3
+        (rejected,) = [entry for entry in logs if entry["event"] == "association.rejected"]
+    assert rejected["near"] == near
+    assert rejected["as_sent"] == calling.replace(b"\0", b"\\x00").decode()
+    assert rejected["called_ae_title"] == called.decode()
+
+
+async def test_association_request_that_is_aborted_names_who_sent_it() -> None:
+    async with serving() as (port, _), Raw(port) as raw:
+        with capture_logs() as logs:
+            await raw.say(request(item(0x20, b""), calling=b"CT1\0junk"))
+            assert (await raw.pdu())[0] == 7
+        (violated,) = [entry for entry in logs if entry["event"] == "association.violated"]
+    assert (violated["calling_ae_title"], violated["as_sent"]) == ("CT1", r"CT1\x00junk")
+    assert "presentation context" in violated["reason"]
+
+
+async def test_store_without_a_data_set_is_answered() -> None:
+    async with serving() as (port, kept), Raw(port) as raw:
+        await raw.say(associate_rq())
+        await raw.pdu()
+        await raw.say(p_data(pdv(1, 3, command(1, data_set=False))) + ECHO)
+        assert element(0x0900, b"\x00\xc0") in await raw.pdu()
+        assert element(0x0900, b"\0\0") in await raw.pdu()
+    assert kept.instances == []
+
+
+@pytest.mark.parametrize(
     ("flags", "problem"),
     [
         ({"scp_host": "0.0.0.0"}, "can be reached from other machines. Name who may send in GATEWAY_ALLOWED_PEERS"),  # noqa: S104
         ({"allowed_peers": "CT1,,CT2"}, "empty entry"),
         ({"allowed_peers": "CT1@nowhere"}, "'CT1@nowhere' is not of the form AE@address"),
+        ({"allowed_peers": "CT1="}, "'CT1=' names nothing behind the ="),
         ({"tls_key": "key.pem"}, "GATEWAY_TLS_CERT is missing"),
         ({"tls_cert": "c.pem", "tls_client_certs": "required"}, "needs GATEWAY_TLS_CA"),
     ],
@@ -350,6 +484,25 @@ async def test_tls_below_1_2_is_refused(certificates: Certificates) -> None:
     async with serving(tls_cert=certificates.cert) as (port, _):
         assert await tls_echo(port, certificates.client(maximum=ssl.TLSVersion.TLSv1_1)) == ()
         assert await tls_echo(port, certificates.client(maximum=ssl.TLSVersion.TLSv1_2)) is True
+
+
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
+async def test_only_cipher_suites_that_can_be_negotiated_are_offered(certificates: Certificates) -> None:
+    async with serving(tls_cert=certificates.cert) as (port, _):
+        for suites, agreed in (("ECDHE+AESGCM", True), ("ECDHE+CHACHA20", True), ("DHE+AESGCM", False)):
+            context = certificates.client(maximum=ssl.TLSVersion.TLSv1_2)
+            context.set_ciphers(suites)
+            with nullcontext() if agreed else pytest.raises((ssl.SSLError, ConnectionError)):
+                where = {"ssl": context, "server_hostname": "localhost"}
+                _, writer = await asyncio.open_connection("127.0.0.1", port, **where)  # type: ignore[arg-type]
+                writer.transport.abort()
+    assert not [suite for suite in offered(certificates) if suite.startswith("DHE")]
+
+
+def offered(certificates: Certificates) -> list[str]:
+    context = tls_context(GatewaySettings(tls_cert=certificates.cert))
+    assert context is not None
+    return [str(suite["name"]) for suite in context.get_ciphers()]
 
 
 @pytest.mark.parametrize(("wanted", "without"), [("none", True), ("optional", True), ("required", ())])

@@ -18,7 +18,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 from api.dicomweb.request import MAX_LIMIT, UNSUPPORTED
 from bench.rig.senders import associate_rq
 from common.settings import GatewaySettings, variable
-from dicom import header, query_retrieve, scu, statuses, upper_layer
+from dicom import associate, header, query_retrieve, scu, statuses, upper_layer
 from dicom.upper_layer import Acceptor, AssociateRequested, Limits
 from gateway import collector, pacs
 from storage.search import KEYS, Level
@@ -53,8 +53,8 @@ def test_implementation_is_the_one_that_is_announced() -> None:
     assert pynetdicom.PYNETDICOM_IMPLEMENTATION_UID in row("Implementation Class UID")[0]
     assert row("Implementation Version Name") == [pynetdicom.PYNETDICOM_IMPLEMENTATION_VERSION]
     announced = re.findall(r"^\| Maximum PDU length announced \| (\d+)", TEXT, re.MULTILINE)
-    assert announced == [str(upper_layer.MAXIMUM_LENGTH), str(AE().maximum_pdu_size)]
-    assert f"{upper_layer.MAX_ASSOCIATE_BYTES} bytes with {upper_layer.MAX_CONTEXTS} presentation contexts" in TEXT
+    assert announced == [str(associate.MAXIMUM_LENGTH), str(AE().maximum_pdu_size)]
+    assert f"{upper_layer.MAX_ASSOCIATE_BYTES} bytes with {associate.MAX_ITEMS} items" in TEXT
     assert f'version = "{row("Version")[0]}"' in (ROOT / "pyproject.toml").read_text()
 
 
@@ -74,6 +74,7 @@ def test_rejections_are_those_of_the_code() -> None:
     stated = {tuple(map(int, found)) for found in re.findall(r"\| (\d), (\d), (\d): ", TEXT)}
     assert stated == {
         statuses.CALLING_AE_TITLE_NOT_RECOGNIZED,
+        statuses.CALLED_AE_TITLE_NOT_RECOGNIZED,
         statuses.LOCAL_LIMIT_EXCEEDED,
         upper_layer.PROTOCOL_VERSION_NOT_SUPPORTED,
     }

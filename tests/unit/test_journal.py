@@ -65,7 +65,7 @@ async def after_restart(path: Path) -> list[SeriesReport]:
 
 
 async def test_restart_rebuilds_open_series_exactly(path: Path) -> None:
-    first = replace(make_instance("1"), undecoded={"PatientName": b"T\xe4st"})
+    first = replace(make_instance("1"), undecoded={"PatientName": b"T\xe4st"}, called_ae_title="ARCHIVE")
     later = replace(
         make_instance("2"), attributes={"PatientID": ("P1",), "BodyPartExamined": ("HEAD",), "Modality": ("MR",)}
     )
@@ -76,6 +76,7 @@ async def test_restart_rebuilds_open_series_exactly(path: Path) -> None:
     one, two = await after_restart(path)
     assert one == reported(first, later)
     assert one.Attributes["BodyPartExamined"] == ["HEAD"]
+    assert (one.CalledAETitle, two.CalledAETitle) == ("ARCHIVE", None)
     assert one.Undecoded == {"PatientName": "VORzdA=="}
     assert two == reported(other)
 
@@ -355,7 +356,7 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
         insert = "INSERT INTO instances (series_id, sop_instance_uid, received_at) VALUES (1, ?, 0)"
         connection.execute(insert, (make_instance("1").sop_instance_uid,))
         if version >= 2:
-            connection.execute("INSERT INTO learnt VALUES ('MR1', 'MR', 'old')")
+            connection.execute("INSERT INTO learnt (calling_ae_title, modality, content) VALUES ('MR1', 'MR', 'old')")
         connection.commit()
     async with Journal.open(path, UNBOUNDED) as journal:
         list(journal.replay())

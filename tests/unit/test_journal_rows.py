@@ -61,7 +61,8 @@ WHOSE = {
     "server": ("id", "1"),
 }
 COLUMNS = {
-    "open_series": f"{KEY}, sop_class_uid, transfer_syntax_uid, calling_ae_title, peer_address, content",
+    "open_series": f"{KEY}, sop_class_uid, transfer_syntax_uid, calling_ae_title, peer_address, called_ae_title, "
+    "content",
     "instances": "sop_instance_uid, received_at, attributes",
     "reports": f"{KEY}, revision, verdict, instances, report, attempts, next_attempt_at, answer, changed_at, "
     "reported_at, traceparent",

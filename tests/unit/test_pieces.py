@@ -19,6 +19,7 @@ def large(count: int, width: int, weight: int, rows: bool) -> SeriesReport:
             "NumInstances": count,
             "InstanceAttributes": {"SOPClassUID": ["1.2.3"], "Rows": [str(n) for n in range(count)] if rows else ["8"]},
             "Attributes": {"SeriesDescription": ["ä" * weight]},
+            "CalledAETitle": "ARCHIVE",
             "Verdict": "verified",
             "ExpectedInstances": count,
             "ExpectedFrom": "pacs",
@@ -37,7 +38,7 @@ def test_pieces_are_the_report_and_each_is_small(count: int, width: int, weight:
     assert all(len(piece.encode()) <= MAX_BYTES for piece in made)
     assert [part.Verdict for part in parts] == [None] * (len(parts) - 1) + ["verified"]
     assert {part.key for part in parts} == {report.key}
-    assert {part.Revision for part in parts} == {report.Revision}
+    assert {(part.Revision, part.CalledAETitle) for part in parts} == {(report.Revision, "ARCHIVE")}
     assert parts[0].Attributes == parts[-1].Attributes == report.Attributes
     if rows:
         assert [value for part in parts for value in part.InstanceAttributes["Rows"]] == [str(n) for n in range(count)]

@@ -12,9 +12,9 @@ from pynetdicom import ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, bu
 from pynetdicom.pdu import A_ASSOCIATE_AC
 
 from bench.rig.senders import associate_rq
+from dicom.associate import MAXIMUM_LENGTH
 from dicom.upper_layer import (
     INVALID_PDU_PARAMETER,
-    MAXIMUM_LENGTH,
     NEED_DATA,
     PAUSED,
     UNEXPECTED_PDU,
@@ -223,6 +223,12 @@ def test_operation_that_is_not_served_gets_its_refusal_and_the_association_goes_
     assert element(0x0900, struct.pack("<H", status)) in written
 
 
+def test_store_without_a_data_set_waits_for_its_answer_as_any_other() -> None:
+    events, written = established(p_data(pdv(1, 3, command(1, data_set=False))), ECHO)
+    assert kinds(events) == ["StoreStarted", "InstanceFinished", "EchoRequested"]
+    assert element(0x0100, b"\x01\x80") in written
+
+
 def test_cancel_of_nothing_is_ignored() -> None:
     assert kinds(established(p_data(pdv(1, 3, command(0x0FFF, data_set=False))), ECHO)[0]) == ["EchoRequested"]
 
@@ -253,7 +259,6 @@ def test_release_in_the_middle_of_an_instance_finishes_nothing() -> None:
         (p_data(pdv(1, 2, b"data")), INVALID_PDU_PARAMETER),
         (p_data(pdv(1, 3, command(1, data_set=True)), pdv(1, 3, b"")), INVALID_PDU_PARAMETER),
         (p_data(pdv(1, 3, command(1, data_set=True)), pdv(3, 2, b"x")), INVALID_PDU_PARAMETER),
-        (p_data(pdv(1, 3, command(1, data_set=False))), INVALID_PDU_PARAMETER),
         (p_data(pdv(1, 3, command(0x8001, data_set=False))), INVALID_PDU_PARAMETER),
         (p_data(pdv(1, 3, b"\0" * 7)), INVALID_PDU_PARAMETER),
         (p_data(pdv(1, 3, element(0x0100, b"\x01\0"))), INVALID_PDU_PARAMETER),
@@ -282,7 +287,7 @@ def test_what_comes_instead_of_an_association_request_is_aborted_before_it_is_bu
     assert kinds(events) == ["Violation"]
 
 
-@pytest.mark.parametrize("item", [0x20, 0x21, 0x50], ids=hex)
+@pytest.mark.parametrize("item", [0x21, 0x50], ids=hex)
 def test_association_request_of_countless_items_is_aborted_before_it_is_read(item: int) -> None:
     rq = associate_rq()
     body = rq[6:] + bytes([item, 0, 0, 0]) * 50_000

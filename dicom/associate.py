@@ -1,0 +1,207 @@
+"""An A-ASSOCIATE-RQ as it comes, and the A-ASSOCIATE-AC to it (PS3.8 §9.3.2, §9.3.3): bytes in, bytes out.
+
+Rules of the walk. It reads what is used: version, AE titles, presentation contexts, maximum length, roles. All else is
+skipped, known or not (PS3.8 §9.3.1). A text ends at a NUL, and spaces around it are padding. An item that does not fit
+into what holds it raises Unreadable, and so do more items than a request could need; nothing else is wrong with a
+request, and what is wrong with a presentation context costs that context.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
+
+from common.errors import printable
+from dicom.sop_classes import is_stored
+
+APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"  # PS3.7 Annex A
+MAXIMUM_LENGTH = 131072
+"""Of a P-DATA-TF PDU, as we announce it (PS3.8 Annex D.1)."""
+MAX_ITEMS = 8192  # of a whole request: contexts, their transfer syntaxes and negotiation items
+CALLED, CALLING, RESERVED, ITEMS = slice(10, 26), slice(26, 42), slice(10, 74), 74  # PS3.8 table 9-11
+OF_CONTEXT = 4  # bytes before the sub-items of a presentation context, PS3.8 table 9-13
+ANY_SYNTAX = "1.2.840.10008.1.2"  # of a rejected context that proposed none: not significant, PS3.8 table 9-18
+
+# A presentation context's result, PS3.8 table 9-18
+ACCEPTANCE = 0
+ABSTRACT_SYNTAX_NOT_SUPPORTED = 3
+TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
+
+
+class Unreadable(Exception):
+    """The request's lengths do not fit. The text says which."""
+
+
+class Titles(NamedTuple):
+    """Who asks for an association, and whom: 16 bytes each, as sent."""
+
+    called_as_sent: bytes = b""
+    calling_as_sent: bytes = b""
+
+    @classmethod
+    def of(cls, pdu: bytes) -> "Titles":
+        """Those of an A-ASSOCIATE-RQ, whatever else it holds."""
+        return cls(pdu[CALLED], pdu[CALLING])
+
+    @property
+    def called(self) -> str:
+        return printable(text(self.called_as_sent))
+
+    @property
+    def calling(self) -> str:
+        return printable(text(self.calling_as_sent))
+
+
+class Context(NamedTuple):
+    """A proposed presentation context (PS3.8 §9.3.2.2)."""
+
+    context_id: int
+    abstract_syntax: str
+    """Empty where none was sent."""
+    transfer_syntaxes: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is used of an A-ASSOCIATE-RQ."""
+
+    protocol_version: int
+    titles: Titles
+    reserved: bytes
+    """64 bytes from the called AE title on, which the answer repeats (PS3.8 table 9-17)."""
+    contexts: Sequence[Context]
+    maximum_length: int
+    """Of the P-DATA-TF PDUs that the peer takes; 0: any."""
+    roles: Mapping[str, tuple[bool, bool]]
+    """By SOP Class: whether the peer proposes to be SCU, and SCP (PS3.7 §D.3.3.4)."""
+
+
+class Answer(NamedTuple):
+    """An A-ASSOCIATE-AC."""
+
+    pdu: bytes
+    accepted: Mapping[int, tuple[str, str]]
+    """By context ID: abstract and transfer syntax."""
+
+
+# --- in ---------------------------------------------------------------------------------------------------------
+
+
+def read(pdu: bytes) -> Request:
+    """Read a whole A-ASSOCIATE-RQ. Raises Unreadable."""
+    if len(pdu) < ITEMS:
+        raise Unreadable(f"A-ASSOCIATE-RQ of {len(pdu)} bytes, {ITEMS} are the least")
+    contexts: dict[int, Context] = {}
+    roles: dict[str, tuple[bool, bool]] = {}
+    maximum_length = 0
+    items = _Items()
+    for kind, body in items.of(pdu[ITEMS:]):
+        if kind == 0x20:
+            context = _context(body, items)
+            contexts.setdefault(context.context_id, context)  # of two with one ID the first stands
+        elif kind == 0x50:
+            for inner, value in items.of(body):
+                if inner == 0x51:
+                    maximum_length = int.from_bytes(value[:4], "big")
+                elif inner == 0x54:
+                    roles |= _role(value)
+    (version,) = struct.unpack_from(">H", pdu, 6)
+    return Request(version, Titles.of(pdu), pdu[RESERVED], [*contexts.values()], maximum_length, roles)
+
+
+class _Items:
+    """The items of one request, of every depth: there are MAX_ITEMS at most."""
+
+    def __init__(self) -> None:
+        self._left = MAX_ITEMS
+
+    def of(self, body: bytes) -> Iterator[tuple[int, bytes]]:
+        """Kind and content of each item (PS3.8 §9.3.2)."""
+        at = 0
+        while at < len(body):
+            if not self._left:
+                raise Unreadable(f"A-ASSOCIATE-RQ with more than {MAX_ITEMS} items")
+            self._left -= 1
+            if len(body) - at < 4:
+                raise Unreadable(f"an item of {len(body) - at} bytes, 4 are the least")
+            kind, length = struct.unpack_from(">BxH", body, at)
+            at += 4
+            if length > len(body) - at:
+                raise Unreadable(f"item 0x{kind:02X} of {length} bytes where {len(body) - at} are left")
+            yield kind, body[at : at + length]
+            at += length
+
+
+def _context(body: bytes, items: _Items) -> Context:
+    if len(body) < OF_CONTEXT:
+        raise Unreadable(f"a presentation context of {len(body)} bytes, {OF_CONTEXT} are the least")
+    abstract, transfer = "", []
+    for kind, value in items.of(body[OF_CONTEXT:]):
+        if kind == 0x30:
+            abstract = abstract or text(value)
+        elif kind == 0x40 and (syntax := text(value)):
+            transfer.append(syntax)
+    return Context(body[0], abstract, transfer)
+
+
+def _role(value: bytes) -> dict[str, tuple[bool, bool]]:
+    """A role selection (PS3.7 table D.3-9); none where its lengths do not fit, or where it proposes neither role."""
+    end = 2 + int.from_bytes(value[:2], "big")
+    uid, roles = text(value[2:end]), value[end : end + 2]
+    return {uid: (bool(roles[0]), bool(roles[1]))} if uid and len(roles) == 2 and any(roles) else {}
+
+
+def text(value: bytes) -> str:
+    """A title or a UID, without what pads it. Any byte is a character (ISO 8859-1)."""
+    return value.partition(b"\0")[0].decode("latin-1").strip()
+
+
+def escaped(value: bytes) -> str:
+    """Bytes as sent, but for spaces at the end; what does not print shows as `\\x00`."""
+    return value.rstrip(b" ").decode("latin-1").encode("unicode_escape").decode()
+
+
+# --- out --------------------------------------------------------------------------------------------------------
+
+
+def accept(request: Request, supported: Mapping[str, Sequence[str]]) -> Answer:
+    """Answer every context for itself. `supported` maps abstract syntaxes besides storage to transfer syntaxes."""
+    results = [(context, *_result(context, supported)) for context in request.contexts]
+    accepted = {
+        context.context_id: (context.abstract_syntax, syntax)
+        for context, result, syntax in results
+        if result == ACCEPTANCE
+    }
+    stored = sorted({abstract for abstract, _ in accepted.values()} - supported.keys())
+    roles = {uid: request.roles[uid] for uid in stored if uid in request.roles}
+    body = struct.pack(">H2x", 1) + request.reserved + _item(0x10, APPLICATION_CONTEXT_NAME)
+    for context, result, syntax in results:
+        body += _item(0x21, bytes([context.context_id, 0, result, 0]) + _item(0x40, syntax.encode("latin-1")))
+    body += _item(0x50, _user_information(roles))
+    return Answer(struct.pack(">BxL", 0x02, len(body)) + body, accepted)
+
+
+def _result(context: Context, supported: Mapping[str, Sequence[str]]) -> tuple[int, str]:
+    """Result, and the transfer syntax: the first by our order for a class that is supported, else by the peer's."""
+    proposed = context.transfer_syntaxes
+    if context.abstract_syntax in supported:
+        usable: Sequence[str] = [uid for uid in supported[context.abstract_syntax] if uid in proposed]
+    elif is_stored(context.abstract_syntax):
+        usable = proposed
+    else:
+        return ABSTRACT_SYNTAX_NOT_SUPPORTED, next(iter(proposed), ANY_SYNTAX)
+    return (ACCEPTANCE, usable[0]) if usable else (TRANSFER_SYNTAXES_NOT_SUPPORTED, next(iter(proposed), ANY_SYNTAX))
+
+
+def _user_information(roles: Mapping[str, tuple[bool, bool]]) -> bytes:
+    """Our maximum length, who made the codec (PS3.7 §D.3.3.2), and the roles as proposed."""
+    told = _item(0x51, struct.pack(">L", MAXIMUM_LENGTH)) + _item(0x52, PYNETDICOM_IMPLEMENTATION_UID.encode())
+    for uid, (scu, scp) in roles.items():
+        told += _item(0x54, struct.pack(">H", len(uid)) + uid.encode("latin-1") + bytes([scu, scp]))
+    return told + _item(0x55, PYNETDICOM_IMPLEMENTATION_VERSION.encode())
+
+
+def _item(kind: int, content: bytes) -> bytes:
+    return struct.pack(">BxH", kind, len(content)) + content
