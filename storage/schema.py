@@ -103,12 +103,12 @@ series = Table(
     Column("FalseCompletions", Integer, nullable=False, server_default="0"),
     Column("Source", Text),
     Column("IdlePolicy", Text),
-    Column("CalledAETitle", Text),
     # Out of Attributes, to be searched by:
     Column("StudyDate", KEY),
     Column("AccessionNumber", KEY),
     Column("FoldedName", KEY),  # PatientName as names are compared (folding.py)
     Column("FoldedReferrer", KEY),  # ReferringPhysicianName likewise
+    Column("CalledAETitle", Text),
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),

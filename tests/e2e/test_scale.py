@@ -20,7 +20,8 @@ pytestmark = [
 
 DOUBLED = r"scale: lost=0 doubled=[1-9]\d*"
 KILLS = ("kills", "--trials", "1", "--images", "200")
-PARTITIONS = ("partitions", "--partitions", "10", "--seed", "3")  # which cuts off the stream's follower, too
+PARTITIONS = ("partitions", "--partitions", "10")
+SEEDS = ("3", "4", "5")  # of which the first cuts off the stream's follower, too
 
 
 def scale(part: str, *arguments: str) -> tuple[int, str]:
@@ -36,6 +37,15 @@ def scale(part: str, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def said_of(part: str, *arguments: str) -> str:
+    """The last line of the first round that fails: on a busy machine nothing may happen where the fault would show."""
+    for seed in SEEDS:
+        code, output = scale(part, "--seed", seed, *arguments)
+        if code:
+            return output.splitlines()[-1]
+    return output
+
+
 def test_nothing_is_lost_or_doubled_whichever_process_is_killed() -> None:
     code, output = scale(*KILLS)
     assert code == 0, output
@@ -44,14 +54,12 @@ def test_nothing_is_lost_or_doubled_whichever_process_is_killed() -> None:
 
 @pytest.mark.parametrize("broken", ["union", "follower"])
 def test_the_kill_test_notices_what_is_broken(broken: str) -> None:
-    code, output = scale(*KILLS, "--break-it", broken)
-    assert code == 1, output
-    assert re.fullmatch(DOUBLED, output.splitlines()[-1]), output
+    assert re.fullmatch(DOUBLED, said_of(*KILLS, "--break-it", broken))
 
 
 @pytest.mark.peer("namespaces")
 def test_nothing_is_lost_or_doubled_whichever_host_is_cut_off() -> None:
-    code, output = scale(*PARTITIONS)
+    code, output = scale(*PARTITIONS, "--seed", SEEDS[0])
     assert code == 0, output
     assert output.splitlines()[-1] == "scale: lost=0 doubled=0"
 
@@ -59,9 +67,7 @@ def test_nothing_is_lost_or_doubled_whichever_host_is_cut_off() -> None:
 @pytest.mark.peer("namespaces")
 @pytest.mark.parametrize("broken", ["union", "follower"])
 def test_the_partitions_notice_what_is_broken(broken: str) -> None:
-    code, output = scale(*PARTITIONS, "--break-it", broken)
-    assert code == 1, output
-    assert re.fullmatch(DOUBLED, output.splitlines()[-1]), output
+    assert re.fullmatch(DOUBLED, said_of(*PARTITIONS, "--break-it", broken))
 
 
 @pytest.mark.peer("namespaces")
