@@ -14,9 +14,13 @@ DOTTED_I = "i\u0307", "\u0130"  # İ in small letters is two characters
 
 def folded(name: str) -> str:
     """A name, or a pattern of one: carets and groups that are empty at an end mean nothing (PS3.5 §6.2.1)."""
-    text = unicodedata.normalize("NFC", name)
-    text = text.lower() if text.isascii() else "".join(map(_small, text)).replace(*DOTTED_I)
-    return "=".join(group.rstrip("^ ") for group in text.split("=")).rstrip("=")
+    return "=".join(group.rstrip("^ ") for group in small(name).split("=")).rstrip("=")
+
+
+def small(text: str) -> str:
+    """Text, or the beginning of one, in small letters and composed characters."""
+    composed = unicodedata.normalize("NFC", text)
+    return composed.lower() if text.isascii() else "".join(map(_small, composed)).replace(*DOTTED_I)
 
 
 def spellings(name: str) -> tuple[str, ...]:

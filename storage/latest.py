@@ -12,7 +12,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
 
 from storage.engine import Engine
-from storage.folding import FOLDED_LENGTH, folded
+from storage.folding import FOLDED_LENGTH, small
 from storage.matching import Range, matches
 from storage.merge import truthful
 from storage.schema import changes, conflicts, gateways, series
@@ -120,8 +120,8 @@ def select_found(text: str, limit: int) -> Select[Any]:
 
 def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:
     """Columns and what they have to begin with; a comma or a space in a name may be the ^ that DICOM writes."""
-    name = folded(text)[:FOLDED_LENGTH]
-    for begin in filter(None, dict.fromkeys((name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name)))):
+    name = small(text)[:FOLDED_LENGTH]
+    for begin in dict.fromkeys((name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name))):
         yield series.c.FoldedName, begin
     yield series.c.PatientID, text
     yield series.c.AccessionNumber, text[:FOLDED_LENGTH]

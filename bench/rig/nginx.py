@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.rig.processes import Process
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin:/usr/local/sbin")
-NGINX_MISSING = "nginx is not installed (Debian: apt-get install nginx-light)"
+NGINX_MISSING = "nginx is not installed (Debian: apt-get install nginx)"
 
 CONFIGURATION = """
 {user}

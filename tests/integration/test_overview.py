@@ -238,7 +238,7 @@ async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str,
         (
             latest.select_found("1.2", 200),
             {
-                *("studies_by_name", "studies_by_patient", "studies_by_accession", "series_by_study"),
+                *("studies_by_name", "series_by_patient", "studies_by_accession", "series_by_study"),
                 "sqlite_autoindex_series_1",
             },
         ),
