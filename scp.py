@@ -231,12 +231,13 @@ class _Scp:
 
     def rejection(self, titles: Titles, address: str) -> Rejection | None:
         """Why an association is rejected; None where it is accepted."""
-        settings = self.settings
-        near = settings.near(titles.calling, address, titles.called)
-        if not settings.may_associate(titles.calling, address):
-            return Rejection(CALLING_AE_TITLE_NOT_RECOGNIZED, "ae_title", "not in allowed_peers", near)
-        if not settings.may_associate(titles.calling, address, titles.called):
-            return Rejection(CALLED_AE_TITLE_NOT_RECOGNIZED, "ae_title", "called otherwise than in allowed_peers", near)
+        for called, numbers, why in (
+            (None, CALLING_AE_TITLE_NOT_RECOGNIZED, "not in allowed_peers"),
+            (titles.called, CALLED_AE_TITLE_NOT_RECOGNIZED, "called otherwise than in allowed_peers"),
+        ):
+            if not self.settings.may_associate(titles.calling, address, called):
+                near = self.settings.near(titles.calling, address, titles.called)
+                return Rejection(numbers, "ae_title", why, near)
         if reason := self.saturated():
             return Rejection(LOCAL_LIMIT_EXCEEDED, "saturated", reason)
         if limit := self._full(address):

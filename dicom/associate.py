@@ -20,6 +20,7 @@ APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"  # PS3.7 Annex A
 MAXIMUM_LENGTH = 131072
 """Of a P-DATA-TF PDU, as we announce it (PS3.8 Annex D.1)."""
 MAX_ITEMS = 8192  # of a whole request: contexts, their transfer syntaxes and negotiation items
+MAX_ROLE_UID = 128  # characters: the answers to the roles of 256 contexts fit into one item
 CALLED, CALLING, RESERVED, ITEMS = slice(10, 26), slice(26, 42), slice(10, 74), 74  # PS3.8 table 9-11
 OF_CONTEXT = 4  # bytes before the sub-items of a presentation context, PS3.8 table 9-13
 ANY_SYNTAX = "1.2.840.10008.1.2"  # of a rejected context that proposed none: not significant, PS3.8 table 9-18
@@ -147,10 +148,14 @@ def _context(body: bytes, items: _Items) -> Context:
 
 
 def _role(value: bytes) -> dict[str, tuple[bool, bool]]:
-    """A role selection (PS3.7 table D.3-9); none where its lengths do not fit, or where it proposes neither role."""
+    """A role selection (PS3.7 table D.3-9); none where it proposes neither role, or its lengths are those of none."""
     end = 2 + int.from_bytes(value[:2], "big")
     uid, roles = text(value[2:end]), value[end : end + 2]
-    return {uid: (bool(roles[0]), bool(roles[1]))} if uid and len(roles) == 2 and any(roles) else {}
+    return (
+        {uid: (bool(roles[0]), bool(roles[1]))}
+        if len(uid) in range(1, MAX_ROLE_UID + 1) and len(roles) == 2 and any(roles)
+        else {}
+    )
 
 
 def text(value: bytes) -> str:

@@ -185,6 +185,10 @@ def connect(path: Path) -> sqlite3.Connection:
                 f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
                 f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
             )
+        if version and not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'open_series'").fetchone():
+            raise JournalUnusable(
+                f"GATEWAY_JOURNAL_PATH={path} is no journal: it has no table open_series. Name another file."
+            )
         steps = "".join(SCHEMAS[version:])
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     except BaseException:

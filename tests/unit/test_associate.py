@@ -23,7 +23,7 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import negotiate_unrestricted
 
 from bench.interop import results_of
-from bench.odd_associations import CT, LENGTHS, Odd, item, odd_associations, of_user, request
+from bench.odd_associations import CT, LENGTHS, Odd, context, item, odd_associations, of_user, request
 from dicom.associate import RESERVED, Titles, Unreadable, accept, escaped, read
 from dicom.sop_classes import WITHOUT_PATIENT, is_stored
 
@@ -44,8 +44,8 @@ def well_formed(draw: st.DrawFn) -> bytes:
     primitive.calling_ae_title, primitive.called_ae_title = draw(TITLE), draw(TITLE)
     proposed = st.tuples(st.sampled_from(ABSTRACT), st.lists(st.sampled_from(SYNTAXES), min_size=1, unique=True))
     contexts = [build_context(uid, [*syntaxes]) for uid, syntaxes in draw(st.lists(proposed, min_size=1, max_size=9))]
-    for n, context in enumerate(contexts):
-        context.context_id = 2 * n + 1
+    for n, cx in enumerate(contexts):
+        cx.context_id = 2 * n + 1
     primitive.presentation_context_definition_list = contexts
     length, implementation = MaximumLengthNotification(), ImplementationClassUIDNotification()
     length.maximum_length_received = draw(st.integers(0, 2**32 - 1))
@@ -171,6 +171,16 @@ def test_of_two_contexts_with_one_id_the_first_stands() -> None:
 def test_a_role_selection_of_no_role_is_not_answered(roles: bytes) -> None:
     asked = of_user(item(0x54, struct.pack(">H", len(CT)) + CT + roles))
     assert read(asked).roles == {}
+
+
+@pytest.mark.parametrize("length", [64, 128, 129, 65_520])
+def test_an_answer_can_be_made_however_long_the_uids_are(length: int) -> None:
+    uids = [f"9.{n}.".ljust(length, "1").encode() for n in range(256 if length < 1000 else 1)]
+    roles = b"".join(item(0x50, item(0x54, struct.pack(">H", len(uid)) + uid + b"\1\1")) for uid in uids)
+    asked = read(request(*(context(n, uid, b"1.2") for n, uid in enumerate(uids)), roles))
+    answer = accept(asked, SUPPORTED)
+    assert len(answer.accepted) == len(uids)
+    assert len(asked.roles) == (len(uids) if length <= 128 else 0)
 
 
 # --- what is stored -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 
 from common.control import NotRunning, request, serve_control
 from gateway.journal import Journal
-from gateway.journal_file import BESIDE, _set_aside
+from gateway.journal_file import BESIDE, SCHEMA_VERSION, _set_aside
 from gateway.journal_reader import JournalUnusable, read
 from tests.factories import UNBOUNDED, make_instance, make_report
 
@@ -178,9 +178,10 @@ async def test_the_names_of_files_made_and_set_aside_are_on_disk_before_it_goes_
         assert synced[1:] == ["rename", str(path.parent), str(path.parent)]
 
 
-async def test_a_database_that_is_no_journal_is_refused_with_the_cure(path: Path) -> None:
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+async def test_a_database_that_is_no_journal_is_refused_with_the_cure(path: Path, version: int) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA user_version = 5")
-    with pytest.raises(JournalUnusable, match=r"is no journal: .*Name another file"):
+        connection.execute(f"PRAGMA user_version = {version}")
+    with pytest.raises(JournalUnusable, match=r"is no journal.*Name another file"):
         async with Journal.open(path, UNBOUNDED):
             pass
