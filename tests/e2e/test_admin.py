@@ -51,6 +51,7 @@ def served(folder: Path, url: str, when: bool) -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside_a_server", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_keys_are_made_listed_and_revoked(tmp_path: Path, database_url: str, beside_a_server: bool) -> None:
     with served(tmp_path, database_url, beside_a_server):
@@ -109,6 +110,7 @@ def test_two_links_to_one_sqlite_file_are_one_file(tmp_path: Path) -> None:
             start_server(tmp_path, DATABASE_URL=other)
 
 
+@pytest.mark.slow
 def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
     added = answer(database_url, "webhooks", "add", "https://ai.example/hook")
     assert added["secret"].startswith("whsec_")
@@ -180,6 +182,7 @@ def source(tmp_path: Path) -> str:
     return f"sqlite+aiosqlite:///{tmp_path}/source.db"
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str, postgresql_url: str) -> None:
     await fill(source)

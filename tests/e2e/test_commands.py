@@ -122,6 +122,7 @@ def test_drain_of_a_killed_gateways_journal_delivers_it(tmp_path: Path) -> None:
         assert (row["NumInstances"], row["Verdict"]) == (4, "drained")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["running", "stopped"])
 def test_dead_letters_are_listed_shown_replayed_and_discarded(tmp_path: Path, beside: bool) -> None:
     series = dead_letters(tmp_path, 3)
@@ -194,6 +195,7 @@ async def _set_aside(folder: Path) -> None:
         await journal.set_aside(SeriesKey("\ud800", SERIES, "Marked^Name"), ["\ud800"], 1, "KeyError at collector.py:1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [pytest.param(True, marks=pytest.mark.slow), False], ids=["running", "stopped"])
 def test_what_was_set_aside_is_shown_and_replayed_as_far_as_it_can_be_made(tmp_path: Path, beside: bool) -> None:
     asyncio.run(_set_aside(tmp_path))

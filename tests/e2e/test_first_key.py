@@ -36,6 +36,7 @@ def post(url: str, key: str = "") -> int:
     ).status_code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["series:read", "metrics:read", "admin"])
 def test_a_first_key_that_would_shut_a_gateway_out_is_not_made_unasked(
     tmp_path: Path, database_url: str, scope: str
@@ -49,6 +50,7 @@ def test_a_first_key_that_would_shut_a_gateway_out_is_not_made_unasked(
         assert (names(database_url), post(url)) == ([], 201)
 
 
+@pytest.mark.slow
 def test_with_the_gateways_key_it_is_made(tmp_path: Path, database_url: str) -> None:
     with server(tmp_path, DATABASE_URL=database_url) as (_, url):
         hear(url, "ct-room")

@@ -85,6 +85,7 @@ def refused(port: int, ae_title: str) -> bool:
 # --- two machines -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_folders_set_up_by_init_alone_take_an_image_to_a_row(tmp_path: Path) -> None:
     one, two, key_file = machine(tmp_path, "server"), machine(tmp_path, "gateway"), tmp_path / "key"
     http, dicom = str(free_port()), str(free_port())

@@ -78,6 +78,7 @@ def test_play_shows_every_verdict_a_late_image_a_missing_one_and_a_conflict(tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_play_and_not_first_its_server(tmp_path: Path) -> None:
     (tmp_path / "another").mkdir()
     with (
@@ -100,6 +101,7 @@ def test_ctrl_c_ends_play_and_not_first_its_server(tmp_path: Path) -> None:
     assert terminal.written.rstrip().endswith("nothing of it is left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_play_that_is_told_to_end_while_it_starts_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     with running(Process("play", PLAY, ROOT, TMPDIR=str(tmp_path))) as play:

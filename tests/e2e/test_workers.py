@@ -27,6 +27,7 @@ def started(process: Process, n: int) -> dict[int, dict[str, Any]]:
     return {event["worker"]: event for event in seen}
 
 
+@pytest.mark.slow
 def test_workers_share_a_port_and_a_killed_one_goes_on_with_its_journal(tmp_path: Path) -> None:
     datasets = new_series(60)
     with server(tmp_path) as (_, url), gateway(tmp_path, url, workers=2, idle_timeout_s=600) as (process, port):
