@@ -117,7 +117,9 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     max_pdu_bytes: int = kinds.count_of_bytes(2**20, "Longest P-DATA-TF PDU; we announce 131072.", least=2**17)
     max_command_bytes: int = kinds.count_of_bytes(2**16, "Longest DIMSE command set.", least=1024)
     max_header_bytes: int = kinds.count_of_bytes(
-        2**20, "How much of a data set is kept to find the header's attributes in.", least=4096
+        2**16,
+        "How much of a data set is kept while it comes, for pydicom's reader to try where ours does not end well.",
+        least=4096,
     )
     tls_cert: Path | None = kinds.file(None, "PEM certificate chain; with it the DICOM port speaks TLS only.")
     tls_key: Path | None = kinds.file(None, "PEM key of the certificate; by default in the same file.")

@@ -1,6 +1,7 @@
 """The DICOM protocol without the gateway, behind the door `scp.py`.
 
-`upper_layer` (PS3.8 and PS3.7 as a state machine without sockets), `header` (encoded data set in, Instance out; never
-the pixels), `statuses`, `tls` and `listening`: what the door is made of. `scu` (our own associations to a PACS, and the
+`upper_layer` (PS3.8 and PS3.7 as a state machine without sockets), `walk` (a data set as it streams), `deflate` (one
+that is inflated), `header` (what of it is wanted: an Instance, never the pixels), `text` (in whatever character set),
+`statuses`, `tls` and `listening`: what the door is made of. `scu` (our own associations to a PACS, and the
 answers on them) and `query_retrieve` (what a PACS has of a series: C-FIND, C-GET, C-MOVE) call the other way.
 """

@@ -16,6 +16,7 @@ from gateway.idle import IdlePolicy, Phase, Source
 from gateway.questions import Answer, Question
 from models import (
     FINAL_VERDICTS,
+    MAX_DOUBTS,
     MAX_TIMELINE,
     ArrivingSeries,
     Association,
@@ -97,6 +98,8 @@ class OpenSeries:
     """The SOP Instance UIDs of earlier revisions, as far as they are remembered."""
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     undecoded: dict[str, bytes] = field(default_factory=dict)
+    doubtful: dict[str, None] = field(default_factory=dict)
+    """What its images break of the standard, in the order in which it came."""
     sop_instance_uids: dict[str, InstanceValues] = field(default_factory=dict)
     """With what is known of each beside its UID."""
     parted: int = 0
@@ -257,6 +260,7 @@ class SeriesCollector:
                 series.attributes[keyword] = values
                 if keyword in instance.undecoded:
                     series.undecoded[keyword] = instance.undecoded[keyword]
+        series.doubtful.update(dict.fromkeys(instance.doubtful))
         series.idle_since = math.inf
         self._carry(instance.association, series, now)
         self._follow(series)
@@ -770,6 +774,7 @@ class SeriesCollector:
             InstanceAttributes=_columns([series.sop_instance_uids[uid] for uid in uids]),
             Attributes=attributes,
             Undecoded=undecoded,
+            Doubtful=list(series.doubtful)[:MAX_DOUBTS],
             Revision=series.revision,
             Verdict=verdict,
             ExpectedInstances=expected,

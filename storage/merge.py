@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, get_args
 
-from models import FINAL_VERDICTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
+from models import FINAL_VERDICTS, MAX_DOUBTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
 
 OF_STUDY = (  # of the patient and the study, and not of the series
     *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
@@ -34,6 +34,7 @@ def new_row(report: SeriesReport, now: datetime) -> dict[str, Any]:
         "NumInstances": 0,
         "Attributes": {},
         "Undecoded": {},
+        "Doubtful": [],
         "Revision": 0,
         "UpdatedAt": now,
         "Conflicts": 0,
@@ -112,6 +113,7 @@ def changes(report: SeriesReport, known: Row, union: int, now: datetime) -> dict
         "NumInstances": union,
         "Attributes": attributes,
         "Undecoded": fitting_bytes({**known["Undecoded"], **_more(report.Undecoded, known["Undecoded"])}),
+        "Doubtful": list(dict.fromkeys([*known["Doubtful"], *report.Doubtful]))[:MAX_DOUBTS],
         "FalseCompletions": known["FalseCompletions"] + contradicts_verdict(report, known, union),
         **searched(attributes, name),
         **_settled(report, known, union),

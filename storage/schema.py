@@ -93,6 +93,7 @@ series = Table(
     Column("StudyDate", KEY),
     Column("AccessionNumber", KEY),
     Column("FoldedName", KEY),  # PatientName in lower case: names are matched without regard to case
+    Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),

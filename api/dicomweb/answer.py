@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
+from urllib.parse import quote
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
@@ -119,10 +120,10 @@ def _values(row: Row, totals: Totals, url: str | None) -> dict[str, Any]:
 
 
 def _path(row: Row, level: Level) -> str:
-    path = f"/studies/{row['StudyInstanceUID']}"
+    path = f"/studies/{quote(row['StudyInstanceUID'], safe='')}"
     if level >= Level.SERIES:
-        path += f"/series/{row['SeriesInstanceUID']}"
-    return path + (f"/instances/{row['SOPInstanceUID']}" if level is Level.INSTANCE else "")
+        path += f"/series/{quote(row['SeriesInstanceUID'], safe='')}"
+    return path + (f"/instances/{quote(row['SOPInstanceUID'], safe='')}" if level is Level.INSTANCE else "")
 
 
 def _element(keyword: str, values: Iterable[Any]) -> Element:
