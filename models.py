@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -120,6 +121,7 @@ def is_uid(text: str) -> bool:
     return re.fullmatch(A_UID, text) is not None
 
 
+@lru_cache(maxsize=2**12)  # those of study, series and class come with each image
 def is_standard_uid(text: str) -> bool:
     """Whether it is one of PS3.5 §9.1."""
     return STANDARD_UID.fullmatch(text) is not None

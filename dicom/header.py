@@ -5,7 +5,7 @@ import functools
 import io
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import get_args
@@ -95,13 +95,12 @@ def finish(
     """
     values = walk.values if walk.end() and walk.values.keys() >= IDENTITY.keys() else _second_reading(walk)
     attributes, undecoded = _decode_values(values, walk.items, walk.encoding)
-    uids = {keyword: _uid(values, tag) for tag, keyword in IDENTITY.items()}
+    study, series, sop = [_uid(values, tag) for tag in IDENTITY]
     sop_class_uid = "\\".join(attributes.get("SOPClassUID", ()))
-    odd = [doubt for keyword, uid in uids.items() for doubt in _odd_uid(keyword, uid)]
     return Instance(
-        study_instance_uid=uids["StudyInstanceUID"],
-        series_instance_uid=uids["SeriesInstanceUID"],
-        sop_instance_uid=uids["SOPInstanceUID"],
+        study_instance_uid=study,
+        series_instance_uid=series,
+        sop_instance_uid=sop,
         sop_class_uid=sop_class_uid,
         transfer_syntax_uid=transfer_syntax_uid,
         calling_ae_title=calling_ae_title,
@@ -109,13 +108,7 @@ def finish(
         received_at=received_at,
         attributes=attributes,
         undecoded=undecoded,
-        doubtful=(
-            *walk.doubts,
-            *_too_long(values),
-            *_odd_charset(values.get(0x00080005, b"")),
-            *odd,
-            *_odd_uid("SOPClassUID", sop_class_uid),
-        ),
+        doubtful=(*walk.doubts, *_odd(values, study, series, sop, sop_class_uid)),
     )
 
 
@@ -157,7 +150,7 @@ def _shared(values: InstanceValues) -> InstanceValues:
 
 def _second_reading(walk: Walk) -> Mapping[int, bytes]:
     """What pydicom's reader finds of a data set that ours did not end well in: in full, or what is not known yet."""
-    found = _read_by_pydicom(bytes(walk.beginning), walk.encoding)
+    found = _read_by_pydicom(walk.beginning, walk.encoding)
     if not walk.values.keys() >= IDENTITY.keys() and found.keys() >= IDENTITY.keys():
         return found
     return {**found, **{tag: value for tag, value in walk.values.items() if value or tag not in found}}
@@ -177,37 +170,33 @@ def _read_by_pydicom(data: bytes, encoding: Encoding) -> dict[int, bytes]:
     return {}
 
 
-@functools.lru_cache(maxsize=REMEMBERED_VALUES)
-def _odd_uid(keyword: str, uid: str) -> tuple[str, ...]:
-    """What is odd about a UID, which stays as it is."""
-    return () if not uid or is_standard_uid(uid) else (f"{keyword} is none of PS3.5 9.1",)
+def _uid(raw: Mapping[int, bytes], tag: int) -> str:
+    """A required UID, taken as sent, be it one of PS3.5 §9.1 or not."""
+    if tag not in raw:
+        raise HeaderError(tag, IDENTITY[tag], "is missing")
+    uid = raw[tag].strip(b"\0 ").decode("latin-1")
+    if not is_standard_uid(uid):
+        problem = "is empty" if not uid else "has several values" if "\\" in uid else "is not a UID"
+        if not is_uid(uid):
+            raise HeaderError(tag, IDENTITY[tag], problem)
+    return uid
+
+
+def _odd(values: Mapping[int, bytes], *uids: str) -> tuple[str, ...]:
+    """What is odd about values, which stay as they are."""
+    odd = _odd_charset(values.get(0x00080005, b""))
+    if not all(is_standard_uid(uid) for uid in uids if uid):
+        named = zip((*IDENTITY.values(), "SOPClassUID"), uids, strict=True)
+        odd += tuple(f"{keyword} is none of PS3.5 9.1" for keyword, uid in named if uid and not is_standard_uid(uid))
+    if max(map(len, values.values())) > MAX_VALUE_BYTES:
+        long = (WANTED[tag][0] for tag, value in values.items() if len(value) > MAX_VALUE_BYTES)
+        odd += tuple(f"{keyword} has more than {MAX_VALUE_BYTES} bytes" for keyword in long)
+    return odd
 
 
 @functools.lru_cache
 def _odd_charset(charset: bytes) -> tuple[str, ...]:
     return () if all(map(is_defined_term, _terms(charset))) else ("SpecificCharacterSet has no defined term",)
-
-
-def _too_long(values: Mapping[int, bytes]) -> Iterator[str]:
-    for tag, value in values.items():
-        if len(value) > MAX_VALUE_BYTES:
-            yield f"{WANTED[tag][0]} has more than {MAX_VALUE_BYTES} bytes"
-
-
-def _uid(raw: Mapping[int, bytes], tag: int) -> str:
-    """A required UID, taken as sent, be it one of PS3.5 §9.1 or not."""
-    keyword = WANTED[tag][0]
-    if tag not in raw:
-        raise HeaderError(tag, keyword, "is missing")
-    value = raw[tag].strip(b"\0 ")
-    if not value:
-        raise HeaderError(tag, keyword, "is empty")
-    if b"\\" in value:
-        raise HeaderError(tag, keyword, "has several values")
-    uid = value.decode("latin-1")
-    if not is_uid(uid):
-        raise HeaderError(tag, keyword, "is not a UID")
-    return uid
 
 
 def _decode_values(

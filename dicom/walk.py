@@ -19,6 +19,7 @@ MAX_LEVELS = 2**16  # sequences and items open at once; their list is what grows
 
 ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 §7.5
 GROUP_OF_ITEMS, GROUP_OF_PIXELS = 0xFFFE, 0x7FE0
+OF_ITEMS = GROUP_OF_ITEMS << 16  # the tags from here on are of items
 UNDEFINED_LENGTH = 0xFFFFFFFF
 NOWHERE = 1 << 62  # further than any data set goes
 LENGTH_OF_32_BITS = frozenset(
@@ -73,13 +74,8 @@ class _Level(NamedTuple):
 _undefined = cache(_Level)  # one object for all that are equal, however deep they are nested
 
 
-class _Header(NamedTuple):
-    """What stands before a value."""
-
-    tag: int
-    length: int
-    start: int
-    inner: Encoding
+_Header = tuple[int, int, int, Encoding]
+"""What stands before a value: tag, length, where the value starts, how items in it are encoded."""
 
 
 class Walk:
@@ -97,14 +93,13 @@ class Walk:
         self.items: list[dict[int, bytes]] = []
         self.doubts: dict[str, None] = {}
         """What is odd, in the order in which it was met."""
-        self.beginning = bytearray()
-        """The first `kept_bytes`, inflated: for another reader to try."""
         self.encoding = Encoding(
             implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
             order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
         )
         self._in_items = in_items
-        self._kept_bytes = kept_bytes
+        self._beginning: list[bytes] = []
+        self._kept_bytes = kept_bytes  # still to be kept
         self._levels = [_Level(True, self.encoding, wanted)]
         self._begun = False
         self._at = 0  # where `_rest` begins
@@ -113,6 +108,11 @@ class Walk:
         self._last = 0  # tag of the data set's last element
         self._behind_sequence = -1  # where the last sequence ended that said its length
         self._inflater = Inflater(KNOWN) if transfer_syntax_uid in DEFLATED else None
+
+    @property
+    def beginning(self) -> bytes:
+        """The first `kept_bytes`, inflated: for another reader to try."""
+        return b"".join(self._beginning)
 
     def feed(self, data: bytes | memoryview) -> None:
         """Go on with the next bytes; what is needed of them is copied."""
@@ -140,8 +140,10 @@ class Walk:
     # --- the stream ---
 
     def _take(self, data: bytes | memoryview) -> None:
-        if len(self.beginning) < self._kept_bytes:
-            self.beginning += data[: self._kept_bytes - len(self.beginning)]
+        if self._kept_bytes > 0:
+            data = bytes(data)
+            self._beginning.append(data[: self._kept_bytes])
+            self._kept_bytes -= len(data)
         if self._skip:
             passed = min(self._skip, len(data))
             self._skip -= passed
@@ -164,7 +166,8 @@ class Walk:
         if not self._begun and end >= EXPLICIT["<"].size:
             self._begin(data)
         while self._begun and p < end:
-            p = self._plain(data, p, end)
+            if self._levels[-1].holds_elements:
+                p = self._plain(data, p, end)
             passed = self._other(data, p, end)
             if passed is None:
                 break
@@ -187,12 +190,10 @@ class Walk:
     def _plain(self, data: bytes | memoryview, p: int, end: int) -> int:  # noqa: PLR0912 - one loop, for calls cost
         """Pass elements that are whole and as they should be: nearly all. Where the first other one begins."""
         level = self._levels[-1]
-        if not level.holds_elements:
-            return p
+        (implicit, order), wanted = level.encoding, level.wanted
         outermost = len(self._levels) == 1
-        wanted, last = level.wanted, self._last if outermost else 0
+        values, last = (self.values, self._last) if outermost else (self.items[-1] if wanted else {}, 0)
         end = min(end, level.until - self._at)
-        implicit, order = level.encoding
         whole, length_of = (IMPLICIT if implicit else EXPLICIT)[order].unpack_from, LENGTH[order].unpack_from
         while p + 8 <= end:
             if implicit:
@@ -210,14 +211,17 @@ class Walk:
                 else:
                     break
             stop = start + length
-            if stop > end or group == GROUP_OF_ITEMS:
-                break
             tag = group << 16 | element
+            if stop > end or tag >= OF_ITEMS:
+                break
             if tag in wanted:
                 if tag in self._in_items:
                     break
-                self._keep(tag, data[start : min(stop, start + MAX_VALUE_BYTES + 1)])
-            if outermost and tag <= last:
+                if tag in values or length > MAX_VALUE_BYTES:
+                    self._keep(tag, data[start : min(stop, start + MAX_VALUE_BYTES + 1)])
+                else:
+                    values[tag] = bytes(data[start:stop])
+            if tag <= last and outermost:
                 self._doubt(REPEATED if tag == last else UNORDERED)
             last = tag
             p = stop
@@ -234,7 +238,7 @@ class Walk:
         if header is None:
             return None
         tag, length, start, inner = header
-        if tag >> 16 == GROUP_OF_ITEMS:
+        if tag >= OF_ITEMS:
             return self._item_or_delimiter(data, header, end)
         if not level.holds_elements:  # an element where an item has to be: the sequence is over
             self._doubt(DELIMITERS)
@@ -271,10 +275,10 @@ class Walk:
         implicit, order = encoding
         group, element, vr, length = EXPLICIT[order].unpack_from(data, p)
         tag = group << 16 | element
-        if implicit or group == GROUP_OF_ITEMS:
-            return _Header(tag, LENGTH[order].unpack_from(data, p + 4)[0], p + 8, encoding)
+        if implicit or tag >= OF_ITEMS:
+            return (tag, LENGTH[order].unpack_from(data, p + 4)[0], p + 8, encoding)
         if vr in LENGTH_OF_16_BITS:
-            return _Header(tag, length, p + 8, encoding)
+            return (tag, length, p + 8, encoding)
         if vr not in LENGTH_OF_32_BITS:
             return self._of_unknown_vr(data, p, end, encoding)
         if p + 12 > end:
@@ -283,7 +287,7 @@ class Walk:
         if vr == b"SQ":
             self._behind_sequence = self._at + p + 12 + length
         as_un = vr == b"UN" and length == UNDEFINED_LENGTH
-        return _Header(tag, length, p + 12, Encoding(True, "<") if as_un else encoding)
+        return (tag, length, p + 12, Encoding(True, "<") if as_un else encoding)
 
     def _of_unknown_vr(self, data: bytes | memoryview, p: int, end: int, encoding: Encoding) -> _Header | None:
         """A VR that is none has a length of 16 bits, as DCMTK reads it, unless what stands there shows otherwise.
@@ -300,27 +304,31 @@ class Walk:
                 return None
             self._doubt(UNKNOWN_VR)
             if length == 0 and bytes(data[p + 12 : p + 14]) not in KNOWN:
-                return _Header(tag, LENGTH[order].unpack_from(data, p + 8)[0], p + 12, encoding)
-            return _Header(tag, length, p + 8, encoding)
+                return (tag, LENGTH[order].unpack_from(data, p + 8)[0], p + 12, encoding)
+            return (tag, length, p + 8, encoding)
         is_text = vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
         if as_implicit == UNDEFINED_LENGTH or group == GROUP_OF_PIXELS or (length == 0 and not is_text):
             self._doubt(OTHER_ENCODING)
-            return _Header(tag, as_implicit, p + 8, encoding)
+            return (tag, as_implicit, p + 8, encoding)
         self._doubt(UNKNOWN_VR)
-        return _Header(tag, length, p + 8, encoding)
+        return (tag, length, p + 8, encoding)
 
     # --- sequences and items ---
 
     def _item_or_delimiter(self, data: bytes | memoryview, header: _Header, end: int) -> int | None:
-        if header.tag == ITEM:
+        tag, length, start, _ = header
+        if tag == ITEM:
+            level = self._levels[-1]
+            if length != UNDEFINED_LENGTH and not level.holds_elements and not level.wanted:
+                return start + length  # nearly all of them
             return self._item(data, header, end)
-        if header.tag == SEQUENCE_DELIMITATION:
-            self._end_sequence(header.start - 8)
-        elif header.tag == ITEM_DELIMITATION:
+        if tag == SEQUENCE_DELIMITATION:
+            self._end_sequence(start - 8)
+        elif tag == ITEM_DELIMITATION:
             self._end_item()
         else:
             self._doubt(DELIMITERS)
-        return header.start
+        return start
 
     def _item(self, data: bytes | memoryview, header: _Header, end: int) -> int | None:
         _, length, start, encoding = header

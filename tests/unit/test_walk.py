@@ -79,7 +79,7 @@ def walked(data: bytes, syntax: str = EXPLICIT, pieces: int = 0) -> Walk:
 
 
 def said(found: Walk) -> tuple[object, ...]:
-    return found.values, found.items, list(found.doubts), found.encoding, bytes(found.beginning)
+    return found.values, found.items, list(found.doubts), found.encoding, found.beginning
 
 
 def opened(tag: int, inner: bytes, vr: str = "SQ") -> bytes:
