@@ -113,6 +113,28 @@ class Instance:
         return "\\".join(self.attributes.get(keyword, ())) or None
 
 
+# --- attributes of many images ---------------------------------------------------------------------------------
+
+OF_IMAGES = "OfImages"
+"""Ends the names of attributes that hold the values of every image; of the others the first value stays."""
+MAX_OF_IMAGES = 200  # different values of one
+
+
+def news(said: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """What attributes add to those that are known."""
+    found: dict[str, tuple[str, ...]] = {}
+    for keyword, values in said.items():
+        if not values:
+            continue
+        if keyword not in known:
+            found[keyword] = tuple(values)
+        elif keyword.endswith(OF_IMAGES):
+            union = tuple(dict.fromkeys((*known[keyword], *values)))[:MAX_OF_IMAGES]
+            if len(union) > len(known[keyword]):
+                found[keyword] = union
+    return found
+
+
 # --- UIDs -------------------------------------------------------------------------------------------------------
 
 

@@ -153,6 +153,7 @@ class _Scp:
         self.settings = settings
         self.ae = _application_entity(settings)
         self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes)
+        self.wanted = header.Wanted(settings.extras)
         self.tls = tls_context(settings)
         self.handle_store = handle_store
         self.saturated = saturated
@@ -391,7 +392,7 @@ class _Association(asyncio.BufferedProtocol):
         match event:
             case StoreStarted():
                 self._store, self._unreadable = event, ""
-                self._walk = header.begin(event.transfer_syntax_uid, self._scp.settings.max_header_bytes)
+                self._walk = self._scp.wanted.begin(event.transfer_syntax_uid, self._scp.settings.max_header_bytes)
                 self._acceptor.data_set = self._go_on
                 if self._association is not None:
                     self._association.began_at = self._loop.time()
@@ -452,6 +453,7 @@ class _Association(asyncio.BufferedProtocol):
         try:
             instance = header.finish(
                 self._walk,
+                wanted=self._scp.wanted,
                 transfer_syntax_uid=store.transfer_syntax_uid,
                 calling_ae_title=self._calling_ae_title,
                 peer_address=self.address,

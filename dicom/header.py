@@ -14,14 +14,16 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
 from common.errors import GatewayError
+from common.extras import NUMBERS, Extra
 from dicom.text import decode_text, guess, is_defined_term
 from dicom.walk import MAX_ITEMS, MAX_VALUE_BYTES, Encoding, Walk
-from models import MAX_UID, Instance, InstanceKeyword, is_standard_uid, is_uid
+from models import MAX_UID, OF_IMAGES, Instance, InstanceKeyword, is_standard_uid, is_uid
 
 PYDICOM_BYTES = 2**16  # what our own walk does not end well in is tried once more by pydicom, no further than this
 MAX_PATIENT_ID_BYTES = 256  # an LO of at most 64 characters; databases index it
 
-# PS3.18 tables 10.6.3-3 (study), -4 (series) and -5 (instance): what QIDO-RS returns and a data set can hold.
+# PS3.18 tables 10.6.3-3 (study), -4 (series) and -5 (instance): what QIDO-RS returns and a data set can hold; and what
+# else series are chosen by, of the first image that has it.
 INSTANCE_LEVEL = {
     0x00080016: ("SOPClassUID", "UI"),
     0x00080018: ("SOPInstanceUID", "UI"),
@@ -33,19 +35,30 @@ INSTANCE_LEVEL = {
 }
 SERIES_LEVEL = {
     0x00080005: ("SpecificCharacterSet", "CS"),
+    0x00080008: ("ImageType", "CS"),
     0x00080020: ("StudyDate", "DA"),
+    0x00080021: ("SeriesDate", "DA"),
     0x00080030: ("StudyTime", "TM"),
+    0x00080031: ("SeriesTime", "TM"),
     0x00080050: ("AccessionNumber", "SH"),
     0x00080060: ("Modality", "CS"),
+    0x00080070: ("Manufacturer", "LO"),
     0x00080090: ("ReferringPhysicianName", "PN"),
     0x00080201: ("TimezoneOffsetFromUTC", "SH"),
     0x00081010: ("StationName", "SH"),
     0x00081030: ("StudyDescription", "LO"),
     0x0008103E: ("SeriesDescription", "LO"),
+    0x00081090: ("ManufacturerModelName", "LO"),
     0x00100010: ("PatientName", "PN"),
     0x00100020: ("PatientID", "LO"),
     0x00100030: ("PatientBirthDate", "DA"),
     0x00100040: ("PatientSex", "CS"),
+    0x00180010: ("ContrastBolusAgent", "LO"),
+    0x00180015: ("BodyPartExamined", "CS"),
+    0x00180050: ("SliceThickness", "DS"),
+    0x00181000: ("DeviceSerialNumber", "LO"),
+    0x00181030: ("ProtocolName", "LO"),
+    0x00181210: ("ConvolutionKernel", "SH"),
     0x0020000D: ("StudyInstanceUID", "UI"),
     0x0020000E: ("SeriesInstanceUID", "UI"),
     0x00200010: ("StudyID", "SH"),
@@ -80,13 +93,29 @@ class HeaderError(GatewayError):
         self.tag = tag
 
 
-def begin(transfer_syntax_uid: str, kept_bytes: int = PYDICOM_BYTES) -> Walk:
-    """The walk that a data set (without File Meta Information) is to be fed to."""
-    return Walk(transfer_syntax_uid, WALKED, IN_ITEMS, kept_bytes)
+class Wanted:
+    """What is wanted of a data set: always, and of a site's own."""
+
+    def __init__(self, extras: Sequence[Extra] = ()) -> None:
+        self.extras = extras
+        self.tags = WALKED.union(*(extra.tags for extra in extras))
+
+    def begin(self, transfer_syntax_uid: str, kept_bytes: int = PYDICOM_BYTES) -> Walk:
+        """The walk that a data set (without File Meta Information) is to be fed to."""
+        return Walk(transfer_syntax_uid, self.tags, IN_ITEMS, kept_bytes)
 
 
-def finish(
-    walk: Walk, *, transfer_syntax_uid: str, calling_ae_title: str, peer_address: str, received_at: datetime
+ALWAYS = Wanted()
+
+
+def finish(  # noqa: PLR0913 - one parameter a field
+    walk: Walk,
+    *,
+    wanted: Wanted = ALWAYS,
+    transfer_syntax_uid: str,
+    calling_ae_title: str,
+    peer_address: str,
+    received_at: datetime,
 ) -> Instance:
     """The Instance that a walk found, all of its data set having come.
 
@@ -95,6 +124,8 @@ def finish(
     """
     values = walk.values if walk.end() and walk.values.keys() >= IDENTITY.keys() else _second_reading(walk)
     attributes, undecoded = _decode_values(values, walk.items, walk.encoding)
+    if wanted.extras:
+        attributes = {**_extra_values(values, wanted.extras, walk.encoding.order), **attributes}
     study, series, sop = [_uid(values, tag) for tag in IDENTITY]
     sop_class_uid = "\\".join(attributes.get("SOPClassUID", ()))
     return Instance(
@@ -112,14 +143,21 @@ def finish(
     )
 
 
-def read_instance(
-    data_set: bytes, *, transfer_syntax_uid: str, calling_ae_title: str, peer_address: str, received_at: datetime
+def read_instance(  # noqa: PLR0913 - one parameter a field
+    data_set: bytes,
+    *,
+    wanted: Wanted = ALWAYS,
+    transfer_syntax_uid: str,
+    calling_ae_title: str,
+    peer_address: str,
+    received_at: datetime,
 ) -> Instance:
     """Read one Instance from an encoded data set that is here as a whole. Raises HeaderError, as `finish` does."""
-    walk = begin(transfer_syntax_uid)
+    walk = wanted.begin(transfer_syntax_uid)
     walk.feed(data_set)
     return finish(
         walk,
+        wanted=wanted,
         transfer_syntax_uid=transfer_syntax_uid,
         calling_ae_title=calling_ae_title,
         peer_address=peer_address,
@@ -189,7 +227,7 @@ def _odd(values: Mapping[int, bytes], *uids: str) -> tuple[str, ...]:
         named = zip((*IDENTITY.values(), "SOPClassUID"), uids, strict=True)
         odd += tuple(f"{keyword} is none of PS3.5 9.1" for keyword, uid in named if uid and not is_standard_uid(uid))
     if max(map(len, values.values())) > MAX_VALUE_BYTES:
-        long = (WANTED[tag][0] for tag, value in values.items() if len(value) > MAX_VALUE_BYTES)
+        long = (_name(tag) for tag, value in values.items() if len(value) > MAX_VALUE_BYTES)
         odd += tuple(f"{keyword} has more than {MAX_VALUE_BYTES} bytes" for keyword in long)
     return odd
 
@@ -206,7 +244,7 @@ def _decode_values(
     charset = values.get(0x00080005, b"")
     attributes: dict[str, tuple[str, ...]] = {}
     undecoded: dict[str, bytes] = {}
-    elements: list[tuple[int, tuple[bytes, ...]]] = [(tag, (value,)) for tag, value in values.items()]
+    elements: list[tuple[int, tuple[bytes, ...]]] = [(tag, (value,)) for tag, value in values.items() if tag in WANTED]
     if items:  # positions are items: the empty ones stay
         elements += [(tag, tuple([item.get(tag, b"") for item in items])) for tag in REQUEST_ATTRIBUTES]
     for tag, sent in elements:
@@ -215,6 +253,46 @@ def _decode_values(
         if as_sent is not None:
             undecoded[keyword] = as_sent
     return attributes, undecoded
+
+
+def _name(tag: int) -> str:
+    return WANTED[tag][0] if tag in WANTED else f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
+
+
+# --- what a site wants besides -----------------------------------------------------------------------------------
+
+
+def _extra_values(values: Mapping[int, bytes], extras: Sequence[Extra], order: str) -> dict[str, tuple[str, ...]]:
+    charset = values.get(0x00080005, b"")
+    found = {}
+    for extra in extras:
+        tag = _private_tag(values, extra) if extra.creator else extra.tag
+        if tag is not None and tag in values:
+            texts = _extra_texts(values[tag], extra.vr, order, charset)
+            found[extra.name + (OF_IMAGES if extra.of_images else "")] = texts
+    return found
+
+
+def _private_tag(values: Mapping[int, bytes], extra: Extra) -> int | None:
+    """Where the block of its creator is (PS3.5 §7.8.1); None where the data set has none."""
+    group, low = extra.tag & 0xFFFF0000, extra.tag & 0xFF
+    for block in range(0x10, 0x100):
+        if values.get(group | block, b"").strip(b"\0 ") == extra.creator.encode():
+            return group | block << 8 | low
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _extra_texts(value: bytes, vr: str, order: str, charset: bytes) -> tuple[str, ...]:
+    """Values in text form: binary numbers as Python writes them, text as the data set's character set has it."""
+    if vr in NUMBERS:
+        one = struct.Struct(order + NUMBERS[vr])
+        numbers = one.iter_unpack(value[: len(value) // one.size * one.size])
+        return tuple(f"{number:.8g}" if vr == "FL" else str(number) for (number,) in numbers)
+    kind = vr if vr == "PN" else "LO" if vr in ("LO", "SH", "ST", "LT", "UC", "UT") else "CS"
+    texts, _ = _texts([value], kind, _terms(charset), MAX_VALUE_BYTES)
+    trimmed = tuple(_trim(text) for text in (texts if vr in ("ST", "LT", "UT", "UR") else texts[0].split("\\")))
+    return trimmed if any(trimmed) else ()
 
 
 @functools.lru_cache(maxsize=4096)  # the images of a series differ in few of their values

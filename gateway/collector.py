@@ -27,6 +27,9 @@ from models import (
     SeriesVerdict,
     TimelineEntry,
     WaitingFor,
+    fitting,
+    fitting_bytes,
+    news,
 )
 
 REMEMBERED_REVISIONS = 100_000  # closed series whose revision number is known; beyond it numbering restarts at 1
@@ -255,11 +258,10 @@ class SeriesCollector:
         series.last_received_at = max(series.last_received_at, instance.received_at)
         series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
         self._mark(series, now)
-        for keyword, values in instance.attributes.items():
-            if values and keyword not in series.attributes:
-                series.attributes[keyword] = values
-                if keyword in instance.undecoded:
-                    series.undecoded[keyword] = instance.undecoded[keyword]
+        for keyword, values in news(instance.attributes, series.attributes).items():
+            series.attributes[keyword] = values
+            if keyword in instance.undecoded:
+                series.undecoded[keyword] = instance.undecoded[keyword]
         series.doubtful.update(dict.fromkeys(instance.doubtful))
         series.idle_since = math.inf
         self._carry(instance.association, series, now)
@@ -772,8 +774,8 @@ class SeriesCollector:
             NumInstances=len(uids),
             SOPInstanceUIDs=uids,
             InstanceAttributes=_columns([series.sop_instance_uids[uid] for uid in uids]),
-            Attributes=attributes,
-            Undecoded=undecoded,
+            Attributes=fitting(attributes),
+            Undecoded=fitting_bytes(undecoded),
             Doubtful=list(series.doubtful)[:MAX_DOUBTS],
             Revision=series.revision,
             Verdict=verdict,

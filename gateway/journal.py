@@ -31,7 +31,7 @@ from dicom.header import InstanceValues, instance_values
 from gateway import journal_rows as rows
 from gateway.journal_file import connect_or_set_aside, exclusive
 from gateway.journal_reader import JournalUnusable
-from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport
+from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport, news
 
 KEY = "study_instance_uid, series_instance_uid, patient_id"
 OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
@@ -327,9 +327,9 @@ class Journal:
     def _keep(self, instances: Sequence[Instance]) -> None:
         changed: dict[SeriesKey, _OpenSeries] = {}  # copies: they hold once they are committed
         kept: list[tuple[int, str, float, InstanceValues]] = []
-        news = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
-        with self._transaction() if news else nullcontext():  # one statement needs none
-            for instance in news:
+        teaching = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
+        with self._transaction() if teaching else nullcontext():  # one statement needs none
+            for instance in teaching:
                 series = changed.get(instance.key) or self._open.get(instance.key)
                 changed[instance.key] = self._learn(instance, series)
             for series in changed.values():
@@ -352,10 +352,10 @@ class Journal:
         """The series with what this instance adds: the first value of an attribute stays, as in the collector."""
         if series is None:
             series = _OpenSeries(self._insert_series(instance))
-        news = {k: v for k, v in instance.attributes.items() if v and k not in series.attributes}
-        undecoded = {k: v for k, v in instance.undecoded.items() if k in news}
+        more = news(instance.attributes, series.attributes)
+        undecoded = {k: v for k, v in instance.undecoded.items() if k in more}
         doubtful = tuple(dict.fromkeys((*series.doubtful, *instance.doubtful)))[:MAX_DOUBTS]
-        return _OpenSeries(series.id, series.attributes | news, series.undecoded | undecoded, doubtful)
+        return _OpenSeries(series.id, series.attributes | more, series.undecoded | undecoded, doubtful)
 
     def _insert_series(self, first: Instance) -> int:
         values = (
@@ -606,4 +606,4 @@ class _Unreadable:
 
 def _has_news(instance: Instance, series: _OpenSeries) -> bool:
     more = len(series.doubtful) < MAX_DOUBTS and any(d not in series.doubtful for d in instance.doubtful)
-    return more or any(values and k not in series.attributes for k, values in instance.attributes.items())
+    return more or bool(news(instance.attributes, series.attributes))

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any, TypeVar, get_args
 
 from models import FINAL_VERDICTS, MAX_DOUBTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
+from models import news as more
 
 OF_STUDY = (  # of the patient and the study, and not of the series
     *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
@@ -105,7 +106,7 @@ def count(report: SeriesReport, known: Row, instances: int) -> int:
 
 def changes(report: SeriesReport, known: Row, union: int, now: datetime) -> dict[str, Any]:
     """The columns that a report changes: what is stored stays, what was empty is filled. Empty if it is no news."""
-    attributes = fitting({**known["Attributes"], **_more(report.Attributes, known["Attributes"])})
+    attributes = fitting({**known["Attributes"], **more(report.Attributes, known["Attributes"])})
     name = known["PatientName"] or report.PatientName
     changed: dict[str, Any] = {
         "PatientID": known["PatientID"] or report.PatientID,
