@@ -163,6 +163,7 @@ async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesColl
     else:
         now = asyncio.get_running_loop().time()
         for arrival in arrivals:
+            metrics.instances_doubtful.inc(bool(arrival.instance.doubtful))
             collector.observe(arrival.instance, now)
     for arrival in arrivals:
         if not arrival.status.done():
@@ -210,6 +211,8 @@ async def _report(
                 event.info("series.parted")
             else:
                 event.info("series.reported", verdict=report.Verdict, basis=report.Basis)
+                if report.Doubtful:
+                    event.warning("series.doubtful", source=report.Source, reasons=report.Doubtful)
             dispatcher.submit(entry)
     return []
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from itertools import islice
 from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 
 MAX_TIMELINE = 200  # entries of one report
 MAX_MISSING = 1000  # UIDs of one report
+MAX_DOUBTS = 32  # of one series
+MAX_DOUBT = 128  # characters
 MAX_ARRIVING = 500  # open series that one heartbeat names: those that images came to last
 MAX_DEAD = 20  # dead letters that one heartbeat names: the latest
 SLOT_S = 5  # seconds of each count of GatewayState.Received
@@ -39,6 +42,10 @@ MAX_VALUE = 10_240  # characters of one value: an LT (PS3.5 table 6.2-1)
 MAX_VALUES = 1025  # of one attribute: a gateway sends 1024 bytes, which may all be backslashes
 MAX_ATTRIBUTE = 2**14  # characters of all its values, each counted with one more
 MAX_DESCRIPTION = 2**16  # characters of all attributes of a record, counted so, and of all bytes that are undecoded
+MAX_UID = 128  # characters: twice what PS3.5 §9.1 allows, as peers send and others take
+A_UID = rf"[ -\[\]-~]{{1,{MAX_UID}}}"
+"""What is taken as a UID, without padding: ASCII that can be printed, one value (a backslash separates several)."""
+STANDARD_UID = re.compile(r"(?=[0-9.]{1,64}$)(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -78,6 +85,7 @@ class Instance:
 
     `attributes` maps DICOM keywords to their values in text form (empty tuple: present without value).
     `undecoded` maps the keywords of text that its character set cannot decode to the bytes as sent.
+    `doubtful` says what of it breaks the standard, so that another reader may understand it otherwise.
     """
 
     study_instance_uid: str
@@ -90,6 +98,7 @@ class Instance:
     received_at: datetime
     attributes: Mapping[str, tuple[str, ...]]
     undecoded: Mapping[str, bytes] = field(default_factory=dict)
+    doubtful: tuple[str, ...] = ()
     called_ae_title: str = ""
     """By what name its sender called us; empty where we fetched it, and of earlier versions."""
     length: int = field(default=0, compare=False)
@@ -104,6 +113,42 @@ class Instance:
     def text(self, keyword: str) -> str | None:
         """The attribute as one string, values joined by a backslash as on the wire; None where it has no value."""
         return "\\".join(self.attributes.get(keyword, ())) or None
+
+
+# --- attributes of many images ---------------------------------------------------------------------------------
+
+OF_IMAGES = "OfImages"
+"""Ends the names of attributes that hold the values of every image; of the others the first value stays."""
+MAX_OF_IMAGES = 200  # different values of one
+
+
+def news(said: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """What attributes add to those that are known."""
+    found: dict[str, tuple[str, ...]] = {}
+    for keyword, values in said.items():
+        if not values:
+            continue
+        if keyword not in known:
+            found[keyword] = tuple(values)
+        elif keyword.endswith(OF_IMAGES):
+            union = tuple(dict.fromkeys((*known[keyword], *values)))[:MAX_OF_IMAGES]
+            if len(union) > len(known[keyword]):
+                found[keyword] = union
+    return found
+
+
+# --- UIDs -------------------------------------------------------------------------------------------------------
+
+
+def is_uid(text: str) -> bool:
+    """Whether a text, its padding removed, is taken as a UID."""
+    return re.fullmatch(A_UID, text) is not None
+
+
+@lru_cache(maxsize=2**12)  # those of study, series and class come with each image
+def is_standard_uid(text: str) -> bool:
+    """Whether it is one of PS3.5 §9.1."""
+    return STANDARD_UID.fullmatch(text) is not None
 
 
 # --- text that others can bear ----------------------------------------------------------------------------------
@@ -179,7 +224,7 @@ def _clean(value: object) -> object:
 
 Uid = Annotated[
     str,
-    Field(pattern=r"^[0-9.]{1,64}$", description="A UID as sent (PS3.5 §9.1); leading zeros are tolerated."),
+    Field(pattern=f"^{A_UID}$", description="A UID as sent, be it one of PS3.5 §9.1 or not. Never a path of a file."),
     BeforeValidator(_clean),
 ]
 Text = Annotated[Annotated[str, Field(max_length=1024)] | None, BeforeValidator(_clean)]
@@ -189,11 +234,12 @@ Few = BeforeValidator(_few)  # before each of a million wrong ones gets an error
 WithoutNul = AfterValidator(lambda text: text.replace("\0", ""))
 Value = Annotated[str, Field(max_length=MAX_VALUE), WithoutNul]
 Values = Annotated[list[Value], Field(fail_fast=True), Field(max_length=MAX_VALUES), _at_most(MAX_ATTRIBUTE, _size)]
+Doubt = Annotated[str, Field(max_length=MAX_DOUBT), WithoutNul]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/=]*$", max_length=MAX_ATTRIBUTE)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
 Total = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-InstanceValues = Annotated[list[Annotated[str, Field(max_length=64), WithoutNul] | None], Field(fail_fast=True)]
+InstanceValues = Annotated[list[Annotated[str, Field(max_length=MAX_UID), WithoutNul] | None], Field(fail_fast=True)]
 InstanceKeyword = Literal["SOPClassUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
 """What is known of each instance beside its UID (PS3.18 table 10.6.3-5)."""
 
@@ -259,6 +305,11 @@ class SeriesReport(BaseModel):
         _at_most(MAX_DESCRIPTION, lambda undecoded: sum(map(len, undecoded.values()))),
         Field(description="Text its character set cannot decode: the bytes as sent."),
     ] = {}
+    Doubtful: Annotated[
+        list[Doubt],
+        Field(fail_fast=True),
+        Field(max_length=MAX_DOUBTS, description="What of its images breaks the standard. Never patient data."),
+    ] = []
     Revision: Annotated[
         int, Field(strict=True, ge=1, lt=2**31, description="Counts this gateway's reports of the series.")
     ] = 1
@@ -388,6 +439,7 @@ class SeriesRecord(BaseModel):
     Modality: str | None
     Attributes: dict[str, list[str]]
     Undecoded: dict[str, str]
+    Doubtful: Annotated[list[str], Field(description="What of its images breaks the standard, in words.")] = []
     Revision: Annotated[int, Field(description="Counts the reports that changed this record.")]
     Verdict: SeriesVerdict | None
     ExpectedInstances: int | None

@@ -21,8 +21,9 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from common import metrics
 from common.settings import GatewaySettings
+from dicom import header
 from dicom.associate import Titles, escaped
-from dicom.header import HeaderError, read_instance
+from dicom.header import HeaderError, with_class_of_command
 from dicom.listening import listen
 from dicom.statuses import (
     CALLED_AE_TITLE_NOT_RECOGNIZED,
@@ -43,7 +44,6 @@ from dicom.upper_layer import (
     AssociateRequested,
     EchoRequested,
     Event,
-    HeaderReady,
     InstanceFinished,
     Limits,
     OperationRefused,
@@ -52,6 +52,7 @@ from dicom.upper_layer import (
     StoreStarted,
     Violation,
 )
+from dicom.walk import Walk
 from models import Association, Instance
 
 ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
@@ -164,7 +165,8 @@ class _Scp:
         self.loop = asyncio.get_running_loop()
         self.settings = settings
         self.ae = _application_entity(settings)
-        self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes, settings.max_header_bytes)
+        self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes)
+        self.wanted = header.Wanted(settings.extras)
         self.tls = tls_context(settings)
         self.handle_store = handle_store
         self.saturated = saturated
@@ -283,7 +285,8 @@ class _Association(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport
         self._socket: socket.socket | None = None  # the transport's, while connected
         self._store: StoreStarted
-        self._header = b""
+        self._walk: Walk
+        self._unreadable = ""  # what the walk raised
         self._storing: asyncio.Future[int] | None = None
         self._may_write = True
         self._paused = False
@@ -422,11 +425,11 @@ class _Association(asyncio.BufferedProtocol):
     def _handle(self, event: Event) -> None:
         match event:
             case StoreStarted():
-                self._store, self._header = event, b""
+                self._store, self._unreadable = event, ""
+                self._walk = self._scp.wanted.begin(event.transfer_syntax_uid, self._scp.settings.max_header_bytes)
+                self._acceptor.data_set = self._go_on
                 if self._association is not None:
                     self._association.began_at = self._loop.time()
-            case HeaderReady(header):
-                self._header = header
             case InstanceFinished(length):
                 self._keep(length)
             case EchoRequested(response):
@@ -468,6 +471,14 @@ class _Association(asyncio.BufferedProtocol):
         self._scp.observe(self._association)
         self._transport.write(self._acceptor.accept())
 
+    def _go_on(self, fragment: memoryview) -> None:
+        """Walk on in a data set."""
+        try:
+            self._walk.feed(fragment)
+        except Exception as error:  # the edge to hostile bytes: the text may be a patient's
+            self._unreadable = type(error).__name__
+            self._acceptor.data_set = len  # which keeps nothing
+
     def _keep(self, length: int) -> None:
         """Read the instance's identity and have it kept; what cannot be is answered at once."""
         store = self._store
@@ -477,9 +488,13 @@ class _Association(asyncio.BufferedProtocol):
         if self._scp.saturated():
             self._respond(OUT_OF_RESOURCES)
             return
+        if self._unreadable:
+            self._refuse(CANNOT_UNDERSTAND, f"header unreadable: {self._unreadable}")
+            return
         try:
-            instance = read_instance(
-                self._header,
+            instance = header.finish(
+                self._walk,
+                wanted=self._scp.wanted,
                 transfer_syntax_uid=store.transfer_syntax_uid,
                 calling_ae_title=self._acceptor.titles.calling,
                 peer_address=self.address,
@@ -494,9 +509,8 @@ class _Association(asyncio.BufferedProtocol):
         else:
             if instance.sop_instance_uid != _uid(store.sop_instance_uid):
                 self._refuse(DATA_SET_MISMATCH, "SOPInstanceUID is not the command's", 0x00080018)
-            elif instance.sop_class_uid not in ("", _uid(store.sop_class_uid)):
-                self._refuse(DATA_SET_MISMATCH, "SOPClassUID is not the command's", 0x00080016)
             else:
+                instance = with_class_of_command(instance, _uid(store.sop_class_uid))
                 self._storing = asyncio.ensure_future(self._scp.handle_store(instance))
                 self._storing.add_done_callback(self._kept)
 
@@ -587,4 +601,4 @@ def _refused(kind: str, address: str, reason: str) -> None:
 
 
 def _uid(value: bytes) -> str:
-    return value.decode("ascii", "replace").rstrip("\0 ")
+    return value.decode("ascii", "replace").strip("\0 ")

@@ -112,13 +112,13 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
 def _add_routes(app: FastAPI) -> None:
     """The guard says who may ask what (api/access.py); the bearer scheme here only documents it."""
     key = [Security(HTTPBearer(auto_error=False, description="A key of `python server.py keys create`."))]
-    of_series = "/series/{SeriesInstanceUID}"
+    of_series = "/series/{SeriesInstanceUID:path}"  # a UID that is none of PS3.5 §9.1 may have a slash
     stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
     app.post("/series", responses=_answers(400, 408, 413) | stored, dependencies=key)(post_series)
     app.get("/series", responses=_answers(), dependencies=key)(list_series)
-    app.get(of_series, responses=_answers(404), dependencies=key)(get_series)
     app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=key)(get_timeline)
     app.get(f"{of_series}/instances", responses=_answers(404), dependencies=key)(get_instances)
+    app.get(of_series, responses=_answers(404), dependencies=key)(get_series)
     app.get("/completions", responses=_answers(), dependencies=key)(list_completions)
     app.get("/conflicts", responses=_answers(), dependencies=key)(list_conflicts)
     app.post("/conflicts/{digest}", responses=_answers(400, 404, 408, 413), dependencies=key)(resolve_conflict)

@@ -269,7 +269,7 @@ def _method(scope: Scope) -> str:
 
 def _route(scope: Scope) -> str:
     """The template of a request's path, `-` where there is none."""
-    return getattr(scope.get("route"), "path", "-")
+    return getattr(scope.get("route"), "path_format", "-")
 
 
 def _measure(scope: Scope, status: int, seconds: float) -> None:

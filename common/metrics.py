@@ -35,6 +35,9 @@ associations_aborted = Counter(
 )
 instances_received = Counter("gateway_instances_received", "Instances received whole.", registry=GATEWAY)
 received_bytes = Counter("gateway_received_bytes", "Bytes of their data sets.", registry=GATEWAY)
+instances_doubtful = Counter(
+    "gateway_instances_doubtful", "Instances kept that break the standard: their series say how.", registry=GATEWAY
+)
 store_responses = Counter(
     "gateway_store_responses", "C-STORE responses. status: as in PS3.4 Annex B.2.3.", ["status"], registry=GATEWAY
 )

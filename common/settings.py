@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from common import kinds
+from common.extras import Extra, extras
 from common.kinds import Secret, Setting, Url
 
 DATABASE_URL = re.compile(r"sqlite\+aiosqlite:///.+|postgresql\+asyncpg://[^/]*/.+")
@@ -123,7 +124,15 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     max_pdu_bytes: int = kinds.count_of_bytes(2**20, "Longest P-DATA-TF PDU; we announce 131072.", least=2**17)
     max_command_bytes: int = kinds.count_of_bytes(2**16, "Longest DIMSE command set.", least=1024)
     max_header_bytes: int = kinds.count_of_bytes(
-        2**20, "How much of a data set is kept to find the header's attributes in.", least=4096
+        2**16,
+        "How much of a data set is kept while it comes, for pydicom's reader to try where ours does not end well.",
+        least=4096,
+    )
+    extra_attributes: str = kinds.text(
+        "",
+        "What else is kept of images, separated by ;: keywords, tags, private ones with their creator and maybe a VR, "
+        "such as (0019,0C,SIEMENS MR HEADER,IS). With * the values of every image, else the first of the series. "
+        "NAME= before it names it.",
     )
     tls_cert: Path | None = kinds.file(None, "PEM certificate chain; with it the DICOM port speaks TLS only.")
     tls_key: Path | None = kinds.file(None, "PEM key of the certificate; by default in the same file.")
@@ -215,6 +224,7 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     retry_max_s: float = kinds.seconds(30.0, "Longest back-off between two tries of one report.")
 
     def _fits_together(self) -> None:
+        self.extras  # noqa: B018 - raises where an entry is wrong
         if any(entry in ("", "@") for entry in self._entries()):
             raise ValueError("GATEWAY_ALLOWED_PEERS has an empty entry: remove the comma")
         self._peers  # noqa: B018 - raises where an entry is wrong
@@ -274,6 +284,11 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
         """Who can be asked, by AE title."""
         entries = [_pacs(entry.strip()) for entry in self.pacs.split(",")] if self.pacs.strip() else []
         return {peer.ae_title: peer for peer in entries}
+
+    @cached_property
+    def extras(self) -> tuple[Extra, ...]:
+        """What `extra_attributes` names."""
+        return extras(self.extra_attributes)
 
     def may_connect(self, address: str) -> bool:
         """Whether a peer at this address may send at all, whatever it calls itself."""

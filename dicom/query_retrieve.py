@@ -22,7 +22,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from dicom.header import read_instance
+from dicom.header import ALWAYS, Wanted, read_instance
 from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, matches, offers, retrieved, status_of
 from dicom.statuses import SUCCESS
 from models import Count, Instance, SeriesKey, Uid
@@ -166,7 +166,9 @@ def move(line: Line, *, key: SeriesKey, uids: Sequence[str], to: str) -> int:
         )
 
 
-def get(line: Line, *, key: SeriesKey, missing: Mapping[str, str], store: Callable[[Instance], int]) -> int:
+def get(
+    line: Line, *, key: SeriesKey, missing: Mapping[str, str], store: Callable[[Instance], int], wanted: Wanted = ALWAYS
+) -> int:
     """C-GET (PS3.4 §C.4.3): the images come on this association, and go the way of those that were sent.
 
     `missing`: SOP Instance UID to SOP Class UID; to several, as DICOM joins values, where it is not known which.
@@ -179,6 +181,7 @@ def get(line: Line, *, key: SeriesKey, missing: Mapping[str, str], store: Callab
             event.assoc.abort()
         instance = read_instance(
             event.request.DataSet.getvalue(),  # type: ignore[union-attr]
+            wanted=wanted,
             transfer_syntax_uid=str(event.context.transfer_syntax),
             calling_ae_title=line.peer.ae_title,
             peer_address=line.peer.host,

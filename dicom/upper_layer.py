@@ -4,11 +4,11 @@ Rules. `receive_data` takes what came from the peer; `next_event` returns what i
 or PAUSED while the caller owes an answer: then the transport should not be read. `accept`, `reject`, `respond` and
 `abort` return the bytes to write. After Released, Aborted or Violation nothing more comes: write the bytes that the
 event carries; what the peer still sends is swallowed (Sta13). No sockets, no clock, no logging; P-DATA is parsed as it
-streams, whatever its fragmentation, and of a data set only the first `max_header_bytes` are kept.
+streams, whatever its fragmentation, and the fragments of a data set are passed on to `data_set` at once.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -72,7 +72,6 @@ class Limits:
 
     max_pdu_bytes: int = 2**20
     max_command_bytes: int = 2**16
-    max_header_bytes: int = 2**20
 
 
 # --- events ---------------------------------------------------------------------------------------------------
@@ -87,20 +86,14 @@ class AssociateRequested:
 
 @dataclass(frozen=True, slots=True)
 class StoreStarted:
-    """A C-STORE-RQ (PS3.7 §9.3.1.1); its header follows, unless the peer says that there is no data set."""
+    """A C-STORE-RQ (PS3.7 §9.3.1.1). Its data set follows, unless the peer says that there is none: the caller sets
+    `data_set` to what takes it."""
 
     context_id: int
     transfer_syntax_uid: str
     message_id: bytes
     sop_class_uid: bytes
     sop_instance_uid: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderReady:
-    """The first bytes of the data set: all of it, or `max_header_bytes`."""
-
-    header: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +149,6 @@ NEED_DATA, PAUSED = Wait.NEED_DATA, Wait.PAUSED
 Event = (
     AssociateRequested
     | StoreStarted
-    | HeaderReady
     | InstanceFinished
     | EchoRequested
     | OperationRefused
@@ -173,6 +165,10 @@ class _Broken(Exception):
     def __init__(self, problem: str, reason: int = INVALID_PDU_PARAMETER) -> None:
         super().__init__(problem)
         self.reason = reason
+
+
+def _pass_over(fragment: memoryview) -> None:
+    """What takes the data set of an operation that is not served."""
 
 
 # --- the state machine ----------------------------------------------------------------------------------------
@@ -202,10 +198,10 @@ class Acceptor:
         self._command = bytearray()
         self._store: StoreStarted | None = None
         self._refusal: OperationRefused | None = None  # to come when its data set has passed
-        self._header = bytearray()
-        self._header_given = False
+        self.data_set: Callable[[memoryview], object] = _pass_over
+        """Takes each fragment of the data set that follows StoreStarted; the bytes are gone when it returns."""
         self._length = 0
-        self._next: Event | None = None
+        self._without: InstanceFinished | None = None  # to come behind a StoreStarted that has no data set
         self._paused = False
 
     # --- in ---
@@ -226,9 +222,9 @@ class Acceptor:
 
     def next_event(self) -> Event:
         """The next event, NEED_DATA or PAUSED."""
-        if self._next is not None:
-            event, self._next = self._next, None
-            return event
+        if self._without is not None:
+            finished, self._without = self._without, None
+            return finished
         if self._paused:
             return PAUSED
         try:
@@ -317,8 +313,7 @@ class Acceptor:
                 self._command += fragment
             else:
                 self._length += n
-                if not self._header_given:
-                    self._header += fragment[: self._limits.max_header_bytes - len(self._header)]
+                self.data_set(fragment)
         finally:
             fragment.release()
         self._at += n
@@ -359,12 +354,12 @@ class Acceptor:
         abstract_syntax, transfer_syntax = self._contexts[self._pdv_context]
         has_data_set = _us(elements, 0x0800) != NO_DATA_SET
         if field == C_STORE_RQ and abstract_syntax != VERIFICATION:
-            self._length, self._header_given = 0, not has_data_set
+            self._length = 0
             self._store = StoreStarted(
                 self._pdv_context, transfer_syntax, message_id, sop_class, elements.get(0x1000, b"")
             )
             if not has_data_set:
-                self._next, self._paused = InstanceFinished(0), True
+                self._without, self._paused = InstanceFinished(0), True
             return self._store
         if field == C_ECHO_RQ and abstract_syntax == VERIFICATION and not has_data_set:
             return EchoRequested(self._response(self._pdv_context, field, message_id, sop_class, SUCCESS))
@@ -372,7 +367,7 @@ class Acceptor:
         refusal = OperationRefused(field, self._response(self._pdv_context, field, message_id, sop_class, status))
         if not has_data_set:
             return refusal
-        self._refusal, self._header_given = refusal, True
+        self._refusal, self.data_set = refusal, _pass_over
         return None
 
     def _data_set(self, complete: bool) -> Event | None:
@@ -380,14 +375,10 @@ class Acceptor:
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None if complete else self._refusal
             return refusal if complete else None
-        finished = InstanceFinished(self._length) if complete else None
-        if complete:
-            self._paused = True
-        if self._header_given or not (complete or len(self._header) == self._limits.max_header_bytes):
-            return finished
-        self._header_given, self._next = True, finished
-        header, self._header = bytes(self._header), bytearray()
-        return HeaderReady(header)
+        if not complete:
+            return None
+        self._paused, self.data_set = True, _pass_over
+        return InstanceFinished(self._length)
 
     # --- out ---
 
@@ -441,7 +432,7 @@ class Acceptor:
 
     def _end(self) -> None:
         self.state = State.STA13
-        self._next, self._paused = None, False
+        self._without, self._paused = None, False
         self._buffer.clear()
         self._at = 0
 

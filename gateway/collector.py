@@ -16,6 +16,7 @@ from gateway.idle import IdlePolicy, Phase, Source
 from gateway.questions import Answer, Question
 from models import (
     FINAL_VERDICTS,
+    MAX_DOUBTS,
     MAX_TIMELINE,
     ArrivingSeries,
     Association,
@@ -26,6 +27,9 @@ from models import (
     SeriesVerdict,
     TimelineEntry,
     WaitingFor,
+    fitting,
+    fitting_bytes,
+    news,
 )
 
 REMEMBERED_REVISIONS = 100_000  # closed series whose revision number is known; beyond it numbering restarts at 1
@@ -98,6 +102,8 @@ class OpenSeries:
     """The SOP Instance UIDs of earlier revisions, as far as they are remembered."""
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     undecoded: dict[str, bytes] = field(default_factory=dict)
+    doubtful: dict[str, None] = field(default_factory=dict)
+    """What its images break of the standard, in the order in which it came."""
     sop_instance_uids: dict[str, InstanceValues] = field(default_factory=dict)
     """With what is known of each beside its UID."""
     parted: int = 0
@@ -253,11 +259,11 @@ class SeriesCollector:
         series.last_received_at = max(series.last_received_at, instance.received_at)
         series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
         self._mark(series, now)
-        for keyword, values in instance.attributes.items():
-            if values and keyword not in series.attributes:
-                series.attributes[keyword] = values
-                if keyword in instance.undecoded:
-                    series.undecoded[keyword] = instance.undecoded[keyword]
+        for keyword, values in news(instance.attributes, series.attributes).items():
+            series.attributes[keyword] = values
+            if keyword in instance.undecoded:
+                series.undecoded[keyword] = instance.undecoded[keyword]
+        series.doubtful.update(dict.fromkeys(instance.doubtful))
         series.idle_since = math.inf
         self._carry(instance.association, series, now)
         self._follow(series)
@@ -770,8 +776,9 @@ class SeriesCollector:
             NumInstances=len(uids),
             SOPInstanceUIDs=uids,
             InstanceAttributes=_columns([series.sop_instance_uids[uid] for uid in uids]),
-            Attributes=attributes,
-            Undecoded=undecoded,
+            Attributes=fitting(attributes),
+            Undecoded=fitting_bytes(undecoded),
+            Doubtful=list(series.doubtful)[:MAX_DOUBTS],
             Revision=series.revision,
             Verdict=verdict,
             ExpectedInstances=expected,

@@ -31,7 +31,7 @@ from dicom.header import InstanceValues, instance_values
 from gateway import journal_rows as rows
 from gateway.journal_file import connect_or_set_aside, exclusive
 from gateway.journal_reader import JournalUnusable
-from models import DeadReport, Instance, SeriesKey, SeriesReport
+from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport, news
 
 KEY = "study_instance_uid, series_instance_uid, patient_id"
 OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
@@ -100,6 +100,7 @@ class _OpenSeries:
     id: int
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     undecoded: dict[str, bytes] = field(default_factory=dict)
+    doubtful: tuple[str, ...] = ()
 
 
 class Journal:
@@ -177,14 +178,15 @@ class Journal:
         now = datetime.now(UTC)
         for series in self._all("SELECT * FROM open_series"):
             key, unreadable = rows.key(series), _Unreadable("open_series", series["id"])
-            attributes, undecoded = unreadable.unless(rows.unpack, series["content"]) or ({}, {})
+            attributes, undecoded, doubtful = unreadable.unless(rows.unpack, series["content"]) or ({}, {}, ())
             attributes = rows.of_patient(attributes, key.patient_id)
-            opened = self._open[key] = _OpenSeries(series["id"], attributes, undecoded)
+            opened = self._open[key] = _OpenSeries(series["id"], attributes, undecoded, doubtful)
             query = "SELECT * FROM instances WHERE series_id = ? ORDER BY received_at"
             for row in self._connection.execute(query, (opened.id,)):
                 own = unreadable.unless(rows.own_attributes, row["attributes"]) or {}
-                yield rows.instance(series, row, {**attributes, **own}, undecoded, now)
-                attributes, undecoded = rows.identity(attributes), {}
+                instance = rows.instance(series, row, {**attributes, **own}, now)
+                yield replace(instance, undecoded=undecoded, doubtful=doubtful)
+                attributes, undecoded, doubtful = rows.identity(attributes), {}, ()
 
     def revisions(self) -> dict[SeriesKey, int]:
         """The last revision reported of each series, as far back as the history goes. Parts have none of their own."""
@@ -325,15 +327,15 @@ class Journal:
     def _keep(self, instances: Sequence[Instance]) -> None:
         changed: dict[SeriesKey, _OpenSeries] = {}  # copies: they hold once they are committed
         kept: list[tuple[int, str, float, InstanceValues]] = []
-        news = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
-        with self._transaction() if news else nullcontext():  # one statement needs none
-            for instance in news:
+        teaching = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
+        with self._transaction() if teaching else nullcontext():  # one statement needs none
+            for instance in teaching:
                 series = changed.get(instance.key) or self._open.get(instance.key)
                 changed[instance.key] = self._learn(instance, series)
             for series in changed.values():
                 self._execute(
                     "UPDATE open_series SET content = ? WHERE id = ?",
-                    rows.pack(series.attributes, series.undecoded),
+                    rows.pack(series.attributes, series.undecoded, series.doubtful),
                     series.id,
                 )
             for instance in instances:
@@ -350,9 +352,10 @@ class Journal:
         """The series with what this instance adds: the first value of an attribute stays, as in the collector."""
         if series is None:
             series = _OpenSeries(self._insert_series(instance))
-        news = {k: v for k, v in instance.attributes.items() if v and k not in series.attributes}
-        undecoded = {k: v for k, v in instance.undecoded.items() if k in news}
-        return _OpenSeries(series.id, series.attributes | news, series.undecoded | undecoded)
+        more = news(instance.attributes, series.attributes)
+        undecoded = {k: v for k, v in instance.undecoded.items() if k in more}
+        doubtful = tuple(dict.fromkeys((*series.doubtful, *instance.doubtful)))[:MAX_DOUBTS]
+        return _OpenSeries(series.id, series.attributes | more, series.undecoded | undecoded, doubtful)
 
     def _insert_series(self, first: Instance) -> int:
         values = (
@@ -603,4 +606,5 @@ class _Unreadable:
 
 
 def _has_news(instance: Instance, series: _OpenSeries) -> bool:
-    return any(values and k not in series.attributes for k, values in instance.attributes.items())
+    more = len(series.doubtful) < MAX_DOUBTS and any(d not in series.doubtful for d in instance.doubtful)
+    return more or bool(news(instance.attributes, series.attributes))

@@ -21,7 +21,7 @@ CREATE TABLE open_series (
     study_instance_uid TEXT NOT NULL, series_instance_uid TEXT NOT NULL, patient_id TEXT,
     sop_class_uid TEXT NOT NULL, transfer_syntax_uid TEXT NOT NULL,  -- these four: as of the first instance
     calling_ae_title TEXT NOT NULL, peer_address TEXT NOT NULL,
-    content TEXT NOT NULL  -- JSON: attributes, and the bytes of those that are undecoded
+    content TEXT NOT NULL  -- JSON: attributes, the bytes of those that are undecoded, what is doubtful
 );
 CREATE TABLE instances (
     series_id INTEGER NOT NULL REFERENCES open_series,

@@ -7,14 +7,14 @@ import base64
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from sqlite3 import Row
 from typing import Any
 
 from dicom.header import INSTANCE_KEYWORDS
-from models import DeadReport, Instance, SeriesKey, SeriesReport
+from models import MAX_DOUBT, DeadReport, Instance, SeriesKey, SeriesReport
 
 Attributes = dict[str, tuple[str, ...]]
 MAX_COUNT = 2**31 - 1  # models.Count
@@ -87,17 +87,26 @@ def dead_report(row: Row, now: datetime) -> DeadReport | None:
 # --- what is open ----------------------------------------------------------------------------------------------
 
 
-def pack(attributes: Mapping[str, tuple[str, ...]], undecoded: Mapping[str, bytes]) -> str:
+def pack(attributes: Mapping[str, tuple[str, ...]], undecoded: Mapping[str, bytes], doubtful: Sequence[str]) -> str:
     """The content of an open series."""
-    return json.dumps([attributes, {k: base64.b64encode(v).decode() for k, v in undecoded.items()}])
+    return json.dumps([attributes, {k: base64.b64encode(v).decode() for k, v in undecoded.items()}, doubtful])
 
 
-def unpack(content: Any) -> tuple[Attributes, dict[str, bytes]]:
-    """The series' attributes; those that each instance has of its own stand beside it. Raises ValueError or others."""
-    attributes, undecoded = ({k: v for k, v in d.items() if k not in INSTANCE_KEYWORDS} for d in json.loads(content))
+def unpack(content: Any) -> tuple[Attributes, dict[str, bytes], tuple[str, ...]]:
+    """The series' attributes; those that each instance has of its own stand beside it. Raises ValueError or others.
+
+    An earlier version kept no doubts.
+    """
+    *described, doubtful = [*json.loads(content), []][:3]
+    attributes, undecoded = ({k: v for k, v in d.items() if k not in INSTANCE_KEYWORDS} for d in described)
     if not all(isinstance(v, list) and all(isinstance(one, str) for one in v) for v in attributes.values()):
         raise TypeError
-    return {k: tuple(v) for k, v in attributes.items()}, {k: base64.b64decode(v) for k, v in undecoded.items()}
+    as_sent = {k: base64.b64decode(v) for k, v in undecoded.items()}
+    return (
+        {k: tuple(v) for k, v in attributes.items()},
+        as_sent,
+        tuple(text[:MAX_DOUBT] for text in doubtful if isinstance(text, str)),
+    )
 
 
 def of_patient(attributes: Attributes, patient_id: str | None) -> Attributes:
@@ -122,7 +131,7 @@ def own_attributes(values: str | None) -> Mapping[str, tuple[str, ...]]:
     return {k: (v,) for k, v in zip(INSTANCE_KEYWORDS, found, strict=False) if v}
 
 
-def instance(series: Row, row: Row, attributes: Attributes, undecoded: dict[str, bytes], now: datetime) -> Instance:
+def instance(series: Row, row: Row, attributes: Attributes, now: datetime) -> Instance:
     """An instance as it was kept; `attributes` are all that it is to carry."""
     return Instance(
         study_instance_uid=text(series["study_instance_uid"]),
@@ -135,7 +144,6 @@ def instance(series: Row, row: Row, attributes: Attributes, undecoded: dict[str,
         called_ae_title=text(series["called_ae_title"]),
         received_at=point(row["received_at"], now),
         attributes=attributes,
-        undecoded=undecoded,
     )
 
 

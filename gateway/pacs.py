@@ -16,6 +16,7 @@ from common import metrics
 from common.errors import GatewayError
 from common.settings import GatewaySettings, Peer
 from common.threads import in_thread
+from dicom.header import Wanted
 from dicom.query_retrieve import PATIENCE, Found, find, find_images, get, joined, move, patience
 from dicom.scu import Line, PacsUnavailable
 from dicom.statuses import SUCCESS
@@ -50,6 +51,7 @@ class Pacs:
         self._peers: Mapping[str, Peer] = settings.pacs_by_ae_title
         if any(peer.tls for peer in self._peers.values()):
             pacs_tls(settings)  # a bad file shows here
+        self._wanted = Wanted(settings.extras)
         self._known = known
         self._undelivered = undelivered
         self._handle_store = handle_store
@@ -143,7 +145,7 @@ class Pacs:
 
         at_hand = "\\".join(sorted(question.classes))
         of_classes = {uid: sop_class or at_hand for uid, sop_class in missing.items()}
-        do = partial(get, missing=of_classes, store=store)
+        do = partial(get, missing=of_classes, store=store, wanted=self._wanted)
         if self._settings.fetch_missing == "move":
             do = partial(move, uids=list(missing), to=self._settings.ae_title)
         try:

@@ -12,7 +12,7 @@ MAX_INSTANCES = 5_000  # of one piece: the server's one writer takes less than a
 MAX_BYTES = 700_000  # of one piece: nginx takes bodies of 1 MB by default
 ENOUGH = 100  # instances that a piece has at least, whatever the rest of a report weighs
 SHORTEST = 4  # characters that a UID takes there
-OF_SERIES = ("Attributes", "Undecoded")  # told with the first piece, and with the last
+OF_SERIES = ("Attributes", "Undecoded", "Doubtful")  # told with the first piece, and with the last
 IDENTITY = (
     *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName"),
     *("Revision", "GatewayID", "Source", "CalledAETitle"),

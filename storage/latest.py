@@ -11,6 +11,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
 
+from models import is_uid
 from storage.engine import Engine
 from storage.folding import FOLDED_LENGTH, small
 from storage.matching import Range, matches
@@ -125,7 +126,7 @@ def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:
         yield series.c.FoldedName, begin
     yield series.c.PatientID, text
     yield series.c.AccessionNumber, text[:FOLDED_LENGTH]
-    if re.fullmatch(r"[0-9.]{1,64}", text):
+    if is_uid(text):
         yield series.c.SeriesInstanceUID, text
         yield series.c.StudyInstanceUID, text
 

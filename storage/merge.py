@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, get_args
 
-from models import FINAL_VERDICTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
+from models import FINAL_VERDICTS, MAX_DOUBTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
+from models import news as more
 from storage.folding import FOLDED_LENGTH, folded
 
 OF_STUDY = (  # of the patient and the study, and not of the series
@@ -35,6 +36,7 @@ def new_row(report: SeriesReport, now: datetime) -> dict[str, Any]:
         "NumInstances": 0,
         "Attributes": {},
         "Undecoded": {},
+        "Doubtful": [],
         "Revision": 0,
         "UpdatedAt": now,
         "Conflicts": 0,
@@ -105,7 +107,7 @@ def count(report: SeriesReport, known: Row, instances: int) -> int:
 
 def changes(report: SeriesReport, known: Row, union: int, now: datetime) -> dict[str, Any]:
     """The columns that a report changes: what is stored stays, what was empty is filled. Empty if it is no news."""
-    attributes = fitting({**known["Attributes"], **_more(report.Attributes, known["Attributes"])})
+    attributes = fitting({**known["Attributes"], **more(report.Attributes, known["Attributes"])})
     name = known["PatientName"] or report.PatientName
     changed: dict[str, Any] = {
         "PatientID": known["PatientID"] or report.PatientID,
@@ -114,6 +116,7 @@ def changes(report: SeriesReport, known: Row, union: int, now: datetime) -> dict
         "NumInstances": union,
         "Attributes": attributes,
         "Undecoded": fitting_bytes({**known["Undecoded"], **_more(report.Undecoded, known["Undecoded"])}),
+        "Doubtful": list(dict.fromkeys([*known["Doubtful"], *report.Doubtful]))[:MAX_DOUBTS],
         "FalseCompletions": known["FalseCompletions"] + contradicts_verdict(report, known, union),
         **searched(attributes, name),
         **_settled(report, known, union),

@@ -109,6 +109,7 @@ series = Table(
     Column("FoldedName", KEY),  # PatientName as names are compared (folding.py)
     Column("FoldedReferrer", KEY),  # ReferringPhysicianName likewise
     Column("CalledAETitle", Text),
+    Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),

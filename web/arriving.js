@@ -64,7 +64,7 @@ function end(one, now) {
       ` after ${seconds((Date.parse(as.UpdatedAt) - Date.parse(one.series.LastReceivedAt)) / 1000)}`,
     );
     mark(one.cells[4], "title", VERDICTS[verdict] ?? "");
-    one.cells[1].replaceChildren(el("a", { href: `#series/${uid}` }, uid));
+    one.cells[1].replaceChildren(el("a", { href: `#series/${encodeURIComponent(uid)}` }, uid));
     one.endsAt = now + KEPT_MS;
   } else if (one.endsAt === Infinity) {
     write(one.cells[4], "reported, on its way");

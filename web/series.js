@@ -90,6 +90,7 @@ function facts(record) {
       "Revision",
       `${count(record.Revision)}${record.FalseCompletions ? `; a verdict was too early ${many(record.FalseCompletions, "time", "times")}` : ""}`,
     ],
+    ["Doubtful", record.Doubtful.join("; ")],
     [
       "Conflicts",
       record.Conflicts
@@ -171,9 +172,19 @@ async function load() {
   }
 }
 
+/** A UID out of an address; undefined where somebody wrote what is none. */
+function decoded(given) {
+  try {
+    return decodeURIComponent(given);
+  } catch {
+    return undefined;
+  }
+}
+
 /** Open or close the dialog as the address says. */
 export function route() {
-  const [, uid] = /^#series\/([0-9.]{1,64})$/.exec(location.hash) ?? [];
+  const [, given] = /^#series\/(.{1,400})$/.exec(location.hash) ?? [];
+  const uid = given && decoded(given);
   if (!uid || byId("page").hidden) return close();
   shown = uid;
   byId("series-title").textContent = "Series";

@@ -27,7 +27,7 @@ const isSearch = () => byId("search").value.trim() !== "";
 
 function make(series) {
   const [tr, cells] = row(LABELS);
-  const name = el("a", { href: `#series/${series.SeriesInstanceUID}` }, patient(series.PatientName));
+  const name = el("a", { href: `#series/${encodeURIComponent(series.SeriesInstanceUID)}` }, patient(series.PatientName));
   cells[0].append(name, el("span", { className: "second" }, series.PatientID ?? "no PatientID"));
   cells[1].append([series.Modality, series.SeriesDescription].filter(Boolean).join(" · ") || "–");
   cells[1].append(el("span", { className: "second uid", title: series.SeriesInstanceUID }, series.SeriesInstanceUID));

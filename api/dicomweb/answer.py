@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
+from urllib.parse import quote
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
@@ -58,13 +59,23 @@ REQUIRED = {
         *INSTANCE_COLUMNS,
     ),
 }
-OPTIONAL = {Level.STUDY: ("StudyDescription",), Level.SERIES: (), Level.INSTANCE: ()}
+OPTIONAL = {
+    Level.STUDY: ("StudyDescription",),
+    Level.SERIES: (  # of no table: "all other attributes" that are kept (§10.6.3.3)
+        *("ImageType", "SeriesDate", "SeriesTime", "Manufacturer", "StationName", "ManufacturerModelName"),
+        *("ContrastBolusAgent", "BodyPartExamined", "SliceThickness", "DeviceSerialNumber", "ProtocolName"),
+        "ConvolutionKernel",
+    ),
+    Level.INSTANCE: (),
+}
 IF_KNOWN = {"TimezoneOffsetFromUTC", "RetrieveURL", "SeriesDescription", REQUEST} | {
     *("PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime"),
     *("Rows", "Columns", "BitsAllocated", "NumberOfFrames"),
+    *OPTIONAL[Level.SERIES],
 }
 REQUEST_ITEM = ("ScheduledProcedureStepID", "RequestedProcedureID")
 GROUPS = ("Alphabetic", "Ideographic", "Phonetic")  # of a name: PS3.5 §6.2.1
+A_DECIMAL = re.compile(r"\s*[+-]?([0-9]{1,16}(\.[0-9]{0,16})?|\.[0-9]{1,16})([eE][+-]?[0-9]{1,2})?\s*", re.ASCII)
 AN_INTEGER = re.compile(r"\s*[+-]?[0-9]{1,12}\s*", re.ASCII)
 
 
@@ -119,17 +130,17 @@ def _values(row: Row, totals: Totals, url: str | None) -> dict[str, Any]:
 
 
 def _path(row: Row, level: Level) -> str:
-    path = f"/studies/{row['StudyInstanceUID']}"
+    path = f"/studies/{quote(row['StudyInstanceUID'], safe='')}"
     if level >= Level.SERIES:
-        path += f"/series/{row['SeriesInstanceUID']}"
-    return path + (f"/instances/{row['SOPInstanceUID']}" if level is Level.INSTANCE else "")
+        path += f"/series/{quote(row['SeriesInstanceUID'], safe='')}"
+    return path + (f"/instances/{quote(row['SOPInstanceUID'], safe='')}" if level is Level.INSTANCE else "")
 
 
 def _element(keyword: str, values: Iterable[Any]) -> Element:
     """An attribute; without Value where none of its values can be told."""
     vr = _tag_and_vr(keyword)[1]
     told = list(map(CONVERT.get(vr, _text), values))
-    if vr in ("IS", "US"):
+    if vr in ("DS", "IS", "US"):
         told = [number for number in told if number is not None]
     return {"vr": vr, "Value": told} if told.count(None) < len(told) else {"vr": vr}
 
@@ -162,11 +173,17 @@ def _integer(low: int, high: int, value: str | int | None) -> int | None:
     return value if value is not None and low <= value <= high else None
 
 
+def _decimal(value: str) -> float | None:
+    """The number of a DS, where it is one (PS3.5 table 6.2-1)."""
+    return float(value) if A_DECIMAL.fullmatch(value) else None
+
+
 def _item(value: tuple[str | None, ...]) -> dict[str, Element]:
     return _by_tag({keyword: _element(keyword, [text]) for keyword, text in zip(REQUEST_ITEM, value, strict=True)})
 
 
 CONVERT: Mapping[str, Callable[[Any], Any]] = {
+    "DS": _decimal,
     "IS": functools.partial(_integer, -(2**31), 2**31 - 1),
     "PN": _name,
     "SQ": _item,

@@ -10,6 +10,7 @@ from unicodedata import normalize
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
 from common.errors import GatewayError
+from models import MAX_UID, is_standard_uid, is_uid
 from storage.matching import AnyOf, Like, Match, OneOf, Range
 from storage.merge import FOLDED
 from storage.search import KEYS, REQUEST, Level, Search
@@ -35,13 +36,15 @@ UNSUPPORTED = {  # PS3.18 §8.3.4.2, -5, -6; each with what the standard wants a
 A_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 A_TAG = re.compile(r"[0-9A-Fa-f]{8}")
 A_DAY = re.compile(r"[0-9]{8}|[0-9]{4}\.[0-9]{2}\.[0-9]{2}")  # the latter is ACR-NEMA's (PS3.5 table 6.2-1)
-A_UID = re.compile(r"[0-9.]{1,64}")
 A_TIME = re.compile(r"([01][0-9]|2[0-3])(:?[0-5][0-9](:?([0-5][0-9]|60)(\.[0-9]{1,6})?)?)?")
 A_COUNT = re.compile(r"[0-9]{1,9}")
 AN_INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 CONTROL = re.compile(r"[\0-\x1f\x7f]")
 DAYS = "give a date as 20260131, or a range as 20260101-20260131; either end may be left out"
 TIMES = "give a time as 0930, 093000 or 093000.5, or a range as 09-1730; either end may be left out"
+
+
+UIDS = f"a UID is ASCII without backslash, at most {MAX_UID} characters"
 
 
 class BadQuery(GatewayError):
@@ -162,8 +165,8 @@ def _within(path: Mapping[str, str], keys: dict[str, Match]) -> dict[str, Match]
         if name not in path:
             continue
         uid = path[name]
-        if not A_UID.fullmatch(uid):
-            raise BadQuery(f"{key} in the path: is not a UID; a UID is digits and dots, at most 64")
+        if not is_uid(uid):
+            raise BadQuery(f"{key} in the path: is not a UID; {UIDS}")
         given = keys.get(key)
         keys[key] = OneOf((uid,) if not isinstance(given, OneOf) or uid in given.values else ())
     return keys
@@ -231,10 +234,12 @@ def _vr(key: str) -> str:
 
 
 def _uids(name: str, value: str) -> OneOf:
+    """A list; a comma may also stand in a UID that is none of PS3.5 §9.1."""
     uids = re.split(r"[,\\]", value)
-    if not all(A_UID.fullmatch(uid) for uid in uids):
-        raise BadQuery(f"{name}: is not a UID; a UID is digits and dots, at most 64; separate several by commas")
-    return OneOf(tuple(dict.fromkeys(uids)))
+    if not all(map(is_uid, uids)):
+        raise BadQuery(f"{name}: is not a UID; {UIDS}; separate several by commas")
+    with_comma = is_uid(value) and not all(map(is_standard_uid, uids))
+    return OneOf(tuple(dict.fromkeys([*uids, *([value] if with_comma else [])])))
 
 
 def _days(name: str, value: str) -> Match:

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from api.dicomweb.answer import OPTIONAL, REQUIRED, Totals, add_up, data_set
 from api.dicomweb.request import MAX_LIMIT, MAX_VALUE, UNSUPPORTED, BadQuery, Query, parse
 from db import Database
+from models import A_UID
 from storage.search import Level
 
 ROOT = "/dicom-web"
@@ -28,17 +29,17 @@ Responses = Mapping[int | str, dict[str, Any]]
 
 def add_searches(app: FastAPI, *, responses: Responses | None = None, dependencies: Sequence[Depends] = ()) -> None:
     """Add the search transactions. `app.state` has the database and maybe retrieve_url, where the images are."""
-    routes = (
+    routes = (  # the longest first: a UID that is none of PS3.5 §9.1 may have a slash
+        ("/studies/{study}/series/{series}/instances", instances),
+        ("/studies/{study}/instances", instances),
+        ("/studies/{study}/series", series),
         ("/studies", studies),
         ("/series", series),
-        ("/studies/{study}/series", series),
         ("/instances", instances),
-        ("/studies/{study}/instances", instances),
-        ("/studies/{study}/series/{series}/instances", instances),
     )
     for path, search_for in routes:
         app.get(
-            ROOT + path,
+            ROOT + path.replace("}", ":path}"),
             response_class=Response,
             responses={**ANSWERS, **(responses or {})},
             dependencies=dependencies,
@@ -132,7 +133,7 @@ def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
 
 
 def _path_parameters(path: str) -> Iterable[dict[str, Any]]:
-    uid = {"type": "string", "pattern": "^[0-9.]{1,64}$"}
+    uid = {"type": "string", "pattern": f"^{A_UID}$"}
     return ({"name": name, "in": "path", "required": True, "schema": uid} for name in re.findall(r"\{(\w+)\}", path))
 
 

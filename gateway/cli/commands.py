@@ -42,6 +42,7 @@ INIT = ("scp_host", "scp_port", "ae_title", "allowed_peers", "allow_any_peer", "
 SECTIONS = {
     "Listening": ("scp_host", "scp_port", "ae_title", "workers"),
     "Who may send": ("allowed_peers", "allow_any_peer"),
+    "What is kept": ("extra_attributes",),
     "Limits": (
         "max_associations",
         "max_connections_per_peer",

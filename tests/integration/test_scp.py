@@ -174,7 +174,7 @@ def having(keyword: str, value: Any) -> Callable[[Dataset], None]:
         (without("StudyInstanceUID"), CANNOT_UNDERSTAND, "StudyInstanceUID is missing", 0x0020000D),
         (having("StudyInstanceUID", ""), CANNOT_UNDERSTAND, "StudyInstanceUID is empty", 0x0020000D),
         (having("SeriesInstanceUID", ["1.2", "1.3"]), CANNOT_UNDERSTAND, "SeriesInstanceUID has several", 0x0020000E),
-        (having("SeriesInstanceUID", "../../evil"), CANNOT_UNDERSTAND, "SeriesInstanceUID is not a UID", 0x0020000E),
+        (having("SeriesInstanceUID", "1.2\x7f"), CANNOT_UNDERSTAND, "SeriesInstanceUID is not a UID", 0x0020000E),
     ],
 )
 async def test_data_set_without_identity_is_refused_and_the_association_goes_on(
@@ -191,10 +191,14 @@ async def test_data_set_without_identity_is_refused_and_the_association_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("keyword", "value"), [("SOPInstanceUID", "1.2.3"), ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.4")]
+    ("keyword", "value", "status"),
+    [
+        ("SOPInstanceUID", "1.2.3", DATA_SET_MISMATCH),
+        ("SOPClassUID", "1.2.840.10008.5.1.4.1.1.4", SUCCESS),
+    ],
 )
-async def test_command_that_contradicts_its_data_set_is_refused(
-    port: int, kept: Kept, monkeypatch: pytest.MonkeyPatch, keyword: str, value: str
+async def test_command_with_another_instance_than_its_data_set_is_refused_and_another_class_is_said(
+    port: int, kept: Kept, monkeypatch: pytest.MonkeyPatch, keyword: str, value: str, status: int
 ) -> None:
     def altered(ds: Dataset, *args: Any) -> bytes | None:  # the wire carries another UID than the command
         ds = Dataset(ds)
@@ -204,9 +208,13 @@ async def test_command_that_contradicts_its_data_set_is_refused(
     monkeypatch.setattr("pynetdicom.association.encode", altered)
     async with associated(port) as scu:
         answer = await scu.store(make_dataset())
-    assert answer.Status == DATA_SET_MISMATCH
-    assert keyword in answer.ErrorComment
-    assert kept.instances == []
+    assert answer.Status == status
+    if status == SUCCESS:
+        (instance,) = kept.instances
+        assert (instance.sop_class_uid, instance.doubtful) == (value, ("SOPClassUID is not the command's",))
+    else:
+        assert keyword in answer.ErrorComment
+        assert kept.instances == []
 
 
 async def test_patient_name_that_is_absent_is_none(port: int, kept: Kept) -> None:

@@ -311,7 +311,7 @@ OWN_404 = {"detail": f"no series {UID}"}
         (httpx.Response(404, content=b"404 page not found"), None),
         (httpx.Response(404, json=[]), None),
         (httpx.Response(204), None),
-        (httpx.Response(200, json={"SOPInstanceUIDs": ["1.2", "Marked^Name"]}), None),
+        (httpx.Response(200, json={"SOPInstanceUIDs": ["1.2", "Märked^Name"]}), None),
         (httpx.Response(200, json={"SOPInstanceUIDs": "1.2"}), None),
         (httpx.Response(200, json={"SOPInstanceUIDs": ["1.2", 5]}), None),
         (httpx.Response(200, json={}), None),

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from client import CLOSED, collect, restore
+from common.metrics import instances_doubtful, total
 from common.settings import GatewaySettings, load
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from gateway.collector import SeriesCollector
@@ -210,13 +211,24 @@ async def test_a_series_whose_report_cannot_be_made_is_reported_with_the_least(
 
 async def test_a_series_of_which_not_even_that_can_be_made_is_set_aside_and_the_others_go_on(logs: list[Any]) -> None:
     async with way() as w:
-        for series in ("1.8", "not a UID", "1.10"):
+        for series in ("1.8", "not\\a UID", "1.10"):
             await w.store(make_instance("1", series=series))
         await asyncio.sleep(3 * IDLE_S)
         assert sorted(w.taken.reports) == [("1.10", 1, 1), ("1.8", 1, 1)]
         assert w.journal.open_instances == 0
         assert w.journal.dead_letters == 1
-    assert [e["series_instance_uid"] for e in logs if e["event"] == "series.set_aside"] == ["not a UID"]
+    assert [e["series_instance_uid"] for e in logs if e["event"] == "series.set_aside"] == ["not\\a UID"]
+
+
+async def test_what_is_doubtful_of_a_series_is_said_once_and_counted(logs: list[Any]) -> None:
+    before = total(instances_doubtful)
+    async with way() as w:
+        for sop, doubtful in (("1", ("odd",)), ("2", ()), ("3", ("odd", "odder"))):
+            await w.store(replace(make_instance(sop), doubtful=doubtful))
+        await asyncio.sleep(3 * IDLE_S)
+    said = [(e["series_instance_uid"], e["reasons"]) for e in logs if e["event"] == "series.doubtful"]
+    assert said == [(SERIES, ["odd", "odder"])]
+    assert total(instances_doubtful) - before == 2
 
 
 # --- what an earlier run left ---

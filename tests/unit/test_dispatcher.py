@@ -557,7 +557,7 @@ async def test_an_operator_is_told_which_dead_letters_cannot_be_made_into_report
     async with dispatching(server) as line:
         await line.report(make_report("1"))
         await line.dispatcher.drain(60)
-        await line.journal.set_aside(SeriesKey("no UID", "1.2", None), ["1.2.3"], 1, "KeyError at collector.py:1")
+        await line.journal.set_aside(SeriesKey("no\\UID", "1.2", None), ["1.2.3"], 1, "KeyError at collector.py:1")
         operations = dead_letters(line.journal, line.dispatcher.submit)
         assert await operations["replay"]([1, 2, 77]) == {"replayed": [1], "unmade": [2]}
         await line.dispatcher.drain(60)

@@ -196,7 +196,7 @@ async def test_the_last_word_is_that_it_stopped() -> None:
 async def test_a_series_that_the_server_would_refuse_hides_no_other() -> None:
     async with watched() as gateway:
         now = asyncio.get_running_loop().time()
-        for series in ("no UID", "1.2\ud800", SERIES):
+        for series in ("no\\UID", "1.2\ud800", SERIES):
             gateway.collector.observe(make_instance("1", series=series), now)
         await asyncio.sleep(1.5)
         _, state = gateway.beats[-1]

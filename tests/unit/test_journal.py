@@ -65,7 +65,10 @@ async def after_restart(path: Path) -> list[SeriesReport]:
 
 
 async def test_restart_rebuilds_open_series_exactly(path: Path) -> None:
-    first = replace(make_instance("1"), undecoded={"PatientName": b"T\xe4st"}, called_ae_title="ARCHIVE")
+    first = replace(
+        make_instance("1"), undecoded={"PatientName": b"T\xe4st"}, called_ae_title="ARCHIVE", doubtful=("one",)
+    )
+    late = replace(make_instance("3"), doubtful=("two", "one"))
     later = replace(
         make_instance("2"), attributes={"PatientID": ("P1",), "BodyPartExamined": ("HEAD",), "Modality": ("MR",)}
     )
@@ -73,12 +76,23 @@ async def test_restart_rebuilds_open_series_exactly(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
         await journal.keep([first, later, other])
         await journal.keep([first])  # again
+        await journal.keep([late])
     one, two = await after_restart(path)
-    assert one == reported(first, later)
+    assert one == reported(first, later, late)
+    assert one.Doubtful == ["one", "two"]
     assert one.Attributes["BodyPartExamined"] == ["HEAD"]
     assert (one.CalledAETitle, two.CalledAETitle) == ("ARCHIVE", None)
     assert one.Undecoded == {"PatientName": "VORzdA=="}
     assert two == reported(other)
+
+
+async def test_a_journal_that_knows_no_doubts_is_read(path: Path) -> None:
+    kept = make_instance("1")
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep([kept])
+        journal._connection.execute("UPDATE open_series SET content = json_remove(content, '$[2]')")
+    (report,) = await after_restart(path)
+    assert report == reported(kept)
 
 
 def with_own(sop: str, number: str, **more: str) -> Instance:

@@ -184,7 +184,7 @@ async def test_a_time_that_is_none_is_that_of_the_start(filled: Path) -> None:
 
 async def test_a_dead_letter_that_no_heartbeat_can_name_does_not_hide_the_others(filled: Path) -> None:
     with spoilt(
-        filled, "UPDATE reports SET series_instance_uid = 'Marked^Name' WHERE series_instance_uid = ?", BAD
+        filled, "UPDATE reports SET series_instance_uid = 'Märked^Name' WHERE series_instance_uid = ?", BAD
     ) as p:
         async with Journal.open(p, UNBOUNDED) as journal:
             assert [dead.SeriesInstanceUID for dead in await journal.last_dead(20)] == [GOOD]

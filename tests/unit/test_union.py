@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import MAX_DESCRIPTION, SeriesReport
+from models import MAX_DESCRIPTION, MAX_DOUBTS, SeriesReport
 from storage import merge
 from storage.schema import series
 from tests.factories import RECEIVED_AT, SERIES, make_report
@@ -117,6 +117,13 @@ def test_a_stale_word_of_the_pacs_verifies_nothing() -> None:
     assert taken([newer, stale])[-1][2]["Verdict"] == "idle"
     later = stale.model_copy(update={"LastReceivedAt": RECEIVED_AT + timedelta(seconds=2)})
     assert taken([newer, later])[-1][2]["Verdict"] == "verified"
+
+
+def test_what_was_doubtful_once_stays_so_within_bounds() -> None:
+    reports = [make_report(str(n)).model_copy(update={"Doubtful": [f"{n}", "odd"]}) for n in range(MAX_DOUBTS)]
+    assert taken(reports[:2])[-1][2]["Doubtful"] == ["0", "odd", "1"]
+    assert taken([*reports[:2], make_report("9")])[-1][2]["Doubtful"] == ["0", "odd", "1"]
+    assert len(taken(reports)[-1][2]["Doubtful"]) == MAX_DOUBTS
 
 
 def test_reports_with_ever_other_keywords_do_not_make_a_row_grow_without_bound() -> None:

@@ -1,8 +1,9 @@
 """The upper layer's laws: the same bytes give the same events however they are cut; what breaks a rule is cut off."""
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -25,7 +26,6 @@ from dicom.upper_layer import (
     AssociateRequested,
     EchoRequested,
     Event,
-    HeaderReady,
     InstanceFinished,
     Limits,
     OperationRefused,
@@ -74,19 +74,28 @@ def store(data_set: bytes = DATA_SET, *, pieces: int = 3, context_id: int = 1) -
 ECHO = p_data(pdv(3, 3, command(0x30, data_set=False, sop_class=VERIFICATION)))
 
 
-def run(chunks: Iterable[bytes], limits: Limits | None = None) -> tuple[list[Event], bytes]:
+class DataSet(NamedTuple):
+    """What `data_set` was given between two events."""
+
+    data: bytes
+
+
+def run(chunks: Iterable[bytes], limits: Limits | None = None) -> tuple[list[Event | DataSet], bytes]:
     """Everything that happens where the caller accepts all, and what it writes."""
     acceptor = Acceptor(SUPPORTED, limits or Limits())
-    events: list[Event] = []
-    written = b""
+    events: list[Event | DataSet] = []
+    written, data = b"", bytearray()
     for chunk in chunks:
         acceptor.receive_data(chunk)
         while (event := acceptor.next_event()) is not NEED_DATA:
             assert event is not PAUSED
-            events.append(event)
+            events += [DataSet(bytes(data)), event] if isinstance(event, InstanceFinished) else [event]
             match event:
                 case AssociateRequested():
                     written += acceptor.accept()
+                case StoreStarted():
+                    data.clear()
+                    acceptor.data_set = data.extend
                 case InstanceFinished():
                     written += acceptor.respond(0)
                 case EchoRequested(response) | OperationRefused(_, response) | Released(response):
@@ -96,11 +105,11 @@ def run(chunks: Iterable[bytes], limits: Limits | None = None) -> tuple[list[Eve
     return events, written
 
 
-def kinds(events: list[Event]) -> list[str]:
+def kinds(events: Sequence[Event | DataSet]) -> list[str]:
     return [type(event).__name__ for event in events]
 
 
-def established(*pdus: bytes, limits: Limits | None = None) -> tuple[list[Event], bytes]:
+def established(*pdus: bytes, limits: Limits | None = None) -> tuple[list[Event | DataSet], bytes]:
     """As `run`, without the association's own event and answer."""
     events, written = run([associate_rq(), *pdus], limits)
     assert isinstance(events[0], AssociateRequested)
@@ -110,11 +119,11 @@ def established(*pdus: bytes, limits: Limits | None = None) -> tuple[list[Event]
 
 def test_an_association_from_request_to_release() -> None:
     events, written = established(ECHO, store(), RELEASE_RQ)
-    assert kinds(events) == ["EchoRequested", "StoreStarted", "HeaderReady", "InstanceFinished", "Released"]
+    assert kinds(events) == ["EchoRequested", "StoreStarted", "DataSet", "InstanceFinished", "Released"]
     started, header, finished = events[1:4]
     assert isinstance(started, StoreStarted)
     assert (started.sop_instance_uid, started.transfer_syntax_uid) == (SOP_INSTANCE.encode(), ExplicitVRLittleEndian)
-    assert header == HeaderReady(DATA_SET)
+    assert header == DataSet(DATA_SET)
     assert finished == InstanceFinished(len(DATA_SET))
     assert written.endswith(b"\x06\x00\x00\x00\x00\x04\x00\x00\x00\x00")
 
@@ -133,7 +142,7 @@ def test_the_same_bytes_one_by_one_give_the_same_events() -> None:
     assert comparable(run(bytes([byte]) for byte in STREAM)) == comparable(run([STREAM]))
 
 
-def comparable(outcome: tuple[list[Event], bytes]) -> tuple[list[object], bytes]:
+def comparable(outcome: tuple[list[Event | DataSet], bytes]) -> tuple[list[object], bytes]:
     events, written = outcome
     return [type(e) if isinstance(e, AssociateRequested) else e for e in events], written
 
@@ -143,25 +152,25 @@ def test_several_pdvs_in_one_pdu_and_a_command_in_fragments() -> None:
     events, _ = established(
         p_data(pdv(1, 1, whole[:5]), pdv(1, 1, whole[5:9]), pdv(1, 3, whole[9:]), pdv(1, 0, b"ab"), pdv(1, 2, b"c"))
     )
-    assert kinds(events) == ["StoreStarted", "HeaderReady", "InstanceFinished"]
-    assert events[1:] == [HeaderReady(b"abc"), InstanceFinished(3)]
+    assert kinds(events) == ["StoreStarted", "DataSet", "InstanceFinished"]
+    assert events[1:] == [DataSet(b"abc"), InstanceFinished(3)]
 
 
-def test_only_the_header_of_a_large_data_set_is_kept() -> None:
-    acceptor = Acceptor(SUPPORTED, Limits(max_header_bytes=4096))
+def test_a_large_data_set_passes_through() -> None:
+    acceptor = Acceptor(SUPPORTED, Limits())
     acceptor.receive_data(associate_rq())
     acceptor.next_event()
     acceptor.accept()
     acceptor.receive_data(p_data(pdv(1, 3, command(1, data_set=True))))
     assert isinstance(acceptor.next_event(), StoreStarted)
-    headers = []
+    passed: list[int] = []
+    acceptor.data_set = lambda fragment: passed.append(len(fragment))
     for n in range(200):
         acceptor.receive_data(p_data(pdv(1, 2 if n == 199 else 0, bytes(65536))))
-        while not isinstance(event := acceptor.next_event(), InstanceFinished) and event is not NEED_DATA:
-            headers.append(event)
-        assert len(acceptor._buffer) + len(acceptor._header) <= 65536 + 4096 + 12
-    assert headers == [HeaderReady(bytes(4096))]
-    assert event == InstanceFinished(200 * 65536)
+        event = acceptor.next_event()
+        assert (event is NEED_DATA) is (n < 199)
+        assert len(acceptor._buffer) <= 65536 + 12
+    assert (event, sum(passed)) == (InstanceFinished(200 * 65536), 200 * 65536)
 
 
 def test_nothing_is_read_on_while_an_answer_is_owed() -> None:
@@ -170,7 +179,7 @@ def test_nothing_is_read_on_while_an_answer_is_owed() -> None:
     assert isinstance(acceptor.next_event(), AssociateRequested)
     assert acceptor.next_event() is PAUSED
     acceptor.accept()
-    assert kinds([acceptor.next_event() for _ in range(3)]) == ["StoreStarted", "HeaderReady", "InstanceFinished"]
+    assert kinds([acceptor.next_event() for _ in range(2)]) == ["StoreStarted", "InstanceFinished"]
     assert acceptor.next_event() is PAUSED
     acceptor.respond(0)
     assert isinstance(acceptor.next_event(), StoreStarted)
@@ -225,7 +234,7 @@ def test_operation_that_is_not_served_gets_its_refusal_and_the_association_goes_
 
 def test_store_without_a_data_set_waits_for_its_answer_as_any_other() -> None:
     events, written = established(p_data(pdv(1, 3, command(1, data_set=False))), ECHO)
-    assert kinds(events) == ["StoreStarted", "InstanceFinished", "EchoRequested"]
+    assert kinds(events) == ["StoreStarted", "DataSet", "InstanceFinished", "EchoRequested"]
     assert element(0x0100, b"\x01\x80") in written
 
 

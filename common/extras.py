@@ -1,0 +1,90 @@
+"""GATEWAY_EXTRA_ATTRIBUTES, understood: what a site wants kept of its images beside what always is."""
+
+import re
+from typing import NamedTuple
+
+MOST = 32  # of one gateway: a row holds 100 attributes
+AN_ENTRY = re.compile(
+    r"(?:(?P<name>[A-Za-z][A-Za-z0-9]{0,39})=)?"
+    r"(?:(?P<keyword>[A-Za-z][A-Za-z0-9]{1,63})|\(?(?P<group>[0-9A-Fa-f]{4}),?(?P<element>[0-9A-Fa-f]{4})\)?"
+    r"|\((?P<odd>[0-9A-Fa-f]{4}),(?P<low>[0-9A-Fa-f]{2}),(?P<creator>[^,;\\()]{1,64}?)(?:,(?P<vr>[A-Z]{2}))?\))"
+    r"(?P<each>\*)?"
+)
+FORM = "write EchoTime, (0018,0081), or a private one with its creator, (0019,0C,SIEMENS MR HEADER), separated by ;"
+NUMBERS = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}  # in struct's characters
+TEXTS = {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
+
+
+class Extra(NamedTuple):
+    """One attribute."""
+
+    name: str
+    """Of it in `Attributes`."""
+    tag: int
+    """Of a private one: its group, and the lower byte of its element."""
+    vr: str
+    creator: str = ""
+    """Of a private one; it says where the block of its elements is (PS3.5 §7.8.1)."""
+    of_images: bool = False
+    """The values of every image are kept, and not the first of the series."""
+
+    @property
+    def tags(self) -> frozenset[int]:
+        """All elements that it may be, or that may say which."""
+        if not self.creator:
+            return frozenset((self.tag,))
+        group, low = self.tag & 0xFFFF0000, self.tag & 0xFF
+        return frozenset(group | found for block in range(0x10, 0x100) for found in (block, block << 8 | low))
+
+
+def extras(text: str) -> tuple[Extra, ...]:
+    """The attributes that the setting names. Raises ValueError with the entry and the cure."""
+    found = [_extra(entry.strip()) for entry in text.split(";") if entry.strip()]
+    if len(found) > MOST:
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES has {len(found)} entries: at most {MOST} are kept")
+    names = [(extra.name, extra.of_images) for extra in found]
+    for name, of_images in names:
+        if names.count((name, of_images)) > 1:
+            raise ValueError(
+                f"GATEWAY_EXTRA_ATTRIBUTES has {name} twice: remove one, or name it: Other=(0019,0C,CREATOR)"
+            )
+    return tuple(found)
+
+
+def _extra(entry: str) -> Extra:
+    parts = AN_ENTRY.fullmatch(entry)
+    if parts is None:
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} names no attribute: {FORM}")
+    extra = _private(entry, parts) if parts["odd"] else _public(entry, parts)
+    if extra.vr not in NUMBERS.keys() | TEXTS:
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} has VR {extra.vr}, which is no text: remove it")
+    if parts["name"] and _tag_of(parts["name"]) is not None:
+        raise ValueError(
+            f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} takes the name of another attribute: give it one of its own"
+        )
+    return extra._replace(name=parts["name"] or extra.name, of_images=bool(parts["each"]))
+
+
+def _private(entry: str, parts: re.Match[str]) -> Extra:
+    group, low = int(parts["odd"], 16), int(parts["low"], 16)
+    if not group % 2:
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} is not private, its group is even: {FORM}")
+    name = f"{group:04X}xx{low:02X}"
+    return Extra(name, group << 16 | low, parts["vr"] or "LO", parts["creator"].strip())
+
+
+def _tag_of(keyword: str) -> int | None:
+    # Its dictionary takes a third of a second to import, and this module stands behind every command.
+    from pydicom.datadict import tag_for_keyword
+
+    return tag_for_keyword(keyword)
+
+
+def _public(entry: str, parts: re.Match[str]) -> Extra:
+    from pydicom.datadict import dictionary_VR, keyword_for_tag
+
+    tag = _tag_of(parts["keyword"]) if parts["keyword"] else int(parts["group"] + parts["element"], 16)
+    keyword = keyword_for_tag(tag) if tag is not None else ""
+    if tag is None or not keyword:
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} names no attribute of PS3.6: {FORM}")
+    return Extra(keyword, tag, dictionary_VR(tag).partition(" ")[0])

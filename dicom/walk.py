@@ -1,0 +1,401 @@
+"""A data set as it streams, from its first byte to its last: the values that are wanted, and what is odd. Sans-IO.
+
+Rules. `feed` takes the bytes as they come, `end` says that no more will. What is not wanted is skipped by its length
+and never kept: pixels, fragments, sequences. Of what is wanted MAX_VALUE_BYTES are kept, and one byte more, so that it
+shows where it is longer. Senders break PS3.5 in known ways: what can be read all the same is, and `doubts` says what it
+was.
+"""
+
+import struct
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+from dicom.deflate import Inflater
+
+MAX_VALUE_BYTES = 1024  # PN, the longest of the wanted VRs, has at most 3 component groups of 64 characters
+MAX_ITEMS = 15  # of a sequence whose items are wanted: as many as fit into a report, whatever their values
+MAX_LEVELS = 2**16  # sequences and items open at once; their list is what grows with them
+
+ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 §7.5
+GROUP_OF_ITEMS, GROUP_OF_PIXELS = 0xFFFE, 0x7FE0
+OF_ITEMS = GROUP_OF_ITEMS << 16  # the tags from here on are of items
+UNDEFINED_LENGTH = 0xFFFFFFFF
+NOWHERE = 1 << 62  # further than any data set goes
+LENGTH_OF_32_BITS = frozenset(
+    (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+)
+LENGTH_OF_16_BITS = frozenset(
+    (b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL", b"SS",
+     b"ST", b"TM", b"UI", b"UL", b"US")
+)  # fmt: skip
+KNOWN = LENGTH_OF_16_BITS | LENGTH_OF_32_BITS
+EXPLICIT = {order: struct.Struct(order + "HH2sH") for order in "<>"}  # group, element, VR, length: PS3.5 §7.1.2
+IMPLICIT = {order: struct.Struct(order + "HHL") for order in "<>"}  # PS3.5 §7.1.3
+LENGTH = {order: struct.Struct(order + "L") for order in "<>"}
+
+IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
+EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}  # PS3.5 A.5, A.7, A.10
+
+# What can be odd. None of these says anything of a patient.
+CUT = "ends early"
+DELIMITERS = "item or sequence delimiters that do not match"
+BARE_ITEM = "an item outside of a sequence"
+UNKNOWN_VR = "a value representation that is none"
+OTHER_ENCODING = "encoded otherwise than its transfer syntax says"
+UNORDERED = "elements out of order"
+REPEATED = "an element more than once"
+TOO_DEEP = f"more than {MAX_LEVELS} open sequences and items"
+TOO_LONG = "a value that has more than its bytes around it"
+MANY_ITEMS = f"more than {MAX_ITEMS} items of a sequence that is kept"
+
+NOTHING: frozenset[int] = frozenset()
+
+
+class Encoding(NamedTuple):
+    """How elements are encoded (PS3.5 Annex A)."""
+
+    implicit: bool
+    order: str  # struct's byte order mark
+
+
+class _Level(NamedTuple):
+    """A data set, a sequence or an item that is open."""
+
+    holds_elements: bool
+    """Else items: it is a sequence, or the fragments of pixels."""
+    encoding: Encoding
+    wanted: frozenset[int]
+    until: int = NOWHERE
+    """Where it ends; NOWHERE: at its delimiter, or with the data set."""
+
+
+_undefined = cache(_Level)  # one object for all that are equal, however deep they are nested
+
+
+_Header = tuple[int, int, int, Encoding]
+"""What stands before a value: tag, length, where the value starts, how items in it are encoded."""
+
+
+class Walk:
+    """One data set. `values` are the wanted elements' as sent, `items` those of wanted sequences, item by item."""
+
+    def __init__(
+        self,
+        transfer_syntax_uid: str,
+        wanted: frozenset[int],
+        in_items: Mapping[int, frozenset[int]],
+        kept_bytes: int = 0,
+    ) -> None:
+        """`in_items`: sequences, which are among `wanted`, and what is wanted of their items."""
+        self.values: dict[int, bytes] = {}
+        self.items: list[dict[int, bytes]] = []
+        self.doubts: dict[str, None] = {}
+        """What is odd, in the order in which it was met."""
+        self.encoding = Encoding(
+            implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
+            order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
+        )
+        self._in_items = in_items
+        self._beginning: list[bytes] = []
+        self._kept_bytes = kept_bytes  # still to be kept
+        self._levels = [_Level(True, self.encoding, wanted)]
+        self._begun = False
+        self._at = 0  # where `_rest` begins
+        self._rest = b""  # what has come and means nothing without what comes next
+        self._skip = 0  # bytes of a value that is not wanted, still to come
+        self._last = 0  # tag of the data set's last element
+        self._behind_sequence = -1  # where the last sequence ended that said its length
+        self._inflater = Inflater(KNOWN) if transfer_syntax_uid in DEFLATED else None
+
+    @property
+    def beginning(self) -> bytes:
+        """The first `kept_bytes`, inflated: for another reader to try."""
+        return b"".join(self._beginning)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Go on with the next bytes; what is needed of them is copied."""
+        if self._inflater is None:
+            self._take(data)
+        else:
+            for part in self._inflater.parts(data):
+                self._take(part)
+
+    def end(self) -> bool:
+        """Whether it ended where it says that it does; zeros behind that are none of it."""
+        inflated = self._inflater is None or self._inflater.end()
+        for reason in self._inflater.doubts if self._inflater else ():
+            self._doubt(reason)
+        while self._levels[-1].until <= self._at:
+            self._levels.pop()
+        cut = self._skip > 0 or len(self._levels) > 1 or bool(self._rest.strip(b"\0"))
+        if cut:
+            self._doubt(CUT)
+        return inflated and not cut
+
+    def _doubt(self, reason: str) -> None:
+        self.doubts[reason] = None
+
+    # --- the stream ---
+
+    def _take(self, data: bytes | memoryview) -> None:
+        if self._kept_bytes > 0:
+            data = bytes(data)
+            self._beginning.append(data[: self._kept_bytes])
+            self._kept_bytes -= len(data)
+        if self._skip:
+            passed = min(self._skip, len(data))
+            self._skip -= passed
+            self._at += passed
+            if passed == len(data):
+                return
+            data = data[passed:]
+        if self._rest:
+            data = self._rest + data
+        p = self._elements(data)
+        self._at += min(p, len(data))
+        self._skip = max(0, p - len(data))
+        self._rest = bytes(data[p:])
+
+    # --- elements ---
+
+    def _elements(self, data: bytes | memoryview) -> int:
+        """Pass what is there; where to go on, which is behind `data` where the rest of a value is skipped."""
+        end, p = len(data), 0
+        if not self._begun and end >= EXPLICIT["<"].size:
+            self._begin(data)
+        while self._begun and p < end:
+            if self._levels[-1].holds_elements:
+                p = self._plain(data, p, end)
+            passed = self._other(data, p, end)
+            if passed is None:
+                break
+            p = passed
+        return p
+
+    def _begin(self, data: bytes | memoryview) -> None:
+        """See by the first element how the data set is encoded, whatever its transfer syntax says."""
+        encoding = self.encoding
+        group = EXPLICIT[encoding.order].unpack_from(data)[0]
+        if group and not group & 0xFF:  # 0x0008 in the other byte order
+            encoding = encoding._replace(order="<" if encoding.order == ">" else ">")
+        encoding = _seen(data, 0, encoding)
+        if encoding != self.encoding:
+            self._doubt(OTHER_ENCODING)
+            self.encoding = encoding
+            self._levels[0] = self._levels[0]._replace(encoding=encoding)
+        self._begun = True
+
+    def _plain(self, data: bytes | memoryview, p: int, end: int) -> int:  # noqa: PLR0912 - one loop, for calls cost
+        """Pass elements that are whole and as they should be: nearly all. Where the first other one begins."""
+        level = self._levels[-1]
+        (implicit, order), wanted = level.encoding, level.wanted
+        outermost = len(self._levels) == 1
+        values, last = (self.values, self._last) if outermost else (self.items[-1] if wanted else {}, 0)
+        end = min(end, level.until - self._at)
+        whole, length_of = (IMPLICIT if implicit else EXPLICIT)[order].unpack_from, LENGTH[order].unpack_from
+        while p + 8 <= end:
+            if implicit:
+                group, element, length = whole(data, p)
+                start = p + 8
+            else:
+                group, element, vr, length = whole(data, p)
+                if vr in LENGTH_OF_16_BITS:
+                    start = p + 8
+                elif vr in LENGTH_OF_32_BITS and p + 12 <= end:
+                    (length,) = length_of(data, p + 8)
+                    start = p + 12
+                    if vr == b"SQ":
+                        self._behind_sequence = self._at + start + length
+                else:
+                    break
+            stop = start + length
+            tag = group << 16 | element
+            if stop > end or tag >= OF_ITEMS:
+                break
+            if tag in wanted:
+                if tag in self._in_items:
+                    break
+                if tag in values or length > MAX_VALUE_BYTES:
+                    self._keep(tag, data[start : min(stop, start + MAX_VALUE_BYTES + 1)])
+                else:
+                    values[tag] = bytes(data[start:stop])
+            if tag <= last and outermost:
+                self._doubt(REPEATED if tag == last else UNORDERED)
+            last = tag
+            p = stop
+        if outermost:
+            self._last = last
+        return p
+
+    def _other(self, data: bytes | memoryview, p: int, end: int) -> int | None:
+        """Pass a delimiter, an item, a sequence, a value that is not whole. None: more has to come."""
+        while self._at + p >= self._levels[-1].until:
+            self._levels.pop()
+        level = self._levels[-1]
+        header = self._header(data, p, end, level.encoding)
+        if header is None:
+            return None
+        tag, length, start, inner = header
+        if tag >= OF_ITEMS:
+            return self._item_or_delimiter(data, header, end)
+        if not level.holds_elements:  # an element where an item has to be: the sequence is over
+            self._doubt(DELIMITERS)
+            self._levels.pop()
+            return p
+        is_wanted, kept = tag in level.wanted, min(length, MAX_VALUE_BYTES + 1)
+        if is_wanted and tag not in self._in_items and length != UNDEFINED_LENGTH and start + kept > end:
+            return None
+        if len(self._levels) == 1:
+            if tag <= self._last:
+                self._doubt(REPEATED if tag == self._last else UNORDERED)
+            self._last = tag
+        if length == UNDEFINED_LENGTH or (is_wanted and tag in self._in_items):
+            of_items = self._in_items[tag] if is_wanted and tag in self._in_items else NOTHING
+            return self._open(False, inner, of_items, start, length)
+        if is_wanted:
+            self._keep(tag, data[start : start + kept])
+        if start + length > level.until - self._at:
+            self._doubt(TOO_LONG)
+        return min(start + length, level.until - self._at)
+
+    def _keep(self, tag: int, value: bytes | memoryview) -> None:
+        """The last value of an element stands, as with pydicom, unless it is empty."""
+        values = self.values if len(self._levels) == 1 else self.items[-1]
+        if tag in values:
+            self._doubt(REPEATED)
+        if value or tag not in values:
+            values[tag] = bytes(value)
+
+    def _header(self, data: bytes | memoryview, p: int, end: int, encoding: Encoding) -> _Header | None:
+        """What stands before the value at p (PS3.5 §7.1, §6.2.2 note on UN); None where it is not whole."""
+        if p + 8 > end:
+            return None
+        implicit, order = encoding
+        group, element, vr, length = EXPLICIT[order].unpack_from(data, p)
+        tag = group << 16 | element
+        if implicit or tag >= OF_ITEMS:
+            return (tag, LENGTH[order].unpack_from(data, p + 4)[0], p + 8, encoding)
+        if vr in LENGTH_OF_16_BITS:
+            return (tag, length, p + 8, encoding)
+        if vr not in LENGTH_OF_32_BITS:
+            return self._of_unknown_vr(data, p, end, encoding)
+        if p + 12 > end:
+            return None
+        (length,) = LENGTH[order].unpack_from(data, p + 8)
+        if vr == b"SQ":
+            self._behind_sequence = self._at + p + 12 + length
+        as_un = vr == b"UN" and length == UNDEFINED_LENGTH
+        return (tag, length, p + 12, Encoding(True, "<") if as_un else encoding)
+
+    def _of_unknown_vr(self, data: bytes | memoryview, p: int, end: int, encoding: Encoding) -> _Header | None:
+        """A VR that is none has a length of 16 bits, as DCMTK reads it, unless what stands there shows otherwise.
+
+        1. Two capitals and zeros may be a VR of a later edition, of 32 bits (PS3.5 §7.1.2).
+        2. Pixels, an undefined length, and what can be no characters: an element of implicit VR.
+        """
+        order = encoding.order
+        group, element, vr, length = EXPLICIT[order].unpack_from(data, p)
+        (as_implicit,) = LENGTH[order].unpack_from(data, p + 4)
+        tag = group << 16 | element
+        if vr.isalpha() and vr.isupper():
+            if p + 14 > end:
+                return None
+            self._doubt(UNKNOWN_VR)
+            if length == 0 and bytes(data[p + 12 : p + 14]) not in KNOWN:
+                return (tag, LENGTH[order].unpack_from(data, p + 8)[0], p + 12, encoding)
+            return (tag, length, p + 8, encoding)
+        is_text = vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
+        if as_implicit == UNDEFINED_LENGTH or group == GROUP_OF_PIXELS or (length == 0 and not is_text):
+            self._doubt(OTHER_ENCODING)
+            return (tag, as_implicit, p + 8, encoding)
+        self._doubt(UNKNOWN_VR)
+        return (tag, length, p + 8, encoding)
+
+    # --- sequences and items ---
+
+    def _item_or_delimiter(self, data: bytes | memoryview, header: _Header, end: int) -> int | None:
+        tag, length, start, _ = header
+        if tag == ITEM:
+            level = self._levels[-1]
+            if length != UNDEFINED_LENGTH and not level.holds_elements and not level.wanted:
+                return start + length  # nearly all of them
+            return self._item(data, header, end)
+        if tag == SEQUENCE_DELIMITATION:
+            self._end_sequence(start - 8)
+        elif tag == ITEM_DELIMITATION:
+            self._end_item()
+        else:
+            self._doubt(DELIMITERS)
+        return start
+
+    def _item(self, data: bytes | memoryview, header: _Header, end: int) -> int | None:
+        _, length, start, encoding = header
+        is_inside, left_open = self._levels[-1].holds_elements, self._is_left_open()
+        wanted = NOTHING if is_inside and not left_open else self._levels[-2 if left_open else -1].wanted
+        if wanted and len(self.items) >= MAX_ITEMS:
+            self._doubt(MANY_ITEMS)
+            wanted = NOTHING
+        opens = bool(wanted) or length == UNDEFINED_LENGTH
+        if opens and length and start + 8 > end:
+            return None  # its first element shows how it is encoded
+        if is_inside:
+            self._doubt(DELIMITERS if left_open else BARE_ITEM)
+        if left_open:
+            self._levels.pop()
+        if not opens:
+            return start + length
+        self.items += [{}] if wanted else []
+        return self._open(True, _seen(data, start, encoding) if length else encoding, wanted, start, length)
+
+    def _is_left_open(self) -> bool:
+        """Whether the innermost level is an item of a sequence, and waits for its delimiter."""
+        levels = self._levels
+        return len(levels) > 1 and levels[-1].until == NOWHERE and not levels[-2].holds_elements
+
+    def _open(self, holds_elements: bool, encoding: Encoding, wanted: frozenset[int], start: int, length: int) -> int:
+        if len(self._levels) >= MAX_LEVELS:
+            self._doubt(TOO_DEEP)
+            return NOWHERE
+        if length == UNDEFINED_LENGTH:
+            self._levels.append(_undefined(holds_elements, encoding, wanted))
+        else:
+            self._levels.append(_Level(holds_elements, encoding, wanted, self._at + start + length))
+        return start
+
+    def _end_item(self) -> None:
+        """An item delimiter: it closes the item that waits for it, or nothing."""
+        level = self._levels[-1]
+        if len(self._levels) > 1 and level.holds_elements and level.until == NOWHERE:
+            self._levels.pop()
+        else:
+            self._doubt(DELIMITERS)
+
+    def _end_sequence(self, p: int) -> None:
+        """A sequence delimiter: it closes the sequence that waits for it, with an item left open in it; or nothing."""
+        levels, at = self._levels, len(self._levels) - 1
+        if levels[-1].holds_elements and self._behind_sequence == self._at + p:
+            self._doubt(DELIMITERS)  # of a sequence that has said its length
+            return
+        while at > 0 and levels[at].until == NOWHERE and levels[at].holds_elements:
+            at -= 1
+        if levels[at].until < NOWHERE or (at == 0 and len(levels) == 1):
+            self._doubt(DELIMITERS)
+            return
+        if 0 < at < len(levels) - 1:
+            self._doubt(DELIMITERS)
+        del levels[max(at, 1) :]  # at 0 it closes a bare item
+
+
+def _seen(data: bytes | memoryview, p: int, encoding: Encoding) -> Encoding:
+    """How the element at p is encoded, by what stands where its VR would be: else as it should be."""
+    group, _, vr, length = EXPLICIT[encoding.order].unpack_from(data, p)
+    if group == GROUP_OF_ITEMS:
+        return encoding
+    if encoding.implicit and vr in KNOWN and (length == 0 or vr in LENGTH_OF_16_BITS):
+        return encoding._replace(implicit=False)
+    is_text = vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
+    if not encoding.implicit and not is_text and length in (0, 0xFFFF):
+        return encoding._replace(implicit=True)
+    return encoding

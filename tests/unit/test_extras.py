@@ -1,0 +1,124 @@
+"""GATEWAY_EXTRA_ATTRIBUTES: what it may say, and that what it names is kept, of the first image or of each."""
+
+import struct
+
+import pytest
+
+from common.extras import MOST, Extra, extras
+from common.settings import GatewaySettings, SettingsError
+from dicom.header import Wanted, read_instance
+from gateway.idle import Fixed
+from models import MAX_OF_IMAGES, Instance, news
+from storage import merge
+from tests.factories import RECEIVED_AT, collector_of, make_report
+from tests.unit.test_header import element, identity
+
+
+@pytest.mark.parametrize(
+    ("entry", "extra"),
+    [
+        ("EchoTime", Extra("EchoTime", 0x00180081, "DS")),
+        ("(0018,0081)", Extra("EchoTime", 0x00180081, "DS")),
+        ("00180081*", Extra("EchoTime", 0x00180081, "DS", of_images=True)),
+        ("Te=EchoTime", Extra("Te", 0x00180081, "DS")),
+        ("(0019,0c,SIEMENS MR HEADER)", Extra("0019xx0C", 0x0019000C, "LO", "SIEMENS MR HEADER")),
+        (
+            "BValue=(0019,0C,SIEMENS MR HEADER,IS)*",
+            Extra("BValue", 0x0019000C, "IS", "SIEMENS MR HEADER", of_images=True),
+        ),
+    ],
+)
+def test_an_entry_names_an_attribute(entry: str, extra: Extra) -> None:
+    assert extras(f" {entry} ;") == (extra,)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("EchoTimes", "'EchoTimes' names no attribute of PS3.6: write EchoTime"),
+        ("(0019,000C)", "names no attribute of PS3.6: write EchoTime"),
+        ("(0018,0C,X)", "its group is even"),
+        ("EchoTime, Rows", "names no attribute: write EchoTime"),
+        ("PixelData", "has VR OB, which is no text: remove it"),
+        ("RequestAttributesSequence", "has VR SQ, which is no text"),
+        ("(0019,0C,X,ZZ)", "has VR ZZ"),
+        ("PatientID=(0019,0C,X)", "takes the name of another attribute"),
+        ("EchoTime;00180081", "has EchoTime twice: remove one"),
+        (";".join(f"N{n}=EchoTime" for n in range(MOST + 1)), f"at most {MOST} are kept"),
+    ],
+)
+def test_a_wrong_entry_stops_the_start_with_the_cure(text: str, told: str) -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_EXTRA_ATTRIBUTES") as wrong:
+        GatewaySettings(extra_attributes=text)
+    assert told in str(wrong.value)
+
+
+def read(text: str, *elements: tuple[int, str, bytes], sop: bytes = b"1.2.3") -> Instance:
+    data = b"".join(element(*e) for e in sorted([*identity(SOPInstanceUID=sop), *elements]))
+    wanted = Wanted(extras(text))
+    return read_instance(
+        data,
+        wanted=wanted,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        calling_ae_title="AE",
+        peer_address="::1",
+        received_at=RECEIVED_AT,
+    )
+
+
+@pytest.mark.parametrize("block", [0x10, 0x11, 0xFF])
+def test_a_private_attribute_is_found_in_the_block_of_its_creator(block: int) -> None:
+    other = 0x10 if block != 0x10 else 0x12
+    instance = read(
+        "BValue=(0019,0C,SIEMENS MR HEADER,IS)",
+        (0x00190000 | other, "LO", b"ANOTHER"),
+        (0x00190000 | block, "LO", b"SIEMENS MR HEADER"),
+        (0x0019000C | other << 8, "IS", b"7"),
+        (0x0019000C | block << 8, "IS", b"1000"),
+    )
+    assert instance.attributes["BValue"] == ("1000",)
+    assert "BValue" not in read("BValue=(0019,0C,SIEMENS MR HEADER,IS)", (0x0019100C, "IS", b"7")).attributes
+
+
+@pytest.mark.parametrize(
+    ("entry", "vr", "sent", "values"),
+    [
+        ("EchoTime", "DS", b"1.5\\2 ", ("1.5", "2")),
+        ("ScanningSequence", "CS", b"", ()),
+        ("SamplesPerPixel", "US", struct.pack("<2H", 3, 4), ("3", "4")),
+        ("DiffusionBValue", "FD", struct.pack("<d", 0.1), ("0.1",)),
+        ("(0018,9074)", "DT", b"20260101", ("20260101",)),
+        ("InstitutionName", "LO", "Zürich".encode("latin-1"), ("Zürich",)),
+    ],
+)
+def test_values_are_kept_in_text_form(entry: str, vr: str, sent: bytes, values: tuple[str, ...]) -> None:
+    (extra,) = extras(entry)
+    instance = read(entry, (0x00080005, "CS", b"ISO_IR 100"), (extra.tag, vr, sent))
+    assert instance.attributes[extra.name] == values
+
+
+def test_of_a_series_the_first_value_is_kept_or_those_of_every_image() -> None:
+    collector = collector_of(Fixed(1.0))
+    for n in (1, 2, 1, 3):
+        number = (0x00180081, "DS", b"%d" % n)
+        collector.observe(read("EchoTime; EchoTime*", number, sop=b"1.2.%d" % n), 0.0)
+    (report,) = collector.drain(1.0)
+    assert report.Attributes["EchoTime"] == ["1"]
+    assert report.Attributes["EchoTimeOfImages"] == ["1", "2", "3"]
+
+
+def test_the_values_of_every_image_are_joined_in_the_row() -> None:
+    known = merge.new_row(make_report("1"), RECEIVED_AT) | {"PatientName": None, "ExpectedInstances": None}
+    known |= dict.fromkeys(
+        ("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedFrom", "LastReceivedAt", "FirstReceivedAt")
+    )
+    for values in (["1", "2"], ["3", "2"]):
+        report = make_report("1").model_copy(update={"Attributes": {"EOfImages": values, "E": values}})
+        known |= merge.changes(report, known, 1, RECEIVED_AT)
+    assert (known["Attributes"]["EOfImages"], known["Attributes"]["E"]) == (["1", "2", "3"], ["1", "2"])
+
+
+def test_they_are_bounded_and_what_is_known_is_no_news() -> None:
+    known = {"XOfImages": tuple(map(str, range(MAX_OF_IMAGES)))}
+    assert news({"XOfImages": ("new",), "Y": ()}, known) == {}
+    assert news({"XOfImages": ("1",)}, {"XOfImages": ("1", "2")}) == {}
