@@ -214,6 +214,8 @@ class Walk:
             tag = group << 16 | element
             if stop > end or tag >= OF_ITEMS:
                 break
+            if tag <= last and outermost:
+                self._doubt(REPEATED if tag == last else UNORDERED)
             if tag in wanted:
                 if tag in self._in_items:
                     break
@@ -221,8 +223,6 @@ class Walk:
                     self._keep(tag, data[start : min(stop, start + MAX_VALUE_BYTES + 1)])
                 else:
                     values[tag] = bytes(data[start:stop])
-            if tag <= last and outermost:
-                self._doubt(REPEATED if tag == last else UNORDERED)
             last = tag
             p = stop
         if outermost:
