@@ -20,6 +20,7 @@ from typing import NamedTuple
 import pynetdicom
 
 from bench.odd_associations import ALLOWED, Odd, odd_associations
+from bench.reading import Section, data_sets
 from bench.rig.peers import DCMTK_MISSING, ORTHANC, ORTHANC_MISSING, free_port, orthanc_process, wait_for_port
 from bench.rig.processes import ROOT, Process, gateway, running, server
 from bench.rig.receivers import EMPTY_HANDLER, STORESCP
@@ -33,7 +34,7 @@ RELEASE = struct.pack(">BxLL", 5, 4, 0)
 INTRODUCTION = """# Odd input: ours beside others
 
 Written by `python -m bench.interop`, which starts each of them as it comes, and exits with 1 where one of the others
-accepts what ours does not and no reason stands in the last column. {versions}.
+accepts or reads what ours does not and no reason stands in the last column. {versions}.
 """
 OF_ASSOCIATIONS = """
 ## Association requests
@@ -52,15 +53,6 @@ class Peer(NamedTuple):
 
     name: str
     port: int
-
-
-class Section(NamedTuple):
-    """A table of the document, with what it says of itself, and what should not be so."""
-
-    text: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    problems: Sequence[str]
 
 
 class Outcome(NamedTuple):
@@ -117,12 +109,12 @@ def versions() -> str:
 # --- association requests ---------------------------------------------------------------------------------------
 
 
-def associations(peers: Sequence[Peer]) -> Section:
+def associations() -> Section:
     """Every odd association request to every peer."""
     asked = odd_associations()
     rows: list[list[str]] = []
     problems: list[str] = []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with receivers() as peers, ThreadPoolExecutor(AT_ONCE) as pool:
         for odd, outcomes in zip(asked, pool.map(partial(ask_all, peers), asked), strict=True):
             rows.append([odd.name, *(outcome.told for outcome in outcomes.values()), odd.refused])
             problems += judge(odd, outcomes)
@@ -190,8 +182,8 @@ def results_of(body: bytes) -> Iterator[tuple[int, int]]:
 
 # --- the document -----------------------------------------------------------------------------------------------
 
-SECTIONS: tuple[Callable[[Sequence[Peer]], Section], ...] = (associations,)
-"""Each makes one table of what the peers do."""
+SECTIONS: tuple[Callable[[], Section], ...] = (associations, data_sets)
+"""Each makes one table of what ours and the others do."""
 
 
 def markdown(section: Section) -> str:
@@ -201,8 +193,7 @@ def markdown(section: Section) -> str:
 
 def main() -> int:
     """Write the document; exit code 0 if nothing is wrong."""
-    with receivers() as peers:
-        made = [section(peers) for section in SECTIONS]
+    made = [section() for section in SECTIONS]
     text = INTRODUCTION.format(versions=versions()) + "".join(map(markdown, made))
     DOCUMENT.write_text(text)
     problems = [problem for section in made for problem in section.problems]

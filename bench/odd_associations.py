@@ -10,7 +10,7 @@ IMPLICIT, EXPLICIT = b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.1"
 PRIVATE = b"1.2.826.0.1.3680043.10.99.1"
 ELSEWHERE = "127.0.0.2"  # where only KNOWN may send from
 ALLOWED = f"127.0.0.1, KNOWN@{ELSEWHERE}, 127.0.0.3=ARCHIVE"
-MUTATIONS = 40
+MUTATIONS = 100
 
 LENGTHS = "lengths do not fit: the rest could be anything"
 NO_STORAGE = "no storage of images or documents: nothing here serves it"

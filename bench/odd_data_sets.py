@@ -16,7 +16,7 @@ CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 ROOT = "1.2.826.0.1.3680043.8.498.77"
 UNDEFINED = 0xFFFFFFFF
 LONG = ("OB", "OW", "SQ", "UN", "UT")
-MUTATIONS = 12
+MUTATIONS = 100
 NO_IDENTITY = "no identity: there is nothing to file it under"
 
 

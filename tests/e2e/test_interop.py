@@ -1,26 +1,30 @@
-"""Ours accepts what DCMTK, Orthanc or stock pynetdicom accepts; docs/interop.md says what it does not, and why."""
+"""Ours takes what DCMTK, Orthanc or stock pynetdicom takes; docs/interop.md says what it does not, and why."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 
-from bench.interop import DOCUMENT, Outcome, Peer, associations, judge, receivers
+from bench.interop import DOCUMENT, OURS, SECTIONS, Outcome, judge
 from bench.odd_associations import Odd, odd_associations
+from bench.odd_data_sets import odd_data_sets
+from bench.reading import Section
 
 
 @pytest.mark.slow
 @pytest.mark.peer("dcmtk")
 @pytest.mark.peer("orthanc")
-def test_ours_accepts_whatever_another_accepts_but_for_a_reason() -> None:
-    with receivers() as peers:
-        section = associations(peers)
-    assert section.problems == []
+@pytest.mark.parametrize("section", SECTIONS)
+def test_ours_takes_whatever_another_takes_but_for_a_reason(section: Callable[[], Section]) -> None:
+    assert section().problems == []
 
 
-def test_the_document_holds_every_odd_request_and_its_reason() -> None:
+def test_the_document_holds_everything_odd_and_the_reasons() -> None:
     rows = re.findall(r"^\| (.+?) \|.*\| (.*?) ?\|$", DOCUMENT.read_text(), re.MULTILINE)
-    told = [(name, reason) for name, reason in rows if name not in ("request", "---")]
-    assert told[: len(odd_associations())] == [(odd.name, odd.refused) for odd in odd_associations()]
+    told = [(name, reason) for name, reason in rows if name not in ("request", "data set", "---")]
+    requests = len(odd_associations())
+    assert told[:requests] == [(odd.name, odd.refused) for odd in odd_associations()]
+    assert [name for name, _ in told[requests:]] == [odd.name for odd in odd_data_sets()]
 
 
 @pytest.mark.parametrize(
@@ -39,5 +43,5 @@ def test_only_less_than_others_without_a_reason_is_wrong(
     def outcome(accepted: set[int]) -> Outcome:
         return Outcome("accepted" if accepted == {1, 3} else "1 of 2 contexts", frozenset(accepted))
 
-    found = [*judge(Odd("odd", b"", refused), {Peer("ours", 1).name: outcome(ours), "Orthanc": outcome(other)})]
+    found = [*judge(Odd("odd", b"", refused), {OURS: outcome(ours), "Orthanc": outcome(other)})]
     assert bool(found) is wrong
