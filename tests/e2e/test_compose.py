@@ -179,6 +179,11 @@ def test_the_papers_way_from_sqlite_to_postgresql_keeps_rows_and_keys(compose: P
     names = compose("docker ps --all --quiet --filter label=com.docker.compose.project=$COMPOSE_PROJECT_NAME").split()
     assert password not in compose(f"docker inspect {' '.join(names)}")
 
+    compose("docker compose --profile postgres down")
+    compose("docker compose down --volumes")  # keeps the volume of a profile that is not named, and not its password's
+    refused(compose, detached(line(OPERATIONS, f"DATABASE_URL={POSTGRESQL} docker compose")))
+    assert "volume postgres holds a database" in compose("docker compose --profile postgres logs postgres-password")
+
 
 def test_a_second_gateway_has_a_journal_and_a_port_of_its_own(compose: Project) -> None:
     compose(detached(line(OPERATIONS, "docker compose -f docker-compose.yml -f deploy/compose/two-gateways.yml up")))
