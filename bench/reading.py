@@ -40,9 +40,9 @@ Values = Mapping[str, str]
 TEXT = """
 ## Data sets
 
-*all*: answered 0x0000, and each of {attributes} attributes is read as it was sent; else which are not, or how many are. *silent*: no
-answer within {seconds:g} s. Ours says what it met in `Doubtful`. {count} data sets (`bench/odd_data_sets.py`), the
-mutations of a good one.
+*all*: answered 0x0000, and each of {attributes} attributes is read as it was sent; else which are not, or how many
+are. *silent*: no answer within {seconds:g} s. Ours says what it met in `Doubtful`. {count} data sets
+(`bench/odd_data_sets.py`), the mutations of a good one.
 
 """
 
