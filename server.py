@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import prometheus_client
 import structlog
@@ -72,6 +72,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
+Since = Number | Literal["now"]
 
 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
@@ -227,27 +228,36 @@ async def resolve_conflict(
 
 async def list_changes(
     database: Db,
-    since: Annotated[Number, Query(description="`last` of the page before; 0 for the beginning.")] = 0,
+    since: Annotated[
+        Since, Query(description="`last` of the page before; 0 for the beginning, `now` for the end.")
+    ] = 0,
     limit: Limit = 100,
 ) -> ChangePage:
     """What changed behind a number, in order: each revision of each series once, those of one series in their order."""
-    found = await database.changes(since=since, limit=limit + 1)
+    place = await _place(database, since)
+    found = await database.changes(since=place, limit=limit + 1)
     page = found[:limit]
-    return ChangePage(changes=page, last=page[-1].Number if page else since, done=len(found) <= limit)
+    return ChangePage(changes=page, last=page[-1].Number if page else place, done=len(found) <= limit)
+
+
+async def _place(database: Database, since: Since) -> int:
+    return await database.last_change() if since == "now" else since
 
 
 async def stream_changes(
+    database: Db,
     follower: Changes,
-    since: Annotated[Number, Query(description="As in /changes.")] = 0,
+    since: Annotated[Since, Query(description="As in /changes.")] = 0,
     last_event_id: Annotated[
         Number | None, Header(description="Sent by whoever reconnects; wins over `since`.")
     ] = None,
 ) -> Events:
     """The same as server-sent events, those to come included: `id` is the number, `data` the change."""
+    place = await _place(database, since) if last_event_id is None else last_event_id
 
     async def told() -> AsyncIterator[bytes]:
         with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the client asks again
-            async for events in follower.events(since if last_event_id is None else last_event_id):
+            async for events in follower.events(place):
                 yield events
 
     return Events(told())

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, FunctionElement, Select, Text, and_, func, literal, select, union
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    FunctionElement,
+    Select,
+    Text,
+    and_,
+    func,
+    literal,
+    literal_column,
+    select,
+    union,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
@@ -102,8 +114,12 @@ COLUMNS = (
 )
 
 
+IS_REVISION = changes.c.Kinds.is_distinct_from(literal_column("'conflict'"))
+
+
 def select_newest(limit: int, before: int | None = None, since: int = 0) -> Select[Any]:
-    last = and_(series.c.SeriesInstanceUID == changes.c.SeriesInstanceUID, series.c.Revision == changes.c.Revision)
+    of_series = series.c.SeriesInstanceUID == changes.c.SeriesInstanceUID
+    last = and_(of_series, series.c.Revision == changes.c.Revision, IS_REVISION)
     query = select(changes.c.Number, *COLUMNS).join_from(changes, series, last)
     query = query.where(changes.c.Number > since).order_by(changes.c.Number.desc()).limit(limit)
     return query if before is None else query.where(changes.c.Number < before)
@@ -136,7 +152,7 @@ def _first(column: ColumnElement[str], begin: str, limit: int) -> Select[Any]:
 
 
 def select_new(since: int, last: int) -> Select[Any]:
-    first = and_(changes.c.Number > since, changes.c.Number <= last, changes.c.Revision == 1)
+    first = and_(changes.c.Number > since, changes.c.Number <= last, changes.c.Revision == 1, IS_REVISION)
     return select(func.count().label("n")).select_from(changes).where(first)
 
 

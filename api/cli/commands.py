@@ -25,6 +25,8 @@ from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
+VERDICTS = ("verified", "expected", "idle", "capped", "drained")  # as models.py has them, which takes long to import
+CHANGE_KINDS = ("created", "revised", "verified", "contradicted", "conflict")
 T = TypeVar("T")
 
 
@@ -242,15 +244,23 @@ def webhooks_() -> None:
 @webhooks_.command
 @click.argument("url")
 @click.option("--from-start", is_flag=True, help="Tell every change there ever was; by default those from now on.")
+@click.option("--modality", "Modality", multiple=True, help="Only of these. May be given several times, as the next.")
+@click.option("--source", "Source", multiple=True, help="Only from these: calling AE title and modality, 'CT1 CT'.")
+@click.option("--verdict", "Verdict", multiple=True, type=click.Choice(VERDICTS), help="Only with these.")
+@click.option("--kind", "Kinds", multiple=True, type=click.Choice(CHANGE_KINDS), help="Only of these kinds.")
 @as_json
 @click.pass_obj
-def add(settings: ServerSettings, url: str, from_start: bool, as_json: bool) -> None:
-    """Tell URL of changes; shows the secret that bodies are signed with, once."""
+def add(settings: ServerSettings, /, url: str, from_start: bool, as_json: bool, **only: tuple[str, ...]) -> None:
+    """Tell URL of changes; shows the secret that bodies are signed with, once.
+
+    All changes, or those that have one of the values in each field that is given.
+    """
     try:
         http_url(url)
     except ValueError:
         raise click.UsageError(f"{url} is not an http or https URL, such as https://ai.example/hook") from None
-    show(_do(settings, "add_webhook", url=url, from_start=from_start), as_json)
+    filters = {name: [*values] for name, values in only.items() if values}
+    show(_do(settings, "add_webhook", url=url, from_start=from_start, filters=filters), as_json)
 
 
 @webhooks_.command("list")

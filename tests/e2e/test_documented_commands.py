@@ -235,7 +235,7 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
         shell(asked("curl … -X POST /conflicts", DIGEST=conflict["Digest"]), **key)
         assert json.loads(shell(asked("curl … /conflicts"), **key))["conflicts"] == []
         changes = json.loads(shell(asked("curl … '/changes"), **key))
-        assert [change["SeriesInstanceUID"] for change in changes["changes"]] == [SERIES, SERIES]
+        assert [change["SeriesInstanceUID"] for change in changes["changes"]] == [SERIES] * 3
         with terminal(asked("curl -N … /changes/stream"), no_proxy="*", **key) as stream:
             told = stream.wait_for(lambda said: said.removeprefix("data: ") if said.startswith("data: ") else None)
             assert json.loads(told)["SeriesInstanceUID"] == SERIES
@@ -244,11 +244,19 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_webhooks_are_added_listed_and_removed_as_the_guide_says(tmp_path: Path) -> None:
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
-    assert "whsec_" in shell(filled(line(SERVER_GUIDE, "python server.py webhooks add")), **database)
+    whole, some = lines(SERVER_GUIDE, "python server.py webhooks add")
+    assert "whsec_" in shell(filled(whole), **database)
     listed = filled(line(SERVER_GUIDE, "python server.py webhooks list"))
     assert "ai.example" in shell(listed, **database)
     shell(filled(line(SERVER_GUIDE, "python server.py webhooks remove")), **database)
     assert "ai.example" not in shell(listed, **database)
+    shell(filled(some), **database)
+    (told,) = json.loads(shell(f"{listed} --json", **database))
+    assert told["filters"] == {
+        "Modality": ["CT"],
+        "Verdict": ["verified", "expected"],
+        "Kinds": ["created", "contradicted"],
+    }
 
 
 @pytest.mark.slow

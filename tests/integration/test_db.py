@@ -418,6 +418,46 @@ async def test_a_change_tells_what_the_record_was_then(database: Database) -> No
     assert await database.last_change() == 2
 
 
+async def test_a_change_says_all_that_a_consumer_decides_by(database: Database) -> None:
+    await database.store(judged("1", verdict=None, expected=3))
+    await database.store(judged("1", "2", expected=3))
+    await database.store(judged("3", verdict="verified", expected=3, revision=2))
+    await database.store(judged("1", "2", "3", "4", verdict="verified", expected=4, revision=3))
+    told = await database.changes(since=0, limit=10)
+    assert [change.Kinds for change in told] == [
+        *(["created"], ["revised"]),
+        *[["revised", "verified", "contradicted"]] * 2,
+    ]
+    assert [(change.NumInstances, change.ExpectedInstances, change.Missing) for change in told] == [
+        *((1, 3, 2), (2, 3, 1)),
+        *((3, 3, 0), (4, 4, 0)),
+    ]
+    assert {(change.Modality, change.Source) for change in told} == {("CT", "CT1 CT")}
+    for change in told:
+        assert not {"P1", "Test^One"} & set(change.model_dump_json().split('"'))
+
+
+async def test_a_conflict_is_told_once_and_is_no_revision(database: Database) -> None:
+    digest = await conflicted(database)
+    await database.store(make_report("2", "3", patient_id="P2"))
+    first, conflict = await database.changes(since=0, limit=10)
+    assert (conflict.Kinds, conflict.Revision) == (["conflict"], first.Revision)
+    assert (conflict.NumInstances, conflict.Verdict) == (first.NumInstances, first.Verdict)
+    (shown,) = await database.latest.newest(10)
+    assert shown["Number"] == first.Number
+    assert await database.latest.new_series(0, conflict.Number) == 1
+    await database.resolve(digest, "dismiss", "op")
+    await database.store(make_report("2", "3", patient_id="P2"))
+    assert await database.last_change() == conflict.Number
+
+
+async def test_a_change_of_an_earlier_version_names_no_kinds(database: Database) -> None:
+    await database.store(make_report("1"))
+    await executed(database, 'UPDATE changes SET "Modality" = NULL, "ExpectedInstances" = NULL, "Kinds" = NULL')
+    (change,) = await database.changes(since=0, limit=10)
+    assert (change.Kinds, change.Modality, change.Missing) == ([], None, 0)
+
+
 # --- instances --------------------------------------------------------------------------------------------------
 
 
@@ -488,9 +528,8 @@ async def test_a_corrected_conflict_takes_the_other_patient_and_keeps_the_one_be
     later, _ = await database.store(make_report("4", patient_id="P1"))
     assert (later.PatientID, later.NumInstances, later.Conflicts) == ("P2", 4, 0)
     assert "conflict.resolved" in [event.Event for event in await database.timeline(SERIES)]
-    assert [change.Revision for change in await database.changes(since=0, limit=9)] == list(
-        range(1, later.Revision + 1)
-    )
+    changes = [change for change in await database.changes(since=0, limit=9) if change.Kinds != ["conflict"]]
+    assert [change.Revision for change in changes] == list(range(1, later.Revision + 1))
 
 
 async def test_a_corrected_record_is_of_one_patient_in_every_attribute(database: Database) -> None:
