@@ -14,25 +14,23 @@ from typing import Any, TypeVar
 
 import click
 
+from api.cli.readers import VERDICTS, on_complete
 from common.control import NotRunning, RequestFailed, request
 from common.errors import GatewayError
 from common.kinds import http_url
 from common.settings import ServerSettings, SettingsError, load, without_password
 from console.options import Group, environment
 from console.shell_completion import NAMES, tab
-from console.tables import show
+from console.tables import as_json, show
 from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
-VERDICTS = ("verified", "expected", "idle", "capped", "drained")  # as models.py has them, which takes long to import
-CHANGE_KINDS = ("created", "revised", "verified", "contradicted", "conflict")
+CHANGE_KINDS = ("created", "revised", "verified", "contradicted", "conflict")  # as models.py has them
 T = TypeVar("T")
 
 
 # --- the command line -------------------------------------------------------------------------------------------
-
-as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 
 
 NOTES = f"""\
@@ -61,7 +59,7 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [init, check, keys, webhooks_, move_, *tab("server.py")]
+    commands = [init, check, keys, webhooks_, on_complete, move_, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )

@@ -12,6 +12,7 @@ from click.shell_completion import ZshComplete
 from click.testing import CliRunner
 
 from api.cli import commands as server_commands
+from api.cli import readers
 from common.settings import GatewaySettings, ServerSettings, variable
 from gateway.cli import commands
 from models import ChangeKind, SeriesVerdict
@@ -45,7 +46,7 @@ def all_commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ..
 
 
 def test_the_words_for_changes_are_those_of_models() -> None:
-    assert get_args(SeriesVerdict) == server_commands.VERDICTS
+    assert get_args(SeriesVerdict) == readers.VERDICTS
     assert get_args(ChangeKind) == server_commands.CHANGE_KINDS
 
 
