@@ -34,6 +34,7 @@ from storage import merge
 from storage.engine import Engine, insert
 from storage.keys import Keys
 from storage.latest import Latest
+from storage.listing import Listing, select_listed
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.webhooks import Webhooks
@@ -47,6 +48,7 @@ TOLD = (
 MERGED = ("merge", "correct")
 FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
 MAX_GATEWAYS = 256  # known at once: those that spoke last
+ALL = Listing()
 MAX_COMPLETIONS = 5000  # rows; figures of sources beyond that stand together under an empty name
 
 
@@ -95,15 +97,10 @@ class Database:
         rows = await self._engine.read(_by_uid(series_instance_uid))
         return _record(rows[0]) if rows else None
 
-    async def page(self, *, after: str | None, limit: int, **equal: str | None) -> list[SeriesRecord]:
-        """Up to `limit` records in order of SeriesInstanceUID behind `after`, with the given columns `equal`."""
-        query = select(series).order_by(series.c.SeriesInstanceUID).limit(limit)
-        for column, value in equal.items():
-            if value is not None:
-                query = query.where(series.c[column] == value)
-        if after is not None:
-            query = query.where(series.c.SeriesInstanceUID > after)
-        return [_record(row) for row in await self._engine.read(query)]
+    async def page(self, *, after: Sequence[Any] | None, limit: int, listing: Listing = ALL) -> list[SeriesRecord]:
+        """Up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
+        rows = await self._engine.read(select_listed(listing, after, limit))
+        return [_record(row) for row in rows]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
         """The SOP Instance UIDs known of a series, in order; none where it is not known."""

@@ -399,6 +399,7 @@ class SeriesRecord(BaseModel):
     ExpectedFrom: Literal["pacs", "tags"] | None = None
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Basis: Annotated[str | None, Field(description="What the verdict rests on, in words.")] = None
+    Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
     FalseCompletions: Annotated[
         int, Field(description="How often images came after a verdict had said that the series was over.")
     ] = 0

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # most commands need none of what follows
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -30,13 +31,13 @@ from api.answers import (
     InstanceList,
     Problem,
     Resolve,
-    SeriesPage,
     Timeline,
 )
 from api.dicomweb.routes import add_searches
 from api.examples import EXAMPLES
 from api.follower import Follower
 from api.lifespan import running
+from api.listing import KNOWN_ONLY, add_listing
 from api.overview import add_overview
 from api.patience import Patience, WholeBodies
 from api.problems import invalid, unavailable
@@ -69,7 +70,6 @@ def _follower(request: Request) -> Follower:
 Db = Annotated[Database, Depends(_database)]
 Changes = Annotated[Follower, Depends(_follower)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
-NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
 Since = Number | Literal["now"]
@@ -105,15 +105,16 @@ def _add_routes(app: FastAPI) -> None:
     of_series = "/series/{SeriesInstanceUID}"
     stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
     app.post("/series", responses=_answers(400, 408, 413) | stored, dependencies=key)(post_series)
-    app.get("/series", responses=_answers(), dependencies=key)(list_series)
-    app.get(of_series, responses=_answers(404), dependencies=key)(get_series)
-    app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=key)(get_timeline)
-    app.get(f"{of_series}/instances", responses=_answers(404), dependencies=key)(get_instances)
-    app.get("/completions", responses=_answers(), dependencies=key)(list_completions)
-    app.get("/conflicts", responses=_answers(), dependencies=key)(list_conflicts)
+    asked = [*key, KNOWN_ONLY]
+    add_listing(app, responses=_answers(), dependencies=asked)
+    app.get(of_series, responses=_answers(404), dependencies=asked)(get_series)
+    app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=asked)(get_timeline)
+    app.get(f"{of_series}/instances", responses=_answers(404), dependencies=asked)(get_instances)
+    app.get("/completions", responses=_answers(), dependencies=asked)(list_completions)
+    app.get("/conflicts", responses=_answers(), dependencies=asked)(list_conflicts)
     app.post("/conflicts/{digest}", responses=_answers(400, 404, 408, 413), dependencies=key)(resolve_conflict)
-    app.get("/changes", responses=_answers(), dependencies=key)(list_changes)
-    app.get("/changes/stream", responses=_answers() | DOCUMENTED, response_class=Events, dependencies=key)(
+    app.get("/changes", responses=_answers(), dependencies=asked)(list_changes)
+    app.get("/changes/stream", responses=_answers() | DOCUMENTED, response_class=Events, dependencies=asked)(
         stream_changes
     )
     add_searches(app, responses=_answers(), dependencies=key)
@@ -158,22 +159,6 @@ async def post_series(
         **trace,
     )
     return record
-
-
-async def list_series(  # noqa: PLR0913, PLR0917 - one parameter a query parameter
-    database: Db,
-    PatientID: Annotated[str | None, Query(max_length=256, pattern=NO_CONTROL)] = None,
-    StudyInstanceUID: Annotated[Uid | None, Query()] = None,
-    Modality: Annotated[str | None, Query(max_length=16, pattern=NO_CONTROL)] = None,
-    after: Annotated[Uid | None, Query(description="`next` of the page before.")] = None,
-    limit: Limit = 100,
-) -> SeriesPage:
-    """Stored series, a page at a time (keyset pagination); each filter matches exactly."""
-    records = await database.page(
-        after=after, limit=limit + 1, PatientID=PatientID, StudyInstanceUID=StudyInstanceUID, Modality=Modality
-    )
-    page = records[:limit]
-    return SeriesPage(series=page, next=page[-1].SeriesInstanceUID if len(records) > limit else None)
 
 
 async def get_series(SeriesInstanceUID: Uid, database: Db) -> SeriesRecord:
@@ -263,8 +248,10 @@ async def stream_changes(
     return Events(told())
 
 
-async def measured() -> Response:
+async def measured(database: Db) -> Response:
     """What is measured of this process, for Prometheus. Names no patient."""
+    with contextlib.suppress(DatabaseUnavailable):  # which is a number of its own
+        metrics.incomplete_series.set(await database.latest.incomplete(datetime.now(UTC)))
     return Response(prometheus_client.generate_latest(metrics.SERVER), media_type=METRICS_TYPE)
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -26,9 +26,10 @@ from sqlalchemy.types import TypeDecorator
 from storage.engine import Engine
 from storage.matching import Range, matches
 from storage.merge import SEARCHED_LENGTH, truthful
-from storage.schema import changes, conflicts, gateways, series
+from storage.schema import IS_INCOMPLETE, changes, conflicts, gateways, series
 
 COUNTED = 1000  # of what is wrong: beyond it, it is many
+STAYS, LATELY = timedelta(hours=1), timedelta(days=1)
 DESCRIPTION_LENGTH = 1024  # characters that are shown
 CESU_8 = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # how SQLite puts a lone surrogate
 OF_SERIES = (
@@ -63,6 +64,10 @@ class Latest:
     async def open_conflicts(self) -> int:
         """How many there are, up to COUNTED."""
         return await self._number(select_open_conflicts())
+
+    async def incomplete(self, now: datetime) -> int:
+        """How many series stayed incomplete: unchanged for an hour, and not for more than a day; up to COUNTED."""
+        return await self._number(select_incomplete(now - STAYS, now - LATELY))
 
     async def heard(self) -> dict[str, datetime]:
         """When each gateway said something, by its name."""
@@ -158,4 +163,10 @@ def select_new(since: int, last: int) -> Select[Any]:
 
 def select_open_conflicts() -> Select[Any]:
     some = select(conflicts.c.Digest).where(conflicts.c.Resolution.is_(None)).limit(COUNTED).subquery()
+    return select(func.count().label("n")).select_from(some)
+
+
+def select_incomplete(until: datetime, since: datetime) -> Select[Any]:
+    within = (series.c.UpdatedAt >= since) & (series.c.UpdatedAt < until)
+    some = select(series.c.SeriesInstanceUID).where(IS_INCOMPLETE, within).limit(COUNTED).subquery()
     return select(func.count().label("n")).select_from(some)

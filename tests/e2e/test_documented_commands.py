@@ -23,6 +23,7 @@ from tests.factories import SERIES, make_report
 
 README = (ROOT / "README.md").read_text()
 SERVER_GUIDE = (ROOT / "docs" / "server.md").read_text()
+JOBS = (ROOT / "docs" / "jobs.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 BIN = Path(sys.executable).parent
@@ -239,6 +240,19 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
         with terminal(asked("curl -N … /changes/stream"), no_proxy="*", **key) as stream:
             told = stream.wait_for(lambda said: said.removeprefix("data: ") if said.startswith("data: ") else None)
             assert json.loads(told)["SeriesInstanceUID"] == SERIES
+
+
+@pytest.mark.peer("curl")
+def test_the_guides_requests_find_what_came_incomplete(tmp_path: Path) -> None:
+    with server(tmp_path) as (_, url):
+        report = make_report("1").model_copy(update={"ExpectedInstances": 2, "ExpectedFrom": "tags"})
+        httpx.post(f"{url}/series", json=report.model_dump(mode="json"), trust_env=False).raise_for_status()
+        command = line(JOBS, 'curl -H "Authorization: Bearer $KEY" ').replace('-H "Authorization: Bearer $KEY" ', "")
+        assert command in README  # without keys
+        (found,) = json.loads(shell(command.replace("http://127.0.0.1:8000", url)))["series"]
+        assert (found["SeriesInstanceUID"], found["Missing"]) == (SERIES, 1)
+        for asked in lines(SERVER_GUIDE, "curl … '/series"):
+            assert "series" in json.loads(shell(asked.replace("…", "--fail-with-body").replace("'/", f"'{url}/")))
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,12 @@ async def test_unknown_series_is_404(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "limit=x", "after=../x", "StudyInstanceUID=abc", "Modality=" + "x" * 17]
+    "query",
+    [
+        *("StudyDate=2026", "StudyDate=20261301", "StudyDate=2026010120260102", "StudyDate=-", "StudyDate="),
+        *("UpdatedSince=1", "UpdatedUntil=2026-01-01T00:00:00", "Incomplete=maybe", "order=oldest", "Verdict=whole"),
+        *("limit=0", "limit=1001", "limit=x", "after=../x", "StudyInstanceUID=abc", "Modality=" + "x" * 17),
+    ],
 )
 async def test_bad_query_is_422_naming_it(http: httpx.AsyncClient, query: str) -> None:
     response = await http.get(f"/series?{query}")
@@ -155,6 +161,74 @@ async def test_pages_are_followed_by_next(http: httpx.AsyncClient) -> None:
         seen += [record["SeriesInstanceUID"] for record in page["series"]]
     assert page["next"] is None
     assert seen == [f"1.{n}" for n in range(7)]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{"order": "newest"}, {"Verdict": "idle"}, {"StudyDate": "20260101-20260102"}, {"UpdatedSince": "2020-01-01"}],
+)
+async def test_pages_in_every_order_are_followed_by_next(http: httpx.AsyncClient, filters: dict[str, str]) -> None:
+    for n in range(5):
+        report = make_report("1", series=f"1.{n}").model_dump(mode="json")
+        await http.post("/series", json=report | {"Attributes": {"StudyDate": [f"2026010{1 + n % 2}"]}})
+    seen: list[str] = []
+    page: dict[str, Any] = {"next": None}
+    for _ in range(3):
+        parameters: dict[str, Any] = {"limit": 2, **filters} | ({"after": page["next"]} if page["next"] else {})
+        page = (await http.get("/series", params=parameters)).raise_for_status().json()
+        seen += [record["SeriesInstanceUID"] for record in page["series"]]
+    assert page["next"] is None
+    assert sorted(seen) == [f"1.{n}" for n in range(5)]
+    wrong = (await http.get("/series", params=filters | {"after": "1.2"})).json()
+    assert wrong["detail"][0]["loc"] == ["query", "after"]
+
+
+async def test_what_came_incomplete_is_found(http: httpx.AsyncClient) -> None:
+    more = {"Source": "CT1 CT", "ExpectedInstances": 3, "ExpectedFrom": "tags"}
+    for n, sops in enumerate(("12", "123")):
+        await http.post("/series", json=make_report(*sops, series=f"1.{n}").model_dump(mode="json") | more)
+    (found,) = (await http.get("/series", params={"Incomplete": "true", "order": "newest"})).json()["series"]
+    assert (found["SeriesInstanceUID"], found["Missing"], found["Source"]) == ("1.0", 1, "CT1 CT")
+    (found,) = (await http.get("/series", params={"Incomplete": "false"})).json()["series"]
+    assert found["SeriesInstanceUID"] == "1.1"
+    for elsewhere in ({"Verdict": "capped"}, {"Source": "CT2 CT"}, {"UpdatedUntil": "2020-01-01"}, {"StudyDate": "-2"}):
+        answer = await http.get("/series", params={"Conflicts": "false"} | elsewhere)
+        assert answer.json().get("series", []) == []
+
+
+async def test_what_stays_incomplete_is_measured(http: httpx.AsyncClient) -> None:
+    more = {"ExpectedInstances": 3, "ExpectedFrom": "tags"}
+    await http.post("/series", json=make_report("1").model_dump(mode="json") | more)
+    latest = http._transport.app.state.database.latest  # type: ignore[attr-defined]
+    now = datetime.now(UTC)
+    counts = [await latest.incomplete(now + timedelta(hours=hours)) for hours in (0, 2, 23, 25)]
+    assert counts == [0, 1, 1, 0]
+    assert "server_incomplete_series 0.0" in (await http.get("/metrics")).text
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/series?verdict=idle", "did you mean Verdict?"),
+        ("/series?Modalities=CT", "did you mean Modality?"),
+        ("/series/1.2.3?x=", "known: none"),
+        ("/changes?from=3", "known: since, limit"),
+        ("/changes/stream?sinc=3", "did you mean since?"),
+        ("/overview/series?serch=x", "did you mean search?"),
+        ("/conflicts?resolve=true", "did you mean resolved?"),
+        ("/completions?Verdict=idle", "known: none"),
+    ],
+)
+async def test_an_unknown_parameter_is_422_and_names_the_near_one(
+    http: httpx.AsyncClient, path: str, said: str
+) -> None:
+    answer = await http.get(path)
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"][0]["msg"]
+
+
+async def test_what_others_add_to_every_request_is_let_through(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/series?_=1&access_token=x")).status_code == 200
 
 
 async def test_health_is_live_and_ready(http: httpx.AsyncClient) -> None:
