@@ -4,23 +4,27 @@ import base64
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from datetime import date
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Literal, NoReturn
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
+from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, TypeAdapter
 
+from api import table
 from api.answers import SeriesPage
 from db import Database
 from models import SeriesRecord, SeriesVerdict, Timestamp, Uid
+from storage.engine import DatabaseUnavailable
 from storage.listing import BY_DATE, BY_UID, BY_UPDATE, Listing
 from storage.merge import searched
 
 NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 DATES = re.compile(r"(\d{8})?(-)?(\d{8})?")
+AT_ONCE = 1000  # series that are read for one piece of a table
 IGNORED = {"_", "access_token"}  # which browsers and scripts add
 UID: TypeAdapter[str] = TypeAdapter(Uid)
 PLACES: dict[tuple[str, ...], TypeAdapter[tuple[Any, ...]]] = {
@@ -78,8 +82,11 @@ class Page(Filters):
 
 
 def add_listing(app: FastAPI, *, responses: Mapping[int | str, dict[str, Any]], dependencies: Sequence[Any]) -> None:
-    """Add GET /series; `app.state` has the database."""
-    app.get("/series", responses={**responses}, dependencies=dependencies)(list_series)
+    """Add GET /series, and the same as CSV; `app.state` has database and follower."""
+    described: dict[str, Any] = {"dependencies": dependencies}
+    app.get("/series", responses={**responses}, **described)(list_series)
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}}, "description": "A line a series."}}
+    app.get("/series.csv", responses={**responses} | text, response_class=StreamingResponse, **described)(series_as_csv)
 
 
 def _database(request: Request) -> Database:
@@ -100,16 +107,36 @@ async def list_series(page: Annotated[Page, Query()], database: Annotated[Databa
     return SeriesPage(series=some, next=_next(some[-1], listing) if len(records) > page.limit else None)
 
 
+async def series_as_csv(
+    filters: Annotated[Filters, Query()], database: Annotated[Database, Depends(_database)], request: Request
+) -> StreamingResponse:
+    """Every series that matches, as CSV (RFC 4180) with a line of names; in the order of GET /series.
+
+    A cell that a spreadsheet would compute (=, +, -, @ in front) has an apostrophe before it.
+    """
+    listing = filters.listing()
+    first = await database.page(after=None, limit=AT_ONCE, listing=listing)  # where it fails, that is the answer
+
+    async def told() -> AsyncIterator[str]:
+        yield table.head()
+        records = first
+        while records:
+            yield table.lines(records)
+            if request.app.state.follower.ended:
+                raise DatabaseUnavailable("the server stops")  # cut off, which the client sees
+            after = _place_behind(records[-1], listing)
+            full = len(records) == AT_ONCE
+            records = await database.page(after=after, limit=AT_ONCE, listing=listing) if full else []
+
+    file = {"Content-Disposition": 'attachment; filename="series.csv"'}
+    return StreamingResponse(told(), media_type="text/csv; charset=utf-8", headers=file)
+
+
 def _days(text: str) -> tuple[str | None, str | None]:
     """The first and the last day."""
     found = DATES.fullmatch(text)
     if not found or not (found[1] or found[3]) or bool(found[1] and found[3]) > bool(found[2]):
         _refuse("StudyDate", "is no day and no range of days, such as 20260101-20260131")
-    for day in filter(None, (found[1], found[3])):
-        try:
-            date.fromisoformat(day)
-        except ValueError:
-            _refuse("StudyDate", "names a day that there is not")
     return found[1], found[3] if found[2] else found[1]
 
 
@@ -124,9 +151,14 @@ def _next(record: SeriesRecord, listing: Listing) -> str:
     """The place behind a record: its UID, or what else the order goes by, which a client need not understand."""
     if listing.order == BY_UID:
         return record.SeriesInstanceUID
-    known = searched(record.Attributes, None) | record.model_dump(mode="json")
-    values = [known[name] for name in listing.order]
-    return base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
+    content = json.dumps(_place_behind(record, listing), default=datetime.isoformat)
+    return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
+
+
+def _place_behind(record: SeriesRecord, listing: Listing) -> list[Any]:
+    """The values of the order's columns."""
+    known = searched(record.Attributes, None) | {name: getattr(record, name) for name in (*BY_UPDATE, *BY_DATE[1:])}
+    return [known[name] for name in listing.order]
 
 
 def _place(text: str, listing: Listing) -> list[Any]:

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 
 from common.errors import GatewayError
 from common.kinds import http_url
+from common.times import stamp
 from console.tables import as_json
 
 VERDICTS = ("verified", "expected", "idle", "capped", "drained")  # as models.py has them, which takes long to import
@@ -131,3 +133,63 @@ def _place(since: str) -> int | str:
     if since != "now" and not since.isdecimal():
         raise click.UsageError(f"--since {since} is neither now nor a change's number")
     return since if since == "now" else int(since)
+
+
+FILTERS = {
+    "modality": "Modality",
+    "verdict": "Verdict",
+    "source": "Source",
+    "patient_id": "PatientID",
+    "study": "StudyInstanceUID",
+    "study_date": "StudyDate",
+    "updated_since": "UpdatedSince",
+    "updated_until": "UpdatedUntil",
+}
+
+
+@click.command
+@_of_server
+@click.option("--format", "form", default="csv", show_default=True, type=click.Choice(["csv", "jsonl"]))
+@click.option("--output", metavar="FILE", type=FILE, help="For its owner only; by default standard output.")
+@click.option("--updated-since", metavar="DAY", help="Last changed then or later: yesterday, today, a day or a time.")
+@click.option("--updated-until", metavar="DAY", help="Last changed before then.")
+@click.option("--modality", help="Only of this one.")
+@click.option("--verdict", type=click.Choice(VERDICTS), help="Only with this one.")
+@click.option("--source", help="Only from this one: calling AE title and modality, 'CT1 CT'.")
+@click.option("--study-date", metavar="DAYS", help="20260131, or 20260101-20260131.")
+@click.option("--patient-id", help="Only of this patient.")
+@click.option("--study", metavar="UID", help="Only of this study.")
+@click.option("--incomplete", is_flag=True, help="Only those with images missing.")
+@click.option("--conflicts", is_flag=True, help="Only those with open conflicts.")
+def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: Path | None, **given: Any) -> None:
+    """Write stored series as CSV or lines of JSON.
+
+    On any machine that reaches the server, with a key of scope series:read. It holds patients' names.
+    """
+    from api.cli.export import export as write
+    from api.cli.remote import Remote
+
+    for name in ("updated_since", "updated_until"):
+        given[name] = given[name] and _moment(given[name])
+    query = {FILTERS[name]: given[name] for name in FILTERS if given[name]}
+    query |= {name: "true" for name in ("Incomplete", "Conflicts") if given[name.lower()]}
+    try:
+        count = write(Remote(url, key_file, ca), query, form, output)
+    except GatewayError as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"cannot be written: {error.strerror}") from None
+    click.echo(f"{count:,} series", err=True)
+
+
+def _moment(text: str) -> str:
+    """A time in UTC: a day, today and yesterday begin at midnight here."""
+    today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
+    days = {"today": today, "yesterday": today - timedelta(days=1)}
+    try:
+        at = days.get(text) or datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(
+            f"{text} is no day and no time, such as yesterday, 2026-01-31 or 2026-01-31T08:00"
+        ) from None
+    return stamp(at.astimezone())

@@ -24,9 +24,11 @@ CURES = {
 class Unreadable(GatewayError):
     """The server gave no answer that can be used; asking again may help. The text names no more than its status."""
 
-    def __init__(self, reason: str, retry_after_s: float = 0.0) -> None:
+    def __init__(self, reason: str, retry_after_s: float = 0.0, *, may_pass: bool = True) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.may_pass = may_pass
+        """Asking again without changing anything may help."""
 
 
 class Remote:
@@ -52,7 +54,8 @@ class Remote:
         if answer.status_code != 200:
             cure = CURES.get(answer.status_code)
             reason = f"HTTP {answer.status_code}" + (f": {cure}" if cure else "")
-            raise Unreadable(reason, retry_after_s(answer.headers.get("Retry-After")))
+            wait_s = retry_after_s(answer.headers.get("Retry-After"))
+            raise Unreadable(reason, wait_s, may_pass=answer.status_code == 429 or answer.status_code >= 500)
         try:
             return shape.model_validate_json(answer.content)
         except ValidationError:

@@ -1,6 +1,8 @@
 """The HTTP contract, through the ASGI application and a real SQLite file."""
 
 import asyncio
+import csv
+import io
 import json
 import threading
 from collections.abc import AsyncIterator
@@ -139,7 +141,7 @@ async def test_unknown_series_is_404(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     "query",
     [
-        *("StudyDate=2026", "StudyDate=20261301", "StudyDate=2026010120260102", "StudyDate=-", "StudyDate="),
+        *("StudyDate=2026", "StudyDate=20260101-x", "StudyDate=2026010120260102", "StudyDate=-", "StudyDate="),
         *("UpdatedSince=1", "UpdatedUntil=2026-01-01T00:00:00", "Incomplete=maybe", "order=oldest", "Verdict=whole"),
         *("limit=0", "limit=1001", "limit=x", "after=../x", "StudyInstanceUID=abc", "Modality=" + "x" * 17),
     ],
@@ -181,6 +183,30 @@ async def test_pages_in_every_order_are_followed_by_next(http: httpx.AsyncClient
     assert sorted(seen) == [f"1.{n}" for n in range(5)]
     wrong = (await http.get("/series", params=filters | {"after": "1.2"})).json()
     assert wrong["detail"][0]["loc"] == ["query", "after"]
+
+
+async def test_a_table_has_every_series_that_matches_and_no_formula(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.listing.AT_ONCE", 2)
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", 'Doe, "Jane"\nX', "Müller^Jörg"]
+    for n, name in enumerate(names):
+        attributes = {"Modality": ["CT"], "StudyDate": ["20260131"], "SeriesDescription": ["a", "b"]}
+        report = make_report("1", series=f"1.{n}").model_dump(mode="json") | {"Attributes": attributes}
+        await http.post("/series", json=report | {"PatientName": name, "PatientID": None})
+    for filters in ({}, {"StudyDate": "20260131"}, {"order": "newest", "Modality": "CT"}):
+        answer = await http.get("/series.csv", params=filters)
+        assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+        rows = {row["SeriesInstanceUID"]: row for row in csv.DictReader(io.StringIO(answer.text, newline=""))}
+        assert len(rows) == len(answer.text.split("\r\n")) - 2 == len(names)
+        told = [rows[f"1.{n}"]["PatientName"] for n in range(len(names))]
+        assert told == [*(f"'{name}" for name in names[:5]), *names[5:]]
+        assert {(row["SeriesDescription"], row["PatientID"], row["NumInstances"]) for row in rows.values()} == {
+            ("a\\b", "", "1")
+        }
+    assert (await http.get("/series.csv", params={"Modality": "MR"})).text.count("\r\n") == 1
+    assert (await http.get("/series.csv", params={"limit": 3})).status_code == 422
+    assert (await http.get("/series.csv", params={"Verdict": "whole"})).status_code == 422
 
 
 async def test_what_came_incomplete_is_found(http: httpx.AsyncClient) -> None:
@@ -263,6 +289,6 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
     named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances")}
     others = {"/conflicts", "/conflicts/{digest}", "/changes", "/changes/stream"}
-    others |= {"/series", "/completions", "/metrics", "/health/live", "/health/ready"}
+    others |= {"/series", "/series.csv", "/completions", "/metrics", "/health/live", "/health/ready"}
     others |= {"/session", "/gateways", "/gateways/{GatewayID}", "/overview/series", "/overview/stream"}
     assert {path for path in document["paths"] if not path.startswith("/dicom-web/")} == named | others
