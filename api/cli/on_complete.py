@@ -26,14 +26,20 @@ log = structlog.get_logger()
 
 def list_failed(state: Path, as_json: bool) -> None:
     """Print what was given up."""
-    with _backlog(state) as backlog:
+    with _backlog(_existing(state)) as backlog:
         show(backlog.failed(), as_json)
 
 
 def replay(state: Path) -> None:
     """Let what was given up be tried again, by whoever works on the file."""
-    with _backlog(state) as backlog:
+    with _backlog(_existing(state)) as backlog:
         click.echo(f"{backlog.replay()} will be tried again, by on-complete with this --state")
+
+
+def _existing(state: Path) -> Path:
+    if not state.exists():
+        raise GatewayError(f"{state} does not exist: name by --state the file that on-complete works on")
+    return state
 
 
 def follow(remote: Remote, state: Path, order: Order, *, once: bool) -> int:
