@@ -5,7 +5,7 @@ how a database is opened and when a transaction is tried again (engine.py); what
 files of its own, and hangs on it: keys, webhooks, the live page's `latest`, and QIDO-RS's `finder`.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -19,6 +19,7 @@ from common import metrics
 from common.settings import ServerSettings
 from models import (
     Change,
+    ChangeKind,
     Completion,
     Conflict,
     Decision,
@@ -34,16 +35,22 @@ from storage import merge
 from storage.engine import Engine, insert
 from storage.keys import Keys
 from storage.latest import Latest
+from storage.listing import Listing, select_listed
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
+TOLD = (
+    *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "Source", "CalledAETitle"),
+    *("Revision", "NumInstances", "ExpectedInstances", "Verdict"),
+)
 MERGED = ("merge", "correct")
 CONFLICTS_BYTES = 4 * 2**20  # of the reports in one page of conflicts
 FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
 MAX_GATEWAYS = 256  # known at once: those that spoke last
+ALL = Listing()
 MAX_COMPLETIONS = 5000  # rows; figures of sources beyond that stand together under an empty name
 
 
@@ -92,15 +99,10 @@ class Database:
         rows = await self._engine.read(_by_uid(series_instance_uid))
         return _record(rows[0]) if rows else None
 
-    async def page(self, *, after: str | None, limit: int, **equal: str | None) -> list[SeriesRecord]:
-        """Up to `limit` records in order of SeriesInstanceUID behind `after`, with the given columns `equal`."""
-        query = select(series).order_by(series.c.SeriesInstanceUID).limit(limit)
-        for column, value in equal.items():
-            if value is not None:
-                query = query.where(series.c[column] == value)
-        if after is not None:
-            query = query.where(series.c.SeriesInstanceUID > after)
-        return [_record(row) for row in await self._engine.read(query)]
+    async def page(self, *, after: Sequence[Any] | None, limit: int, listing: Listing = ALL) -> list[SeriesRecord]:
+        """Up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
+        rows = await self._engine.read(select_listed(listing, after, limit))
+        return [_record(row) for row in rows]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
         """The SOP Instance UIDs known of a series, in order; none where it is not known."""
@@ -138,10 +140,10 @@ class Database:
         return bool(await self._engine.read(_digests(after, resolved).limit(1)))
 
     async def changes(self, *, since: int, limit: int) -> list[Change]:
-        """Up to `limit` revisions behind the number `since`, in order. Later ones will have a higher number."""
+        """Up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
         await self._number_changes()
         query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
-        return [Change.model_validate(row) for row in await self._engine.read(query)]
+        return [_change(row) for row in await self._engine.read(query)]
 
     async def last_change(self) -> int:
         """The highest number that was given."""
@@ -183,7 +185,7 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
     inserted = await insert(connection, series, merge.new_row(report, now))
     known = await _locked(connection, report.SeriesInstanceUID)
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
-        changed = await _keep_conflict(connection, report, now)
+        changed = await _keep_conflict(connection, report, known, now)
     else:
         changed = await _unite(connection, report, known, now)
     return _record({**known, **changed}), known, inserted == 1
@@ -216,9 +218,13 @@ async def _revise(connection: AsyncConnection, known: Mapping[str, Any], changed
     """Make the next revision of a row, and let it be told."""
     await _update(connection, known["SeriesInstanceUID"], changed)
     row = {**known, **changed}
-    columns = ("SeriesInstanceUID", "StudyInstanceUID", "Revision", "NumInstances", "Verdict", "CalledAETitle")
-    values = {column: row[column] for column in columns}
-    await connection.execute(changes.insert().values(values | {"At": row["UpdatedAt"]}))
+    await _tell(connection, row, merge.kinds(known, row), row["UpdatedAt"])
+
+
+async def _tell(connection: AsyncConnection, row: Mapping[str, Any], kinds: Sequence[ChangeKind], at: datetime) -> None:
+    """Let those who follow know how a series stands now."""
+    values = {column: row[column] for column in TOLD}
+    await connection.execute(changes.insert().values(values | {"Kinds": " ".join(kinds), "At": at}))
 
 
 async def _update(connection: AsyncConnection, series_instance_uid: str, changed: Mapping[str, Any]) -> None:
@@ -283,8 +289,12 @@ def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
 # --- conflicts --------------------------------------------------------------------------------------------------
 
 
-async def _keep_conflict(connection: AsyncConnection, report: SeriesReport, now: datetime) -> Mapping[str, Any]:
-    await insert(connection, conflicts, merge.conflict_row(report, now))
+async def _keep_conflict(
+    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], now: datetime
+) -> Mapping[str, Any]:
+    """Keep a report aside, and let that be told, once."""
+    if await insert(connection, conflicts, merge.conflict_row(report, now)):
+        await _tell(connection, known, ["conflict"], now)
     return await _count_conflicts(connection, report.SeriesInstanceUID)
 
 
@@ -372,5 +382,8 @@ def _by_uid(series_instance_uid: str) -> Select[Any]:
 
 def _record(row: Mapping[str, Any]) -> SeriesRecord:
     told = merge.truthful(row)
-    missing = max(0, (told["ExpectedInstances"] or 0) - told["NumInstances"])
-    return SeriesRecord.model_validate(told | {"Missing": missing})
+    return SeriesRecord.model_validate(told | {"Missing": merge.missing(told)})
+
+
+def _change(row: Mapping[str, Any]) -> Change:
+    return Change.model_validate({**row, "Kinds": (row["Kinds"] or "").split(), "Missing": merge.missing(row)})

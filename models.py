@@ -364,16 +364,27 @@ class SeriesReport(BaseModel):
 
 
 CalledTitle = Annotated[str | None, Field(description="By what name the series' sender called first.")]
+ChangeKind = Literal["created", "revised", "verified", "contradicted", "conflict"]
+"""What a change is. created: revision 1. revised: a later one. verified: it is now, with these images. contradicted:
+images came after a verdict had said that the series was over. conflict: a report was kept aside; no revision."""
 
 
 class Change(BaseModel):
-    """One revision of a record, in the order in which they came about. Names no patient."""
+    """One revision of a record, or a report kept aside, in the order in which they came about. Names no patient.
+
+    Those of a server before 0.3 name no Kinds, and leave Modality, Source and ExpectedInstances null.
+    """
 
     Number: Annotated[int, Field(description="Only ever grows; pass the last one as `since` to go on.")]
     SeriesInstanceUID: str
     StudyInstanceUID: str
-    Revision: int
+    Modality: str | None = None
+    Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
+    Kinds: list[ChangeKind] = []
+    Revision: Annotated[int, Field(description="A conflict makes none: it tells the one that stands.")]
     NumInstances: int
+    ExpectedInstances: int | None = None
+    Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Verdict: SeriesVerdict | None
     At: AwareDatetime
     CalledAETitle: CalledTitle = None
@@ -450,6 +461,7 @@ class SeriesRecord(BaseModel):
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Basis: Annotated[str | None, Field(description="What the verdict rests on, in words.")] = None
     CalledAETitle: CalledTitle = None
+    Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
     FalseCompletions: Annotated[
         int, Field(description="How often images came after a verdict had said that the series was over.")
     ] = 0

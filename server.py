@@ -10,8 +10,9 @@ if __name__ == "__main__":  # most commands need none of what follows
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import prometheus_client
 import structlog
@@ -31,13 +32,13 @@ from api.answers import (
     InstanceList,
     Problem,
     Resolve,
-    SeriesPage,
     Timeline,
 )
 from api.dicomweb.routes import add_searches
 from api.examples import EXAMPLES
 from api.follower import Follower
 from api.lifespan import running
+from api.listing import KNOWN_ONLY, add_listing
 from api.overview import add_overview
 from api.patience import Patience, WholeBodies
 from api.problems import invalid, unavailable
@@ -76,9 +77,9 @@ def _follower(request: Request) -> Follower:
 Db = Annotated[Database, Depends(_database)]
 Changes = Annotated[Follower, Depends(_follower)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
-NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, Field(ge=0, lt=2**63)]
+Since = Number | Literal["now"]
 
 
 def create_app(settings: ServerSettings | None = None) -> FastAPI:
@@ -115,15 +116,16 @@ def _add_routes(app: FastAPI) -> None:
     of_series = "/series/{SeriesInstanceUID:path}"  # a UID that is none of PS3.5 §9.1 may have a slash
     stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
     app.post("/series", responses=_answers(400, 408, 413) | stored, dependencies=key)(post_series)
-    app.get("/series", responses=_answers(), dependencies=key)(list_series)
-    app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=key)(get_timeline)
-    app.get(f"{of_series}/instances", responses=_answers(404), dependencies=key)(get_instances)
-    app.get(of_series, responses=_answers(404), dependencies=key)(get_series)
-    app.get("/completions", responses=_answers(), dependencies=key)(list_completions)
-    app.get("/conflicts", responses=_answers(), dependencies=key)(list_conflicts)
+    asked = [*key, KNOWN_ONLY]
+    add_listing(app, responses=_answers(), dependencies=asked)
+    app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=asked)(get_timeline)
+    app.get(f"{of_series}/instances", responses=_answers(404), dependencies=asked)(get_instances)
+    app.get(of_series, responses=_answers(404), dependencies=asked)(get_series)
+    app.get("/completions", responses=_answers(), dependencies=asked)(list_completions)
+    app.get("/conflicts", responses=_answers(), dependencies=asked)(list_conflicts)
     app.post("/conflicts/{digest}", responses=_answers(400, 404, 408, 413), dependencies=key)(resolve_conflict)
-    app.get("/changes", responses=_answers(), dependencies=key)(list_changes)
-    app.get("/changes/stream", responses=_answers() | DOCUMENTED, response_class=Events, dependencies=key)(
+    app.get("/changes", responses=_answers(), dependencies=asked)(list_changes)
+    app.get("/changes/stream", responses=_answers() | DOCUMENTED, response_class=Events, dependencies=asked)(
         stream_changes
     )
     add_searches(app, responses=_answers(), dependencies=key)
@@ -168,22 +170,6 @@ async def post_series(
         **trace,
     )
     return record
-
-
-async def list_series(  # noqa: PLR0913, PLR0917 - one parameter a query parameter
-    database: Db,
-    PatientID: Annotated[str | None, Query(max_length=256, pattern=NO_CONTROL)] = None,
-    StudyInstanceUID: Annotated[Uid | None, Query()] = None,
-    Modality: Annotated[str | None, Query(max_length=16, pattern=NO_CONTROL)] = None,
-    after: Annotated[Uid | None, Query(description="`next` of the page before.")] = None,
-    limit: Limit = 100,
-) -> SeriesPage:
-    """Stored series, a page at a time (keyset pagination); each filter matches exactly."""
-    records = await database.page(
-        after=after, limit=limit + 1, PatientID=PatientID, StudyInstanceUID=StudyInstanceUID, Modality=Modality
-    )
-    page = records[:limit]
-    return SeriesPage(series=page, next=page[-1].SeriesInstanceUID if len(records) > limit else None)
 
 
 async def get_series(SeriesInstanceUID: Uid, database: Db) -> SeriesRecord:
@@ -241,34 +227,45 @@ async def resolve_conflict(
 
 async def list_changes(
     database: Db,
-    since: Annotated[Number, Query(description="`last` of the page before; 0 for the beginning.")] = 0,
+    since: Annotated[
+        Since, Query(description="`last` of the page before; 0 for the beginning, `now` for the end.")
+    ] = 0,
     limit: Limit = 100,
 ) -> ChangePage:
     """What changed behind a number, in order: each revision of each series once, those of one series in their order."""
-    found = await database.changes(since=since, limit=limit + 1)
+    place = await _place(database, since)
+    found = await database.changes(since=place, limit=limit + 1)
     page = found[:limit]
-    return ChangePage(changes=page, last=page[-1].Number if page else since, done=len(found) <= limit)
+    return ChangePage(changes=page, last=page[-1].Number if page else place, done=len(found) <= limit)
+
+
+async def _place(database: Database, since: Since) -> int:
+    return await database.last_change() if since == "now" else since
 
 
 async def stream_changes(
+    database: Db,
     follower: Changes,
-    since: Annotated[Number, Query(description="As in /changes.")] = 0,
+    since: Annotated[Since, Query(description="As in /changes.")] = 0,
     last_event_id: Annotated[
         Number | None, Header(description="Sent by whoever reconnects; wins over `since`.")
     ] = None,
 ) -> Events:
     """The same as server-sent events, those to come included: `id` is the number, `data` the change."""
+    place = await _place(database, since) if last_event_id is None else last_event_id
 
     async def told() -> AsyncIterator[bytes]:
         with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the client asks again
-            async for events in follower.events(since if last_event_id is None else last_event_id):
+            async for events in follower.events(place):
                 yield events
 
     return Events(told())
 
 
-async def measured() -> Response:
+async def measured(database: Db) -> Response:
     """What is measured of this process, for Prometheus. Names no patient."""
+    with contextlib.suppress(DatabaseUnavailable):  # which is a number of its own
+        metrics.incomplete_series.set(await database.latest.incomplete(datetime.now(UTC)))
     return Response(prometheus_client.generate_latest(metrics.SERVER), media_type=METRICS_TYPE)
 
 

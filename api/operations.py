@@ -58,15 +58,22 @@ async def _posters(database: Database) -> dict[str, Any]:
     return {"made": bool(made), "may_post": may_post, "heard": sorted(heard, key=heard.__getitem__, reverse=True)}
 
 
-async def _add_webhook(database: Database, url: str, from_start: bool, link_local: bool = False) -> dict[str, Any]:
+async def _add_webhook(
+    database: Database,
+    url: str,
+    from_start: bool,
+    link_local: bool = False,
+    filters: dict[str, list[str]] | None = None,
+) -> dict[str, Any]:
     position = 0 if from_start else await database.last_change()
-    id, secret = await database.webhooks.add(url, position, link_local=link_local)
-    return {"id": id, "url": url, "position": position, "secret": secret}
+    id, secret = await database.webhooks.add(url, position, filters or {}, link_local=link_local)
+    return {"id": id, "url": url, "filters": filters or None, "position": position, "secret": secret}
 
 
 async def _list_webhooks(database: Database) -> dict[str, Any]:
     rows = await database.webhooks.all()
     last = await database.last_change()
+    rows = [row | {"Filters": row["Filters"] or None} for row in rows]
     return {"rows": [{k.lower(): v for k, v in row.items()} | {"behind": last - row["Position"]} for row in rows]}
 
 

@@ -22,6 +22,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.answers import GatewayList, StoredPage, StoredSeries
 from api.follower import STREAM_S, Follower
+from api.listing import KNOWN_ONLY
 from common import metrics
 from common.version import version
 from db import Database
@@ -41,6 +42,7 @@ def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[D
     """Add what gateways say of themselves, and what the page asks for. `app.state` has database and overview."""
     described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Overview"]}
     app.put("/gateways/{GatewayID}", status_code=204, **described)(hear)
+    described["dependencies"] = [*dependencies, KNOWN_ONLY]
     app.get("/gateways", **described)(list_gateways)
     app.get("/overview/series", **described)(list_stored)
     app.get("/overview/stream", response_class=EventSourceResponse, **described)(stream)

@@ -69,7 +69,12 @@ class Teller:
                 for change in changes:
                     if self._follower.ended:
                         return
-                    update = await self._told(webhook, change)
+                    if wants(webhook, change):
+                        update = await self._told(webhook, change)
+                    elif change is changes[-1]:  # a place for all that it does not want
+                        update = _behind(change)
+                    else:
+                        continue
                     secrets = await self._database.webhooks.keep(webhook["Id"], self._me, update)
                     if secrets is None or update["Problem"]:
                         return
@@ -83,15 +88,8 @@ class Teller:
         """One try of one change; what it changes of the webhook's row."""
         now = datetime.now(UTC)
         problem, wait_s = await self._post(webhook, change)
-        done = {
-            "Position": change.Number,
-            "Attempts": 0,
-            "FirstAttemptAt": None,
-            "NextAttemptAt": None,
-            "Problem": None,
-        }
         if problem is None:
-            return done
+            return _behind(change)
         first, attempts = webhook["FirstAttemptAt"] or now, webhook["Attempts"] + 1
         if wait_s == math.inf:
             problem += f": it wants no more; `python server.py webhooks replay {webhook['Id']}` goes on with change "
@@ -101,7 +99,7 @@ class Teller:
         if now - first > timedelta(seconds=GIVE_UP_S):
             log.error("webhook.rejected", webhook=webhook["Id"], change=change.Number, reason=problem)
             await self._database.webhooks.bury(webhook["Id"], change.Number, problem)
-            return done
+            return _behind(change)
         delay_s = random.uniform(0, min(RETRY_MAX_S, RETRY_BASE_S * 2.0 ** min(attempts, 20)))  # noqa: S311
         log.warning("webhook.delayed", webhook=webhook["Id"], change=change.Number, reason=problem)
         next_at = now + timedelta(seconds=max(delay_s, wait_s))
@@ -129,6 +127,25 @@ class Teller:
         if 200 <= status < 300:
             return None, 0.0
         return f"HTTP {status}", math.inf if status == GONE else wait_s
+
+
+def wants(webhook: Mapping[str, Any], change: Change) -> bool:
+    """Whether a change has one of the values, in each field that the webhook filters by."""
+    has: dict[str, list[Any]] = {name: [getattr(change, name)] for name in ("Modality", "Source", "Verdict")}
+    has["Kinds"] = change.Kinds
+    filters: Mapping[str, list[str]] = webhook["Filters"] or {}
+    return all(any(value in has[name] for value in values) for name, values in filters.items())
+
+
+def _behind(change: Change) -> dict[str, Any]:
+    """What it changes of a webhook's row that a change is done with."""
+    return {
+        "Position": change.Number,
+        "Attempts": 0,
+        "FirstAttemptAt": None,
+        "NextAttemptAt": None,
+        "Problem": None,
+    }
 
 
 def signed(secret: str, id: str, at: datetime, body: bytes, old_secret: str | None = None) -> dict[str, str]:

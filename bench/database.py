@@ -143,6 +143,14 @@ QUERIES = {
     "GET /series, a page in the middle": "/series?limit=100&after={series}",
     "GET /series?PatientID=": "/series?PatientID={patient}",
     "GET /series?Modality=": "/series?Modality=MR&limit=100",
+    "GET /series, newest": "/series?order=newest&limit=100",
+    "GET /series?Modality=, newest": "/series?Modality=XA&order=newest&limit=100",
+    "GET /series?Incomplete=true, newest": "/series?Incomplete=true&order=newest&limit=100",
+    "GET /series?Conflicts=true": "/series?Conflicts=true&limit=100",
+    "GET /series?Verdict=, newest": "/series?Verdict=capped&order=newest&limit=100",
+    "GET /series?Source=": "/series?Source=CT7%20CT&limit=100",
+    "GET /series?UpdatedSince=, an hour": "/series?UpdatedSince={updated}&UpdatedUntil={until}&limit=100",
+    "GET /series?StudyDate=, a month": "/series?StudyDate={month}01-{month}31&limit=100",
     "GET /series/{uid}": "/series/{series}",
     "GET /changes, near the end": "/changes?since={near}&limit=50",
     "studies, as OHIF asks": "/dicom-web/studies?limit=101&offset=0&fuzzymatching=false&includefield=00081030,00080060",
@@ -193,6 +201,9 @@ def latencies(base: str, path: str, size: int, times: int) -> list[float]:
                 "date": row["StudyDate"],
                 "accession": row["AccessionNumber"],
                 "near": max(0, size - 50),
+                "updated": f"{row['UpdatedAt']:%Y-%m-%dT%H:%M:%SZ}",
+                "until": f"{row['UpdatedAt'] + timedelta(hours=1):%Y-%m-%dT%H:%M:%SZ}",
+                "month": row["StudyDate"][:6],
             }
             began = time.perf_counter()
             response = http.get(path.format(**values))
@@ -254,11 +265,13 @@ def series_row(n: int) -> dict[str, Any]:
         "Attributes": attributes,
         "Undecoded": {},
         "Revision": 1,
-        "Verdict": "idle",
-        "UpdatedAt": BORN,
+        "Verdict": "capped" if n % 900 == 0 else "idle",
+        "Source": f"CT{n % 1009} CT",
+        "ExpectedInstances": 3 if n % 700 == 0 else None,
+        "UpdatedAt": BORN + timedelta(seconds=20 * n),
         "FirstReceivedAt": BORN,
         "LastReceivedAt": BORN,
-        "Conflicts": 0,
+        "Conflicts": int(n % 800 == 0),
         "FalseCompletions": 0,
     }
 

@@ -142,7 +142,10 @@ async def judge_rows(
 
 
 def judge_changes(told: Sequence[list[Change]], trial: Trial) -> None:
-    """Each reader was told the same, numbers without gap or repeat, revisions of each series in order."""
+    """Each reader was told the same, numbers without gap or repeat, revisions of each series in order.
+
+    A conflict is no revision: it tells the one that stands.
+    """
     trial.changes = len(told[0])
     for changes in told:
         numbers = [change.Number for change in changes]
@@ -153,7 +156,7 @@ def judge_changes(told: Sequence[list[Change]], trial: Trial) -> None:
             trial.problems.append("two readers of changes were not told the same")
     revisions: Counter[str] = Counter()
     for change in told[0]:
-        revisions[change.SeriesInstanceUID] += 1
+        revisions[change.SeriesInstanceUID] += change.Kinds != ["conflict"]
         if change.Revision != revisions[change.SeriesInstanceUID]:
             trial.problems.append(f"change {change.Number} is revision {change.Revision} of its series, out of order")
 

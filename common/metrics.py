@@ -146,6 +146,11 @@ database_retries = Counter("server_database_retries", "Transactions tried again.
 database_failures = Counter("server_database_failures", "Transactions given up.", registry=SERVER)
 heartbeats = Counter("server_heartbeats", "States that gateways reported.", registry=SERVER)
 watchers = Gauge("server_watchers", "Open streams of changes and of the live page.", registry=SERVER)
+incomplete_series = Gauge(
+    "server_incomplete_series",
+    "Series with images missing whose last change is an hour to a day old; 1000 are many.",
+    registry=SERVER,
+)
 
 # A counter whose first event also makes it known shows no increase: those whose labels are known begin at 0.
 KNOWN: dict[Counter, str] = {

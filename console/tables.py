@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_TIME = 2e11  # seconds since 1970 that are a time: to the year 8307
 
 
+as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+
+
 def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
     """JSON, or a table: of columns for a list, of lines for one thing. Numbers whose names end in `_at` are times."""
     result = [_timed(row) for row in result] if isinstance(result, list) else _timed(result)

@@ -3,10 +3,22 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, CompoundSelect, FunctionElement, Select, Text, and_, func, literal, select, union
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    FunctionElement,
+    Select,
+    Text,
+    and_,
+    func,
+    literal,
+    literal_column,
+    select,
+    union,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
@@ -16,9 +28,10 @@ from storage.engine import Engine
 from storage.folding import FOLDED_LENGTH, small
 from storage.matching import Range, matches
 from storage.merge import truthful
-from storage.schema import changes, conflicts, gateways, series
+from storage.schema import IS_INCOMPLETE, changes, conflicts, gateways, series
 
 COUNTED = 1000  # of what is wrong: beyond it, it is many
+STAYS, LATELY = timedelta(hours=1), timedelta(days=1)
 DESCRIPTION_LENGTH = 1024  # characters that are shown
 CESU_8 = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # how SQLite puts a lone surrogate
 OF_SERIES = (
@@ -53,6 +66,10 @@ class Latest:
     async def open_conflicts(self) -> int:
         """How many there are, up to COUNTED."""
         return await self._number(select_open_conflicts())
+
+    async def incomplete(self, now: datetime) -> int:
+        """How many series stayed incomplete: unchanged for an hour, and not for more than a day; up to COUNTED."""
+        return await self._number(select_incomplete(now - STAYS, now - LATELY))
 
     async def heard(self) -> dict[str, datetime]:
         """When each gateway said something, by its name."""
@@ -104,8 +121,12 @@ COLUMNS = (
 )
 
 
+IS_REVISION = changes.c.Kinds.is_distinct_from(literal_column("'conflict'"))
+
+
 def select_newest(limit: int, before: int | None = None, since: int = 0) -> Select[Any]:
-    last = and_(series.c.SeriesInstanceUID == changes.c.SeriesInstanceUID, series.c.Revision == changes.c.Revision)
+    of_series = series.c.SeriesInstanceUID == changes.c.SeriesInstanceUID
+    last = and_(of_series, series.c.Revision == changes.c.Revision, IS_REVISION)
     query = select(changes.c.Number, *COLUMNS).join_from(changes, series, last)
     query = query.where(changes.c.Number > since).order_by(changes.c.Number.desc()).limit(limit)
     return query if before is None else query.where(changes.c.Number < before)
@@ -138,10 +159,16 @@ def _first(column: ColumnElement[str], begin: str, limit: int) -> Select[Any]:
 
 
 def select_new(since: int, last: int) -> Select[Any]:
-    first = and_(changes.c.Number > since, changes.c.Number <= last, changes.c.Revision == 1)
+    first = and_(changes.c.Number > since, changes.c.Number <= last, changes.c.Revision == 1, IS_REVISION)
     return select(func.count().label("n")).select_from(changes).where(first)
 
 
 def select_open_conflicts() -> Select[Any]:
     some = select(conflicts.c.Digest).where(conflicts.c.Resolution.is_(None)).limit(COUNTED).subquery()
+    return select(func.count().label("n")).select_from(some)
+
+
+def select_incomplete(until: datetime, since: datetime) -> Select[Any]:
+    within = (series.c.UpdatedAt >= since) & (series.c.UpdatedAt < until)
+    some = select(series.c.SeriesInstanceUID).where(IS_INCOMPLETE, within).limit(COUNTED).subquery()
     return select(func.count().label("n")).select_from(some)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, TypeVar, get_args
 
-from models import FINAL_VERDICTS, MAX_DOUBTS, InstanceKeyword, SeriesReport, fitting, fitting_bytes
+from models import FINAL_VERDICTS, MAX_DOUBTS, ChangeKind, InstanceKeyword, SeriesReport, fitting, fitting_bytes
 from models import news as more
 from storage.folding import FOLDED_LENGTH, folded
 
@@ -244,6 +244,22 @@ def own_events(report: SeriesReport, known: Row, changed: Row) -> Iterator[dict[
     if contradicts_verdict(report, known, changed["NumInstances"]):
         wrong = {"Verdict": known["Verdict"], "IdlePolicy": known["IdlePolicy"], "Added": added}
         yield own | {"Event": "verdict.contradicted", "Details": wrong}
+
+
+def kinds(known: Row, row: Row) -> list[ChangeKind]:
+    """What the next revision of a series is to those who are told of it."""
+    told: list[ChangeKind] = ["revised" if known["Revision"] else "created"]
+    news = row["NumInstances"] > known["NumInstances"] or row["Verdict"] != known["Verdict"]
+    if news and row["Verdict"] == "verified":
+        told.append("verified")
+    if row["FalseCompletions"] > known["FalseCompletions"]:
+        told.append("contradicted")
+    return told
+
+
+def missing(row: Row) -> int:
+    """How many images are expected and not known; none where none are expected."""
+    return max(0, (row["ExpectedInstances"] or 0) - int(row["NumInstances"]))
 
 
 def conflict_row(report: SeriesReport, now: datetime) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -119,6 +120,10 @@ series = Table(
     Index("studies_by_date", "StudyDate", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("studies_by_name", "FoldedName", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("studies_by_accession", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID"),
+    Index("series_by_update", "UpdatedAt", "SeriesInstanceUID"),
+    Index("series_by_modality_and_update", "Modality", "UpdatedAt", "SeriesInstanceUID"),
+    Index("series_by_verdict", "Verdict", "UpdatedAt", "SeriesInstanceUID"),
+    Index("series_by_source", "Source", "UpdatedAt", "SeriesInstanceUID"),
 )
 Index(  # of names with more than their first group, word by word as SQLAlchemy asks for them (matching.py)
     "studies_by_further_group",
@@ -128,6 +133,12 @@ Index(  # of names with more than their first group, word by word as SQLAlchemy 
     sqlite_where=text("\"FoldedName\" GLOB '*=*' = 1"),
     postgresql_where=text("\"FoldedName\" LIKE '%=%'"),
 )
+# In the words of their indexes, which are not gone along otherwise: a bound number is not seen to be the same.
+IS_INCOMPLETE = series.c.ExpectedInstances > series.c.NumInstances
+IS_IN_CONFLICT = series.c.Conflicts > literal_column("0")
+for _name, _is_rare in (("incomplete_series", IS_INCOMPLETE), ("series_in_conflict", IS_IN_CONFLICT)):
+    _columns = (series.c.UpdatedAt, series.c.SeriesInstanceUID)
+    Index(_name, *_columns, sqlite_where=_is_rare, postgresql_where=_is_rare)
 
 
 def _of_series() -> Column[str]:
@@ -191,8 +202,8 @@ completions = Table(
     Column("AfterCapped", Integer, nullable=False, server_default="0"),
     sqlite_with_rowid=False,
 )
-# One row per revision. A transaction cannot know its place among those that commit beside it: Number is given
-# afterwards, to what is committed, so whoever has read up to a number has missed nothing below it.
+# One row per revision, and per report kept aside. A transaction cannot know its place among those that commit beside
+# it: Number is given afterwards, to what is committed, so whoever has read up to a number has missed nothing below it.
 changes = Table(
     "changes",
     metadata,
@@ -205,6 +216,10 @@ changes = Table(
     Column("Verdict", Text),
     Column("At", UtcDateTime, nullable=False),
     Column("CalledAETitle", Text),
+    Column("Modality", KEY),
+    Column("Source", Text),
+    Column("ExpectedInstances", Integer),
+    Column("Kinds", Text),  # separated by spaces; null in what an earlier version told
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index(
@@ -243,6 +258,7 @@ webhooks = Table(
     Column("OldSecret", Text),  # signed with beside Secret, until …
     Column("OldSecretUntil", UtcDateTime),
     Column("LinkLocal", Boolean, nullable=False, server_default=false()),  # it may be at such an address
+    Column("Filters", DOCUMENT),  # a change's field to the values that it is told for
 )
 dead_changes = Table(
     "dead_changes",

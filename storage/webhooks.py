@@ -5,7 +5,7 @@ A claim stands for CLAIM_S from when it was last renewed; `keep` renews it, and 
 
 import base64
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,11 +29,16 @@ class Webhooks:
 
     # --- what an operator asks for ---
 
-    async def add(self, url: str, position: int, *, link_local: bool = False) -> tuple[int, str]:
-        """Make one that knows the changes up to `position`; its id, and the secret that bodies are signed with."""
+    async def add(
+        self, url: str, position: int, filters: Mapping[str, Sequence[str]], *, link_local: bool = False
+    ) -> tuple[int, str]:
+        """Make one that knows the changes up to `position`; its id, and the secret that bodies are signed with.
+
+        `filters`: a change's field to the values that it is told for.
+        """
         secret = new_secret()
         row = {"Url": url, "Secret": secret, "CreatedAt": datetime.now(UTC), "Position": position, "Attempts": 0}
-        row["LinkLocal"] = link_local
+        row |= {"Filters": filters, "LinkLocal": link_local}
 
         async def add(connection: AsyncConnection) -> int:
             mine = select(webhooks.c.Id).where(webhooks.c.Secret == secret)
@@ -140,8 +145,8 @@ class Webhooks:
 
 def select_all() -> Select[Any]:
     dead = select(func.count()).where(dead_changes.c.Webhook == webhooks.c.Id).scalar_subquery().label("Dead")
-    columns = (webhooks.c.Id, webhooks.c.Url, webhooks.c.Position, webhooks.c.Attempts, webhooks.c.Problem, dead)
-    return select(*columns).order_by(webhooks.c.Id)
+    of_webhook = ("Id", "Url", "Filters", "Position", "Attempts", "Problem")
+    return select(*(webhooks.c[name] for name in of_webhook), dead).order_by(webhooks.c.Id)
 
 
 def _claimed(owner: str) -> dict[str, Any]:

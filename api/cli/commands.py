@@ -14,23 +14,23 @@ from typing import Any, TypeVar
 
 import click
 
+from api.cli.readers import VERDICTS, export, on_complete
 from common.control import NotRunning, RequestFailed, request
 from common.errors import GatewayError
 from common.kinds import http_url
 from common.settings import ServerSettings, SettingsError, load, without_password
 from console.options import Group, environment
 from console.shell_completion import NAMES, tab
-from console.tables import show
+from console.tables import as_json, show
 from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
+CHANGE_KINDS = ("created", "revised", "verified", "contradicted", "conflict")  # as models.py has them
 T = TypeVar("T")
 
 
 # --- the command line -------------------------------------------------------------------------------------------
-
-as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 
 
 NOTES = f"""\
@@ -59,7 +59,7 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [init, check, keys, webhooks_, move_, *tab("server.py")]
+    commands = [init, check, keys, webhooks_, on_complete, export, move_, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )
@@ -245,10 +245,19 @@ def webhooks_() -> None:
 @click.option(
     "--link-local", is_flag=True, help="It may be in 169.254.0.0/16 or fe80::/10, where clouds keep machines' secrets."
 )
+@click.option("--modality", "Modality", multiple=True, help="Only of these. May be given several times, as the next.")
+@click.option("--source", "Source", multiple=True, help="Only from these: calling AE title and modality, 'CT1 CT'.")
+@click.option("--verdict", "Verdict", multiple=True, type=click.Choice(VERDICTS), help="Only with these.")
+@click.option("--kind", "Kinds", multiple=True, type=click.Choice(CHANGE_KINDS), help="Only of these kinds.")
 @as_json
 @click.pass_obj
-def add(settings: ServerSettings, url: str, from_start: bool, link_local: bool, as_json: bool) -> None:
-    """Tell URL of changes; shows the secret that bodies are signed with, once."""
+def add(
+    settings: ServerSettings, /, url: str, from_start: bool, link_local: bool, as_json: bool, **only: tuple[str, ...]
+) -> None:
+    """Tell URL of changes; shows the secret that bodies are signed with, once.
+
+    All changes, or those that have one of the values in each field that is given.
+    """
     from common.outgoing import is_link_local
 
     try:
@@ -257,7 +266,9 @@ def add(settings: ServerSettings, url: str, from_start: bool, link_local: bool, 
         raise click.UsageError(f"{url} is not an http or https URL, such as https://ai.example/hook") from None
     if is_link_local(host) and not link_local:
         raise click.UsageError(f"{host} is a link-local address: add --link-local, if that is meant")
-    show(_do(settings, "add_webhook", url=url, from_start=from_start, link_local=link_local), as_json)
+    filters = {name: [*values] for name, values in only.items() if values}
+    asked = {"url": url, "from_start": from_start, "link_local": link_local, "filters": filters}
+    show(_do(settings, "add_webhook", **asked), as_json)
 
 
 @webhooks_.command("list")

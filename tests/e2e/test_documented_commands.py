@@ -23,6 +23,7 @@ from tests.factories import SERIES, make_report
 
 README = (ROOT / "README.md").read_text()
 SERVER_GUIDE = (ROOT / "docs" / "server.md").read_text()
+JOBS = (ROOT / "docs" / "jobs.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 BIN = Path(sys.executable).parent
@@ -235,20 +236,41 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
         shell(asked("curl … -X POST /conflicts", DIGEST=conflict["Digest"]), **key)
         assert json.loads(shell(asked("curl … /conflicts"), **key))["conflicts"] == []
         changes = json.loads(shell(asked("curl … '/changes"), **key))
-        assert [change["SeriesInstanceUID"] for change in changes["changes"]] == [SERIES, SERIES]
+        assert [change["SeriesInstanceUID"] for change in changes["changes"]] == [SERIES] * 3
         with terminal(asked("curl -N … /changes/stream"), no_proxy="*", **key) as stream:
             told = stream.wait_for(lambda said: said.removeprefix("data: ") if said.startswith("data: ") else None)
             assert json.loads(told)["SeriesInstanceUID"] == SERIES
 
 
+@pytest.mark.peer("curl")
+def test_the_guides_requests_find_what_came_incomplete(tmp_path: Path) -> None:
+    with server(tmp_path) as (_, url):
+        report = make_report("1").model_copy(update={"ExpectedInstances": 2, "ExpectedFrom": "tags"})
+        httpx.post(f"{url}/series", json=report.model_dump(mode="json"), trust_env=False).raise_for_status()
+        command = line(JOBS, 'curl -H "Authorization: Bearer $KEY" ').replace('-H "Authorization: Bearer $KEY" ', "")
+        assert command in README  # without keys
+        (found,) = json.loads(shell(command.replace("http://127.0.0.1:8000", url)))["series"]
+        assert (found["SeriesInstanceUID"], found["Missing"]) == (SERIES, 1)
+        for asked in lines(SERVER_GUIDE, "curl … '/series"):
+            assert "series" in json.loads(shell(asked.replace("…", "--fail-with-body").replace("'/", f"'{url}/")))
+
+
 @pytest.mark.slow
 def test_webhooks_are_added_listed_and_removed_as_the_guide_says(tmp_path: Path) -> None:
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
-    assert "whsec_" in shell(filled(line(SERVER_GUIDE, "python server.py webhooks add")), **database)
+    whole, some = lines(SERVER_GUIDE, "python server.py webhooks add")
+    assert "whsec_" in shell(filled(whole), **database)
     listed = filled(line(SERVER_GUIDE, "python server.py webhooks list"))
     assert "ai.example" in shell(listed, **database)
     shell(filled(line(SERVER_GUIDE, "python server.py webhooks remove")), **database)
     assert "ai.example" not in shell(listed, **database)
+    shell(filled(some), **database)
+    (told,) = json.loads(shell(f"{listed} --json", **database))
+    assert told["filters"] == {
+        "Modality": ["CT"],
+        "Verdict": ["verified", "expected"],
+        "Kinds": ["created", "contradicted"],
+    }
 
 
 @pytest.mark.slow

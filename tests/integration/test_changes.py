@@ -65,6 +65,20 @@ def test_the_stream_tells_what_was_and_what_comes_and_goes_on_where_it_was(runni
             assert next(events(response))["data"]["NumInstances"] == 3
 
 
+def test_now_is_the_end_of_what_is_known(running: tuple[Process, str]) -> None:
+    _, url = running
+    post(url, "1")
+    page = httpx.get(f"{url}/changes", params={"since": "now"}, trust_env=False).json()
+    assert page == {"changes": [], "last": 1, "done": True}
+    with (
+        httpx.Client(trust_env=False, timeout=120) as http,
+        http.stream("GET", f"{url}/changes/stream", params={"since": "now"}) as response,
+    ):
+        post(url, "2")
+        assert next(events(response))["data"]["Revision"] == 2
+    assert httpx.get(f"{url}/changes", params={"since": "then"}, trust_env=False).status_code == 422
+
+
 def test_an_open_stream_does_not_keep_the_server_from_stopping(running: tuple[Process, str]) -> None:
     process, url = running
     post(url, "1")

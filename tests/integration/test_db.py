@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import random
+import re
 import sqlite3
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import alembic.autogenerate
 import alembic.command
@@ -13,6 +16,7 @@ import alembic.config
 import alembic.migration
 import pytest
 from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -22,6 +26,7 @@ from common.settings import ServerSettings
 from db import CONFLICTS_BYTES, Database
 from models import MAX_VALUE, SeriesRecord, SeriesReport
 from storage.engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
+from storage.listing import Listing, select_listed
 from storage.move import move
 from storage.schema import instances, metadata
 from tests.factories import SERIES, STUDY, make_report
@@ -155,21 +160,86 @@ async def test_pages_follow_each_other_without_gap_or_repeat(database: Database)
     for n in range(25):
         await database.store(make_report("1", series=f"1.{n}", patient_id="P1" if n % 2 else "P2"))
     seen: list[SeriesRecord] = []
-    while page := await database.page(after=seen[-1].SeriesInstanceUID if seen else None, limit=4, PatientID="P1"):
+    listing = Listing(PatientID="P1")
+    while page := await database.page(after=[seen[-1].SeriesInstanceUID] if seen else None, limit=4, listing=listing):
         seen += page
     assert sorted(r.SeriesInstanceUID for r in seen) == sorted(f"1.{n}" for n in range(1, 25, 2))
     assert [r.SeriesInstanceUID for r in seen] == sorted(r.SeriesInstanceUID for r in seen)
 
 
 async def test_filters_match_exactly(database: Database) -> None:
-    await database.store(make_report("1", series="1.1"))
+    await database.store(make_report("1", series="1.1").model_copy(update={"Source": "CT1 CT"}))
     for column, value in (
         ("PatientID", "P1"),
         ("StudyInstanceUID", make_report().StudyInstanceUID),
         ("Modality", "CT"),
+        ("Verdict", "idle"),
+        ("Source", "CT1 CT"),
     ):
-        assert len(await database.page(after=None, limit=9, **{column: value})) == 1
-        assert await database.page(after=None, limit=9, **{column: value[:-1]}) == []
+        exactly, less = (replace(Listing(), **{column: cast("Any", text)}) for text in (value, value[:-1]))
+        assert len(await database.page(after=None, limit=9, listing=exactly)) == 1
+        assert await database.page(after=None, limit=9, listing=less) == []
+
+
+BORN = datetime(2026, 1, 1, tzinfo=UTC)
+LISTINGS: list[tuple[Listing, str]] = [
+    (Listing(newest=True), "series_by_update"),
+    (Listing(UpdatedSince=BORN), "series_by_update"),
+    (Listing(UpdatedSince=BORN, UpdatedUntil=BORN, newest=True), "series_by_update"),
+    (Listing(Modality="CT", newest=True), "series_by_modality_and_update"),
+    (Listing(Modality="CT", UpdatedSince=BORN), "series_by_modality_and_update"),
+    (Listing(Verdict="idle"), "series_by_verdict"),
+    (Listing(Verdict="idle", newest=True), "series_by_verdict"),
+    (Listing(Source="CT1 CT", UpdatedSince=BORN), "series_by_source"),
+    (Listing(Incomplete=True), "incomplete_series"),
+    (Listing(Incomplete=True, newest=True, UpdatedSince=BORN), "incomplete_series"),
+    (Listing(Conflicts=True, newest=True), "series_in_conflict"),
+    (Listing(StudyDate=("20260101", "20260131")), "studies_by_date"),
+    (Listing(StudyDate=("20260101", None), Modality="CT"), "studies_by_modality_and_date"),
+    (Listing(), "sqlite_autoindex_series_1"),
+]
+
+
+@pytest.mark.parametrize("place", [True, False])
+@pytest.mark.parametrize(("listing", "index"), LISTINGS)
+async def test_a_listing_goes_along_an_index_and_sorts_nothing(
+    path: Path, listing: Listing, index: str, place: bool
+) -> None:
+    behind = [BORN if name == "UpdatedAt" else "1" for name in listing.order] if place else None
+    query = select_listed(listing, behind, 101)
+    compiled = query.compile(dialect=dialect())
+    async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{path}")) as database:
+        explained = text(re.sub(r"\?", "'2'", f"EXPLAIN QUERY PLAN {compiled}"))
+        steps = [row["detail"] for row in await database._engine.read(explained)]
+    assert len(steps) == 1, steps
+    assert f" INDEX {index}" in steps[0], steps
+
+
+async def test_pages_in_every_order_follow_each_other_while_rows_change(database: Database) -> None:
+    for n in range(12):
+        report = judged("1", expected=1 + n % 3).model_copy(
+            update={"SeriesInstanceUID": f"1.{n}", "Attributes": {"Modality": ["CT"], "StudyDate": [f"2026010{n % 3}"]}}
+        )
+        await database.store(report)
+    for listing, wanted in (
+        (Listing(newest=True), [f"1.{n}" for n in reversed(range(12))]),
+        (Listing(Incomplete=True), [f"1.{n}" for n in range(12) if n % 3]),
+        (Listing(Incomplete=False), [f"1.{n}" for n in range(12) if not n % 3]),
+        (Listing(StudyDate=("20260101", "20260102")), sorted((f"1.{n}" for n in range(12) if n % 3), key=by_date)),
+        (Listing(Conflicts=True), []),
+        (Listing(Conflicts=False), [f"1.{n}" for n in range(12)]),
+    ):
+        seen: list[str] = []
+        after = None
+        while page := await database.page(after=after, limit=5, listing=listing):
+            seen += [record.SeriesInstanceUID for record in page]
+            known = page[-1].model_dump() | {"StudyDate": page[-1].Attributes["StudyDate"][0]}
+            after = [known[name] for name in listing.order]
+        assert seen == wanted, listing
+
+
+def by_date(uid: str) -> tuple[int, str]:
+    return int(uid.removeprefix("1.")) % 3, uid
 
 
 async def test_sqlite_is_durable_with_foreign_keys_and_readers_cannot_write(path: Path) -> None:
@@ -420,6 +490,46 @@ async def test_a_change_tells_what_the_record_was_then(database: Database) -> No
     assert await database.last_change() == 2
 
 
+async def test_a_change_says_all_that_a_consumer_decides_by(database: Database) -> None:
+    await database.store(judged("1", verdict=None, expected=3))
+    await database.store(judged("1", "2", expected=3))
+    await database.store(judged("3", verdict="verified", expected=3, revision=2))
+    await database.store(judged("1", "2", "3", "4", verdict="verified", expected=4, revision=3))
+    told = await database.changes(since=0, limit=10)
+    assert [change.Kinds for change in told] == [
+        *(["created"], ["revised"]),
+        *[["revised", "verified", "contradicted"]] * 2,
+    ]
+    assert [(change.NumInstances, change.ExpectedInstances, change.Missing) for change in told] == [
+        *((1, 3, 2), (2, 3, 1)),
+        *((3, 3, 0), (4, 4, 0)),
+    ]
+    assert {(change.Modality, change.Source) for change in told} == {("CT", "CT1 CT")}
+    for change in told:
+        assert not {"P1", "Test^One"} & set(change.model_dump_json().split('"'))
+
+
+async def test_a_conflict_is_told_once_and_is_no_revision(database: Database) -> None:
+    digest = await conflicted(database)
+    await database.store(make_report("2", "3", patient_id="P2"))
+    first, conflict = await database.changes(since=0, limit=10)
+    assert (conflict.Kinds, conflict.Revision) == (["conflict"], first.Revision)
+    assert (conflict.NumInstances, conflict.Verdict) == (first.NumInstances, first.Verdict)
+    (shown,) = await database.latest.newest(10)
+    assert shown["Number"] == first.Number
+    assert await database.latest.new_series(0, conflict.Number) == 1
+    await database.resolve(digest, "dismiss", "op")
+    await database.store(make_report("2", "3", patient_id="P2"))
+    assert await database.last_change() == conflict.Number
+
+
+async def test_a_change_of_an_earlier_version_names_no_kinds(database: Database) -> None:
+    await database.store(make_report("1"))
+    await executed(database, 'UPDATE changes SET "Modality" = NULL, "ExpectedInstances" = NULL, "Kinds" = NULL')
+    (change,) = await database.changes(since=0, limit=10)
+    assert (change.Kinds, change.Modality, change.Missing) == ([], None, 0)
+
+
 # --- instances --------------------------------------------------------------------------------------------------
 
 
@@ -490,9 +600,8 @@ async def test_a_corrected_conflict_takes_the_other_patient_and_keeps_the_one_be
     later, _ = await database.store(make_report("4", patient_id="P1"))
     assert (later.PatientID, later.NumInstances, later.Conflicts) == ("P2", 4, 0)
     assert "conflict.resolved" in [event.Event for event in await database.timeline(SERIES)]
-    assert [change.Revision for change in await database.changes(since=0, limit=9)] == list(
-        range(1, later.Revision + 1)
-    )
+    changes = [change for change in await database.changes(since=0, limit=9) if change.Kinds != ["conflict"]]
+    assert [change.Revision for change in changes] == list(range(1, later.Revision + 1))
 
 
 async def test_a_page_of_conflicts_has_no_more_bytes_than_one_large_report_or_some(database: Database) -> None:

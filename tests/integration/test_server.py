@@ -1,9 +1,12 @@
 """The HTTP contract, through the ASGI application and a real SQLite file."""
 
 import asyncio
+import csv
+import io
 import json
 import threading
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,7 @@ async def test_body_that_is_no_report_is_422(http: httpx.AsyncClient, body: byte
 
 
 async def test_error_text_never_repeats_the_value(http: httpx.AsyncClient, capfd: pytest.CaptureFixture[str]) -> None:
-    body = {"SeriesInstanceUID": "Secret^Name", "PatientName": ["Secret^Name"], "Secret^Name": 1}
+    body = {"SeriesInstanceUID": "Secret\\Name", "PatientName": ["Secret^Name"], "Secret^Name": 1}
     response = await http.post("/series", json=body)
     printed = capfd.readouterr()
     assert response.status_code == 422
@@ -136,7 +139,12 @@ async def test_unknown_series_is_404(http: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["limit=0", "limit=1001", "limit=x", "after=../x", "StudyInstanceUID=abc", "Modality=" + "x" * 17]
+    "query",
+    [
+        *("StudyDate=2026", "StudyDate=20260101-x", "StudyDate=2026010120260102", "StudyDate=-", "StudyDate="),
+        *("UpdatedSince=1", "UpdatedUntil=2026-01-01T00:00:00", "Incomplete=maybe", "order=oldest", "Verdict=whole"),
+        *("limit=0", "limit=1001", "limit=x", "after=a%5Cb", "StudyInstanceUID=a%5Cb", "Modality=" + "x" * 17),
+    ],
 )
 async def test_bad_query_is_422_naming_it(http: httpx.AsyncClient, query: str) -> None:
     response = await http.get(f"/series?{query}")
@@ -155,6 +163,98 @@ async def test_pages_are_followed_by_next(http: httpx.AsyncClient) -> None:
         seen += [record["SeriesInstanceUID"] for record in page["series"]]
     assert page["next"] is None
     assert seen == [f"1.{n}" for n in range(7)]
+
+
+@pytest.mark.parametrize(
+    "filters",
+    [{"order": "newest"}, {"Verdict": "idle"}, {"StudyDate": "20260101-20260102"}, {"UpdatedSince": "2020-01-01"}],
+)
+async def test_pages_in_every_order_are_followed_by_next(http: httpx.AsyncClient, filters: dict[str, str]) -> None:
+    for n in range(5):
+        report = make_report("1", series=f"1.{n}").model_dump(mode="json")
+        await http.post("/series", json=report | {"Attributes": {"StudyDate": [f"2026010{1 + n % 2}"]}})
+    seen: list[str] = []
+    page: dict[str, Any] = {"next": None}
+    for _ in range(3):
+        parameters: dict[str, Any] = {"limit": 2, **filters} | ({"after": page["next"]} if page["next"] else {})
+        page = (await http.get("/series", params=parameters)).raise_for_status().json()
+        seen += [record["SeriesInstanceUID"] for record in page["series"]]
+    assert page["next"] is None
+    assert sorted(seen) == [f"1.{n}" for n in range(5)]
+    wrong = (await http.get("/series", params=filters | {"after": "1.2"})).json()
+    assert wrong["detail"][0]["loc"] == ["query", "after"]
+
+
+async def test_a_table_has_every_series_that_matches_and_no_formula(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.listing.AT_ONCE", 2)
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", 'Doe, "Jane"\nX', "Müller^Jörg"]
+    for n, name in enumerate(names):
+        attributes = {"Modality": ["CT"], "StudyDate": ["20260131"], "SeriesDescription": ["a", "b"]}
+        report = make_report("1", series=f"1.{n}").model_dump(mode="json") | {"Attributes": attributes}
+        await http.post("/series", json=report | {"PatientName": name, "PatientID": None})
+    for filters in ({}, {"StudyDate": "20260131"}, {"order": "newest", "Modality": "CT"}):
+        answer = await http.get("/series.csv", params=filters)
+        assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+        rows = {row["SeriesInstanceUID"]: row for row in csv.DictReader(io.StringIO(answer.text, newline=""))}
+        assert len(rows) == len(answer.text.split("\r\n")) - 2 == len(names)
+        told = [rows[f"1.{n}"]["PatientName"] for n in range(len(names))]
+        assert told == [*(f"'{name}" for name in names[:5]), *names[5:]]
+        assert {(row["SeriesDescription"], row["PatientID"], row["NumInstances"]) for row in rows.values()} == {
+            ("a\\b", "", "1")
+        }
+    assert (await http.get("/series.csv", params={"Modality": "MR"})).text.count("\r\n") == 1
+    assert (await http.get("/series.csv", params={"limit": 3})).status_code == 422
+    assert (await http.get("/series.csv", params={"Verdict": "whole"})).status_code == 422
+
+
+async def test_what_came_incomplete_is_found(http: httpx.AsyncClient) -> None:
+    more = {"Source": "CT1 CT", "ExpectedInstances": 3, "ExpectedFrom": "tags"}
+    for n, sops in enumerate(("12", "123")):
+        await http.post("/series", json=make_report(*sops, series=f"1.{n}").model_dump(mode="json") | more)
+    (found,) = (await http.get("/series", params={"Incomplete": "true", "order": "newest"})).json()["series"]
+    assert (found["SeriesInstanceUID"], found["Missing"], found["Source"]) == ("1.0", 1, "CT1 CT")
+    (found,) = (await http.get("/series", params={"Incomplete": "false"})).json()["series"]
+    assert found["SeriesInstanceUID"] == "1.1"
+    for elsewhere in ({"Verdict": "capped"}, {"Source": "CT2 CT"}, {"UpdatedUntil": "2020-01-01"}, {"StudyDate": "-2"}):
+        answer = await http.get("/series", params={"Conflicts": "false"} | elsewhere)
+        assert answer.json().get("series", []) == []
+
+
+async def test_what_stays_incomplete_is_measured(http: httpx.AsyncClient) -> None:
+    more = {"ExpectedInstances": 3, "ExpectedFrom": "tags"}
+    await http.post("/series", json=make_report("1").model_dump(mode="json") | more)
+    latest = http._transport.app.state.database.latest  # type: ignore[attr-defined]
+    now = datetime.now(UTC)
+    counts = [await latest.incomplete(now + timedelta(hours=hours)) for hours in (0, 2, 23, 25)]
+    assert counts == [0, 1, 1, 0]
+    assert "server_incomplete_series 0.0" in (await http.get("/metrics")).text
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/series?verdict=idle", "did you mean Verdict?"),
+        ("/series?Modalities=CT", "did you mean Modality?"),
+        ("/series/1.2.3?x=", "known: none"),
+        ("/changes?from=3", "known: since, limit"),
+        ("/changes/stream?sinc=3", "did you mean since?"),
+        ("/overview/series?serch=x", "did you mean search?"),
+        ("/conflicts?resolve=true", "did you mean resolved?"),
+        ("/completions?Verdict=idle", "known: none"),
+    ],
+)
+async def test_an_unknown_parameter_is_422_and_names_the_near_one(
+    http: httpx.AsyncClient, path: str, said: str
+) -> None:
+    answer = await http.get(path)
+    assert answer.status_code == 422
+    assert said in answer.json()["detail"][0]["msg"]
+
+
+async def test_what_others_add_to_every_request_is_let_through(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/series?_=1&access_token=x")).status_code == 200
 
 
 async def test_health_is_live_and_ready(http: httpx.AsyncClient) -> None:
@@ -189,6 +289,6 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
     named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances")}
     others = {"/conflicts", "/conflicts/{digest}", "/changes", "/changes/stream"}
-    others |= {"/series", "/completions", "/metrics", "/health/live", "/health/ready"}
+    others |= {"/series", "/series.csv", "/completions", "/metrics", "/health/live", "/health/ready"}
     others |= {"/session", "/gateways", "/gateways/{GatewayID}", "/overview/series", "/overview/stream"}
     assert {path for path in document["paths"] if not path.startswith("/dicom-web/")} == named | others

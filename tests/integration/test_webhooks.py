@@ -24,6 +24,7 @@ from api.operations import operations
 from api.webhooks import GIVE_UP_S, Teller, signed
 from common.outgoing import LinkLocalAddress, http_client, refuse_link_local
 from db import Database
+from models import SeriesReport
 from storage.schema import webhooks
 from storage.webhooks import new_secret
 from tests.factories import STUDY, make_report
@@ -86,8 +87,8 @@ async def telling(database: Database, processes: int = 1) -> AsyncIterator[list[
             follower.end()
 
 
-async def added(database: Database, url: str, from_start: bool = True) -> dict[str, Any]:
-    return await operations(database)["add_webhook"](url=url, from_start=from_start)
+async def added(database: Database, url: str, from_start: bool = True, **filters: Any) -> dict[str, Any]:
+    return await operations(database)["add_webhook"](url=url, from_start=from_start, filters=filters)
 
 
 async def listed(database: Database, id: int | None = None) -> dict[str, Any]:
@@ -127,6 +128,38 @@ async def test_a_new_webhook_is_told_what_comes_from_now_on(database: Database, 
         await store(database, 2, 1)
         await receiver.until(lambda: len(receiver.received) == 1)
     assert receiver.received[0]["SeriesInstanceUID"] == f"{STUDY}.2"
+
+
+@pytest.mark.parametrize(
+    ("filters", "wanted"),
+    [
+        ({"Modality": ["MR", "CT"]}, [1, 2, 3, 4, 5]),
+        ({"Modality": ["MR"]}, []),
+        ({"Source": ["CT2 CT"]}, [3, 4, 5]),
+        ({"Verdict": ["capped"]}, [2]),
+        ({"Kinds": ["conflict", "contradicted"]}, [4, 5]),
+        ({"Kinds": ["created"], "Source": ["CT1 CT"]}, [1, 2]),
+    ],
+)
+async def test_a_webhook_is_told_what_it_asks_for_and_is_behind_with_nothing_else(
+    database: Database, receiver: Receiver, filters: dict[str, Any], wanted: list[int]
+) -> None:
+    def by(source: str, *sops: str, series: str, **more: Any) -> SeriesReport:
+        return make_report(*sops, series=series).model_copy(update={"Source": source} | more)
+
+    hook = await added(database, receiver.url, **filters)
+    assert hook["filters"] == filters
+    await database.store(by("CT1 CT", "1", series="1.1"))
+    await database.store(by("CT1 CT", "1", series="1.2", Verdict="capped"))
+    await database.store(by("CT2 CT", "1", series="1.3"))
+    await database.store(by("CT2 CT", "2", series="1.3", Revision=2))
+    await database.store(by("CT2 CT", "3", series="1.3", PatientID="other"))
+    async with telling(database):
+        await receiver.until(lambda: len(receiver.received) == len(wanted))
+        async with asyncio.timeout(120):
+            while (await listed(database))["behind"]:  # noqa: ASYNC110 - its place is in the database alone
+                await asyncio.sleep(0.05)
+    assert [change["Number"] for change in receiver.received] == wanted
 
 
 @contextmanager

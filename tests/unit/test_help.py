@@ -4,16 +4,18 @@ import asyncio
 import re
 from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 from click.shell_completion import ZshComplete
 from click.testing import CliRunner
 
-from api.cli.commands import command_line as server_command_line
+from api.cli import commands as server_commands
+from api.cli import readers
 from common.settings import GatewaySettings, ServerSettings, variable
 from gateway.cli import commands
+from models import ChangeKind, SeriesVerdict
 
 COLUMNS = {"COLUMNS": "200", "TERMINAL_WIDTH": "200"}
 
@@ -22,7 +24,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, **_: Any) -> int:
     return 0
 
 
-CLIENT, SERVER = commands.command_line(run), server_command_line()
+CLIENT, SERVER = commands.command_line(run), server_commands.command_line()
 
 
 def answered(group: click.Group, *arguments: str, exit_code: int = 0) -> str:
@@ -41,6 +43,11 @@ def all_commands(group: click.Group, *path: str) -> Iterator[tuple[tuple[str, ..
         yield (*path, name), command
         if isinstance(command, click.Group):
             yield from all_commands(command, *path, name)
+
+
+def test_the_words_for_changes_are_those_of_models() -> None:
+    assert get_args(SeriesVerdict) == readers.VERDICTS
+    assert get_args(ChangeKind) == server_commands.CHANGE_KINDS
 
 
 def test_every_flag_stands_in_one_section() -> None:

@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from api.cli.commands import command_line
 from common.settings import GatewaySettings, ServerSettings, Settings, load, variable
 from server import app
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "systemd"
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
+JOBS = (ROOT / "docs" / "jobs.md").read_text()
 INSTALLED = "/opt/series-gateway"
 UNITS = ["series-gateway", "series-server"]
+ALL_UNITS = [*UNITS, "series-on-complete"]
 SETTINGS: dict[str, type[Settings]] = {"series-gateway": GatewaySettings, "series-server": ServerSettings}
 SPECIFIERS = {"%S": "/var/lib", "%d": "/run/credentials/series-gateway.service"}
 
@@ -51,7 +54,7 @@ def installed_here(name: str, folder: Path) -> Path:
 
 @pytest.mark.peer("systemd")
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
-    paths = [str(installed_here(name, tmp_path)) for name in UNITS]
+    paths = [str(installed_here(name, tmp_path)) for name in ALL_UNITS]
     options = ["--recursive-errors=no", "--man=no"]  # what is wrong with this machine's own units is not asked
     done = subprocess.run(["systemd-analyze", "verify", *options, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -59,7 +62,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
 
 
 @pytest.mark.peer("systemd")
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", ALL_UNITS)
 def test_systemd_finds_little_that_a_unit_could_do_to_the_machine(name: str, tmp_path: Path) -> None:
     path = str(installed_here(name, tmp_path))
     options = ["--offline=true", "--threshold=20", "--no-pager"]  # 2.0 of 10, where 10 is a service without any limits
@@ -77,6 +80,18 @@ def test_commands_name_what_exists() -> None:
     assert application == "server:app"
     assert app.title
     assert f"--port {options[options.index('--port') + 1]} " in server
+
+
+def test_the_script_of_on_complete_may_run_as_long_as_its_time_out() -> None:
+    (command,) = unit("series-on-complete")["ExecStart"]
+    python, program, name, *options = shlex.split(command)
+    assert (python, program) == (f"{INSTALLED}/.venv/bin/python", f"{INSTALLED}/server.py")
+    on_complete = command_line().commands[name]
+    given = on_complete.make_context(name, options).params
+    assert given["command"][-1] == "{SeriesInstanceUID}"
+    assert int(unit("series-on-complete")["TimeoutStopSec"][0]) > given["timeout_s"]
+    assert unit("series-on-complete")["KillMode"] == ["mixed"]
+    assert unit("series-on-complete")["LoadCredential"] == ["key:/etc/series-gateway/reader-key"]
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -110,7 +125,7 @@ def test_every_setting_is_known_and_together_they_start(
         assert int(unit(name)["TimeoutStopSec"][0]) > graceful_s + 5
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", ALL_UNITS)
 def test_a_unit_has_a_user_of_its_own_and_writes_to_its_state_only(name: str) -> None:
     options = unit(name)
     assert options["User"] == options["StateDirectory"] == [name]
@@ -124,14 +139,14 @@ def test_a_unit_has_a_user_of_its_own_and_writes_to_its_state_only(name: str) ->
     assert "ReadWritePaths" not in options
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", ALL_UNITS)
 def test_process_metrics_can_be_read(name: str) -> None:
     assert "ProcSubset" not in unit(name)  # /proc/stat has the boot time, from which an age is counted
 
 
 def test_the_guide_installs_every_file() -> None:
     for path in FOLDER.iterdir():
-        assert f"deploy/systemd/{path.name}" in GUIDE, path.name
+        assert f"deploy/systemd/{path.name}" in GUIDE + JOBS, path.name
 
 
 def test_an_operators_command_has_the_units_user_settings_and_key() -> None:

@@ -1,0 +1,106 @@
+"""`python server.py on-complete … -- COMMAND`: a command is run for each series that is complete, on any machine."""
+
+import asyncio
+import contextlib
+import signal
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from pathlib import Path
+
+import click
+import structlog
+
+from api.cli.backlog import Backlog, Lock
+from api.cli.remote import Remote
+from api.cli.runner import Order, Runner, unknown_places
+from common.errors import GatewayError
+from common.logs import configure_logging
+from console.tables import show
+
+LOOK_S = 1.0  # for the lock
+
+log = structlog.get_logger()
+
+
+def list_failed(state: Path, as_json: bool) -> None:
+    """Print what was given up."""
+    with _backlog(_existing(state)) as backlog:
+        show(backlog.failed(), as_json)
+
+
+def replay(state: Path) -> None:
+    """Let what was given up be tried again, by whoever works on the file."""
+    with _backlog(_existing(state)) as backlog:
+        click.echo(f"{backlog.replay()} will be tried again, by on-complete with this --state")
+
+
+def _existing(state: Path) -> Path:
+    if not state.exists():
+        raise GatewayError(f"{state} does not exist: name by --state the file that on-complete works on")
+    return state
+
+
+def follow(remote: Remote, state: Path, order: Order, *, once: bool) -> int:
+    """Work until told to stop, or with `once` until all is done; the exit code. Raises GatewayError."""
+    if unknown := unknown_places(order.command):
+        raise GatewayError(f"{{{unknown[0]}}} is not known: docs/jobs.md has what may stand in braces")
+    configure_logging()
+    with _backlog(state) as backlog:
+        return asyncio.run(_follow(remote, state, backlog, order, once=once))
+
+
+@contextlib.contextmanager
+def _backlog(state: Path) -> Iterator[Backlog]:
+    try:
+        with Backlog.open(state) as backlog:
+            yield backlog
+    except sqlite3.Error as error:
+        raise GatewayError(f"{state} cannot be used: {error}") from None
+    except BaseExceptionGroup as group:  # of scripts whose end could not be written down
+        if group.subgroup(sqlite3.Error):
+            raise GatewayError(f"{state} cannot be written") from None
+        raise
+
+
+async def _follow(remote: Remote, state: Path, backlog: Backlog, order: Order, *, once: bool) -> int:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with remote.http:
+        lock = Lock(state)
+        if not await _taken(lock, stop, once=once):
+            return 0
+        runner = Runner(order, remote, backlog, lock.fd)
+        async with _shown(runner):
+            await runner.run(stop, once=once)
+        lock.release()
+    return 1 if once and runner.given_up else 0
+
+
+async def _taken(lock: Lock, stop: asyncio.Event, *, once: bool) -> bool:
+    """Wait for whoever works on the file, and for scripts that a killed one left; False where told to stop."""
+    told = False
+    while not stop.is_set():
+        if lock.try_to_take():
+            return True
+        if once:
+            raise GatewayError(
+                "another on-complete works on this --state, or a script of one that was killed still runs"
+            )
+        if not told:
+            log.warning("backlog.locked", reason="another on-complete, or a script of one that was killed, still runs")
+            told = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await stop.wait()
+    return False
+
+
+def _shown(runner: Runner) -> AbstractAsyncContextManager[None]:
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from api.cli.terminal import live
+
+    return live(runner)

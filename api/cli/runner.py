@@ -1,0 +1,287 @@
+"""Follows a server's changes and runs a command for each that is wanted: at least once, of each series in order.
+
+`_follow` writes down what is new (backlog.py), `_work` starts what is due, one task a script. Neither waits for the
+other: a server that is down keeps no script from running, and a slow script no change from being written down.
+"""
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from tempfile import TemporaryFile
+from typing import IO
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+
+from api.answers import ChangePage
+from api.cli.backlog import Backlog, Job, now
+from api.cli.remote import Remote, Unreadable
+from common.errors import GatewayError
+from models import Change, Uid
+
+POLL_S = 1.0
+PAGE = 200  # changes
+MOST_WAITING = 1000  # jobs: beyond it no further changes are read
+RETRY_BASE_S = 1.0
+RETRY_MAX_S = 300.0
+UNREADABLE_MAX_S = 60.0
+KILL_AFTER_S = 10.0  # of a script that was told to end
+PLACES = ("SeriesInstanceUID", "StudyInstanceUID", "Number", "Revision", "NumInstances", "Missing", "Verdict")
+"""What may stand in braces: what cannot be taken for an option, or be empty where a verdict is asked for."""
+UID: TypeAdapter[str] = TypeAdapter(Uid)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be done, and for which changes."""
+
+    command: tuple[str, ...]
+    modalities: frozenset[str]
+    verdicts: frozenset[str]
+    first_only: bool
+    since: int | str
+    jobs: int
+    tries: int
+    timeout_s: float
+
+    def wants(self, change: Change) -> bool:
+        """A conflict alone is no revision, and no reason to run anything."""
+        if change.Kinds == ["conflict"] or change.Verdict not in self.verdicts:
+            return False
+        return not self.modalities or change.Modality in self.modalities
+
+
+@dataclass(slots=True)
+class Running:
+    """A script, and since when it runs (of time.monotonic)."""
+
+    change: Change
+    since: float
+
+
+@dataclass
+class Runner:
+    """One server, one file of jobs, one command."""
+
+    order: Order
+    remote: Remote
+    backlog: Backlog
+    lock_fd: int
+    show: Callable[[str], None] | None = None
+    """Where the output of scripts goes, once they have ended; None: where ours goes."""
+    running: dict[str, Running] = field(default_factory=dict)
+    """By SeriesInstanceUID."""
+    ended: int = 0
+    given_up: int = 0
+    problem: str | None = None
+    """Why the server cannot be read now."""
+    _began: bool = False
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, stop: asyncio.Event, *, once: bool) -> None:
+        """Until told to stop, or with `once` until all is done that there is; what runs then is waited for.
+
+        What waits is done before it raises GatewayError: where a human has to decide, and with `once` where the server
+        cannot be read.
+        """
+        self.backlog.hurry()
+        stopping = asyncio.create_task(self._wake_on(stop), name="stop")
+        following = asyncio.create_task(self._follow(once=once), name="follow")
+        following.add_done_callback(lambda _: self._news.set())
+        try:
+            async with asyncio.TaskGroup() as scripts:
+                while not stop.is_set() and not (following.done() and self.backlog.counts()[0] == 0):
+                    self._start(scripts)
+                    await self._look_up()
+            if following.done():
+                following.result()
+        finally:
+            for task in (stopping, following):
+                task.cancel()
+
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._news.set()
+
+    async def _look_up(self) -> None:
+        """Wait for news, or for a while: jobs may be due again, or replayed by another command."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await self._news.wait()
+        self._news.clear()
+
+    # --- what is new ---
+
+    async def _follow(self, *, once: bool) -> None:
+        """Write down what is wanted, as it comes; with `once` what there is."""
+        failures = 0
+        while True:
+            try:
+                caught_up = await self._read()
+                failures, self.problem = 0, None
+            except Unreadable as error:
+                if once:
+                    raise
+                failures, self.problem = failures + 1, str(error)
+                delay_s = random.uniform(0, min(UNREADABLE_MAX_S, 2.0 ** min(failures, 10)))  # noqa: S311
+                log.warning("changes.unread", reason=self.problem)
+                await asyncio.sleep(max(delay_s, error.retry_after_s))
+                continue
+            if caught_up and once:
+                return
+            if caught_up or self.backlog.counts()[0] >= MOST_WAITING:
+                await asyncio.sleep(POLL_S)
+
+    async def _read(self) -> bool:
+        """Write down the next page, where there is room; whether that was the last one for now."""
+        place = self.backlog.place()
+        if place is None or not self._began:
+            place = await self._begin(place)
+        if self.backlog.counts()[0] >= MOST_WAITING:
+            return False
+        page = await self.remote.get("changes", ChangePage, since=place, limit=PAGE)
+        if page.last > place:
+            wanted = [change for change in page.changes if self.order.wants(change)]
+            self.backlog.take(wanted, page.last, first_only=self.order.first_only)
+            self._news.set()
+        return page.done
+
+    async def _begin(self, place: int | None) -> int:
+        """Where to go on; at the first time, where to begin."""
+        last = (await self.remote.get("changes", ChangePage, since="now")).last
+        if place is None:
+            place = last if self.order.since == "now" else int(self.order.since)
+            self.backlog.take([], place, first_only=False)
+        if place > last:
+            raise GatewayError(
+                f"the server's changes end at {last}, and {place} were read: is it another server, or one that was "
+                "restored from a backup? Move the file of --state away, and say --since"
+            )
+        self._began = True
+        return place
+
+    # --- scripts ---
+
+    def _start(self, scripts: asyncio.TaskGroup) -> None:
+        free = self.order.jobs - len(self.running)
+        for job in self.backlog.due(now(), self.running, free) if free > 0 else ():
+            self.running[job.change.SeriesInstanceUID] = Running(job.change, time.monotonic())
+            scripts.create_task(self._run(job), name=f"change {job.change.Number}")
+
+    async def _run(self, job: Job) -> None:
+        """Run the command for one change, once, and write down what became of it."""
+        change, began = job.change, time.monotonic()
+        told: dict[str, str | int] = {
+            "series_instance_uid": change.SeriesInstanceUID,
+            "revision": change.Revision,
+            "change": change.Number,
+        }
+        try:
+            argv = filled(self.order.command, change)
+        except ValidationError:
+            self._give_up(change, "its UIDs are no UIDs", told)
+        else:
+            problem = await self._problem_of(argv, change)
+            seconds = round(time.monotonic() - began, 3)
+            if problem is None:
+                self.backlog.done(change.Number)
+                self.ended += 1
+                log.info("script.ended", **told, seconds=seconds)
+            elif job.attempts + 1 >= self.order.tries:
+                self._give_up(change, problem, told)
+            else:
+                delay_s = random.uniform(0.5, 1) * min(RETRY_MAX_S, RETRY_BASE_S * 2.0 ** min(job.attempts, 20))  # noqa: S311
+                self.backlog.delay(change.Number, now() + delay_s, problem)
+                log.warning("script.delayed", **told, seconds=seconds, reason=problem)
+        finally:
+            del self.running[change.SeriesInstanceUID]
+            self._news.set()
+
+    def _give_up(self, change: Change, problem: str, told: Mapping[str, str | int]) -> None:
+        self.backlog.fail(change.Number, problem)
+        self.given_up += 1
+        log.error("script.rejected", **told, reason=problem)
+
+    async def _problem_of(self, argv: Sequence[str], change: Change) -> str | None:
+        """What went wrong with one run, if anything."""
+        with TemporaryFile() if self.show else contextlib.nullcontext() as output:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *argv,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=os.environ | variables(change),
+                    pass_fds=[self.lock_fd],
+                    start_new_session=True,  # Ctrl-C is for us: what runs may end
+                )
+            except (OSError, ValueError) as error:
+                return f"cannot be started: {getattr(error, 'strerror', None) or type(error).__name__}"
+            problem = await self._ended(process)
+            if output and self.show:
+                self.show(_text(output))
+            return problem
+
+    async def _ended(self, process: asyncio.subprocess.Process) -> str | None:
+        try:
+            async with asyncio.timeout(self.order.timeout_s):
+                code = await process.wait()
+        except TimeoutError:
+            await _end(process)
+            return f"took longer than {self.order.timeout_s:g} s (--timeout)"
+        return None if code == 0 else f"exit code {code}" if code > 0 else f"ended by signal {-code}"
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM, then SIGKILL, for all that a script has started."""
+    for number, wait_s in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, None)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await process.wait()
+                return
+
+
+def _text(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode(errors="replace")
+
+
+def unknown_places(command: Sequence[str]) -> list[str]:
+    """What stands in braces like a change's field, and is none."""
+    return [name for item in command for name in re.findall(r"\{([A-Za-z]\w*)\}", item) if name not in PLACES]
+
+
+def filled(command: Sequence[str], change: Change) -> list[str]:
+    """The command for one change; no shell reads it. Raises ValidationError where a UID is none."""
+    for uid in (change.SeriesInstanceUID, change.StudyInstanceUID):
+        UID.validate_python(uid)
+    values = {name: str(getattr(change, name)) for name in PLACES}
+    return [re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), item) for item in command]
+
+
+def variables(change: Change) -> dict[str, str]:
+    """What the command finds in its environment; what is not known is empty."""
+    told = {
+        "SERIES_INSTANCE_UID": change.SeriesInstanceUID,
+        "STUDY_INSTANCE_UID": change.StudyInstanceUID,
+        "MODALITY": change.Modality,
+        "SOURCE": change.Source,
+        "KIND": " ".join(change.Kinds),
+        "REVISION": change.Revision,
+        "VERDICT": change.Verdict,
+        "NUM_INSTANCES": change.NumInstances,
+        "EXPECTED_INSTANCES": change.ExpectedInstances,
+        "MISSING": change.Missing,
+        "CHANGE": change.Number,
+    }
+    return {name: "" if value is None else str(value).replace("\0", "") for name, value in told.items()}

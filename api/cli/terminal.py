@@ -1,0 +1,66 @@
+"""What `on-complete` shows on a terminal below its log lines: how far it is, and the scripts that run."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from api.cli.runner import Runner
+from common.errors import printable
+
+REFRESH_S = 0.5
+LINES_BESIDE = 8  # the logs', and what stands around the table
+
+
+@asynccontextmanager
+async def live(runner: Runner) -> AsyncIterator[None]:
+    """Show the runner, twice a second, until left; the output of scripts goes above."""
+    console = Console(stderr=True)
+    runner.show = lambda output: console.print(Text("\n".join(map(printable, output.splitlines())))) if output else None
+
+    async def refresh() -> None:
+        while True:
+            shown.update(render(runner, console.height), refresh=True)
+            await asyncio.sleep(REFRESH_S)
+
+    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as shown:
+        async with asyncio.TaskGroup() as tasks:
+            refreshing = tasks.create_task(refresh(), name="terminal")
+            try:
+                yield
+            finally:
+                refreshing.cancel()
+
+
+def render(runner: Runner, height: int) -> RenderableType:
+    """What fits on a terminal of this height."""
+    waiting, failed = runner.backlog.counts()
+    waiting -= len(runner.running)
+    head = Table.grid(padding=(0, 2, 0, 0))
+    bar = ProgressBar(total=max(1, runner.ended + len(runner.running) + waiting), completed=runner.ended, width=24)
+    counts = f"{runner.ended:,} done  {len(runner.running):,} running  {waiting:,} waiting"
+    head.add_row(bar, counts, Text(f"{failed:,} failed (--failed)", "red") if failed else "")
+    lines: list[RenderableType] = [head]
+    if runner.problem:
+        lines.append(Text(f"server: {runner.problem}", "yellow"))
+    if runner.running:
+        lines.append(_scripts(runner, max(1, height - LINES_BESIDE)))
+    return Group(*lines)
+
+
+def _scripts(runner: Runner, room: int) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("series", overflow="ellipsis", no_wrap=True)
+    for name in ("revision", "images", "verdict", "runs"):
+        table.add_column(name, justify="right" if name != "verdict" else "left", no_wrap=True)
+    for one in list(runner.running.values())[:room]:
+        change, seconds = one.change, time.monotonic() - one.since
+        uid, verdict = printable(change.SeriesInstanceUID), str(change.Verdict)
+        table.add_row(Text(uid), str(change.Revision), f"{change.NumInstances:,}", verdict, f"{seconds:.0f} s")
+    return table

@@ -1,0 +1,72 @@
+"""What GET /series asks: which series, a page at a time, in the order of the index that its filters go along."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Column, ColumnElement, Select, literal, not_, or_, select, tuple_
+
+from storage.matching import Range, matches
+from storage.schema import IS_IN_CONFLICT, IS_INCOMPLETE, series
+
+EQUAL = ("PatientID", "StudyInstanceUID", "Modality", "Verdict", "Source")
+BY_UID = ("SeriesInstanceUID",)
+BY_UPDATE = ("UpdatedAt", "SeriesInstanceUID")
+BY_DATE = ("StudyDate", "StudyInstanceUID", "SeriesInstanceUID")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Which series are asked for; None and False of `newest` ask for nothing."""
+
+    PatientID: str | None = None
+    StudyInstanceUID: str | None = None
+    Modality: str | None = None
+    Verdict: str | None = None
+    Source: str | None = None
+    StudyDate: tuple[str | None, str | None] | None = None
+    """The first and the last day."""
+    UpdatedSince: datetime | None = None
+    UpdatedUntil: datetime | None = None
+    """Not included."""
+    Incomplete: bool | None = None
+    Conflicts: bool | None = None
+    newest: bool = False
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The columns that a page is in order of, and that tell the place behind it."""
+        by_update = (self.Verdict, self.Source, self.UpdatedSince, self.UpdatedUntil, self.Incomplete, self.Conflicts)
+        if self.newest or any(value is not None for value in by_update):
+            return BY_UPDATE
+        return BY_UID if self.StudyDate is None else BY_DATE
+
+
+def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> Select[Any]:
+    """Up to `limit` rows behind the values `after` of the columns of the order."""
+    columns: list[Column[Any]] = [series.c[name] for name in listing.order]
+    query = select(series).where(*_conditions(listing)).limit(limit)
+    query = query.order_by(*(column.desc() if listing.newest else column for column in columns))
+    if after is None:
+        return query
+    place = tuple_(*(literal(value, column.type) for value, column in zip(after, columns, strict=True)))
+    row = tuple_(*columns)
+    return query.where(row < place if listing.newest else row > place)
+
+
+def _conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
+    for name in EQUAL:
+        if (value := getattr(listing, name)) is not None:
+            yield series.c[name] == value
+    if listing.StudyDate is not None:
+        yield matches(series.c.StudyDate, Range(*listing.StudyDate), "DA")
+    if listing.UpdatedSince is not None:
+        yield series.c.UpdatedAt >= listing.UpdatedSince
+    if listing.UpdatedUntil is not None:
+        yield series.c.UpdatedAt < listing.UpdatedUntil
+    if listing.Incomplete is not None:
+        unknown = series.c.ExpectedInstances.is_(None)
+        yield IS_INCOMPLETE if listing.Incomplete else or_(unknown, not_(IS_INCOMPLETE))
+    if listing.Conflicts is not None:
+        yield IS_IN_CONFLICT if listing.Conflicts else not_(IS_IN_CONFLICT)

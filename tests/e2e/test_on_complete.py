@@ -1,0 +1,360 @@
+"""`server.py on-complete`, as a user runs it: real server, real scripts, kill -9 of either side."""
+
+import json
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.rig.processes import ROOT, Process, make_key, running, server, start_server, without_settings
+from tests.e2e.test_documented_commands import filled, line
+from tests.factories import STUDY, make_report
+from tests.terminals import on_a_terminal
+
+JOBS = (ROOT / "docs" / "jobs.md").read_text()
+SCRIPT = '#!/bin/sh\necho "$1 $REVISION $KIND $VERDICT $NUM_INSTANCES $MISSING" >> ran\n'
+ON_COMPLETE = [sys.executable, str(ROOT / "server.py"), "on-complete"]
+
+
+def post(url: str, series: int, *sops: str, **more: Any) -> str:
+    """Report images of a series; its UID."""
+    report = make_report(*sops, series=f"{STUDY}.{series}").model_copy(update=more)
+    httpx.post(f"{url}/series", json=report.model_dump(mode="json"), trust_env=False).raise_for_status()
+    return report.SeriesInstanceUID
+
+
+def script(folder: Path, text: str = SCRIPT, name: str = "run.sh") -> None:
+    path = folder / name
+    path.write_text(text)
+    path.chmod(0o755)
+
+
+def ran(folder: Path) -> list[list[str]]:
+    """The lines that the script has written, in words."""
+    path = folder / "ran"
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def until(done: Callable[[], bool], timeout_s: float = 120.0) -> None:
+    """Wait for what another process does to files."""
+    ends_at = time.monotonic() + timeout_s
+    while not done():
+        assert time.monotonic() < ends_at, "it did not come about"
+        time.sleep(0.02)
+
+
+@contextmanager
+def following(folder: Path, url: str, *words: str, **environment: str) -> Iterator[Process]:
+    command = [*ON_COMPLETE, "--url", url, *words]
+    with running(Process("on-complete", command, folder, **environment)) as process:
+        yield process
+
+
+def once(folder: Path, url: str, *words: str, exit_code: int = 0) -> str:
+    done = subprocess.run(
+        [*ON_COMPLETE, "--url", url, "--once", *words],
+        cwd=folder,
+        env=without_settings(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == exit_code, done.stderr
+    return done.stderr
+
+
+ALL = ("--since", "0", "--", "./run.sh", "{SeriesInstanceUID}")
+
+
+def test_the_guides_command_runs_a_script_for_each_complete_series_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    script(tmp_path)
+    with server(tmp_path) as (_, url):
+        old = post(url, 0, "1")
+        key = make_key(tmp_path, {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}, "ai", "series:read")
+        writes = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
+        gateway = make_key(tmp_path, writes, "gateway", "series:write").read_text().strip()
+        command = f"exec {filled(line(JOBS, 'python server.py on-complete --modality'))}"
+        settings = {"SERIES_URL": url, "SERIES_KEY_FILE": str(key), "no_proxy": "*"}
+        with running(Process("on-complete", ["sh", "-ec", command], tmp_path, **settings)) as process:
+            until(lambda: place(tmp_path) is not None)
+            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {gateway}"}, trust_env=False) as http:
+                for series, sops, more in (
+                    *((1, "1", {}), (2, "1", {"Verdict": "capped"}), (3, "1", {"Attributes": {"Modality": ["MR"]}})),
+                    *((1, "2", {"Revision": 2}), (1, "3", {"PatientID": "another"}), (4, "1", {"Verdict": None})),
+                ):
+                    report = make_report(sops, series=f"{STUDY}.{series}").model_copy(update=more)
+                    http.post("/series", json=report.model_dump(mode="json")).raise_for_status()
+            process.wait_for_event("script.ended", revision=2)
+            assert process.stop() == 0
+    assert ran(tmp_path) == [
+        [f"{STUDY}.1", "1", "created", "idle", "1", "0"],
+        [f"{STUDY}.1", "2", "revised", "contradicted", "idle", "2", "0"],
+    ]
+    assert old not in str(ran(tmp_path))
+
+
+def place(folder: Path) -> int | None:
+    """Up to which change an on-complete in this folder has read."""
+    path = folder / "on-complete.db"
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
+        try:
+            row = connection.execute("SELECT Number FROM place").fetchone()
+        except sqlite3.OperationalError:  # it is being made
+            return None
+    return row and int(row[0])
+
+
+def test_once_does_what_there_is_and_a_second_time_nothing(tmp_path: Path) -> None:
+    script(tmp_path)
+    with server(tmp_path) as (_, url):
+        first = [post(url, n, "1") for n in range(3)]
+        once(tmp_path, url, *ALL)
+        once(tmp_path, url, *ALL)
+        assert [uid for uid, *_ in ran(tmp_path)] == first
+        post(url, 1, "2")
+        once(tmp_path, url, *ALL)
+    assert [words[1] for words in ran(tmp_path)] == ["1", "1", "1", "2"]
+
+
+def test_first_only_runs_once_a_series(tmp_path: Path) -> None:
+    script(tmp_path)
+    with server(tmp_path) as (_, url):
+        post(url, 1, "1", Verdict=None)
+        for sop in "234":
+            post(url, 1, sop)
+            once(tmp_path, url, "--first-only", *ALL)
+    assert [words[1] for words in ran(tmp_path)] == ["2"]
+
+
+def test_a_script_that_fails_is_tried_again_listed_and_replayed(tmp_path: Path) -> None:
+    script(tmp_path, f"{SCRIPT}test -e mended || test $REVISION = 2\n")
+    with server(tmp_path) as (_, url):
+        post(url, 1, "1")
+        post(url, 1, "2")
+        told = once(tmp_path, url, "--tries", "2", *ALL, exit_code=1)
+        assert [words[1] for words in ran(tmp_path)] == ["1", "1", "2"]  # nothing overtakes
+        assert told.count("script.delayed") == told.count("script.rejected") == 1
+        listed = shell(filled(f"{line(JOBS, 'python server.py on-complete --failed')} --json"), tmp_path)
+        (failed,) = json.loads(listed)
+        assert (failed["series"], failed["revision"], failed["problem"]) == (f"{STUDY}.1", 1, "exit code 1")
+        (tmp_path / "mended").touch()
+        assert shell(filled(line(JOBS, "python server.py on-complete --replay")), tmp_path).startswith(
+            "1 will be tried"
+        )
+        once(tmp_path, url, *ALL)
+    assert [words[1] for words in ran(tmp_path)] == ["1", "1", "2", "1"]
+    assert json.loads(shell(filled("python server.py on-complete --failed --json"), tmp_path)) == []
+
+
+def shell(command: str, folder: Path) -> str:
+    done = subprocess.run(
+        ["sh", "-ec", command.partition("#")[0] + (" --json" if command.endswith("--json") and "#" in command else "")],
+        cwd=folder,
+        env=without_settings(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+WAITS = "#!/bin/sh\ntouch began\nwhile ! test -e go; do sleep 0.05; done\ntouch ended\n"
+
+
+def test_a_script_that_runs_may_end_when_on_complete_is_told_to_stop(tmp_path: Path) -> None:
+    script(tmp_path, WAITS)
+    with server(tmp_path) as (_, url):
+        for n in range(3):
+            post(url, n, "1")
+        with following(tmp_path, url, *ALL) as process:
+            until((tmp_path / "began").exists)
+            process.popen.send_signal(signal.SIGTERM)
+            (tmp_path / "go").touch()
+            assert process.popen.wait(120) == 0
+    assert (tmp_path / "ended").exists()
+    assert len(process.events("script.ended")) == 1
+
+
+def test_several_scripts_run_at_a_time_and_of_one_series_one(tmp_path: Path) -> None:
+    script(tmp_path, '#!/bin/sh\necho x >> "begun$1"\nwhile ! test -e go; do sleep 0.05; done\n')
+    with server(tmp_path) as (_, url):
+        uids = [post(url, n, "1") for n in range(2)]
+        post(url, 0, "2")
+        with following(tmp_path, url, "--jobs", "3", *ALL) as process:
+            until(lambda: all((tmp_path / f"begun{uid}").exists() for uid in uids))
+            (tmp_path / "go").touch()
+            process.wait_for_event("script.ended", revision=2)
+    ended = [(event["series_instance_uid"], event["revision"]) for event in process.events("script.ended")]
+    assert [revision for uid, revision in ended if uid == uids[0]] == [1, 2]
+
+
+def test_a_script_that_outlives_a_killed_on_complete_is_waited_for(tmp_path: Path) -> None:
+    script(tmp_path, f"{WAITS}{SCRIPT.partition(chr(10))[2]}")
+    with server(tmp_path) as (_, url):
+        post(url, 1, "1")
+        with following(tmp_path, url, *ALL) as first:
+            until((tmp_path / "began").exists)
+            first.popen.kill()
+            first.popen.wait()
+            assert "still runs" in once(tmp_path, url, *ALL, exit_code=1)
+            with following(tmp_path, url, *ALL) as second:
+                second.wait_for_event("backlog.locked")
+                assert ran(tmp_path) == []
+                (tmp_path / "go").touch()
+                second.wait_for_event("script.ended")
+    assert [words[1] for words in ran(tmp_path)] == ["1", "1"]  # at least once
+
+
+def test_a_script_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    script(tmp_path, "#!/bin/sh\nsh -c 'echo $$ > child; exec sleep 600'\n")
+    with server(tmp_path) as (_, url):
+        post(url, 1, "1")
+        told = once(tmp_path, url, "--timeout", "0.5", "--tries", "1", *ALL, exit_code=1)
+    assert "took longer than 0.5 s (--timeout)" in told
+    child = int((tmp_path / "child").read_text())
+    until(lambda: not Path(f"/proc/{child}").exists())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "a command is missing"),
+        (("--", "./no-such-program"), "no program that can be started"),
+        (("--verdict", "complete", "--", "true"), "complete is none of verified, expected"),
+        (("--since", "yesterday", "--", "true"), "neither now nor a change's number"),
+        (("--url", "ftp://x", "--", "true"), "is not an http or https URL"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_cure(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in once(tmp_path, "http://127.0.0.1:9", *words, exit_code=2)
+    assert not (tmp_path / "on-complete.db").exists()
+
+
+def test_what_cannot_be_asked_is_said_once_and_nothing_is_taken_for_done(tmp_path: Path) -> None:
+    script(tmp_path)
+    assert "ConnectError" in once(tmp_path, "http://127.0.0.1:9", *ALL, exit_code=1)
+    assert "{PatientName} is not known" in once(
+        tmp_path, "http://127.0.0.1:9", "--", "true", "{PatientName}", exit_code=1
+    )
+    with server(tmp_path) as (_, url):
+        post(url, 1, "1")
+        once(tmp_path, url, *ALL)
+        with closing(sqlite3.connect(tmp_path / "on-complete.db")) as connection:
+            connection.execute("UPDATE place SET Number = 77")
+            connection.commit()
+        assert "changes end at 1, and 77 were read" in once(tmp_path, url, *ALL, exit_code=1)
+
+
+def test_a_terminal_shows_what_runs_and_what_scripts_say(tmp_path: Path) -> None:
+    script(tmp_path, "#!/bin/sh\necho out of the script\nwhile ! test -e go; do sleep 0.05; done\n")
+    with server(tmp_path) as (_, url):
+        uid = post(url, 1, "1")
+        with on_a_terminal([*ON_COMPLETE, "--url", url, *ALL], tmp_path, width=200) as terminal:
+            terminal.wait_for(r"0 done  1 running  0 waiting")
+            terminal.wait_for(rf"series +revision +images +verdict +runs *\n *{re.escape(uid)} +1 +1 +idle +\d+ s")
+            (tmp_path / "go").touch()
+            terminal.wait_for(r"out of the script")
+            terminal.wait_for(r"1 done  0 running")
+            terminal.type("\x03")
+            assert terminal.ended() == 0
+
+
+@pytest.mark.peer("curl")
+@pytest.mark.parametrize("program", ["python examples/on_complete.py", "sh examples/on_complete.sh"])
+def test_the_examples_do_the_same(tmp_path: Path, program: str) -> None:
+    script(tmp_path, '#!/bin/sh\necho "$1" >> ran\n')
+    (tmp_path / "place").write_text("0")
+    _, _, command = line(JOBS, f"SERIES_KEY=$KEY {program}").partition("SERIES_KEY=$KEY ")
+    with server(tmp_path) as (_, url):
+        post(url, 1, "1")
+        post(url, 2, "1", Attributes={"Modality": ["MR"]})
+        post(url, 3, "1", Verdict="capped")
+        post(url, 1, "9", PatientID="another")
+        key = make_key(tmp_path, {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}, "ai", "admin")
+        secret = key.read_text().strip()
+        command = filled(command).replace("examples/", f"{ROOT}/examples/").replace("http://127.0.0.1:8000", url)
+        env = without_settings() | {"SERIES_KEY": secret, "no_proxy": "*"}
+        example = subprocess.Popen(["sh", "-ec", command], cwd=tmp_path, env=env, start_new_session=True)
+        try:
+            until(lambda: (tmp_path / "place").read_text().strip() == "4")
+            report = make_report("2", series=f"{STUDY}.1").model_dump(mode="json")
+            headers = {"Authorization": f"Bearer {secret}"}
+            httpx.post(f"{url}/series", json=report, headers=headers, trust_env=False).raise_for_status()
+            until(lambda: (tmp_path / "place").read_text().strip() == "5")
+        finally:
+            os.killpg(example.pid, signal.SIGKILL)  # a pipe's other end, too
+            example.wait()
+    assert ran(tmp_path) == [[f"{STUDY}.1"]] * 2
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------------------
+
+SERIES, REVISIONS = 24, 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", ["1", "4"])
+def test_no_series_is_forgotten_through_kill_9_of_either_side_and_each_runs_in_order(tmp_path: Path, jobs: str) -> None:
+    rng = random.Random(int(jobs))
+    script(tmp_path, '#!/bin/sh\necho "$1 $REVISION" >> begun\nsleep 0.02\necho "$1 $REVISION" >> ran\n')
+    process, url = start_server(tmp_path)
+    port = int(url.rpartition(":")[2])
+    posted = threading.Event()
+
+    def report() -> None:
+        for revision in range(REVISIONS):
+            for series in range(SERIES):
+                retried(url, series, revision)
+        posted.set()
+
+    sender = threading.Thread(target=report)
+    words = ["--url", url, "--jobs", jobs, *ALL]
+    follower = Process("on-complete", [*ON_COMPLETE, *words], tmp_path)
+    sender.start()
+    kills = 0
+    try:
+        while not posted.is_set() or kills < 6:
+            time.sleep(rng.uniform(0.5, 2.5))  # a moment at random
+            kills += 1
+            if rng.random() < 0.4:
+                process.kill()
+                process, _ = start_server(tmp_path, port)
+            else:
+                follower.kill()
+                follower = Process("on-complete", [*ON_COMPLETE, *words], tmp_path)
+        wanted = {(f"{STUDY}.{series}", str(n + 1)) for series in range(SERIES) for n in range(REVISIONS)}
+        until(lambda: {(uid, revision) for uid, revision in ran(tmp_path)} == wanted)
+        assert follower.stop() == 0
+    finally:
+        sender.join()
+        follower.kill()
+        process.stop()
+    for series in range(SERIES):
+        revisions = [int(revision) for uid, revision in ran(tmp_path) if uid == f"{STUDY}.{series}"]
+        assert revisions == sorted(revisions)
+        assert set(revisions) == {1, 2, 3}
+
+
+def retried(url: str, series: int, revision: int) -> None:
+    """Report until the server says that it has it, as a gateway does."""
+    while True:
+        try:
+            post(url, series, str(revision))
+        except httpx.HTTPError:
+            time.sleep(0.1)
+        else:
+            return

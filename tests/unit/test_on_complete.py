@@ -1,0 +1,97 @@
+"""What `on-complete` makes of a change, and what it writes down."""
+
+import asyncio
+import sqlite3
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pydantic import ValidationError
+
+from api.answers import ChangePage
+from api.cli.backlog import Backlog
+from api.cli.remote import Remote, Unreadable
+from api.cli.runner import PLACES, Order, Runner, filled, unknown_places, variables
+from models import Change
+
+FINAL = frozenset({"verified", "expected", "idle"})
+
+
+def change(number: int, series: str = "1.2", **more: Any) -> Change:
+    values = {"SeriesInstanceUID": series, "StudyInstanceUID": "1", "Kinds": ["created"], "Revision": 1}
+    values |= {"NumInstances": 2, "Verdict": "idle", "At": datetime(2026, 1, 1, tzinfo=UTC)}
+    return Change.model_validate({"Number": number} | values | more)
+
+
+@pytest.fixture
+def backlog(tmp_path: Path) -> Iterator[Backlog]:
+    with Backlog.open(tmp_path / "jobs.db") as backlog:
+        yield backlog
+
+
+def test_words_are_filled_and_nothing_else_is_read() -> None:
+    words = ["run", "{SeriesInstanceUID}", "n={NumInstances};$(id)", '{"a": 1}', "{}", "{x-y}"]
+    assert filled(words, change(7)) == ["run", "1.2", "n=2;$(id)", '{"a": 1}', "{}", "{x-y}"]
+    assert unknown_places([*words, "{PatientName} {Revision}"]) == ["PatientName"]
+
+
+def test_what_a_sender_chooses_freely_is_in_the_environment_only() -> None:
+    one = change(1, Modality="-rf", Source="\0; rm")
+    assert not {"Modality", "Source"} & {*PLACES}
+    assert (variables(one)["MODALITY"], variables(one)["SOURCE"]) == ("-rf", "; rm")
+    for wrong in ("../../etc", "-rf", "", "1.2 3"):
+        with pytest.raises(ValidationError):
+            filled(["run"], change(1, series=wrong))
+
+
+def test_of_each_series_the_first_is_due_until_it_is_done_or_given_up(backlog: Backlog) -> None:
+    backlog.take([change(n, series=f"1.{n % 2}") for n in range(1, 7)], 9, first_only=False)
+
+    def due(*besides: str, now: float = 0.0) -> list[int]:
+        return [job.change.Number for job in backlog.due(now, besides, 9)]
+
+    assert (due(), due("1.1"), backlog.place()) == ([1, 2], [2], 9)
+    backlog.done(1)
+    backlog.delay(2, 5.0, "exit code 1")
+    assert (due(), due(now=5.0)) == ([3], [2, 3])
+    backlog.fail(2, "exit code 1")
+    assert (due(), backlog.counts()) == ([3, 4], (4, 1))
+    assert backlog.replay() == 1
+    assert due() == [2, 3]
+
+
+def test_a_page_that_cannot_be_written_moves_no_place(backlog: Backlog) -> None:
+    backlog.take([change(1)], 1, first_only=False)
+    with pytest.raises(sqlite3.IntegrityError):
+        backlog.take([change(2), change(1)], 3, first_only=False)
+    assert (backlog.place(), backlog.counts()) == (1, (1, 0))
+
+
+class Pages:
+    """A server that fails first, and then tells these changes."""
+
+    def __init__(self, *changes: Change) -> None:
+        self.changes, self.failures = [*changes], 1
+
+    async def get(self, path: str, shape: type[ChangePage], since: int | str, limit: int = 0) -> ChangePage:
+        if self.failures:
+            self.failures -= 1
+            raise Unreadable("HTTP 503")
+        last = self.changes[-1].Number
+        some = [] if since == "now" else [one for one in self.changes if one.Number > int(since)]
+        return ChangePage(changes=some, last=last, done=True)
+
+
+async def test_a_change_that_is_none_is_given_up_and_the_rest_goes_on(backlog: Backlog, tmp_path: Path) -> None:
+    pages = Pages(change(1, series="../x"), change(2), change(3, Kinds=["conflict"]), change(4, Verdict=None))
+    order = Order((sys.executable, "-c", ""), frozenset(), FINAL, False, 0, 1, 1, 60.0)
+    with (tmp_path / "lock").open("w") as lock:
+        runner = Runner(order, cast("Remote", pages), backlog, lock.fileno())
+        with pytest.raises(Unreadable):
+            await runner.run(asyncio.Event(), once=True)
+        await runner.run(asyncio.Event(), once=True)
+    assert (runner.ended, runner.given_up, backlog.place()) == (1, 1, 4)
+    assert [(one["change"], one["problem"]) for one in backlog.failed()] == [(1, "its UIDs are no UIDs")]
