@@ -149,7 +149,14 @@ FILTERS = {
 
 @click.command
 @_of_server
-@click.option("--format", "form", default="csv", show_default=True, type=click.Choice(["csv", "jsonl"]))
+@click.option(
+    "--format",
+    "form",
+    default="csv",
+    show_default=True,
+    type=click.Choice(["csv", "jsonl"]),
+    help="A line of columns for each series, or its whole record.",
+)
 @click.option("--output", metavar="FILE", type=FILE, help="For its owner only; by default standard output.")
 @click.option("--updated-since", metavar="DAY", help="Last changed then or later: yesterday, today, a day or a time.")
 @click.option("--updated-until", metavar="DAY", help="Last changed before then.")

@@ -14,10 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
-from typing import IO
+from typing import IO, Annotated
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from api.answers import ChangePage
 from api.cli.backlog import Backlog, Job, now
@@ -34,7 +34,7 @@ UNREADABLE_MAX_S = 60.0
 KILL_AFTER_S = 10.0  # of a script that was told to end
 PLACES = ("SeriesInstanceUID", "StudyInstanceUID", "Number", "Revision", "NumInstances", "Missing", "Verdict")
 """What may stand in braces: what cannot be taken for an option, or be empty where a verdict is asked for."""
-UID: TypeAdapter[str] = TypeAdapter(Uid)
+UID: TypeAdapter[str] = TypeAdapter(Annotated[Uid, Field(pattern=r"^[0-9A-Za-z.]+$")])  # no option, path or shell's
 
 log = structlog.get_logger()
 
@@ -187,7 +187,7 @@ class Runner:
         try:
             argv = filled(self.order.command, change)
         except ValidationError:
-            self._give_up(change, "its UIDs are no UIDs", told)
+            self._give_up(change, "its UID has other characters than letters, digits and dots", told)
         else:
             problem = await self._problem_of(argv, change)
             seconds = round(time.monotonic() - began, 3)
@@ -262,7 +262,7 @@ def unknown_places(command: Sequence[str]) -> list[str]:
 
 
 def filled(command: Sequence[str], change: Change) -> list[str]:
-    """The command for one change; no shell reads it. Raises ValidationError where a UID is none."""
+    """The command for one change; no shell reads it. Raises ValidationError where a UID is not of letters, digits and dots."""
     for uid in (change.SeriesInstanceUID, change.StudyInstanceUID):
         UID.validate_python(uid)
     values = {name: str(getattr(change, name)) for name in PLACES}
