@@ -262,7 +262,7 @@ def unknown_places(command: Sequence[str]) -> list[str]:
 
 
 def filled(command: Sequence[str], change: Change) -> list[str]:
-    """The command for one change; no shell reads it. Raises ValidationError where a UID is not of letters, digits and dots."""
+    """The command for one change; no shell reads it. Raises ValidationError where a UID has any other character."""
     for uid in (change.SeriesInstanceUID, change.StudyInstanceUID):
         UID.validate_python(uid)
     values = {name: str(getattr(change, name)) for name in PLACES}

@@ -120,7 +120,8 @@ def two_terminals(folder: Path) -> Iterator[tuple[str, Process, int]]:
     """Server and gateway as README starts them: the server's URL, the gateway and its port."""
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"}
     journal = {"GATEWAY_JOURNAL_PATH": f"{folder}/journal.db"}
-    with terminal(line(README, ".venv/bin/uvicorn").replace(".venv/bin", str(BIN), 1) + " --port 0", **database) as one:
+    uvicorn = line(README, ".venv/bin/uvicorn").partition("#")[0].replace(".venv/bin", str(BIN), 1)
+    with terminal(f"{uvicorn} --port 0", **database) as one:
         url = one.wait_for(lambda said: (re.findall(r"running on (http://\S+)", said) or [None])[0])
         start = filled(line(README, ".venv/bin/python client.py").partition("#")[0])
         with terminal(f"{start} --scp-port 0 --server-url {url}", **journal) as two:
