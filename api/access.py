@@ -29,9 +29,12 @@ HEARTBEAT = ("PUT", "/gateways/{GatewayID}")
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE")
 COOKIE = "series-gateway-session"  # stands for a key in a browser, to read with
 PROXYS = re.compile(  # headers that say who asked before a proxy, or that there is one
-    "forwarded|via|cdn-loop|x-(forwarded|original|envoy|arr|azure)(-.*)?|(.*-)?(client|connecting|real|remote|source|user|"
-    "originating|cluster)-?(ip|ipv4|ipv6|addr|address|host)"
+    "forwarded|via|(cdn-loop|cf|tailscale|x-(forwarded|original|envoy|arr|azure|amzn|goog|nf|varnish|scheme))(-.*)?|"
+    "front-end-https|x-remote-user|(.*-)?(client|connecting|real|remote|source|user|proxyuser|originating|cluster)-?"
+    "(ip|ipv4|ipv6|addr|address|host)"
 )
+CONTROL = re.compile(r"[\0-\x1f\x7f]")
+CLOSE = {"Connection": "close"}  # nobody knows what is left on it
 FAILURES = 10  # wrong keys of one address, …
 FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
 REMEMBERED = 10_000  # addresses and keys
@@ -133,7 +136,7 @@ class Guard:
             await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
         except Exception:  # a fault of ours: answered like all else, and raised on, into the log
             if status is None:
-                await JSONResponse({"detail": FAILED}, 500)(scope, receive, send_safely)
+                await JSONResponse({"detail": FAILED}, 500, CLOSE)(scope, receive, send_safely)
             raise
         finally:
             status = status or 500
@@ -143,6 +146,8 @@ class Guard:
 
     async def _admit(self, scope: Scope, state: dict[str, Any]) -> None:
         """Find out who asks, which the audit log and operators' decisions name. Raises Refused."""
+        if CONTROL.search(scope["path"]):  # routes forgive a newline at the end; the scopes that they need do not
+            raise Refused(400, "the path has control characters")
         address = _neighbourhood(scope)
         try:
             key = await self._key(scope, address)
@@ -172,7 +177,7 @@ class Guard:
             if not _is_this_machine(scope):
                 raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
             return None
-        if not scheme and session is None:
+        if scheme.lower() != "bearer" and session is None:
             raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
         if wait_s := self._failures.wait_s(address):
             raise Refused(429, "too many wrong keys from this address", Retry_After=str(int(wait_s) + 1))

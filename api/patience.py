@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.follower import Follower
@@ -17,6 +18,7 @@ WHOLE_S = 300.0  # from the headers to the last piece
 STOP_S = 1.0  # the same, from when the server is told to stop
 LOOK_S = 60.0  # between two looks whether it was
 RETRY_AFTER_S = 2
+WITH_BODY = ("POST", "PUT")  # of other methods no body is read: who receives there waits for the client to go
 
 
 @dataclass
@@ -63,8 +65,12 @@ class WholeBodies:
         self._max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] not in WITH_BODY:
             await self._app(scope, receive, send)
+            return
+        if _announced(scope) > self._max_bytes:
+            problem = self._too_large()
+            await JSONResponse({"detail": problem.detail}, problem.status_code, problem.headers)(scope, receive, send)
             return
         loop = asyncio.get_running_loop()
         ends_at, whole, answered = loop.time() + WHOLE_S, False, False
@@ -74,8 +80,6 @@ class WholeBodies:
             nonlocal whole, left
             if whole:  # what comes now is that the client goes
                 return await receive()
-            if _announced(scope) > self._max_bytes and not answered:
-                raise self._too_large()
             try:
                 async with self._patience.until(min(ends_at, loop.time() + SILENCE_S)):
                     message = await receive()

@@ -84,16 +84,22 @@ def configure_logging(*, silent: bool = False, **fields: object) -> None:
 
 
 def places(error: BaseException | None) -> list[str]:
-    """An exception and what led to it: of each its kind and its places, innermost first; never its text."""
-    chain: list[str] = []
-    while error is not None and len(chain) < FRAMES:
+    """An exception and what led to it: of each its kind and its places, innermost first; never its text.
+
+    Each once: an exception that is raised out of a group has that group as its context, and so itself.
+    """
+    chain: dict[int, str] = {}
+    ahead = [error]
+    while ahead and len(chain) < FRAMES:
+        error = ahead.pop(0)
+        if error is None or id(error) in chain:
+            continue
         frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
         at = " < ".join(f"{_shown(frame.filename)}:{frame.lineno}" for frame in reversed(frames))
-        chain.append(f"{type(error).__name__} at {at}" if at else type(error).__name__)
-        if isinstance(error, BaseExceptionGroup):
-            chain += [place for inner in error.exceptions[:FRAMES] for place in places(inner)]
-        error = error.__cause__ or error.__context__
-    return chain
+        chain[id(error)] = f"{type(error).__name__} at {at}" if at else type(error).__name__
+        inner = error.exceptions[:FRAMES] if isinstance(error, BaseExceptionGroup) else ()
+        ahead = [*inner, error.__cause__ or error.__context__, *ahead]
+    return list(chain.values())
 
 
 def _shown(filename: str) -> str:

@@ -17,7 +17,7 @@ from bench.demo import expected, studies
 from bench.rig.compose import CommandFailed, Project, project, until
 from bench.rig.peers import Orthanc
 from bench.rig.processes import ROOT
-from tests.e2e.test_documented_commands import OPERATIONS, README, line
+from tests.e2e.test_documented_commands import OPERATIONS, README, line, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer("docker"), pytest.mark.timeout(2700)]
 
@@ -51,6 +51,20 @@ def send(compose: Project, files: list[Path], modality: str = "GATEWAY") -> None
     with httpx.Client(base_url=compose.url(8042), timeout=120, trust_env=False) as http:
         pacs = Orthanc(http)
         pacs.send(sorted({pacs.upload(path) for path in files}), modality)
+
+
+def send_without_a_browser(compose: Project, files: list[Path]) -> None:
+    """By README's commands."""
+    (folder,) = {path.parent for path in files}
+    upload = (
+        line(README, "storescu -xs --no-halt +sd +r -aec ORTHANC").partition("#")[0].replace("folder/", str(folder))
+    )
+    compose(upload.replace("4242", str(compose.ports[4242])))
+    of_orthanc = [command.partition("#")[0] for command in lines(README, "curl http://127.0.0.1:8042/")]
+    listed, sent = (command.replace("8042", str(compose.ports[8042])) for command in of_orthanc)
+    for study in json.loads(compose(listed.replace("curl", "curl --silent --show-error"))):
+        compose(sent.replace("ID", study))
+    assert "ready" in compose(line(README, "docker compose exec client python client.py status").partition("#")[0])
 
 
 def rows(compose: Project, key: str) -> dict[str, dict[str, object]]:
@@ -134,10 +148,10 @@ def test_what_orthanc_sends_is_verified_and_kept_when_all_is_made_anew(compose: 
     states = compose("docker compose ps --all --format '{{.Service}} {{.ExitCode}}'")
     assert {"client", "server"} <= set(states.split())
     assert "137" not in states.split(), "a process was killed, since it did not stop in time"
-    compose("docker compose down")
+    compose(line(README, "docker compose down").partition("#")[0])
     compose(UP)
     assert rows(compose, key) == before
-    send(compose, of_study("MR700"))
+    send_without_a_browser(compose, of_study("MR700"))
     after = verified(compose, key, FILES)
     assert {uid: after[uid] for uid in before} == before
 

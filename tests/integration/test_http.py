@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message, Receive, Scope, Send
 
 from api.examples import MINIMAL_REPORT
 from common.settings import ServerSettings, SettingsError, load
@@ -56,6 +57,46 @@ async def test_head_is_get_without_the_body_and_ends_a_stream(app: FastAPI, http
             assert head.status_code == get.status_code, path
             assert head.headers.get("Content-Type") == get.headers.get("Content-Type"), path
     assert (await http.head("/nowhere")).status_code == 404
+
+
+async def test_the_server_sees_a_head_as_it_sends(app: FastAPI) -> None:
+    """uvicorn looks at the request's method then: behind a HEAD, bytes of a body would be taken for the next answer."""
+    seen: list[str] = []
+
+    async def looking(scope: Scope, receive: Receive, send: Send) -> None:
+        async def look(message: Message) -> None:
+            seen.append(scope["method"])
+            await send(message)
+
+        await app(scope, receive, look)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(looking), base_url="http://127.0.0.1") as http:
+        for path in readable(app):
+            await http.head(path)
+    assert set(seen) == {"HEAD"}
+
+
+async def test_a_newline_behind_a_path_is_no_other_name_of_it(app: FastAPI) -> None:
+    _, key = await app.state.keys.create("reader", ["series:read"])
+    headers = {"Authorization": f"Bearer {key}"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://s", headers=headers) as http:
+        for path in readable(app):
+            assert (await http.get(f"{path}%0A")).status_code in (400, 404), path
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_the_body_of_a_get_ends_no_answer_in_its_middle(
+    app: FastAPI, http: httpx.AsyncClient, announced: bool
+) -> None:
+    async def large() -> AsyncIterator[bytes]:
+        for _ in range(17):
+            yield bytes(2**20)
+
+    for path in readable(app):
+        if not path.endswith("/stream"):
+            content = b"".join([chunk async for chunk in large()]) if announced else large()
+            answer = await http.request("GET", path, content=content)
+            assert answer.status_code == (await http.get(path)).status_code, path
 
 
 async def test_a_slash_at_the_end_redirects_nobody(app: FastAPI, http: httpx.AsyncClient) -> None:

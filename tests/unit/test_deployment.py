@@ -201,9 +201,8 @@ def test_volumes_are_declared_and_mounted_files_exist() -> None:
     assert [source for source, *_ in mounts if source.startswith("./") and not (ROOT / source).exists()] == []
     assert all(mount[2:] == ["ro"] for mount in mounts if mount[0].startswith("./"))
     ours = [mount.split(":") for name in OURS for mount in SERVICES[name]["volumes"]]
-    assert {path for source, path, *_ in ours if not source.startswith("./")} == set(
-        re.findall(r" (/\w+)", re.findall("install -d .*", DOCKERFILE)[0])
-    )
+    written = {path for source, path, *mode in ours if not source.startswith("./") and path != "/postgres"}
+    assert written == set(re.findall(r" (/\w+)", re.findall("install -d .*", DOCKERFILE)[0]))
     assert "VOLUME /data" in DOCKERFILE
     assert "sqlite+aiosqlite:////data/" in SERVICES["server"]["environment"]["DATABASE_URL"]
 
@@ -238,7 +237,9 @@ def test_postgresqls_password_is_made_once_and_found_by_both_sides(
     service, environment = SERVICES["postgres-password"], SERVICES["postgres"]["environment"]
     python, option, script = service["command"]
     assert (python, option) == ("python", "-c")
-    here = script.replace('"/secrets"', repr(str(tmp_path)))
+    volume = tmp_path.with_name("postgres")
+    volume.mkdir()
+    here = script.replace('"/secrets"', repr(str(tmp_path))).replace('"/postgres"', repr(str(volume)))
 
     def run(url: str) -> subprocess.CompletedProcess[str]:
         variables = {"DATABASE_URL": url, "PYTHONDONTWRITEBYTECODE": "1"}
@@ -255,8 +256,13 @@ def test_postgresqls_password_is_made_once_and_found_by_both_sides(
     assert (tmp_path / Path(environment["POSTGRES_PASSWORD_FILE"]).name).read_text() == password
     assert Path(service["environment"]["PGPASSFILE"]).name == "pgpass"
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    (volume / "18").mkdir()
     assert run(POSTGRESQL).returncode == 0
     assert password in (tmp_path / "pgpass").read_text()
+    for path in tmp_path.iterdir():  # as `down --volumes` without the profile does
+        path.unlink()
+    assert "down --volumes" in run(POSTGRESQL).stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prometheus_and_grafana_find_each_other_and_what_they_show() -> None:

@@ -110,7 +110,10 @@ def test_of_a_series_the_first_value_is_kept_or_those_of_every_image() -> None:
 def test_the_values_of_every_image_are_joined_in_the_row() -> None:
     known = merge.new_row(make_report("1"), RECEIVED_AT) | {"PatientName": None, "ExpectedInstances": None}
     known |= dict.fromkeys(
-        ("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedFrom", "LastReceivedAt", "FirstReceivedAt")
+        (
+            *("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedFrom", "LastReceivedAt", "FirstReceivedAt"),
+            "CalledAETitle",
+        )
     )
     for values in (["1", "2"], ["3", "2"]):
         report = make_report("1").model_copy(update={"Attributes": {"EOfImages": values, "E": values}})

@@ -184,6 +184,13 @@ def test_ctrl_c_is_no_failure() -> None:
     assert lines_of("raise KeyboardInterrupt", exit_code=-2) == []
 
 
+def test_an_exception_raised_out_of_its_group_is_named_once() -> None:
+    inner = ValueError("Secret^Name")
+    group = ExceptionGroup("", [inner])
+    inner.__context__ = group
+    assert places(inner) == ["ValueError", "ExceptionGroup"]
+
+
 def test_the_places_of_a_group_name_what_is_in_it() -> None:
     group = ExceptionGroup(MARKED, [ValueError(MARKED), KeyError(MARKED)])
     assert places(group) == ["ExceptionGroup", "ValueError", "KeyError"]
