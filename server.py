@@ -115,7 +115,7 @@ def _add_routes(app: FastAPI) -> None:
     key = [Security(HTTPBearer(auto_error=False, description="A key of `python server.py keys create`."))]
     of_series = "/series/{SeriesInstanceUID:path}"  # a UID that is none of PS3.5 §9.1 may have a slash
     stored: dict[int | str, dict[str, Any]] = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
-    app.post("/series", responses=_answers(400, 408, 413) | stored, dependencies=key)(post_series)
+    app.post("/series", responses=_answers(408, 413) | stored, dependencies=key)(post_series)
     asked = [*key, KNOWN_ONLY]
     add_listing(app, responses=_answers(), dependencies=asked)
     app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=asked)(get_timeline)
@@ -123,13 +123,13 @@ def _add_routes(app: FastAPI) -> None:
     app.get(of_series, responses=_answers(404), dependencies=asked)(get_series)
     app.get("/completions", responses=_answers(), dependencies=asked)(list_completions)
     app.get("/conflicts", responses=_answers(), dependencies=asked)(list_conflicts)
-    app.post("/conflicts/{digest}", responses=_answers(400, 404, 408, 413), dependencies=key)(resolve_conflict)
+    app.post("/conflicts/{digest}", responses=_answers(404, 408, 413), dependencies=key)(resolve_conflict)
     app.get("/changes", responses=_answers(), dependencies=asked)(list_changes)
     app.get("/changes/stream", responses=_answers() | DOCUMENTED, response_class=Events, dependencies=asked)(
         stream_changes
     )
     add_searches(app, responses=_answers(), dependencies=key)
-    add_overview(app, responses=_answers(400, 408, 413), dependencies=key)
+    add_overview(app, responses=_answers(408, 413), dependencies=key)
     add_webpage(app, responses=_answers(), dependencies=key)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
     app.get("/metrics", response_class=Response, responses=_answers() | text, dependencies=key)(measured)
@@ -138,8 +138,8 @@ def _add_routes(app: FastAPI) -> None:
 
 
 def _answers(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """What a route answers beside its own: 401, 403 and 429 of the guard, 503 of the database, and `codes`."""
-    return {code: {"model": Problem} for code in (*codes, 401, 403, 429, 503)}
+    """What a route answers beside its own: 400, 401, 403 and 429 of the guard, 503 of the database, and `codes`."""
+    return {code: {"model": Problem} for code in (*codes, 400, 401, 403, 429, 503)}
 
 
 async def post_series(
