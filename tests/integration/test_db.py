@@ -642,7 +642,7 @@ async def test_a_record_corrected_by_pieces_is_of_their_patient_whichever_comes_
     large = make_report(*map(str, range(2, 10_003)), patient_id="P2", study="1.9")
     large = large.model_copy(update={"Attributes": of_other, "Undecoded": {"StudyID": "AAAA"}})
     parts = pieces(large.model_dump_json(exclude_none=True))
-    conflicts = {}
+    conflicts: dict[int, str] = {}
     for at, part in enumerate(parts):
         await database.store(SeriesReport.model_validate_json(part))
         known = {each.Digest for each in await database.conflicts(after=None, limit=9, resolved=False)}
