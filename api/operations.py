@@ -82,9 +82,8 @@ async def _remove_webhook(database: Database, id: int) -> dict[str, Any]:
 
 
 async def _rotate_webhook(database: Database, id: int, keep_old_s: float) -> dict[str, Any]:
-    until = datetime.now(UTC) + timedelta(seconds=keep_old_s)
-    secret = await database.webhooks.rotate(id, until)
-    return {"id": id, "secret": secret, "old_until": stamp(until)}
+    secret, until = await database.webhooks.rotate(id, timedelta(seconds=keep_old_s))
+    return {"id": id, "secret": secret, "old_until": until and stamp(until)}
 
 
 async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:

@@ -45,7 +45,8 @@ NOT_OF_THE_REPORT = {  # where a proxy, or a server at another path, says it (RF
     413: "a proxy takes no body of this size: raise its limit (nginx: client_max_body_size 16m)",
     421: "a proxy does not know the host name of GATEWAY_SERVER_URL: correct it, or the proxy's server names",
 }
-ROUTERS_WORDS = ("Not Found", "Method Not Allowed")  # of our server at a path that it does not have
+UNREADABLE = "There was an error parsing the body"  # FastAPI's, of a body that is neither JSON nor broken JSON
+TOO_LARGE = re.compile(r"the body has more than [0-9]+ bytes: SERVER_MAX_BODY_BYTES ")
 MAX_FIELDS = 10  # fields of a refusal
 MAX_REFUSAL = 1000  # characters of a refusal
 STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
@@ -286,14 +287,19 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
 
 
 def _is_about_the_report(answer: Answer) -> bool:
-    """Whether our server has looked at the report and refuses it: it says so in JSON, and proxies do not."""
-    if answer.status == HTTPStatus.UNPROCESSABLE_ENTITY:
-        return True
+    """Whether our server has looked at the report and refuses it, in its own words: others send JSON, too."""
     try:
         detail = json.loads(answer.content)["detail"]
-    except Exception:  # a stranger's words, of any shape
-        return False
-    return isinstance(detail, str | list) and detail not in ROUTERS_WORDS
+        match answer.status:
+            case 400:
+                return bool(detail == UNREADABLE)
+            case 413:
+                return TOO_LARGE.match(detail) is not None
+            case 422:
+                return bool(detail) and all(isinstance(each["loc"], list) and "type" in each for each in detail)
+    except Exception:  # noqa: S110 - a stranger's words, of any shape
+        pass
+    return False
 
 
 def _problem(answer: Answer) -> str:

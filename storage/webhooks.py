@@ -62,18 +62,25 @@ class Webhooks:
 
         return await self._engine.write(remove) == 1
 
-    async def rotate(self, id: int, until: datetime) -> str | None:
-        """Give it another secret; the one before signs, too, `until` then. None where there is no such webhook."""
-        secret = new_secret()
+    async def rotate(self, id: int, keep_old: timedelta) -> tuple[str | None, datetime | None]:
+        """Give it another secret, and until when the one before signs, too. (None, None): there is no such webhook.
+
+        (None, a time): two sign until then, of which the receiver may know either; so there is no third one, unless
+        none is to be kept.
+        """
+        secret, now = new_secret(), datetime.now(UTC)
         this = (webhooks.c.Id == id) & (webhooks.c.Secret != secret)  # of a try whose answer was lost
-        rotated = {"Secret": secret, "OldSecret": webhooks.c.Secret, "OldSecretUntil": until}
+        if keep_old:
+            this &= or_(webhooks.c.OldSecretUntil.is_(None), webhooks.c.OldSecretUntil <= now)
+        rotated = {"Secret": secret, "OldSecret": webhooks.c.Secret, "OldSecretUntil": now + keep_old}
 
-        async def rotate(connection: AsyncConnection) -> bool:
+        async def rotate(connection: AsyncConnection) -> tuple[str | None, datetime | None]:
             await connection.execute(webhooks.update().where(this).values(rotated))
-            stored = select(webhooks.c.Secret).where(webhooks.c.Id == id)
-            return bool((await connection.execute(stored)).scalar_one_or_none())
+            stored = select(webhooks.c.Secret, webhooks.c.OldSecretUntil).where(webhooks.c.Id == id)
+            row = (await connection.execute(stored)).one_or_none()
+            return (None, None) if row is None else (secret if row[0] == secret else None, row[1])
 
-        return secret if await self._engine.write(rotate) else None
+        return await self._engine.write(rotate)
 
     async def replay(self, id: int) -> int | None:
         """Go back to before the first change that was given up, and forget those; or go on where one was ended.
@@ -90,7 +97,7 @@ class Webhooks:
                 number = position + 1
             if number is not None:
                 again = {"Position": number - 1, "Owner": None, "NextAttemptAt": None, "FirstAttemptAt": None}
-                again |= {"Problem": None}
+                again |= {"Problem": None, "Attempts": 0}
                 await connection.execute(webhooks.update().where(webhooks.c.Id == id).values(again))
                 await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
             return number

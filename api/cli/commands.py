@@ -304,9 +304,13 @@ def remove(settings: ServerSettings, id: int) -> None:
 def rotate(settings: ServerSettings, id: int, hours: float, as_json: bool) -> None:
     """Give a webhook another secret, shown once; it stays where it is in the changes.
 
-    Until the receiver knows the new one, each body carries a signature by either.
+    Until the receiver knows the new one, each body carries a signature by either. Meanwhile there is no third secret,
+    except with --keep-old 0, which ends both.
     """
     done = _do(settings, "rotate_webhook", id=id, keep_old_s=3600 * hours)
+    if done["secret"] is None and done["old_until"]:
+        cure = "wait until then, or end both at once with --keep-old 0"
+        raise click.ClickException(f"webhook {id} has two secrets that sign until {done['old_until']}; {cure}")
     if done["secret"] is None:
         raise click.ClickException(f"no webhook {id}; `webhooks list` shows them")
     show(done, as_json)

@@ -120,6 +120,8 @@ def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
     assert rotated["secret"].startswith("whsec_")
     assert rotated["secret"] != added["secret"]
     assert ours(database_url, "webhooks", "rotate", "99").returncode == 1
+    refused = ours(database_url, "webhooks", "rotate", str(added["id"]))
+    assert (refused.returncode, "--keep-old 0" in refused.stderr) == (1, True)
     assert ours(database_url, "webhooks", "add", "http://169.254.169.254/", "--link-local").returncode == 0
     assert ours(database_url, "webhooks", "replay", str(added["id"])).returncode == 1
     assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 0

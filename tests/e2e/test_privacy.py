@@ -289,6 +289,7 @@ def http_answer(status: str, body: str) -> bytes:
     return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
+TOO_LARGE = "the body has more than 5 bytes: SERVER_MAX_BODY_BYTES takes no larger one"  # as api/patience.py says it
 REFUSAL = json.dumps({"detail": [{"loc": ["body", MARK], "msg": f"{MARK} \ud800", "type": MARK}]})
 
 
@@ -296,14 +297,15 @@ REFUSAL = json.dumps({"detail": [{"loc": ["body", MARK], "msg": f"{MARK} \ud800"
     ("answer", "event"),
     [
         (http_answer("422 no", REFUSAL), "report.rejected"),
-        (http_answer(f"413 {MARK} is too long", json.dumps({"detail": MARK})), "report.rejected"),
+        (http_answer(f"413 {MARK} is too long", json.dumps({"detail": f"{TOO_LARGE} {MARK}"})), "report.rejected"),
+        (http_answer(f"413 {MARK} is too long", json.dumps({"detail": MARK})), "report.delayed"),
         (http_answer(f"413 {MARK} is too long", f'"{MARK}"'), "report.delayed"),
         (http_answer(f"500 {MARK}", MARK), "report.delayed"),
         (http_answer("200 OK", f'"{MARK}"'), "report.delayed"),
         (f"{MARK}^Name\r\n\r\n".encode(), "report.delayed"),
         (f"HTTP/1.1 200 OK\r\n{MARK}\r\n\r\n".encode(), "report.delayed"),
     ],
-    ids=["422", "413", "413 of a proxy", "500", "200", "status line", "header"],
+    ids=["422", "413", "413 of a stranger", "413 of a proxy", "500", "200", "status line", "header"],
 )
 def test_what_a_server_says_of_a_patient_goes_no_further(tmp_path: Path, answer: bytes, event: str) -> None:
     with talkative_server(answer) as url:

@@ -24,6 +24,7 @@ from api.operations import operations
 from common import metrics
 from common.settings import ServerSettings
 from db import CONFLICTS_BYTES, Database
+from gateway.pieces import pieces
 from models import MAX_VALUE, SeriesRecord, SeriesReport
 from storage.engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
 from storage.listing import Listing, select_listed
@@ -629,6 +630,29 @@ async def test_a_corrected_record_is_of_one_patient_in_every_attribute(database:
     assert record is not None
     assert (record.PatientID, record.PatientName, record.StudyInstanceUID) == ("P2", None, "1.9")
     assert record.Attributes == {"PatientSex": ["F"], "Modality": ["CT"]}
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+async def test_a_record_corrected_by_pieces_is_of_their_patient_whichever_comes_last(
+    database: Database, order: tuple[int, ...]
+) -> None:
+    of_one = {"PatientSex": ["M"], "PatientBirthDate": ["19500101"], "AccessionNumber": ["A"], "Modality": ["CT"]}
+    await database.store(make_report("1").model_copy(update={"Attributes": of_one}))
+    of_other = {"PatientSex": ["F"], "StudyDate": ["20260101"]}
+    large = make_report(*map(str, range(2, 10_003)), patient_id="P2", study="1.9")
+    large = large.model_copy(update={"Attributes": of_other, "Undecoded": {"StudyID": "AAAA"}})
+    parts = pieces(large.model_dump_json(exclude_none=True))
+    conflicts: dict[int, str] = {}
+    for at, part in enumerate(parts):
+        await database.store(SeriesReport.model_validate_json(part))
+        known = {each.Digest for each in await database.conflicts(after=None, limit=9, resolved=False)}
+        conflicts[at] = (known - {*conflicts.values()}).pop()
+    for at in order[:2]:
+        record = await database.resolve(conflicts[at], "correct", "op")
+        assert record is not None
+        assert (record.PatientID, record.StudyInstanceUID) == ("P2", "1.9")
+        assert record.Attributes == of_other | {"Modality": ["CT"]}
+        assert record.Undecoded == {"StudyID": "AAAA"}
 
 
 async def test_a_merge_of_a_report_without_patient_lets_no_other_patient_in(database: Database) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.engine import make_url
 from api.examples import GATEWAY_REPORT, MINIMAL_REPORT
 from common.settings import ServerSettings
 from common.version import version
+from gateway.server_client import _is_about_the_report, ask
 from server import create_app
 from storage.engine import Engine, _sqlite
 from storage.keys import Keys
@@ -109,6 +110,23 @@ async def test_body_over_the_limit_is_413(http: httpx.AsyncClient) -> None:
         assert response.status_code == 413
         assert "SERVER_MAX_BODY_BYTES" in response.json()["detail"]
         assert response.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"PatientName": "\xff"}', 400),
+        (b"[" * 4000, 400),
+        (json.dumps(MINIMAL_REPORT | {"PatientName": "x" * 5000}).encode(), 413),
+        (b"no JSON", 422),
+        (json.dumps(MINIMAL_REPORT | {"NumInstances": "many"}).encode(), 422),
+    ],
+)
+async def test_what_the_server_refuses_for_good_is_a_refusal_to_the_gateway(
+    http: httpx.AsyncClient, body: bytes, status: int
+) -> None:
+    answer = await ask(http, "POST", "/series", content=body, headers={"Content-Type": "application/json"})
+    assert (answer.status, _is_about_the_report(answer)) == (status, True)
 
 
 async def test_a_fault_of_the_servers_own_is_answered_like_all_else(tmp_path: Path) -> None:

@@ -248,7 +248,9 @@ async def test_a_change_that_was_given_up_is_visible_and_can_be_told_again(
     row = await listed(database)
     await database.webhooks.bury(row["id"], 1, "HTTP 500")
     assert (await listed(database))["dead"] == 1
+    await database._engine.write(lambda connection: connection.execute(webhooks.update().values(Attempts=12)))
     assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": 1}
+    assert (await listed(database))["attempts"] == 0  # the next failure waits as long as a first one
     async with telling(database):
         await receiver.until(lambda: len(receiver.received) == 2)
     assert [change["Number"] for change in receiver.received] == [1, 1]
@@ -374,14 +376,22 @@ async def test_another_secret_keeps_the_place_and_both_sign_until_the_old_one_en
         told = await next_told(2)
         for secret in (hook["secret"], rotated["secret"]):
             Webhook(secret).verify(*told)
-        last = await rotate(id=hook["id"], keep_old_s=0)
+        refused = await rotate(id=hook["id"], keep_old_s=7200)
+        assert (refused["secret"], refused["old_until"]) == (None, rotated["old_until"])
         told = await next_told(3)
+        for secret in (hook["secret"], rotated["secret"]):
+            Webhook(secret).verify(*told)
+        last = await rotate(id=hook["id"], keep_old_s=0)
+        told = await next_told(4)
     Webhook(last["secret"]).verify(*told)
     for secret in (hook["secret"], rotated["secret"]):
         with pytest.raises(WebhookVerificationError):
             Webhook(secret).verify(*told)
-    assert [change["Number"] for change in receiver.received] == [1, 2, 3]
-    assert (await operations(database)["rotate_webhook"](id=99, keep_old_s=0))["secret"] is None
+    again = await rotate(id=hook["id"], keep_old_s=3600)  # the old one has ended
+    assert again["secret"] not in (None, last["secret"])
+    assert [change["Number"] for change in receiver.received] == [1, 2, 3, 4]
+    missing = await operations(database)["rotate_webhook"](id=99, keep_old_s=0)
+    assert (missing["secret"], missing["old_until"]) == (None, None)
 
 
 # --- where they lead --------------------------------------------------------------------------------------------

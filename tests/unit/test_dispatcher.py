@@ -13,8 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from structlog.testing import capture_logs
 
+from api.patience import Patience, WholeBodies
 from common import metrics
 from common.outgoing import RETRY_AFTER_MAX_S, retry_after_s
 from gateway.clock import from_wall_clock
@@ -130,20 +132,51 @@ async def test_what_may_pass_is_tried_again_until_stored(failure: httpx.Response
     assert [r.NumInstances for r in server.reports] == [2]
 
 
-@pytest.mark.parametrize("status", [400, 404, 413, 422])
-async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(status: int) -> None:
-    detail = {"loc": ["body", "NumInstances"], "msg": "Marked^Name is bad", "type": "int_type"}
-    server = Server(httpx.Response(status, json={"detail": [detail]}))
+TOO_LARGE = str(WholeBodies(FastAPI(), Patience(), 5)._too_large().detail)
+REFUSED = {"loc": ["body", "NumInstances"], "msg": "Marked^Name is bad", "type": "int_type"}
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "kept"),
+    [
+        (400, "There was an error parsing the body", "Bad Request"),
+        (413, TOO_LARGE, "Request Entity Too Large"),
+        (422, [REFUSED], "body.NumInstances: int_type"),
+        (422, [REFUSED | {"input": 1, "url": "https://errors.pydantic.dev"}], "body.NumInstances: int_type"),
+    ],
+)
+async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(
+    status: int, detail: Any, kept: str
+) -> None:
+    server = Server(httpx.Response(status, json={"detail": detail}))
     async with dispatching(server) as line:
         await line.report(make_report("1"), make_report("2"))
         await line.dispatcher.drain(60)
         assert line.states() == ["dead", "delivered"]
         (answer,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
-    assert answer == f"HTTP {status} body.NumInstances: int_type"
+    assert answer == f"HTTP {status} {kept}"
     assert len(server.times) == 2
 
 
-@pytest.mark.parametrize("content", [b"<html>404 page not found", b'{"message": "no route"}', b"", b"[1]"])
+STRANGERS_WORDS = [
+    b"<html>404 page not found",
+    b'{"message": "no route"}',
+    b"",
+    b"[1]",
+    b'{"type": "about:blank", "title": "Gone", "detail": "The resource moved away."}',  # RFC 9457
+    b'{"detail": "Not found."}',  # Django's
+    b'{"detail": "Not Found"}',  # of our server at another path
+    b'{"detail": "Method Not Allowed"}',
+    b'{"detail": []}',
+    b'{"detail": {}}',
+    b'{"detail": null}',
+    b'{"detail": ["too large"]}',
+    b'{"detail": [{"loc": "body", "type": "x"}]}',
+    b'{"detail": [{"loc": ["body"]}]}',
+]
+
+
+@pytest.mark.parametrize("content", STRANGERS_WORDS)
 @pytest.mark.parametrize(
     ("status", "cure"),
     [
@@ -153,6 +186,7 @@ async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(stat
         (410, "GATEWAY_SERVER_URL"),
         (413, "client_max_body_size"),
         (421, "host name"),
+        (422, "correct that"),
         (451, "correct that"),
     ],
 )
@@ -170,9 +204,10 @@ async def test_what_a_proxy_refuses_says_nothing_of_the_report_and_is_tried_agai
     assert all(cure in entry["reason"] and f"HTTP {status}" in entry["reason"] for entry in delayed)
 
 
-@pytest.mark.parametrize(("status", "words"), [(404, "Not Found"), (405, "Method Not Allowed")])
-async def test_a_path_that_our_server_does_not_have_says_nothing_of_the_report(status: int, words: str) -> None:
-    async with dispatching(Server(httpx.Response(status, json={"detail": words}))) as line:
+@pytest.mark.parametrize("detail", [[REFUSED], TOO_LARGE, "There was an error parsing the body"])
+@pytest.mark.parametrize("status", [404, 405, 410, 421, 451])
+async def test_a_status_that_our_server_has_for_no_report_says_nothing_of_it(status: int, detail: Any) -> None:
+    async with dispatching(Server(httpx.Response(status, json={"detail": detail}))) as line:
         await line.report(make_report("1"))
         await line.dispatcher.drain(600)
         assert line.states() == ["delivered"]
@@ -205,12 +240,15 @@ async def test_a_part_that_fails_is_posted_again_with_what_comes_behind_it() -> 
             httpx.Response(422, json={"detail": [{"loc": ["body", "Marked^Name", 3], "type": "Marked"}]}),
             "body.3: refused",
         ),
-        (httpx.Response(422, content=rb'{"detail": [{"loc": "Marked", "type": "\ud800"}]}'), ": refused"),
-        (httpx.Response(422, json={"detail": ["Marked"]}), "Unprocessable Entity"),
-        (httpx.Response(413, json={"detail": "Marked"}), "Request Entity Too Large"),
-        (httpx.Response(499, json={"detail": []}, extensions={"reason_phrase": b"Marked"}), ""),
+        (httpx.Response(422, content=rb'{"detail": [{"loc": ["Marked"], "type": "\ud800"}]}'), ": refused"),
+        (httpx.Response(422, json={"detail": [{"loc": [{}], "type": "Marked"}]}), "Unprocessable Entity"),
+        (httpx.Response(413, json={"detail": f"{TOO_LARGE} Marked"}), "Request Entity Too Large"),
+        (
+            httpx.Response(413, json={"detail": TOO_LARGE}, extensions={"reason_phrase": b"Marked"}),
+            "Request Entity Too Large",
+        ),
     ],
-    ids=["field", "surrogate", "strings", "text", "reason"],
+    ids=["field", "surrogate", "place", "text", "reason"],
 )
 async def test_no_word_of_a_servers_own_is_kept_of_a_refusal(answer: httpx.Response, kept: str) -> None:
     with capture_logs() as logs:
@@ -266,7 +304,7 @@ async def test_key_that_the_server_refuses_holds_up_all_reports_and_kills_none(s
 
 
 async def test_replayed_dead_letter_is_posted_again() -> None:
-    server = Server(httpx.Response(422, json={}))
+    server = Server(httpx.Response(422, json={"detail": [REFUSED]}))
     async with dispatching(server) as line:
         await line.report(make_report("1", "2"))
         await line.dispatcher.drain(60)
@@ -553,7 +591,7 @@ async def test_parts_that_newer_ones_stand_for_are_not_counted_as_undelivered() 
 
 
 async def test_an_operator_is_told_which_dead_letters_cannot_be_made_into_reports() -> None:
-    server = Server(httpx.Response(422, json={}))
+    server = Server(httpx.Response(422, json={"detail": [REFUSED]}))
     async with dispatching(server) as line:
         await line.report(make_report("1"))
         await line.dispatcher.drain(60)

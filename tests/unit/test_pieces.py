@@ -2,12 +2,14 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.pieces import ENOUGH, MAX_BYTES, MAX_INSTANCES, pieces
 from models import MAX_DESCRIPTION, SeriesReport
 from tests.factories import SERIES, make_report
+
+DESCRIPTIONS = ("SeriesDescription", "StudyDescription", "ProtocolName", "StationName", "Manufacturer")
 
 
 def large(count: int, width: int, weight: int, rows: bool) -> SeriesReport:
@@ -17,8 +19,13 @@ def large(count: int, width: int, weight: int, rows: bool) -> SeriesReport:
         update={
             "SOPInstanceUIDs": [uid[-64:] for uid in uids],
             "NumInstances": count,
-            "InstanceAttributes": {"SOPClassUID": ["1.2.3"], "Rows": [str(n) for n in range(count)] if rows else ["8"]},
-            "Attributes": {"SeriesDescription": ["ä" * weight]},
+            "InstanceAttributes": {
+                "SOPClassUID": [f"1.{n}".ljust(60, "1") for n in range(count)] if rows else ["1.2.3"],
+                "Rows": [str(n) for n in range(count)] if rows else ["8"],
+            },
+            "Attributes": {keyword: ["山" * weight] for keyword in DESCRIPTIONS},
+            "Undecoded": {"StudyDescription": "AAAA"},
+            "Doubtful": ["StudyDescription"],
             "CalledAETitle": "ARCHIVE",
             "Verdict": "verified",
             "ExpectedInstances": count,
@@ -28,7 +35,8 @@ def large(count: int, width: int, weight: int, rows: bool) -> SeriesReport:
     return SeriesReport.model_validate_json(report.model_dump_json(exclude_none=True))
 
 
-@given(count=st.integers(0, 12_500), width=st.integers(20, 60), weight=st.integers(0, 4_000), rows=st.booleans())
+@given(count=st.integers(0, 12_500), width=st.integers(20, 60), weight=st.integers(0, 10_000), rows=st.booleans())
+@example(count=12_500, width=60, weight=10_000, rows=True)
 def test_pieces_are_the_report_and_each_is_small(count: int, width: int, weight: int, rows: bool) -> None:
     report = large(count, width, weight, rows)
     made = pieces(report.model_dump_json(exclude_none=True))
@@ -39,7 +47,8 @@ def test_pieces_are_the_report_and_each_is_small(count: int, width: int, weight:
     assert [part.Verdict for part in parts] == [None] * (len(parts) - 1) + ["verified"]
     assert {part.key for part in parts} == {report.key}
     assert {(part.Revision, part.CalledAETitle) for part in parts} == {(report.Revision, "ARCHIVE")}
-    assert parts[0].Attributes == parts[-1].Attributes == report.Attributes
+    told = report.Attributes, report.Undecoded, report.Doubtful
+    assert all((part.Attributes, part.Undecoded, part.Doubtful) == told for part in parts)
     if rows:
         assert [value for part in parts for value in part.InstanceAttributes["Rows"]] == [str(n) for n in range(count)]
 
