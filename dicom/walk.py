@@ -8,7 +8,7 @@ was.
 
 import struct
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from dicom.deflate import Inflater
@@ -68,10 +68,12 @@ class _Level(NamedTuple):
     encoding: Encoding
     wanted: frozenset[int]
     until: int = NOWHERE
-    """Where it ends; NOWHERE: at its delimiter, or with the data set."""
+    """Where it ends at the latest: by its length, or by that of what it stands in."""
+    is_delimited: bool = False
+    """It has no length of its own: it ends at its delimiter."""
 
 
-_undefined = cache(_Level)  # one object for all that are equal, however deep they are nested
+_level = lru_cache(maxsize=64)(_Level)  # one object for all that are equal, however deep they are nested
 
 
 _Header = tuple[int, int, int, Encoding]
@@ -127,8 +129,7 @@ class Walk:
         inflated = self._inflater is None or self._inflater.end()
         for reason in self._inflater.doubts if self._inflater else ():
             self._doubt(reason)
-        while self._levels[-1].until <= self._at:
-            self._levels.pop()
+        self._leave(self._at)
         cut = self._skip > 0 or len(self._levels) > 1 or bool(self._rest.strip(b"\0"))
         if cut:
             self._doubt(CUT)
@@ -231,8 +232,7 @@ class Walk:
 
     def _other(self, data: bytes | memoryview, p: int, end: int) -> int | None:
         """Pass a delimiter, an item, a sequence, a value that is not whole. None: more has to come."""
-        while self._at + p >= self._levels[-1].until:
-            self._levels.pop()
+        self._leave(self._at + p)
         level = self._levels[-1]
         header = self._header(data, p, end, level.encoding)
         if header is None:
@@ -244,7 +244,8 @@ class Walk:
             self._doubt(DELIMITERS)
             self._levels.pop()
             return p
-        is_wanted, kept = tag in level.wanted, min(length, MAX_VALUE_BYTES + 1)
+        is_wanted = tag in level.wanted
+        kept = max(0, min(length, MAX_VALUE_BYTES + 1, level.until - self._at - start))
         if is_wanted and tag not in self._in_items and length != UNDEFINED_LENGTH and start + kept > end:
             return None
         if len(self._levels) == 1:
@@ -352,22 +353,28 @@ class Walk:
     def _is_left_open(self) -> bool:
         """Whether the innermost level is an item of a sequence, and waits for its delimiter."""
         levels = self._levels
-        return len(levels) > 1 and levels[-1].until == NOWHERE and not levels[-2].holds_elements
+        return levels[-1].is_delimited and levels[-1].holds_elements and not levels[-2].holds_elements
+
+    def _leave(self, at: int) -> None:
+        """Close what ends here at the latest."""
+        while self._levels[-1].until <= at:
+            if self._levels.pop().is_delimited:
+                self._doubt(DELIMITERS)
 
     def _open(self, holds_elements: bool, encoding: Encoding, wanted: frozenset[int], start: int, length: int) -> int:
         if len(self._levels) >= MAX_LEVELS:
             self._doubt(TOO_DEEP)
             return NOWHERE
-        if length == UNDEFINED_LENGTH:
-            self._levels.append(_undefined(holds_elements, encoding, wanted))
-        else:
-            self._levels.append(_Level(holds_elements, encoding, wanted, self._at + start + length))
+        is_delimited, until = length == UNDEFINED_LENGTH, self._levels[-1].until
+        if not is_delimited:
+            until = min(until, self._at + start + length)
+        self._levels.append(_level(holds_elements, encoding, wanted, until, is_delimited))
         return start
 
     def _end_item(self) -> None:
         """An item delimiter: it closes the item that waits for it, or nothing."""
         level = self._levels[-1]
-        if len(self._levels) > 1 and level.holds_elements and level.until == NOWHERE:
+        if level.is_delimited and level.holds_elements:
             self._levels.pop()
         else:
             self._doubt(DELIMITERS)
@@ -378,14 +385,12 @@ class Walk:
         if levels[-1].holds_elements and self._behind_sequence == self._at + p:
             self._doubt(DELIMITERS)  # of a sequence that has said its length
             return
-        while at > 0 and levels[at].until == NOWHERE and levels[at].holds_elements:
+        while levels[at].is_delimited and levels[at].holds_elements:
             at -= 1
-        if levels[at].until < NOWHERE or (at == 0 and len(levels) == 1):
+        is_bare = levels[at].holds_elements and at < len(levels) - 1  # it closes bare items
+        if not is_bare and (not levels[at].is_delimited or at < len(levels) - 1):
             self._doubt(DELIMITERS)
-            return
-        if 0 < at < len(levels) - 1:
-            self._doubt(DELIMITERS)
-        del levels[max(at, 1) :]  # at 0 it closes a bare item
+        del levels[at if levels[at].is_delimited else at + 1 :]
 
 
 def _seen(data: bytes | memoryview, p: int, encoding: Encoding) -> Encoding:

@@ -231,6 +231,56 @@ def test_an_item_is_left_where_it_ends_whatever_its_elements_say() -> None:
     assert (found.items, list(found.doubts)) == ([{}, *ITEMS], [walk.TOO_LONG])
 
 
+class Counted(list[walk._Level]):
+    """Levels that count how often one is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at):  # type: ignore[no-untyped-def]
+        self.looks += 1
+        return super().__getitem__(at)
+
+
+def head(element: int, length: int) -> bytes:
+    """Of an item or a delimiter."""
+    return struct.pack("<HHL", 0xFFFE, element, length)
+
+
+NESTED = {
+    "bare items in an item that says its length": (
+        struct.pack("<HHL", 0x0040, 0x0275, 0x7FFFFFF0) + head(0xE000, 0x7FFFFFFF) + implicit(0x00400009, b""),
+        ITEM,
+    ),
+    "bare items at the top": (b"", ITEM),
+    "sequences": (b"", struct.pack("<HHL", 0x0008, 0x1140, UNDEFINED) + ITEM),
+    "bare items in an item": (struct.pack("<HHL", 0x0008, 0x1140, UNDEFINED) + ITEM, ITEM),
+}
+
+
+@pytest.mark.parametrize("form", NESTED)
+@pytest.mark.parametrize("end", [END_ITEM, END_SEQUENCE, END_ITEM + END_SEQUENCE])
+def test_what_a_delimiter_costs_does_not_grow_with_what_is_open(form: str, end: bytes) -> None:
+    before, opening = NESTED[form]
+    found = Walk(IMPLICIT, WALKED, IN_ITEMS)
+    found._levels = levels = Counted(found._levels)
+    data = implicit(0x00080018, b"") + before + opening * 300 + end * 300
+    found.feed(data)
+    assert levels.looks < 20 * len(data) / 8
+
+
+def test_a_value_longer_than_its_item_is_kept_no_further_than_the_item() -> None:
+    broken = struct.pack("<HH2sH", 0x0040, 0x0009, b"SH", 60) + b"short "
+    found = walked(SOP + long(0x00400275, "SQ", item(broken) + item(ASKED)) + PIXELS)
+    assert (found.items, list(found.doubts)) == ([{0x00400009: b"short "}, *ITEMS], [walk.TOO_LONG])
+
+
+@pytest.mark.parametrize("inner", [opened(0x00400008, ITEM + UNIT)[:-8], opened(0x00400008, b"")[:-8], ITEM])
+def test_what_waits_for_its_delimiter_ends_with_the_item_around_it(inner: bytes) -> None:
+    found = walked(SOP + long(0x00400275, "SQ", item(ASKED + inner)) + PATIENT + PIXELS)
+    assert (found.items, found.values[0x00100020]) == (ITEMS, b"P1")
+    assert walk.DELIMITERS in found.doubts
+
+
 def test_depth_without_end_is_given_up() -> None:
     found = walked((long(0x00081140, "SQ", length=UNDEFINED) + ITEM) * walk.MAX_LEVELS)
     assert list(found.doubts) == [walk.TOO_DEEP, walk.CUT]
