@@ -15,6 +15,8 @@ from dicom.deflate import Inflater
 
 MAX_VALUE_BYTES = 1024  # PN, the longest of the wanted VRs, has at most 3 component groups of 64 characters
 MAX_ITEMS = 15  # of a sequence whose items are wanted: as many as fit into a report, whatever their values
+FREE_STEPS, STEPS_PER_BYTE = 2**19, 32  # of a deflated data set; a step is an element that is passed: 0.3 us
+STEPS_OF_OTHER = 8  # what an item, a sequence or a delimiter costs
 MAX_LEVELS = 2**16  # sequences and items open at once; their list is what grows with them
 
 ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 §7.5
@@ -47,6 +49,7 @@ OTHER_ENCODING = "encoded otherwise than its transfer syntax says"
 UNORDERED = "elements out of order"
 REPEATED = "an element more than once"
 TOO_DEEP = f"more than {MAX_LEVELS} open sequences and items"
+TOO_MANY = "inflates to more elements than a data set has"
 TOO_LONG = "a value that has more than its bytes around it"
 MANY_ITEMS = f"more than {MAX_ITEMS} items of a sequence that is kept"
 
@@ -109,6 +112,8 @@ class Walk:
         self._skip = 0  # bytes of a value that is not wanted, still to come
         self._last = 0  # tag of the data set's last element
         self._behind_sequence = -1  # where the last sequence ended that said its length
+        self._steps = 0  # what was done, in elements that are passed
+        self._received = 0
         self._inflater = Inflater(KNOWN) if transfer_syntax_uid in DEFLATED else None
 
     @property
@@ -121,8 +126,11 @@ class Walk:
         if self._inflater is None:
             self._take(data)
         else:
+            self._received += len(data)
             for part in self._inflater.parts(data):
                 self._take(part)
+                if self._steps > FREE_STEPS + STEPS_PER_BYTE * self._received:
+                    self._inflater.stop(TOO_MANY)
 
     def end(self) -> bool:
         """Whether it ended where it says that it does; zeros behind that are none of it."""
@@ -169,6 +177,7 @@ class Walk:
         while self._begun and p < end:
             if self._levels[-1].holds_elements:
                 p = self._plain(data, p, end)
+            self._steps += STEPS_OF_OTHER
             passed = self._other(data, p, end)
             if passed is None:
                 break
@@ -195,6 +204,7 @@ class Walk:
         outermost = len(self._levels) == 1
         values, last = (self.values, self._last) if outermost else (self.items[-1] if wanted else {}, 0)
         end = min(end, level.until - self._at)
+        steps = 0
         whole, length_of = (IMPLICIT if implicit else EXPLICIT)[order].unpack_from, LENGTH[order].unpack_from
         while p + 8 <= end:
             if implicit:
@@ -226,6 +236,8 @@ class Walk:
                     values[tag] = bytes(data[start:stop])
             last = tag
             p = stop
+            steps += 1
+        self._steps += steps
         if outermost:
             self._last = last
         return p
@@ -339,8 +351,11 @@ class Walk:
             self._doubt(MANY_ITEMS)
             wanted = NOTHING
         opens = bool(wanted) or length == UNDEFINED_LENGTH
-        if opens and length and start + 8 > end:
-            return None  # its first element shows how it is encoded
+        inner = self._encoding_of_item(data, header, end, -2 if left_open else -1) if opens and length else encoding
+        if inner is None:
+            return None
+        if inner != encoding:
+            self._doubt(OTHER_ENCODING)
         if is_inside:
             self._doubt(DELIMITERS if left_open else BARE_ITEM)
         if left_open:
@@ -348,7 +363,21 @@ class Walk:
         if not opens:
             return start + length
         self.items += [{}] if wanted else []
-        return self._open(True, _seen(data, start, encoding) if length else encoding, wanted, start, length)
+        return self._open(True, inner, wanted, start, length)
+
+    def _encoding_of_item(self, data: bytes | memoryview, header: _Header, end: int, sequence: int) -> Encoding | None:
+        """How an item's first element shows that it is encoded; None: more has to come.
+
+        Implicit items are explicit only directly below a UN of undefined length: elsewhere lengths spell VRs by chance.
+        """
+        _, length, start, encoding = header
+        if not encoding.implicit:
+            return _seen(data, start, encoding) if start + 8 <= end else None
+        levels = self._levels
+        if levels[sequence].holds_elements or levels[sequence - 1].encoding.implicit:
+            return encoding
+        is_explicit = _is_explicit(data, start, end, start + length, encoding.order)
+        return None if is_explicit is None else encoding._replace(implicit=not is_explicit)
 
     def _is_left_open(self) -> bool:
         """Whether the innermost level is an item of a sequence, and waits for its delimiter."""
@@ -404,3 +433,26 @@ def _seen(data: bytes | memoryview, p: int, encoding: Encoding) -> Encoding:
     if not encoding.implicit and not is_text and length in (0, 0xFFFF):
         return encoding._replace(implicit=True)
     return encoding
+
+
+def _is_explicit(data: bytes | memoryview, p: int, end: int, until: int, order: str) -> bool | None:
+    """Whether the element at p has an explicit VR, by what stands behind it, too; None: more has to come."""
+    if p + 12 > end:
+        return None
+    group, element, vr, length = EXPLICIT[order].unpack_from(data, p)
+    start, is_undefined = p + 8, False
+    if vr in LENGTH_OF_32_BITS and length == 0:
+        (length,) = LENGTH[order].unpack_from(data, p + 8)
+        start, is_undefined = p + 12, length == UNDEFINED_LENGTH
+    elif vr not in LENGTH_OF_16_BITS:
+        return False
+    stop = start if is_undefined else start + length
+    if stop == until or stop + 8 > min(until, p + MAX_VALUE_BYTES):
+        return stop == until
+    if stop + 8 > end:
+        return None
+    next_group, next_element, vr, length = EXPLICIT[order].unpack_from(data, stop)
+    if next_group == GROUP_OF_ITEMS:
+        return next_group << 16 | next_element in (ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION)
+    is_next = (group, element) < (next_group, next_element)
+    return is_next and not is_undefined and (vr in LENGTH_OF_16_BITS or (vr in KNOWN and length == 0))
