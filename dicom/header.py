@@ -74,6 +74,7 @@ WANTED = INSTANCE_LEVEL | SERIES_LEVEL | COUNTS
 INSTANCE_KEYWORDS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
 MAX_INSTANCE_VALUE = MAX_UID  # characters; the longest value of one of these is a UID
 REMEMBERED_VALUES = 2**14
+REMEMBERED_BYTES = 128  # of one value: longer ones are decoded anew, for what is remembered is chosen by senders
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
 MAX_REQUESTS = MAX_ITEMS
@@ -248,7 +249,8 @@ def _decode_values(
     if items:  # positions are items: the empty ones stay
         elements += [(tag, tuple([item.get(tag, b"") for item in items])) for tag in REQUEST_ATTRIBUTES]
     for tag, sent in elements:
-        keyword, texts, as_sent = _decode_element(tag, sent, encoding.order, charset)
+        decode = _decode_element if sum(map(len, sent)) <= REMEMBERED_BYTES else _decode_element.__wrapped__
+        keyword, texts, as_sent = decode(tag, sent, encoding.order, charset)
         attributes[keyword] = texts
         if as_sent is not None:
             undecoded[keyword] = as_sent
@@ -268,7 +270,8 @@ def _extra_values(values: Mapping[int, bytes], extras: Sequence[Extra], order: s
     for extra in extras:
         tag = _private_tag(values, extra) if extra.creator else extra.tag
         if tag is not None and tag in values:
-            texts = _extra_texts(values[tag], extra.vr, order, charset)
+            decode = _extra_texts if len(values[tag]) <= REMEMBERED_BYTES else _extra_texts.__wrapped__
+            texts = decode(values[tag], extra.vr, order, charset)
             found[extra.name + (OF_IMAGES if extra.of_images else "")] = texts
     return found
 
@@ -319,7 +322,7 @@ def _terms(charset: bytes) -> list[str]:
 def _texts(values: Sequence[bytes], vr: str, charset: list[str], longest: int) -> tuple[list[str], bytes | None]:
     """The values as text; with the bytes as sent (each cut at MAX_VALUE_BYTES) where that text is only a guess."""
     if max(map(len, values)) <= longest:
-        with contextlib.suppress(UnicodeError, LookupError):
+        with contextlib.suppress(ValueError, LookupError):  # UnicodeError is a ValueError
             return [decode_text(value, vr, charset) for value in values], None
     guesses = [guess(value[:longest]) for value in values]
     return guesses, b"\\".join(value[:MAX_VALUE_BYTES] for value in values)

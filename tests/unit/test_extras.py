@@ -8,7 +8,7 @@ from common.extras import MOST, Extra, extras
 from common.settings import GatewaySettings, SettingsError
 from dicom.header import Wanted, read_instance
 from gateway.idle import Fixed
-from models import MAX_OF_IMAGES, Instance, news
+from models import MAX_OF_IMAGES, OF_IMAGES, Instance, news
 from storage import merge
 from tests.factories import RECEIVED_AT, collector_of, make_report
 from tests.unit.test_header import element, identity
@@ -110,7 +110,16 @@ def test_of_a_series_the_first_value_is_kept_or_those_of_every_image() -> None:
 def test_the_values_of_every_image_are_joined_in_the_row() -> None:
     known = merge.new_row(make_report("1"), RECEIVED_AT) | {"PatientName": None, "ExpectedInstances": None}
     known |= dict.fromkeys(
-        ("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedFrom", "LastReceivedAt", "FirstReceivedAt")
+        (
+            "Verdict",
+            "Basis",
+            "Source",
+            "IdlePolicy",
+            "ExpectedFrom",
+            "LastReceivedAt",
+            "FirstReceivedAt",
+            "CalledAETitle",
+        )
     )
     for values in (["1", "2"], ["3", "2"]):
         report = make_report("1").model_copy(update={"Attributes": {"EOfImages": values, "E": values}})
@@ -122,3 +131,20 @@ def test_they_are_bounded_and_what_is_known_is_no_news() -> None:
     known = {"XOfImages": tuple(map(str, range(MAX_OF_IMAGES)))}
     assert news({"XOfImages": ("new",), "Y": ()}, known) == {}
     assert news({"XOfImages": ("1",)}, {"XOfImages": ("1", "2")}) == {}
+
+
+def test_a_name_longer_than_a_report_takes_is_refused_at_the_start() -> None:
+    from pydicom.datadict import DicomDictionary
+
+    keywords = {entry[4] for entry in DicomDictionary.values() if len(entry[4]) > 56 and entry[1] == "1"}
+    refused = 0
+    for keyword in sorted(keywords):
+        for entry in (f"{keyword}*", f"Short={keyword}*", keyword):
+            try:
+                (extra,) = extras(entry)
+            except ValueError as error:
+                assert "GATEWAY_EXTRA_ATTRIBUTES" in str(error)
+                refused += 1
+            else:
+                assert len(extra.name + (OF_IMAGES if extra.of_images else "")) <= 64
+    assert refused
