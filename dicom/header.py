@@ -228,7 +228,7 @@ def _odd(values: Mapping[int, bytes], *uids: str) -> tuple[str, ...]:
         named = zip((*IDENTITY.values(), "SOPClassUID"), uids, strict=True)
         odd += tuple(f"{keyword} is none of PS3.5 9.1" for keyword, uid in named if uid and not is_standard_uid(uid))
     if max(map(len, values.values())) > MAX_VALUE_BYTES:
-        long = (_name(tag) for tag, value in values.items() if len(value) > MAX_VALUE_BYTES)
+        long = (WANTED[tag][0] for tag, value in values.items() if len(value) > MAX_VALUE_BYTES and tag in WANTED)
         odd += tuple(f"{keyword} has more than {MAX_VALUE_BYTES} bytes" for keyword in long)
     return odd
 
@@ -255,10 +255,6 @@ def _decode_values(
         if as_sent is not None:
             undecoded[keyword] = as_sent
     return attributes, undecoded
-
-
-def _name(tag: int) -> str:
-    return WANTED[tag][0] if tag in WANTED else f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
 # --- what a site wants besides -----------------------------------------------------------------------------------

@@ -49,6 +49,7 @@ OTHER_ENCODING = "encoded otherwise than its transfer syntax says"
 UNORDERED = "elements out of order"
 REPEATED = "an element more than once"
 TOO_DEEP = f"more than {MAX_LEVELS} open sequences and items"
+UNDEFINED = "a value that is kept has an undefined length"
 TOO_MANY = "inflates to more elements than a data set has"
 TOO_LONG = "a value that has more than its bytes around it"
 MANY_ITEMS = f"more than {MAX_ITEMS} items of a sequence that is kept"
@@ -265,6 +266,8 @@ class Walk:
                 self._doubt(REPEATED if tag == self._last else UNORDERED)
             self._last = tag
         if length == UNDEFINED_LENGTH or (is_wanted and tag in self._in_items):
+            if is_wanted and tag not in self._in_items:
+                self._doubt(UNDEFINED)
             of_items = self._in_items[tag] if is_wanted and tag in self._in_items else NOTHING
             return self._open(False, inner, of_items, start, length)
         if is_wanted:

@@ -148,3 +148,17 @@ def test_a_name_longer_than_a_report_takes_is_refused_at_the_start() -> None:
             else:
                 assert len(extra.name + (OF_IMAGES if extra.of_images else "")) <= 64
     assert refused
+
+
+def test_what_is_longer_than_is_kept_breaks_no_standard_where_a_site_wants_it() -> None:
+    wanted = Wanted(extras("(0029,10,OTHER CREATOR);ImageComments"))
+    more = [(0x00204000, "LT", b"x" * 2000), (0x00290010, "LO", b"SOMEBODY"), (0x00291010, "LT", b"x" * 2000)]
+    found = read_instance(
+        b"".join(element(*e) for e in sorted([*identity(), *more])),
+        wanted=wanted,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        calling_ae_title="A",
+        peer_address="127.0.0.1",
+        received_at=RECEIVED_AT,
+    )
+    assert not found.doubtful

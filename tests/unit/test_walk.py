@@ -330,6 +330,11 @@ def test_what_a_delimiter_costs_does_not_grow_with_what_is_open(form: str, end: 
     assert levels.looks < 20 * len(data) / 8
 
 
+def test_a_wanted_value_of_undefined_length_is_said() -> None:
+    found = walked(SOP + opened(0x00100020, item(b"P1"), "UN") + IDENTITY)
+    assert (0x00100020 in found.values, list(found.doubts)) == (False, [walk.UNDEFINED])
+
+
 def test_a_value_longer_than_its_item_is_kept_no_further_than_the_item() -> None:
     broken = struct.pack("<HH2sH", 0x0040, 0x0009, b"SH", 60) + b"short "
     found = walked(SOP + long(0x00400275, "SQ", item(broken) + item(ASKED)) + PIXELS)
