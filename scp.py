@@ -51,6 +51,7 @@ from dicom.upper_layer import (
     State,
     StoreStarted,
     Violation,
+    pass_over,
 )
 from dicom.walk import Walk
 from models import Association, Instance
@@ -477,7 +478,7 @@ class _Association(asyncio.BufferedProtocol):
             self._walk.feed(fragment)
         except Exception as error:  # the edge to hostile bytes: the text may be a patient's
             self._unreadable = type(error).__name__
-            self._acceptor.data_set = len  # which keeps nothing
+            self._acceptor.data_set = pass_over
 
     def _keep(self, length: int) -> None:
         """Read the instance's identity and have it kept; what cannot be is answered at once."""

@@ -4,6 +4,7 @@ import re
 from typing import NamedTuple
 
 MOST = 32  # of one gateway: a row holds 100 attributes
+MAX_NAME_OF_IMAGES = 64 - len("OfImages")  # characters; with these, a report's name has 64 at most
 AN_ENTRY = re.compile(
     r"(?:(?P<name>[A-Za-z][A-Za-z0-9]{0,39})=)?"
     r"(?:(?P<keyword>[A-Za-z][A-Za-z0-9]{1,63})|\(?(?P<group>[0-9A-Fa-f]{4}),?(?P<element>[0-9A-Fa-f]{4})\)?"
@@ -62,7 +63,13 @@ def _extra(entry: str) -> Extra:
         raise ValueError(
             f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} takes the name of another attribute: give it one of its own"
         )
-    return extra._replace(name=parts["name"] or extra.name, of_images=bool(parts["each"]))
+    extra = extra._replace(name=parts["name"] or extra.name, of_images=bool(parts["each"]))
+    if extra.of_images and len(extra.name) > MAX_NAME_OF_IMAGES:
+        raise ValueError(
+            f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} has a name too long for the values of every image: "
+            f"give it one of its own, of at most 40 characters: Short={entry}"
+        )
+    return extra
 
 
 def _private(entry: str, parts: re.Match[str]) -> Extra:

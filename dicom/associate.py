@@ -19,7 +19,7 @@ from dicom.sop_classes import is_stored
 APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"  # PS3.7 Annex A
 MAXIMUM_LENGTH = 131072
 """Of a P-DATA-TF PDU, as we announce it (PS3.8 Annex D.1)."""
-MAX_ITEMS = 8192  # of a whole request: contexts, their transfer syntaxes and negotiation items
+MAX_ITEMS = 2**15  # of a whole request: contexts, their transfer syntaxes and negotiation items
 MAX_ROLE_UID = 128  # characters: the answers to the roles of 256 contexts fit into one item
 CALLED, CALLING, RESERVED, ITEMS = slice(10, 26), slice(26, 42), slice(10, 74), 74  # PS3.8 table 9-11
 OF_CONTEXT = 4  # bytes before the sub-items of a presentation context, PS3.8 table 9-13

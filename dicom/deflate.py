@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Iterator
 
-MAX_INFLATED_BYTES = 2**26  # of one data set: 0.2 s of one core
+MAX_INFLATED_BYTES = 2**26  # of one data set: 0.2 s of one core to inflate; walk.py bounds what its elements cost
 AT_ONCE = 2**16
 ENOUGH = 8  # bytes of an element's header, which show whether it is deflated
 
@@ -22,6 +22,7 @@ class Inflater:
         self._begun = b""
         self._is_plain = False
         self._stopped = False
+        self._bounded = False  # a bound stopped it
         self._inflated = 0
 
     def parts(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
@@ -39,11 +40,16 @@ class Inflater:
 
     def end(self) -> bool:
         """Whether it was inflated to its end."""
-        if self._is_plain or (self._zlib is not None and self._zlib.eof):
+        if self._is_plain or (self._zlib is not None and self._zlib.eof and not self._bounded):
             return True
-        if INFLATED not in self.doubts:
+        if not self._bounded:
             self.doubts.append(NOT_DEFLATED)
         return False
+
+    def stop(self, reason: str) -> None:
+        """Inflate no further."""
+        self.doubts.append(reason)
+        self._stopped = self._bounded = True
 
     def _begin(self, data: bytes) -> None:
         with_header = data[0] & 0x0F == zlib.DEFLATED and (data[0] << 8 | data[1]) % 31 == 0  # RFC 1950 §2.2
@@ -64,7 +70,6 @@ class Inflater:
             self._inflated += len(part)
             yield part
             if self._inflated >= MAX_INFLATED_BYTES:
-                self.doubts.append(INFLATED)
-                self._stopped = True
+                self.stop(INFLATED)
             if not data and len(part) < AT_ONCE:
                 return

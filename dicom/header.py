@@ -74,6 +74,7 @@ WANTED = INSTANCE_LEVEL | SERIES_LEVEL | COUNTS
 INSTANCE_KEYWORDS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
 MAX_INSTANCE_VALUE = MAX_UID  # characters; the longest value of one of these is a UID
 REMEMBERED_VALUES = 2**14
+REMEMBERED_BYTES = 128  # of one value: longer ones are decoded anew, for what is remembered is chosen by senders
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
 MAX_REQUESTS = MAX_ITEMS
@@ -227,7 +228,7 @@ def _odd(values: Mapping[int, bytes], *uids: str) -> tuple[str, ...]:
         named = zip((*IDENTITY.values(), "SOPClassUID"), uids, strict=True)
         odd += tuple(f"{keyword} is none of PS3.5 9.1" for keyword, uid in named if uid and not is_standard_uid(uid))
     if max(map(len, values.values())) > MAX_VALUE_BYTES:
-        long = (_name(tag) for tag, value in values.items() if len(value) > MAX_VALUE_BYTES)
+        long = (WANTED[tag][0] for tag, value in values.items() if len(value) > MAX_VALUE_BYTES and tag in WANTED)
         odd += tuple(f"{keyword} has more than {MAX_VALUE_BYTES} bytes" for keyword in long)
     return odd
 
@@ -248,15 +249,12 @@ def _decode_values(
     if items:  # positions are items: the empty ones stay
         elements += [(tag, tuple([item.get(tag, b"") for item in items])) for tag in REQUEST_ATTRIBUTES]
     for tag, sent in elements:
-        keyword, texts, as_sent = _decode_element(tag, sent, encoding.order, charset)
+        decode = _decode_element if sum(map(len, sent)) <= REMEMBERED_BYTES else _decode_element.__wrapped__
+        keyword, texts, as_sent = decode(tag, sent, encoding.order, charset)
         attributes[keyword] = texts
         if as_sent is not None:
             undecoded[keyword] = as_sent
     return attributes, undecoded
-
-
-def _name(tag: int) -> str:
-    return WANTED[tag][0] if tag in WANTED else f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
 
 
 # --- what a site wants besides -----------------------------------------------------------------------------------
@@ -268,7 +266,8 @@ def _extra_values(values: Mapping[int, bytes], extras: Sequence[Extra], order: s
     for extra in extras:
         tag = _private_tag(values, extra) if extra.creator else extra.tag
         if tag is not None and tag in values:
-            texts = _extra_texts(values[tag], extra.vr, order, charset)
+            decode = _extra_texts if len(values[tag]) <= REMEMBERED_BYTES else _extra_texts.__wrapped__
+            texts = decode(values[tag], extra.vr, order, charset)
             found[extra.name + (OF_IMAGES if extra.of_images else "")] = texts
     return found
 
@@ -319,7 +318,7 @@ def _terms(charset: bytes) -> list[str]:
 def _texts(values: Sequence[bytes], vr: str, charset: list[str], longest: int) -> tuple[list[str], bytes | None]:
     """The values as text; with the bytes as sent (each cut at MAX_VALUE_BYTES) where that text is only a guess."""
     if max(map(len, values)) <= longest:
-        with contextlib.suppress(UnicodeError, LookupError):
+        with contextlib.suppress(ValueError, LookupError):  # UnicodeError is a ValueError
             return [decode_text(value, vr, charset) for value in values], None
     guesses = [guess(value[:longest]) for value in values]
     return guesses, b"\\".join(value[:MAX_VALUE_BYTES] for value in values)

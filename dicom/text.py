@@ -35,8 +35,9 @@ def codec_of(term: str) -> str:
     known = _KNOWN.get(_letters(term))
     if known is not None:
         return "ascii" if known in ISO_646 else python_encoding[known]
-    if COMMON_NAMES.fullmatch(_letters(term).lower()):
-        return term.replace(" ", "_")
+    name = _letters(term).lower()
+    if COMMON_NAMES.fullmatch(name):
+        return name.replace("windows", "cp").replace("iso8859", "iso8859_")
     raise LookupError(term)
 
 

@@ -167,7 +167,7 @@ class _Broken(Exception):
         self.reason = reason
 
 
-def _pass_over(fragment: memoryview) -> None:
+def pass_over(fragment: memoryview) -> None:
     """What takes the data set of an operation that is not served."""
 
 
@@ -198,7 +198,7 @@ class Acceptor:
         self._command = bytearray()
         self._store: StoreStarted | None = None
         self._refusal: OperationRefused | None = None  # to come when its data set has passed
-        self.data_set: Callable[[memoryview], object] = _pass_over
+        self.data_set: Callable[[memoryview], object] = pass_over
         """Takes each fragment of the data set that follows StoreStarted; the bytes are gone when it returns."""
         self._length = 0
         self._without: InstanceFinished | None = None  # to come behind a StoreStarted that has no data set
@@ -367,7 +367,7 @@ class Acceptor:
         refusal = OperationRefused(field, self._response(self._pdv_context, field, message_id, sop_class, status))
         if not has_data_set:
             return refusal
-        self._refusal, self.data_set = refusal, _pass_over
+        self._refusal, self.data_set = refusal, pass_over
         return None
 
     def _data_set(self, complete: bool) -> Event | None:
@@ -377,7 +377,7 @@ class Acceptor:
             return refusal if complete else None
         if not complete:
             return None
-        self._paused, self.data_set = True, _pass_over
+        self._paused, self.data_set = True, pass_over
         return InstanceFinished(self._length)
 
     # --- out ---

@@ -8,13 +8,15 @@ was.
 
 import struct
 from collections.abc import Mapping
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 from dicom.deflate import Inflater
 
 MAX_VALUE_BYTES = 1024  # PN, the longest of the wanted VRs, has at most 3 component groups of 64 characters
 MAX_ITEMS = 15  # of a sequence whose items are wanted: as many as fit into a report, whatever their values
+FREE_STEPS, STEPS_PER_BYTE = 2**19, 32  # of a deflated data set; a step is an element that is passed: 0.3 us
+STEPS_OF_OTHER = 8  # what an item, a sequence or a delimiter costs
 MAX_LEVELS = 2**16  # sequences and items open at once; their list is what grows with them
 
 ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 §7.5
@@ -47,6 +49,8 @@ OTHER_ENCODING = "encoded otherwise than its transfer syntax says"
 UNORDERED = "elements out of order"
 REPEATED = "an element more than once"
 TOO_DEEP = f"more than {MAX_LEVELS} open sequences and items"
+UNDEFINED = "a value that is kept has an undefined length"
+TOO_MANY = "inflates to more elements than a data set has"
 TOO_LONG = "a value that has more than its bytes around it"
 MANY_ITEMS = f"more than {MAX_ITEMS} items of a sequence that is kept"
 
@@ -68,10 +72,12 @@ class _Level(NamedTuple):
     encoding: Encoding
     wanted: frozenset[int]
     until: int = NOWHERE
-    """Where it ends; NOWHERE: at its delimiter, or with the data set."""
+    """Where it ends at the latest: by its length, or by that of what it stands in."""
+    is_delimited: bool = False
+    """It has no length of its own: it ends at its delimiter."""
 
 
-_undefined = cache(_Level)  # one object for all that are equal, however deep they are nested
+_level = lru_cache(maxsize=64)(_Level)  # one object for all that are equal, however deep they are nested
 
 
 _Header = tuple[int, int, int, Encoding]
@@ -107,6 +113,8 @@ class Walk:
         self._skip = 0  # bytes of a value that is not wanted, still to come
         self._last = 0  # tag of the data set's last element
         self._behind_sequence = -1  # where the last sequence ended that said its length
+        self._steps = 0  # what was done, in elements that are passed
+        self._received = 0
         self._inflater = Inflater(KNOWN) if transfer_syntax_uid in DEFLATED else None
 
     @property
@@ -119,16 +127,18 @@ class Walk:
         if self._inflater is None:
             self._take(data)
         else:
+            self._received += len(data)
             for part in self._inflater.parts(data):
                 self._take(part)
+                if self._steps > FREE_STEPS + STEPS_PER_BYTE * self._received:
+                    self._inflater.stop(TOO_MANY)
 
     def end(self) -> bool:
         """Whether it ended where it says that it does; zeros behind that are none of it."""
         inflated = self._inflater is None or self._inflater.end()
         for reason in self._inflater.doubts if self._inflater else ():
             self._doubt(reason)
-        while self._levels[-1].until <= self._at:
-            self._levels.pop()
+        self._leave(self._at)
         cut = self._skip > 0 or len(self._levels) > 1 or bool(self._rest.strip(b"\0"))
         if cut:
             self._doubt(CUT)
@@ -168,6 +178,7 @@ class Walk:
         while self._begun and p < end:
             if self._levels[-1].holds_elements:
                 p = self._plain(data, p, end)
+            self._steps += STEPS_OF_OTHER
             passed = self._other(data, p, end)
             if passed is None:
                 break
@@ -194,6 +205,7 @@ class Walk:
         outermost = len(self._levels) == 1
         values, last = (self.values, self._last) if outermost else (self.items[-1] if wanted else {}, 0)
         end = min(end, level.until - self._at)
+        steps = 0
         whole, length_of = (IMPLICIT if implicit else EXPLICIT)[order].unpack_from, LENGTH[order].unpack_from
         while p + 8 <= end:
             if implicit:
@@ -225,14 +237,15 @@ class Walk:
                     values[tag] = bytes(data[start:stop])
             last = tag
             p = stop
+            steps += 1
+        self._steps += steps
         if outermost:
             self._last = last
         return p
 
     def _other(self, data: bytes | memoryview, p: int, end: int) -> int | None:
         """Pass a delimiter, an item, a sequence, a value that is not whole. None: more has to come."""
-        while self._at + p >= self._levels[-1].until:
-            self._levels.pop()
+        self._leave(self._at + p)
         level = self._levels[-1]
         header = self._header(data, p, end, level.encoding)
         if header is None:
@@ -244,7 +257,8 @@ class Walk:
             self._doubt(DELIMITERS)
             self._levels.pop()
             return p
-        is_wanted, kept = tag in level.wanted, min(length, MAX_VALUE_BYTES + 1)
+        is_wanted = tag in level.wanted
+        kept = max(0, min(length, MAX_VALUE_BYTES + 1, level.until - self._at - start))
         if is_wanted and tag not in self._in_items and length != UNDEFINED_LENGTH and start + kept > end:
             return None
         if len(self._levels) == 1:
@@ -252,6 +266,8 @@ class Walk:
                 self._doubt(REPEATED if tag == self._last else UNORDERED)
             self._last = tag
         if length == UNDEFINED_LENGTH or (is_wanted and tag in self._in_items):
+            if is_wanted and tag not in self._in_items:
+                self._doubt(UNDEFINED)
             of_items = self._in_items[tag] if is_wanted and tag in self._in_items else NOTHING
             return self._open(False, inner, of_items, start, length)
         if is_wanted:
@@ -338,8 +354,11 @@ class Walk:
             self._doubt(MANY_ITEMS)
             wanted = NOTHING
         opens = bool(wanted) or length == UNDEFINED_LENGTH
-        if opens and length and start + 8 > end:
-            return None  # its first element shows how it is encoded
+        inner = self._encoding_of_item(data, header, end, -2 if left_open else -1) if opens and length else encoding
+        if inner is None:
+            return None
+        if inner != encoding:
+            self._doubt(OTHER_ENCODING)
         if is_inside:
             self._doubt(DELIMITERS if left_open else BARE_ITEM)
         if left_open:
@@ -347,27 +366,47 @@ class Walk:
         if not opens:
             return start + length
         self.items += [{}] if wanted else []
-        return self._open(True, _seen(data, start, encoding) if length else encoding, wanted, start, length)
+        return self._open(True, inner, wanted, start, length)
+
+    def _encoding_of_item(self, data: bytes | memoryview, header: _Header, end: int, sequence: int) -> Encoding | None:
+        """How an item's first element shows that it is encoded; None: more has to come.
+
+        Implicit items are explicit only directly below a UN of undefined length: elsewhere lengths spell VRs by chance.
+        """
+        _, length, start, encoding = header
+        if not encoding.implicit:
+            return _seen(data, start, encoding) if start + 8 <= end else None
+        levels = self._levels
+        if levels[sequence].holds_elements or levels[sequence - 1].encoding.implicit:
+            return encoding
+        is_explicit = _is_explicit(data, start, end, start + length, encoding.order)
+        return None if is_explicit is None else encoding._replace(implicit=not is_explicit)
 
     def _is_left_open(self) -> bool:
         """Whether the innermost level is an item of a sequence, and waits for its delimiter."""
         levels = self._levels
-        return len(levels) > 1 and levels[-1].until == NOWHERE and not levels[-2].holds_elements
+        return levels[-1].is_delimited and levels[-1].holds_elements and not levels[-2].holds_elements
+
+    def _leave(self, at: int) -> None:
+        """Close what ends here at the latest."""
+        while self._levels[-1].until <= at:
+            if self._levels.pop().is_delimited:
+                self._doubt(DELIMITERS)
 
     def _open(self, holds_elements: bool, encoding: Encoding, wanted: frozenset[int], start: int, length: int) -> int:
         if len(self._levels) >= MAX_LEVELS:
             self._doubt(TOO_DEEP)
             return NOWHERE
-        if length == UNDEFINED_LENGTH:
-            self._levels.append(_undefined(holds_elements, encoding, wanted))
-        else:
-            self._levels.append(_Level(holds_elements, encoding, wanted, self._at + start + length))
+        is_delimited, until = length == UNDEFINED_LENGTH, self._levels[-1].until
+        if not is_delimited:
+            until = min(until, self._at + start + length)
+        self._levels.append(_level(holds_elements, encoding, wanted, until, is_delimited))
         return start
 
     def _end_item(self) -> None:
         """An item delimiter: it closes the item that waits for it, or nothing."""
         level = self._levels[-1]
-        if len(self._levels) > 1 and level.holds_elements and level.until == NOWHERE:
+        if level.is_delimited and level.holds_elements:
             self._levels.pop()
         else:
             self._doubt(DELIMITERS)
@@ -378,14 +417,12 @@ class Walk:
         if levels[-1].holds_elements and self._behind_sequence == self._at + p:
             self._doubt(DELIMITERS)  # of a sequence that has said its length
             return
-        while at > 0 and levels[at].until == NOWHERE and levels[at].holds_elements:
+        while levels[at].is_delimited and levels[at].holds_elements:
             at -= 1
-        if levels[at].until < NOWHERE or (at == 0 and len(levels) == 1):
+        is_bare = levels[at].holds_elements and at < len(levels) - 1  # it closes bare items
+        if not is_bare and (not levels[at].is_delimited or at < len(levels) - 1):
             self._doubt(DELIMITERS)
-            return
-        if 0 < at < len(levels) - 1:
-            self._doubt(DELIMITERS)
-        del levels[max(at, 1) :]  # at 0 it closes a bare item
+        del levels[at if levels[at].is_delimited else at + 1 :]
 
 
 def _seen(data: bytes | memoryview, p: int, encoding: Encoding) -> Encoding:
@@ -399,3 +436,26 @@ def _seen(data: bytes | memoryview, p: int, encoding: Encoding) -> Encoding:
     if not encoding.implicit and not is_text and length in (0, 0xFFFF):
         return encoding._replace(implicit=True)
     return encoding
+
+
+def _is_explicit(data: bytes | memoryview, p: int, end: int, until: int, order: str) -> bool | None:
+    """Whether the element at p has an explicit VR, by what stands behind it, too; None: more has to come."""
+    if p + 12 > end:
+        return None
+    group, element, vr, length = EXPLICIT[order].unpack_from(data, p)
+    start, is_undefined = p + 8, False
+    if vr in LENGTH_OF_32_BITS and length == 0:
+        (length,) = LENGTH[order].unpack_from(data, p + 8)
+        start, is_undefined = p + 12, length == UNDEFINED_LENGTH
+    elif vr not in LENGTH_OF_16_BITS:
+        return False
+    stop = start if is_undefined else start + length
+    if stop == until or stop + 8 > min(until, p + MAX_VALUE_BYTES):
+        return stop == until
+    if stop + 8 > end:
+        return None
+    next_group, next_element, vr, length = EXPLICIT[order].unpack_from(data, stop)
+    if next_group == GROUP_OF_ITEMS:
+        return next_group << 16 | next_element in (ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION)
+    is_next = (group, element) < (next_group, next_element)
+    return is_next and not is_undefined and (vr in LENGTH_OF_16_BITS or (vr in KNOWN and length == 0))

@@ -742,7 +742,7 @@ class SeriesCollector:
     def _least_report(
         self, series: OpenSeries, uids: list[str], verdict: SeriesVerdict | None, error: Exception
     ) -> list[SeriesReport]:
-        """Identity and images, and nothing else; none where that cannot be reported either."""
+        """Identity, images, source and what is odd, and nothing else; none where that cannot be reported either."""
         try:
             report = SeriesReport(
                 SeriesInstanceUID=series.key.series_instance_uid,
@@ -752,6 +752,9 @@ class SeriesCollector:
                 SOPInstanceUIDs=uids,
                 Revision=series.revision,
                 Verdict=verdict,
+                Doubtful=list(series.doubtful)[:MAX_DOUBTS],
+                Source=" ".join(filter(None, series.source)),
+                CalledAETitle=series.called_ae_title or None,
                 GatewayID=self._gateway_id,
                 FirstReceivedAt=series.first_received_at,
                 LastReceivedAt=series.last_received_at,

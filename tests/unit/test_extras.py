@@ -8,7 +8,7 @@ from common.extras import MOST, Extra, extras
 from common.settings import GatewaySettings, SettingsError
 from dicom.header import Wanted, read_instance
 from gateway.idle import Fixed
-from models import MAX_OF_IMAGES, Instance, news
+from models import MAX_OF_IMAGES, OF_IMAGES, Instance, news
 from storage import merge
 from tests.factories import RECEIVED_AT, collector_of, make_report
 from tests.unit.test_header import element, identity
@@ -125,3 +125,34 @@ def test_they_are_bounded_and_what_is_known_is_no_news() -> None:
     known = {"XOfImages": tuple(map(str, range(MAX_OF_IMAGES)))}
     assert news({"XOfImages": ("new",), "Y": ()}, known) == {}
     assert news({"XOfImages": ("1",)}, {"XOfImages": ("1", "2")}) == {}
+
+
+def test_a_name_longer_than_a_report_takes_is_refused_at_the_start() -> None:
+    from pydicom.datadict import DicomDictionary
+
+    keywords = {entry[4] for entry in DicomDictionary.values() if len(entry[4]) > 56 and entry[1] == "1"}
+    refused = 0
+    for keyword in sorted(keywords):
+        for entry in (f"{keyword}*", f"Short={keyword}*", keyword):
+            try:
+                (extra,) = extras(entry)
+            except ValueError as error:
+                assert "GATEWAY_EXTRA_ATTRIBUTES" in str(error)
+                refused += 1
+            else:
+                assert len(extra.name + (OF_IMAGES if extra.of_images else "")) <= 64
+    assert refused
+
+
+def test_what_is_longer_than_is_kept_breaks_no_standard_where_a_site_wants_it() -> None:
+    wanted = Wanted(extras("(0029,10,OTHER CREATOR);ImageComments"))
+    more = [(0x00204000, "LT", b"x" * 2000), (0x00290010, "LO", b"SOMEBODY"), (0x00291010, "LT", b"x" * 2000)]
+    found = read_instance(
+        b"".join(element(*e) for e in sorted([*identity(), *more])),
+        wanted=wanted,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        calling_ae_title="A",
+        peer_address="127.0.0.1",
+        received_at=RECEIVED_AT,
+    )
+    assert not found.doubtful

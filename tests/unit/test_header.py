@@ -31,6 +31,7 @@ from dicom.header import (
     PYDICOM_BYTES,
     WANTED,
     HeaderError,
+    _decode_element,
     instance_values,
     read_instance,
     with_class_of_command,
@@ -476,3 +477,17 @@ def test_a_mutated_header_is_read_or_refused(data: st.DataObject, syntax: str) -
 @pytest.mark.parametrize("nothing", [ITEM, ITEM_END, SEQUENCE_END, b"\0" * 8])
 def test_a_megabyte_of_tiny_items_is_walked_once(nothing: bytes) -> None:
     read_or_refuse(sequence(0x00081140) + nothing * 130_000, ExplicitVRLittleEndian)
+
+
+@pytest.mark.parametrize(
+    "charset", [b"ut\0f8", b"\0utf8", b"lat\0in1", b"iso-8859-1", b"iso8859_1", b"windows 1252", b"\0\0"]
+)
+def test_no_character_set_keeps_an_image_out(charset: bytes) -> None:
+    assert named(b"TEST^ONE", charset).text("PatientName") == "TEST^ONE"
+
+
+def test_long_values_are_not_remembered() -> None:
+    before = _decode_element.cache_info().currsize
+    found = [named(b"%0900d" % number) for number in range(9)]
+    assert len({image.text("PatientName") for image in found}) == 9
+    assert _decode_element.cache_info().currsize <= before + 8

@@ -133,10 +133,13 @@ FORMS = {
         SOP + opened(0x00091010, ITEM + implicit(0x00080100, b"AB") + END_ITEM, "UN") + BEHIND,
         None,
     ),
-    "UN of explicit items": (SOP + opened(0x00091010, ITEM + UNIT + END_ITEM, "UN") + BEHIND, None),
+    "UN of explicit items": (
+        SOP + opened(0x00091010, ITEM + UNIT + END_ITEM, "UN") + BEHIND,
+        walk.OTHER_ENCODING,
+    ),
     "UN of explicit items in a sequence": (
         SOP + opened(0x00091010, ITEM + opened(0x00091011, ITEM + UNIT + END_ITEM, "UN") + END_ITEM, "UN") + BEHIND,
-        None,
+        walk.OTHER_ENCODING,
     ),
     "patient behind the pixels": (SOP + IDENTITY + REST + PATIENT, walk.UNORDERED),
     "patient behind fragments": (
@@ -184,6 +187,65 @@ def test_what_is_deflated_otherwise_than_said_is_read() -> None:
             assert (found.values, found.items, list(found.doubts)) == (WHOLE, ITEMS, doubts)
 
 
+def raw_deflated(data: bytes) -> bytes:
+    raw = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    return raw.compress(data) + raw.flush()
+
+
+@pytest.mark.parametrize("tiny", [ITEM + END_ITEM, opened(0x00081140, b""), ITEM + UNIT + END_ITEM])
+def test_a_few_bytes_that_inflate_to_elements_without_end_are_given_up(tiny: bytes) -> None:
+    data = raw_deflated(SOP + tiny * (2**24 // len(tiny)) + IDENTITY)
+    found = walked(data, DEFLATED)
+    assert walk.TOO_MANY in found.doubts
+    assert found._steps < walk.FREE_STEPS + walk.STEPS_PER_BYTE * len(data) + deflate.AT_ONCE
+
+
+def test_functional_groups_of_many_frames_are_inflated_to_their_end() -> None:
+    rng = random.Random(1)
+    group = opened(0x00209111, ITEM + UNIT + END_ITEM)
+    positions = [b"%.8f\\%.8f\\%.8f" % (rng.random(), rng.random(), rng.random()) for _ in range(5000)]
+    places = [opened(0x00209113, ITEM + element(0x00200032, "DS", at) + END_ITEM) for at in positions]
+    frames = b"".join(ITEM + group * 8 + place + END_ITEM for place in places)
+    found = walked(raw_deflated(SOP + PATIENT + opened(0x00209113, frames) + IDENTITY), DEFLATED, 4096)
+    assert not [doubt for doubt in found.doubts if doubt != walk.UNORDERED]
+    assert found.values[0x0020000E] == b"1.2.5\0"
+
+
+VRS = sorted(walk.KNOWN)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(VRS), st.integers(0, 1), st.booleans(), st.booleans(), st.data())
+def test_a_length_that_spells_a_vr_is_a_length(
+    vr: bytes, high: int, is_un: bool, has_neighbour: bool, draw: st.DataObject
+) -> None:
+    size = int.from_bytes(vr, "little") + (high << 16)
+    value = (draw.draw(st.binary(max_size=64)) or b"x") * size
+    inner = ITEM + implicit(0x00091002, value[:size]) + (implicit(0x00091003, b"ab") if has_neighbour else b"")
+    if is_un:
+        data, syntax = SOP + opened(0x00091001, inner + END_ITEM, "UN") + PATIENT + IDENTITY, EXPLICIT
+    else:
+        front = b"".join(implicit(tag, WHOLE[tag]) for tag in (0x00080016, 0x00080018))
+        back = b"".join(implicit(tag, WHOLE[tag]) for tag in (0x00100020, 0x0020000D, 0x0020000E))
+        private = struct.pack("<HHL", 0x0009, 0x1001, UNDEFINED)
+        data, syntax = front + private + inner + END_ITEM + END_SEQUENCE + back, IMPLICIT
+    found = walked(data, syntax)
+    written = [0x00080016, 0x00080018, *([0x00100010] if is_un else []), 0x00100020, 0x0020000D, 0x0020000E]
+    assert found.values == {tag: WHOLE[tag] for tag in written}
+    assert not found.doubts
+    if not is_un:  # in a UN pydicom goes by the VR that a length spells
+        assert found.values == by_pydicom(data, syntax)
+
+
+def test_no_value_of_an_implicit_item_passes_for_what_is_behind_it() -> None:
+    forged = END_ITEM + END_SEQUENCE + implicit(0x00100020, b"EVIL")
+    value = forged + implicit(0x00204000, bytes(16708 - len(forged) - 8))
+    private = struct.pack("<HHL", 0x0009, 0x1001, UNDEFINED) + ITEM
+    data = implicit(0x00080018, b"1.2.3\0") + private + implicit(0x00091002, value) + END_ITEM + END_SEQUENCE
+    found = walked(data + implicit(0x0020000D, b"1.4\0"), IMPLICIT)
+    assert found.values == {0x00080018: b"1.2.3\0", 0x0020000D: b"1.4\0"}
+
+
 def raw_with_padding(data: bytes) -> bytes:
     raw = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return raw.compress(data) + raw.flush() + b"\0"
@@ -229,6 +291,61 @@ def test_an_item_is_left_where_it_ends_whatever_its_elements_say() -> None:
     broken = struct.pack("<HH2sH", 0x0040, 0x0008, b"SH", 60) + b"short "
     found = walked(SOP + long(0x00400275, "SQ", item(broken) + item(ASKED)) + PIXELS)
     assert (found.items, list(found.doubts)) == ([{}, *ITEMS], [walk.TOO_LONG])
+
+
+class Counted(list[walk._Level]):
+    """Levels that count how often one is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, at):  # type: ignore[no-untyped-def]
+        self.looks += 1
+        return super().__getitem__(at)
+
+
+def head(element: int, length: int) -> bytes:
+    """Of an item or a delimiter."""
+    return struct.pack("<HHL", 0xFFFE, element, length)
+
+
+NESTED = {
+    "bare items in an item that says its length": (
+        struct.pack("<HHL", 0x0040, 0x0275, 0x7FFFFFF0) + head(0xE000, 0x7FFFFFFF) + implicit(0x00400009, b""),
+        ITEM,
+    ),
+    "bare items at the top": (b"", ITEM),
+    "sequences": (b"", struct.pack("<HHL", 0x0008, 0x1140, UNDEFINED) + ITEM),
+    "bare items in an item": (struct.pack("<HHL", 0x0008, 0x1140, UNDEFINED) + ITEM, ITEM),
+}
+
+
+@pytest.mark.parametrize("form", NESTED)
+@pytest.mark.parametrize("end", [END_ITEM, END_SEQUENCE, END_ITEM + END_SEQUENCE])
+def test_what_a_delimiter_costs_does_not_grow_with_what_is_open(form: str, end: bytes) -> None:
+    before, opening = NESTED[form]
+    found = Walk(IMPLICIT, WALKED, IN_ITEMS)
+    found._levels = levels = Counted(found._levels)
+    data = implicit(0x00080018, b"") + before + opening * 300 + end * 300
+    found.feed(data)
+    assert levels.looks < 20 * len(data) / 8
+
+
+def test_a_wanted_value_of_undefined_length_is_said() -> None:
+    found = walked(SOP + opened(0x00100020, item(b"P1"), "UN") + IDENTITY)
+    assert (0x00100020 in found.values, list(found.doubts)) == (False, [walk.UNDEFINED])
+
+
+def test_a_value_longer_than_its_item_is_kept_no_further_than_the_item() -> None:
+    broken = struct.pack("<HH2sH", 0x0040, 0x0009, b"SH", 60) + b"short "
+    found = walked(SOP + long(0x00400275, "SQ", item(broken) + item(ASKED)) + PIXELS)
+    assert (found.items, list(found.doubts)) == ([{0x00400009: b"short "}, *ITEMS], [walk.TOO_LONG])
+
+
+@pytest.mark.parametrize("inner", [opened(0x00400008, ITEM + UNIT)[:-8], opened(0x00400008, b"")[:-8], ITEM])
+def test_what_waits_for_its_delimiter_ends_with_the_item_around_it(inner: bytes) -> None:
+    found = walked(SOP + long(0x00400275, "SQ", item(ASKED + inner)) + PATIENT + PIXELS)
+    assert (found.items, found.values[0x00100020]) == (ITEMS, b"P1")
+    assert walk.DELIMITERS in found.doubts
 
 
 def test_depth_without_end_is_given_up() -> None:
