@@ -175,7 +175,7 @@ BODIES = [
     json.dumps(REPORT | {"PatientID": f"{MARK}-OTHER"}),  # a conflict
     json.dumps(REPORT | {"PatientID": MARK * 100}),
     json.dumps(REPORT | {"PatientName": [MARK]}),
-    json.dumps(REPORT | {"SeriesInstanceUID": MARK}),
+    json.dumps(REPORT | {"SeriesInstanceUID": f"{MARK}\\"}),
     json.dumps(REPORT | {MARK: 1}),
     json.dumps(REPORT | {"Attributes": {MARK: [1]}, "Timeline": [{"At": MARK, "Event": MARK}]}),
     json.dumps(REPORT)[:-5],

@@ -128,7 +128,7 @@ def test_they_are_bounded_and_what_is_known_is_no_news() -> None:
 
 
 def test_a_name_longer_than_a_report_takes_is_refused_at_the_start() -> None:
-    from pydicom.datadict import DicomDictionary
+    from pydicom.datadict import DicomDictionary  # type: ignore[attr-defined]
 
     keywords = {entry[4] for entry in DicomDictionary.values() if len(entry[4]) > 56 and entry[1] == "1"}
     refused = 0
