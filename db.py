@@ -12,7 +12,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import Select, Text, bindparam, cast, func, select
+from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
@@ -36,6 +36,7 @@ from storage.engine import Engine, insert
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, select_listed
+from storage.matching import Octets
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.webhooks import Webhooks
@@ -125,9 +126,7 @@ class Database:
 
         Together they have CONFLICTS_BYTES at most, or there is only one: a report can be as large as a body.
         """
-        size = func.length(cast(conflicts.c.Report, Text)) + func.coalesce(
-            func.length(cast(conflicts.c.Before, Text)), 0
-        )
+        size = Octets(conflicts.c.Report) + func.coalesce(Octets(conflicts.c.Before), 0)
         found = await self._engine.read(_digests(after, resolved).add_columns(size.label("size")).limit(limit))
         sizes = accumulate(row["size"] for row in found)
         few = [row["Digest"] for row, up_to in zip(found, sizes, strict=True) if up_to <= CONFLICTS_BYTES]

@@ -5,10 +5,12 @@ asked for as another spelling.
 """
 
 import functools
+import itertools
 import re
 import unicodedata
 
 FOLDED_LENGTH = 512  # characters of a name, as many as an index of PostgreSQL bears; DICOM's have 194 at most
+MAX_SHARP = 4  # of ß and ss in a name: 16 spellings, each of which is looked for
 DOTTED_I = "i\u0307", "\u0130"  # İ in small letters is two characters
 
 
@@ -26,8 +28,16 @@ def small(text: str) -> str:
 def spellings(name: str) -> tuple[str, ...]:
     """The patterns that a name asked for stands for; a group that it leaves out may be any."""
     text = re.sub("=(?==)", "=*", folded(name))
-    found = dict.fromkeys((text, text.replace("ß", "ss"), text.replace("ss", "ß")))
-    return tuple(each if {"*", "?"} & set(each) else each[:FOLDED_LENGTH] for each in found)
+    return tuple(each if {"*", "?"} & set(each) else each[:FOLDED_LENGTH] for each in with_sharp_s(text))
+
+
+def with_sharp_s(text: str) -> tuple[str, ...]:
+    """A text with ß and ss in the place of each of them; where there are many, as it is and all of one kind."""
+    between = re.split("ß|ss", text)
+    if len(between) > MAX_SHARP + 1:
+        return tuple(dict.fromkeys((text, "ss".join(between), "ß".join(between))))
+    product = itertools.product(("ss", "ß"), repeat=len(between) - 1)
+    return tuple("".join(itertools.chain(*zip(between, (*chosen, ""), strict=True))) for chosen in product)
 
 
 @functools.cache

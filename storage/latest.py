@@ -25,7 +25,7 @@ from sqlalchemy.types import TypeDecorator
 
 from models import is_uid
 from storage.engine import Engine
-from storage.folding import FOLDED_LENGTH, small
+from storage.folding import FOLDED_LENGTH, small, with_sharp_s
 from storage.matching import Range, matches
 from storage.merge import truthful
 from storage.schema import IS_INCOMPLETE, changes, conflicts, gateways, series
@@ -143,8 +143,9 @@ def select_found(text: str, limit: int) -> Select[Any]:
 def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:
     """Columns and what they have to begin with; a comma or a space in a name may be the ^ that DICOM writes."""
     name = small(text)[:FOLDED_LENGTH]
-    for begin in dict.fromkeys((name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name))):
-        yield series.c.FoldedName, begin
+    names = (name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name))
+    for begin in dict.fromkeys(spelt for each in names for spelt in with_sharp_s(each)):
+        yield series.c.FoldedName, begin[:FOLDED_LENGTH]
     yield series.c.PatientID, text
     yield series.c.AccessionNumber, text[:FOLDED_LENGTH]
     if is_uid(text):

@@ -162,11 +162,28 @@ class ByBytes(FunctionElement[str]):
     type = Text()
 
 
+class Octets(FunctionElement[int]):
+    """How many bytes a column's text has, a document's too."""
+
+    inherit_cache = True
+    type = Integer()
+
+
 class _Wildcards(FunctionElement[bool]):
     """Of a value, a pattern for GLOB and one for LIKE, which disregards case on SQLite."""
 
     inherit_cache = True
     type = Boolean()
+
+
+@compiles(Octets)
+def _octets(element: Octets, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"octet_length(CAST({compiler.process(element.clauses, **kw)} AS TEXT))"
+
+
+@compiles(Octets, "sqlite")
+def _octets_on_sqlite(element: Octets, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **kw)} AS BLOB))"
 
 
 @compiles(ByBytes, "sqlite")

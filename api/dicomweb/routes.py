@@ -73,11 +73,12 @@ async def _answer(level: Level, request: Request) -> Response:
         query = parse(level, request.query_params.multi_items(), request.path_params)
     except BadQuery as problem:
         return JSONResponse({"detail": str(problem)}, 400)
-    if not _is_acceptable(query.accept or ",".join(request.headers.getlist("accept"))):
+    media_type = _acceptable(query.accept or ",".join(request.headers.getlist("accept")))
+    if media_type is None:
         return JSONResponse({"detail": NOT_ACCEPTABLE}, 406)
     found, more = await _find(query, request)
     response = (
-        Response(json.dumps(found, separators=(",", ":")), media_type=MEDIA_TYPE)
+        Response(json.dumps(found, separators=(",", ":")), media_type=media_type)
         if found
         else Response(status_code=204)
     )
@@ -86,15 +87,18 @@ async def _answer(level: Level, request: Request) -> Response:
     return response
 
 
-def _is_acceptable(accept: str) -> bool:
-    """Whether one of the media types may be sent: the closest range decides, and 0 is no (RFC 9110 §12.5.1)."""
+def _acceptable(accept: str) -> str | None:
+    """The first media type that may be sent: the closest range decides, and 0 is no (RFC 9110 §12.5.1)."""
     allowed = {}
     for part in parse_http_list(accept or "*/*"):
         media_range, *parameters = (text.strip().lower() for text in part.split(";"))
         # A + in a URI that nobody has encoded has become a space.
         allowed[media_range.replace(" ", "+")] = not any(NOT_AT_ALL.fullmatch(parameter) for parameter in parameters)
-    closest = ([r for r in (media_type, "application/*", "*/*") if r in allowed] for media_type in MEDIA_TYPES)
-    return any(allowed[ranges[0]] for ranges in closest if ranges)
+    for media_type in MEDIA_TYPES:
+        closest = [each for each in (media_type, "application/*", "*/*") if each in allowed]
+        if closest and allowed[closest[0]]:
+            return media_type
+    return None
 
 
 async def _find(query: Query, request: Request) -> tuple[list[dict[str, Any]], bool]:

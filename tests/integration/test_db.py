@@ -605,6 +605,15 @@ async def test_a_corrected_conflict_takes_the_other_patient_and_keeps_the_one_be
     assert [change.Revision for change in changes] == list(range(1, later.Revision + 1))
 
 
+async def test_a_page_of_conflicts_is_measured_in_bytes(database: Database) -> None:
+    await database.store(make_report("1"))
+    of_other = {f"{which}Description": ["山" * 10_000] for which in ("Series", "Study", "Requested", "Performed")}
+    for n in range(40):  # 1.6 million characters
+        await database.store(make_report("2", patient_id=f"P{n + 2}").model_copy(update={"Attributes": of_other}))
+    page = await database.conflicts(after=None, limit=100, resolved=False)
+    assert CONFLICTS_BYTES / 3 < sum(len(conflict.model_dump_json().encode()) for conflict in page) < CONFLICTS_BYTES
+
+
 async def test_a_page_of_conflicts_has_no_more_bytes_than_one_large_report_or_some(database: Database) -> None:
     await database.store(make_report("1"))
     for n, most in enumerate((CONFLICTS_BYTES * 3 // 7, CONFLICTS_BYTES * 3 // 7, CONFLICTS_BYTES * 3 // 2, 300)):
@@ -612,7 +621,7 @@ async def test_a_page_of_conflicts_has_no_more_bytes_than_one_large_report_or_so
         await database.store(make_report("2", patient_id=f"P{n + 2}").model_copy(update={"SOPInstanceUIDs": uids}))
     pages, after = [], None
     while page := await database.conflicts(after=after, limit=9, resolved=False):
-        pages.append([len(conflict.model_dump_json()) for conflict in page])
+        pages.append([len(conflict.model_dump_json().encode()) for conflict in page])
         after = page[-1].Digest
         assert await database.has_conflicts(after=after, resolved=False) == (sum(map(len, pages)) < 4)
     assert sum(map(len, pages)) == 4

@@ -177,6 +177,7 @@ async def test_series_come_by_their_last_change_the_newest_first_page_by_page(ht
 
 
 NAMES = {"1": "DOE^JANE", "2": "Doe^John", "3": "Doerr^Eva", "4": "van der Berg^Jan", "5": "100%^Sure", "6": "Müller^Ü"}
+NAMES |= {"7": "Strauß^Vanessa"}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,8 @@ NAMES = {"1": "DOE^JANE", "2": "Doe^John", "3": "Doerr^Eva", "4": "van der Berg^
         ("jane", ""),
         ("müller", "6"),
         ("MÜLLER^Ü", "6"),
+        ("Strauss, Vanessa", "7"),
+        ("strauß vaneß", "7"),
         ("%", ""),
         ("100%", "5"),
         ("_oe", ""),
@@ -198,12 +201,12 @@ NAMES = {"1": "DOE^JANE", "2": "Doe^John", "3": "Doerr^Eva", "4": "van der Berg^
         ("doe\\", ""),
         ("'; DROP TABLE series; --", ""),
         ("PID-1", "1"),
-        ("PID", "123456"),
+        ("PID", "1234567"),
         ("ACC_4", "4"),
         ("ACC%4", ""),
         (f"{STUDY}.3", "3"),
-        (STUDY, "123456"),
-        ("", "654321"),
+        (STUDY, "1234567"),
+        ("", "7654321"),
     ],
 )
 async def test_a_search_finds_what_begins_so(http: httpx.AsyncClient, search: str, found: str) -> None:
