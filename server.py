@@ -38,7 +38,7 @@ from api.dicomweb.routes import add_searches
 from api.examples import EXAMPLES
 from api.follower import Follower
 from api.lifespan import running
-from api.listing import KNOWN_ONLY, add_listing
+from api.listing import IN_DIGITS, KNOWN_ONLY, add_listing
 from api.overview import add_overview
 from api.patience import Patience, WholeBodies
 from api.problems import invalid, unavailable
@@ -76,9 +76,9 @@ def _follower(request: Request) -> Follower:
 
 Db = Annotated[Database, Depends(_database)]
 Changes = Annotated[Follower, Depends(_follower)]
-Limit = Annotated[int, Query(ge=1, le=1000)]
+Limit = Annotated[int, IN_DIGITS, Query(ge=1, le=1000)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Number = Annotated[int, Field(ge=0, lt=2**63)]
+Number = Annotated[int, IN_DIGITS, Field(ge=0, lt=2**63)]
 Since = Number | Literal["now"]
 
 

@@ -33,6 +33,16 @@ PLACES: dict[tuple[str, ...], TypeAdapter[tuple[Any, ...]]] = {
 }
 
 
+def _in_digits(value: object) -> object:
+    """A number of a query or a header is of digits: Python's 1_0 and +5 are a mistake of whoever wrote them."""
+    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
+        raise ValueError("is not a whole number in digits")
+    return value
+
+
+IN_DIGITS = BeforeValidator(_in_digits)
+
+
 def _at_midnight(value: object) -> object:
     """A day alone begins at 00:00 in UTC; a + that was not quoted is a space; a number alone is no time."""
     if not isinstance(value, str):
@@ -78,7 +88,7 @@ class Page(Filters):
     """Filters, and which page of what matches."""
 
     after: Annotated[str | None, Field(max_length=1024, description="`next` of the page before.")] = None
-    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    limit: Annotated[int, IN_DIGITS, Field(ge=1, le=1000)] = 100
 
 
 def add_listing(app: FastAPI, *, responses: Mapping[int | str, dict[str, Any]], dependencies: Sequence[Any]) -> None:

@@ -22,7 +22,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from api.answers import GatewayList, StoredPage, StoredSeries
 from api.follower import STREAM_S, Follower
-from api.listing import KNOWN_ONLY
+from api.listing import IN_DIGITS, KNOWN_ONLY
 from common import metrics
 from common.version import version
 from db import Database
@@ -80,8 +80,8 @@ async def list_stored(
             description="How the patient's name (in any case), PatientID, accession number or a UID begins.",
         ),
     ] = "",
-    before: Annotated[int | None, Query(ge=1, lt=2**63, description="`next` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[int | None, IN_DIGITS, Query(ge=1, lt=2**63, description="`next` of the page before.")] = None,
+    limit: Annotated[int, IN_DIGITS, Query(ge=1, le=200)] = 50,
 ) -> StoredPage:
     """Stored series, those that changed last first, page by page; or some of those that a search finds."""
     if text := search.strip():

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import httpx
 import pytest
@@ -168,6 +169,16 @@ async def test_bad_query_is_422_naming_it(http: httpx.AsyncClient, query: str) -
     response = await http.get(f"/series?{query}")
     assert response.status_code == 422
     assert response.json()["detail"][0]["loc"] == ["query", query.split("=", maxsplit=1)[0]]
+
+
+@pytest.mark.parametrize("number", ["1_0", "%2B5", "+5", "5.0", "%D9%A5", "0x5", ""])
+async def test_a_number_is_of_digits(http: httpx.AsyncClient, number: str) -> None:
+    for path in ("series?limit", "changes?limit", "changes?since", "conflicts?limit", "overview/series?before"):
+        answer = await http.get(f"/{path}={number}")
+        assert (answer.status_code, answer.json()["detail"][0]["loc"][0]) == (422, "query"), path
+    header = [(b"Last-Event-ID", unquote_to_bytes(number))]
+    answer = await http.get("/changes/stream", headers=header)
+    assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["header", "last-event-id"])
 
 
 async def test_pages_are_followed_by_next(http: httpx.AsyncClient) -> None:
