@@ -130,7 +130,7 @@ def two_terminals(folder: Path) -> Iterator[tuple[str, Process, int]]:
 
 DCMTK = pytest.mark.peer("dcmtk")
 SENDERS = [
-    pytest.param("storescu -xs", {"jpeg2000", "rle"}, marks=DCMTK, id="storescu"),
+    pytest.param("storescu -xs --no-halt +sd +r -aec STORESCP", {"jpeg2000", "rle"}, marks=DCMTK, id="storescu"),
     pytest.param("dcmsend", set(), marks=DCMTK, id="dcmsend"),
     pytest.param(".venv/bin/python -m pynetdicom storescu", set(), id="pynetdicom"),
 ]  # and the compressions that they skip
@@ -148,7 +148,9 @@ def test_readmes_three_terminals_end_with_rows(tmp_path: Path, sender: str, _ski
         said = shell(f"{folder}\n{sending(sender, port)} 2>&1", tmp_path, TCP_NODELAY="1")
         for _ in range(7):
             gateway.wait_for_event("report.delivered")
-        rows = json.loads(shell(line(README, "curl http").replace("http://127.0.0.1:8000", url)))["series"]
+        rows = json.loads(
+            shell(line(README, "curl http://127.0.0.1:8000/series").replace("http://127.0.0.1:8000", url))
+        )["series"]
     assert (len(rows), sum(row["NumInstances"] for row in rows)) == (7, 17)
     assert said == ""  # nothing to be puzzled by
 
@@ -248,7 +250,8 @@ def test_the_guides_requests_find_what_came_incomplete(tmp_path: Path) -> None:
     with server(tmp_path) as (_, url):
         report = make_report("1").model_copy(update={"ExpectedInstances": 2, "ExpectedFrom": "tags"})
         httpx.post(f"{url}/series", json=report.model_dump(mode="json"), trust_env=False).raise_for_status()
-        command = line(JOBS, 'curl -H "Authorization: Bearer $KEY" ').replace('-H "Authorization: Bearer $KEY" ', "")
+        key = '-H "Authorization: Bearer $KEY" '
+        command = line(JOBS, f"curl {key}'http://127.0.0.1:8000/series?").replace(key, "")
         assert command in README  # without keys
         (found,) = json.loads(shell(command.replace("http://127.0.0.1:8000", url)))["series"]
         assert (found["SeriesInstanceUID"], found["Missing"]) == (SERIES, 1)
