@@ -203,7 +203,7 @@ async def found(database: Database, asked: list[tuple[str, str]]) -> list[str]:
             return uids
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
 async def test_what_is_found_is_what_dicom_says(database: Database, seed: int) -> None:
     r = random.Random(seed)
     cases = list(rows(r))
