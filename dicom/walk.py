@@ -458,4 +458,5 @@ def _is_explicit(data: bytes | memoryview, p: int, end: int, until: int, order: 
     if next_group == GROUP_OF_ITEMS:
         return next_group << 16 | next_element in (ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION)
     is_next = (group, element) < (next_group, next_element)
+    is_next &= stop - start > 1 or group == next_group  # an empty value may be a length that spells a VR
     return is_next and not is_undefined and (vr in LENGTH_OF_16_BITS or (vr in KNOWN and length == 0))

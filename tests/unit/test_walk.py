@@ -214,6 +214,15 @@ def test_functional_groups_of_many_frames_are_inflated_to_their_end() -> None:
 VRS = sorted(walk.KNOWN)
 
 
+def test_a_value_of_vrs_is_no_explicit_element_behind_a_length_that_spells_one() -> None:
+    for vr in VRS:
+        for text in VRS:
+            value = text * (int.from_bytes(vr, "little") // 2) + b"x" * (vr[0] & 1)
+            inner = ITEM + implicit(0x00091002, value) + END_ITEM
+            found = walked(SOP + opened(0x00091001, inner, "UN") + PATIENT + IDENTITY, EXPLICIT)
+            assert (found.values.keys() >= {0x0020000D, 0x0020000E}, *found.doubts) == (True,)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(VRS), st.integers(0, 1), st.booleans(), st.booleans(), st.data())
 def test_a_length_that_spells_a_vr_is_a_length(
