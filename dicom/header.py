@@ -16,7 +16,7 @@ from pydicom.filereader import read_dataset
 from common.errors import GatewayError
 from common.extras import NUMBERS, Extra
 from dicom.text import decode_text, guess, is_defined_term
-from dicom.walk import MAX_ITEMS, MAX_VALUE_BYTES, Encoding, Walk
+from dicom.walk import MAX_VALUE_BYTES, Encoding, Walk
 from models import MAX_UID, OF_IMAGES, Instance, InstanceKeyword, is_standard_uid, is_uid
 
 PYDICOM_BYTES = 2**16  # what our own walk does not end well in is tried once more by pydicom, no further than this
@@ -77,7 +77,6 @@ REMEMBERED_VALUES = 2**14
 REMEMBERED_BYTES = 128  # of one value: longer ones are decoded anew, for what is remembered is chosen by senders
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
-MAX_REQUESTS = MAX_ITEMS
 IDENTITY = {0x0020000D: "StudyInstanceUID", 0x0020000E: "SeriesInstanceUID", 0x00080018: "SOPInstanceUID"}
 WALKED = frozenset(WANTED) | {REQUEST_ATTRIBUTES_SEQUENCE}
 IN_ITEMS = {REQUEST_ATTRIBUTES_SEQUENCE: frozenset(REQUEST_ATTRIBUTES)}
@@ -262,23 +261,22 @@ def _decode_values(
 
 def _extra_values(values: Mapping[int, bytes], extras: Sequence[Extra], order: str) -> dict[str, tuple[str, ...]]:
     charset = values.get(0x00080005, b"")
+    blocks = _private_blocks(values)
     found = {}
     for extra in extras:
-        tag = _private_tag(values, extra) if extra.creator else extra.tag
-        if tag is not None and tag in values:
+        block = blocks.get((extra.tag >> 16, extra.creator.encode())) if extra.creator else 0
+        tag = -1 if block is None else extra.tag | block << 8
+        if tag in values:
             decode = _extra_texts if len(values[tag]) <= REMEMBERED_BYTES else _extra_texts.__wrapped__
             texts = decode(values[tag], extra.vr, order, charset)
             found[extra.name + (OF_IMAGES if extra.of_images else "")] = texts
     return found
 
 
-def _private_tag(values: Mapping[int, bytes], extra: Extra) -> int | None:
-    """Where the block of its creator is (PS3.5 §7.8.1); None where the data set has none."""
-    group, low = extra.tag & 0xFFFF0000, extra.tag & 0xFF
-    for block in range(0x10, 0x100):
-        if values.get(group | block, b"").strip(b"\0 ") == extra.creator.encode():
-            return group | block << 8 | low
-    return None
+def _private_blocks(values: Mapping[int, bytes]) -> dict[tuple[int, bytes], int]:
+    """By group and creator, the first block that is reserved for it (PS3.5 §7.8.1)."""
+    creators = sorted((tag for tag in values if 0x10 <= tag & 0xFFFF <= 0xFF), reverse=True)
+    return {(tag >> 16, values[tag].strip(b"\0 ")): tag & 0xFF for tag in creators}
 
 
 @functools.lru_cache(maxsize=4096)

@@ -27,7 +27,6 @@ from dicom.header import (
     INSTANCE_KEYWORDS,
     INSTANCE_LEVEL,
     MAX_INSTANCE_VALUE,
-    MAX_REQUESTS,
     PYDICOM_BYTES,
     WANTED,
     HeaderError,
@@ -36,7 +35,7 @@ from dicom.header import (
     read_instance,
     with_class_of_command,
 )
-from dicom.walk import MAX_VALUE_BYTES
+from dicom.walk import MAX_ITEMS, MAX_VALUE_BYTES
 from gateway.idle import Fixed
 from models import Instance
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset
@@ -410,12 +409,12 @@ def test_no_more_requests_are_kept_than_a_report_takes() -> None:
         for item in ds.RequestAttributesSequence:
             item.RequestedProcedureID = "P" * MAX_VALUE_BYTES
         instance = read(encode(ds))
-    assert len(instance.attributes["RequestedProcedureID"]) == MAX_REQUESTS
+    assert len(instance.attributes["RequestedProcedureID"]) == MAX_ITEMS
     collector = collector_of(Fixed(1.0))
     collector.observe(instance, 0.0)
     (report,) = collector.drain(9.0)
     assert collector.failures() == []
-    assert len(report.Attributes["RequestedProcedureID"]) == MAX_REQUESTS
+    assert len(report.Attributes["RequestedProcedureID"]) == MAX_ITEMS
 
 
 # --- hostile and broken bytes -------------------------------------------------------------------------------
