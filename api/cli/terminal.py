@@ -1,20 +1,18 @@
 """What `on-complete` shows on a terminal below its log lines: how far it is, and the scripts that run."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from api.cli.runner import Runner
 from common.errors import printable
+from console.live import below_the_log
 
-REFRESH_S = 0.5
 LINES_BESIDE = 8  # the logs', and what stands around the table
 
 
@@ -23,19 +21,8 @@ async def live(runner: Runner) -> AsyncIterator[None]:
     """Show the runner, twice a second, until left; the output of scripts goes above."""
     console = Console(stderr=True)
     runner.show = lambda output: console.print(Text("\n".join(map(printable, output.splitlines())))) if output else None
-
-    async def refresh() -> None:
-        while True:
-            shown.update(render(runner, console.height), refresh=True)
-            await asyncio.sleep(REFRESH_S)
-
-    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as shown:
-        async with asyncio.TaskGroup() as tasks:
-            refreshing = tasks.create_task(refresh(), name="terminal")
-            try:
-                yield
-            finally:
-                refreshing.cancel()
+    async with below_the_log(console, lambda: render(runner, console.height)):
+        yield
 
 
 def render(runner: Runner, height: int) -> RenderableType:

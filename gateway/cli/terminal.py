@@ -1,6 +1,5 @@
 """What a gateway on a terminal shows below its log lines: itself, the series that are open, the last verdicts."""
 
-import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,16 +9,15 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from common.errors import printable
+from console.live import below_the_log
 from console.machine import in_units
 from models import ArrivingSeries, GatewayState
 
-REFRESH_S = 0.5
 RATE_OVER_S = 3.0
 VERDICTS = 4
 REMEMBERED = 1000  # reports whose delivery is awaited
@@ -67,21 +65,12 @@ async def live(state: Callable[[], GatewayState], verdicts: Verdicts) -> AsyncIt
     console = Console(stderr=True)
     rate = Rate()
 
-    async def refresh() -> None:
-        while True:
-            now = state()
-            shown.update(
-                render(now, rate(now.Instances, time.monotonic()), verdicts.last, console.height), refresh=True
-            )
-            await asyncio.sleep(REFRESH_S)
+    def draw() -> RenderableType:
+        now = state()
+        return render(now, rate(now.Instances, time.monotonic()), verdicts.last, console.height)
 
-    with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as shown:
-        async with asyncio.TaskGroup() as tasks:
-            refreshing = tasks.create_task(refresh(), name="terminal")
-            try:
-                yield
-            finally:
-                refreshing.cancel()
+    async with below_the_log(console, draw):
+        yield
 
 
 class Rate:
