@@ -166,6 +166,7 @@ class Runner:
                 "restored from a backup? Move the file of --state away, and say --since"
             )
         self._began = True
+        log.info("changes.followed", since=place)
         return place
 
     # --- scripts ---

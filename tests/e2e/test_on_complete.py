@@ -338,6 +338,7 @@ def test_no_series_is_forgotten_through_kill_9_of_either_side_and_each_runs_in_o
                 follower = Process("on-complete", [*ON_COMPLETE, *words], tmp_path)
         wanted = {(f"{STUDY}.{series}", str(n + 1)) for series in range(SERIES) for n in range(REVISIONS)}
         until(lambda: {(uid, revision) for uid, revision in ran(tmp_path)} == wanted)
+        follower.wait_for_event("changes.followed")  # the last one may have been begun when all was done
         assert follower.stop() == 0
     finally:
         sender.join()
