@@ -45,7 +45,7 @@ NUMBERED_AT_ONCE = 1000
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 TOLD = (
     *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "Source", "CalledAETitle"),
-    *("Revision", "NumInstances", "ExpectedInstances", "Verdict"),
+    *("Revision", "NumInstances", "ExpectedInstances", "Verdict", "Doubtful"),
 )
 MERGED = ("merge", "correct")
 CONFLICTS_BYTES = 4 * 2**20  # of the reports in one page of conflicts

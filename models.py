@@ -386,6 +386,7 @@ class Change(BaseModel):
     ExpectedInstances: int | None = None
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Verdict: SeriesVerdict | None
+    Doubtful: Annotated[list[str], Field(description="What of its images breaks the standard, in words.")] = []
     At: AwareDatetime
     CalledAETitle: CalledTitle = None
 

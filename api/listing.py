@@ -74,6 +74,7 @@ class Filters(BaseModel):
     UpdatedUntil: Annotated[Moment | None, Field(description="Last changed before then.")] = None
     Incomplete: Annotated[bool | None, Field(description="`Missing` is above 0, or is not.")] = None
     Conflicts: Annotated[bool | None, Field(description="It has open conflicts, or none.")] = None
+    Doubtful: Annotated[bool | None, Field(description="Something of it breaks the standard, or nothing.")] = None
     order: Annotated[Literal["newest"] | None, Field(description="Those that changed last come first.")] = None
 
     def listing(self) -> Listing:

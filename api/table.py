@@ -9,13 +9,15 @@ from models import SeriesRecord
 ROW = (
     *("SeriesInstanceUID", "PatientID", "PatientName", "StudyInstanceUID", "NumInstances", "Modality"),
     *("Verdict", "Basis", "ExpectedInstances", "ExpectedFrom", "Missing", "Source", "Revision"),
-    *("FalseCompletions", "Conflicts", "FirstReceivedAt", "LastReceivedAt", "UpdatedAt"),
+    *("FalseCompletions", "Conflicts", "Doubtful", "FirstReceivedAt", "LastReceivedAt", "UpdatedAt"),
 )
 ATTRIBUTES = (
     *("StudyDate", "StudyTime", "StudyID", "StudyDescription", "AccessionNumber", "ReferringPhysicianName"),
     *("PatientBirthDate", "PatientSex", "SeriesNumber", "SeriesDescription", "StationName"),
     *("PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime", "ScheduledProcedureStepID"),
     *("RequestedProcedureID", "TimezoneOffsetFromUTC", "SpecificCharacterSet"),
+    *("SeriesDate", "SeriesTime", "BodyPartExamined", "ProtocolName", "ImageType", "SliceThickness"),
+    *("ConvolutionKernel", "ContrastBolusAgent", "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber"),
 )
 """Those of `Attributes` that a gateway sends; several values stand in one cell, a backslash between, as in DICOM."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -40,6 +42,7 @@ def _lines(rows: Iterable[list[str]]) -> str:
 
 def _cells(record: SeriesRecord) -> Iterator[str]:
     known = record.model_dump(mode="json", include={*ROW})
+    known["Doubtful"] = "; ".join(known["Doubtful"])
     for name in ROW:
         yield "" if known[name] is None else str(known[name])
     for name in ATTRIBUTES:

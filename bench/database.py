@@ -272,6 +272,7 @@ def series_row(n: int) -> dict[str, Any]:
         "FirstReceivedAt": BORN,
         "LastReceivedAt": BORN,
         "Conflicts": int(n % 800 == 0),
+        "Doubtful": ["a UID with letters"] if n % 600 == 0 else [],
         "FalseCompletions": 0,
     }
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Column, ColumnElement, Select, literal, not_, or_, select, tuple_
 
 from storage.matching import Range, matches
-from storage.schema import IS_IN_CONFLICT, IS_INCOMPLETE, series
+from storage.schema import IS_DOUBTFUL, IS_IN_CONFLICT, IS_INCOMPLETE, series
 
 EQUAL = ("PatientID", "StudyInstanceUID", "Modality", "Verdict", "Source")
 BY_UID = ("SeriesInstanceUID",)
@@ -32,13 +32,14 @@ class Listing:
     """Not included."""
     Incomplete: bool | None = None
     Conflicts: bool | None = None
+    Doubtful: bool | None = None
     newest: bool = False
 
     @property
     def order(self) -> tuple[str, ...]:
         """The columns that a page is in order of, and that tell the place behind it."""
-        by_update = (self.Verdict, self.Source, self.UpdatedSince, self.UpdatedUntil, self.Incomplete, self.Conflicts)
-        if self.newest or any(value is not None for value in by_update):
+        moments, states = (self.UpdatedSince, self.UpdatedUntil), (self.Incomplete, self.Conflicts, self.Doubtful)
+        if self.newest or any(value is not None for value in (self.Verdict, self.Source, *moments, *states)):
             return BY_UPDATE
         return BY_UID if self.StudyDate is None else BY_DATE
 
@@ -70,3 +71,5 @@ def _conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
         yield IS_INCOMPLETE if listing.Incomplete else or_(unknown, not_(IS_INCOMPLETE))
     if listing.Conflicts is not None:
         yield IS_IN_CONFLICT if listing.Conflicts else not_(IS_IN_CONFLICT)
+    if listing.Doubtful is not None:
+        yield IS_DOUBTFUL if listing.Doubtful else not_(IS_DOUBTFUL)

@@ -136,7 +136,12 @@ Index(  # of names with more than their first group, word by word as SQLAlchemy 
 # In the words of their indexes, which are not gone along otherwise: a bound number is not seen to be the same.
 IS_INCOMPLETE = series.c.ExpectedInstances > series.c.NumInstances
 IS_IN_CONFLICT = series.c.Conflicts > literal_column("0")
-for _name, _is_rare in (("incomplete_series", IS_INCOMPLETE), ("series_in_conflict", IS_IN_CONFLICT)):
+IS_DOUBTFUL = series.c.Doubtful != literal_column("'[]'")
+for _name, _is_rare in (
+    ("incomplete_series", IS_INCOMPLETE),
+    ("series_in_conflict", IS_IN_CONFLICT),
+    ("doubtful_series", IS_DOUBTFUL),
+):
     _columns = (series.c.UpdatedAt, series.c.SeriesInstanceUID)
     Index(_name, *_columns, sqlite_where=_is_rare, postgresql_where=_is_rare)
 
@@ -220,6 +225,7 @@ changes = Table(
     Column("Source", Text),
     Column("ExpectedInstances", Integer),
     Column("Kinds", Text),  # separated by spaces; null in what an earlier version told
+    Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index(

@@ -168,6 +168,7 @@ FILTERS = {
 @click.option("--study", metavar="UID", help="Only of this study.")
 @click.option("--incomplete", is_flag=True, help="Only those with images missing.")
 @click.option("--conflicts", is_flag=True, help="Only those with open conflicts.")
+@click.option("--doubtful", is_flag=True, help="Only those of which something breaks the standard.")
 def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: Path | None, **given: Any) -> None:
     """Write stored series as CSV or lines of JSON.
 
@@ -179,7 +180,7 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     for name in ("updated_since", "updated_until"):
         given[name] = given[name] and _moment(given[name])
     query = {FILTERS[name]: given[name] for name in FILTERS if given[name]}
-    query |= {name: "true" for name in ("Incomplete", "Conflicts") if given[name.lower()]}
+    query |= {name: "true" for name in ("Incomplete", "Conflicts", "Doubtful") if given[name.lower()]}
     try:
         count = write(Remote(url, key_file, ca), query, form, output)
     except GatewayError as error:

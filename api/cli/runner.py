@@ -283,6 +283,7 @@ def variables(change: Change) -> dict[str, str]:
         "NUM_INSTANCES": change.NumInstances,
         "EXPECTED_INSTANCES": change.ExpectedInstances,
         "MISSING": change.Missing,
+        "DOUBTFUL": "; ".join(change.Doubtful),
         "CHANGE": change.Number,
     }
     return {name: "" if value is None else str(value).replace("\0", "") for name, value in told.items()}

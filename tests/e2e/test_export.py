@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench.rig.processes import ROOT, server, without_settings
+from bench.rig.processes import ROOT, make_key, server, without_settings
 from tests.e2e.test_documented_commands import JOBS, filled, line, shell
 from tests.factories import STUDY, make_report
 from tests.terminals import on_a_terminal
@@ -65,6 +65,18 @@ def test_the_guides_request_streams_the_same(tmp_path: Path, url: str) -> None:
     whole = shell(re.sub(r"\?.*'", "'", command))
     assert sorted(uids(whole)) == [f"{STUDY}.{n}" for n in range(3)]
     assert exported(url, tmp_path)[0].splitlines() == whole.splitlines()
+
+
+def test_the_guides_lines_read_it_into_pandas_as_text(tmp_path: Path, url: str) -> None:
+    (lines,) = re.findall(r"```python\n(import pandas.*?)```", JOBS, re.S)
+    lines = re.sub(r"http://127.0.0.1:8000/series.csv\?[^\"]*", f"{url}/series.csv", lines)
+    told = 'print(sorted(series["SeriesInstanceUID"]), set(series["NumInstances"]), set(series["Missing"]))'
+    database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
+    key = make_key(tmp_path, database, "research", "series:read").read_text().strip()
+    command = [sys.executable, "-c", f"KEY = {key!r}\n{lines}\n{told}"]
+    env = without_settings() | {"no_proxy": "*"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{[f'{STUDY}.{n}' for n in range(3)]} {{'1'}} {{'0'}}\n", done.stderr
 
 
 def test_lines_of_json_are_whole_records(tmp_path: Path, url: str) -> None:

@@ -195,6 +195,8 @@ LISTINGS: list[tuple[Listing, str]] = [
     (Listing(Incomplete=True), "incomplete_series"),
     (Listing(Incomplete=True, newest=True, UpdatedSince=BORN), "incomplete_series"),
     (Listing(Conflicts=True, newest=True), "series_in_conflict"),
+    (Listing(Doubtful=True), "doubtful_series"),
+    (Listing(Doubtful=True, newest=True, UpdatedSince=BORN), "doubtful_series"),
     (Listing(StudyDate=("20260101", "20260131")), "studies_by_date"),
     (Listing(StudyDate=("20260101", None), Modality="CT"), "studies_by_modality_and_date"),
     (Listing(), "sqlite_autoindex_series_1"),
@@ -219,7 +221,11 @@ async def test_a_listing_goes_along_an_index_and_sorts_nothing(
 async def test_pages_in_every_order_follow_each_other_while_rows_change(database: Database) -> None:
     for n in range(12):
         report = judged("1", expected=1 + n % 3).model_copy(
-            update={"SeriesInstanceUID": f"1.{n}", "Attributes": {"Modality": ["CT"], "StudyDate": [f"2026010{n % 3}"]}}
+            update={
+                "SeriesInstanceUID": f"1.{n}",
+                "Attributes": {"Modality": ["CT"], "StudyDate": [f"2026010{n % 3}"]},
+                "Doubtful": ["the UID has letters"] * (n % 3 == 1),
+            }
         )
         await database.store(report)
     for listing, wanted in (
@@ -229,6 +235,8 @@ async def test_pages_in_every_order_follow_each_other_while_rows_change(database
         (Listing(StudyDate=("20260101", "20260102")), sorted((f"1.{n}" for n in range(12) if n % 3), key=by_date)),
         (Listing(Conflicts=True), []),
         (Listing(Conflicts=False), [f"1.{n}" for n in range(12)]),
+        (Listing(Doubtful=True), [f"1.{n}" for n in range(12) if n % 3 == 1]),
+        (Listing(Doubtful=False), [f"1.{n}" for n in range(12) if n % 3 != 1]),
     ):
         seen: list[str] = []
         after = None
@@ -508,6 +516,14 @@ async def test_a_change_says_all_that_a_consumer_decides_by(database: Database) 
     assert {(change.Modality, change.Source) for change in told} == {("CT", "CT1 CT")}
     for change in told:
         assert not {"P1", "Test^One"} & set(change.model_dump_json().split('"'))
+
+
+async def test_a_change_says_what_is_doubtful_of_its_series_so_far(database: Database) -> None:
+    await database.store(make_report("1").model_copy(update={"Doubtful": ["a"]}))
+    await database.store(make_report("2").model_copy(update={"Doubtful": ["b"]}))
+    assert [change.Doubtful for change in await database.changes(since=0, limit=10)] == [["a"], ["a", "b"]]
+    await executed(database, "UPDATE series SET \"Doubtful\" = '[]'")
+    assert await database.page(after=None, limit=5, listing=Listing(Doubtful=True)) == []
 
 
 async def test_a_conflict_is_told_once_and_is_no_revision(database: Database) -> None:
