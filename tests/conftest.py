@@ -30,6 +30,7 @@ from common.settings import ServerSettings
 from db import Database
 from tests.selection import (
     MISSING,
+    asks_for_slow,
     lacking,
     pytest_collection_modifyitems,
     pytest_report_header,
@@ -83,12 +84,13 @@ def pytest_configure() -> None:
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Tests marked `virtual_time` run on a loop whose clock jumps to the next timer instead of waiting.
 
-    Those of the SCP run on asyncio's loop and on uvloop, where it is installed.
+    Those of the SCP run on uvloop, where it is installed, and where slow tests are asked for on asyncio's loop, too.
     """
     if item.get_closest_marker("virtual_time"):
         return {"virtual": looptime.new_event_loop}
     if item.path.name.startswith("test_scp") and find_spec("uvloop") is not None:
-        return {"asyncio": asyncio.new_event_loop, "uvloop": import_module("uvloop").new_event_loop}
+        loops = {"uvloop": import_module("uvloop").new_event_loop}
+        return loops | {"asyncio": asyncio.new_event_loop} if asks_for_slow(item.config) else loops
     return {"real": asyncio.new_event_loop}
 
 
@@ -106,18 +108,13 @@ def postgresql_url(postgresql_server: URL) -> Iterator[str]:
         yield url
 
 
-def new_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    on_sqlite = request.param == "sqlite"
-    url: str = (
-        f"sqlite+aiosqlite:///{tmp_path / 'series.db'}" if on_sqlite else request.getfixturevalue("postgresql_url")
-    )
-    return url
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.peer("postgresql"))])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.peer("postgresql"), pytest.mark.slow])])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """DATABASE_URL of a database of its own, without tables yet."""
-    return new_url(request, tmp_path)
+    """DATABASE_URL of a database of its own, without tables yet; PostgreSQL's turn is slow."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'series.db'}"
+    url: str = request.getfixturevalue("postgresql_url")
+    return url
 
 
 @pytest.fixture

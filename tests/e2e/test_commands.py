@@ -166,6 +166,7 @@ def test_wrong_use_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
         assert "no dead letter 7" in client(tmp_path, "dead-letters", "show", "7", exit_code=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "cure"),
     [
@@ -228,6 +229,7 @@ def test_a_journal_whose_rows_are_nonsense_is_listed_all_the_same(tmp_path: Path
     assert client_json(tmp_path, "dead-letters", "show", "1")["report"] == "[[["
 
 
+@pytest.mark.slow
 def test_a_gateway_is_found_by_any_name_of_its_journal(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     link = tmp_path / "other" / "link.db"

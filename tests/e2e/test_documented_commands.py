@@ -155,6 +155,7 @@ def test_readmes_three_terminals_end_with_rows(tmp_path: Path, sender: str, _ski
     assert said == ""  # nothing to be puzzled by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sender", "skipped"), SENDERS)
 def test_readmes_senders_go_on_behind_an_image_that_they_skip(tmp_path: Path, sender: str, skipped: set[str]) -> None:
     names = {"plain": "CT_small.dcm", "jpeg2000": "JPEG2000.dcm", "rle": "SC_rgb_rle.dcm", "late": "rtdose_1frame.dcm"}

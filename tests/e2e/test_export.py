@@ -88,6 +88,7 @@ def test_lines_of_json_are_whole_records(tmp_path: Path, url: str) -> None:
     assert httpx.get(f"{url}/series/{STUDY}.0", trust_env=False).json() == records[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "exit_code", "said"),
     [
@@ -103,6 +104,7 @@ def test_a_wrong_word_leaves_no_file(
     assert list(tmp_path.glob("out*")) == []
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_how_far_it_is(tmp_path: Path, url: str) -> None:
     with on_a_terminal([*EXPORT, "--url", url, "--output", "out.csv"], tmp_path) as terminal:
         terminal.wait_for(r"3 series")

@@ -79,6 +79,7 @@ def test_where_no_gateway_is_known_a_script_goes_on_and_stderr_says_what_it_does
     assert (second.returncode, "no key may post reports" in second.stderr) == (0, True)
 
 
+@pytest.mark.slow
 def test_the_gateways_own_key_comes_with_what_has_to_be_done(tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     gateways = ("keys", "create", "gw", "--scope", "series:write", "--scope", "series:read")
@@ -90,6 +91,7 @@ def test_the_gateways_own_key_comes_with_what_has_to_be_done(tmp_path: Path) -> 
         assert ours(database_url, *gateways).stderr == ""
 
 
+@pytest.mark.slow
 def test_a_terminal_is_asked_and_the_gateways_key_is_offered(tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     command = [sys.executable, str(ROOT / "server.py"), *READER]
@@ -133,6 +135,7 @@ async def test_what_check_and_the_server_advise_shuts_no_gateway_out(
         assert any("series:write" in key["scopes"] for key in answer(url, "keys", "list"))
 
 
+@pytest.mark.slow
 def test_a_gateway_that_runs_without_a_key_goes_on_delivering_after_a_reader_asked_for_one(tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     with server(tmp_path) as (log, url):

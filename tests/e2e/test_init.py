@@ -211,6 +211,7 @@ def test_an_existing_file_is_merged_and_what_changes_is_shown_without_secrets(tm
     assert other not in ended.stdout + ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "said"), [(b"GATEWAY_ID=\xff\n", "UTF-8"), (b"DATABASE_URL=mysql://x\nGATEWAY_ID=a/b\n", "For example")]
 )
@@ -235,6 +236,7 @@ def test_what_the_environment_overrules_is_said(tmp_path: Path) -> None:
     assert "GATEWAY_SCP_PORT stands in the environment" in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_password_is_no_flag(tmp_path: Path) -> None:
     url = "postgresql+asyncpg://gateway:s3cret@127.0.0.1:9/series"
     ended = done(tmp_path, [*SERVER, "init", "--database-url", url], code=2)
@@ -329,6 +331,7 @@ def test_ctrl_c_at_the_last_question_of_the_server_leaves_nothing(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 def test_the_server_asks_for_the_databases_password_and_shows_the_key_once(tmp_path: Path, postgresql_url: str) -> None:
     port = str(free_port())

@@ -229,6 +229,7 @@ def test_too_much_pending_is_refused_out_of_resources_and_accepted_again(url: st
         wait_for_counts(process, url, {images[0].SeriesInstanceUID: 4})
 
 
+@pytest.mark.slow
 def test_second_gateway_on_one_journal_is_refused_with_the_cure(running: tuple[Process, int], tmp_path: Path) -> None:
     with gateway(tmp_path, "http://127.0.0.1:9", drain_timeout_s=0.3):
         second = Process("second", [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"], tmp_path)

@@ -118,6 +118,7 @@ def place(folder: Path) -> int | None:
     return row and int(row[0])
 
 
+@pytest.mark.slow
 def test_once_does_what_there_is_and_a_second_time_nothing(tmp_path: Path) -> None:
     script(tmp_path)
     with server(tmp_path) as (_, url):
@@ -130,6 +131,7 @@ def test_once_does_what_there_is_and_a_second_time_nothing(tmp_path: Path) -> No
     assert [words[1] for words in ran(tmp_path)] == ["1", "1", "1", "2"]
 
 
+@pytest.mark.slow
 def test_first_only_runs_once_a_series(tmp_path: Path) -> None:
     script(tmp_path)
     with server(tmp_path) as (_, url):
@@ -175,6 +177,7 @@ def shell(command: str, folder: Path) -> str:
 WAITS = "#!/bin/sh\ntouch began\nwhile ! test -e go; do sleep 0.05; done\ntouch ended\n"
 
 
+@pytest.mark.slow
 def test_a_script_that_runs_may_end_when_on_complete_is_told_to_stop(tmp_path: Path) -> None:
     script(tmp_path, WAITS)
     with server(tmp_path) as (_, url):
@@ -189,6 +192,7 @@ def test_a_script_that_runs_may_end_when_on_complete_is_told_to_stop(tmp_path: P
     assert len(process.events("script.ended")) == 1
 
 
+@pytest.mark.slow
 def test_several_scripts_run_at_a_time_and_of_one_series_one(tmp_path: Path) -> None:
     script(tmp_path, '#!/bin/sh\necho x >> "begun$1"\nwhile ! test -e go; do sleep 0.05; done\n')
     with server(tmp_path) as (_, url):
@@ -202,6 +206,7 @@ def test_several_scripts_run_at_a_time_and_of_one_series_one(tmp_path: Path) -> 
     assert [revision for uid, revision in ended if uid == uids[0]] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_script_that_outlives_a_killed_on_complete_is_waited_for(tmp_path: Path) -> None:
     script(tmp_path, f"{WAITS}{SCRIPT.partition(chr(10))[2]}")
     with server(tmp_path) as (_, url):
@@ -219,6 +224,7 @@ def test_a_script_that_outlives_a_killed_on_complete_is_waited_for(tmp_path: Pat
     assert [words[1] for words in ran(tmp_path)] == ["1", "1"]  # at least once
 
 
+@pytest.mark.slow
 def test_a_script_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     script(tmp_path, "#!/bin/sh\nsh -c 'echo $$ > child; exec sleep 600'\n")
     with server(tmp_path) as (_, url):
@@ -244,6 +250,7 @@ def test_a_wrong_word_is_answered_with_the_cure(tmp_path: Path, words: tuple[str
     assert not (tmp_path / "on-complete.db").exists()
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked_is_said_once_and_nothing_is_taken_for_done(tmp_path: Path) -> None:
     script(tmp_path)
     assert "ConnectError" in once(tmp_path, "http://127.0.0.1:9", *ALL, exit_code=1)
@@ -259,6 +266,7 @@ def test_what_cannot_be_asked_is_said_once_and_nothing_is_taken_for_done(tmp_pat
         assert "changes end at 1, and 77 were read" in once(tmp_path, url, *ALL, exit_code=1)
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_what_runs_and_what_scripts_say(tmp_path: Path) -> None:
     script(tmp_path, "#!/bin/sh\necho out of the script\nwhile ! test -e go; do sleep 0.05; done\n")
     with server(tmp_path) as (_, url):
@@ -273,6 +281,7 @@ def test_a_terminal_shows_what_runs_and_what_scripts_say(tmp_path: Path) -> None
             assert terminal.ended() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.peer("curl")
 @pytest.mark.parametrize("program", ["python examples/on_complete.py", "sh examples/on_complete.sh"])
 def test_the_examples_do_the_same(tmp_path: Path, program: str) -> None:

@@ -345,6 +345,7 @@ GROWING = [0.0, *(20 * 4.0**n for n in range(16))]  # each gap is three times al
 FAR_APART = " ".join(["0:1", *(f"{20 * 4**n}:{n + 2}" for n in range(15))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "timeline",
     [
@@ -421,6 +422,7 @@ def told(uid: str, revision: int, last: str, updated: str) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 async def test_the_newest_revision_of_a_frame_is_what_a_series_was_stored_as(browse: Browse, running: Serving) -> None:
     running.new_key("series:read")
     series = arriving("1.3", 1, LastReceivedAt="2026-01-01T11:00:00Z")
@@ -635,6 +637,7 @@ async def fill(url: str) -> None:
     tell(url, "g" * 64, Arriving=[arriving("1." + "7" * 62, 5, Expected=9)], Reason="the disk " + "is full " * 20)
 
 
+@pytest.mark.slow
 async def test_the_keyboard_alone_opens_a_series_and_comes_back(browse: Browse, url: str) -> None:
     await fill(url)
     async with browse() as (page, _):
@@ -690,6 +693,7 @@ async def test_a_screen_reader_finds_names_for_everything(browse: Browse, url: s
         assert await page.evaluate("window.said") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [320, *(pytest.param(width, marks=pytest.mark.slow) for width in (375, 768, 1280))])
 async def test_nothing_is_wider_than_the_screen(browse: Browse, url: str, width: int) -> None:
     await fill(url)

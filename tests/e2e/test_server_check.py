@@ -49,6 +49,7 @@ async def made(url: str) -> None:
 # --- the command ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_all_is_well_beside_a_running_server(tmp_path: Path, database_url: str) -> None:
     scopes = ("--scope", "series:write", "--scope", "series:read")
     ours(database_url, "keys", "create", "gateway-1", *scopes)

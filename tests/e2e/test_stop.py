@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from bench.rig.processes import server
 
@@ -41,6 +42,7 @@ def test_half_a_request_holds_up_no_stop(tmp_path: Path) -> None:
     assert not [line for line in process.lines if "Traceback" in line]
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_its_answer_holds_up_no_stop(tmp_path: Path) -> None:
     with server(tmp_path) as (process, url), ExitStack() as open_:
         uids = [f"1.2.3.{n}" for n in range(60_000)]

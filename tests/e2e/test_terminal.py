@@ -38,6 +38,7 @@ def test_a_table_stands_below_the_log_lines_and_ctrl_c_leaves_the_terminal_clean
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")  # the cursor is back
 
 
+@pytest.mark.slow
 def test_what_became_idle_stays_below_the_table(tmp_path: Path) -> None:
     with (
         server(tmp_path) as (_, url),
@@ -61,6 +62,7 @@ def test_the_table_fits_a_small_terminal(tmp_path: Path) -> None:
         assert terminal.ended() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"GATEWAY_WORKERS": "2"}], ids=["dumb", "workers"])
 def test_there_is_no_table_on_a_dumb_terminal_and_with_several_workers(
     tmp_path: Path, environment: dict[str, Any]
@@ -90,6 +92,7 @@ def test_without_a_terminal_every_line_is_json(tmp_path: Path) -> None:
     assert [line for line in process.lines if not line.startswith("{")] == []
 
 
+@pytest.mark.slow
 def test_drain_shows_what_still_waits(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE, drain_timeout_s=0.3) as (_, port):
         send(port, new_series(2))

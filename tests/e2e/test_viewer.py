@@ -54,6 +54,7 @@ async ([root, key, uids]) => {
 REFUSED = "async (root) => { try { await fetch(root + '/studies'); return 'read'; } catch { return 'refused'; } }"
 
 
+@pytest.mark.slow
 @pytest.mark.peer("chromium")
 @pytest.mark.peer("nginx")
 @pytest.mark.peer("orthanc")

@@ -49,6 +49,7 @@ def test_workers_share_a_port_and_a_killed_one_goes_on_with_its_journal(tmp_path
         assert len(process.events("gateway.stopped")) == 2
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_listen_end_with_the_cure(tmp_path: Path) -> None:
     with gateway(tmp_path, "http://127.0.0.1:9", drain_timeout_s=0.1) as (_, port):
         out = client(tmp_path, "--workers", "2", "--scp-port", str(port), exit_code=1)

@@ -258,11 +258,12 @@ async def test_sender_that_pipelines_is_not_read_on_while_its_instance_waits() -
 
     ds = make_dataset()
     ds.SOPInstanceUID = SOP_INSTANCE
+    ds.PixelData = bytes(200_000)
     image = encode(ds)
     async with serve_scp(GatewaySettings(scp_port=0), slow, unsaturated) as port, Raw(port) as raw:
         await raw.say(associate_rq())
         await raw.pdu()
-        flood = asyncio.create_task(raw.say(store(image + bytes(200_000)) * 200))
+        flood = asyncio.create_task(raw.say(store(image) * 200))
         done, _ = await asyncio.wait([flood], timeout=1)
         assert not done
         release.set()
