@@ -541,6 +541,10 @@ class GatewayState(BaseModel):
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
     Version: Annotated[Line | None, Field(description="Its software's; null of those before 0.2.")] = None
+    Journal: Annotated[
+        Line | None,
+        Field(description="Its journal's, which keeps it under whatever GatewayID; null of those before 0.3."),
+    ] = None
 
 
 class Gateway(BaseModel):

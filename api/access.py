@@ -38,6 +38,7 @@ CLOSE = {"Connection": "close"}  # nobody knows what is left on it
 FAILURES = 10  # wrong keys of one address, …
 FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
 REMEMBERED = 10_000  # addresses and keys
+MOST_OF_NAME = 64  # characters of a gateway's, as in GatewayState
 RETRY_AFTER_S = 2
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -133,6 +134,8 @@ class Guard:
                 await self._admit(scope, state)
             await self._app(scope, receive, send_safely)
         except Refused as refusal:
+            if refusal.status in (401, 403) and (gateway_id := _heartbeat_of(scope)):
+                scope["app"].state.overview.refused(gateway_id, str(refusal))
             await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
         except Exception:  # a fault of ours: answered like all else, and raised on, into the log
             if status is None:
@@ -212,6 +215,13 @@ def _is_open(scope: Scope) -> bool:
 def _is_routine(scope: Scope, status: int) -> bool:
     """What comes every second and tells nobody anything of a patient: heartbeats that were taken, and metrics."""
     return status < 400 and (_path(scope) == "/metrics" or (scope["method"], _route(scope)) == HEARTBEAT)
+
+
+def _heartbeat_of(scope: Scope) -> str | None:
+    """The gateway whose heartbeat a request is, before any route is looked for; None where it is none."""
+    name = _path(scope).removeprefix("/gateways/")
+    is_heartbeat = scope["method"] == "PUT" and name != _path(scope) and 0 < len(name) <= MOST_OF_NAME
+    return name if is_heartbeat else None
 
 
 def _is_page(path: str) -> bool:

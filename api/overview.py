@@ -8,7 +8,8 @@ import asyncio
 import contextlib
 import json
 import math
-from collections import deque
+import time
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +36,8 @@ STALE_S = 30.0  # what was seen before is then not counted on from
 
 LATEST = 200  # series that a page is told of at first, and at most at once
 MOST_FOUND = 200
+REFUSED_S = 30.0  # a gateway that is refused asks again every five seconds
+MOST_REFUSED = 256  # as many as the server knows gateways
 
 Responses = Mapping[int | str, dict[str, Any]]
 
@@ -143,6 +146,14 @@ class Overview:
     _news: str = ""
     _whole: str | None = None
     _looking: asyncio.Task[None] | None = None
+    _refused: OrderedDict[str, tuple[float, str]] = field(default_factory=OrderedDict)
+
+    def refused(self, gateway_id: str, why: str) -> None:
+        """Remember that a heartbeat was not let in: by this process, and whoever sent it."""
+        self._refused[gateway_id] = (time.monotonic(), why)
+        self._refused.move_to_end(gateway_id)
+        if len(self._refused) > MOST_REFUSED:
+            self._refused.popitem(last=False)
 
     async def frames(self) -> AsyncGenerator[str, None]:
         """JSON, until the end or for STREAM_S. Raises DatabaseUnavailable."""
@@ -224,12 +235,18 @@ class Overview:
             self._whole = self._frame(gateways, list(self._latest), Full=True)
         return self._whole
 
+    def _refused_lately(self) -> dict[str, str]:
+        """Of the gateways that are known: a stranger adds no name to the page."""
+        since = time.monotonic() - REFUSED_S
+        return {id: why for id, (at, why) in self._refused.items() if at > since and id in self._gateways}
+
     def _frame(self, gateways: Mapping[str, Any], latest: Sequence[Any], **more: Any) -> str:
         frame = {
             "At": datetime.now(UTC).isoformat(),
             "Version": version(),
             "Gateways": gateways,
             "Silent": self._silent,
+            "Refused": self._refused_lately(),
         }
         return json.dumps(frame | {"Stored": latest, "Totals": self._totals} | more, separators=(",", ":"))
 

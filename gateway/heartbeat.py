@@ -83,6 +83,7 @@ class Vitals:
             Dead=self._dead,
             Arriving=[series for series in self._collector.arriving(MAX_ARRIVING) if _fits(series)],
             Version=version(),
+            Journal=self._journal.identity,
         )
 
     async def follow(self) -> None:

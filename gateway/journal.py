@@ -124,6 +124,8 @@ class Journal:
             f"SELECT coalesce(sum({MOVED}), 0) FROM reports WHERE state = 'waiting'"
         )
         self.dead_letters: int = self._one("SELECT count(*) FROM reports WHERE state = 'dead'")
+        self.identity = f"{self._one('PRAGMA application_id'):08x}"
+        """Of the file, for as long as there is one."""
 
     @classmethod
     @asynccontextmanager

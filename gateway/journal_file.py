@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,10 @@ def connect(path: Path) -> sqlite3.Connection:
             )
         steps = "".join(SCHEMAS[version:])
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+        if not connection.execute("PRAGMA application_id").fetchone()[
+            0
+        ]:  # by which the file is known, whoever opens it
+            connection.execute(f"PRAGMA application_id = {secrets.randbelow(2**31 - 1) + 1}")
     except BaseException:
         connection.close()
         raise

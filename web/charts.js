@@ -1,16 +1,18 @@
 // Two charts of the last ten minutes, drawn by uPlot (web/vendor): images a second, and how long each row took.
 
-import { quantile, seconds } from "./format.js";
+import { duration, quantile, seconds } from "./format.js";
 
 const height = (width) => (width < 480 ? 120 : 170);
 const LEAST_S = 0.05; // of a logarithmic scale
-const POWERS = [0.1, 1, 10, 60, 600, 3600, 86400];
+const TICKS_S = [0.1, 1, 10, 60, 600, 3600, 6 * 3600, 86400]; // of a logarithmic scale, whatever powers it spans
+const EVERY_S = [60, 120, 180, 300]; // between two times, where there is room
 const WIDTH = 10; // seconds beside the last slot
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
-const plain = new Intl.NumberFormat(undefined, { maximumFractionDigits: 1 });
+const plain = new Intl.NumberFormat(undefined, { maximumFractionDigits: 2 });
 
+/** Both axes; `values` says a tick, and of a logarithmic axis `splits` where they stand, none of which is left out. */
 function axes(values, splits) {
   const common = {
     stroke: colour("--muted"),
@@ -22,11 +24,12 @@ function axes(values, splits) {
     {
       ...common,
       grid: { show: false },
-      space: 60,
+      space: 48,
+      incrs: EVERY_S,
       size: 26,
       values: (_, times) => times.map((s) => clock.format(new Date(s * 1000))),
     },
-    { ...common, size: 40, values, ...(splits && { splits }) },
+    { ...common, size: 46, values, ...(splits && { splits, filter: (_, ticks) => ticks }) },
   ];
 }
 
@@ -35,7 +38,7 @@ const options = (width, scales, series, values, splits) => ({
   height: height(width),
   legend: { show: false },
   cursor: { show: false },
-  padding: [8, 8, 0, 0],
+  padding: [8, 22, 0, 0], // half of a time stands right of its tick
   scales,
   series: [{}, series],
   axes: axes(values, splits),
@@ -97,8 +100,8 @@ const latency = new Chart("latency", (width) =>
       paths: () => null,
       points: { show: true, size: 6, width: 1, fill: colour("--accent") },
     },
-    (_, ticks) => ticks.map((n) => plain.format(n)),
-    (_, __, low, high) => POWERS.filter((n) => n >= low && n <= high),
+    (_, ticks) => ticks.map(duration),
+    (_, __, low, high) => TICKS_S.filter((s) => s >= low && s <= high),
   ),
 );
 

@@ -17,12 +17,14 @@ const day = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short"
 const plain = new Intl.NumberFormat();
 const UNITS = ["B", "KB", "MB", "GB", "TB"];
 
+/** What a verdict says, beside it wherever it stands. */
 export const VERDICTS = {
-  verified: "the PACS was asked twice and has exactly these images",
-  expected: "as many images as a tag of theirs says",
-  idle: "quiet for long enough; no proof that nothing is missing",
-  capped: "open for the longest time allowed while images still came",
-  drained: "reported early: an operator asked, or the gateway stopped",
+  verified: "the PACS has exactly these images",
+  expected: "as many images as a tag says",
+  idle: "quiet, not proven complete",
+  capped: "open for too long, images still came",
+  drained: "reported early, on request or at a stop",
+  none: "reported without one, more may come",
 };
 
 export const count = (n) => plain.format(n);
@@ -36,6 +38,12 @@ export function seconds(s) {
   const minutes = Math.round(s / 60);
   if (minutes < 90) return `${minutes} min`;
   return minutes < 48 * 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${Math.floor(minutes / 1440)} days`;
+}
+
+/** The same as short as the tick of an axis: 0.1 s, 10 s, 1 min, 6 h. */
+export function duration(s) {
+  if (s < 60) return `${s} s`;
+  return s < 3600 ? `${s / 60} min` : `${s / 3600} h`;
 }
 
 export function bytes(n) {

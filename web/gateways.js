@@ -1,4 +1,4 @@
-// A card for each gateway: whether it takes images in, and what it holds.
+// A card for each gateway: whether it receives images, and what it holds.
 
 import { byId, el, mark, write } from "./dom.js";
 import { bytes, compared, count, many, seconds, utc, when } from "./format.js";
@@ -27,10 +27,11 @@ function make(id) {
   return { card: el("li", {}, inside), state, title, version, values };
 }
 
-function condition({ silent, silentS, seenAt, state }) {
+function condition({ silent, refused, silentS, seenAt, state }) {
+  if (refused) return ["bad", `Refused by this server since ${when(seenAt)}: ${refused}`];
   if (silent) return ["bad", `Silent for ${seconds(silentS)}, since ${when(seenAt)}`];
-  if (state.Reason) return ["bad", `Takes nothing in: ${state.Reason}`];
-  return ["good", "Takes images in"];
+  if (state.Reason) return ["bad", `Receives nothing: ${state.Reason}`];
+  return ["good", "Receiving"];
 }
 
 /** Its version, and whether that is another than the server's. */

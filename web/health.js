@@ -10,7 +10,7 @@ const FULL = 0.8; // of the inbox
 
 /** What is wrong: { level, id, what, more, cure }; `id` stays the same while it lasts, and `more` may change by the second. */
 export function problems(world) {
-  const found = world.present().flatMap((gateway) => (gateway.silent ? [silent(gateway)] : [...ofGateway(gateway, world)]));
+  const found = world.present().flatMap((gateway) => (gateway.silent ? [gateway.refused ? refused(gateway) : silent(gateway)] : [...ofGateway(gateway, world)]));
   found.push(...ofServer(world.totals));
   return found.sort((a, b) => (a.level === b.level ? 0 : a.level === "bad" ? -1 : 1));
 }
@@ -25,6 +25,17 @@ function silent({ id, silentS, state }) {
   };
 }
 
+/** It runs, and asks in vain: this server heard it, and knows why. */
+function refused({ id, silentS, refused }) {
+  return {
+    level: "bad",
+    id: `refused ${id}`,
+    what: `This server refuses gateway ${id}`,
+    more: `for ${seconds(silentS)}: ${refused}. What it receives waits in its journal`,
+    cure: `python server.py keys create ${/^[\w.-]+$/.test(id) ? id : "NAME"} --scope series:write makes a key: give it to the gateway as GATEWAY_API_KEY and start it again.`,
+  };
+}
+
 function* ofGateway(gateway, { version }) {
   const { id, state, skewS } = gateway;
   const about = (level, kind, what, more, cure) => ({ level, id: `${kind} ${id}`, what, more, cure });
@@ -32,7 +43,7 @@ function* ofGateway(gateway, { version }) {
     yield about(
       "bad",
       "full",
-      `Gateway ${id} takes nothing in`,
+      `Gateway ${id} receives nothing`,
       state.Reason,
       "It goes on by itself once that is cured; senders keep their images. On its machine: python client.py status",
     );
@@ -141,6 +152,6 @@ export function headline(world, wrong) {
   if (wrong.length) return ["warn", `${count(wrong.length)} things to look at`];
   const gateways = world.present().length;
   return gateways
-    ? ["good", `All well: ${many(gateways, "gateway takes", "gateways take")} images in`]
+    ? ["good", `All well: ${many(gateways, "gateway is", "gateways are")} receiving`]
     : ["none", "No gateway has said anything yet"];
 }

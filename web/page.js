@@ -42,7 +42,7 @@ function showPage({ Who }) {
   byId("login").hidden = true;
   byId("page").hidden = false;
   const withKey = Who !== "this machine";
-  write(byId("who"), withKey ? Who.replace(/^\S+ /, "") : "this machine, no key yet");
+  write(byId("who"), withKey ? Who.replace(/^\S+ /, "") : "no login set up");
   byId("log-out").hidden = !withKey;
   series.route();
 }

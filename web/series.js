@@ -83,9 +83,9 @@ function facts(record) {
     ],
     [
       "Verdict",
-      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? "reported without one"}`),
+      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? ""}`),
     ],
-    ["Rests on", record.Basis],
+    ["Reason", record.Basis],
     [
       "Revision",
       `${count(record.Revision)}${record.FalseCompletions ? `; a verdict was too early ${many(record.FalseCompletions, "time", "times")}` : ""}`,

@@ -1,6 +1,6 @@
 // The table of stored series: the newest on top as they come, older ones on demand, or what a search finds.
 
-import { badge, byId, el, mark, row } from "./dom.js";
+import { badge, byId, el, row } from "./dom.js";
 import { VERDICTS, count, images, many, patient, utc, when } from "./format.js";
 import { ask } from "./stream.js";
 
@@ -34,7 +34,7 @@ function make(series) {
   cells[2].append(images(series.NumInstances, series.ExpectedInstances));
   const verdict = series.Verdict ?? "none";
   cells[3].append(badge(series.Verdict ?? "no verdict", verdict), ...flags(series));
-  mark(cells[3], "title", VERDICTS[verdict] ?? "");
+  cells[3].append(el("span", { className: "second" }, VERDICTS[verdict] ?? ""));
   cells[4].append(series.Source ?? "–");
   cells[5].append(el("time", { dateTime: series.UpdatedAt, title: utc(series.UpdatedAt) }, when(series.UpdatedAt)));
   return tr;
@@ -145,7 +145,7 @@ async function search() {
     ? `${count(page.series.length)} of more: type more`
     : `${count(page.series.length)} found`;
   byId("search-result").textContent = found;
-  empty("Nothing stored begins so.");
+  empty("No match");
 }
 
 /** One page; null where there is no answer, undefined where another question came in between. */

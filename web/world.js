@@ -18,6 +18,7 @@ export class World {
     this.lastImages = new Map(); // UID: LastReceivedAt
     this.version = ""; // the server's
     this.totals = { Series: 0, Conflicts: 0, Webhooks: [] };
+    this.refused = {}; // id of a gateway: why its heartbeats are refused
     this.storedAt = null;
     this.now = 0; // the server's, in ms
   }
@@ -26,6 +27,7 @@ export class World {
     if (frame.Full) this.forget();
     this.now = Date.parse(frame.At);
     this.totals = frame.Totals;
+    this.refused = frame.Refused ?? {};
     this.version = frame.Version;
     for (const id of frame.Forgotten ?? []) this.gateways.delete(id);
     for (const [id, news] of Object.entries(frame.Gateways)) this.#hear(id, news);
@@ -76,19 +78,26 @@ export class World {
     return Revision === 1 || (before !== undefined && before !== LastReceivedAt);
   }
 
-  /** A gateway that was killed and started again has another name by default: the old one need not alarm anybody. */
+  /** A gateway that has another name since it was started again: the old one need not alarm anybody.
+   *
+   * It has the same journal; one that says nothing of its journal has the same host and address, and replaces one only.
+   */
   #replace() {
     const host = (gateway) => gateway.id.replace(/-[0-9a-f]{12}$/, "");
-    const same = (a, b) => host(a) === host(b) && a.state.Address === b.state.Address;
+    const sameHost = (a, b) => host(a) === host(b) && a.state.Address === b.state.Address;
+    const sameJournal = (a, b) => a.state.Journal && a.state.Journal === b.state.Journal;
     const all = [...this.gateways.values()].sort((a, b) => a.seenAt.localeCompare(b.seenAt));
-    const free = new Set(all.filter((gateway) => gateway.silentS <= SILENT_S));
+    const heard = all.filter((gateway) => gateway.silentS <= SILENT_S);
+    const free = new Set(heard);
     for (const gateway of all) {
       gateway.silent = gateway.silentS > SILENT_S && !gateway.state.Stopped;
       const began = (other) => Date.parse(other.state.StartedAt) > Date.parse(gateway.state.At);
-      const heir = gateway.silent ? [...free].find((other) => same(other, gateway) && began(other)) : undefined;
+      const renamed = gateway.silent && heard.some((other) => sameJournal(other, gateway) && began(other));
+      const heir = gateway.silent && !renamed && [...free].find((other) => sameHost(other, gateway) && began(other));
       free.delete(heir);
-      gateway.over = gateway.state.Stopped || heir !== undefined;
+      gateway.over = gateway.state.Stopped || renamed || Boolean(heir);
       gateway.silent &&= !gateway.over;
+      gateway.refused = gateway.silent ? this.refused[gateway.id] : undefined;
     }
   }
 

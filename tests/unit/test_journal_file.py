@@ -11,7 +11,7 @@ import pytest
 
 from common.control import NotRunning, request, serve_control
 from gateway.journal import Journal
-from gateway.journal_file import BESIDE, SCHEMA_VERSION, _set_aside
+from gateway.journal_file import BESIDE, SCHEMA_VERSION, _set_aside, connect_or_set_aside
 from gateway.journal_reader import JournalUnusable, read
 from tests.factories import UNBOUNDED, make_instance, make_report
 
@@ -185,3 +185,13 @@ async def test_a_database_that_is_no_journal_is_refused_with_the_cure(path: Path
     with pytest.raises(JournalUnusable, match=r"is no journal.*Name another file"):
         async with Journal.open(path, UNBOUNDED):
             pass
+
+
+def test_a_journal_is_known_by_the_same_name_whenever_it_is_opened(tmp_path: Path) -> None:
+    names = []
+    for name in ("a.db", "a.db", "b.db"):
+        connection = connect_or_set_aside(tmp_path / name)
+        names.append(connection.execute("PRAGMA application_id").fetchone()[0])
+        connection.close()
+    assert names[0] == names[1] != names[2]
+    assert all(names)
