@@ -480,11 +480,15 @@ WaitingFor = Literal["for images", "for silence", "for the PACS", "to be reporte
 
 
 class ArrivingSeries(BaseModel):
-    """An open series of a gateway. Names no patient."""
+    """An open series of a gateway. Names its patient: for who may read series."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     SeriesInstanceUID: Uid
+    StudyInstanceUID: Annotated[Uid | None, Field(description="Null of gateways before 0.3, as the next three.")] = None
+    PatientID: PatientId = None
+    PatientName: Text = None
+    SeriesDescription: Text = None
     Source: Annotated[str, Field(max_length=64, description="Calling AE title and modality."), WithoutNul]
     Revision: Annotated[int, Field(strict=True, ge=1, lt=2**31)]
     Instances: Annotated[Count, Field(description="Of this revision, so far.")]

@@ -125,7 +125,7 @@ class _Seen:
     state: dict[str, Any]
     """Without what arrives there."""
     arriving: dict[str, dict[str, Any]]
-    """By SeriesInstanceUID."""
+    """By Key."""
 
 
 @dataclass
@@ -209,15 +209,15 @@ class Overview:
     def _hear(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Take what a gateway said; what of it is new."""
         state = {**row["State"]}
-        arriving = {one["SeriesInstanceUID"]: one for one in state.pop("Arriving", [])}
+        arriving = {(key := _key(one)): {"Key": key, **one} for one in state.pop("Arriving", [])}
         before = self._gateways.get(row["GatewayID"])
         known = before.arriving if before else {}
         self._gateways[row["GatewayID"]] = _Seen(row["At"], state, arriving)
         return {
             "SeenAt": row["At"].isoformat(),
             "State": state,
-            "Arriving": [one for uid, one in arriving.items() if known.get(uid) != one],
-            "Gone": [uid for uid in known if uid not in arriving],
+            "Arriving": [one for key, one in arriving.items() if known.get(key) != one],
+            "Gone": [key for key in known if key not in arriving],
         }
 
     def _everything(self) -> str:
@@ -249,6 +249,11 @@ class Overview:
             "Refused": self._refused_lately(),
         }
         return json.dumps(frame | {"Stored": latest, "Totals": self._totals} | more, separators=(",", ":"))
+
+
+def _key(series: Mapping[str, Any]) -> str:
+    """Of an open series: one Series Instance UID under two patients is two."""
+    return json.dumps([series.get(name) for name in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")])
 
 
 def _webhook(row: Mapping[str, Any], last: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from models import (
     fitting,
     fitting_bytes,
     news,
+    valid_unicode,
 )
 
 REMEMBERED_REVISIONS = 100_000  # closed series whose revision number is known; beyond it numbering restarts at 1
@@ -46,7 +47,7 @@ PARTS_S = 20.0  # the least time for the parts of others to come, once ours was 
 FETCHES = 2  # of one revision
 CODE_LENGTH = 16  # characters of a CS or SH: PS3.5 table 6.2-1
 IS_LENGTH = 12  # the same of an IS
-TEXT_LENGTH = 256  # of a text in a report: models.SeriesReport
+TEXT_LENGTH = 256  # of a text in a report or a heartbeat: models.SeriesReport
 MARKS = 16  # of a series, that say when its images came
 DUE_AT_ONCE = 100  # reports made and journalled before the inbox is looked at again
 IMAGES_IN_ACQUISITION = "ImagesInAcquisition"
@@ -356,6 +357,10 @@ class SeriesCollector:
     def _arriving(self, series: OpenSeries) -> ArrivingSeries:
         return ArrivingSeries.model_construct(
             SeriesInstanceUID=series.key.series_instance_uid,
+            StudyInstanceUID=series.key.study_instance_uid,
+            PatientID=_shown(series.key.patient_id),
+            PatientName=_shown("\\".join(series.attributes.get("PatientName", ()))),
+            SeriesDescription=_shown("\\".join(series.attributes.get("SeriesDescription", ()))),
             Source=" ".join(filter(None, series.source)),
             Revision=series.revision,
             Instances=len(series.sop_instance_uids),
@@ -887,3 +892,8 @@ def _count(attributes: Mapping[str, Sequence[str]], keyword: str) -> int | None:
     if text.isdecimal() and len(text) <= IS_LENGTH and 0 < int(text) < 2**31:
         return int(text)
     return None
+
+
+def _shown(text: str | None) -> str | None:
+    """As much of a text as a heartbeat tells, in valid Unicode."""
+    return valid_unicode(text[:TEXT_LENGTH]) if text else None

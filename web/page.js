@@ -129,7 +129,7 @@ function showFrame(frame) {
   showFigures();
   charts.show(world);
   gateways.show(world);
-  arriving.show(world, frame);
+  arriving.show(world);
   stored.show(world, frame);
   series.show(world, frame);
 }

@@ -12,7 +12,7 @@ export class World {
   }
 
   forget() {
-    this.gateways = new Map(); // id: { id, state, seenAt, silentS, arriving: Map of UID to series }
+    this.gateways = new Map(); // id: { id, state, seenAt, silentS, arriving: Map of Key to series }
     this.slots = new Map(); // number of the slot: images
     this.latencies = []; // { at, s }, the oldest first
     this.lastImages = new Map(); // UID: LastReceivedAt
@@ -46,8 +46,8 @@ export class World {
     gateway.state = State;
     gateway.seenAt = SeenAt;
     gateway.skewS = (Date.parse(State.At) - Date.parse(SeenAt)) / 1000;
-    for (const uid of Gone) gateway.arriving.delete(uid);
-    for (const series of Arriving) gateway.arriving.set(series.SeriesInstanceUID, series);
+    for (const key of Gone) gateway.arriving.delete(key);
+    for (const series of Arriving) gateway.arriving.set(series.Key, series);
     this.gateways.set(id, gateway);
   }
 

@@ -159,7 +159,6 @@ async def test_a_real_send_is_seen_to_arrive_and_to_be_judged_without_reload(bro
             for some in images.values():
                 await asyncio.to_thread(pacs.send, some[2:])
             for uid, some in images.items():
-                await expect(cells(page, "arriving", uid).nth(4)).to_contain_text("verified after")
                 await expect(cells(page, "stored-table", uid).nth(2)).to_have_text(f"{len(some)} of {len(some)}")
                 await expect(cells(page, "stored-table", uid).nth(3)).to_contain_text("verified")
             await expect(page.locator("#nothing-arriving")).to_be_visible()  # they do not stay for ever
@@ -422,27 +421,30 @@ def told(uid: str, revision: int, last: str, updated: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
-async def test_the_newest_revision_of_a_frame_is_what_a_series_was_stored_as(browse: Browse, running: Serving) -> None:
-    running.new_key("series:read")
-    series = arriving("1.3", 1, LastReceivedAt="2026-01-01T11:00:00Z")
-    rows = [told("1.3", 2, "11:00:00", "11:00:05"), told("1.3", 1, "11:00:00", "11:00:04")]
-    frames = [
-        {"Full": True, "Gateways": {"g": {"Arriving": [series], "Gone": []}}, "Stored": rows},
-        {"Gateways": {"g": {"Arriving": [], "Gone": ["1.3"]}}, "Stored": []},
-    ]
-    async with browse() as (page, _):
-        await page.goto(running.url)  # at the login nothing else is told
-        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
-        await page.evaluate(
-            """async ([seen, frames]) => {
-                const arriving = await import("/web/arriving.js");
-                const gateways = new Map([["g", { id: "g", over: false, arriving: new Map([["1.3", {}]]) }]]);
-                for (const frame of frames) arriving.show({ now: Date.parse(seen), gateways }, frame);
-            }""",
-            [SEEN, frames],
-        )
-        assert await cells(page, "arriving", "1.3").nth(2).text_content() == "2"
+async def test_what_arrives_is_counted_and_named_the_newest_first_until_it_is_decided(browse: Browse, url: str) -> None:
+    now = datetime.now(UTC)
+
+    def began(uid: str, ago_s: float, patient: str, **change: Any) -> dict[str, Any]:
+        times = {"FirstReceivedAt": (now - timedelta(seconds=ago_s)).isoformat()}
+        of = {"StudyInstanceUID": STUDY, "PatientID": patient, "PatientName": f"Name^{patient}"}
+        return arriving(uid, 1, SeriesDescription="Thorax 5.0", **of, **times, **change)
+
+    both = [began("1.3", 30, "P1"), began("1.3", 20, "P2")]  # one UID under two patients
+    tell(url, "g", Arriving=[*both, began("1.4", 1, "P3")], OpenSeries=3)
+    async with browse() as (page, watch):
+        await page.goto(url)
+        rows = page.locator("#arriving tbody tr")
+        await expect(rows).to_have_count(3)
+        await expect(page.locator("#arriving-count")).to_have_text("3")
+        for n, patient in enumerate(("P3", "P2", "P1")):
+            await expect(rows.nth(n).locator("td").nth(0)).to_contain_text(f"Name, {patient}")
+            await expect(rows.nth(n).locator("td").nth(1)).to_contain_text("Thorax 5.0")
+        tell(url, "g", Arriving=[both[1] | {"Instances": 7}, began("1.5", 0, "P4")], OpenSeries=2)
+        await expect(rows).to_have_count(2)
+        await expect(page.locator("#arriving-count")).to_have_text("2")
+        await expect(rows.nth(0)).to_contain_text("P4")
+        await expect(rows.nth(1).locator("td").nth(2)).to_have_text("7")
+        assert watch.problems == []
 
 
 async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(browse: Browse, url: str) -> None:

@@ -16,7 +16,7 @@ from gateway.heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
 from gateway.idle import Fixed
 from gateway.journal import Journal
 from models import MAX_DEAD, MAX_SLOTS, SLOT_S, GatewayState
-from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
+from tests.factories import SERIES, STUDY, collector_of, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")
@@ -76,6 +76,7 @@ async def test_news_are_told_within_a_second() -> None:
     (series,) = after.Arriving
     assert (series.SeriesInstanceUID, series.Source, series.Instances) == (SERIES, "TEST CT", 1)
     assert series.Waiting == "for images"
+    assert (series.StudyInstanceUID, series.PatientID, series.PatientName) == (STUDY, "P1", "Test^One")
 
 
 async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
