@@ -99,6 +99,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},  # its logs would hold what was refused
     )
     app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
+    app.state.viewer_url = settings.viewer_url or None
     app.add_middleware(Tolerance)
     app.add_middleware(WholeBodies, patience=patience, max_bytes=settings.max_body_bytes)
     app.add_middleware(Guard, settings=settings)

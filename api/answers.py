@@ -88,6 +88,7 @@ class Session(BaseModel):
 
     Who: Annotated[str, Field(description="Id and name of the key, or `this machine`, as the audit log has it.")]
     Scopes: Annotated[list[str], Field(description="What it may do; for a key of scope admin that is everything.")]
+    Viewer: Annotated[str | None, Field(description="`SERVER_VIEWER_URL`, whose placeholders the page fills.")] = None
 
 
 class Health(BaseModel):

@@ -38,7 +38,7 @@ async def who_asks(request: Request) -> Session:
     """Who the key, or the browser's session, belongs to. Every valid key may ask."""
     key: Key | None = request.state.key
     scopes = [scope for scope in SCOPES if key is None or key.may(scope)]
-    return Session(Who=request.state.who, Scopes=scopes)
+    return Session(Who=request.state.who, Scopes=scopes, Viewer=getattr(request.app.state, "viewer_url", None))
 
 
 async def log_in(request: Request, response: Response) -> Session:

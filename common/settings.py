@@ -19,6 +19,7 @@ DATABASE_URLS = (
     "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
 )
 
+IN_VIEWER_URL = ("StudyInstanceUID", "SeriesInstanceUID")
 ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")  # as browsers send it (RFC 6454 §6.2)
 
 
@@ -441,7 +442,15 @@ class ServerSettings(Settings, prefix="SERVER_"):
         "Origins whose pages a browser lets read here, with a key: https://viewer.example, comma separated.",
     )
 
+    viewer_url: str = kinds.text(
+        "",
+        "Viewer that the live page links to, such as https://viewer.example/?StudyInstanceUIDs={StudyInstanceUID}; "
+        "{SeriesInstanceUID} may stand there, too.",
+    )
+
     def _fits_together(self) -> None:
+        if self.viewer_url:
+            _is_viewer(self.viewer_url)
         wrong = [origin for origin in self.origins if not ORIGIN.fullmatch(origin)]
         if wrong:
             raise ValueError(
@@ -460,6 +469,24 @@ class ServerSettings(Settings, prefix="SERVER_"):
         """The file of a SQLite database."""
         kind, _, database = self.database_url.partition(":///")
         return Path(database.partition("?")[0]).resolve() if kind == "sqlite+aiosqlite" else None
+
+
+def _is_viewer(url: str) -> None:
+    """Raises ValueError where a page could not link to it."""
+    named = re.findall(r"\{([^{}]*)\}", url)
+    if not (re.match(r"https?://[^/?#\s{}]+", url) and not re.search(r"\s", url)):
+        problem = "is no http or https URL"
+    elif unknown := [name for name in named if name not in IN_VIEWER_URL]:
+        problem = f"names {{{unknown[0]}}}, which is not known"
+    elif not named:
+        problem = "names no study or series"
+    else:
+        return
+    known = " or ".join(f"{{{name}}}" for name in IN_VIEWER_URL)
+    raise ValueError(
+        f"SERVER_VIEWER_URL={without_password(url)!r} {problem}: give a URL with {known}, such as "
+        "https://viewer.example/?StudyInstanceUIDs={StudyInstanceUID}"
+    )
 
 
 S = TypeVar("S", bound=Settings)

@@ -133,6 +133,8 @@ class OpenSeries:
     """The earliest of its entries in the heap of deadlines."""
     idle_since: float = math.inf
     """When the idle time-out passed; since then the grace period runs."""
+    silence: dict[str, str | float] = field(default_factory=dict)
+    """What that rested on."""
     ask_at: float = math.inf
     asked: int = 0
     """Answers since the last image."""
@@ -409,8 +411,8 @@ class SeriesCollector:
         if self._idle_at(series) > now:
             return self._close(series, "capped", now) if series.opened + self._max_open_s <= now else []
         if not series.idle_hit:
-            series.idle_since = now
-            self._note(series, "series.idle", now, **self._silence(series))
+            series.idle_since, series.silence = now, self._silence(series)
+            self._note(series, "series.idle", now, **series.silence)
             return self._part(series, now)
         if self._is_verified(series):  # by an answer of before the PACS was trusted
             return self._close(series, "verified", now)
@@ -684,7 +686,11 @@ class SeriesCollector:
         phase, basis = self._phase(series), self._basis(series, verdict, now)
         for association, images in series.carried.items():
             released = association not in series.carriers
-            self._note(series, "images.counted", now, Association=association.number, Images=images, Released=released)
+            ended_at = association.released_at if released and association.released_at is not None else now
+            number = association.number
+            self._note(
+                series, "images.counted", min(now, ended_at), Association=number, Images=images, Released=released
+            )
         self._note(series, "images.arrived", series.last_seen, Arrivals=_arrivals(series))
         self._note(series, "series.reported", now, Verdict=verdict, Images=len(series.sop_instance_uids))
         report = self._report(series, sorted(series.sop_instance_uids), verdict, basis)
@@ -825,7 +831,7 @@ class SeriesCollector:
 
     def _basis(self, series: OpenSeries, verdict: SeriesVerdict, now: float) -> str:
         """What a verdict rests on, in words."""
-        silence = self._silence(series)
+        silence = series.silence if series.idle_hit else self._silence(series)
         quiet = "quiet for {IdleTimeoutS:g} s ({Policy}, {Phase}, learnt from {LearntFrom} series)".format_map(silence)
         said = "".join(f"; {evidence}" for evidence in self._evidence(series))
         match verdict:

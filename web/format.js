@@ -61,6 +61,13 @@ export function when(iso, format = clock) {
 /** The same to a hundredth of a second. */
 export const precisely = (iso) => when(iso, fine);
 
+/** A DICOM date (DA) as a date; what is none as it is. */
+export function date(da) {
+  const [, y, m, d] = /^(\d{4})(\d\d)(\d\d)$/.exec(da) ?? [];
+  const at = new Date(`${y}-${m}-${d}T12:00:00`);
+  return Number.isNaN(at.getTime()) ? da : day.format(at);
+}
+
 export const utc = (iso) => `${new Date(iso).toISOString().replace("T", " ").slice(0, 19)} UTC`;
 
 /** Of `Doe^Jane^^^`: `Doe, Jane`; the same of each of the groups that = divides (PS3.5 §6.2.1). */

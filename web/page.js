@@ -38,7 +38,8 @@ function showLogin(why) {
   byId("key").focus();
 }
 
-function showPage({ Who }) {
+function showPage({ Who, Viewer }) {
+  series.viewer(Viewer);
   byId("login").hidden = true;
   byId("page").hidden = false;
   const withKey = Who !== "this machine";

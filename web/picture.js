@@ -87,7 +87,7 @@ function told(events) {
     if (event.Event === "images.counted")
       Object.assign(story.bars.find((bar) => bar.number === d.Association) ?? {}, {
         images: d.Images,
-        released: d.Released,
+        ...(d.Released && { to: event.at }),
       });
   }
   for (const story of stories.values()) {

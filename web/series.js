@@ -1,7 +1,7 @@
 // One series in a dialog, linked to as #series/UID: its record in words, its timeline as a picture and as a list.
 
 import { badge, byId, el } from "./dom.js";
-import { VERDICTS, count, images, many, patient, precisely, seconds, utc } from "./format.js";
+import { VERDICTS, count, date, images, many, patient, precisely, seconds, utc, when } from "./format.js";
 import { draw } from "./picture.js";
 import { ask } from "./stream.js";
 
@@ -24,6 +24,8 @@ const MANY = {
 };
 let shown = null; // UID
 let opener = null;
+let viewerUrl = null; // with placeholders
+let redraw = null; // the picture, once it has another width
 
 const dialog = byId("series");
 
@@ -64,19 +66,38 @@ function answered(d) {
   return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, ${count(d.Known)} known here${missing}${fetched}`;
 }
 
+/** To the study's series and this one as the API has them, and to the viewer that the server names. */
+function links({ StudyInstanceUID, SeriesInstanceUID }) {
+  const uids = { StudyInstanceUID, SeriesInstanceUID };
+  const study = `series?${new URLSearchParams({ StudyInstanceUID })}`;
+  const all = { "Series of this study": study, JSON: `series/${encodeURIComponent(SeriesInstanceUID)}` };
+  if (viewerUrl) all.Viewer = viewerUrl.replace(/\{(\w+)\}/g, (_, name) => encodeURIComponent(uids[name] ?? ""));
+  const made = Object.entries(all).map(([name, href]) =>
+    el("a", { href, target: "_blank", rel: "noopener noreferrer" }, name),
+  );
+  return el("span", { className: "links" }, ...made);
+}
+
 function facts(record) {
   const attribute = (keyword) => record.Attributes[keyword]?.join(", ");
+  const dated = (keyword) => record.Attributes[keyword]?.map(date).join(", ");
+  const time = (iso) => iso && el("time", { dateTime: iso, title: utc(iso) }, when(iso));
   const verdict = record.Verdict ?? "none";
   const all = [
-    ["Patient", [patient(record.PatientName), record.PatientID ?? "no PatientID"].join(" · ")],
-    [
-      "Series",
-      [record.Modality, attribute("SeriesDescription"), attribute("BodyPartExamined")].filter(Boolean).join(" · "),
-    ],
-    [
-      "Study",
-      [attribute("StudyDescription"), attribute("StudyDate"), attribute("AccessionNumber")].filter(Boolean).join(" · "),
-    ],
+    ["Patient", patient(record.PatientName)],
+    ["PatientID", record.PatientID ?? "none"],
+    ["Born", dated("PatientBirthDate")],
+    ["Series", attribute("SeriesDescription")],
+    ["Modality", record.Modality],
+    ["Body part", attribute("BodyPartExamined")],
+    ["Study", attribute("StudyDescription")],
+    ["Study date", dated("StudyDate")],
+    ["Accession no.", attribute("AccessionNumber")],
+    ["Sender", record.Source],
+    ["Called AE", record.CalledAETitle],
+    ["First image", time(record.FirstReceivedAt)],
+    ["Last image", time(record.LastReceivedAt)],
+    ["Stored", time(record.UpdatedAt)],
     [
       "Images",
       `${images(record.NumInstances, record.ExpectedInstances)}${record.ExpectedFrom ? ` (${record.ExpectedFrom === "pacs" ? "the PACS" : "a tag"} says so)` : ""}${record.Missing ? `, ${count(record.Missing)} missing` : ""}`,
@@ -99,6 +120,7 @@ function facts(record) {
     ],
     ["Series UID", el("code", {}, record.SeriesInstanceUID)],
     ["Study UID", el("code", {}, record.StudyInstanceUID)],
+    ["Links", links(record)],
   ];
   const given = all.filter(([, value]) => value);
   return el(
@@ -167,9 +189,27 @@ async function load() {
   try {
     list.replaceChildren(listed(events));
     draw(picture, events, words);
+    follow(picture, events);
   } catch (error) {
     list.prepend(el("p", { className: "problem" }, `Not all of it can be shown: ${error.message}`));
   }
+}
+
+/** Draw anew whenever there is more or less room. */
+function follow(picture, events) {
+  let width = picture.clientWidth;
+  redraw?.disconnect();
+  redraw = new ResizeObserver(() => {
+    if (!picture.clientWidth || picture.clientWidth === width) return;
+    width = picture.clientWidth;
+    draw(picture, events, words);
+  });
+  redraw.observe(picture);
+}
+
+/** Take the address of the viewer, with its placeholders; null where there is none. */
+export function viewer(url) {
+  viewerUrl = url;
 }
 
 /** A UID out of an address; undefined where somebody wrote what is none. */

@@ -393,6 +393,42 @@ async def test_what_cannot_be_told_of_a_series_leaves_its_facts(browse: Browse, 
         assert watch.problems == []
 
 
+async def test_the_dialog_labels_every_value_and_links_to_study_json_and_viewer(browse: Browse, tmp_path: Path) -> None:
+    viewer = "https://viewer.example/?StudyInstanceUIDs={StudyInstanceUID}"
+    uid, attributes = f"{STUDY}.1", {"StudyDate": ["20260103"], "AccessionNumber": ["A17"]}
+    with serving(tmp_path, viewer_url=viewer) as running:
+        store(running.url, uid, Source="CT1 CT", CalledAETitle="US", Attributes=attributes, Doubtful=["odd"])
+        async with browse(locale="en-GB") as (page, watch):
+            await page.goto(f"{running.url}/#series/{uid}")
+            facts = page.get_by_role("dialog").locator(".facts > div")
+            await expect(facts.first).to_be_visible()
+            said = dict([(await one.inner_text()).split("\n", 1) for one in await facts.all()])
+            expected = {"PatientID": "P1", "Study date": "3 Jan 2026", "Accession no.": "A17", "Sender": "CT1 CT"}
+            expected |= {"Called AE": "US", "Doubtful": "odd"}
+            assert {name: said[name] for name in expected} == expected
+            assert {"First image", "Last image", "Stored"} <= said.keys()
+            for name, href in (
+                ("Series of this study", f"series?StudyInstanceUID={STUDY}"),
+                ("JSON", f"series/{uid}"),
+                ("Viewer", f"https://viewer.example/?StudyInstanceUIDs={STUDY}"),
+            ):
+                await expect(page.get_by_role("link", name=name, exact=True)).to_have_attribute("href", href)
+            assert watch.problems == []
+            assert watch.asks_nobody_but(running.url)
+
+
+async def test_the_timeline_is_drawn_anew_where_the_window_is_resized(browse: Browse, url: str) -> None:
+    store(url, f"{STUDY}.1")
+    async with browse(viewport={"width": 1280, "height": 900}) as (page, watch):
+        await page.goto(f"{url}/#series/{STUDY}.1")
+        picture = page.locator(".picture > svg")
+        before = int(await picture.get_attribute("width") or 0)
+        await page.set_viewport_size({"width": 700, "height": 900})
+        await expect(picture).not_to_have_attribute("width", str(before))
+        assert int(await picture.get_attribute("width") or 0) < 700
+        assert watch.problems == []
+
+
 async def test_open_series_go_with_their_gateway(browse: Browse, url: str) -> None:
     tell(url, "g", Arriving=[arriving("1.3", 1)], OpenSeries=1)
     async with browse() as (page, _):

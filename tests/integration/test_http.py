@@ -195,3 +195,20 @@ def test_what_is_no_origin_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("SERVER_ALLOWED_ORIGINS", origins)
     with pytest.raises(SettingsError, match=r"SERVER_ALLOWED_ORIGINS.*https://viewer\.example"):
         load(ServerSettings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "viewer.example/{StudyInstanceUID}",
+        "javascript:alert(1)//{StudyInstanceUID}",
+        "https://v.example/",
+        "https://v/{Study}",
+    ],
+)
+def test_a_viewer_that_cannot_be_linked_to_stops_the_start_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("SERVER_VIEWER_URL", url)
+    with pytest.raises(SettingsError, match=r"SERVER_VIEWER_URL.*such as https://viewer\.example"):
+        load(ServerSettings)

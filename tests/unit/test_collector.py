@@ -3,6 +3,7 @@
 import struct
 from collections import defaultdict
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -356,3 +357,14 @@ def test_when_images_came_is_remembered_in_few_words() -> None:
         collector.observe(make_instance(str(n)), n / 100)
     (series,) = collector._open.values()
     assert len(series.marks) < 2 * MARKS
+
+
+def test_a_release_stands_in_the_timeline_at_its_own_time() -> None:
+    collector = collector_of(Fixed(IDLE_S))
+    association = Association(1, "TEST", "::1", 0.0)
+    collector.observe(associated("1", association), 1.0)
+    association.released_at = 1.25
+    collector.released(association, 1.25)
+    (report,) = collector.drain(2.0)
+    (counted,) = [entry for entry in report.Timeline if entry.Event == "images.counted"]
+    assert counted.At == RECEIVED_AT + timedelta(seconds=1.25)
