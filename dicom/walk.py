@@ -288,7 +288,7 @@ class Walk:
 
     def _padding(self, data: bytes | memoryview, p: int, end: int) -> int:
         """Where zeros end that stand where an element would be; behind a data set they are none of it. 0: no zeros."""
-        if len(self._levels) > 1 or p + 8 > end or any(data[p : p + 8]):
+        if p + 8 > end or data[p] or len(self._levels) > 1 or any(data[p : p + 8]):
             return 0
         self._end_padding(self._at + p)
         while bytes(data[p : p + len(ZEROS)]) == ZEROS:
