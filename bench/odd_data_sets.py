@@ -279,7 +279,8 @@ def _otherwise_encoded(parts: Callable[[], Parts]) -> Iterator[Odd]:
 
 def raw_deflated(data: bytes) -> bytes:
     compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return compressor.compress(data) + compressor.flush()
+    made = compressor.compress(data) + compressor.flush()
+    return made + bytes(len(made) % 2)  # PS3.5 A.5
 
 
 def as_implicit(data: bytes) -> bytes:
