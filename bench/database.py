@@ -30,9 +30,9 @@ from bench.rig.processes import server
 from common.settings import ServerSettings
 from db import Database
 from models import SeriesReport
-from storage.engine import Engine
+from storage.engine import Engine, insert
 from storage.folding import folded
-from storage.schema import changes, instances, series
+from storage.schema import changes, counters, instances, series
 
 AT_ONCE = 64
 ROOT_UID = "1.2.826.0.1.3680043.10.1"
@@ -219,6 +219,7 @@ async def fill(console: Console, url: str, size: int) -> None:
         for first in track(range(0, size, BATCH), f"{size:,} series", console=console, transient=True):
             numbers = range(first, min(first + BATCH, size))
             await engine.write(lambda connection, numbers=numbers: _insert(connection, numbers))  # type: ignore[misc]
+        await engine.write(lambda connection: insert(connection, counters, {"Name": "changes", "Value": size}))
         if url.startswith("postgresql"):
             await engine.write(_analyze)
 
