@@ -12,7 +12,6 @@ from storage.schema import timeline
 
 MOST = 1000  # events of a series
 FIRST, LAST = 500, 300  # of them, that stay where there are more
-SHORTENED = "timeline.shortened"  # stands where the others were
 
 PLACE = (timeline.c.At, timeline.c.Id)
 
@@ -55,11 +54,12 @@ async def _shorten(connection: AsyncConnection, series_instance_uid: str) -> Non
     columns = (*PLACE, timeline.c.Event, timeline.c.Details)
     rows = (await connection.execute(select(*columns).where(of_series).order_by(*PLACE))).all()
     between = rows[FIRST:-LAST]
-    dropped = sum(row.Details["Dropped"] if row.Event == SHORTENED else 1 for row in between)
+    dropped = sum(row.Details["Dropped"] if row.Event == "timeline.shortened" else 1 for row in between)
     first, last = (
         tuple_(literal(row.At, timeline.c.At.type), literal(row.Id, timeline.c.Id.type))
         for row in (between[0], between[-1])
     )
     await connection.execute(timeline.delete().where(of_series, tuple_(*PLACE) > first, tuple_(*PLACE) <= last))
-    mark = {"GatewayID": None, "Event": SHORTENED, "Details": {"Dropped": dropped, "Until": between[-1].At.isoformat()}}
+    details = {"Dropped": dropped, "Until": between[-1].At.isoformat()}
+    mark = {"GatewayID": None, "Event": "timeline.shortened", "Details": details}
     await connection.execute(timeline.update().where(timeline.c.Id == between[0].Id).values(mark))

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal, not_, or_, select, tuple_
+from sqlalchemy import ColumnElement, Select, exists, func, literal, literal_column, not_, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine import Engine, insert
@@ -165,10 +165,8 @@ async def recall(connection: AsyncConnection, series_instance_uid: str) -> dict[
     row = (await connection.execute(gone)).one_or_none()
     if row is None:
         return None
-    return {
-        **{"At": row.At, "GatewayID": None, "Revision": 1},
-        **{"Event": "series.purged", "Details": {"Images": row.NumInstances}},
-    }
+    event = {"At": row.At, "GatewayID": None, "Revision": 1, "Event": "series.purged"}
+    return event | {"Details": {"Images": row.NumInstances}}
 
 
 # --- its SQL ----------------------------------------------------------------------------------------------------
@@ -211,8 +209,9 @@ def _outdated(before: datetime, after: int, until: int) -> ColumnElement[bool]:
     """Of a change: its series has changed since `before`, a later change tells a revision, and all webhooks know it."""
     later = changes.alias("later")
     of_same = later.c.SeriesInstanceUID == changes.c.SeriesInstanceUID
-    tells_revision = later.c.Kinds.is_distinct_from("conflict")
-    superseded = exists().where(of_same, later.c.Number > changes.c.Number, tells_revision).correlate(changes)
+    tells_revision = later.c.Kinds.is_distinct_from(literal_column("'conflict'"))
+    is_later = or_(later.c.Number.is_(None), later.c.Number > changes.c.Number)  # without one it will get a higher one
+    superseded = exists().where(of_same, is_later, tells_revision).correlate(changes)
     stays = exists().where(series.c.SeriesInstanceUID == changes.c.SeriesInstanceUID, series.c.UpdatedAt >= before)
     within = (changes.c.Number > after) & (changes.c.Number <= until) & (changes.c.At < before)
     return within & superseded & stays.correlate(changes) & not_(_is_untold())
