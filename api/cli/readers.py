@@ -194,9 +194,8 @@ def moment(text: str) -> str:
     today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     days = {"today": today, "yesterday": today - timedelta(days=1)}
     try:
-        at = days.get(text) or datetime.fromisoformat(text)
-    except ValueError:
+        return stamp((days.get(text) or datetime.fromisoformat(text)).astimezone())
+    except (ValueError, OverflowError):  # the latter before the year 1
         raise click.UsageError(
             f"{text} is no day and no time, such as yesterday, 2026-01-31 or 2026-01-31T08:00"
         ) from None
-    return stamp(at.astimezone())
