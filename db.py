@@ -2,7 +2,7 @@
 
 SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
 how a database is opened and when a transaction is tried again (engine.py); what else is asked of a database stands in
-files of its own, and hangs on it: keys, webhooks, the live page's `latest`, and QIDO-RS's `finder`.
+files of its own, and hangs on it: keys, webhooks, the live page's `latest`, QIDO-RS's `finder`, and the `purger`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -31,12 +31,13 @@ from models import (
     fitting,
     fitting_bytes,
 )
-from storage import merge
+from storage import history, merge
 from storage.engine import Engine, insert
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, select_listed
 from storage.matching import Octets
+from storage.purge import Purger, recall
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.webhooks import Webhooks
@@ -63,6 +64,7 @@ class Database:
         self.finder = Finder(engine)
         self.keys = Keys(engine)
         self.latest = Latest(engine)
+        self.purger = Purger(engine)
         self.webhooks = Webhooks(engine)
 
     @classmethod
@@ -145,10 +147,10 @@ class Database:
         return [_change(row) for row in await self._engine.read(query)]
 
     async def last_change(self) -> int:
-        """The highest number that was given."""
+        """The highest number that was given, also if that change was purged."""
         await self._number_changes()
-        rows = await self._engine.read(select(func.coalesce(func.max(changes.c.Number), 0).label("last")))
-        return int(rows[0]["last"])
+        rows = await self._engine.read(select(counters.c.Value).where(counters.c.Name == "changes"))
+        return int(rows[0]["Value"]) if rows else 0
 
     async def gateways(self) -> list[Gateway]:
         """What each gateway said last, in order of GatewayID."""
@@ -181,8 +183,12 @@ def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> N
 async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, Mapping[str, Any], bool]:
     """The record, the row before, and whether that was made for it."""
     now = datetime.now(UTC)
-    inserted = await insert(connection, series, merge.new_row(report, now))
-    known = await _locked(connection, report.SeriesInstanceUID)
+    known = None
+    while known is None:  # purged between the two statements, it is made anew
+        inserted = await insert(connection, series, merge.new_row(report, now))
+        known = await _locked(connection, report.SeriesInstanceUID)
+    if inserted and (event := await recall(connection, report.SeriesInstanceUID)):
+        await history.add(connection, report.SeriesInstanceUID, [event])
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
         changed = await _keep_conflict(connection, report, known, now)
     else:
@@ -190,10 +196,11 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
     return _record({**known, **changed}), known, inserted == 1
 
 
-async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
-    """The row of a series, which no other transaction changes until this one ends."""
+async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any] | None:
+    """The row of a series, which no other transaction changes or removes until this one ends; None: there is none."""
     query = _by_uid(series_instance_uid).with_for_update()
-    return merge.truthful((await connection.execute(query)).mappings().one())
+    row = (await connection.execute(query)).mappings().one_or_none()
+    return row and merge.truthful(row)
 
 
 async def _unite(
@@ -207,7 +214,7 @@ async def _unite(
     changed = merge.changes(report, known, merge.count(report, known, int(counted)), now)
     if changed:
         await _revise(connection, known, changed)
-    await _keep_timeline(connection, report, known, changed)
+    await history.keep(connection, report, known, changed)
     if changed:
         await _count_verdicts(connection, report, known, changed)
     return changed
@@ -228,25 +235,6 @@ async def _tell(connection: AsyncConnection, row: Mapping[str, Any], kinds: Sequ
 
 async def _update(connection: AsyncConnection, series_instance_uid: str, changed: Mapping[str, Any]) -> None:
     await connection.execute(series.update().where(series.c.SeriesInstanceUID == series_instance_uid).values(changed))
-
-
-async def _keep_timeline(
-    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], changed: Mapping[str, Any]
-) -> None:
-    """Add to the series' timeline what the report tells and is not there yet, and what became of it."""
-    mine = (timeline.c.SeriesInstanceUID == report.SeriesInstanceUID) & (timeline.c.Revision == report.Revision)
-    told = select(timeline.c.At, timeline.c.Event).where(mine & (timeline.c.GatewayID == report.GatewayID))
-    before = {(row.At, row.Event) for row in await connection.execute(told)} if report.Timeline else set()
-    entries = [
-        {"At": e.At, "GatewayID": report.GatewayID, "Revision": report.Revision, "Event": e.Event, "Details": e.Details}
-        for e in report.Timeline
-        if (e.At, e.Event) not in before
-    ]
-    if changed:
-        entries += merge.own_events(report, known, changed)
-    if entries:
-        rows = [{"SeriesInstanceUID": report.SeriesInstanceUID, **entry} for entry in entries]
-        await connection.execute(timeline.insert(), rows)
 
 
 async def _count_verdicts(
@@ -337,6 +325,8 @@ async def _resolve(
     if found is None:
         return None
     known = await _locked(connection, found["SeriesInstanceUID"])
+    if known is None:  # it was settled, and purged in this moment
+        return None
     report = _kept_report(found["Report"])
     resolution: dict[str, Any] = {"Resolution": decision, "ResolvedAt": now, "ResolvedBy": by}
     if decision == "correct":
@@ -352,9 +342,9 @@ async def _resolve(
     if decision in MERGED:
         known = {**known, **await _unite(connection, report, known, now)}
     counted = await _count_conflicts(connection, report.SeriesInstanceUID)
-    event = {"SeriesInstanceUID": report.SeriesInstanceUID, "At": now, "GatewayID": None, "Revision": known["Revision"]}
+    event = {"At": now, "GatewayID": None, "Revision": known["Revision"], "Event": "conflict.resolved"}
     details = {"Decision": decision, "Digest": digest}
-    await connection.execute(timeline.insert().values(event | {"Event": "conflict.resolved", "Details": details}))
+    await history.add(connection, report.SeriesInstanceUID, [event | {"Details": details}])
     return _record({**known, **counted})
 
 

@@ -27,6 +27,9 @@ def operations(database: Database) -> Mapping[str, Operation]:
         "remove_webhook": partial(_remove_webhook, database),
         "rotate_webhook": partial(_rotate_webhook, database),
         "replay_webhook": partial(_replay_webhook, database),
+        "count_old": partial(_count_old, database),
+        "purge_series": partial(_purge_series, database),
+        "purge_changes": partial(_purge_changes, database),
     }
 
 
@@ -89,3 +92,21 @@ async def _rotate_webhook(database: Database, id: int, keep_old_s: float) -> dic
 async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:
     """What came after the first change that was given up is told again, too."""
     return {"from": await database.webhooks.replay(id)}
+
+
+async def _count_old(database: Database, before: str) -> dict[str, Any]:
+    return {"series": await database.purger.old(datetime.fromisoformat(before))}
+
+
+async def _purge_series(database: Database, before: str, after: list[str] | None, dry: bool) -> dict[str, Any]:
+    """One batch; `after` is where the next one begins."""
+    if not dry:
+        await database.last_change()  # which numbers them: what has no number keeps its series
+    place = after and (datetime.fromisoformat(after[0]), after[1])
+    batch = asdict(await database.purger.series(datetime.fromisoformat(before), place or None, dry=dry))
+    at, uid = batch["after"] or (None, None)
+    return batch | {"after": at and [at.isoformat(), uid]}
+
+
+async def _purge_changes(database: Database, before: str, after: int, dry: bool) -> dict[str, Any]:
+    return asdict(await database.purger.changes(datetime.fromisoformat(before), after, dry=dry))

@@ -137,7 +137,8 @@ class Overview:
     _gateways: dict[str, _Seen] = field(default_factory=dict)
     _latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
     _last: int = 0
-    _series: int = 0
+    _ever_stored: int = 0
+    """Series, those that were purged included."""
     _totals: dict[str, Any] = field(default_factory=dict)
     _silent: dict[str, float] = field(default_factory=dict)
     _news: str = ""
@@ -173,7 +174,8 @@ class Overview:
         since = self._last if began < self._looked_at + STALE_S else 0
         last = await self.database.last_change()
         rows = await latest.newest(LATEST, before=last + 1, since=since)
-        series = self._series + await latest.new_series(since, last) if since else await latest.all_series()
+        ever = self._ever_stored + await latest.new_series(since, last) if since else await latest.ever_stored()
+        series = ever - await latest.purged()
         heard = await latest.heard()
         changed = [id for id, at in heard.items() if id not in self._gateways or self._gateways[id].at != at]
         said = await latest.said_by(changed) if changed else []
@@ -191,7 +193,7 @@ class Overview:
         if not since:
             self._latest.clear()
         self._latest.extendleft(reversed(changed_series))
-        self._last, self._series = last, series
+        self._last, self._ever_stored = last, ever
         self._looked_at, self._looks, self._whole = began, self._looks + 1, None
         self._news = self._frame(news, changed_series, Forgotten=sorted(gone))
 

@@ -196,6 +196,15 @@ timeline = Table(
     Column("Details", DOCUMENT, nullable=False),
     Index("timeline_by_series", "SeriesInstanceUID", "At", "Id"),
 )
+# What stays of a series that was purged, until it comes again (purge.py).
+purged = Table(
+    "purged",
+    metadata,
+    Column("SeriesInstanceUID", KEY, primary_key=True),
+    Column("At", UtcDateTime, nullable=False),
+    Column("NumInstances", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
 completions = Table(
     "completions",
     metadata,
@@ -228,6 +237,7 @@ changes = Table(
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
 )
 Index("changes_by_number", changes.c.Number, unique=True)
+Index("changes_by_series", changes.c.SeriesInstanceUID)
 Index(
     "changes_without_number",
     changes.c.Id,

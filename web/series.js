@@ -48,6 +48,10 @@ export function words({ Event, Details: d }) {
       return `Row stored: ${many(d.Known, "image", "images")}, ${count(d.Added)} of them new`;
     case "verdict.contradicted":
       return `The verdict ${d.Verdict} was too early: ${many(d.Added, "image", "images")} came after it`;
+    case "series.purged":
+      return `It was purged with ${many(d.Images, "image", "images")}, and came again later`;
+    case "timeline.shortened":
+      return `${many(d.Dropped, "event", "events")} stood here, too many to keep`;
     case "conflict.resolved":
       return `A conflict was settled: ${d.Decision}`;
     default:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from api.cli.readers import VERDICTS, export, on_complete
+from api.cli.readers import VERDICTS, export, moment, on_complete
 from common.control import NotRunning, RequestFailed, request
 from common.errors import GatewayError
 from common.kinds import http_url
@@ -49,7 +49,7 @@ def command_line() -> click.Group:
 
     @click.pass_context
     def server(context: click.Context, /) -> None:
-        """Keys, webhooks, the move to PostgreSQL, and a check. The server itself runs as `uvicorn server:app`."""
+        """Keys, webhooks, a purge, the move to PostgreSQL, and a check. The server runs as `uvicorn server:app`."""
         if context.invoked_subcommand in (*NAMES, "init"):  # .env may be what init is to mend
             return
         try:
@@ -59,7 +59,7 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [init, check, keys, webhooks_, on_complete, export, move_, *tab("server.py")]
+    commands = [init, check, keys, webhooks_, on_complete, export, move_, purge, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )
@@ -350,6 +350,26 @@ def move_(settings: ServerSettings, target: str) -> None:
 
     _run(move_to(settings, settings.model_copy(update={"database_url": target})))
     click.echo(f"moved; now run the server with DATABASE_URL={without_password(target)}")
+
+
+@click.command
+@click.option("--before", "day", required=True, metavar="DAY", help="As export takes it: a day, a time, yesterday.")
+@click.option("--dry-run", is_flag=True, help="Only count what would go and what would stay.")
+@as_json
+@click.pass_obj
+def purge(settings: ServerSettings, day: str, dry_run: bool, as_json: bool) -> None:
+    """Forget series that have not changed since a day.
+
+    With their images, timelines and changes; and old changes of those that stay. Beside a running server or without
+    one. A series stays that has an open conflict, or a change that a webhook was not told. Broken off, it goes on when
+    it is run again. Should a series be sent once more, its timeline begins with when it was purged.
+    """
+    from api.cli.purge import purge as forget
+
+    before = datetime.fromisoformat(moment(day))
+    if before > datetime.now(UTC):
+        raise click.UsageError(f"{day} is in the future")
+    _run(forget(settings, before, dry=dry_run, as_json=as_json))
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------

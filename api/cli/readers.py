@@ -178,7 +178,7 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     from api.cli.remote import Remote
 
     for name in ("updated_since", "updated_until"):
-        given[name] = given[name] and _moment(given[name])
+        given[name] = given[name] and moment(given[name])
     query = {FILTERS[name]: given[name] for name in FILTERS if given[name]}
     query |= {name: "true" for name in ("Incomplete", "Conflicts", "Doubtful") if given[name.lower()]}
     try:
@@ -190,14 +190,13 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     click.echo(f"{count:,} series", err=True)
 
 
-def _moment(text: str) -> str:
+def moment(text: str) -> str:
     """A time in UTC: a day, today and yesterday begin at midnight here."""
     today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     days = {"today": today, "yesterday": today - timedelta(days=1)}
     try:
-        at = days.get(text) or datetime.fromisoformat(text)
-    except ValueError:
+        return stamp((days.get(text) or datetime.fromisoformat(text)).astimezone())
+    except (ValueError, OverflowError):  # the latter before the year 1
         raise click.UsageError(
             f"{text} is no day and no time, such as yesterday, 2026-01-31 or 2026-01-31T08:00"
         ) from None
-    return stamp(at.astimezone())

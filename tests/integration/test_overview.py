@@ -24,6 +24,7 @@ from models import MAX_ARRIVING
 from server import create_app
 from storage import latest
 from storage.keys import Keys
+from storage.purge import SERIES_AT_ONCE
 from tests.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
 
 
@@ -365,6 +366,8 @@ async def test_what_was_stored_last_is_what_a_page_begins_with(database: Databas
     after = json.loads(await anext(watcher))
     assert [row["SeriesInstanceUID"] for row in after["Stored"]] == ["9.9"]
     assert after["Totals"]["Series"] == LATEST + 6
+    await database.purger.series(after=None, before=datetime(9999, 1, 1, tzinfo=UTC), dry=False)
+    assert json.loads(await anext(watcher))["Totals"]["Series"] == LATEST + 6 - SERIES_AT_ONCE
     await watcher.aclose()
 
 
