@@ -187,7 +187,7 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
     while known is None:  # purged between the two statements, it is made anew
         inserted = await insert(connection, series, merge.new_row(report, now))
         known = await _locked(connection, report.SeriesInstanceUID)
-    if inserted and (event := await recall(connection, report.SeriesInstanceUID)):
+    if inserted and (event := await recall(connection, report.SeriesInstanceUID, now)):
         await history.add(connection, report.SeriesInstanceUID, [event])
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
         changed = await _keep_conflict(connection, report, known, now)

@@ -158,14 +158,17 @@ def _uids(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [row["SeriesInstanceUID"] for row in rows]
 
 
-async def recall(connection: AsyncConnection, series_instance_uid: str) -> dict[str, Any] | None:
-    """Take the tombstone of a series that comes again; how its timeline begins."""
+async def recall(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> dict[str, Any] | None:
+    """Take the tombstone of a series that comes again; how its timeline begins, before what is stored at `now`.
+
+    A report that has waited for the purge began before it.
+    """
     this = purged.c.SeriesInstanceUID == series_instance_uid
     gone = purged.delete().where(this).returning(purged.c.At, purged.c.NumInstances)
     row = (await connection.execute(gone)).one_or_none()
     if row is None:
         return None
-    event = {"At": row.At, "GatewayID": None, "Revision": 1, "Event": "series.purged"}
+    event = {"At": min(row.At, now), "GatewayID": None, "Revision": 1, "Event": "series.purged"}
     return event | {"Details": {"Images": row.NumInstances}}
 
 

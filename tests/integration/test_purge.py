@@ -346,6 +346,7 @@ async def test_a_report_finds_the_row_gone_between_its_two_statements(database: 
         assert (await purge._purge_series(connection, BEFORE, None)).series == 1
     record, created = await storing
     assert (created, record.NumInstances) == (True, 1)
+    assert [event.Event for event in await database.timeline(uid(1))] == ["series.purged", "report.stored"]
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------
