@@ -1,20 +1,24 @@
 """Who sent and when, exact on a real SQLite and a real PostgreSQL, however reports come."""
 
 import asyncio
-from collections.abc import Iterable
+import re
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import alembic.command
 import alembic.config
+import httpx
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import Connection, func, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from common.settings import ServerSettings
 from db import Database
 from models import GatewayState, SeriesReport
+from server import create_app
 from storage.rhythm import KEPT_HOURS, UNUSUAL
 from storage.schema import source_hours, sources
 from tests.factories import STUDY, make_report, make_state
@@ -237,3 +241,106 @@ async def test_the_migration_fills_in_what_the_series_of_five_weeks_say(database
         assert first[CT] == half_past - timedelta(hours=1)
         await database.store(sent("3", series="1.1"))
         assert (await counted(database))[CT] == (4, 2)
+
+
+# --- over HTTP --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def app(database_url: str) -> AsyncIterator[FastAPI]:
+    app = create_app(ServerSettings(database_url=database_url))
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+        yield client
+
+
+async def test_sources_are_told_with_days_verdicts_and_what_is_learnt(app: FastAPI, http: httpx.AsyncClient) -> None:
+    database = app.state.database
+    yesterday = NOW - timedelta(days=1)
+    await database.store(sent("1", "2", at=yesterday))
+    await database.store(sent("1", series="1.2"))
+    await database.store(sent("3", Revision=2))
+    await database.store(sent("1", series="1.3", source="CT2 CT", at=yesterday))
+    for gateway in ("one", "two"):
+        heard = {"Source": CT, "LastReceivedAt": yesterday, "LearntFrom": 7, "WaitS": {"released": 0.5}}
+        await database.heard(GatewayState.model_validate(make_state(gateway, Sources=[heard])))
+    answer = (await http.get("/sources")).json()
+    (one, other), after = answer["sources"], answer["next"]
+    assert ([one["Source"], other["Source"]], after) == ([CT, "CT2 CT"], None)
+    day = {"Images": 2, "Series": 1}
+    assert one["Days"] == [day | {"Day": f"{NOW:%Y-%m-%d}"}, day | {"Day": f"{yesterday:%Y-%m-%d}"}]
+    assert one["Verdicts"] == [{"Verdict": "idle", "Series": 3, "Contradicted": 1}]
+    learnt = {"LearntFrom": 7, "WaitS": {"released": 0.5}}
+    assert one["Learnt"] == [learnt | {"GatewayID": "one"}, learnt | {"GatewayID": "two"}]
+    assert (datetime.fromisoformat(one["FirstReceivedAt"]), datetime.fromisoformat(one["LastReceivedAt"])) == (
+        yesterday,
+        NOW,
+    )
+    assert other["SilentForS"] > 86400
+    assert (other["MissedHours"], other["Unusual"], other["Learnt"]) == (0, False, [])
+
+
+async def test_pages_of_sources_follow_each_other(app: FastAPI, http: httpx.AsyncClient) -> None:
+    for n, name in enumerate(["b", "a", "\u00fc", "c\td", "B"]):
+        await app.state.database.store(sent("1", series=f"1.{n}", source=name))
+    found: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    while query.get("after", "") is not None:
+        page = (await http.get("/sources", params=query)).json()
+        found += [one["Source"] for one in page["sources"]]
+        query["after"] = page["next"]
+    assert found == ["B", "a", "b", "c\td", "\u00fc"]
+    assert (await http.get("/sources?limit=0")).status_code == 422
+    assert "did you mean Unusual?" in (await http.get("/sources?unusual=true")).text
+
+
+async def test_who_is_unusually_silent_can_be_asked_for(app: FastAPI, http: httpx.AsyncClient) -> None:
+    await with_a_rhythm(app.state.database, datetime.now(UTC) - timedelta(hours=5))
+    await with_a_rhythm(app.state.database, datetime.now(UTC), source="MR1 MR")
+    silent, others = [(await http.get(f"/sources?Unusual={value}")).json()["sources"] for value in ("true", "false")]
+    assert [(one["Source"], one["Unusual"]) for one in silent] == [(CT, True)]
+    assert silent[0]["MissedHours"] in (4, 5)
+    assert [(one["Source"], one["Unusual"]) for one in others] == [("MR1 MR", False)]
+
+
+async def test_prometheus_is_told_of_those_known_longest_that_are_not_gone(
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.sources.MAX_MEASURED", 2)
+    database = app.state.database
+    await with_a_rhythm(database, datetime.now(UTC) - timedelta(hours=5))
+    for n in range(3):
+        at = NOW - timedelta(minutes=3 - n)
+        await database.store(sent("1", series=f"1.{n}", source=f"X{n}", at=at))
+    text = (await http.get("/metrics")).text
+    told = dict(re.findall(r'^server_source_missed_seconds\{source="(.*)"\} (.*)$', text, re.MULTILINE))
+    assert told.keys() == {CT, "X0"}
+    assert float(told[CT]) in (4 * 3600, 5 * 3600)
+    silent = dict(re.findall(r'^server_source_silent_seconds\{source="(.*)"\} (.*)$', text, re.MULTILINE))
+    assert 5 * 3600 <= float(silent[CT]) < 6 * 3600
+    await database._engine.write(lambda connection: connection.execute(sources.delete().where(sources.c.Source == CT)))
+    assert f'source="{CT}"' not in (await http.get("/metrics")).text
+
+
+async def test_sources_are_read_from_their_own_tables(database: Database) -> None:
+    """So it takes as long with a million series."""
+    asked: list[str] = []
+    read = database._engine.read
+
+    async def watched(query: Any) -> Any:
+        asked.append(str(query))
+        return await read(query)
+
+    database._engine.read = watched  # type: ignore[method-assign]
+    await with_a_rhythm(database, NOW - timedelta(hours=5))
+    await database.sources.all(NOW)
+    await database.sources.days([CT])
+    await database.sources.verdicts([CT])
+    tables = {table for query in asked for table in re.findall(r"(?:FROM|JOIN) (\w+)", query)}
+    assert tables == {"sources", "source_hours", "gateways", "completions"}
