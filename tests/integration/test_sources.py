@@ -104,9 +104,10 @@ async def test_a_merged_conflict_is_counted_when_its_images_came(database: Datab
 async def test_reports_that_come_late_or_in_another_order_do_not_set_a_source_back(database: Database) -> None:
     for n, hours in enumerate((0, 5, 1, 700)):
         await database.store(sent("1", series=f"{STUDY}.{n}", at=NOW - timedelta(hours=hours)))
+    await database.store(sent("1", series=f"{STUDY}.9", at=NOW.replace(minute=0, second=0, microsecond=0)))
     (one,) = await database.sources.all(NOW)
     assert one.LastReceivedAt == NOW
-    assert await counted(database) == {CT: (4, 4)}
+    assert await counted(database) == {CT: (5, 5)}
 
 
 async def test_clocks_that_are_wrong_and_reports_without_times_or_source(database: Database) -> None:
