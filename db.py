@@ -2,7 +2,7 @@
 
 SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
 how a database is opened and when a transaction is tried again (engine.py); what else is asked of a database stands in
-files of its own, and hangs on it: keys, webhooks, the live page's `latest`, QIDO-RS's `finder`, and the `purger`.
+files of its own, and hangs on it: keys, webhooks, sources, the live page's `latest`, QIDO-RS's `finder`, the `purger`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -40,6 +40,7 @@ from storage.matching import Octets
 from storage.purge import Purger, recall
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
+from storage.sources import Sources, note_sent
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000
@@ -65,6 +66,7 @@ class Database:
         self.keys = Keys(engine)
         self.latest = Latest(engine)
         self.purger = Purger(engine)
+        self.sources = Sources(engine)
         self.webhooks = Webhooks(engine)
 
     @classmethod
@@ -191,6 +193,7 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
         await history.add(connection, report.SeriesInstanceUID, [event])
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
         changed = await _keep_conflict(connection, report, known, now)
+        await note_sent(connection, report, now, images=0, series=0)
     else:
         changed = await _unite(connection, report, known, now)
     return _record({**known, **changed}), known, inserted == 1
@@ -217,6 +220,9 @@ async def _unite(
     await history.keep(connection, report, known, changed)
     if changed:
         await _count_verdicts(connection, report, known, changed)
+    added = changed.get("NumInstances", known["NumInstances"]) - known["NumInstances"]
+    new = bool(changed) and not known["Revision"]
+    await note_sent(connection, report, now, images=added, series=int(new))
     return changed
 
 

@@ -31,6 +31,7 @@ MAX_MISSING = 1000  # UIDs of one report
 MAX_DOUBTS = 32  # of one series
 MAX_DOUBT = 128  # characters
 MAX_ARRIVING = 500  # open series that one heartbeat names: those that images came to last
+MAX_HEARD = 50  # sources that one heartbeat names: those that were heard last
 MAX_DEAD = 20  # dead letters that one heartbeat names: the latest
 SLOT_S = 5  # seconds of each count of GatewayState.Received
 MAX_SLOTS = 120  # ten minutes
@@ -508,6 +509,22 @@ class DeadReport(BaseModel):
     At: Timestamp
 
 
+class HeardSource(BaseModel):
+    """A source as a gateway knows it. Names no patient."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    Source: Annotated[
+        str, Field(min_length=1, max_length=64, description="Calling AE title, modality, station."), WithoutNul
+    ]
+    LastReceivedAt: Timestamp
+    LearntFrom: Annotated[Count, Field(description="So many of its series.")] = 0
+    WaitS: Annotated[
+        dict[Annotated[str, Field(pattern="^[a-z]{1,16}$")], Annotated[FiniteFloat, Field(ge=0)]],
+        Field(max_length=16, description="What was learnt: how long a silence is waited for, by where it stands."),
+    ] = {}
+
+
 class GatewayState(BaseModel):
     """What a gateway tells the server of itself, once a second while something happens: its heartbeat."""
 
@@ -541,6 +558,9 @@ class GatewayState(BaseModel):
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
     Version: Annotated[Line | None, Field(description="Its software's; null of those before 0.2.")] = None
+    Sources: Annotated[
+        list[HeardSource], Field(max_length=MAX_HEARD, description="Those that images came from last.")
+    ] = []
 
 
 class Gateway(BaseModel):

@@ -42,6 +42,7 @@ from api.listing import IN_DIGITS, KNOWN_ONLY, add_listing
 from api.overview import add_overview
 from api.patience import Patience, WholeBodies
 from api.problems import invalid, unavailable
+from api.sources import add_sources, measure_sources
 from api.stream import DOCUMENTED, Events
 from api.tolerance import Tolerance
 from api.webpage import add_webpage
@@ -122,6 +123,7 @@ def _add_routes(app: FastAPI) -> None:
     app.get(f"{of_series}/instances", responses=_answers(404), dependencies=asked)(get_instances)
     app.get(of_series, responses=_answers(404), dependencies=asked)(get_series)
     app.get("/completions", responses=_answers(), dependencies=asked)(list_completions)
+    add_sources(app, responses=_answers(), dependencies=asked)
     app.get("/conflicts", responses=_answers(), dependencies=asked)(list_conflicts)
     app.post("/conflicts/{digest}", responses=_answers(404, 408, 413), dependencies=key)(resolve_conflict)
     app.get("/changes", responses=_answers(), dependencies=asked)(list_changes)
@@ -266,6 +268,7 @@ async def measured(database: Db) -> Response:
     """What is measured of this process, for Prometheus. Names no patient."""
     with contextlib.suppress(DatabaseUnavailable):  # which is a number of its own
         metrics.incomplete_series.set(await database.latest.incomplete(datetime.now(UTC)))
+        await measure_sources(database)
     return Response(prometheus_client.generate_latest(metrics.SERVER), media_type=METRICS_TYPE)
 
 

@@ -1,5 +1,6 @@
 """What the server answers with, in the order of its routes; and `Resolve`, the one body that only it knows."""
 
+from datetime import date
 from typing import Annotated
 
 from pydantic import AwareDatetime, BaseModel, Field
@@ -49,6 +50,65 @@ class InstanceList(BaseModel):
 
 class Completions(BaseModel):
     completions: list[Completion]
+
+
+class SourceDay(BaseModel):
+    """What came of a source in a day."""
+
+    Day: Annotated[date, Field(description="In UTC.")]
+    Images: Annotated[int, Field(description="That were new to their series.")]
+    Series: Annotated[int, Field(description="That were new.")]
+
+
+class SourceVerdict(BaseModel):
+    """How one verdict about a source has fared, under whatever policy."""
+
+    Verdict: str
+    Series: Annotated[int, Field(description="How many were reported so.")]
+    Contradicted: Annotated[int, Field(description="Of these, how many images came after.")]
+
+
+class LearntSource(BaseModel):
+    """What a gateway has learnt of a source."""
+
+    GatewayID: str
+    LearntFrom: Annotated[int, Field(description="So many of its series.")]
+    WaitS: Annotated[
+        dict[str, float],
+        Field(description="How many seconds of silence are waited for, by where the silence stands."),
+    ]
+
+
+class SourceSent(BaseModel):
+    """Who sends, and when it did. Names no patient."""
+
+    Source: Annotated[str, Field(description="Calling AE title, modality and station, as learnt for.")]
+    FirstReceivedAt: Annotated[AwareDatetime, Field(description="Of its first image that is known.")]
+    LastReceivedAt: Annotated[
+        AwareDatetime,
+        Field(description="Of its last image, be it of a series that is still open, or one that was sent again."),
+    ]
+    SilentForS: Annotated[float, Field(description="Seconds since then.")]
+    MissedHours: Annotated[
+        int,
+        Field(
+            description="Whole hours since then, within a week, in which it sent in three of four weeks before; "
+            "0 of a source that is known for less than two."
+        ),
+    ]
+    Unusual: Annotated[bool, Field(description="It has missed three hours or more.")]
+    Days: Annotated[list[SourceDay], Field(description="In which new images came, of five weeks, the latest first.")]
+    Verdicts: list[SourceVerdict]
+    Learnt: Annotated[
+        list[LearntSource], Field(description="By gateway; of each gateway the 50 sources it heard last.")
+    ]
+
+
+class SourcePage(BaseModel):
+    """One page of sources, in order of Source."""
+
+    sources: list[SourceSent]
+    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
 
 
 class GatewayList(BaseModel):

@@ -200,6 +200,7 @@ class Overview:
     def _hear(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Take what a gateway said; what of it is new."""
         state = {**row["State"]}
+        state.pop("Sources", None)  # the page shows no waits
         arriving = {one["SeriesInstanceUID"]: one for one in state.pop("Arriving", [])}
         before = self._gateways.get(row["GatewayID"])
         known = before.arriving if before else {}

@@ -151,6 +151,18 @@ incomplete_series = Gauge(
     "Series with images missing whose last change is an hour to a day old; 1000 are many.",
     registry=SERVER,
 )
+source_silent_seconds = Gauge(
+    "server_source_silent_seconds",
+    "Since the last image of a source: calling AE title, modality, station. Of the 100 known longest.",
+    ["source"],
+    registry=SERVER,
+)
+source_missed_seconds = Gauge(
+    "server_source_missed_seconds",
+    "Of that, the whole hours in which the source usually sends.",
+    ["source"],
+    registry=SERVER,
+)
 
 # A counter whose first event also makes it known shows no increase: those whose labels are known begin at 0.
 KNOWN: dict[Counter, str] = {

@@ -18,7 +18,7 @@ from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
 from gateway.journal import Journal, JournalUnavailable
 from gateway.server_client import NoAnswer, ask
-from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, DeadReport, GatewayState
+from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, DeadReport, GatewayState, HeardSource
 
 BEAT_S = 1.0
 QUIET_BEAT_S = 5.0  # between two that would say the same
@@ -83,6 +83,7 @@ class Vitals:
             Dead=self._dead,
             Arriving=[series for series in self._collector.arriving(MAX_ARRIVING) if _fits(series)],
             Version=version(),
+            Sources=[source for source in self._collector.heard() if _fits(source)],
         )
 
     async def follow(self) -> None:
@@ -167,10 +168,10 @@ async def _tell(http: httpx.AsyncClient, state: GatewayState, timeout_s: float =
     return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
 
 
-def _fits(series: ArrivingSeries) -> bool:
+def _fits(one: ArrivingSeries | HeardSource) -> bool:
     """Whether the server will take it: one that it refuses would cost the whole state."""
     try:
-        ArrivingSeries.model_validate(series.model_dump())
+        type(one).model_validate(one.model_dump())
     except ValueError:
         return False
     return True

@@ -293,3 +293,21 @@ gateways = Table(
     Column("At", UtcDateTime, nullable=False),  # by the server's clock
     Column("State", DOCUMENT, nullable=False),
 )
+# Who sends, and in which hours: the last one of each source says when it was heard of last.
+sources = Table(
+    "sources",
+    metadata,
+    Column("Source", KEY, primary_key=True),
+    Column("FirstReceivedAt", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+source_hours = Table(
+    "source_hours",
+    metadata,
+    Column("Source", KEY, ForeignKey("sources.Source", ondelete="CASCADE"), primary_key=True),
+    Column("Hour", Integer, primary_key=True, autoincrement=False),  # since 1970, in UTC
+    Column("LastReceivedAt", UtcDateTime, nullable=False),
+    Column("Images", NUMBER, nullable=False),  # that were new to their series
+    Column("Series", NUMBER, nullable=False),  # that were new
+    sqlite_with_rowid=False,
+)

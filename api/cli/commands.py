@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from api.cli.readers import VERDICTS, export, moment, on_complete
+from api.cli.readers import VERDICTS, export, moment, on_complete, sources
 from common.control import NotRunning, RequestFailed, request
 from common.errors import GatewayError
 from common.kinds import http_url
@@ -59,7 +59,7 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [init, check, keys, webhooks_, on_complete, export, move_, purge, *tab("server.py")]
+    commands = [init, check, keys, webhooks_, on_complete, export, sources, move_, purge, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )

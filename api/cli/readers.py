@@ -12,7 +12,7 @@ import click
 from common.errors import GatewayError
 from common.kinds import http_url
 from common.times import stamp
-from console.tables import as_json
+from console.tables import as_json, show
 
 VERDICTS = ("verified", "expected", "idle", "capped", "drained")  # as models.py has them, which takes long to import
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -188,6 +188,25 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     except OSError as error:
         raise click.ClickException(f"cannot be written: {error.strerror}") from None
     click.echo(f"{count:,} series", err=True)
+
+
+@click.command
+@_of_server
+@click.option("--unusual", is_flag=True, help="Only those that are unusually silent.")
+@as_json
+def sources(url: str, key_file: Path | None, ca: Path | None, unusual: bool, as_json: bool) -> None:
+    """Who sends, when last, and who is unusually silent.
+
+    On any machine that reaches the server, with a key of scope series:read. docs/jobs.md says what unusual is.
+    """
+    from api.cli.remote import Remote
+    from api.cli.sources import as_row, listed
+
+    try:
+        found = listed(Remote(url, key_file, ca), {"Unusual": "true"} if unusual else {})
+    except GatewayError as error:
+        raise click.ClickException(str(error)) from None
+    show([one.model_dump(mode="json") if as_json else as_row(one) for one in found], as_json)
 
 
 def moment(text: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -13,10 +14,10 @@ from common.settings import GatewaySettings
 from common.version import version
 from gateway.dispatcher import SeriesDispatcher
 from gateway.heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
-from gateway.idle import Fixed
+from gateway.idle import Adaptive, Fixed
 from gateway.journal import Journal
-from models import MAX_DEAD, MAX_SLOTS, SLOT_S, GatewayState
-from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
+from models import MAX_DEAD, MAX_HEARD, MAX_SLOTS, SLOT_S, GatewayState
+from tests.factories import SERIES, collector_of, make_instance, make_report, make_state, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")
@@ -230,3 +231,27 @@ async def test_a_state_that_is_no_text_is_told_of_and_not_worth_the_gateway() ->
             await asyncio.sleep(QUIET_BEAT_S + 1)
             assert gateway.beats
     assert [line["event"] for line in logs] == ["heartbeat.refused"]
+
+
+async def test_the_sources_that_were_heard_last_are_told_with_what_was_learnt_of_them() -> None:
+    collector = collector_of(Adaptive(2.0, 60.0))
+    for n in range(MAX_HEARD + 2):
+        instance = replace(make_instance("1", series=f"1.{n}"), calling_ae_title=f"CT{n:02}")
+        collector.observe(instance, float(n))
+    collector.observe(replace(make_instance("2", series="1.2"), calling_ae_title="CT02"), 100.0)
+    heard = collector.heard()
+    assert [one.Source for one in heard] == [*(f"CT{n:02} CT" for n in range(3, MAX_HEARD + 2)), "CT02 CT"]
+    assert {len(one.WaitS) for one in heard} == {0}
+    assert len(collector.due(1e6)) == MAX_HEARD + 2
+    state = GatewayState.model_validate(make_state("one", Sources=[one.model_dump() for one in collector.heard()]))
+    assert {(one.LearntFrom, bool(one.WaitS)) for one in state.Sources} == {(1, True)}
+    assert all(0 < seconds <= 60 for one in state.Sources for seconds in one.WaitS.values())
+
+
+async def test_a_source_that_the_server_would_refuse_is_left_out_of_the_heartbeat() -> None:
+    async with watched() as gateway:
+        gateway.collector.observe(replace(make_instance("1"), calling_ae_title="C" * 100), 0.0)
+        gateway.collector.observe(make_instance("1", series="1.2"), 0.0)
+        await asyncio.sleep(1.5)
+        _, state = gateway.beats[-1]
+    assert [one.Source for one in state.Sources] == ["TEST CT"]
