@@ -2,6 +2,6 @@
 
 `engine` (how a database is opened, and when a transaction is tried again), `schema` (the tables), `merge` (what a
 report changes) with `folding` (names); `listing` (for GET /series), `latest` (for the live page), `search` with
-`matching` (for QIDO-RS), `webhooks`, `keys` with `key_reader`; `inspection` (for `check`), `urls`, `move`;
-`migrations/`.
+`matching` (for QIDO-RS), `webhooks`, `orders` (what gateways are to do), `keys` with `key_reader`; `inspection` (for
+`check`), `urls`, `move`; `migrations/`.
 """
