@@ -48,6 +48,8 @@ export function words({ Event, Details: d }) {
       return `Row stored: ${many(d.Known, "image", "images")}, ${count(d.Added)} of them new`;
     case "verdict.contradicted":
       return `The verdict ${d.Verdict} was too early: ${many(d.Added, "image", "images")} came after it`;
+    case "series.declared":
+      return `${d.By} declared it ${d.Declared}: ${d.Because}`;
     case "conflict.resolved":
       return `A conflict was settled: ${d.Decision}`;
     default:
@@ -63,6 +65,9 @@ function answered(d) {
   const fetched = d.Fetched ? `, ${count(d.Fetched)} fetched` : "";
   return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, ${count(d.Known)} known here${missing}${fetched}`;
 }
+
+const without = ({ Withdrawn }) =>
+  Withdrawn ? `a person has declared it incomplete; it was ${Withdrawn}` : "reported without one";
 
 function facts(record) {
   const attribute = (keyword) => record.Attributes[keyword]?.join(", ");
@@ -83,7 +88,7 @@ function facts(record) {
     ],
     [
       "Verdict",
-      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? "reported without one"}`),
+      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? without(record)}`),
     ],
     ["Rests on", record.Basis],
     [
