@@ -33,6 +33,7 @@ class Watched:
         self.bodies: list[dict[str, Any]] = []
         self.ordered: list[str | None] = []
         self.answer = answer
+        self.once: httpx.Response | None = None
         self.wait_s = 0.0
         self.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(self._take))
         self.journal = journal
@@ -53,6 +54,9 @@ class Watched:
         self.bodies.append(json.loads(request.content))
         self.beats.append((asyncio.get_running_loop().time(), state))
         await asyncio.sleep(self.wait_s)
+        if self.once is not None:
+            answer, self.once = self.once, None
+            return answer
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -228,13 +232,27 @@ async def test_a_server_that_gives_no_orders_hears_of_nothing_that_it_does_not_k
         with_orders = gateway.bodies[-2:]
         gateway.answer = httpx.Response(422)
         await asyncio.sleep(12)
-        gateway.answer = httpx.Response(204)
-        await asyncio.sleep(12)
         after = gateway.bodies[-1]
     assert [len(before["Dead"]), "OrdersDone" in before, "Id" in before["Dead"][0]] == [1, False, False]
     assert [body["Dead"][0]["Id"] for body in with_orders] == [waiting.id] * 2
     assert any(body["OrdersDone"] for body in gateway.bodies if "OrdersDone" in body)
     assert ["OrdersDone" in after, "Id" in after["Dead"][0]] == [False, False]
+
+
+async def test_what_was_not_said_is_said_later_and_not_done_again() -> None:
+    """An earlier version stood in the server's place for a moment."""
+    order = {"Number": 7, "Kind": "declare", "SeriesInstanceUID": SERIES}
+    async with watched(ordering(order)) as gateway:
+        await asyncio.sleep(0.5)
+        gateway.answer = httpx.Response(422)
+        await asyncio.sleep(12)
+        said = len(gateway.beats)
+        gateway.once, gateway.answer = ordering(order), ordering()
+        await asyncio.sleep(12)
+        done = [state.OrdersDone for _, state in gateway.beats[said:]]
+    assert gateway.ordered == [SERIES]
+    assert done[0] == []
+    assert done[1] == [OrderDone(Number=7, Problem="it was not open here")]
 
 
 async def test_the_last_word_is_that_it_stopped() -> None:
