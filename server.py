@@ -23,11 +23,14 @@ from fastapi_offline import FastAPIOffline
 from pydantic import Field
 from starlette.middleware.cors import CORSMiddleware
 
+from api import declarations
 from api.access import Guard
 from api.answers import (
     ChangePage,
     Completions,
     ConflictPage,
+    Declaration,
+    Declare,
     Health,
     InstanceList,
     Problem,
@@ -121,6 +124,7 @@ def _add_routes(app: FastAPI) -> None:
     add_listing(app, responses=_answers(), dependencies=asked)
     app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=asked)(get_timeline)
     app.get(f"{of_series}/instances", responses=_answers(404), dependencies=asked)(get_instances)
+    app.post(f"{of_series}/declaration", responses=_answers(404, 408, 413), dependencies=key)(declare)
     app.get(of_series, responses=_answers(404), dependencies=asked)(get_series)
     app.get("/completions", responses=_answers(), dependencies=asked)(list_completions)
     add_sources(app, responses=_answers(), dependencies=asked)
@@ -192,6 +196,20 @@ async def get_instances(SeriesInstanceUID: Uid, database: Db) -> InstanceList:
     """The SOP Instance UIDs known of a series, whichever gateway sent them."""
     await get_series(SeriesInstanceUID, database)
     return InstanceList(SOPInstanceUIDs=await database.instances(SeriesInstanceUID))
+
+
+async def declare(
+    SeriesInstanceUID: Uid, said: Declare, database: Db, follower: Changes, request: Request
+) -> Declaration:
+    """A person's word that a series is complete, or that it is not; who said so, and why, stands in its timeline.
+
+    Gateways that have it open report it at once. Repeating it changes nothing.
+    """
+    done = await declarations.declare(database, SeriesInstanceUID, said, request.state.who)
+    if done is None:
+        raise HTTPException(404, declarations.unknown(said, SeriesInstanceUID))
+    follower.stored()
+    return done
 
 
 async def list_completions(database: Db) -> Completions:

@@ -1,11 +1,25 @@
-"""What the server answers with, in the order of its routes; and `Resolve`, the one body that only it knows."""
+"""What the server answers with, in the order of its routes; and the bodies that only it knows."""
 
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from models import Change, Completion, Conflict, Decision, Gateway, SeriesEvent, SeriesRecord, SeriesVerdict
+from models import (
+    Change,
+    Completeness,
+    Completion,
+    Conflict,
+    Decision,
+    Gateway,
+    Order,
+    OrderKind,
+    Positive,
+    SeriesEvent,
+    SeriesRecord,
+    SeriesVerdict,
+    Why,
+)
 
 
 class SeriesPage(BaseModel):
@@ -17,6 +31,32 @@ class SeriesPage(BaseModel):
 
 class Timeline(BaseModel):
     events: list[SeriesEvent]
+
+
+class Declare(BaseModel):
+    """What a person says of a series."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    Declared: Annotated[
+        Completeness,
+        Field(
+            description="complete: it is reported now, and `declared`. incomplete: its verdict is withdrawn until "
+            "images come, or a PACS has just what is here."
+        ),
+    ]
+    Because: Why
+
+
+class Declaration(BaseModel):
+    """What came of it."""
+
+    Did: Annotated[str, Field(description="In words, for whoever asked.")]
+    Changed: Annotated[bool, Field(description="The record has another revision by it.")]
+    Closing: Annotated[
+        list[str], Field(description="Gateways that have it open and are told to close it: their reports follow.")
+    ]
+    Record: Annotated[SeriesRecord | None, Field(description="As it is now; null if no report of it has come yet.")]
 
 
 class ConflictPage(BaseModel):
@@ -113,6 +153,44 @@ class SourcePage(BaseModel):
 
 class GatewayList(BaseModel):
     gateways: list[Gateway]
+
+
+class GivenOrders(BaseModel):
+    """What a gateway is to do, the first first: the next heartbeat says in `OrdersDone` what became of it."""
+
+    Orders: list[Order]
+
+
+class WantedOrder(BaseModel):
+    """What a gateway is to do about a dead letter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    Kind: Literal["replay", "discard"]
+    DeadLetter: Annotated[Positive, Field(description="Its `Id` in the gateway's `Dead`.")]
+    Because: Why | None = None
+
+
+class GatewayOrder(BaseModel):
+    """What a gateway was told to do, and what became of it."""
+
+    Number: int
+    Kind: OrderKind
+    SeriesInstanceUID: str | None
+    DeadLetter: int | None
+    By: Annotated[str, Field(description="Who wanted it.")]
+    Because: str | None
+    At: AwareDatetime
+    State: Annotated[
+        Literal["waiting", "done", "failed", "expired"],
+        Field(description="waiting: the gateway has not said that it is done. failed: there was nothing to do."),
+    ]
+    DoneAt: AwareDatetime | None
+    Problem: Annotated[str | None, Field(description="What the gateway says of one that failed.")]
+
+
+class GatewayOrders(BaseModel):
+    orders: list[GatewayOrder]
 
 
 class StoredSeries(BaseModel):

@@ -168,8 +168,8 @@ source_missed_seconds = Gauge(
 KNOWN: dict[Counter, str] = {
     associations_refused: "address ae_title limit saturated tls protocol",
     store_responses: "0x0000 0x0110 0xA700 0xA900 0xC000",
-    series_reported: "verified expected idle capped drained",
-    false_completions: "verified expected idle",
+    series_reported: "verified declared expected idle capped drained",
+    false_completions: "verified declared expected idle",
     pacs_questions: "confirmed differs failed",
     dispatch_attempts: "delivered delayed rejected",
     reports_stored: "created revised unchanged conflict",

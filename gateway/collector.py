@@ -343,6 +343,12 @@ class SeriesCollector:
         drained = (self._or_least(series, self._close, "drained", now) for series in list(self._open.values()))
         return broken + [report for reports in drained for report in reports]
 
+    def declare(self, series_instance_uid: str, given_at: datetime, now: float) -> list[SeriesReport]:
+        """Close and report what is open of a series since before `given_at`: a person has said that it is complete."""
+        of_series = [series for key, series in self._open.items() if key.series_instance_uid == series_instance_uid]
+        meant = [series for series in of_series if series.first_received_at <= given_at]
+        return [report for series in meant for report in self._or_least(series, self._close, "declared", now)]
+
     # --- what is open ---
 
     @property
@@ -715,7 +721,7 @@ class SeriesCollector:
 
     def _learn(self, series: OpenSeries, phase: Phase, verdict: SeriesVerdict) -> None:
         """Silences that an image did end always teach; the last one does if its sender ended the series with it."""
-        ended = verdict in FINAL_VERDICTS and not series.fetches
+        ended = verdict in FINAL_VERDICTS and verdict != "declared" and not series.fetches
         if silences := ({phase: 0.0} if ended else {}) | series.longest_s:
             self.policy.learn(series.source, silences)
         counted = _count(series.attributes, IMAGES_IN_ACQUISITION)
@@ -850,6 +856,8 @@ class SeriesCollector:
                 return _cut(quiet + said)
             case "capped":
                 return _cut(f"open for max_open_s{said}")
+            case "declared":
+                return _cut(f"a person has declared it complete{said}")
         return _cut(f"an operator's request, or a stop{said}")
 
     def _evidence(self, series: OpenSeries) -> Iterator[str]:

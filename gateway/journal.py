@@ -254,7 +254,7 @@ class Journal:
 
     async def last_dead(self, most: int) -> list[DeadReport]:
         """The latest dead letters, the latest first. Raises JournalUnavailable."""
-        columns = "series_instance_uid, instances, answer, changed_at"
+        columns = "id, series_instance_uid, instances, answer, changed_at"
         query = f"SELECT {columns} FROM reports WHERE state = 'dead' ORDER BY id DESC LIMIT ?"
         now = datetime.now(UTC)
         found = [rows.dead_report(row, now) for row in await self._run(self._all, query, most)]

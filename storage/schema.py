@@ -111,6 +111,7 @@ series = Table(
     Column("FoldedReferrer", KEY),  # ReferringPhysicianName likewise
     Column("CalledAETitle", Text),
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
+    Column("Withdrawn", Text),  # the verdict that the series had when a person declared it incomplete, or `part`
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),
@@ -310,4 +311,29 @@ source_hours = Table(
     Column("Images", NUMBER, nullable=False),  # that were new to their series
     Column("Series", NUMBER, nullable=False),  # that were new
     sqlite_with_rowid=False,
+)
+# What gateways are to do, until each has said that it is done. Settles: that gateway had the series open.
+orders = Table(
+    "orders",
+    metadata,
+    Column("Id", NUMBER, primary_key=True),
+    Column("GatewayID", KEY, nullable=False),
+    Column("Kind", Text, nullable=False),
+    Column("SeriesInstanceUID", KEY),  # of declare; it may not be stored yet
+    Column("DeadLetter", NUMBER),  # of the others
+    Column("By", Text, nullable=False),
+    Column("Because", Text),
+    Column("At", UtcDateTime, nullable=False),
+    Column("Settles", Boolean, nullable=False, server_default=false()),
+    Column("DoneAt", UtcDateTime),
+    Column("Problem", Text),
+    Index("orders_by_gateway", "GatewayID", "Id"),
+    Index("orders_by_series", "SeriesInstanceUID", "Id"),
+)
+Index(
+    "orders_waiting",
+    orders.c.GatewayID,
+    orders.c.Id,
+    sqlite_where=orders.c.DoneAt.is_(None),
+    postgresql_where=orders.c.DoneAt.is_(None),
 )

@@ -19,6 +19,7 @@ const UNITS = ["B", "KB", "MB", "GB", "TB"];
 
 export const VERDICTS = {
   verified: "the PACS was asked twice and has exactly these images",
+  declared: "a person has said that it is complete",
   expected: "as many images as a tag of theirs says",
   idle: "quiet for long enough; no proof that nothing is missing",
   capped: "open for the longest time allowed while images still came",

@@ -52,6 +52,8 @@ export function words({ Event, Details: d }) {
       return `It was purged with ${many(d.Images, "image", "images")}, and came again later`;
     case "timeline.shortened":
       return `${many(d.Dropped, "event", "events")} stood here, too many to keep`;
+    case "series.declared":
+      return `${d.By} declared it ${d.Declared}: ${d.Because}`;
     case "conflict.resolved":
       return `A conflict was settled: ${d.Decision}`;
     default:
@@ -67,6 +69,9 @@ function answered(d) {
   const fetched = d.Fetched ? `, ${count(d.Fetched)} fetched` : "";
   return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, ${count(d.Known)} known here${missing}${fetched}`;
 }
+
+const without = ({ Withdrawn }) =>
+  Withdrawn ? `a person has declared it incomplete; it was ${Withdrawn}` : "reported without one";
 
 function facts(record) {
   const attribute = (keyword) => record.Attributes[keyword]?.join(", ");
@@ -87,7 +92,7 @@ function facts(record) {
     ],
     [
       "Verdict",
-      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? "reported without one"}`),
+      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? without(record)}`),
     ],
     ["Rests on", record.Basis],
     [

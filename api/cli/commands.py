@@ -1,4 +1,4 @@
-"""`python server.py …`: keys, webhooks, and the move to PostgreSQL.
+"""`python server.py …`: keys, webhooks, what a person says of a series, and the move to PostgreSQL.
 
 A server on SQLite is the only one that may write its file, so it is asked to, on a Unix socket; where none runs, and on
 PostgreSQL, the command does it itself. What only some commands need is imported where they need it.
@@ -26,7 +26,8 @@ from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
-CHANGE_KINDS = ("created", "revised", "verified", "contradicted", "conflict")  # as models.py has them
+CHANGE_KINDS = ("created", "revised", "verified", "declared", "contradicted", "conflict")  # as models.py has them
+MAX_BECAUSE = 256  # characters, likewise
 T = TypeVar("T")
 
 
@@ -59,7 +60,7 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [init, check, keys, webhooks_, on_complete, export, sources, move_, purge, *tab("server.py")]
+    commands = [init, check, keys, webhooks_, declare, on_complete, export, sources, move_, purge, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )
@@ -326,6 +327,38 @@ def replay(settings: ServerSettings, id: int, as_json: bool) -> None:
     if done["from"] is None:
         raise click.ClickException(f"webhook {id} has no change that was given up")
     show(done, as_json)
+
+
+@click.command
+@click.argument("series", metavar="SERIES")
+@click.argument("declared", type=click.Choice(["complete", "incomplete"]))
+@click.option("--because", metavar="TEXT", required=True, help="Why: kept with the series, and shown to who reads it.")
+@as_json
+@click.pass_obj
+def declare(settings: ServerSettings, series: str, declared: str, because: str, as_json: bool) -> None:
+    """Say that a series is complete, or that it is not.
+
+    SERIES is its Series Instance UID. complete: gateways that have it open report it within seconds, with the verdict
+    `declared`. incomplete: its verdict is withdrawn until images come, or its PACS has just what is here. Who said it,
+    and why, stands in its timeline.
+    """
+    if not because.strip() or len(because.strip()) > MAX_BECAUSE or not because.strip().isprintable():
+        raise click.UsageError(f"--because is a line of 1 to {MAX_BECAUSE} characters")
+    asked = {"series_instance_uid": series, "declared": declared, "because": because.strip(), "by": _operator()}
+    done = _do(settings, "declare", **asked)
+    if "unknown" in done:
+        raise click.ClickException(done["unknown"])
+    show(done, as_json)
+
+
+def _operator() -> str:
+    """Who types, by the name that this machine knows."""
+    import getpass
+
+    try:
+        return f"{getpass.getuser()}, command line"
+    except (KeyError, OSError):  # in a container a user may have no name
+        return "command line"
 
 
 @click.command("move")

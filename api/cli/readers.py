@@ -14,7 +14,14 @@ from common.kinds import http_url
 from common.times import stamp
 from console.tables import as_json, show
 
-VERDICTS = ("verified", "expected", "idle", "capped", "drained")  # as models.py has them, which takes long to import
+VERDICTS = (
+    "verified",
+    "declared",
+    "expected",
+    "idle",
+    "capped",
+    "drained",
+)  # as models.py has them, which takes long to import
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -57,7 +64,7 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
     "verdicts",
     multiple=True,
     metavar="VERDICT[,…]",
-    default=["verified,expected,idle"],
+    default=["verified,declared,expected,idle"],
     show_default=True,
     help=f"Only with these: {', '.join(VERDICTS)}.",
 )

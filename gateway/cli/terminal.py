@@ -23,7 +23,14 @@ VERDICTS = 4
 REMEMBERED = 1000  # reports whose delivery is awaited
 UID_CHARACTERS = 28
 LOG_LINES = 6  # at least, above the table
-COLOURS = {"verified": "green", "expected": "green", "idle": "default", "capped": "yellow", "drained": "default"}
+COLOURS = {
+    "verified": "green",
+    "declared": "green",
+    "expected": "green",
+    "idle": "default",
+    "capped": "yellow",
+    "drained": "default",
+}
 
 
 @dataclass(frozen=True, slots=True)

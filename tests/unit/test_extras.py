@@ -150,7 +150,7 @@ def test_the_values_of_every_image_are_joined_in_the_row() -> None:
     known |= dict.fromkeys(
         (
             *("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedFrom", "LastReceivedAt", "FirstReceivedAt"),
-            "CalledAETitle",
+            *("CalledAETitle", "Withdrawn"),
         )
     )
     for values in (["1", "2"], ["3", "2"]):
