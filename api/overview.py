@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.sse import format_sse_event
 
 from api.answers import GatewayList, StoredPage, StoredSeries
 from api.follower import STREAM_S, Follower
 from api.listing import IN_DIGITS, KNOWN_ONLY
+from api.stream import DOCUMENTED, Events
 from common import metrics
 from common.version import version
 from db import Database
@@ -45,7 +46,8 @@ def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[D
     described["dependencies"] = [*dependencies, KNOWN_ONLY]
     app.get("/gateways", **described)(list_gateways)
     app.get("/overview/series", **described)(list_stored)
-    app.get("/overview/stream", response_class=EventSourceResponse, **described)(stream)
+    described["responses"] |= DOCUMENTED
+    app.get("/overview/stream", response_class=Events, **described)(stream)
 
 
 def _database(request: Request) -> Database:
@@ -93,12 +95,16 @@ async def list_stored(
     return StoredPage(series=_stored(rows[:limit]), next=rows[limit - 1]["Number"] if len(rows) > limit else None)
 
 
-async def stream(request: Request) -> AsyncIterator[ServerSentEvent]:
+async def stream(request: Request) -> Events:
     """Events `overview`, one a second: everything at first (`Full`), then what changed since the one before."""
     overview: Overview = request.app.state.overview
-    with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the page asks again
-        async for frame in overview.frames():
-            yield ServerSentEvent(raw_data=frame, event="overview")
+
+    async def told() -> AsyncIterator[bytes]:
+        with metrics.watchers.track_inprogress(), contextlib.suppress(DatabaseUnavailable):  # the page asks again
+            async for frame in overview.frames():
+                yield format_sse_event(data_str=frame, event="overview")
+
+    return Events(told())
 
 
 def _stored(rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:

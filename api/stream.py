@@ -34,7 +34,7 @@ class Events(StreamingResponse):
         try:
             await super().stream_response(send_in_time)
         except TimeoutError:
-            log.warning("stream.dropped", reason=f"its reader took nothing for {STUCK_S:g} s")
+            log.warning("stream.dropped", reason=f"for {STUCK_S:g} s its reader did not take what was sent")
 
 
 def encoded(change: Change) -> bytes:

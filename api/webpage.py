@@ -52,10 +52,18 @@ async def log_in(request: Request, response: Response) -> Session:
     session = await keys.session(key.id) if key else None
     if session:
         secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, session, SESSION_S, secure=secure, httponly=True, samesite="strict")
+        response.set_cookie(
+            COOKIE, session, SESSION_S, path=_root(request), secure=secure, httponly=True, samesite="strict"
+        )
     return await who_asks(request)
 
 
 async def log_out(request: Request, response: Response) -> None:
     """Take the cookie away."""
-    response.delete_cookie(COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
+    secure = request.url.scheme == "https"
+    response.delete_cookie(COOKIE, _root(request), secure=secure, httponly=True, samesite="strict")
+
+
+def _root(request: Request) -> str:
+    """Where the server begins, behind what uvicorn's --root-path says: what stands beside it gets no cookie."""
+    return request.scope.get("root_path") or "/"

@@ -354,6 +354,18 @@ async def test_the_cookie_is_out_of_scripts_and_other_sites_reach_and_is_not_the
         assert made.split("_", 2)[2] not in cookie
 
 
+async def test_the_cookie_is_for_what_is_behind_a_root_path_only(app: FastAPI) -> None:
+    made = await key(app, "series:read")
+    transport = httpx.ASGITransport(app, root_path="/gw")
+    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1/gw") as browser:
+        answer = await browser.post("/session", headers={"Authorization": f"Bearer {made}"})
+        assert "; Path=/gw;" in answer.headers["Set-Cookie"]
+        assert (await browser.get("/series")).status_code == 200
+        assert (await browser.get("http://127.0.0.1/orthanc")).request.headers.get("Cookie") is None
+        await browser.delete("/session")
+        assert (await browser.get("/series")).status_code == 401
+
+
 async def test_a_session_ends_with_its_key_with_time_and_when_the_browser_says_so(app: FastAPI) -> None:
     keys: Keys = app.state.keys
     made, short = await key(app, "series:read"), await key(app, "series:read", expires_in_s=3600)
