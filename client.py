@@ -40,6 +40,7 @@ from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
 from gateway.journal import Bounds, Journal, JournalUnavailable
 from gateway.metrics_port import serve_metrics
 from gateway.operations import dead_letters
+from gateway.orders import Orders, obedience
 from gateway.pacs import Pacs, asking
 from gateway.questions import Answer, Question
 from gateway.recorder import Recorder
@@ -62,6 +63,14 @@ class Drain(NamedTuple):
     closed: asyncio.Future[int]
 
 
+class Declare(NamedTuple):
+    """On the inbox: report what is open of a series since before a time; `closed` takes how many reports that were."""
+
+    series_instance_uid: str
+    given_at: datetime
+    closed: asyncio.Future[int]
+
+
 class Released(NamedTuple):
     """On the inbox: an association ended."""
 
@@ -79,7 +88,10 @@ Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
 """What shows a gateway's state while it runs: the table on a terminal."""
 Traced = tuple[SeriesReport, str | None]
 """A report and its trace, as GatewaySpans.report gives it."""
-Inbox = asyncio.Queue[Arrival | Released | Answered | Drain | None]
+Declared = tuple[asyncio.Future[int], int]
+"""Who wants to know when so many reports are in the journal."""
+Item = Arrival | Released | Answered | Drain | Declare | None
+Inbox = asyncio.Queue[Item]
 
 
 async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
@@ -96,6 +108,7 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
     """
     loop = asyncio.get_running_loop()
     reports: list[Traced] = []  # made, and not yet in the journal
+    declared: list[Declared] = []
     settled_at: float | None = None  # when a pause is over
     closed = False
     while not closed:
@@ -108,16 +121,9 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
         if settled_at is None and now > waits_until + PAUSED_S:
             settled_at = now + SETTLE_S
         await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
-        drains: list[Drain] = []
-        made: list[SeriesReport] = []
-        for item in items:
-            match item:
-                case Released(association):
-                    collector.released(association, now)
-                case Answered(key, answer):
-                    made += collector.answered(key, answer, now)
-                case Drain():
-                    drains.append(item)
+        made, closing = _heed(items, collector, now)
+        declared += closing
+        drains = [item for item in items if isinstance(item, Drain)]
         closed = CLOSED in items
         drained = collector.drain(now) if drains or closed else []
         made += drained
@@ -132,9 +138,12 @@ async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
                 ask(question)
         for drain in drains:
             drain.closed.set_result(len(drained))
+        if not reports:  # they are on disk
+            _tell(declared)
+            declared = []
 
 
-async def _take(inbox: Inbox, deadline: float | None) -> list[Arrival | Released | Answered | Drain | None]:
+async def _take(inbox: Inbox, deadline: float | None) -> list[Item]:
     """All that is in the inbox, waiting for the first until `deadline`: what has arrived is seen before what is due."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout_at(deadline):
@@ -145,8 +154,31 @@ async def _take(inbox: Inbox, deadline: float | None) -> list[Arrival | Released
     return [*_waiting(inbox)]
 
 
-def _waiting(inbox: Inbox) -> Iterator[Arrival | Released | Answered | Drain | None]:
+def _waiting(inbox: Inbox) -> Iterator[Item]:
     return (inbox.get_nowait() for _ in range(inbox.qsize()))
+
+
+def _heed(items: list[Item], collector: SeriesCollector, now: float) -> tuple[list[SeriesReport], list[Declared]]:
+    """Let the collector know what happened beside images; what it reports at once, and what of that was declared."""
+    made: list[SeriesReport] = []
+    declared: list[Declared] = []
+    for item in items:
+        match item:
+            case Released(association):
+                collector.released(association, now)
+            case Answered(key, answer):
+                made += collector.answered(key, answer, now)
+            case Declare(uid, given_at, closed):
+                closing = collector.declare(uid, given_at, now)
+                made += closing
+                declared.append((closed, len(closing)))
+    return made, declared
+
+
+def _tell(declared: list[Declared]) -> None:
+    for closed, count in declared:
+        if not closed.done():  # who wanted to know has waited too long
+            closed.set_result(count)
 
 
 async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesCollector) -> None:
@@ -269,7 +301,8 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             spans=spans,
         )
         collector = restore(settings, journal, dispatcher)
-        vitals = Vitals(settings, inbox, journal, collector, dispatcher)
+        orders = Orders(obedience(partial(_declare, inbox), dead_letters(journal, dispatcher.submit)))
+        vitals = Vitals(settings, inbox, journal, collector, dispatcher, orders)
         background = [
             tasks.create_task(dispatcher.run(), name="dispatch"),
             tasks.create_task(watch(journal), name="watch"),
@@ -301,6 +334,13 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             await last_beat(vitals, http)
     log.info("gateway.stopped", undelivered=undelivered)
     return undelivered
+
+
+async def _declare(inbox: Inbox, series_instance_uid: str, given_at: datetime) -> int:
+    """Have the collector report what is open of a series since before then; how many reports are on disk for it."""
+    request = Declare(series_instance_uid, given_at, asyncio.get_running_loop().create_future())
+    await inbox.put(request)
+    return await request.closed
 
 
 def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:

@@ -2,7 +2,7 @@
 
 SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
 how a database is opened and when a transaction is tried again (engine.py); what else is asked of a database stands in
-files of its own, and hangs on it: keys, webhooks, the live page's `latest`, and QIDO-RS's `finder`.
+files of its own, and hangs on it: keys, webhooks, sources, the live page's `latest`, QIDO-RS's `finder`, the `purger`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,35 +10,43 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
+from common.errors import GatewayError
 from common.settings import ServerSettings
 from models import (
     Change,
     ChangeKind,
+    Completeness,
     Completion,
     Conflict,
     Decision,
     Gateway,
     GatewayState,
+    Order,
+    OrderKind,
     SeriesEvent,
     SeriesRecord,
     SeriesReport,
     fitting,
     fitting_bytes,
 )
-from storage import merge
+from storage import history, merge, orders
 from storage.engine import Engine, insert
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, select_listed
 from storage.matching import Octets
+from storage.merge import Word
+from storage.orders import Orders
+from storage.purge import Purger, recall
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
+from storage.sources import Sources, note_sent
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000
@@ -50,9 +58,28 @@ TOLD = (
 MERGED = ("merge", "correct")
 CONFLICTS_BYTES = 4 * 2**20  # of the reports in one page of conflicts
 FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
+ANSWERS_WITHIN = timedelta(seconds=30)  # a gateway that runs; what one has open is waited for so long
 MAX_GATEWAYS = 256  # known at once: those that spoke last
 ALL = Listing()
 MAX_COMPLETIONS = 5000  # rows; figures of sources beyond that stand together under an empty name
+
+
+class TooManyOrders(GatewayError):
+    """A gateway has not taken those that it was given."""
+
+
+class Declaration(NamedTuple):
+    """What came of a person's word about a series. Gateways are named by their GatewayID."""
+
+    record: SeriesRecord | None
+    """As it is now; None where it is not stored yet."""
+    changed: bool
+    closing: list[str] = []
+    """Those that have it open, and are told to close it: the row follows with their report."""
+    told: list[str] = []
+    """Those that may have it open all the same, and are told, too."""
+    untold: list[str] = []
+    """Those of which too many orders wait."""
 
 
 class Database:
@@ -63,6 +90,9 @@ class Database:
         self.finder = Finder(engine)
         self.keys = Keys(engine)
         self.latest = Latest(engine)
+        self.orders = Orders(engine)
+        self.purger = Purger(engine)
+        self.sources = Sources(engine)
         self.webhooks = Webhooks(engine)
 
     @classmethod
@@ -89,9 +119,34 @@ class Database:
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
         return await self._engine.write(partial(_resolve, digest=digest, decision=decision, by=by, now=now))
 
-    async def heard(self, state: GatewayState) -> None:
-        """Keep what a gateway says of itself, in place of what it said before."""
-        await self._engine.write(partial(_hear, state=state))
+    async def declare(
+        self, series_instance_uid: str, declared: Completeness, by: str, because: str
+    ) -> Declaration | None:
+        """Take a person's word for a series; None where it is known neither here nor at a gateway.
+
+        1. "complete": gateways are ordered to report what they have open of it. Where one that runs has, the row
+           follows with its report; else it is `declared` at once, unless it is that or `verified` already.
+        2. "incomplete": the row loses its verdict until images come or it is verified.
+        """
+        now = datetime.now(UTC)
+        word = Word(declared, by, because, now)
+        return await self._engine.write(partial(_declare, uid=series_instance_uid, word=word, now=now))
+
+    async def order(self, gateway_id: str, kind: OrderKind, dead_letter: int, by: str, because: str | None) -> Any:
+        """Order something about a dead letter of a gateway; its row, None where the gateway is not known.
+
+        Raises TooManyOrders.
+        """
+        now = datetime.now(UTC)
+        what = {"kind": kind, "about": {"DeadLetter": dead_letter}, "by": by, "because": because, "now": now}
+        return await self._engine.write(partial(_order, gateway_id=gateway_id, what=what))
+
+    async def heard(self, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]]]:
+        """Keep what a gateway says of itself, in place of what it said before.
+
+        What it is to do, and those of its orders of which it says for the first time what became of them.
+        """
+        return await self._engine.write(partial(_hear, state=state))
 
     # --- what is known ---
 
@@ -145,10 +200,10 @@ class Database:
         return [_change(row) for row in await self._engine.read(query)]
 
     async def last_change(self) -> int:
-        """The highest number that was given."""
+        """The highest number that was given, also if that change was purged."""
         await self._number_changes()
-        rows = await self._engine.read(select(func.coalesce(func.max(changes.c.Number), 0).label("last")))
-        return int(rows[0]["last"])
+        rows = await self._engine.read(select(counters.c.Value).where(counters.c.Name == "changes"))
+        return int(rows[0]["Value"]) if rows else 0
 
     async def gateways(self) -> list[Gateway]:
         """What each gateway said last, in order of GatewayID."""
@@ -181,25 +236,34 @@ def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> N
 async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, Mapping[str, Any], bool]:
     """The record, the row before, and whether that was made for it."""
     now = datetime.now(UTC)
-    inserted = await insert(connection, series, merge.new_row(report, now))
-    known = await _locked(connection, report.SeriesInstanceUID)
+    known = None
+    while known is None:  # purged between the two statements, it is made anew
+        inserted = await insert(connection, series, merge.new_row(report, now))
+        known = await _locked(connection, report.SeriesInstanceUID)
+    if inserted and (event := await recall(connection, report.SeriesInstanceUID, now)):
+        await history.add(connection, report.SeriesInstanceUID, [event])
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
         changed = await _keep_conflict(connection, report, known, now)
+        await note_sent(connection, report, now, images=0, series=0)
     else:
         changed = await _unite(connection, report, known, now)
     return _record({**known, **changed}), known, inserted == 1
 
 
-async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
-    """The row of a series, which no other transaction changes until this one ends."""
+async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any] | None:
+    """The row of a series, which no other transaction changes or removes until this one ends; None: there is none."""
     query = _by_uid(series_instance_uid).with_for_update()
-    return merge.truthful((await connection.execute(query)).mappings().one())
+    row = (await connection.execute(query)).mappings().one_or_none()
+    return row and merge.truthful(row)
 
 
 async def _unite(
     connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], now: datetime
 ) -> Mapping[str, Any]:
     """Add what the report brings; the columns that changed."""
+    word = await orders.word_of(connection, report)
+    if word is not None:
+        report = report.model_copy(update={"Basis": word.basis})
     if rows := list(merge.instance_rows(report)):
         await insert(connection, instances, rows, fill=merge.INSTANCE_COLUMNS)
     of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
@@ -207,9 +271,15 @@ async def _unite(
     changed = merge.changes(report, known, merge.count(report, known, int(counted)), now)
     if changed:
         await _revise(connection, known, changed)
-    await _keep_timeline(connection, report, known, changed)
+    await history.keep(connection, report, known, changed)
+    if word is not None:
+        await _note_word(connection, {**known, **changed}, word)
     if changed:
-        await _count_verdicts(connection, report, known, changed)
+        for of, column in merge.completions(report, known, changed):
+            await _count_verdict(connection, of, column)
+    added = changed.get("NumInstances", known["NumInstances"]) - known["NumInstances"]
+    new = bool(changed) and not known["Revision"]
+    await note_sent(connection, report, now, images=added, series=int(new))
     return changed
 
 
@@ -230,34 +300,12 @@ async def _update(connection: AsyncConnection, series_instance_uid: str, changed
     await connection.execute(series.update().where(series.c.SeriesInstanceUID == series_instance_uid).values(changed))
 
 
-async def _keep_timeline(
-    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], changed: Mapping[str, Any]
-) -> None:
-    """Add to the series' timeline what the report tells and is not there yet, and what became of it."""
-    mine = (timeline.c.SeriesInstanceUID == report.SeriesInstanceUID) & (timeline.c.Revision == report.Revision)
-    told = select(timeline.c.At, timeline.c.Event).where(mine & (timeline.c.GatewayID == report.GatewayID))
-    before = {(row.At, row.Event) for row in await connection.execute(told)} if report.Timeline else set()
-    entries = [
-        {"At": e.At, "GatewayID": report.GatewayID, "Revision": report.Revision, "Event": e.Event, "Details": e.Details}
-        for e in report.Timeline
-        if (e.At, e.Event) not in before
-    ]
-    if changed:
-        entries += merge.own_events(report, known, changed)
-    if entries:
-        rows = [{"SeriesInstanceUID": report.SeriesInstanceUID, **entry} for entry in entries]
-        await connection.execute(timeline.insert(), rows)
-
-
-async def _count_verdicts(
-    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], changed: Mapping[str, Any]
-) -> None:
+async def _count_verdict(connection: AsyncConnection, of: Mapping[str, Any], column: str) -> None:
     """Last of the transaction: many reports want the same few rows."""
-    for of, column in merge.completions(report, known, changed):
-        key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
-        key["Source"] = await _figures_of(connection, key["Source"])
-        counts = dict.fromkeys(("Series", "False", "AfterCapped"), 0) | {column: 1}
-        await insert(connection, completions, key | counts, or_update={column: completions.c[column] + 1})
+    key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
+    key["Source"] = await _figures_of(connection, key["Source"])
+    counts = dict.fromkeys(("Series", "False", "AfterCapped"), 0) | {column: 1}
+    await insert(connection, completions, key | counts, or_update={column: completions.c[column] + 1})
 
 
 async def _figures_of(connection: AsyncConnection, source: str) -> str:
@@ -270,19 +318,113 @@ async def _figures_of(connection: AsyncConnection, source: str) -> str:
 # --- gateways ---------------------------------------------------------------------------------------------------
 
 
-async def _hear(connection: AsyncConnection, state: GatewayState) -> None:
+async def _hear(connection: AsyncConnection, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]]]:
     now = datetime.now(UTC)
     said = {"At": now, "State": state.model_dump(mode="json")}
     await insert(connection, gateways, {"GatewayID": state.GatewayID} | said, or_update=said)
     await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
     latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
     await connection.execute(gateways.delete().where(gateways.c.GatewayID.in_(latest.offset(MAX_GATEWAYS))))
+    ended = await orders.acknowledge(connection, state, now)
+    for order in ended:
+        if order["Problem"] and order["Kind"] == "declare":
+            await _settle(connection, order, now)
+    return await orders.waiting(connection, state.GatewayID, now), ended
+
+
+async def _settle(connection: AsyncConnection, order: Mapping[str, Any], now: datetime) -> None:
+    """A gateway that had a series open has reported it before it was ordered to: the row takes the person's word."""
+    if not await orders.closed_nowhere(connection, order):
+        return
+    uid = order["SeriesInstanceUID"]
+    known = (await connection.execute(_by_uid(uid).with_for_update())).mappings().one_or_none()
+    if known is not None:
+        word = Word("complete", order["By"], order["Because"], order["At"])
+        await _take_word(connection, merge.truthful(known), word, now)
+
+
+async def _order(connection: AsyncConnection, gateway_id: str, what: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    known = select(gateways.c.GatewayID).where(gateways.c.GatewayID == gateway_id)
+    if (await connection.execute(known)).first() is None:
+        return None
+    given = await orders.give(connection, gateway_id, **what)
+    if given is None:
+        raise TooManyOrders(f"{orders.MAX_WAITING} orders wait at {gateway_id} already: does it run, in this version?")
+    return given
 
 
 def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
     """A newer server beside this one may keep fields that it does not know."""
     state = GatewayState.model_validate(row["State"], extra="ignore")
     return Gateway(SeenAt=row["At"], SilentS=round(max(0.0, (now - row["At"]).total_seconds()), 3), State=state)
+
+
+# --- a person's word --------------------------------------------------------------------------------------------
+
+
+async def _declare(connection: AsyncConnection, uid: str, word: Word, now: datetime) -> Declaration | None:
+    known = await _locked(connection, uid)
+    if known is not None and known["UpdatedAt"] == now:  # by a try of ours whose answer was lost
+        return Declaration(_record(known), True)
+    if word.declared == "complete":
+        return await _declare_complete(connection, uid, known, word, now)
+    if known is None:
+        return None
+    await orders.withdraw(connection, uid, now)
+    changed = await _take_word(connection, known, word, now)
+    return Declaration(_record({**known, **changed}), bool(changed))
+
+
+async def _declare_complete(
+    connection: AsyncConnection, uid: str, known: Mapping[str, Any] | None, word: Word, now: datetime
+) -> Declaration | None:
+    running = await orders.running(connection, uid)
+    closing = [gateway for gateway, (_, is_open) in running.items() if is_open]
+    if not closing and known is None:
+        return None
+    given: dict[str, Mapping[str, Any] | None] = {}
+    awaited: set[str] = set()
+    if closing or (known is not None and known["Verdict"] not in merge.STANDS):
+        late = await orders.waits_since(connection, uid, now - ANSWERS_WITHIN)
+        awaited = {gateway for gateway in closing if running[gateway][0] > now - ANSWERS_WITHIN} - late
+        for gateway in running:
+            what: dict[str, Any] = {"by": word.by, "because": word.because, "now": now, "settles": gateway in awaited}
+            given[gateway] = await orders.give(connection, gateway, "declare", {"SeriesInstanceUID": uid}, **what)
+    record, changed = None, False
+    if known is not None:
+        is_new = any(order is not None and order["At"] == now for order in given.values())
+        columns = {} if awaited else await _take_word(connection, known, word, now)
+        if is_new and not columns:
+            await _note_word(connection, known, word)
+        record, changed = _record({**known, **columns}), bool(columns)
+    told = [gateway for gateway, order in given.items() if order is not None]
+    told, closing = [one for one in told if one not in closing], [one for one in told if one in closing]
+    return Declaration(record, changed, closing, told, [one for one, order in given.items() if order is None])
+
+
+async def _take_word(
+    connection: AsyncConnection, known: Mapping[str, Any], word: Word, now: datetime
+) -> Mapping[str, Any]:
+    """Let a row say what a person has said; the columns that changed."""
+    changed = merge.declared(known, word, now)
+    if changed:
+        await _revise(connection, known, changed)
+        await _note_word(connection, {**known, **changed}, word)
+        if changed["Verdict"]:
+            await _count_verdict(connection, {**known, **changed}, "Series")
+    return changed
+
+
+async def _note_word(connection: AsyncConnection, row: Mapping[str, Any], word: Word) -> None:
+    """Say in the timeline of a series who has said what, and why, once."""
+    event = {"SeriesInstanceUID": row["SeriesInstanceUID"], "At": word.at, "Event": "series.declared"}
+    same = (timeline.c[name] == value for name, value in event.items())
+    if (await connection.execute(select(timeline.c.Id).where(*same).limit(1))).first() is None:
+        details = {"Declared": word.declared, "By": word.by, "Because": word.because}
+        if word.declared == "incomplete":
+            details["Withdrawn"] = row["Withdrawn"]
+        entry = event | {"GatewayID": None, "Revision": row["Revision"], "Details": details}
+        await history.add(connection, row["SeriesInstanceUID"], [entry])
 
 
 # --- conflicts --------------------------------------------------------------------------------------------------
@@ -337,6 +479,8 @@ async def _resolve(
     if found is None:
         return None
     known = await _locked(connection, found["SeriesInstanceUID"])
+    if known is None:  # it was settled, and purged in this moment
+        return None
     report = _kept_report(found["Report"])
     resolution: dict[str, Any] = {"Resolution": decision, "ResolvedAt": now, "ResolvedBy": by}
     if decision == "correct":
@@ -352,9 +496,9 @@ async def _resolve(
     if decision in MERGED:
         known = {**known, **await _unite(connection, report, known, now)}
     counted = await _count_conflicts(connection, report.SeriesInstanceUID)
-    event = {"SeriesInstanceUID": report.SeriesInstanceUID, "At": now, "GatewayID": None, "Revision": known["Revision"]}
+    event = {"At": now, "GatewayID": None, "Revision": known["Revision"], "Event": "conflict.resolved"}
     details = {"Decision": decision, "Digest": digest}
-    await connection.execute(timeline.insert().values(event | {"Event": "conflict.resolved", "Details": details}))
+    await history.add(connection, report.SeriesInstanceUID, [event | {"Details": details}])
     return _record({**known, **counted})
 
 

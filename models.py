@@ -19,9 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-SeriesVerdict = Literal["verified", "expected", "idle", "capped", "drained"]
+SeriesVerdict = Literal["verified", "declared", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see README, "What it promises"."""
-FINAL_VERDICTS = ("verified", "expected", "idle")
+FINAL_VERDICTS = ("verified", "declared", "expected", "idle")
 """Those that say that the series is over."""
 
 T = TypeVar("T")
@@ -31,7 +31,10 @@ MAX_MISSING = 1000  # UIDs of one report
 MAX_DOUBTS = 32  # of one series
 MAX_DOUBT = 128  # characters
 MAX_ARRIVING = 500  # open series that one heartbeat names: those that images came to last
+MAX_HEARD = 50  # sources that one heartbeat names: those that were heard last
 MAX_DEAD = 20  # dead letters that one heartbeat names: the latest
+MAX_ORDERS = 20  # of one answer to a heartbeat, and of one heartbeat that says what became of them
+MAX_BECAUSE = 256  # characters of why a person wants something
 SLOT_S = 5  # seconds of each count of GatewayState.Received
 MAX_SLOTS = 120  # ten minutes
 
@@ -364,9 +367,10 @@ class SeriesReport(BaseModel):
 
 
 CalledTitle = Annotated[str | None, Field(description="By what name the series' sender called first.")]
-ChangeKind = Literal["created", "revised", "verified", "contradicted", "conflict"]
-"""What a change is. created: revision 1. revised: a later one. verified: it is now, with these images. contradicted:
-images came after a verdict had said that the series was over. conflict: a report was kept aside; no revision."""
+ChangeKind = Literal["created", "revised", "verified", "declared", "contradicted", "conflict"]
+"""What a change is. created: revision 1. revised: a later one. verified: it is now, with these images. declared: a
+person has said that it is complete, or that it is not (then Verdict is null). contradicted: images came after a
+verdict had said that the series was over. conflict: a report was kept aside; no revision."""
 
 
 class Change(BaseModel):
@@ -461,6 +465,10 @@ class SeriesRecord(BaseModel):
     ExpectedFrom: Literal["pacs", "tags"] | None = None
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Basis: Annotated[str | None, Field(description="What the verdict rests on, in words.")] = None
+    Withdrawn: Annotated[
+        SeriesVerdict | Literal["part"] | None,
+        Field(description="A person has declared the series incomplete: the verdict that it had; `part`: none."),
+    ] = None
     CalledAETitle: CalledTitle = None
     Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
     FalseCompletions: Annotated[
@@ -471,9 +479,54 @@ class SeriesRecord(BaseModel):
     ]
 
 
-# --- what gateways tell of themselves ---------------------------------------------------------------------------
+# --- what gateways are ordered ----------------------------------------------------------------------------------
 
 Line = Annotated[str, Field(max_length=256), WithoutNul]
+Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Completeness = Literal["complete", "incomplete"]
+Why = Annotated[
+    str,
+    BeforeValidator(_clean),
+    Field(
+        max_length=MAX_BECAUSE, pattern=r"^[^\x00-\x1f\x7f]+$", description="Why, in a person's words; never logged."
+    ),
+]
+OrderKind = Literal["declare", "replay", "discard"]
+"""What the server wants of a gateway. declare: report what is open of a series now, as `declared`. replay: post a dead
+letter again. discard: give it up."""
+
+
+class Order(BaseModel):
+    """One thing that the server wants of a gateway, given with each answer to its heartbeat until that says it is done.
+
+    Doing it twice does no harm.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    Number: Annotated[Positive, Field(description="Only ever grows.")]
+    Kind: OrderKind
+    AgeS: Annotated[FiniteFloat, Field(ge=0, le=1e9, description="Seconds since it was wanted.")]
+    SeriesInstanceUID: Annotated[Uid | None, Field(description="Of declare.")] = None
+    DeadLetter: Annotated[Positive | None, Field(description="Of replay and discard: its Id.")] = None
+
+    @model_validator(mode="after")
+    def _names_what_it_is_about(self) -> Self:
+        if (self.SeriesInstanceUID if self.Kind == "declare" else self.DeadLetter) is None:
+            raise ValueError("names no series, or no dead letter")
+        return self
+
+
+class OrderDone(BaseModel):
+    """What became of an order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    Number: Positive
+    Problem: Annotated[Line | None, Field(description="Why nothing was done; null where it was.")] = None
+
+
+# --- what gateways tell of themselves ---------------------------------------------------------------------------
 
 
 WaitingFor = Literal["for images", "for silence", "for the PACS", "to be reported"]
@@ -510,6 +563,23 @@ class DeadReport(BaseModel):
     Instances: Count
     Answer: Line
     At: Timestamp
+    Id: Annotated[Positive | None, Field(description="Its name in orders; null of those before 0.3.")] = None
+
+
+class HeardSource(BaseModel):
+    """A source as a gateway knows it. Names no patient."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    Source: Annotated[
+        str, Field(min_length=1, max_length=64, description="Calling AE title, modality, station."), WithoutNul
+    ]
+    LastReceivedAt: Timestamp
+    LearntFrom: Annotated[Count, Field(description="So many of its series.")] = 0
+    WaitS: Annotated[
+        dict[Annotated[str, Field(pattern="^[a-z]{1,16}$")], Annotated[FiniteFloat, Field(ge=0)]],
+        Field(max_length=16, description="What was learnt: how long a silence is waited for, by where it stands."),
+    ] = {}
 
 
 class GatewayState(BaseModel):
@@ -544,11 +614,18 @@ class GatewayState(BaseModel):
     DeadLetters: Count
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
+    OrdersDone: Annotated[
+        list[OrderDone],
+        Field(max_length=MAX_ORDERS, description="What became of the server's orders, said until it has heard it."),
+    ] = []
     Version: Annotated[Line | None, Field(description="Its software's; null of those before 0.2.")] = None
     Journal: Annotated[
         Line | None,
         Field(description="Its journal's, which keeps it under whatever GatewayID; null of those before 0.3."),
     ] = None
+    Sources: Annotated[
+        list[HeardSource], Field(max_length=MAX_HEARD, description="Those that images came from last.")
+    ] = []
 
 
 class Gateway(BaseModel):

@@ -23,11 +23,14 @@ from fastapi_offline import FastAPIOffline
 from pydantic import Field
 from starlette.middleware.cors import CORSMiddleware
 
+from api import declarations
 from api.access import Guard
 from api.answers import (
     ChangePage,
     Completions,
     ConflictPage,
+    Declaration,
+    Declare,
     Health,
     InstanceList,
     Problem,
@@ -42,6 +45,7 @@ from api.listing import IN_DIGITS, KNOWN_ONLY, add_listing
 from api.overview import add_overview
 from api.patience import Patience, WholeBodies
 from api.problems import invalid, unavailable
+from api.sources import add_sources, measure_sources
 from api.stream import DOCUMENTED, Events
 from api.tolerance import Tolerance
 from api.webpage import add_webpage
@@ -121,8 +125,10 @@ def _add_routes(app: FastAPI) -> None:
     add_listing(app, responses=_answers(), dependencies=asked)
     app.get(f"{of_series}/timeline", responses=_answers(404), dependencies=asked)(get_timeline)
     app.get(f"{of_series}/instances", responses=_answers(404), dependencies=asked)(get_instances)
+    app.post(f"{of_series}/declaration", responses=_answers(404, 408, 413), dependencies=key)(declare)
     app.get(of_series, responses=_answers(404), dependencies=asked)(get_series)
     app.get("/completions", responses=_answers(), dependencies=asked)(list_completions)
+    add_sources(app, responses=_answers(), dependencies=asked)
     app.get("/conflicts", responses=_answers(), dependencies=asked)(list_conflicts)
     app.post("/conflicts/{digest}", responses=_answers(404, 408, 413), dependencies=key)(resolve_conflict)
     app.get("/changes", responses=_answers(), dependencies=asked)(list_changes)
@@ -191,6 +197,20 @@ async def get_instances(SeriesInstanceUID: Uid, database: Db) -> InstanceList:
     """The SOP Instance UIDs known of a series, whichever gateway sent them."""
     await get_series(SeriesInstanceUID, database)
     return InstanceList(SOPInstanceUIDs=await database.instances(SeriesInstanceUID))
+
+
+async def declare(
+    SeriesInstanceUID: Uid, said: Declare, database: Db, follower: Changes, request: Request
+) -> Declaration:
+    """A person's word that a series is complete, or that it is not; who said so, and why, stands in its timeline.
+
+    Gateways that have it open report it at once. Repeating it changes nothing.
+    """
+    done = await declarations.declare(database, SeriesInstanceUID, said, request.state.who)
+    if done is None:
+        raise HTTPException(404, declarations.unknown(said, SeriesInstanceUID))
+    follower.stored()
+    return done
 
 
 async def list_completions(database: Db) -> Completions:
@@ -267,6 +287,7 @@ async def measured(database: Db) -> Response:
     """What is measured of this process, for Prometheus. Names no patient."""
     with contextlib.suppress(DatabaseUnavailable):  # which is a number of its own
         metrics.incomplete_series.set(await database.latest.incomplete(datetime.now(UTC)))
+        await measure_sources(database)
     return Response(prometheus_client.generate_latest(metrics.SERVER), media_type=METRICS_TYPE)
 
 

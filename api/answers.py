@@ -1,10 +1,25 @@
-"""What the server answers with, in the order of its routes; and `Resolve`, the one body that only it knows."""
+"""What the server answers with, in the order of its routes; and the bodies that only it knows."""
 
-from typing import Annotated
+from datetime import date
+from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from models import Change, Completion, Conflict, Decision, Gateway, SeriesEvent, SeriesRecord, SeriesVerdict
+from models import (
+    Change,
+    Completeness,
+    Completion,
+    Conflict,
+    Decision,
+    Gateway,
+    Order,
+    OrderKind,
+    Positive,
+    SeriesEvent,
+    SeriesRecord,
+    SeriesVerdict,
+    Why,
+)
 
 
 class SeriesPage(BaseModel):
@@ -16,6 +31,32 @@ class SeriesPage(BaseModel):
 
 class Timeline(BaseModel):
     events: list[SeriesEvent]
+
+
+class Declare(BaseModel):
+    """What a person says of a series."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    Declared: Annotated[
+        Completeness,
+        Field(
+            description="complete: it is reported now, and `declared`. incomplete: its verdict is withdrawn until "
+            "images come, or a PACS has just what is here."
+        ),
+    ]
+    Because: Why
+
+
+class Declaration(BaseModel):
+    """What came of it."""
+
+    Did: Annotated[str, Field(description="In words, for whoever asked.")]
+    Changed: Annotated[bool, Field(description="The record has another revision by it.")]
+    Closing: Annotated[
+        list[str], Field(description="Gateways that have it open and are told to close it: their reports follow.")
+    ]
+    Record: Annotated[SeriesRecord | None, Field(description="As it is now; null if no report of it has come yet.")]
 
 
 class ConflictPage(BaseModel):
@@ -51,8 +92,105 @@ class Completions(BaseModel):
     completions: list[Completion]
 
 
+class SourceDay(BaseModel):
+    """What came of a source in a day."""
+
+    Day: Annotated[date, Field(description="In UTC.")]
+    Images: Annotated[int, Field(description="That were new to their series.")]
+    Series: Annotated[int, Field(description="That were new.")]
+
+
+class SourceVerdict(BaseModel):
+    """How one verdict about a source has fared, under whatever policy."""
+
+    Verdict: str
+    Series: Annotated[int, Field(description="How many were reported so.")]
+    Contradicted: Annotated[int, Field(description="Of these, how many images came after.")]
+
+
+class LearntSource(BaseModel):
+    """What a gateway has learnt of a source."""
+
+    GatewayID: str
+    LearntFrom: Annotated[int, Field(description="So many of its series.")]
+    WaitS: Annotated[
+        dict[str, float],
+        Field(description="How many seconds of silence are waited for, by where the silence stands."),
+    ]
+
+
+class SourceSent(BaseModel):
+    """Who sends, and when it did. Names no patient."""
+
+    Source: Annotated[str, Field(description="Calling AE title, modality and station, as learnt for.")]
+    FirstReceivedAt: Annotated[AwareDatetime, Field(description="Of its first image that is known.")]
+    LastReceivedAt: Annotated[
+        AwareDatetime,
+        Field(description="Of its last image, be it of a series that is still open, or one that was sent again."),
+    ]
+    SilentForS: Annotated[float, Field(description="Seconds since then.")]
+    MissedHours: Annotated[
+        int,
+        Field(
+            description="Whole hours since then, within a week, in which it sent in three of four weeks before; "
+            "0 of a source that is known for less than two."
+        ),
+    ]
+    Unusual: Annotated[bool, Field(description="It has missed three hours or more.")]
+    Days: Annotated[list[SourceDay], Field(description="In which new images came, of five weeks, the latest first.")]
+    Verdicts: list[SourceVerdict]
+    Learnt: Annotated[
+        list[LearntSource], Field(description="By gateway; of each gateway the 50 sources it heard last.")
+    ]
+
+
+class SourcePage(BaseModel):
+    """One page of sources, in order of Source."""
+
+    sources: list[SourceSent]
+    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
+
+
 class GatewayList(BaseModel):
     gateways: list[Gateway]
+
+
+class GivenOrders(BaseModel):
+    """What a gateway is to do, the first first: the next heartbeat says in `OrdersDone` what became of it."""
+
+    Orders: list[Order]
+
+
+class WantedOrder(BaseModel):
+    """What a gateway is to do about a dead letter."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    Kind: Literal["replay", "discard"]
+    DeadLetter: Annotated[Positive, Field(description="Its `Id` in the gateway's `Dead`.")]
+    Because: Why | None = None
+
+
+class GatewayOrder(BaseModel):
+    """What a gateway was told to do, and what became of it."""
+
+    Number: int
+    Kind: OrderKind
+    SeriesInstanceUID: str | None
+    DeadLetter: int | None
+    By: Annotated[str, Field(description="Who wanted it.")]
+    Because: str | None
+    At: AwareDatetime
+    State: Annotated[
+        Literal["waiting", "done", "failed", "expired"],
+        Field(description="waiting: the gateway has not said that it is done. failed: there was nothing to do."),
+    ]
+    DoneAt: AwareDatetime | None
+    Problem: Annotated[str | None, Field(description="What the gateway says of one that failed.")]
+
+
+class GatewayOrders(BaseModel):
+    orders: list[GatewayOrder]
 
 
 class StoredSeries(BaseModel):

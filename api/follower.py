@@ -33,9 +33,9 @@ class Follower:
         self.ended = False
         self._database = database
         self._last = 0
-        self._tail: deque[Change] = deque(maxlen=KEPT)  # up to the last one, without a gap
+        self._tail: deque[Change] = deque(maxlen=KEPT)  # up to the last one, all that there are
         self._events: dict[int, tuple[int, bytes]] = {}  # of the tail, as those who wait are sent them, by `since`
-        self._reads: dict[int, asyncio.Task[list[Change]]] = {}  # under way, by `since`
+        self._reads: dict[int, asyncio.Task[tuple[int, bytes]]] = {}  # under way, by `since`
         self._waiting = 0
         self._look = asyncio.Event()
         self._news = asyncio.Condition()
@@ -64,7 +64,7 @@ class Follower:
             else:
                 news = await self._database.changes(since=self._last, limit=KEPT)
                 self._tail.extend(news)
-                last = news[-1].Number if news else self._last
+                last = max([last, *(change.Number for change in news[-1:])])  # the last ones may have been purged
             self._last = last
             self._events.clear()
             await self._wake()
@@ -101,9 +101,8 @@ class Follower:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + STREAM_S
         while not self.ended and loop.time() < ends_at:
-            behind, told = await self._behind(since)
+            since, told = await self._behind(since)
             if told:
-                since = behind
                 yield told
             else:
                 await self.beyond(since, min(PING_S, ends_at - loop.time()))
@@ -111,29 +110,33 @@ class Follower:
                     yield PING
 
     async def _behind(self, since: int) -> tuple[int, bytes]:
-        """What comes next behind `since`, as events, and the number of the last of them."""
+        """What comes next behind `since`, as events, and the number up to which nothing else is there."""
         if self._last and since >= self._last:
             return since, b""
         if known := self._events.get(since):
             return known
         if not (self._tail and self._tail[0].Number <= since + 1):
-            return _joined(await self._read(since), since)
+            return await self._read(since)
         news = [change for change in self._tail if change.Number > since][:AT_ONCE]
-        told = self._events[since] = _joined(news, since)
+        told = self._events[since] = _joined(news, self._last)
         return told
 
-    async def _read(self, since: int) -> list[Change]:
+    async def _read(self, since: int) -> tuple[int, bytes]:
         """One read for all who ask for the same meanwhile; who leaves does not break it off."""
         read = self._reads.get(since)
         if read is None:
-            read = asyncio.create_task(self._database.changes(since=since, limit=AT_ONCE), name="read changes")
-            self._reads[since] = read
+            read = self._reads[since] = asyncio.create_task(self._read_behind(since), name="read changes")
             read.add_done_callback(lambda done: (self._reads.pop(since), done.cancelled() or done.exception()))
         return await asyncio.shield(read)
 
+    async def _read_behind(self, since: int) -> tuple[int, bytes]:
+        """Where nothing is found, all up to the last that was known before has been purged."""
+        last = max(since, self._last)
+        return _joined(await self._database.changes(since=since, limit=AT_ONCE), last)
 
-def _joined(changes: Sequence[Change], since: int) -> tuple[int, bytes]:
-    return (changes[-1].Number if changes else since), b"".join(map(encoded, changes))
+
+def _joined(changes: Sequence[Change], last: int) -> tuple[int, bytes]:
+    return (changes[-1].Number if changes else last), b"".join(map(encoded, changes))
 
 
 @contextmanager

@@ -6,10 +6,14 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
+from api import declarations
+from api.answers import Declare
 from common.control import Operation
+from common.logs import configure_logging
 from common.settings import ServerSettings
 from common.times import stamp
 from db import Database
+from models import is_uid
 from storage.key_reader import shown
 
 HEARD_OF = timedelta(days=1)
@@ -22,16 +26,21 @@ def operations(database: Database) -> Mapping[str, Operation]:
         "list_keys": partial(_list_keys, database),
         "revoke_key": partial(_revoke_key, database),
         "posters": partial(_posters, database),
+        "declare": partial(_declare, database),
         "add_webhook": partial(_add_webhook, database),
         "list_webhooks": partial(_list_webhooks, database),
         "remove_webhook": partial(_remove_webhook, database),
         "rotate_webhook": partial(_rotate_webhook, database),
         "replay_webhook": partial(_replay_webhook, database),
+        "count_old": partial(_count_old, database),
+        "purge_series": partial(_purge_series, database),
+        "purge_changes": partial(_purge_changes, database),
     }
 
 
 async def done_here(settings: ServerSettings, operation: str, **arguments: Any) -> dict[str, Any]:
     """An operation on a database that no server of SQLite has open."""
+    configure_logging()
     async with Database.open(settings) as database:
         return await operations(database)[operation](**arguments)
 
@@ -56,6 +65,25 @@ async def _posters(database: Database) -> dict[str, Any]:
     may_post = [key.name for key in made if key.is_valid and key.may("series:write")]
     heard = {name: at for name, at in (await database.latest.heard()).items() if at > since}
     return {"made": bool(made), "may_post": may_post, "heard": sorted(heard, key=heard.__getitem__, reverse=True)}
+
+
+async def _declare(
+    database: Database, series_instance_uid: str, declared: str, because: str, by: str
+) -> dict[str, Any]:
+    said = Declare.model_validate({"Declared": declared, "Because": because})
+    known = is_uid(series_instance_uid)
+    done = await declarations.declare(database, series_instance_uid, said, by) if known else None
+    if done is None:
+        return {"unknown": declarations.unknown(said, series_instance_uid)}
+    row = done.Record
+    verdict = None if row is None else row.Verdict or f"none ({row.Withdrawn} was withdrawn)"
+    return {
+        "series": series_instance_uid,
+        "did": done.Did,
+        "verdict": verdict,
+        "images": row and row.NumInstances,
+        "closing": done.Closing,
+    }
 
 
 async def _add_webhook(
@@ -89,3 +117,21 @@ async def _rotate_webhook(database: Database, id: int, keep_old_s: float) -> dic
 async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:
     """What came after the first change that was given up is told again, too."""
     return {"from": await database.webhooks.replay(id)}
+
+
+async def _count_old(database: Database, before: str) -> dict[str, Any]:
+    return {"series": await database.purger.old(datetime.fromisoformat(before))}
+
+
+async def _purge_series(database: Database, before: str, after: list[str] | None, dry: bool) -> dict[str, Any]:
+    """One batch; `after` is where the next one begins."""
+    if not dry:
+        await database.last_change()  # which numbers them: what has no number keeps its series
+    place = after and (datetime.fromisoformat(after[0]), after[1])
+    batch = asdict(await database.purger.series(datetime.fromisoformat(before), place or None, dry=dry))
+    at, uid = batch["after"] or (None, None)
+    return batch | {"after": at and [at.isoformat(), uid]}
+
+
+async def _purge_changes(database: Database, before: str, after: int, dry: bool) -> dict[str, Any]:
+    return asdict(await database.purger.changes(datetime.fromisoformat(before), after, dry=dry))

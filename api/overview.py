@@ -16,20 +16,22 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, Query, Request
+import structlog
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
 from fastapi.sse import format_sse_event
 
-from api.answers import GatewayList, StoredPage, StoredSeries
+from api.answers import GatewayList, GatewayOrder, GatewayOrders, GivenOrders, StoredPage, StoredSeries, WantedOrder
 from api.follower import STREAM_S, Follower
 from api.listing import IN_DIGITS, KNOWN_ONLY
 from api.stream import DOCUMENTED, Events
 from common import metrics
 from common.version import version
-from db import Database
+from db import Database, TooManyOrders
 from models import GatewayState
 from storage.engine import DatabaseUnavailable
+from storage.orders import state_of
 
 EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from
@@ -38,6 +40,9 @@ LATEST = 200  # series that a page is told of at first, and at most at once
 MOST_FOUND = 200
 REFUSED_S = 30.0  # a gateway that is refused asks again every five seconds
 MOST_REFUSED = 256  # as many as the server knows gateways
+MOST_ORDERS = 100
+
+log = structlog.get_logger()
 
 Responses = Mapping[int | str, dict[str, Any]]
 
@@ -45,9 +50,11 @@ Responses = Mapping[int | str, dict[str, Any]]
 def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[Dependency]) -> None:
     """Add what gateways say of themselves, and what the page asks for. `app.state` has database and overview."""
     described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Overview"]}
-    app.put("/gateways/{GatewayID}", status_code=204, **described)(hear)
+    app.put("/gateways/{GatewayID}", **described)(hear)
+    app.post("/gateways/{GatewayID}/orders", status_code=201, **described)(order)
     described["dependencies"] = [*dependencies, KNOWN_ONLY]
     app.get("/gateways", **described)(list_gateways)
+    app.get("/gateways/{GatewayID}/orders", **described)(list_orders)
     app.get("/overview/series", **described)(list_stored)
     described["responses"] |= DOCUMENTED
     app.get("/overview/stream", response_class=Events, **described)(stream)
@@ -61,13 +68,41 @@ def _database(request: Request) -> Database:
 Db = Annotated[Database, Depends(_database)]
 
 
-async def hear(GatewayID: str, state: GatewayState, database: Db) -> None:
-    """A gateway's heartbeat: what it says of itself, in place of what it said before."""
+async def hear(GatewayID: str, state: GatewayState, database: Db) -> GivenOrders:
+    """A gateway's heartbeat: what it says of itself, in place of what it said before. The answer: what it is to do."""
     if GatewayID != state.GatewayID:
         problem = {"loc": ("body", "GatewayID"), "msg": "is not the one in the path", "type": "value_error"}
         raise RequestValidationError([problem])
-    await database.heard(state)
+    orders, ended = await database.heard(state)
     metrics.heartbeats.inc()
+    for one in ended:
+        log.info("order.ended", gateway=GatewayID, number=one["Id"], kind=one["Kind"], done=one["Problem"] is None)
+    return GivenOrders(Orders=orders)
+
+
+async def order(GatewayID: str, wanted: WantedOrder, database: Db, request: Request) -> GatewayOrder:
+    """Have a gateway post a dead letter again, or give it up: it takes the order with its next heartbeat.
+
+    The same order, while it waits, is one. One that is not taken within a day expires.
+    """
+    who = request.state.who
+    try:
+        row = await database.order(GatewayID, wanted.Kind, wanted.DeadLetter, who, wanted.Because)
+    except TooManyOrders as error:
+        raise HTTPException(409, str(error)) from None
+    if row is None:
+        raise HTTPException(404, "no gateway of this name was heard of within a day")
+    log.info("order.given", gateway=GatewayID, number=row["Id"], kind=row["Kind"])
+    return _as_told(row)
+
+
+async def list_orders(GatewayID: str, database: Db) -> GatewayOrders:
+    """What a gateway was ordered to do within a week, the latest first, 100 at most, and what became of it."""
+    return GatewayOrders(orders=[_as_told(row) for row in await database.orders.listed(GatewayID, MOST_ORDERS)])
+
+
+def _as_told(row: Mapping[str, Any]) -> GatewayOrder:
+    return GatewayOrder.model_validate({**row, "Number": row["Id"], "State": state_of(row, datetime.now(UTC))})
 
 
 async def list_gateways(database: Db) -> GatewayList:
@@ -140,7 +175,8 @@ class Overview:
     _gateways: dict[str, _Seen] = field(default_factory=dict)
     _latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
     _last: int = 0
-    _series: int = 0
+    _ever_stored: int = 0
+    """Series, those that were purged included."""
     _totals: dict[str, Any] = field(default_factory=dict)
     _silent: dict[str, float] = field(default_factory=dict)
     _news: str = ""
@@ -184,7 +220,8 @@ class Overview:
         since = self._last if began < self._looked_at + STALE_S else 0
         last = await self.database.last_change()
         rows = await latest.newest(LATEST, before=last + 1, since=since)
-        series = self._series + await latest.new_series(since, last) if since else await latest.all_series()
+        ever = self._ever_stored + await latest.new_series(since, last) if since else await latest.ever_stored()
+        series = ever - await latest.purged()
         heard = await latest.heard()
         changed = [id for id, at in heard.items() if id not in self._gateways or self._gateways[id].at != at]
         said = await latest.said_by(changed) if changed else []
@@ -202,13 +239,14 @@ class Overview:
         if not since:
             self._latest.clear()
         self._latest.extendleft(reversed(changed_series))
-        self._last, self._series = last, series
+        self._last, self._ever_stored = last, ever
         self._looked_at, self._looks, self._whole = began, self._looks + 1, None
         self._news = self._frame(news, changed_series, Forgotten=sorted(gone))
 
     def _hear(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Take what a gateway said; what of it is new."""
         state = {**row["State"]}
+        state.pop("Sources", None)  # the page shows no waits
         arriving = {(key := _key(one)): {"Key": key, **one} for one in state.pop("Arriving", [])}
         before = self._gateways.get(row["GatewayID"])
         known = before.arriving if before else {}

@@ -45,10 +45,13 @@ class Tolerance:
 
 
 def without_slash(scope: Scope) -> str:
-    """The path without slashes at its end; that of the root has one."""
+    """The path without slashes at its end; that of the root has one. An encoded one (`%2F`) is of a UID, and stays."""
     path: str = scope["path"]
-    root = f"{scope.get('root_path', '')}/"
-    return path if path == root else path.rstrip("/") or "/"
+    if path == f"{scope.get('root_path', '')}/":
+        return path
+    sent = unquote_to_bytes((scope.get("raw_path") or b"").rstrip(b"/"))
+    encoded = len(sent) - len(sent.rstrip(b"/"))
+    return path.rstrip("/") + "/" * encoded or "/"
 
 
 def _is_text(query: bytes) -> bool:

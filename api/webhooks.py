@@ -59,11 +59,11 @@ class Teller:
                         last = number = await self._database.last_change()
                         for webhook in await self._database.webhooks.claim(self._me, number, self._telling):
                             self._telling.add(webhook["Id"])
-                            tasks.create_task(self._tell(webhook), name=f"webhook {webhook['Id']}")
+                            tasks.create_task(self._tell(webhook, number), name=f"webhook {webhook['Id']}")
                 await self._follower.beyond(last, LOOK_S)
 
-    async def _tell(self, webhook: dict[str, Any]) -> None:
-        """Tell one webhook all it does not know, or until it fails."""
+    async def _tell(self, webhook: dict[str, Any], last: int) -> None:
+        """Tell one webhook all it does not know, or until it fails. The change `last` was the last one before."""
         try:
             while changes := await self._database.changes(since=webhook["Position"], limit=AT_ONCE):
                 for change in changes:
@@ -72,13 +72,15 @@ class Teller:
                     if wants(webhook, change):
                         update = await self._told(webhook, change)
                     elif change is changes[-1]:  # a place for all that it does not want
-                        update = _behind(change)
+                        update = _behind(change.Number)
                     else:
                         continue
                     secrets = await self._database.webhooks.keep(webhook["Id"], self._me, update)
                     if secrets is None or update["Problem"]:
                         return
                     webhook |= update | secrets
+            if webhook["Position"] < last:  # what came behind it has been purged
+                await self._database.webhooks.keep(webhook["Id"], self._me, _behind(last))
         except DatabaseUnavailable as error:  # the claim stands; it is tried again
             log.warning("webhook.interrupted", webhook=webhook["Id"], reason=str(error))
         finally:
@@ -89,7 +91,7 @@ class Teller:
         now = datetime.now(UTC)
         problem, wait_s = await self._post(webhook, change)
         if problem is None:
-            return _behind(change)
+            return _behind(change.Number)
         first, attempts = webhook["FirstAttemptAt"] or now, webhook["Attempts"] + 1
         if wait_s == math.inf:
             problem += f": it wants no more; `python server.py webhooks replay {webhook['Id']}` goes on with change "
@@ -99,7 +101,7 @@ class Teller:
         if now - first > timedelta(seconds=GIVE_UP_S):
             log.error("webhook.rejected", webhook=webhook["Id"], change=change.Number, reason=problem)
             await self._database.webhooks.bury(webhook["Id"], change.Number, problem)
-            return _behind(change)
+            return _behind(change.Number)
         delay_s = random.uniform(0, min(RETRY_MAX_S, RETRY_BASE_S * 2.0 ** min(attempts, 20)))  # noqa: S311
         log.warning("webhook.delayed", webhook=webhook["Id"], change=change.Number, reason=problem)
         next_at = now + timedelta(seconds=max(delay_s, wait_s))
@@ -137,10 +139,10 @@ def wants(webhook: Mapping[str, Any], change: Change) -> bool:
     return all(any(value in has[name] for value in values) for name, values in filters.items())
 
 
-def _behind(change: Change) -> dict[str, Any]:
-    """What it changes of a webhook's row that a change is done with."""
+def _behind(number: int) -> dict[str, Any]:
+    """What it changes of a webhook's row that it is done with the change of this number, and those before."""
     return {
-        "Position": change.Number,
+        "Position": number,
         "Attempts": 0,
         "FirstAttemptAt": None,
         "NextAttemptAt": None,

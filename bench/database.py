@@ -1,12 +1,15 @@
 """`python -m bench.database`: is the union exact under load, what does a large report cost, do queries stay flat?
 
-Three parts, each on SQLite and on a real PostgreSQL: 64 reports of overlapping parts of one series at the same time,
-many times; the server's CPU for a report of 5,000 instances; latency of queries at 1,000 and at 1,000,000 series.
+Four parts, each on SQLite and on a real PostgreSQL: 64 reports of overlapping parts of one series at the same time,
+many times; the server's CPU for a report of 5,000 instances; latency of queries at 1,000 and at 1,000,000 series; a
+tenth of the series purged beside a server that is posted reports.
 """
 
 import argparse
 import asyncio
+import json
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,13 +29,13 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bench.rig.postgres import missing, new_database, postgresql
-from bench.rig.processes import server
+from bench.rig.processes import ROOT, server, without_settings
 from common.settings import ServerSettings
 from db import Database
 from models import SeriesReport
-from storage.engine import Engine
+from storage.engine import Engine, insert
 from storage.folding import folded
-from storage.schema import changes, instances, series
+from storage.schema import changes, counters, instances, series
 
 AT_ONCE = 64
 ROOT_UID = "1.2.826.0.1.3680043.10.1"
@@ -47,7 +50,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1000, help="of 64 reports at the same time")
     parser.add_argument("--series", type=int, default=1_000_000, help="the larger database")
     parser.add_argument("--queries", type=int, default=300, help="of each kind")
-    parser.add_argument("--only", choices=["union", "report", "queries"])
+    parser.add_argument("--only", choices=["union", "report", "queries", "purge"])
     parser.add_argument("--on", choices=["sqlite", "postgresql"])
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -64,6 +67,9 @@ def main() -> int:
                 large_report(console, name, url, folder)
         if options.only in (None, "queries"):
             queries(console, name, options.series, options.queries)
+        if options.only in (None, "purge"):
+            with database(name) as (url, folder):
+                purge(console, name, url, folder, options.series)
     console.print(f"database: wrong={wrong}")
     return 1 if wrong else 0
 
@@ -134,6 +140,40 @@ def large_report(console: Console, name: str, url: str, folder: Path, size: int 
     console.print(
         f"{name}: {1000 * sorted(used)[len(used) // 2]:.0f} ms of server CPU for a report of {size} instances"
     )
+
+
+# --- a purge ----------------------------------------------------------------------------------------------------
+
+
+def purge(console: Console, name: str, url: str, folder: Path, size: int) -> None:
+    """Seconds that the command takes, and how long posts take meanwhile that come one after the other."""
+    asyncio.run(fill(console, url, size))
+    before = BORN + timedelta(seconds=20 * (size // 10))
+    command = [sys.executable, str(ROOT / "server.py"), "purge", "--json", "--before", before.isoformat()]
+    with server(folder, DATABASE_URL=url) as (_, base), httpx.Client(base_url=base, trust_env=False) as http:
+
+        def post(n: int) -> float:
+            began = time.perf_counter()
+            http.post("/series", json=report(f"{ROOT_UID}.0.{n}", [1]).model_dump(mode="json")).raise_for_status()
+            return time.perf_counter() - began
+
+        alone = sorted(post(n) for n in range(200))
+        began = time.perf_counter()
+        environment = without_settings() | {"DATABASE_URL": url}
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            beside: list[float] = []
+            while process.poll() is None:
+                beside.append(post(1000 + len(beside)))
+            seconds = time.perf_counter() - began
+            counted = json.loads(process.communicate()[0])
+    posts = (
+        f"{_median_ms(alone)} before, {_median_ms(sorted(beside))} meanwhile, the longest {1000 * max(beside):.0f} ms"
+    )
+    console.print(f"{name}: {counted['series']:,} of {size:,} series purged in {seconds:.1f} s; a post {posts}")
+
+
+def _median_ms(seconds: list[float]) -> str:
+    return f"{1000 * seconds[len(seconds) // 2]:.1f} ms"
 
 
 # --- queries ----------------------------------------------------------------------------------------------------
@@ -219,6 +259,7 @@ async def fill(console: Console, url: str, size: int) -> None:
         for first in track(range(0, size, BATCH), f"{size:,} series", console=console, transient=True):
             numbers = range(first, min(first + BATCH, size))
             await engine.write(lambda connection, numbers=numbers: _insert(connection, numbers))  # type: ignore[misc]
+        await engine.write(lambda connection: insert(connection, counters, {"Name": "changes", "Value": size}))
         if url.startswith("postgresql"):
             await engine.write(_analyze)
 

@@ -152,6 +152,12 @@ def behind(more: bytes) -> Form:
     )
 
 
+def instead(vr: str, value: bytes, tag: int = 0x00280010) -> Form:
+    """A number of the image with another VR than its own."""
+    own = {0x00280010: ("US", b"\x08\0"), 0x00200013: ("IS", b"7")}[tag]
+    return lambda p: p.good.replace(element(tag, *own), element(tag, vr, value))
+
+
 FORMS: dict[str, Form] = {
     "as it should be": lambda p: p.good,
     "item delimiter at top level": between(END_ITEM),
@@ -197,6 +203,13 @@ FORMS: dict[str, Form] = {
     "sequences 40 deep": between((element(SQ, "SQ", length=UNDEFINED) + ITEM) * 40 + (END_ITEM + END_SEQUENCE) * 40),
     "pixels cut off": lambda p: p.good[:-50],
     "7 zeros behind": lambda p: p.good + bytes(7),
+    "1000 zeros behind": lambda p: p.good + bytes(1000),
+    "Rows as IS": instead("IS", b"8"),
+    "Rows as DS": instead("DS", b"8.0"),
+    "Rows as UL": instead("UL", b"\x08\0\0\0"),
+    "Rows as SL": instead("SL", b"\x08\0\0\0"),
+    "Rows as UN": instead("UN", b"\x08\0"),
+    "InstanceNumber as US": instead("US", b"\7\0", 0x00200013),
 }  # fmt: skip
 NAMES: dict[str, tuple[bytes, bytes, str]] = {
     "escape not repeated behind ^, Korean": (b"\\ISO 2022 IR 149", b"\x1b$)C\xfb\xf3^\xd1\xce\xd4\xd7", "洪^吉洞"),
@@ -266,7 +279,8 @@ def _otherwise_encoded(parts: Callable[[], Parts]) -> Iterator[Odd]:
 
 def raw_deflated(data: bytes) -> bytes:
     compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return compressor.compress(data) + compressor.flush()
+    made = compressor.compress(data) + compressor.flush()
+    return made + bytes(len(made) % 2)  # PS3.5 A.5
 
 
 def as_implicit(data: bytes) -> bytes:

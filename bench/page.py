@@ -23,9 +23,6 @@ from rich.table import Table
 from bench.database import fill
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS, CHROMIUM_MISSING
 from bench.rig.processes import server
-from common.settings import ServerSettings
-from storage.engine import Engine, insert
-from storage.schema import counters
 
 GATEWAYS = 2
 ENDING = 5  # series of each gateway that end every second, as many begin
@@ -47,18 +44,11 @@ def main() -> int:
         return 1
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite+aiosqlite:///{folder}/series.db"
-        asyncio.run(_fill(console, url, options.series))
+        asyncio.run(fill(console, url, options.series))
         with server(Path(folder), DATABASE_URL=url) as (process, base):
             cpu = psutil.Process(process.popen.pid)
             worst = asyncio.run(_measured(console, base, cpu, options))
     return 0 if worst <= BOUND_MS else 1
-
-
-async def _fill(console: Console, url: str, size: int) -> None:
-    """Series with their changes, and the number that the next one gets."""
-    await fill(console, url, size)
-    async with Engine.open(ServerSettings(database_url=url)) as engine:
-        await engine.write(lambda connection: insert(connection, counters, {"Name": "changes", "Value": size}))
 
 
 async def _measured(console: Console, base: str, cpu: psutil.Process, options: argparse.Namespace) -> float:

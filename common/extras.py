@@ -2,6 +2,7 @@
 
 import re
 from typing import NamedTuple
+from urllib.parse import unquote
 
 MOST = 32  # of one gateway: a row holds 100 attributes
 MAX_NAME_OF_IMAGES = 64 - len("OfImages")  # characters; with these, a report's name has 64 at most
@@ -11,8 +12,11 @@ AN_ENTRY = re.compile(
     r"|\((?P<odd>[0-9A-Fa-f]{4}),(?P<low>[0-9A-Fa-f]{2}),(?P<creator>[^,;\\()]{1,64}?)(?:,(?P<vr>[A-Z]{2}))?\))"
     r"(?P<each>\*)?"
 )
-FORM = "write EchoTime, (0018,0081), or a private one with its creator, (0019,0C,SIEMENS MR HEADER), separated by ;"
-NUMBERS = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "FL": "f", "FD": "d"}  # in struct's characters
+FORM = (
+    "write EchoTime, (0018,0081), or a private one with its creator, (0019,0C,SIEMENS MR HEADER), separated by ; "
+    "- in a creator %2C is a comma, %3B a semicolon, %28 and %29 parentheses, %25 a per cent sign"
+)
+NUMBERS = {"US": "H", "SS": "h", "UL": "L", "SL": "l", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}  # struct's
 TEXTS = {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
 
 
@@ -77,7 +81,7 @@ def _private(entry: str, parts: re.Match[str]) -> Extra:
     if not group % 2:
         raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} is not private, its group is even: {FORM}")
     name = f"{group:04X}xx{low:02X}"
-    return Extra(name, group << 16 | low, parts["vr"] or "LO", parts["creator"].strip())
+    return Extra(name, group << 16 | low, parts["vr"] or "LO", unquote(parts["creator"]).strip())
 
 
 def _tag_of(keyword: str) -> int | None:

@@ -5,6 +5,7 @@ of an exception can hold what it choked on, so of exceptions only their kinds an
 """
 
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -58,7 +59,7 @@ def configure_logging(*, silent: bool = False, **fields: object) -> None:
     ]
     renderers: list[Processor] = [structlog.processors.JSONRenderer()]
     if sys.stderr.isatty():
-        renderers = [_one_text, structlog.dev.ConsoleRenderer()]
+        renderers = [_one_text, structlog.dev.ConsoleRenderer(colors=_has_colours())]
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if silent else logging.INFO),
@@ -81,6 +82,11 @@ def configure_logging(*, silent: bool = False, **fields: object) -> None:
         sys.unraisablehook = lambda args: uncaught(args.exc_value)
         threading.excepthook = lambda args: uncaught(args.exc_value)
     warnings.showwarning = _warned
+
+
+def _has_colours() -> bool:
+    """Whether a terminal shows them, and is to (https://no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def places(error: BaseException | None) -> list[str]:

@@ -151,13 +151,25 @@ incomplete_series = Gauge(
     "Series with images missing whose last change is an hour to a day old; 1000 are many.",
     registry=SERVER,
 )
+source_silent_seconds = Gauge(
+    "server_source_silent_seconds",
+    "Since the last image of a source: calling AE title, modality, station. Of the 100 known longest.",
+    ["source"],
+    registry=SERVER,
+)
+source_missed_seconds = Gauge(
+    "server_source_missed_seconds",
+    "Of that, the whole hours in which the source usually sends.",
+    ["source"],
+    registry=SERVER,
+)
 
 # A counter whose first event also makes it known shows no increase: those whose labels are known begin at 0.
 KNOWN: dict[Counter, str] = {
     associations_refused: "address ae_title limit saturated tls protocol",
     store_responses: "0x0000 0x0110 0xA700 0xA900 0xC000",
-    series_reported: "verified expected idle capped drained",
-    false_completions: "verified expected idle",
+    series_reported: "verified declared expected idle capped drained",
+    false_completions: "verified declared expected idle",
     pacs_questions: "confirmed differs failed",
     dispatch_attempts: "delivered delayed rejected",
     reports_stored: "created revised unchanged conflict",

@@ -132,7 +132,8 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     extra_attributes: str = kinds.text(
         "",
         "What else is kept of images, separated by ;: keywords, tags, private ones with their creator and maybe a VR, "
-        "such as (0019,0C,SIEMENS MR HEADER,IS). With * the values of every image, else the first of the series. "
+        "such as (0019,0C,SIEMENS MR HEADER,IS); in a creator %2C is a comma, %3B a semicolon, %28 and %29 "
+        "parentheses, %25 a per cent sign. With * the values of every image, else the first of the series. "
         "NAME= before it names it.",
     )
     tls_cert: Path | None = kinds.file(None, "PEM certificate chain; with it the DICOM port speaks TLS only.")

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import io
+import math
+import re
 import struct
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_dataset
 
 from common.errors import GatewayError
-from common.extras import NUMBERS, Extra
+from common.extras import NUMBERS, TEXTS, Extra
 from dicom.text import decode_text, guess, is_defined_term
 from dicom.walk import MAX_VALUE_BYTES, Encoding, Walk
 from models import MAX_UID, OF_IMAGES, Instance, InstanceKeyword, is_standard_uid, is_uid
@@ -78,7 +80,13 @@ REMEMBERED_BYTES = 128  # of one value: longer ones are decoded anew, for what i
 REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
 IDENTITY = {0x0020000D: "StudyInstanceUID", 0x0020000E: "SeriesInstanceUID", 0x00080018: "SOPInstanceUID"}
-WALKED = frozenset(WANTED) | {REQUEST_ATTRIBUTES_SEQUENCE}
+WALKED = {tag: vr.encode() for tag, (_, vr) in WANTED.items()} | {REQUEST_ATTRIBUTES_SEQUENCE: b"SQ"}
+ANY_VR = b""  # of private elements, and those that may say whose they are
+WHOLE, DECIMAL = ("US", "IS"), ("DS",)  # what should be a number
+AN_INTEGER = re.compile(r"[+-]?[0-9]+")
+NO_STANDARD_UID = "{} is none of PS3.5 9.1"
+OTHER_VR = "a number has another value representation than its own"
+A_NUMBER = re.compile(r"[+-]?([0-9]{1,16}(\.[0-9]{0,16})?|\.[0-9]{1,16})([eE][+-]?[0-9]{1,2})?")
 IN_ITEMS = {REQUEST_ATTRIBUTES_SEQUENCE: frozenset(REQUEST_ATTRIBUTES)}
 
 InstanceValues = tuple[str | None, ...]
@@ -98,11 +106,11 @@ class Wanted:
 
     def __init__(self, extras: Sequence[Extra] = ()) -> None:
         self.extras = extras
-        self.tags = WALKED.union(*(extra.tags for extra in extras))
+        self.vrs = {tag: ANY_VR for extra in extras for tag in extra.tags} | WALKED
 
     def begin(self, transfer_syntax_uid: str, kept_bytes: int = PYDICOM_BYTES) -> Walk:
         """The walk that a data set (without File Meta Information) is to be fed to."""
-        return Walk(transfer_syntax_uid, self.tags, IN_ITEMS, kept_bytes)
+        return Walk(transfer_syntax_uid, self.vrs, IN_ITEMS, kept_bytes)
 
 
 ALWAYS = Wanted()
@@ -122,12 +130,19 @@ def finish(  # noqa: PLR0913 - one parameter a field
     Raises HeaderError where the Study, Series or SOP Instance UID is missing, empty, multi-valued or not a UID.
     A data set that ends early is read as far as it goes.
     """
-    values = walk.values if walk.end() and walk.values.keys() >= IDENTITY.keys() else _second_reading(walk)
-    attributes, undecoded = _decode_values(values, walk.items, walk.encoding)
+    ended_well = walk.end() and walk.values.keys() >= IDENTITY.keys()
+    values, vrs = (walk.values, walk.vrs) if ended_well else _second_reading(walk)
+    odd = list(walk.doubts)
+    attributes, undecoded = _decode_values(values, walk.items, walk.encoding, odd)
+    if vrs:
+        attributes |= _numbers_as_sent(values, vrs, walk.encoding.order, odd)
     if wanted.extras:
-        attributes = {**_extra_values(values, wanted.extras, walk.encoding.order), **attributes}
-    study, series, sop = [_uid(values, tag) for tag in IDENTITY]
+        attributes = {**_extra_values(values, vrs, wanted.extras, walk.encoding.order), **attributes}
+    odd += _odd_charset(values.get(0x00080005, b""))
+    study, series, sop = [_uid(values, tag, odd) for tag in IDENTITY]
     sop_class_uid = "\\".join(attributes.get("SOPClassUID", ()))
+    if sop_class_uid and not is_standard_uid(sop_class_uid):
+        odd.append(NO_STANDARD_UID.format("SOPClassUID"))
     return Instance(
         study_instance_uid=study,
         series_instance_uid=series,
@@ -139,7 +154,7 @@ def finish(  # noqa: PLR0913 - one parameter a field
         received_at=received_at,
         attributes=attributes,
         undecoded=undecoded,
-        doubtful=(*walk.doubts, *_odd(values, study, series, sop, sop_class_uid)),
+        doubtful=tuple(odd),
     )
 
 
@@ -186,30 +201,37 @@ def _shared(values: InstanceValues) -> InstanceValues:
     return values
 
 
-def _second_reading(walk: Walk) -> Mapping[int, bytes]:
-    """What pydicom's reader finds of a data set that ours did not end well in: in full, or what is not known yet."""
+def _second_reading(walk: Walk) -> tuple[Mapping[int, bytes], Mapping[int, bytes]]:
+    """What pydicom's reader finds of a data set that ours did not end well in: in full, or what is not known yet.
+
+    Values, and the VRs of those that were sent with another than they should have.
+    """
     found = _read_by_pydicom(walk.beginning, walk.encoding)
-    if not walk.values.keys() >= IDENTITY.keys() and found.keys() >= IDENTITY.keys():
-        return found
-    return {**found, **{tag: value for tag, value in walk.values.items() if value or tag not in found}}
+    known = walk.values
+    if not known.keys() >= IDENTITY.keys() and found.keys() >= IDENTITY.keys():
+        known = {}
+    known = {tag: value for tag, value in known.items() if value or tag not in found}
+    theirs = {tag: (element.VR or "").encode() for tag, element in found.items() if tag not in known}
+    other = {tag: vr for tag, vr in theirs.items() if vr and vr != WALKED[tag]}
+    values = {tag: (element.value or b"")[: MAX_VALUE_BYTES + 1] for tag, element in found.items()}
+    return {**values, **known}, {**other, **{tag: vr for tag, vr in walk.vrs.items() if tag in known}}
 
 
-def _read_by_pydicom(data: bytes, encoding: Encoding) -> dict[int, bytes]:
+def _read_by_pydicom(data: bytes, encoding: Encoding) -> dict[int, RawDataElement]:
     """The wanted elements as pydicom finds them, which guesses otherwise; none where it fails. Slow and recursive."""
     with contextlib.suppress(Exception), warnings.catch_warnings():  # the edge to hostile bytes
         warnings.simplefilter("ignore")
         ds = read_dataset(io.BytesIO(data), encoding.implicit, encoding.order == "<")
-        elements = {tag: ds.get_item(tag) for tag in WANTED if tag in ds}
-        return {
-            tag: (element.value or b"")[: MAX_VALUE_BYTES + 1]
-            for tag, element in elements.items()
-            if isinstance(element, RawDataElement)
-        }
+        found: dict[int, RawDataElement] = {}
+        for tag in WANTED.keys() & ds.keys():
+            if isinstance(element := ds.get_item(tag), RawDataElement):
+                found[tag] = element
+        return found
     return {}
 
 
-def _uid(raw: Mapping[int, bytes], tag: int) -> str:
-    """A required UID, taken as sent, be it one of PS3.5 §9.1 or not."""
+def _uid(raw: Mapping[int, bytes], tag: int, odd: list[str]) -> str:
+    """A required UID, taken as sent, be it one of PS3.5 §9.1 or not, which is told in `odd`."""
     if tag not in raw:
         raise HeaderError(tag, IDENTITY[tag], "is missing")
     uid = raw[tag].strip(b"\0 ").decode("latin-1")
@@ -217,19 +239,8 @@ def _uid(raw: Mapping[int, bytes], tag: int) -> str:
         problem = "is empty" if not uid else "has several values" if "\\" in uid else "is not a UID"
         if not is_uid(uid):
             raise HeaderError(tag, IDENTITY[tag], problem)
+        odd.append(NO_STANDARD_UID.format(IDENTITY[tag]))
     return uid
-
-
-def _odd(values: Mapping[int, bytes], *uids: str) -> tuple[str, ...]:
-    """What is odd about values, which stay as they are."""
-    odd = _odd_charset(values.get(0x00080005, b""))
-    if not all(is_standard_uid(uid) for uid in uids if uid):
-        named = zip((*IDENTITY.values(), "SOPClassUID"), uids, strict=True)
-        odd += tuple(f"{keyword} is none of PS3.5 9.1" for keyword, uid in named if uid and not is_standard_uid(uid))
-    if max(map(len, values.values())) > MAX_VALUE_BYTES:
-        long = (WANTED[tag][0] for tag, value in values.items() if len(value) > MAX_VALUE_BYTES and tag in WANTED)
-        odd += tuple(f"{keyword} has more than {MAX_VALUE_BYTES} bytes" for keyword in long)
-    return odd
 
 
 @functools.lru_cache
@@ -238,28 +249,38 @@ def _odd_charset(charset: bytes) -> tuple[str, ...]:
 
 
 def _decode_values(
-    values: Mapping[int, bytes], items: Sequence[Mapping[int, bytes]], encoding: Encoding
+    values: Mapping[int, bytes], items: Sequence[Mapping[int, bytes]], encoding: Encoding, odd: list[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, bytes]]:
     """Attributes in text form, and the bytes of what the declared character set could not decode."""
-    charset = values.get(0x00080005, b"")
+    charset, order = values.get(0x00080005, b""), encoding.order
     attributes: dict[str, tuple[str, ...]] = {}
     undecoded: dict[str, bytes] = {}
-    elements: list[tuple[int, tuple[bytes, ...]]] = [(tag, (value,)) for tag, value in values.items() if tag in WANTED]
-    if items:  # positions are items: the empty ones stay
-        elements += [(tag, tuple([item.get(tag, b"") for item in items])) for tag in REQUEST_ATTRIBUTES]
-    for tag, sent in elements:
-        decode = _decode_element if sum(map(len, sent)) <= REMEMBERED_BYTES else _decode_element.__wrapped__
-        keyword, texts, as_sent = decode(tag, sent, encoding.order, charset)
+    for tag, value in values.items():
+        if tag not in WANTED:
+            continue
+        size = len(value)
+        decode = _decode_element if size <= REMEMBERED_BYTES else _decode_element.__wrapped__
+        keyword, texts, as_sent = decode(tag, value, order, charset)
         attributes[keyword] = texts
         if as_sent is not None:
             undecoded[keyword] = as_sent
+        if size > MAX_VALUE_BYTES:
+            odd.append(f"{keyword} has more than {MAX_VALUE_BYTES} bytes")
+    if items:
+        for tag, (keyword, vr) in REQUEST_ATTRIBUTES.items():
+            texts, as_sent = _decode_of_items([item.get(tag, b"") for item in items], vr, charset)
+            attributes[keyword] = texts
+            if as_sent is not None:
+                undecoded[keyword] = as_sent
     return attributes, undecoded
 
 
 # --- what a site wants besides -----------------------------------------------------------------------------------
 
 
-def _extra_values(values: Mapping[int, bytes], extras: Sequence[Extra], order: str) -> dict[str, tuple[str, ...]]:
+def _extra_values(
+    values: Mapping[int, bytes], vrs: Mapping[int, bytes], extras: Sequence[Extra], order: str
+) -> dict[str, tuple[str, ...]]:
     charset = values.get(0x00080005, b"")
     blocks = _private_blocks(values)
     found = {}
@@ -268,7 +289,9 @@ def _extra_values(values: Mapping[int, bytes], extras: Sequence[Extra], order: s
         tag = -1 if block is None else extra.tag | block << 8
         if tag in values:
             decode = _extra_texts if len(values[tag]) <= REMEMBERED_BYTES else _extra_texts.__wrapped__
-            texts = decode(values[tag], extra.vr, order, charset)
+            sent = vrs.get(tag, b"").decode()
+            vr = sent if sent in NUMBERS or (sent in TEXTS and extra.vr in NUMBERS) else extra.vr
+            texts = decode(values[tag], vr, order, charset)
             found[extra.name + (OF_IMAGES if extra.of_images else "")] = texts
     return found
 
@@ -283,9 +306,7 @@ def _private_blocks(values: Mapping[int, bytes]) -> dict[tuple[int, bytes], int]
 def _extra_texts(value: bytes, vr: str, order: str, charset: bytes) -> tuple[str, ...]:
     """Values in text form: binary numbers as Python writes them, text as the data set's character set has it."""
     if vr in NUMBERS:
-        one = struct.Struct(order + NUMBERS[vr])
-        numbers = one.iter_unpack(value[: len(value) // one.size * one.size])
-        return tuple(f"{number:.8g}" if vr == "FL" else str(number) for (number,) in numbers)
+        return _binary(value, vr, order)
     kind = vr if vr == "PN" else "LO" if vr in ("LO", "SH", "ST", "LT", "UC", "UT") else "CS"
     texts, _ = _texts([value], kind, _terms(charset), MAX_VALUE_BYTES)
     trimmed = tuple(_trim(text) for text in (texts if vr in ("ST", "LT", "UT", "UR") else texts[0].split("\\")))
@@ -293,20 +314,76 @@ def _extra_texts(value: bytes, vr: str, order: str, charset: bytes) -> tuple[str
 
 
 @functools.lru_cache(maxsize=4096)  # the images of a series differ in few of their values
-def _decode_element(
-    tag: int, values: tuple[bytes, ...], order: str, charset: bytes
-) -> tuple[str, tuple[str, ...], bytes | None]:
+def _decode_element(tag: int, value: bytes, order: str, charset: bytes) -> tuple[str, tuple[str, ...], bytes | None]:
     """Keyword, values in text form, and the bytes as sent where that text is only a guess."""
-    keyword, vr = WANTED.get(tag) or REQUEST_ATTRIBUTES[tag]
+    keyword, vr = WANTED[tag]
     if vr == "US":
-        numbers = (n for v in values for (n,) in struct.iter_unpack(order + "H", v[: len(v) // 2 * 2]))
-        return keyword, tuple(map(str, numbers)), None
-    terms = _terms(charset)
-    texts, as_sent = _texts(values, vr, terms, MAX_PATIENT_ID_BYTES if keyword == "PatientID" else MAX_VALUE_BYTES)
-    if tag in REQUEST_ATTRIBUTES:  # positions are items: keep the empty ones
-        return keyword, tuple(_trim(text) for text in texts), as_sent
+        numbers = struct.iter_unpack(order + "H", value[: len(value) // 2 * 2])
+        return keyword, tuple([str(number) for (number,) in numbers]), None
+    longest = MAX_PATIENT_ID_BYTES if keyword == "PatientID" else MAX_VALUE_BYTES
+    texts, as_sent = _texts([value], vr, _terms(charset), longest)
     trimmed = tuple(_trim(text).rstrip("=" if vr == "PN" else "") for text in texts[0].split("\\"))
     return keyword, trimmed if any(trimmed) else (), as_sent
+
+
+def _decode_of_items(values: Sequence[bytes], vr: str, charset: bytes) -> tuple[tuple[str, ...], bytes | None]:
+    """The same of a value of each item: positions are items, and the empty ones stay."""
+    if sum(map(len, values)) <= REMEMBERED_BYTES:
+        return _remembered_of_items(tuple(values), vr, charset)
+    return _remembered_of_items.__wrapped__(tuple(values), vr, charset)
+
+
+@functools.lru_cache(maxsize=1024)
+def _remembered_of_items(values: tuple[bytes, ...], vr: str, charset: bytes) -> tuple[tuple[str, ...], bytes | None]:
+    texts, as_sent = _texts(values, vr, _terms(charset), MAX_VALUE_BYTES)
+    return tuple([_trim(text) for text in texts]), as_sent
+
+
+# --- numbers, by the VR that they were sent with ------------------------------------------------------------------
+
+
+def _numbers_as_sent(
+    values: Mapping[int, bytes], vrs: Mapping[int, bytes], order: str, odd: list[str]
+) -> dict[str, tuple[str, ...]]:
+    """What should be a number and was sent with another VR, in text form; without value where it is none by that VR."""
+    found = {}
+    for tag, vr in vrs.items():
+        keyword, own = WANTED.get(tag, ("", ""))
+        if own in WHOLE or own in DECIMAL:
+            if vr != b"UN":  # which says of what it holds that it is as it should be (PS3.5 §6.2.2)
+                odd += [OTHER_VR] if OTHER_VR not in odd else []
+            numbers = _numbers(values[tag], own if vr == b"UN" else vr.decode(), order, is_whole=own in WHOLE)
+            found[keyword] = numbers or ()
+            if numbers is None:
+                odd.append(f"{keyword} cannot be read by its value representation")
+    return found
+
+
+def _numbers(value: bytes, vr: str, order: str, *, is_whole: bool) -> tuple[str, ...] | None:
+    """Numbers in text form; None where it holds anything else."""
+    if vr in NUMBERS:
+        one = struct.Struct(order + NUMBERS[vr])
+        if len(value) % one.size:
+            return None
+        texts = _binary(value, vr, order)
+    else:
+        text = value.decode("latin-1").strip("\0 ")
+        texts = tuple([part.strip() for part in text.split("\\")]) if text else ()
+    if is_whole and all(AN_INTEGER.fullmatch(text) for text in texts):
+        return texts
+    if vr not in NUMBERS and not all(A_NUMBER.fullmatch(text) for text in texts):
+        return None
+    floats = list(map(float, texts))
+    if not is_whole:
+        return texts if all(map(math.isfinite, floats)) else None
+    return tuple([str(int(number)) for number in floats]) if all(map(float.is_integer, floats)) else None
+
+
+def _binary(value: bytes, vr: str, order: str) -> tuple[str, ...]:
+    """As Python writes them."""
+    one = struct.Struct(order + NUMBERS[vr])
+    numbers = one.iter_unpack(value[: len(value) // one.size * one.size])
+    return tuple([f"{number:.8g}" if vr == "FL" else str(number) for (number,) in numbers])
 
 
 def _terms(charset: bytes) -> list[str]:

@@ -22,9 +22,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from dicom.header import ALWAYS, Wanted, read_instance
+from dicom.header import ALWAYS, Wanted, read_instance, with_class_of_command
 from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, matches, offers, retrieved, status_of
-from dicom.statuses import SUCCESS
+from dicom.statuses import DATA_SET_MISMATCH, SUCCESS
 from models import Count, Instance, SeriesKey, Uid
 
 FETCHED_AT_ONCE = 50  # SOP Instance UIDs in one retrieve request: the list has to fit into 64 KiB
@@ -187,7 +187,10 @@ def get(
             peer_address=line.peer.host,
             received_at=datetime.now(UTC),
         )
-        status = store(instance)
+        command = event.request
+        if instance.sop_instance_uid != str(command.AffectedSOPInstanceUID).strip("\0 "):  # type: ignore[union-attr]
+            return DATA_SET_MISMATCH
+        status = store(with_class_of_command(instance, str(command.AffectedSOPClassUID)))
         if status == SUCCESS:
             arrived.add(instance.sop_instance_uid)
         return status

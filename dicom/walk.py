@@ -7,7 +7,7 @@ was.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE
 GROUP_OF_ITEMS, GROUP_OF_PIXELS = 0xFFFE, 0x7FE0
 OF_ITEMS = GROUP_OF_ITEMS << 16  # the tags from here on are of items
 UNDEFINED_LENGTH = 0xFFFFFFFF
+ZEROS = bytes(2**12)  # how many are passed at once
 NOWHERE = 1 << 62  # further than any data set goes
 LENGTH_OF_32_BITS = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
@@ -48,6 +49,7 @@ UNKNOWN_VR = "a value representation that is none"
 OTHER_ENCODING = "encoded otherwise than its transfer syntax says"
 UNORDERED = "elements out of order"
 REPEATED = "an element more than once"
+PADDED = "zeros between elements"
 TOO_DEEP = f"more than {MAX_LEVELS} open sequences and items"
 UNDEFINED = "a value that is kept has an undefined length"
 TOO_MANY = "inflates to more elements than a data set has"
@@ -70,7 +72,7 @@ class _Level(NamedTuple):
     holds_elements: bool
     """Else items: it is a sequence, or the fragments of pixels."""
     encoding: Encoding
-    wanted: frozenset[int]
+    wanted: Collection[int]
     until: int = NOWHERE
     """Where it ends at the latest: by its length, or by that of what it stands in."""
     is_delimited: bool = False
@@ -79,6 +81,10 @@ class _Level(NamedTuple):
 
 _level = lru_cache(maxsize=64)(_Level)  # one object for all that are equal, however deep they are nested
 
+
+IMPLICIT_ITEMS = Encoding(True, "<")  # of a UN of undefined length, PS3.5 §6.2.2
+ENCODINGS = {IMPLICIT_VR_LITTLE_ENDIAN: IMPLICIT_ITEMS, EXPLICIT_VR_BIG_ENDIAN: Encoding(False, ">")}
+EXPLICIT_LITTLE_ENDIAN = Encoding(False, "<")  # all other transfer syntaxes
 
 _Header = tuple[int, int, int, Encoding]
 """What stands before a value: tag, length, where the value starts, how items in it are encoded."""
@@ -90,19 +96,19 @@ class Walk:
     def __init__(
         self,
         transfer_syntax_uid: str,
-        wanted: frozenset[int],
+        wanted: Mapping[int, bytes],
         in_items: Mapping[int, frozenset[int]],
         kept_bytes: int = 0,
     ) -> None:
-        """`in_items`: sequences, which are among `wanted`, and what is wanted of their items."""
+        """`wanted`: the VR that each should have. `in_items`: sequences among them, and what of their items is."""
         self.values: dict[int, bytes] = {}
+        self.vrs: dict[int, bytes] = {}
+        """Of those of `values` that were sent with another VR than they should have; known ones only."""
         self.items: list[dict[int, bytes]] = []
         self.doubts: dict[str, None] = {}
         """What is odd, in the order in which it was met."""
-        self.encoding = Encoding(
-            implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
-            order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
-        )
+        self.encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE_ENDIAN)
+        self._wanted = wanted
         self._in_items = in_items
         self._beginning: list[bytes] = []
         self._kept_bytes = kept_bytes  # still to be kept
@@ -113,6 +119,7 @@ class Walk:
         self._skip = 0  # bytes of a value that is not wanted, still to come
         self._last = 0  # tag of the data set's last element
         self._behind_sequence = -1  # where the last sequence ended that said its length
+        self._padded = -1  # where zeros ended that are no element
         self._steps = 0  # what was done, in elements that are passed
         self._received = 0
         self._inflater = Inflater(KNOWN) if transfer_syntax_uid in DEFLATED else None
@@ -139,6 +146,7 @@ class Walk:
         for reason in self._inflater.doubts if self._inflater else ():
             self._doubt(reason)
         self._leave(self._at)
+        self._end_padding(self._at)
         cut = self._skip > 0 or len(self._levels) > 1 or bool(self._rest.strip(b"\0"))
         if cut:
             self._doubt(CUT)
@@ -179,7 +187,8 @@ class Walk:
             if self._levels[-1].holds_elements:
                 p = self._plain(data, p, end)
             self._steps += STEPS_OF_OTHER
-            passed = self._other(data, p, end)
+            self._leave(self._at + p)
+            passed = self._padding(data, p, end) or self._other(data, p, end)
             if passed is None:
                 break
             p = passed
@@ -205,36 +214,37 @@ class Walk:
         outermost = len(self._levels) == 1
         values, last = (self.values, self._last) if outermost else (self.items[-1] if wanted else {}, 0)
         end = min(end, level.until - self._at)
-        steps = 0
+        steps, vr = 0, b""
         whole, length_of = (IMPLICIT if implicit else EXPLICIT)[order].unpack_from, LENGTH[order].unpack_from
-        while p + 8 <= end:
+        while (start := p + 8) <= end:
             if implicit:
                 group, element, length = whole(data, p)
-                start = p + 8
             else:
                 group, element, vr, length = whole(data, p)
-                if vr in LENGTH_OF_16_BITS:
-                    start = p + 8
-                elif vr in LENGTH_OF_32_BITS and p + 12 <= end:
-                    (length,) = length_of(data, p + 8)
-                    start = p + 12
+                if vr not in LENGTH_OF_16_BITS:
+                    if vr not in LENGTH_OF_32_BITS or p + 12 > end:
+                        break
+                    (length,) = length_of(data, start)
+                    start += 4
                     if vr == b"SQ":
                         self._behind_sequence = self._at + start + length
-                else:
-                    break
             stop = start + length
-            tag = group << 16 | element
-            if stop > end or tag >= OF_ITEMS:
+            if stop > end or group >= GROUP_OF_ITEMS:
                 break
+            tag = group * 65536 + element  # Python is quicker with it than with shifts
             if tag <= last and outermost:
+                if not tag | length:
+                    break
                 self._doubt(REPEATED if tag == last else UNORDERED)
             if tag in wanted:
                 if tag in self._in_items:
                     break
                 if tag in values or length > MAX_VALUE_BYTES:
-                    self._keep(tag, data[start : min(stop, start + MAX_VALUE_BYTES + 1)])
+                    self._keep(tag, vr, data[start : min(stop, start + MAX_VALUE_BYTES + 1)])
                 else:
                     values[tag] = bytes(data[start:stop])
+                    if vr and outermost and vr != self._wanted[tag]:
+                        self.vrs[tag] = vr
             last = tag
             p = stop
             steps += 1
@@ -245,7 +255,6 @@ class Walk:
 
     def _other(self, data: bytes | memoryview, p: int, end: int) -> int | None:
         """Pass a delimiter, an item, a sequence, a value that is not whole. None: more has to come."""
-        self._leave(self._at + p)
         level = self._levels[-1]
         header = self._header(data, p, end, level.encoding)
         if header is None:
@@ -271,18 +280,40 @@ class Walk:
             of_items = self._in_items[tag] if is_wanted and tag in self._in_items else NOTHING
             return self._open(False, inner, of_items, start, length)
         if is_wanted:
-            self._keep(tag, data[start : start + kept])
+            vr = b"" if level.encoding.implicit else bytes(data[p + 4 : p + 6])
+            self._keep(tag, vr if vr in KNOWN else b"", data[start : start + kept])
         if start + length > level.until - self._at:
             self._doubt(TOO_LONG)
         return min(start + length, level.until - self._at)
 
-    def _keep(self, tag: int, value: bytes | memoryview) -> None:
-        """The last value of an element stands, as with pydicom, unless it is empty."""
-        values = self.values if len(self._levels) == 1 else self.items[-1]
+    def _padding(self, data: bytes | memoryview, p: int, end: int) -> int:
+        """Where zeros end that stand where an element would be; behind a data set they are none of it. 0: no zeros."""
+        if p + 8 > end or data[p] or len(self._levels) > 1 or any(data[p : p + 8]):
+            return 0
+        self._end_padding(self._at + p)
+        while bytes(data[p : p + len(ZEROS)]) == ZEROS:
+            p += len(ZEROS)
+        while bytes(data[p : p + 8]) == ZEROS[:8]:
+            p += 8
+        self._padded = self._at + p
+        return p
+
+    def _end_padding(self, at: int) -> None:
+        if self._padded not in (-1, at):
+            self._doubt(PADDED)
+
+    def _keep(self, tag: int, vr: bytes, value: bytes | memoryview) -> None:
+        """The last value of an element stands, as with pydicom, unless it is empty. `vr`: empty where none is known."""
+        outermost = len(self._levels) == 1
+        values = self.values if outermost else self.items[-1]
         if tag in values:
             self._doubt(REPEATED)
         if value or tag not in values:
             values[tag] = bytes(value)
+            if outermost and vr and vr != self._wanted[tag]:
+                self.vrs[tag] = vr
+            elif outermost:
+                self.vrs.pop(tag, None)
 
     def _header(self, data: bytes | memoryview, p: int, end: int, encoding: Encoding) -> _Header | None:
         """What stands before the value at p (PS3.5 §7.1, §6.2.2 note on UN); None where it is not whole."""
@@ -303,7 +334,7 @@ class Walk:
         if vr == b"SQ":
             self._behind_sequence = self._at + p + 12 + length
         as_un = vr == b"UN" and length == UNDEFINED_LENGTH
-        return (tag, length, p + 12, Encoding(True, "<") if as_un else encoding)
+        return (tag, length, p + 12, IMPLICIT_ITEMS if as_un else encoding)
 
     def _of_unknown_vr(self, data: bytes | memoryview, p: int, end: int, encoding: Encoding) -> _Header | None:
         """A VR that is none has a length of 16 bits, as DCMTK reads it, unless what stands there shows otherwise.
@@ -349,7 +380,8 @@ class Walk:
     def _item(self, data: bytes | memoryview, header: _Header, end: int) -> int | None:
         _, length, start, encoding = header
         is_inside, left_open = self._levels[-1].holds_elements, self._is_left_open()
-        wanted = NOTHING if is_inside and not left_open else self._levels[-2 if left_open else -1].wanted
+        of_sequence = self._levels[-2 if left_open else -1].wanted
+        wanted = of_sequence if isinstance(of_sequence, frozenset) and (left_open or not is_inside) else NOTHING
         if wanted and len(self.items) >= MAX_ITEMS:
             self._doubt(MANY_ITEMS)
             wanted = NOTHING

@@ -15,7 +15,7 @@ while True:
     asked = urllib.request.Request(f"{sys.argv[1]}/changes?since={since}", headers=headers)
     page = json.load(urllib.request.urlopen(asked, timeout=20))
     for change in [*page["changes"], {"Number": page["last"], "Verdict": None}]:
-        complete = change["Verdict"] in ("verified", "expected", "idle") and change["Kinds"] != ["conflict"]
+        complete = change["Verdict"] in ("verified", "declared", "expected", "idle") and change["Kinds"] != ["conflict"]
         if complete and change["Modality"] == "CT":
             subprocess.run([*sys.argv[2:], change["SeriesInstanceUID"]], check=True)
         new.write_text(str(change["Number"]))

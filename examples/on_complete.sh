@@ -8,7 +8,7 @@ while sleep 1; do
                 id:*) number=$value ;;
                 data:*) change=$value ;;
                 '{'*'"Modality":"CT"'*'"Kinds":["conflict"]'*) change= && echo "$number" > place ;;
-                '{'*'"Modality":"CT"'*'"Verdict":"'[vei]*)  # verified, expected, idle
+                '{'*'"Modality":"CT"'*'"Verdict":"'[vei]*|'{'*'"Modality":"CT"'*'"Verdict":"de'*)  # verified, declared, expected, idle
                     uid=${change#*'"SeriesInstanceUID":"'} && change=
                     ./run.sh "${uid%%\"*}" < /dev/null || exit 1
                     echo "$number" > place ;;

@@ -10,16 +10,17 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from common.errors import printable
 from dicom.header import COUNTS, INSTANCE_KEYWORDS, INSTANCE_LEVEL, InstanceValues, instance_values
-from gateway.idle import IdlePolicy, Phase, Source
+from gateway.idle import IdlePolicy, Phase, Source, source_of
 from gateway.questions import Answer, Question
 from models import (
     FINAL_VERDICTS,
     MAX_DOUBTS,
+    MAX_HEARD,
     MAX_TIMELINE,
     ArrivingSeries,
     Association,
+    HeardSource,
     Instance,
     InstanceKeyword,
     SeriesKey,
@@ -45,7 +46,6 @@ SHOWN_AFTER = 50  # series, until it has
 TRUSTED_AFTER = 10  # series in a row that a PACS held from the start, until its answer counts at once
 PARTS_S = 20.0  # the least time for the parts of others to come, once ours was posted
 FETCHES = 2  # of one revision
-CODE_LENGTH = 16  # characters of a CS or SH: PS3.5 table 6.2-1
 IS_LENGTH = 12  # the same of an IS
 TEXT_LENGTH = 256  # of a text in a report or a heartbeat: models.SeriesReport
 MARKS = 16  # of a series, that say when its images came
@@ -231,6 +231,7 @@ class SeriesCollector:
         self._trust_news: dict[str, int] = {}
         self._carriers: dict[Association, _Carrier] = {}  # those that are open
         self._latest: dict[Source, SeriesKey] = {}  # of each source the open series that an image came to last
+        self._heard: dict[Source, datetime] = {}  # when the last image of each came, the latest at the end
         self._questions: list[Question] = []
         self._failures: list[Failure] = []
         self._broken: list[tuple[OpenSeries, Exception]] = []
@@ -260,6 +261,7 @@ class SeriesCollector:
             self._contradict(series, series.before, instance, now)
         series.last_seen = now
         series.last_received_at = max(series.last_received_at, instance.received_at)
+        self._note_source(series)
         series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
         self._mark(series, now)
         for keyword, values in news(instance.attributes, series.attributes).items():
@@ -344,6 +346,12 @@ class SeriesCollector:
         drained = (self._or_least(series, self._close, "drained", now) for series in list(self._open.values()))
         return broken + [report for reports in drained for report in reports]
 
+    def declare(self, series_instance_uid: str, given_at: datetime, now: float) -> list[SeriesReport]:
+        """Close and report what is open of a series since before `given_at`: a person has said that it is complete."""
+        of_series = [series for key, series in self._open.items() if key.series_instance_uid == series_instance_uid]
+        meant = [series for series in of_series if series.first_received_at <= given_at]
+        return [report for series in meant for report in self._or_least(series, self._close, "declared", now)]
+
     # --- what is open ---
 
     @property
@@ -363,7 +371,7 @@ class SeriesCollector:
             PatientID=_shown(series.key.patient_id),
             PatientName=_shown("\\".join(series.attributes.get("PatientName", ()))),
             SeriesDescription=_shown("\\".join(series.attributes.get("SeriesDescription", ()))),
-            Source=" ".join(filter(None, series.source)),
+            Source=series.source.name,
             Revision=series.revision,
             Instances=len(series.sop_instance_uids),
             Expected=self._expected(series)[0],
@@ -371,6 +379,18 @@ class SeriesCollector:
             FirstReceivedAt=series.first_received_at,
             LastReceivedAt=series.last_received_at,
         )
+
+    def heard(self) -> list[HeardSource]:
+        """The sources that were heard last since the start, and what was learnt of each."""
+        return [
+            HeardSource.model_construct(
+                Source=source.name,
+                LastReceivedAt=at,
+                LearntFrom=self.policy.known(source),
+                WaitS={phase.value: round(s, 3) for phase, s in self.policy.learnt_s(source).items()},
+            )
+            for source, at in self._heard.items()
+        ]
 
     def _waiting_for(self, series: OpenSeries) -> WaitingFor:
         if series.asking or self._has_more(series):
@@ -599,15 +619,11 @@ class SeriesCollector:
         before = closed if isinstance(closed, _Closed) and self._remembers(closed, now) else None
         if (recent := self._recent.pop(instance.key, None)) is not None:
             self._recent_images -= len(recent.held)
-        source = Source(
-            printable(instance.calling_ae_title.strip()),
-            printable(instance.text("Modality") or "")[:CODE_LENGTH],
-            printable((instance.text("StationName") or "").strip())[:CODE_LENGTH],
-        )
+        modality, station = (instance.text(keyword) or "" for keyword in ("Modality", "StationName"))
         return OpenSeries(
             key=instance.key,
             revision=(closed.revision if isinstance(closed, _Closed) else closed) + 1,
-            source=source,
+            source=source_of(instance.calling_ae_title, modality, station),
             opened=now,
             last_seen=now,
             first_received_at=instance.received_at,
@@ -639,6 +655,13 @@ class SeriesCollector:
         for phase, silence_s in series.unproven_s.items():
             series.longest_s[phase] = max(series.longest_s.get(phase, 0.0), silence_s)
         series.unproven_s.clear()
+
+    def _note_source(self, series: OpenSeries) -> None:
+        """Remember when its source was heard last; the one that was silent longest gives way."""
+        before = self._heard.pop(series.source, series.last_received_at)
+        self._heard[series.source] = max(before, series.last_received_at)
+        if len(self._heard) > MAX_HEARD:
+            del self._heard[next(iter(self._heard))]
 
     def _mark(self, series: OpenSeries, now: float) -> None:
         """Remember when images came, ever more coarsely."""
@@ -709,7 +732,7 @@ class SeriesCollector:
 
     def _learn(self, series: OpenSeries, phase: Phase, verdict: SeriesVerdict) -> None:
         """Silences that an image did end always teach; the last one does if its sender ended the series with it."""
-        ended = verdict in FINAL_VERDICTS and not series.fetches
+        ended = verdict in FINAL_VERDICTS and verdict != "declared" and not series.fetches
         if silences := ({phase: 0.0} if ended else {}) | series.longest_s:
             self.policy.learn(series.source, silences)
         counted = _count(series.attributes, IMAGES_IN_ACQUISITION)
@@ -764,7 +787,7 @@ class SeriesCollector:
                 Revision=series.revision,
                 Verdict=verdict,
                 Doubtful=list(series.doubtful)[:MAX_DOUBTS],
-                Source=" ".join(filter(None, series.source))[:64],
+                Source=series.source.name[:64],
                 CalledAETitle=series.called_ae_title[:64] or None,
                 GatewayID=self._gateway_id,
                 FirstReceivedAt=series.first_received_at,
@@ -799,7 +822,7 @@ class SeriesCollector:
             ExpectedFrom=expected_from,
             MissingSOPInstanceUIDs=self._missing(series),
             Basis=basis,
-            Source=" ".join(filter(None, series.source)),
+            Source=series.source.name,
             CalledAETitle=series.called_ae_title or None,
             IdlePolicy=self.policy.name,
             Timeline=series.timeline,
@@ -844,6 +867,8 @@ class SeriesCollector:
                 return _cut(quiet + said)
             case "capped":
                 return _cut(f"open for max_open_s{said}")
+            case "declared":
+                return _cut(f"a person has declared it complete{said}")
         return _cut(f"an operator's request, or a stop{said}")
 
     def _evidence(self, series: OpenSeries) -> Iterator[str]:

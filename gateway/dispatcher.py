@@ -10,6 +10,7 @@ from collections import deque
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import httpx
 import structlog
@@ -230,7 +231,9 @@ class SeriesDispatcher:
         if latency_s is not None:
             metrics.row_latency_seconds.observe(latency_s)
             event = event.bind(row_latency_s=round(latency_s, 3))
-        event.info("report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1)
+        event.info(
+            "report.delivered", stored=record.NumInstances, attempt=waiting.attempts + 1, **_amiss(waiting, record)
+        )
         if record.Conflicts:
             event.warning("series.conflicted", conflicts=record.Conflicts)
 
@@ -276,6 +279,14 @@ class SeriesDispatcher:
             for part in parts:
                 await post_report(self._http, part, headers)
             return await post_report(self._http, last, headers)
+
+
+def _amiss(waiting: Waiting, record: SeriesRecord) -> dict[str, Any]:
+    """What the row lacks or is in doubt by; nothing where all is well."""
+    said: dict[str, Any] = {"part": waiting.part, "missing": record.Missing, "conflicts": record.Conflicts}
+    if record.Missing:
+        said["expected"] = record.ExpectedInstances
+    return {name: value for name, value in said.items() if value}
 
 
 def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | None:

@@ -1,4 +1,4 @@
-"""What a gateway tells of itself: to Prometheus, to its terminal, and once a second to the server's live page."""
+"""What a gateway tells of itself: to Prometheus, to its terminal, and once a second to the server, that orders."""
 
 import asyncio
 from collections import deque
@@ -17,8 +17,9 @@ from common.version import version
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
 from gateway.journal import Journal, JournalUnavailable
+from gateway.orders import Orders
 from gateway.server_client import NoAnswer, ask
-from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, DeadReport, GatewayState
+from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, DeadReport, GatewayState, HeardSource
 
 BEAT_S = 1.0
 QUIET_BEAT_S = 5.0  # between two that would say the same
@@ -26,6 +27,9 @@ BEAT_TIMEOUT_S = 10.0
 LAST_BEAT_TIMEOUT_S = 2.0
 MAX_LINE = 256  # models.Line
 MAX_ANSWER_BYTES = 2**16  # of an answer to a heartbeat
+UNPROCESSABLE = 422
+NEW: dict[str, Any] = {"OrdersDone": True, "Dead": {"__all__": {"Id"}}}
+"""What a server that gives no orders refuses as unknown."""
 
 log = structlog.get_logger()
 
@@ -33,14 +37,16 @@ log = structlog.get_logger()
 class Vitals:
     """The state of one gateway, read when it is asked for."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what there is to tell of
         self,
         settings: GatewaySettings,
         inbox: asyncio.Queue[Any],
         journal: Journal,
         collector: SeriesCollector,
         dispatcher: SeriesDispatcher,
+        orders: Orders,
     ) -> None:
+        self.orders = orders
         self._settings = settings
         self._inbox = inbox
         self._journal = journal
@@ -82,8 +88,10 @@ class Vitals:
             DeadLetters=self._journal.dead_letters,
             Dead=self._dead,
             Arriving=[series for series in self._collector.arriving(MAX_ARRIVING) if _fits(series)],
+            OrdersDone=self.orders.done(),
             Version=version(),
             Journal=self._journal.identity,
+            Sources=[source for source in self._collector.heard() if _fits(source)],
         )
 
     async def follow(self) -> None:
@@ -131,7 +139,7 @@ class Vitals:
 
 
 async def beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
-    """Tell the server, until cancelled. A server that does not want to know it is told seldom."""
+    """Tell the server, and do what it answers, until cancelled. One that does not want to know it is told seldom."""
     told: dict[str, Any] = {}
     told_at = refused = None
     loop = asyncio.get_running_loop()
@@ -139,7 +147,7 @@ async def beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
         state = vitals.state()
         news = state.model_dump(exclude={"At", "OldestUndeliveredS"})
         if news != told or told_at is None or loop.time() >= told_at + QUIET_BEAT_S:
-            problem = await _tell(http, state)
+            problem = await _tell(http, state, vitals.orders)
             if problem and not refused:
                 log.warning("heartbeat.refused", reason=problem)
             told, told_at, refused = news, loop.time(), problem
@@ -149,15 +157,20 @@ async def beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
 async def last_beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
     """Tell the server that this gateway stops, if it listens."""
     state = vitals.state().model_copy(update={"Stopped": True, "Arriving": []})
-    await _tell(http, state, LAST_BEAT_TIMEOUT_S)
+    await _tell(http, state, vitals.orders, LAST_BEAT_TIMEOUT_S)
 
 
-async def _tell(http: httpx.AsyncClient, state: GatewayState, timeout_s: float = BEAT_TIMEOUT_S) -> str | None:
-    """One heartbeat; why it was not taken. No answer, however slow or long, takes more than `timeout_s`."""
-    headers = {"Content-Type": "application/json"}
+async def _tell(
+    http: httpx.AsyncClient, state: GatewayState, orders: Orders, timeout_s: float = BEAT_TIMEOUT_S
+) -> str | None:
+    """One heartbeat, and what its answer orders, but of the last one; why it was not taken.
+
+    No answer, however slow or long, takes more than `timeout_s`.
+    """
+    headers, knows = {"Content-Type": "application/json"}, orders.given
     try:
         path = f"gateways/{quote(state.GatewayID, safe='')}"
-        content = state.model_dump_json().encode()
+        content = state.model_dump_json(exclude=None if knows else NEW).encode()
         answer = await ask(
             http, "PUT", path, content=content, headers=headers, timeout_s=timeout_s, max_bytes=MAX_ANSWER_BYTES
         )
@@ -165,13 +178,19 @@ async def _tell(http: httpx.AsyncClient, state: GatewayState, timeout_s: float =
         return str(error)
     except ValueError as error:  # something of it is no text; what it tells is not worth the gateway
         return type(error).__name__
-    return None if 200 <= answer.status < 300 else f"HTTP {answer.status}"
+    if not 200 <= answer.status < 300:
+        orders.given &= answer.status != UNPROCESSABLE  # an earlier version, that was put in the place of a newer one
+        return f"HTTP {answer.status}"
+    orders.told(state.OrdersDone if knows else [])
+    if not state.Stopped:
+        await orders.take(answer.content)
+    return None
 
 
-def _fits(series: ArrivingSeries) -> bool:
+def _fits(one: ArrivingSeries | HeardSource) -> bool:
     """Whether the server will take it: one that it refuses would cost the whole state."""
     try:
-        ArrivingSeries.model_validate(series.model_dump())
+        type(one).model_validate(one.model_dump())
     except ValueError:
         return False
     return True

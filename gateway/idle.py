@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
+from common.errors import printable
+
+CODE_LENGTH = 16  # characters of a CS or SH: PS3.5 table 6.2-1
+
 
 class Phase(Enum):
     """Where a silence stands; what stands further down is the stronger hint that the series is over."""
@@ -31,6 +35,20 @@ class Source(NamedTuple):
     modality: str
     station: str = ""
     """StationName (0008,1010): behind a PACS all scanners share its AE title."""
+
+    @property
+    def name(self) -> str:
+        """As reports have it."""
+        return " ".join(filter(None, self))
+
+
+def source_of(calling_ae_title: str, modality: str, station: str) -> Source:
+    """Of these as they were sent."""
+    return Source(
+        printable(calling_ae_title.strip()),
+        printable(modality)[:CODE_LENGTH],
+        printable(station.strip())[:CODE_LENGTH],
+    )
 
 
 class IdlePolicy(Protocol):
@@ -61,6 +79,10 @@ class IdlePolicy(Protocol):
 
     def known(self, source: Source) -> int:
         """How many series the time-out of this source rests on."""
+        ...
+
+    def learnt_s(self, source: Source) -> dict[Phase, float]:
+        """The idle time-outs of this source, by the phases about which it has taught something."""
         ...
 
     def news(self) -> dict[Source, str | None]:
@@ -96,6 +118,9 @@ class Fixed:
 
     def known(self, source: Source) -> int:
         return 0
+
+    def learnt_s(self, source: Source) -> dict[Phase, float]:
+        return {}
 
     def news(self) -> dict[Source, str | None]:
         return {}
@@ -266,6 +291,10 @@ class Adaptive:
     def known(self, source: Source) -> int:
         habits = self._habits.get(source)
         return habits.series if habits else 0
+
+    def learnt_s(self, source: Source) -> dict[Phase, float]:
+        habits = self._habits.get(source)
+        return {phase: self.timeout_s(source, phase, {}) for phase in habits.silences} if habits else {}
 
     def news(self) -> dict[Source, str | None]:
         return {source: self._dump(source) for source in self._changed}

@@ -29,6 +29,7 @@ from common.errors import GatewayError
 from common.logs import places
 from dicom.header import InstanceValues, instance_values
 from gateway import journal_rows as rows
+from gateway.idle import MAX_SOURCES
 from gateway.journal_file import connect_or_set_aside, exclusive
 from gateway.journal_reader import JournalUnusable
 from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport, news
@@ -50,6 +51,14 @@ INSERT_INSTANCES = """
 INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
 """
 
+COUNT_SOURCE = """
+INSERT INTO sources VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
+    last_image_at = max(last_image_at, excluded.last_image_at),
+    series = series + excluded.series, images = images + excluded.images
+"""
+FORGET_SOURCES = """
+DELETE FROM sources WHERE name IN (SELECT name FROM sources ORDER BY series DESC, last_image_at DESC LIMIT -1 OFFSET ?)
+"""
 
 Learnt = Mapping[tuple[str, str, str], str | None]
 """By calling AE title, modality and station; None where it is forgotten."""
@@ -247,7 +256,7 @@ class Journal:
 
     async def last_dead(self, most: int) -> list[DeadReport]:
         """The latest dead letters, the latest first. Raises JournalUnavailable."""
-        columns = "series_instance_uid, instances, answer, changed_at"
+        columns = "id, series_instance_uid, instances, answer, changed_at"
         query = f"SELECT {columns} FROM reports WHERE state = 'dead' ORDER BY id DESC LIMIT ?"
         now = datetime.now(UTC)
         found = [rows.dead_report(row, now) for row in await self._run(self._all, query, most)]
@@ -386,6 +395,7 @@ class Journal:
         emptied: list[SeriesKey] = []
         with self._transaction():
             self._learn_sources(learnt, trust)
+            self._count_sources(reports)
             for report, traceparent in zip(reports, traceparents, strict=True):
                 waiting.append(self._insert_report(report, traceparent))
                 if report.Verdict is None or report.key in emptied:
@@ -406,6 +416,17 @@ class Journal:
         known = [(*source, content) for source, content in sources if content is not None]
         many("INSERT OR REPLACE INTO learnt (calling_ae_title, modality, station, content) VALUES (?, ?, ?, ?)", known)
         many("INSERT OR REPLACE INTO pacs VALUES (?, ?)", [(rows.storable(title), n) for title, n in trust.items()])
+
+    def _count_sources(self, reports: Sequence[SeriesReport]) -> None:
+        """Note who has sent, and when: of at most MAX_SOURCES, and those with the fewest series are forgotten first."""
+        ended = [report for report in reports if report.Verdict is not None and report.Source]
+        sent = [
+            (r.Source, r.LastReceivedAt.timestamp(), int(r.Revision == 1), r.NumInstances)
+            for r in ended
+            if r.LastReceivedAt is not None
+        ]
+        self._connection.executemany(COUNT_SOURCE, sent)
+        self._execute(FORGET_SOURCES, MAX_SOURCES)
 
     def _move(self, key: SeriesKey, sop_instance_uids: Sequence[str], emptied: list[SeriesKey]) -> int:
         """Take instances out of the log, and their series with the last; returns how many they were.

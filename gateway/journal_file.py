@@ -75,7 +75,21 @@ CREATE INDEX reports_by_series ON reports (series_instance_uid, id);
 SCHEMA_6 = """
 ALTER TABLE open_series ADD COLUMN called_ae_title TEXT NOT NULL DEFAULT '';  -- as of the first instance
 """
-SCHEMAS = (SCHEMA, SCHEMA_2, SCHEMA_3, SCHEMA_4, SCHEMA_5, SCHEMA_6)  # each leads from the version before to its own
+SCHEMA_7 = """
+CREATE TABLE sources (  -- of reported series
+    name TEXT PRIMARY KEY, last_image_at REAL NOT NULL,  -- seconds since 1970, UTC
+    series INTEGER NOT NULL, images INTEGER NOT NULL
+);
+"""
+SCHEMAS = (
+    SCHEMA,
+    SCHEMA_2,
+    SCHEMA_3,
+    SCHEMA_4,
+    SCHEMA_5,
+    SCHEMA_6,
+    SCHEMA_7,
+)  # each leads from the version before to its own
 SCHEMA_VERSION = len(SCHEMAS)
 
 BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, and reads with whatever file is there

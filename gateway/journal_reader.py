@@ -20,7 +20,19 @@ SELECT (SELECT count(*) FROM open_series) AS open_series,
         AS last_problem
 FROM reports
 """
+OPEN = """
+SELECT calling_ae_title, CAST(max(received_at) AS REAL) AS last_image_at, count(*) AS images,
+    CASE WHEN json_valid(content) THEN content -> '$[0].Modality' END AS modality,
+    CASE WHEN json_valid(content) THEN content -> '$[0].StationName' END AS station
+FROM open_series JOIN instances ON series_id = open_series.id GROUP BY open_series.id
+"""
+SOURCES = """
+SELECT name, CAST(last_image_at AS REAL) AS last_image_at, CAST(series AS INTEGER) AS series,
+    CAST(images AS INTEGER) AS images
+FROM sources
+"""
 UNDELIVERED = "SELECT (SELECT count(*) FROM instances) + count(*) AS n FROM reports WHERE state = 'waiting'"
+COUNTS_SOURCES = 7  # version of the tables
 
 
 class JournalUnusable(GatewayError):
@@ -40,6 +52,22 @@ def dead_letters(path: Path) -> list[dict[str, Any]]:
 def dead_letter(path: Path, id: int) -> dict[str, Any] | None:
     """One of them with its report: this is patient data. Raises JournalUnusable."""
     return next(iter(read(path, f"{DEAD.format(more=', report')} AND id = ?", id)), None)
+
+
+def sources(path: Path) -> list[dict[str, Any]]:
+    """Who sent what was reported: none in the journal of a version that did not count. Raises JournalUnusable."""
+    return read(path, SOURCES) if schema_version(path) >= COUNTS_SOURCES else []
+
+
+def open_series(path: Path) -> list[dict[str, Any]]:
+    """Who sends what is open, a row a series; modality and station as JSON. Raises JournalUnusable."""
+    return read(path, OPEN)
+
+
+def learnt(path: Path) -> list[dict[str, Any]]:
+    """What the idle policy has learnt, by source: of the same versions. Raises JournalUnusable."""
+    query = "SELECT calling_ae_title, modality, station, content FROM learnt ORDER BY rowid"
+    return read(path, query) if schema_version(path) >= COUNTS_SOURCES else []
 
 
 def undelivered(path: Path) -> int:

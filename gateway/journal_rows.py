@@ -79,6 +79,7 @@ def dead_report(row: Row, now: datetime) -> DeadReport | None:
             Instances=count(row["instances"]),
             Answer=storable(text(row["answer"]))[:MAX_LINE],
             At=point(row["changed_at"], now),
+            Id=row["id"],
         )
     except ValueError:
         return None

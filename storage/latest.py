@@ -28,7 +28,7 @@ from storage.engine import Engine
 from storage.folding import FOLDED_LENGTH, small, with_sharp_s
 from storage.matching import Range, matches
 from storage.merge import truthful
-from storage.schema import IS_INCOMPLETE, changes, conflicts, gateways, series
+from storage.schema import IS_INCOMPLETE, changes, conflicts, counters, gateways, series
 
 COUNTED = 1000  # of what is wrong: beyond it, it is many
 STAYS, LATELY = timedelta(hours=1), timedelta(days=1)
@@ -55,9 +55,14 @@ class Latest:
         """Series whose patient's name, PatientID, accession number or UIDs begin so, the newest first."""
         return [truthful(row) for row in await self._engine.read(select_found(text, limit))]
 
-    async def all_series(self) -> int:
-        """How many there are."""
-        return await self._number(select(func.count().label("n")).select_from(series))
+    async def ever_stored(self) -> int:
+        """How many series there are, and were before they were purged."""
+        there = select(func.count()).select_from(series).scalar_subquery()
+        return await self._number(select((there + _select_purged()).label("n")))
+
+    async def purged(self) -> int:
+        """How many series were purged."""
+        return await self._number(select(_select_purged().label("n")))
 
     async def new_series(self, since: int, last: int) -> int:
         """How many there are whose first revision is one of these changes."""
@@ -157,6 +162,11 @@ def _first(column: ColumnElement[str], begin: str, limit: int) -> Select[Any]:
     """Along the column's index."""
     within = matches(column, Range(begin, begin), "LO")
     return select(series.c.SeriesInstanceUID).where(within).order_by(column).limit(limit)
+
+
+def _select_purged() -> ColumnElement[int]:
+    purged = select(counters.c.Value).where(counters.c.Name == "purged").scalar_subquery()
+    return func.coalesce(purged, 0)
 
 
 def select_new(since: int, last: int) -> Select[Any]:

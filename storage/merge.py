@@ -4,9 +4,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
-from models import FINAL_VERDICTS, MAX_DOUBTS, ChangeKind, InstanceKeyword, SeriesReport, fitting, fitting_bytes
+from models import (
+    FINAL_VERDICTS,
+    MAX_DOUBTS,
+    ChangeKind,
+    Completeness,
+    InstanceKeyword,
+    SeriesReport,
+    fitting,
+    fitting_bytes,
+)
 from models import news as more
 from storage.folding import FOLDED_LENGTH, folded
 
@@ -17,6 +26,7 @@ OF_STUDY = (  # of the patient and the study, and not of the series
 SEARCHED = {"Modality": 64, "StudyDate": 64, "AccessionNumber": FOLDED_LENGTH}  # characters that an index bears
 FOLDED = {"PatientName": "FoldedName", "ReferringPhysicianName": "FoldedReferrer"}
 BASIS_LENGTH = 256  # characters
+STANDS = ("verified", "declared")  # what a person says adds nothing to
 SETTLED = ("Verdict", "Basis", "Source", "IdlePolicy")
 FIGURES = dict.fromkeys(FINAL_VERDICTS, "False") | {"capped": "AfterCapped"}
 """The verdicts that are counted, and as what images count that come after one."""
@@ -148,7 +158,13 @@ def searched(attributes: Mapping[str, list[str]], patient_name: str | None) -> d
 
 def contradicts_verdict(report: SeriesReport, known: Row, union: int) -> bool:
     """Whether a gateway has more images after it had said that the series was over."""
-    return _is_late(report, known, union) and known["Verdict"] in FINAL_VERDICTS
+    return _is_late(report, known, union) and _claimed(known) in FINAL_VERDICTS
+
+
+def _claimed(known: Row) -> str | None:
+    """What images that come now are held against: the verdict, and also one that a person has withdrawn."""
+    claimed: str | None = known["Verdict"] or known["Withdrawn"]
+    return claimed
 
 
 def _is_late(report: SeriesReport, known: Row, union: int) -> bool:
@@ -161,8 +177,9 @@ def completions(report: SeriesReport, known: Row, changed: Row) -> Iterator[tupl
     A verdict is counted with the images that it came with, or when it takes the place of another or of none.
     """
     late = _is_late(report, known, changed["NumInstances"])
-    if late and known["Verdict"] in FIGURES:
-        yield known, FIGURES[known["Verdict"]]
+    claimed = _claimed(known)
+    if late and claimed in FIGURES:
+        yield {**known, "Verdict": claimed}, FIGURES[claimed]
     news = changed["NumInstances"] > known["NumInstances"] or changed["Verdict"] != known["Verdict"]
     if news and changed["Verdict"] in FIGURES:
         yield changed, "Series"
@@ -189,12 +206,13 @@ def _settled(report: SeriesReport, known: Row, union: int) -> dict[str, Any]:
     1. A report that adds images, and the first one with a verdict behind a part, says what the row says.
     2. `verified` is said by a report whose PACS has just as many as are known here, and by nothing else.
     3. Where the row's expectation is no longer what is known, `verified` gives way to what the report says.
+    4. A person's word that the series is incomplete ends as soon as a report says the verdict; until then it has none.
     """
     added = union > known["NumInstances"]
     verified = _verifies(report, known, union)
     expected = (union, "pacs") if verified else _expected(report, known, union)
     gives_way = known["Verdict"] == "verified" and expected != (union, "pacs")
-    first = known["Verdict"] is None and report.Verdict is not None
+    first = known["Verdict"] is None and known["Withdrawn"] is None and report.Verdict is not None
     told: Row = known
     if added or first or gives_way or (verified and known["Verdict"] != "verified"):
         told = report.model_dump(include=set(SETTLED))
@@ -206,7 +224,8 @@ def _settled(report: SeriesReport, known: Row, union: int) -> dict[str, Any]:
         settled |= {"Verdict": "idle", "Basis": _said(known["Basis"], f"then {expected[0]}, {union} are known")}
     if settled["Verdict"] == "expected" and expected[0] is None:  # more are known than a tag said
         settled["Verdict"] = "idle"
-    return settled | {"ExpectedInstances": expected[0], "ExpectedFrom": expected[1]}
+    withdrawn = known["Withdrawn"] if told is known else None
+    return settled | {"ExpectedInstances": expected[0], "ExpectedFrom": expected[1], "Withdrawn": withdrawn}
 
 
 def _verifies(report: SeriesReport, known: Row, union: int) -> bool:
@@ -242,7 +261,7 @@ def own_events(report: SeriesReport, known: Row, changed: Row) -> Iterator[dict[
     stored = {"Added": added, "Known": changed["NumInstances"], "Verdict": changed["Verdict"]}
     yield own | {"Event": "report.stored", "Details": stored}
     if contradicts_verdict(report, known, changed["NumInstances"]):
-        wrong = {"Verdict": known["Verdict"], "IdlePolicy": known["IdlePolicy"], "Added": added}
+        wrong = {"Verdict": _claimed(known), "IdlePolicy": known["IdlePolicy"], "Added": added}
         yield own | {"Event": "verdict.contradicted", "Details": wrong}
 
 
@@ -252,9 +271,45 @@ def kinds(known: Row, row: Row) -> list[ChangeKind]:
     news = row["NumInstances"] > known["NumInstances"] or row["Verdict"] != known["Verdict"]
     if news and row["Verdict"] == "verified":
         told.append("verified")
+    if (news and row["Verdict"] == "declared") or (row["Withdrawn"] and not known["Withdrawn"]):
+        told.append("declared")
     if row["FalseCompletions"] > known["FalseCompletions"]:
         told.append("contradicted")
     return told
+
+
+# --- what a person says ------------------------------------------------------------------------------------------
+
+
+class Word(NamedTuple):
+    """What a person has said of a series."""
+
+    declared: Completeness
+    by: str
+    because: str
+    at: datetime
+
+    @property
+    def basis(self) -> str:
+        """What a verdict then rests on."""
+        return f"declared {self.declared} by {self.by}: {self.because}"[:BASIS_LENGTH]
+
+
+def declared(known: Row, word: Word, now: datetime) -> dict[str, Any]:
+    """The columns that a person's word changes. Empty if it is no news: `verified` is stronger than "complete"."""
+    complete = word.declared == "complete"
+    if known["Verdict"] in STANDS if complete else known["Withdrawn"]:
+        return {}
+    return {
+        "Verdict": "declared" if complete else None,
+        "Withdrawn": None if complete else known["Verdict"] or "part",
+        "Basis": word.basis,
+        "Revision": known["Revision"] + 1,
+        "UpdatedAt": now,
+    }
+
+
+# --- what others are told of ------------------------------------------------------------------------------------
 
 
 def missing(row: Row) -> int:

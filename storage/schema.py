@@ -111,6 +111,7 @@ series = Table(
     Column("FoldedReferrer", KEY),  # ReferringPhysicianName likewise
     Column("CalledAETitle", Text),
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
+    Column("Withdrawn", Text),  # the verdict that the series had when a person declared it incomplete, or `part`
     Index("series_by_patient", "PatientID", "SeriesInstanceUID"),
     Index("series_by_study", "StudyInstanceUID", "SeriesInstanceUID"),
     Index("series_by_modality", "Modality", "SeriesInstanceUID"),
@@ -196,6 +197,15 @@ timeline = Table(
     Column("Details", DOCUMENT, nullable=False),
     Index("timeline_by_series", "SeriesInstanceUID", "At", "Id"),
 )
+# What stays of a series that was purged, until it comes again (purge.py).
+purged = Table(
+    "purged",
+    metadata,
+    Column("SeriesInstanceUID", KEY, primary_key=True),
+    Column("At", UtcDateTime, nullable=False),
+    Column("NumInstances", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
 completions = Table(
     "completions",
     metadata,
@@ -228,6 +238,7 @@ changes = Table(
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
 )
 Index("changes_by_number", changes.c.Number, unique=True)
+Index("changes_by_series", changes.c.SeriesInstanceUID)
 Index(
     "changes_without_number",
     changes.c.Id,
@@ -282,4 +293,47 @@ gateways = Table(
     Column("GatewayID", KEY, primary_key=True),
     Column("At", UtcDateTime, nullable=False),  # by the server's clock
     Column("State", DOCUMENT, nullable=False),
+)
+# Who sends, and in which hours: the last one of each source says when it was heard of last.
+sources = Table(
+    "sources",
+    metadata,
+    Column("Source", KEY, primary_key=True),
+    Column("FirstReceivedAt", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+source_hours = Table(
+    "source_hours",
+    metadata,
+    Column("Source", KEY, ForeignKey("sources.Source", ondelete="CASCADE"), primary_key=True),
+    Column("Hour", Integer, primary_key=True, autoincrement=False),  # since 1970, in UTC
+    Column("LastReceivedAt", UtcDateTime, nullable=False),
+    Column("Images", NUMBER, nullable=False),  # that were new to their series
+    Column("Series", NUMBER, nullable=False),  # that were new
+    sqlite_with_rowid=False,
+)
+# What gateways are to do, until each has said that it is done. Settles: that gateway had the series open.
+orders = Table(
+    "orders",
+    metadata,
+    Column("Id", NUMBER, primary_key=True),
+    Column("GatewayID", KEY, nullable=False),
+    Column("Kind", Text, nullable=False),
+    Column("SeriesInstanceUID", KEY),  # of declare; it may not be stored yet
+    Column("DeadLetter", NUMBER),  # of the others
+    Column("By", Text, nullable=False),
+    Column("Because", Text),
+    Column("At", UtcDateTime, nullable=False),
+    Column("Settles", Boolean, nullable=False, server_default=false()),
+    Column("DoneAt", UtcDateTime),
+    Column("Problem", Text),
+    Index("orders_by_gateway", "GatewayID", "Id"),
+    Index("orders_by_series", "SeriesInstanceUID", "Id"),
+)
+Index(
+    "orders_waiting",
+    orders.c.GatewayID,
+    orders.c.Id,
+    sqlite_where=orders.c.DoneAt.is_(None),
+    postgresql_where=orders.c.DoneAt.is_(None),
 )

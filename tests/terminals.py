@@ -46,6 +46,10 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
 
+    def resize(self, height: int, width: int) -> None:
+        """As a window's edge that is pulled does."""
+        fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
     def ended(self) -> int:
         """Wait until it has ended, and all is read that it wrote; its exit code."""
         with self._news:

@@ -20,6 +20,7 @@ const UNITS = ["B", "KB", "MB", "GB", "TB"];
 /** What a verdict says, beside it wherever it stands. */
 export const VERDICTS = {
   verified: "the PACS has exactly these images",
+  declared: "a person has said that it is complete",
   expected: "as many images as a tag says",
   idle: "quiet, not proven complete",
   capped: "open for too long, images still came",

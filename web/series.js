@@ -50,6 +50,12 @@ export function words({ Event, Details: d }) {
       return `Row stored: ${many(d.Known, "image", "images")}, ${count(d.Added)} of them new`;
     case "verdict.contradicted":
       return `The verdict ${d.Verdict} was too early: ${many(d.Added, "image", "images")} came after it`;
+    case "series.purged":
+      return `It was purged with ${many(d.Images, "image", "images")}, and came again later`;
+    case "timeline.shortened":
+      return `${many(d.Dropped, "event", "events")} stood here, too many to keep`;
+    case "series.declared":
+      return `${d.By} declared it ${d.Declared}: ${d.Because}`;
     case "conflict.resolved":
       return `A conflict was settled: ${d.Decision}`;
     default:
@@ -78,6 +84,9 @@ function links({ StudyInstanceUID, SeriesInstanceUID }) {
   return el("span", { className: "links" }, ...made);
 }
 
+const meaning = ({ Verdict, Withdrawn }) =>
+  Withdrawn ? `a person has declared it incomplete; it was ${Withdrawn}` : (VERDICTS[Verdict ?? "none"] ?? "");
+
 function facts(record) {
   const attribute = (keyword) => record.Attributes[keyword]?.join(", ");
   const dated = (keyword) => record.Attributes[keyword]?.map(date).join(", ");
@@ -104,7 +113,7 @@ function facts(record) {
     ],
     [
       "Verdict",
-      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${VERDICTS[verdict] ?? ""}`),
+      el("span", {}, badge(record.Verdict ?? "no verdict", verdict), ` ${meaning(record)}`),
     ],
     ["Reason", record.Basis],
     [

@@ -1,4 +1,4 @@
-"""`python server.py …`: keys, webhooks, and the move to PostgreSQL.
+"""`python server.py …`: keys, webhooks, what a person says of a series, and the move to PostgreSQL.
 
 A server on SQLite is the only one that may write its file, so it is asked to, on a Unix socket; where none runs, and on
 PostgreSQL, the command does it itself. What only some commands need is imported where they need it.
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from api.cli.readers import VERDICTS, export, on_complete
+from api.cli.readers import VERDICTS, export, moment, on_complete, sources
 from common.control import NotRunning, RequestFailed, request
 from common.errors import GatewayError
 from common.kinds import http_url
@@ -26,7 +26,8 @@ from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
-CHANGE_KINDS = ("created", "revised", "verified", "contradicted", "conflict")  # as models.py has them
+CHANGE_KINDS = ("created", "revised", "verified", "declared", "contradicted", "conflict")  # as models.py has them
+MAX_BECAUSE = 256  # characters, likewise
 T = TypeVar("T")
 
 
@@ -49,7 +50,7 @@ def command_line() -> click.Group:
 
     @click.pass_context
     def server(context: click.Context, /) -> None:
-        """Keys, webhooks, the move to PostgreSQL, and a check. The server itself runs as `uvicorn server:app`."""
+        """Keys, webhooks, a purge, the move to PostgreSQL, and a check. The server runs as `uvicorn server:app`."""
         if context.invoked_subcommand in (*NAMES, "init"):  # .env may be what init is to mend
             return
         try:
@@ -59,7 +60,7 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [init, check, keys, webhooks_, on_complete, export, move_, *tab("server.py")]
+    commands = [init, check, keys, webhooks_, declare, on_complete, export, sources, move_, purge, *tab("server.py")]
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )
@@ -328,6 +329,38 @@ def replay(settings: ServerSettings, id: int, as_json: bool) -> None:
     show(done, as_json)
 
 
+@click.command
+@click.argument("series", metavar="SERIES")
+@click.argument("declared", type=click.Choice(["complete", "incomplete"]))
+@click.option("--because", metavar="TEXT", required=True, help="Why: kept with the series, and shown to who reads it.")
+@as_json
+@click.pass_obj
+def declare(settings: ServerSettings, series: str, declared: str, because: str, as_json: bool) -> None:
+    """Say that a series is complete, or that it is not.
+
+    SERIES is its Series Instance UID. complete: gateways that have it open report it within seconds, with the verdict
+    `declared`. incomplete: its verdict is withdrawn until images come, or its PACS has just what is here. Who said it,
+    and why, stands in its timeline.
+    """
+    if not because.strip() or len(because.strip()) > MAX_BECAUSE or not because.strip().isprintable():
+        raise click.UsageError(f"--because is a line of 1 to {MAX_BECAUSE} characters")
+    asked = {"series_instance_uid": series, "declared": declared, "because": because.strip(), "by": _operator()}
+    done = _do(settings, "declare", **asked)
+    if "unknown" in done:
+        raise click.ClickException(done["unknown"])
+    show(done, as_json)
+
+
+def _operator() -> str:
+    """Who types, by the name that this machine knows."""
+    import getpass
+
+    try:
+        return f"{getpass.getuser()}, command line"
+    except (KeyError, OSError):  # in a container a user may have no name
+        return "command line"
+
+
 @click.command("move")
 @click.argument("target", metavar="postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE", envvar="MOVE_TO")
 @click.pass_obj
@@ -350,6 +383,26 @@ def move_(settings: ServerSettings, target: str) -> None:
 
     _run(move_to(settings, settings.model_copy(update={"database_url": target})))
     click.echo(f"moved; now run the server with DATABASE_URL={without_password(target)}")
+
+
+@click.command
+@click.option("--before", "day", required=True, metavar="DAY", help="As export takes it: a day, a time, yesterday.")
+@click.option("--dry-run", is_flag=True, help="Only count what would go and what would stay.")
+@as_json
+@click.pass_obj
+def purge(settings: ServerSettings, day: str, dry_run: bool, as_json: bool) -> None:
+    """Forget series that have not changed since a day.
+
+    With their images, timelines and changes; and old changes of those that stay. Beside a running server or without
+    one. A series stays that has an open conflict, or a change that a webhook was not told. Broken off, it goes on when
+    it is run again. Should a series be sent once more, its timeline begins with when it was purged.
+    """
+    from api.cli.purge import purge as forget
+
+    before = datetime.fromisoformat(moment(day))
+    if before > datetime.now(UTC):
+        raise click.UsageError(f"{day} is in the future")
+    _run(forget(settings, before, dry=dry_run, as_json=as_json))
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------

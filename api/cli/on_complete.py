@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import signal
 import sqlite3
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
@@ -99,7 +98,9 @@ async def _taken(lock: Lock, stop: asyncio.Event, *, once: bool) -> bool:
 
 
 def _shown(runner: Runner) -> AbstractAsyncContextManager[None]:
-    if not sys.stderr.isatty():
+    from console.live import can_draw
+
+    if not can_draw():
         return nullcontext()
     from api.cli.terminal import live
 

@@ -12,9 +12,16 @@ import click
 from common.errors import GatewayError
 from common.kinds import http_url
 from common.times import stamp
-from console.tables import as_json
+from console.tables import as_json, show
 
-VERDICTS = ("verified", "expected", "idle", "capped", "drained")  # as models.py has them, which takes long to import
+VERDICTS = (
+    "verified",
+    "declared",
+    "expected",
+    "idle",
+    "capped",
+    "drained",
+)  # as models.py has them, which takes long to import
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
@@ -57,7 +64,7 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
     "verdicts",
     multiple=True,
     metavar="VERDICT[,…]",
-    default=["verified,expected,idle"],
+    default=["verified,declared,expected,idle"],
     show_default=True,
     help=f"Only with these: {', '.join(VERDICTS)}.",
 )
@@ -178,7 +185,7 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     from api.cli.remote import Remote
 
     for name in ("updated_since", "updated_until"):
-        given[name] = given[name] and _moment(given[name])
+        given[name] = given[name] and moment(given[name])
     query = {FILTERS[name]: given[name] for name in FILTERS if given[name]}
     query |= {name: "true" for name in ("Incomplete", "Conflicts", "Doubtful") if given[name.lower()]}
     try:
@@ -190,14 +197,32 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     click.echo(f"{count:,} series", err=True)
 
 
-def _moment(text: str) -> str:
+@click.command
+@_of_server
+@click.option("--unusual", is_flag=True, help="Only those that are unusually silent.")
+@as_json
+def sources(url: str, key_file: Path | None, ca: Path | None, unusual: bool, as_json: bool) -> None:
+    """Who sends, when last, and who is unusually silent.
+
+    On any machine that reaches the server, with a key of scope series:read. docs/jobs.md says what unusual is.
+    """
+    from api.cli.remote import Remote
+    from api.cli.sources import as_row, listed
+
+    try:
+        found = listed(Remote(url, key_file, ca), {"Unusual": "true"} if unusual else {})
+    except GatewayError as error:
+        raise click.ClickException(str(error)) from None
+    show([one.model_dump(mode="json") if as_json else as_row(one) for one in found], as_json)
+
+
+def moment(text: str) -> str:
     """A time in UTC: a day, today and yesterday begin at midnight here."""
     today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     days = {"today": today, "yesterday": today - timedelta(days=1)}
     try:
-        at = days.get(text) or datetime.fromisoformat(text)
-    except ValueError:
+        return stamp((days.get(text) or datetime.fromisoformat(text)).astimezone())
+    except (ValueError, OverflowError):  # the latter before the year 1
         raise click.UsageError(
             f"{text} is no day and no time, such as yesterday, 2026-01-31 or 2026-01-31T08:00"
         ) from None
-    return stamp(at.astimezone())

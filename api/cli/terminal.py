@@ -4,38 +4,43 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from api.cli.runner import Runner
 from common.errors import printable
-from console.live import below_the_log
+from console.live import below_the_log, one_line, terminal
 
 LINES_BESIDE = 8  # the logs', and what stands around the table
+WITH_BAR = 80  # columns from which on there is a bar beside the counts
 
 
 @asynccontextmanager
 async def live(runner: Runner) -> AsyncIterator[None]:
     """Show the runner, twice a second, until left; the output of scripts goes above."""
-    console = Console(stderr=True)
+    console = terminal()
     runner.show = lambda output: console.print(Text("\n".join(map(printable, output.splitlines())))) if output else None
-    async with below_the_log(console, lambda: render(runner, console.height)):
+    async with below_the_log(console, lambda: render(runner, *console.size)):
         yield
 
 
-def render(runner: Runner, height: int) -> RenderableType:
-    """What fits on a terminal of this height."""
+def render(runner: Runner, width: int, height: int) -> RenderableType:
+    """What fits on a terminal of this size. The bar of all that ended is green only where nothing failed."""
     waiting, failed = runner.backlog.counts()
     waiting -= len(runner.running)
+    ended, open_ = runner.ended + runner.given_up, len(runner.running) + waiting
+    bar = ProgressBar(max(1, ended + open_), ended, width=24, finished_style="red" if failed else "green")
+    counts = Text()
+    if failed:
+        counts.append(f"{failed:,} failed (--failed)  ", "red")
+    counts.append(f"{runner.ended:,} done  {len(runner.running):,} running  {waiting:,} waiting")
     head = Table.grid(padding=(0, 2, 0, 0))
-    bar = ProgressBar(total=max(1, runner.ended + len(runner.running) + waiting), completed=runner.ended, width=24)
-    counts = f"{runner.ended:,} done  {len(runner.running):,} running  {waiting:,} waiting"
-    head.add_row(bar, counts, Text(f"{failed:,} failed (--failed)", "red") if failed else "")
+    head.add_row(*([bar] if width >= WITH_BAR else []), one_line(counts))
     lines: list[RenderableType] = [head]
     if runner.problem:
-        lines.append(Text(f"server: {runner.problem}", "yellow"))
+        lines.append(one_line(Text(printable(f"server: {runner.problem}"), "yellow")))
     if runner.running:
         lines.append(_scripts(runner, max(1, height - LINES_BESIDE)))
     return Group(*lines)

@@ -146,7 +146,7 @@ def command_line(run: "Run") -> click.Group:
         callback=gateway,
         help=gateway.__doc__,
         params=[flag(GatewaySettings, name) for name in GatewaySettings.model_fields if name not in NOT_FLAGS],
-        commands=[_init(), status, check, drain, dead_letters, *tab("client.py")],
+        commands=[_init(), status, sources, check, drain, dead_letters, *tab("client.py")],
         invoke_without_command=True,
         sections=SECTIONS,
         notes=NOTES,
@@ -176,6 +176,23 @@ def _status(settings: GatewaySettings) -> dict[str, Any]:
     except NotRunning:
         pass
     return live | held | {"journal": str(settings.journal_path)}
+
+
+@click.command
+@as_json
+@click.pass_obj
+def sources(context: Context, as_json: bool) -> None:
+    """Who has sent to this gateway, when last, and how long it waits for the next image.
+
+    Waits are seconds of silence, by where the silence stands; only those that were learnt. docs/completion.md
+    """
+    from gateway.cli.sources import as_text, listed
+
+    try:
+        rows = listed(context.workers)
+    except JournalUnusable as error:
+        raise click.ClickException(context.settings.as_typed(str(error))) from None
+    show_(rows if as_json else [as_text(row) for row in rows], as_json)
 
 
 @click.command

@@ -20,8 +20,10 @@ import structlog
 from common.errors import GatewayError
 from common.logs import configure_logging, uncaught
 from common.settings import GatewaySettings
+from console.live import can_draw
 from dicom.listening import CannotListen
-from gateway.cli.terminal import Verdicts, live
+from gateway.cli.lines import Lines
+from gateway.cli.terminal import live
 from gateway.cli.workers import supervise
 from gateway.journal import Bounds, Journal
 from gateway.operations import dead_letters as operations
@@ -45,7 +47,7 @@ def run_gateway(settings: GatewaySettings, run: Run) -> None:
     configure_logging()
     if settings.workers > 1:
         sys.exit(_supervise(settings, run))
-    run_main(_until_signalled(settings, run, show=_table()), settings)
+    run_main(_until_signalled(settings, run, show=_on_terminal(settings)), settings)
 
 
 def run_drain(settings: GatewaySettings, run: Run) -> int:
@@ -66,21 +68,19 @@ def change_dead_letters(settings: GatewaySettings, do: str, **arguments: Any) ->
     return run_main(alone(), settings)
 
 
-def _table() -> Show | None:
-    """The live table, where stderr is a terminal that can show one."""
-    if not sys.stderr.isatty() or os.environ.get("TERM", "dumb") == "dumb" or not _in_foreground():
+def _on_terminal(settings: GatewaySettings) -> Show | None:
+    """What shows the gateway where stderr is a terminal: lines for a person, and the table where it can be drawn."""
+    if not sys.stderr.isatty():
         return None
-    verdicts = Verdicts()
-    structlog.configure(processors=[verdicts, *structlog.get_config()["processors"]])
-    return partial(live, verdicts=verdicts)
-
-
-def _in_foreground() -> bool:
-    """Whether the terminal is ours now: with `&` it is the shell's."""
-    try:
-        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
-    except OSError:  # not the terminal that we were started on
-        return True
+    *before, others = structlog.get_config()["processors"]
+    lines = Lines(
+        others,
+        journal_path=settings.journal_path,
+        drain_timeout_s=settings.drain_timeout_s,
+        beside_table=can_draw(),
+    )
+    structlog.configure(processors=[*before, lines])
+    return partial(live, lines=lines)
 
 
 async def _until_signalled(

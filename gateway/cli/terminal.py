@@ -1,76 +1,46 @@
-"""What a gateway on a terminal shows below its log lines: itself, the series that are open, the last verdicts."""
+"""What a gateway on a terminal shows below its log lines: itself, and the series that are open."""
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, nullcontext
 from datetime import datetime
-from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from common.errors import printable
-from console.live import below_the_log
+from console.live import below_the_log, one_line, terminal
 from console.machine import in_units
+from gateway.cli.lines import UID_CHARACTERS, Lines, counted, seconds, shortened
 from models import ArrivingSeries, GatewayState
 
 RATE_OVER_S = 3.0
-VERDICTS = 4
-REMEMBERED = 1000  # reports whose delivery is awaited
-UID_CHARACTERS = 28
 LOG_LINES = 6  # at least, above the table
-COLOURS = {"verified": "green", "expected": "green", "idle": "default", "capped": "yellow", "drained": "default"}
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """One report, once the server has it or has refused it."""
-
-    series_instance_uid: str
-    instances: int
-    verdict: str
-    seconds: float | None
-    """From the last image until then; None where nobody knows when that was."""
-    stored: bool = True
-
-
-class Verdicts:
-    """The last few, read from the log events that pass through (a structlog processor)."""
-
-    def __init__(self) -> None:
-        self.last: deque[Verdict] = deque(maxlen=VERDICTS)
-        self._reported: OrderedDict[tuple[str, int], dict[str, Any]] = OrderedDict()
-
-    def __call__(self, _: Any, __: str, event: Any) -> Any:
-        series = str(event.get("series_instance_uid")), event.get("revision", 0)
-        if event["event"] == "series.reported":
-            self._reported[series] = dict(event)
-            if len(self._reported) > REMEMBERED:
-                self._reported.popitem(last=False)
-        elif event["event"] in ("report.delivered", "report.rejected") and series in self._reported:
-            said = self._reported.pop(series)
-            stored = event["event"] == "report.delivered"
-            seconds = event.get("row_latency_s")
-            self.last.append(Verdict(series[0], said["instances"], str(said["verdict"]), seconds, stored))
-        return event
+LEAST_LINES = 7  # of the table, where the log lines give way: the head, one series, how many more
+WITH_SOURCE = 60  # columns from which on a table says where a series is from
+WITH_WAITS = 45  # and how long it has been quiet, and what it waits for
 
 
 @asynccontextmanager
-async def live(state: Callable[[], GatewayState], verdicts: Verdicts) -> AsyncIterator[None]:
-    """Show the state, twice a second, until left; nothing of it stays on the terminal then."""
-    console = Console(stderr=True)
+async def live(state: Callable[[], GatewayState], lines: Lines) -> AsyncIterator[None]:
+    """Let the lines know the state and, beside a table, show it until left; nothing of it stays on the terminal."""
+    console = terminal()
     rate = Rate()
+    lines.state = state
 
     def draw() -> RenderableType:
         now = state()
-        return render(now, rate(now.Instances, time.monotonic()), verdicts.last, console.height)
+        return render(now, rate(now.Instances, time.monotonic()), *console.size)
 
-    async with below_the_log(console, draw):
-        yield
+    try:
+        async with below_the_log(console, draw) if lines.beside_table else nullcontext():
+            yield
+    finally:
+        last = state()
+        lines.state = lambda: last
 
 
 class Rate:
@@ -87,89 +57,63 @@ class Rate:
         return (instances - before) / (now - then) if now > then else 0.0
 
 
-def render(state: GatewayState, per_s: float, verdicts: Sequence[Verdict], height: int) -> RenderableType:
-    """What fits below the log lines on a terminal of this height."""
-    head, tail = _head(state, per_s), [_verdict(verdict) for verdict in verdicts]
-    room = max(1, height - LOG_LINES - len(head) - len(tail) - 3)  # a rule, the table's own head, one for "more"
-    series = sorted(state.Arriving, key=lambda one: one.LastReceivedAt, reverse=True)
-    lines: list[RenderableType] = [Rule(style="dim"), *head]
+def render(state: GatewayState, per_s: float, width: int, height: int) -> RenderableType:
+    """What fits below the log lines on a terminal of this size: of the least what is wrong."""
+    room = max(1, height - LOG_LINES, min(height - 1, LEAST_LINES))
+    lines: list[RenderableType] = [*_head(state, per_s)[-room:]]
+    if len(lines) < room:
+        lines.insert(0, Rule(style="dim"))
+    rows = room - len(lines) - 1  # the table's own head
+    if state.OpenSeries > rows:
+        rows -= 1  # one for "more"
+    series = sorted(state.Arriving, key=lambda one: one.LastReceivedAt, reverse=True)[: max(rows, 0)]
     if series:
-        lines.append(_series(series[:room], state.At))
-    if (more := state.OpenSeries - min(len(series), room)) > 0:
-        lines.append(Text(f"  and {more:,} more open series", style="dim"))
-    return Group(*lines, *tail)
+        lines.append(_series(series, state.At, width))
+        if more := state.OpenSeries - len(series):
+            lines.append(one_line(Text(f"  and {more:,} more open series", style="dim")))
+    return Group(*lines)
 
 
 def _head(state: GatewayState, per_s: float) -> list[Text]:
     up = str(state.At - state.StartedAt).partition(".")[0]
     first = Text.assemble((printable(f"{state.AETitle} {state.Address}"), "bold"), f"  up {up}")
     second = Text(
-        f"{_count(state.Associations, 'association')}  {per_s:,.0f} images/s  {_count(state.Instances, 'image')}, "
+        f"{counted(state.Associations, 'association')}  {per_s:,.0f} images/s  {counted(state.Instances, 'image')}, "
         f"{in_units(state.Bytes)}  inbox {state.InboxInstances:,}/{state.InboxSize:,}"
     )
-    late = f", oldest {_seconds(state.OldestUndeliveredS)}" if state.UndeliveredReports else ""
-    third = Text(f"{state.OpenSeries:,} series open, {_count(state.OpenInstances, 'image')}  ")
-    third.append(f"{_count(state.UndeliveredReports, 'report')} undelivered{late}", "yellow" if late else "")
+    late = f", oldest {seconds(state.OldestUndeliveredS)}" if state.UndeliveredReports else ""
+    third = Text(f"{state.OpenSeries:,} series open, {counted(state.OpenInstances, 'image')}  ")
+    third.append(f"{counted(state.UndeliveredReports, 'report')} undelivered{late}", "yellow" if late else "")
     if state.DeadLetters:
-        third.append(f"  {_count(state.DeadLetters, 'dead letter')}", style="red")
+        third.append(f"  {counted(state.DeadLetters, 'dead letter')}", style="red")
     lines = [first, second, third]
     if state.Reason:
         lines.append(Text(printable(f"TAKES NOTHING IN: {state.Reason}"), style="bold red"))
     if state.LastProblem:
         lines.append(Text(printable(f"server: {state.LastProblem}"), style="yellow"))
-    for line in lines:
-        line.no_wrap, line.overflow = True, "ellipsis"
-    return lines
+    return [one_line(line) for line in lines]
 
 
-def _series(series: Sequence[ArrivingSeries], now: datetime) -> Table:
+def _series(series: Sequence[ArrivingSeries], now: datetime, width: int) -> Table:
+    """The columns for which there is room; a UID keeps both its ends."""
+    counts = [f"{one.Instances:,}{'' if one.Expected is None else f'/{one.Expected:,}'}" for one in series]
+    longest = max(map(len, ["images", *counts]))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("series", no_wrap=True)
-    table.add_column("from", no_wrap=True, max_width=24)
-    table.add_column("images", justify="right", no_wrap=True)
-    table.add_column("quiet", justify="right", no_wrap=True)
-    table.add_column("waits", no_wrap=True)
-    for one in series:
-        expected = "" if one.Expected is None else f"/{one.Expected:,}"
-        quiet = _seconds(max(0.0, (now - one.LastReceivedAt).total_seconds()))
-        again = f" (revision {one.Revision})" if one.Revision > 1 else ""
-        uid = shortened(one.SeriesInstanceUID)
-        table.add_row(
-            uid,
-            Text(printable(one.Source)),
-            f"{one.Instances:,}{expected}",
-            quiet,
-            one.Waiting + again,
-        )
+    for name in ("series", "from", "images", "quiet", "waits"):
+        justify: JustifyMethod = "right" if name in ("images", "quiet") else "left"
+        if _has_room(name, width):
+            table.add_column(name, justify=justify, no_wrap=True, max_width=24 if name == "from" else None)
+    for one, count in zip(series, counts, strict=True):
+        cells: dict[str, str | Text] = {
+            "series": shortened(one.SeriesInstanceUID, min(UID_CHARACTERS, max(3, width - longest - 4))),
+            "from": Text(printable(one.Source)),
+            "images": count,
+            "quiet": seconds(max(0.0, (now - one.LastReceivedAt).total_seconds())),
+            "waits": one.Waiting + (f" (revision {one.Revision})" if one.Revision > 1 else ""),
+        }
+        table.add_row(*(cell for name, cell in cells.items() if _has_room(name, width)))
     return table
 
 
-def _verdict(verdict: Verdict) -> Text:
-    uid, images = shortened(verdict.series_instance_uid), _count(verdict.instances, "image")
-    if not verdict.stored:
-        return Text(f"✗ series {uid} {images} refused by the server: a dead letter", "red", no_wrap=True)
-    took = "" if verdict.seconds is None else f" in {_seconds(verdict.seconds)}"
-    text = f"✓ series {uid} {images} {verdict.verdict}{took}"
-    return Text(text, COLOURS.get(verdict.verdict, "default"), no_wrap=True, overflow="ellipsis")
-
-
-def shortened(uid: str) -> str:
-    """Cut in the middle: a UID's ends are what tells it from others."""
-    uid = printable(uid)
-    if len(uid) <= UID_CHARACTERS:
-        return uid
-    return f"{uid[: UID_CHARACTERS // 2 - 1]}…{uid[-UID_CHARACTERS // 2 :]}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _seconds(seconds: float) -> str:
-    return (
-        f"{seconds:.1f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.0f} h"
-    )
+def _has_room(column: str, width: int) -> bool:
+    return width >= {"from": WITH_SOURCE, "quiet": WITH_WAITS, "waits": WITH_WAITS}.get(column, 0)

@@ -5,61 +5,122 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from bench.rig.processes import ROOT, gateway, server
 from console.shell_completion import MARK
 from tests.e2e.test_commands import NOWHERE, client_json
 from tests.e2e.test_main_job import new_series, send
+from tests.factories import make_report
 from tests.terminals import on_a_terminal, plain, screen
 
 GATEWAY = [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"]
-STAMP = r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z \[\w+ *\] [a-z_]+\.[a-z_]+ "
+PORT = r"(?<=STORESCP 127\.0\.0\.1:)[1-9]\d*(?=  up 0:\d\d:\d\d)"
+SERIES = r"\d\d:\d\d:\d\dZ {} 1\.2\.\S+ {}"
+STOPPING = r"stopping: at most 0\.3 s for the server to take {} \(GATEWAY_DRAIN_TIMEOUT_S\)"
 
 
-def test_a_table_stands_below_the_log_lines_and_ctrl_c_leaves_the_terminal_clean(tmp_path: Path) -> None:
+def test_a_table_stands_below_one_line_a_series_and_ctrl_c_leaves_the_terminal_clean(tmp_path: Path) -> None:
     with server(tmp_path) as (_, url):
         command = [*GATEWAY, "--server-url", url, "--idle-policy", "fixed", "--idle-timeout-s", "600"]
         with on_a_terminal(command, tmp_path, width=250) as terminal:
-            port = int(terminal.wait_for(r"(?<=port=)\d+"))
-            terminal.wait_for(rf"STORESCP 127\.0\.0\.1:{port}  up 0:\d\d:\d\d")
+            port = int(terminal.wait_for(PORT))
             for _ in range(3):
                 send(port, new_series(20))
             terminal.wait_for(r"3 series open, 60 images")  # and stay so until they are drained
             terminal.wait_for(r"series +from +images +quiet +waits *\n.*SCU CT +20 ")
             assert client_json(tmp_path, "drain", url=url) == {"reported": 3, "undelivered": 0}
-            terminal.wait_for(r"✓ series 1\.2\.\S+ 20 images drained in \d")
+            terminal.wait_for(SERIES.format("✓", r"20 images drained in \d"))
             terminal.type("\x03")
             assert terminal.ended() == 0
-    lines = [line for line in screen(terminal.written) if line and line != "^C"]
-    assert len([line for line in lines if "report.delivered" in line]) == 3
-    assert [line for line in lines if not re.match(STAMP, line)] == []  # no line torn, nothing left of the table
-    assert "gateway.stopped" in lines[-1]
+    *lines, stopping, stopped = [line for line in screen(terminal.written) if line and line != "^C"]
+    assert len(lines) == 3  # and nothing is left of the table
+    assert [line for line in lines if not re.match(SERIES.format("✓", "20 images drained in"), line)] == []
+    assert stopping.endswith("Z stopping: nothing is open, nothing waits")
+    assert stopped.endswith("Z all reports are delivered")
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")  # the cursor is back
 
 
-@pytest.mark.slow
-def test_what_became_idle_stays_below_the_table(tmp_path: Path) -> None:
-    with (
-        server(tmp_path) as (_, url),
-        on_a_terminal([*GATEWAY, "--server-url", url, "--idle-timeout-s", "0.5"], tmp_path) as terminal,
-    ):
-        send(int(terminal.wait_for(r"(?<=port=)\d+")), new_series(2))
-        terminal.wait_for(r"✓ series 1\.2\.\S+ 2 images idle in \d")
+def test_an_incomplete_series_and_one_in_conflict_are_no_green_tick_and_name_no_patient(tmp_path: Path) -> None:
+    incomplete, conflicting, fine = new_series(7), new_series(3), new_series(2)
+    for ds in incomplete:
+        ds.NumberOfSeriesRelatedInstances = 12
+    with server(tmp_path) as (_, url):
+        stored = make_report("1", series=conflicting[0].SeriesInstanceUID).model_copy(update={"PatientID": "XYZ987"})
+        httpx.post(f"{url}/series", json=stored.model_dump(mode="json"), trust_env=False).raise_for_status()
+        command = [*GATEWAY, "--server-url", url, "--idle-policy", "fixed", "--idle-timeout-s", "0.5"]
+        with on_a_terminal(command, tmp_path, width=250) as terminal:
+            port = int(terminal.wait_for(PORT))
+            for datasets in (incomplete, conflicting, fine):
+                send(port, datasets)
+            terminal.wait_for(SERIES.format("!", r"7 of 12, 5 missing, idle in \d"))
+            terminal.wait_for(SERIES.format("!", r"\d images? idle - a conflict: another patient or study is stored"))
+            terminal.wait_for(SERIES.format("✓", r"2 images idle in \d"))
+            terminal.type("\x03")
+            assert terminal.ended() == 0
+    assert "\x1b[33m! 1.2." in terminal.written
+    assert "\x1b[32m" not in terminal.written.replace("\x1b[32m\x1b[1mwarning", "")
+    assert not re.search("Test.One|P1|XYZ987", plain(terminal.written))
+
+
+def test_ctrl_c_says_what_it_waits_for_and_in_the_end_where_undelivered_reports_are(tmp_path: Path) -> None:
+    command = [*GATEWAY, "--server-url", NOWHERE, "--drain-timeout-s", "0.3"]
+    for waiting in (0, 2):
+        with on_a_terminal(command, tmp_path, width=250) as terminal:
+            port = int(terminal.wait_for(PORT))
+            terminal.wait_for(rf"0 series open, 0 images  {waiting} reports undelivered")
+            for _ in range(2):
+                send(port, new_series(5))
+            terminal.wait_for("2 series open, 10 images")
+            terminal.type("\x03")
+            terminal.wait_for(STOPPING.format(rf"2 open series \(10 images\) and {waiting} waiting reports"))
+            assert terminal.ended() == 0
+        *_, last = [line for line in screen(terminal.written) if line]
+        journal = tmp_path / "gateway-journal.db"
+        assert last.endswith(f"Z {waiting + 2} reports kept in {journal}, posted at the next start")
+
+
+def test_what_an_earlier_run_left_is_said_once_it_is_delivered(tmp_path: Path) -> None:
+    with gateway(tmp_path, NOWHERE, drain_timeout_s=0.3) as (_, port):
+        send(port, new_series(2))
+    with server(tmp_path) as (_, url), on_a_terminal([*GATEWAY, "--server-url", url], tmp_path) as terminal:
+        terminal.wait_for(SERIES.format("·", "2 images reported before this start"))
         terminal.type("\x03")
         assert terminal.ended() == 0
 
 
-def test_the_table_fits_a_small_terminal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [20, 60])
+def test_the_table_fits_a_small_terminal_and_follows_it(tmp_path: Path, width: int) -> None:
     command = [*GATEWAY, "--server-url", NOWHERE, "--drain-timeout-s", "0.3"]
-    with on_a_terminal(command, tmp_path, height=14, width=60) as terminal:
-        port = int(terminal.wait_for(r"(?<=port=)\d+"))
+    with on_a_terminal(command, tmp_path, height=14, width=100) as terminal:
+        port = int(terminal.wait_for(PORT))
         for _ in range(9):
             send(port, new_series(1))
         terminal.wait_for(r"9 series open")
         terminal.wait_for(r"  and \d more open series")
+        terminal.resize(40, width)
+        terminal.wait_for(r"(1\.2\..*\n){8}1\.2\.")
+        terminal.resize(9, width)
+        terminal.forget()
+        terminal.wait_for(r"  and 8 more op")
+        shown = plain(terminal.written).split("9 series open")[-2]
+        assert max(map(len, shown.splitlines())) <= width
         terminal.type("\x03")
         assert terminal.ended() == 0
+
+
+def test_variables_of_a_size_do_not_make_the_table_larger_than_the_terminal(tmp_path: Path) -> None:
+    shell = f"COLUMNS=250 LINES=100 exec {' '.join(GATEWAY)} --server-url {NOWHERE} --drain-timeout-s 0.3"
+    with on_a_terminal(["bash", "-c", shell], tmp_path, height=9, width=60) as terminal:
+        port = int(terminal.wait_for(PORT))
+        for _ in range(3):
+            send(port, new_series(1))
+        terminal.wait_for(r"  and 2 more open series")
+        terminal.type("\x03")
+        assert terminal.ended() == 0
+    assert "─" * 60 in terminal.written
+    assert "─" * 61 not in terminal.written
 
 
 @pytest.mark.slow
@@ -74,6 +135,11 @@ def test_there_is_no_table_on_a_dumb_terminal_and_with_several_workers(
         terminal.type("\x03")
         assert terminal.ended() == 0
     assert "inbox" not in plain(terminal.written)
+    if "TERM" in environment:  # no table, and nothing that moves or colours; every event, and what a stop means
+        assert "\x1b" not in terminal.written
+        assert "Z stopping: nothing is open, nothing waits" in terminal.written
+        *_, stopped = terminal.written.splitlines()
+        assert stopped.endswith("Z all reports are delivered")
 
 
 def test_there_is_no_table_in_the_background(tmp_path: Path) -> None:
@@ -82,7 +148,7 @@ def test_there_is_no_table_in_the_background(tmp_path: Path) -> None:
         terminal.wait_for("gateway.started")
         terminal.type("\n")
         terminal.ended()
-    assert "gateway.stopped" in terminal.written
+    assert "all reports are delivered" in terminal.written
     assert "inbox" not in plain(terminal.written)
 
 

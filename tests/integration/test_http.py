@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.examples import MINIMAL_REPORT
 from common.settings import ServerSettings, SettingsError, load
 from server import create_app
+from tests.serving import serving
 
 PAGE = "https://viewer.example"
 NO_TEXT = (b"\xff", b'{"Resolution": "\xff"}', b'{"PatientName": "\xed\xa0\x80"}', '"ü"'.encode("latin-1"))
@@ -212,3 +214,51 @@ def test_a_viewer_that_cannot_be_linked_to_stops_the_start_with_the_cure(
     monkeypatch.setenv("SERVER_VIEWER_URL", url)
     with pytest.raises(SettingsError, match=r"SERVER_VIEWER_URL.*such as https://viewer\.example"):
         load(ServerSettings)
+
+
+# --- UIDs that are none of PS3.5 §9.1, in paths -------------------------------------------------------------------
+
+ODD_UIDS = ["1.2/3", "a b", "100%", "%2F", "1.2?x=1&y", "a#b", "1.2/", "1.2//", "/1.2", "//", "a;b,c", "~'\"<>"]
+
+
+def test_odd_uids_are_found_by_a_client_that_quotes_them(tmp_path: Path) -> None:
+    with serving(tmp_path) as server, httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+        key = {"Authorization": f"Bearer {server.new_key('series:write', 'series:read', 'admin')}"}
+        for uid in ODD_UIDS:
+            report = MINIMAL_REPORT | {
+                "SeriesInstanceUID": uid,
+                "StudyInstanceUID": uid,
+                "SOPInstanceUIDs": [f"{uid}1"],
+            }
+            assert client.post("/series", json=report, headers=key).status_code == 201, uid
+        for uid in ODD_UIDS:
+            quoted = quote(uid, safe="")
+            assert client.get(f"/series/{quoted}", headers=key).json()["SeriesInstanceUID"] == uid
+            assert client.get(f"/series/{quoted}/", headers=key).json()["SeriesInstanceUID"] == uid
+            assert client.get(f"/series/{quoted}/timeline", headers=key).json()["events"], uid
+            instances = client.get(f"/series/{quoted}/instances", headers=key).json()
+            assert instances["SOPInstanceUIDs"] == [f"{uid}1"]
+            for path in (
+                f"/dicom-web/studies/{quoted}/series",
+                f"/dicom-web/studies/{quoted}/series/{quoted}/instances",
+                f"/dicom-web/series?SeriesInstanceUID={quoted}",
+            ):
+                (found,) = client.get(path, headers=key).json()
+                assert found["0020000E"]["Value"] == [uid], path
+            other = MINIMAL_REPORT | {"SeriesInstanceUID": uid, "StudyInstanceUID": "9.9", "NumInstances": 1}
+            assert client.post("/series", json=other, headers=key).json()["Conflicts"] == 1
+        conflicts = client.get("/conflicts", headers=key).json()["conflicts"]
+        assert sorted(conflict["SeriesInstanceUID"] for conflict in conflicts) == sorted(ODD_UIDS)
+        for conflict in conflicts:
+            answer = client.post(f"/conflicts/{conflict['Digest']}", json={"Resolution": "dismiss"}, headers=key)
+            assert answer.json()["SeriesInstanceUID"] == conflict["SeriesInstanceUID"]
+
+
+@pytest.mark.parametrize("uid", [".", "..", "1.2/instances"])
+def test_a_uid_that_no_path_can_say_is_found_by_a_query(tmp_path: Path, uid: str) -> None:
+    with serving(tmp_path) as server, httpx.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+        key = {"Authorization": f"Bearer {server.new_key('series:write', 'series:read')}"}
+        report = MINIMAL_REPORT | {"SeriesInstanceUID": uid}
+        assert client.post("/series", json=report, headers=key).status_code == 201
+        (found,) = client.get("/dicom-web/series", params={"SeriesInstanceUID": uid}, headers=key).json()
+        assert found["0020000E"]["Value"] == [uid]

@@ -419,7 +419,11 @@ class Giving:
     peer, timeout_s = Peer("PACS1", "127.0.0.1", 104), 0.02
 
     def __init__(self, ds: Dataset) -> None:
-        self.request = SimpleNamespace(DataSet=BytesIO(encode(ds, False, True) or b""))
+        self.request = SimpleNamespace(
+            DataSet=BytesIO(encode(ds, False, True) or b""),
+            AffectedSOPClassUID=CTImageStorage,
+            AffectedSOPInstanceUID=UIDS[1],
+        )
         self.context = SimpleNamespace(transfer_syntax=ExplicitVRLittleEndian)
         self.assoc, self.aborted = self, False
 
@@ -437,16 +441,31 @@ class Giving:
         self.aborted = True
 
 
-def test_a_pacs_that_gives_without_end_holds_no_thread() -> None:
-    given_: list[Instance] = []
+def stored_of(ds: Dataset) -> list[Instance]:
+    """What is stored of an image that a PACS gives, over and over, for the second one."""
+    stored: list[Instance] = []
 
     def store(instance: Instance) -> int:
-        given_.append(instance)
+        stored.append(instance)
         return 0x0000
 
     with pytest.raises(PacsUnavailable, match="broke off"):
-        get(cast(Line, Giving(held(2))), key=KEY, missing={UIDS[1]: CTImageStorage}, store=store)
-    assert len(given_) > 1
+        get(cast(Line, Giving(ds)), key=KEY, missing={UIDS[1]: CTImageStorage}, store=store)
+    return stored
+
+
+def test_a_pacs_that_gives_without_end_holds_no_thread() -> None:
+    assert len(stored_of(held(2))) > 1
+
+
+def test_what_is_fetched_has_the_class_of_its_command_where_it_has_none() -> None:
+    ds = held(2)
+    del ds.SOPClassUID
+    assert {instance.sop_class_uid for instance in stored_of(ds)} == {CTImageStorage}
+
+
+def test_what_is_fetched_has_to_be_the_instance_of_its_command() -> None:
+    assert not stored_of(held(3))
 
 
 async def test_a_pacs_that_says_no_class_where_none_is_at_hand_is_said() -> None:

@@ -318,6 +318,6 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
     named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances")}
     others = {"/conflicts", "/conflicts/{digest}", "/changes", "/changes/stream"}
-    others |= {"/series", "/series.csv", "/completions", "/metrics", "/health/live", "/health/ready"}
+    others |= {"/series", "/series.csv", "/completions", "/sources", "/metrics", "/health/live", "/health/ready"}
     others |= {"/session", "/gateways", "/gateways/{GatewayID}", "/overview/series", "/overview/stream"}
     assert {path for path in document["paths"] if not path.startswith("/dicom-web/")} == named | others

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -145,3 +146,25 @@ async def test_a_reader_that_takes_nothing_is_let_go_and_said(monkeypatch: pytes
     await chunks.aclose()  # type: ignore[attr-defined]
     assert [entry["event"] for entry in logs] == ["stream.dropped"]
     assert ended
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_reader_passes_over_what_was_purged_and_waits_behind_it(database: Database, begun: bool) -> None:
+    follower = Follower(database)
+    await store(database, 1)
+    if begun:  # it knows the first change, and keeps it
+        await follower._look_once()
+    await store(database, *range(2, 6))
+    after = datetime(9999, 1, 1, tzinfo=UTC)
+    assert (await database.purger.series(after, None, dry=False)).series == 5
+    await follower._look_once()
+    for since in (1, 3, 5):  # else a reader would ask for ever, and never wait
+        assert await follower._behind(since) == (5, b"")
+    running = asyncio.create_task(follower.run())
+    readers = [Reader(follower, since) for since in (1, 3, 5)]
+    await store(database, 9)
+    for reader in readers:
+        await reader.until(lambda one: one.told == [6])
+    follower.end()
+    await asyncio.gather(running, *(reader.task for reader in readers))
+    assert all(reader.told == [6] for reader in readers)

@@ -162,6 +162,23 @@ async def test_a_webhook_is_told_what_it_asks_for_and_is_behind_with_nothing_els
     assert [change["Number"] for change in receiver.received] == wanted
 
 
+async def test_a_webhook_from_the_start_is_told_what_was_not_purged_and_is_then_behind_with_nothing(
+    database: Database, receiver: Receiver
+) -> None:
+    for series in (1, 2, 3):
+        await store(database, series, 1)
+    await database.last_change()
+    after = datetime(9999, 1, 1, tzinfo=UTC)
+    assert (await database.purger.series(after, None, dry=False)).series == 3
+    await added(database, receiver.url)
+    async with telling(database), asyncio.timeout(120):
+        while (await listed(database))["behind"]:  # noqa: ASYNC110 - its place is in the database alone
+            await asyncio.sleep(0.05)
+        await store(database, 4, 1)
+        await receiver.until(lambda: len(receiver.received) == 1)
+    assert receiver.received[0]["Number"] == 4
+
+
 @contextmanager
 def fast_clock() -> Any:
     """Wall time 1000 times as fast: waits between tries are measured by it."""

@@ -21,6 +21,7 @@ from common.outgoing import http_client
 from common.settings import GatewaySettings, load
 from gateway.dispatcher import SeriesDispatcher
 from gateway.heartbeat import _tell
+from gateway.orders import Orders
 from gateway.server_client import (
     MAX_ANSWER_BYTES,
     NoAnswer,
@@ -85,6 +86,7 @@ def stranger() -> Iterator[Stranger]:
 async def meet(url: str) -> None:
     """All that is asked of a server, and one webhook, twice: what the first answer left behind may hurt the second."""
     gateway = load(GatewaySettings, {"server_url": url, "request_timeout_s": "5"})
+    orders = Orders({})
     with memory_journal() as journal:
         async with server_client(gateway) as http, http_client(timeout=5) as hooks:
             dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=1.0)
@@ -96,7 +98,7 @@ async def meet(url: str) -> None:
                     assert len(str(error)) <= 1000
                     if isinstance(error, ServerUnavailable):
                         assert 0 <= error.retry_after_s <= 3600
-                assert isinstance(await _tell(http, STATE), str | None)
+                assert isinstance(await _tell(http, STATE, orders), str | None)
                 known = await stored_instances(http, make_instance().key)
                 assert known is None or all(isinstance(uid, str) for uid in known)
                 hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret(), "OldSecret": None, "LinkLocal": False}

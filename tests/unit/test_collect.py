@@ -11,7 +11,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from client import CLOSED, collect, restore
+from client import CLOSED, Declare, collect, restore
 from common.metrics import instances_doubtful, total
 from common.settings import GatewaySettings, load
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
@@ -22,7 +22,7 @@ from gateway.journal import Journal, JournalUnavailable, Waiting
 from gateway.questions import Question
 from models import Instance
 from scp import HandleStore, enqueue
-from tests.factories import SERIES, collector_of, make_instance, make_report, memory_journal
+from tests.factories import RECEIVED_AT, SERIES, collector_of, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 IDLE_S = 1.0
@@ -98,6 +98,40 @@ async def test_an_image_is_answered_when_it_is_kept_and_its_series_reported_when
         await asyncio.sleep(2 * IDLE_S)
         assert w.taken.reports == [(SERIES, 1, 1)]
         assert w.journal.open_instances == 0
+
+
+async def test_a_declared_series_is_reported_when_asked_and_only_then_is_that_said() -> None:
+    async with way(collector_of(Fixed(3600.0))) as w:
+        await w.store(make_instance("1"))
+        closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        await w.inbox.put(Declare(SERIES, RECEIVED_AT, closed))
+        assert await closed == 1
+        assert w.taken.reports == [(SERIES, 1, 1)]
+        assert w.journal.open_instances == 0
+
+
+async def test_a_declaration_is_not_done_before_its_report_is_on_disk() -> None:
+    """Else a restart would open the series again, for its whole time-out, and nobody would order it closed."""
+    async with way(collector_of(Fixed(3600.0))) as w:
+        await w.store(make_instance("1"))
+        close = w.journal.close
+
+        async def full(*_: Any) -> None:
+            raise JournalUnavailable("disk full")
+
+        w.journal.close = full
+        asked: list[asyncio.Future[int]] = []
+        for _ in range(2):
+            asked.append(asyncio.get_running_loop().create_future())
+            await w.inbox.put(Declare(SERIES, RECEIVED_AT, asked[-1]))
+        await asyncio.sleep(60)
+        assert not any(one.done() for one in asked)
+        asked[0].cancel()  # nobody waits for it any more
+        w.journal.close = close
+        await asyncio.sleep(60)
+        assert asked[1].result() == 0  # the first one closed it
+        assert w.taken.reports == [(SERIES, 1, 1)]
+        await w.close()
 
 
 async def test_what_arrived_while_a_commit_stalled_is_seen_before_what_fell_due_meanwhile() -> None:

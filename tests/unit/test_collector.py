@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCapture
 
 from dicom.header import INSTANCE_KEYWORDS, WANTED, read_instance
 from gateway.collector import DUE_AT_ONCE, MARKS, SeriesCollector
-from gateway.idle import Adaptive, Fixed
+from gateway.idle import Adaptive, Fixed, Source
 from gateway.questions import Answer
 from models import Association, Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
@@ -134,6 +134,49 @@ def test_drain_reports_what_is_open_and_empties(collector: SeriesCollector) -> N
     (report,) = collector.drain(99.0)
     assert report.Verdict == "drained"
     assert (collector.next_deadline(), collector.drain(99.0)) == (None, [])
+
+
+def test_a_declared_series_is_reported_at_once_and_no_other(collector: SeriesCollector) -> None:
+    for series in (SERIES, "1.9"):
+        collector.observe(make_instance("1", series=series), 0.0)
+    (report,) = collector.declare(SERIES, RECEIVED_AT, 0.5)
+    assert (report.SeriesInstanceUID, report.Verdict, report.NumInstances) == (SERIES, "declared", 1)
+    assert report.Timeline[-1].Details["Verdict"] == "declared"
+    assert collector.declare(SERIES, RECEIVED_AT, 0.6) == []
+    assert [r.SeriesInstanceUID for r in collector.due(IDLE_S)] == ["1.9"]
+
+
+def test_a_declared_series_is_reported_for_each_patient_that_it_is_collected_under(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1"), 0.0)
+    collector.observe(make_instance("2", patient_id="P2"), 0.0)
+    assert [r.PatientID for r in collector.declare(SERIES, RECEIVED_AT, 0.5)] == ["P1", "P2"]
+
+
+def test_what_a_person_said_before_its_first_image_came_closes_no_series(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1"), 0.0)
+    assert collector.declare(SERIES, RECEIVED_AT - timedelta(milliseconds=1), 0.5) == []
+    assert collector.open_series == 1
+
+
+def test_an_image_after_a_declaration_contradicts_it(collector: SeriesCollector) -> None:
+    collector.observe(make_instance("1"), 0.0)
+    collector.declare(SERIES, RECEIVED_AT, 0.5)
+    collector.observe(make_instance("2"), 1.0)
+    (report,) = collector.due(1.0 + IDLE_S)
+    (reopened,) = [entry for entry in report.Timeline if entry.Event == "series.reopened"]
+    assert (report.Revision, sops(report), reopened.Details["Verdict"]) == (2, {f"{SERIES}.2"}, "declared")
+
+
+def test_that_a_person_was_impatient_teaches_nothing_of_a_source() -> None:
+    policy = Adaptive(IDLE_S, 60.0)
+    collector = collector_of(policy)
+    collector.observe(make_instance("1"), 0.0)
+    source = Source("TEST", "CT", "")
+    collector.declare(SERIES, RECEIVED_AT, 0.5)
+    assert policy.known(source) == 0
+    collector.observe(make_instance("1", series="1.9"), 1.0)
+    collector.due(1000.0)
+    assert policy.known(source) == 1
 
 
 def test_attribute_missing_in_the_first_image_is_taken_from_a_later_one(collector: SeriesCollector) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pynetdicom
 import pytest
 from pydicom.charset import python_encoding
+from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.pdu import A_ASSOCIATE_AC
 from pynetdicom.presentation import build_context
@@ -16,12 +17,15 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from api.dicomweb.request import MAX_LIMIT, UNSUPPORTED
+from bench.odd_associations import LENGTHS, NO_CONTEXT, NO_PATIENT, NO_STORAGE, NO_SYNTAX, odd_associations
+from bench.odd_data_sets import NO_IDENTITY, Odd, odd_data_sets
 from bench.rig.senders import associate_rq
 from common.settings import GatewaySettings, variable
 from dicom import associate, deflate, header, query_retrieve, scu, statuses, upper_layer, walk
 from dicom.upper_layer import Acceptor, AssociateRequested, Limits
 from gateway import collector, pacs
 from storage.search import KEYS, Level
+from tests.factories import RECEIVED_AT, encode, make_dataset
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "conformance.md").read_text()
@@ -171,3 +175,74 @@ def test_contexts_are_accepted_and_rejected_as_stated() -> None:
     results = primitive.presentation_context_definition_results_list
     assert [context.result for context in results] == [0, 0, 0, 3, 3]
     assert results[1].transfer_syntax == [unknown_syntax]
+
+
+# --- odd forms --------------------------------------------------------------------------------------------------
+
+ODD_FORMS = "### A.9.3 Odd forms that are taken"
+
+
+def stated_forms(table: str) -> dict[str, list[str]]:
+    """By what becomes of them, the forms that a table names."""
+    rows = chapter(ODD_FORMS).partition(f"| {table}")[2].partition("\n\n")[0]
+    return {told: forms.split("; ") for told, forms in re.findall(r"^\| ([^-].*?) \| (.*) \|$", rows, re.MULTILINE)}
+
+
+def test_association_requests_fare_as_stated() -> None:
+    stated = stated_forms("association request")
+    forms = {odd.name: odd for odd in odd_associations() if not odd.name.startswith("mutation")}
+    assert sorted(name for names in stated.values() for name in names) == sorted(forms)
+    for told, names in stated.items():
+        for name in names:
+            odd = forms[name]
+            assert told == ("accepted" if not odd.refused else f"not, or not all of it: {odd.refused}")
+            if odd.refused == LENGTHS:
+                with pytest.raises(associate.Unreadable):
+                    associate.read(odd.request)
+                continue
+            request = associate.read(odd.request)
+            accepted = associate.accept(request, {Verification: pynetdicom.ALL_TRANSFER_SYNTAXES}).accepted
+            is_whole = len(accepted) == len(request.contexts)
+            assert is_whole is (odd.refused not in (NO_CONTEXT, NO_PATIENT, NO_STORAGE, NO_SYNTAX)), name
+
+
+def said_of(odd: Odd) -> str:
+    try:
+        instance = header.read_instance(
+            odd.data,
+            transfer_syntax_uid=odd.transfer_syntax,
+            calling_ae_title="AE",
+            peer_address="::1",
+            received_at=RECEIVED_AT,
+        )
+    except header.HeaderError:
+        return f"0xC000: {NO_IDENTITY}"
+    found = instance.attributes
+    assert all("\\".join(found[keyword]) == value for keyword, value in odd.holds.items()), odd.name
+    return "; ".join(header.with_class_of_command(instance, odd.sop_class_of_command).doubtful) or "nothing"
+
+
+def test_of_data_sets_is_said_what_is_stated() -> None:
+    expected: dict[str, list[str]] = {}
+    for odd in odd_data_sets():
+        if not odd.mutated:
+            expected.setdefault(said_of(odd), []).append(odd.name)
+    assert stated_forms("data set") == expected
+
+
+def test_items_of_explicit_vr_in_implicit_ones_are_found_by_pydicom_and_said() -> None:
+    ds = make_dataset()
+    ds.ReferencedImageSequence = [Dataset()]
+    ds.ReferencedImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
+    data = encode(ds, implicit=True)
+    inner = encode(ds.ReferencedImageSequence[0], implicit=True)
+    sent = data.replace(inner, encode(ds.ReferencedImageSequence[0]))
+    assert len(sent) == len(data)
+    instance = header.read_instance(
+        sent,
+        transfer_syntax_uid="1.2.840.10008.1.2",
+        calling_ae_title="AE",
+        peer_address="::1",
+        received_at=RECEIVED_AT,
+    )
+    assert instance.text("PatientID") == "P1"

@@ -661,3 +661,20 @@ async def test_an_image_sent_again_is_measured_by_its_own_time() -> None:
     assert 0 <= first["row_latency_s"] < 600
     assert "row_latency_s" not in second
     assert measured() == before + 1
+
+
+async def test_what_the_row_lacks_or_is_in_conflict_with_is_logged_and_nothing_where_all_is_well() -> None:
+    amiss: dict[str, Any] = {"ExpectedInstances": 12, "Missing": 5, "Conflicts": 1}
+    rows = iter([amiss, {"ExpectedInstances": 1}])
+
+    async def answer(report: SeriesReport) -> httpx.Response:
+        record = SeriesRecord.model_validate_json(stored(report).content)
+        return httpx.Response(200, content=record.model_copy(update=next(rows)).model_dump_json())
+
+    with capture_logs() as logs:
+        async with dispatching(answer) as line:
+            await line.report(make_report("1"))
+            await line.report(make_report("1"))
+    first, second = [entry for entry in logs if entry["event"] == "report.delivered"]
+    assert (first["expected"], first["missing"], first["conflicts"]) == (12, 5, 1)
+    assert not {"expected", "missing", "conflicts", "part"} & second.keys()

@@ -62,7 +62,7 @@ def noted() -> dict[str, set[str]]:
     for call in calls():
         if isinstance(call.func, ast.Attribute) and call.func.attr == "_note":
             found.setdefault(text(call.args[1]), set()).update(keyword.arg or MANY for keyword in call.keywords)
-    for name in ("storage/merge.py", "db.py"):
+    for name in ("storage/merge.py", "storage/history.py", "storage/purge.py", "db.py"):
         for event in re.findall(r'"Event": "([a-z._]+)"', (ROOT / name).read_text()):
             found.setdefault(event, set())
     return found

@@ -22,6 +22,8 @@ from tests.unit.test_header import element, identity
         ("00180081*", Extra("EchoTime", 0x00180081, "DS", of_images=True)),
         ("Te=EchoTime", Extra("Te", 0x00180081, "DS")),
         ("(0019,0c,SIEMENS MR HEADER)", Extra("0019xx0C", 0x0019000C, "LO", "SIEMENS MR HEADER")),
+        ("(0019,0c,A%3BB%2C %28C%29 5%25,IS)", Extra("0019xx0C", 0x0019000C, "IS", "A;B, (C) 5%")),
+        ("(0019,0c,100% OURS)", Extra("0019xx0C", 0x0019000C, "LO", "100% OURS")),
         (
             "BValue=(0019,0C,SIEMENS MR HEADER,IS)*",
             Extra("BValue", 0x0019000C, "IS", "SIEMENS MR HEADER", of_images=True),
@@ -80,6 +82,42 @@ def test_a_private_attribute_is_found_in_the_block_of_its_creator(block: int) ->
     assert "BValue" not in read("BValue=(0019,0C,SIEMENS MR HEADER,IS)", (0x0019100C, "IS", b"7")).attributes
 
 
+def test_a_creator_may_have_what_separates_entries() -> None:
+    creator, value = (0x00190010, "LO", b"MADE; BY, US (5%)"), (0x0019100C, "LO", b"7")
+    instance = read("N=(0019,0C,MADE%3B BY%2C US %285%25%29);EchoTime", creator, value, (0x00180081, "DS", b"1.5 "))
+    assert (instance.attributes["N"], instance.attributes["EchoTime"]) == (("7",), ("1.5",))
+
+
+@pytest.mark.parametrize(
+    ("named", "vr", "sent", "values"),
+    [
+        ("", "US", struct.pack("<2H", 3, 4), ("3", "4")),
+        ("", "FD", struct.pack("<d", 0.1), ("0.1",)),
+        (",US", "IS", b"1000", ("1000",)),
+        (",IS", "SL", struct.pack("<l", -5), ("-5",)),
+        (",US", "UN", b"\1\0", ("1",)),
+        (",IS", "SH", b"A", ("A",)),
+    ],
+)
+def test_a_private_value_is_read_by_the_vr_that_it_was_sent_with(
+    named: str, vr: str, sent: bytes, values: tuple[str, ...]
+) -> None:
+    long = struct.pack("<HH2s2xL", 0x19, 0x100C, b"UN", len(sent)) + sent
+    data = b"".join(element(*e) for e in sorted([*identity()[2:], (0x00190010, "LO", b"X")]))
+    data += long if vr == "UN" else element(0x0019100C, vr, sent)
+    data += b"".join(element(*e) for e in identity()[:2])
+    wanted = Wanted(extras(f"N=(0019,0C,X{named})"))
+    instance = read_instance(
+        data,
+        wanted=wanted,
+        transfer_syntax_uid="1.2.840.10008.1.2.1",
+        calling_ae_title="AE",
+        peer_address="::1",
+        received_at=RECEIVED_AT,
+    )
+    assert instance.attributes["N"] == values
+
+
 @pytest.mark.parametrize(
     ("entry", "vr", "sent", "values"),
     [
@@ -112,7 +150,7 @@ def test_the_values_of_every_image_are_joined_in_the_row() -> None:
     known |= dict.fromkeys(
         (
             *("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedFrom", "LastReceivedAt", "FirstReceivedAt"),
-            "CalledAETitle",
+            *("CalledAETitle", "Withdrawn"),
         )
     )
     for values in (["1", "2"], ["3", "2"]):

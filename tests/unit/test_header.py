@@ -24,13 +24,16 @@ from pydicom.uid import (
 
 from dicom.deflate import MAX_INFLATED_BYTES
 from dicom.header import (
+    ALWAYS,
     INSTANCE_KEYWORDS,
     INSTANCE_LEVEL,
     MAX_INSTANCE_VALUE,
+    OTHER_VR,
     PYDICOM_BYTES,
     WANTED,
     HeaderError,
     _decode_element,
+    finish,
     instance_values,
     read_instance,
     with_class_of_command,
@@ -345,6 +348,78 @@ def test_longest_value_is_kept_without_nul() -> None:
 def test_equal_values_of_different_images_are_one_object() -> None:
     one, other = (read(encode(make_dataset(sop, series=f"1.{sop}"))) for sop in "12")
     assert instance_values(one) is instance_values(other)
+
+
+# --- numbers, by the VR that they were sent with --------------------------------------------------------------------
+
+ROWS, FRAMES, NUMBER, THICKNESS = 0x00280010, 0x00280008, 0x00200013, 0x00180050
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "sent", "number"),
+    [
+        (ROWS, "IS", b"512 ", "512"),
+        (ROWS, "DS", b"512.0 ", "512"),
+        (ROWS, "LO", b"+512", "+512"),
+        (ROWS, "SS", struct.pack("<h", 512), "512"),
+        (ROWS, "UL", struct.pack("<L", 512), "512"),
+        (ROWS, "SL", struct.pack("<l", -1), "-1"),
+        (ROWS, "FD", struct.pack("<d", 512), "512"),
+        (FRAMES, "US", struct.pack("<H", 30), "30"),
+        (FRAMES, "UL", struct.pack("<L", 30), "30"),
+        (NUMBER, "US", struct.pack("<H", 7), "7"),
+        (NUMBER, "DS", b"7.00", "7"),
+        (THICKNESS, "FD", struct.pack("<d", 0.625), "0.625"),
+        (THICKNESS, "FL", struct.pack("<f", 0.1), "0.1"),
+        (THICKNESS, "LO", b"0.625 ", "0.625"),
+    ],
+)
+def test_a_number_of_another_vr_is_read_by_the_vr_as_sent_and_said(tag: int, vr: str, sent: bytes, number: str) -> None:
+    instance = read(header((tag, vr, sent)))
+    assert instance.text(WANTED[tag][0]) == number
+    assert instance.doubtful == (OTHER_VR,)
+
+
+@pytest.mark.parametrize("vr", ["IS", "UL"])
+def test_a_number_without_value_has_none_whatever_its_vr(vr: str) -> None:
+    assert read(header((ROWS, vr, b""))).attributes["Rows"] == ()
+
+
+def test_a_number_of_unknown_vr_is_as_it_should_be() -> None:
+    unknown = struct.pack("<HH2s2xLH", 0x28, 0x10, b"UN", 2, 512)
+    instance = read(header() + unknown)
+    assert (instance.text("Rows"), instance.doubtful) == ("512", ())
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "sent"),
+    [
+        (ROWS, "IS", b"wide"),
+        (ROWS, "UL", b"\0\2"),
+        (ROWS, "DS", b"1.5 "),
+        (ROWS, "FD", struct.pack("<d", float("nan"))),
+        (THICKNESS, "FD", struct.pack("<d", float("inf"))),
+        (FRAMES, "DS", b"1e99\\x"),
+    ],
+)
+def test_a_number_that_its_vr_cannot_be_is_no_value_and_said(tag: int, vr: str, sent: bytes) -> None:
+    instance, keyword = read(header((tag, vr, sent))), WANTED[tag][0]
+    assert instance.attributes[keyword] == ()
+    assert f"{keyword} cannot be read by its value representation" in instance.doubtful
+
+
+def test_the_vr_is_that_of_the_value_that_stands() -> None:
+    own, other = element(ROWS, "US", struct.pack("<H", 8)), element(ROWS, "IS", b"512 ")
+    empty = element(ROWS, "IS", b"")
+    for sent, number in ((own + other, "512"), (other + own, "8"), (own + empty, "8")):
+        for pieces in (1, 7, 1000):
+            walk = ALWAYS.begin(ExplicitVRLittleEndian)
+            data = header() + sent
+            for at in range(0, len(data), pieces):
+                walk.feed(data[at : at + pieces])
+            fields = {"calling_ae_title": "AE", "peer_address": "::1", "received_at": RECEIVED_AT}
+            instance = finish(walk, transfer_syntax_uid=ExplicitVRLittleEndian, **fields)  # type: ignore[arg-type]
+            assert instance.text("Rows") == number
 
 
 # --- sequences ----------------------------------------------------------------------------------------------

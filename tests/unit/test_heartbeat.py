@@ -1,8 +1,11 @@
 """What a gateway tells of itself, in virtual time."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
@@ -13,10 +16,11 @@ from common.settings import GatewaySettings
 from common.version import version
 from gateway.dispatcher import SeriesDispatcher
 from gateway.heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
-from gateway.idle import Fixed
+from gateway.idle import Adaptive, Fixed
 from gateway.journal import Journal
-from models import MAX_DEAD, MAX_SLOTS, SLOT_S, GatewayState
-from tests.factories import SERIES, STUDY, collector_of, make_instance, make_report, memory_journal
+from gateway.orders import Orders
+from models import MAX_DEAD, MAX_HEARD, MAX_SLOTS, SLOT_S, GatewayState, Order, OrderDone
+from tests.factories import SERIES, STUDY, collector_of, make_instance, make_report, make_state, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")
@@ -27,20 +31,33 @@ class Watched:
 
     def __init__(self, journal: Journal, answer: httpx.Response | Exception) -> None:
         self.beats: list[tuple[float, GatewayState]] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.ordered: list[str | None] = []
         self.answer = answer
+        self.once: httpx.Response | None = None
         self.wait_s = 0.0
         self.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(self._take))
         self.journal = journal
         self.inbox: asyncio.Queue[object] = asyncio.Queue(10)
         self.collector = collector_of(Fixed(2.0))
         self.dispatcher = SeriesDispatcher(self.http, journal, concurrency=1, retry_max_s=1.0)
-        self.vitals = Vitals(SETTINGS, self.inbox, journal, self.collector, self.dispatcher)
+        self.vitals = Vitals(
+            SETTINGS, self.inbox, journal, self.collector, self.dispatcher, Orders({"declare": self._declare})
+        )
+
+    async def _declare(self, order: Order) -> str:
+        self.ordered.append(order.SeriesInstanceUID)
+        return "it was not open here"
 
     async def _take(self, request: httpx.Request) -> httpx.Response:
         assert (request.method, request.url.raw_path) == ("PUT", b"/gateways/gateway%201")
         state = GatewayState.model_validate_json(request.content)
+        self.bodies.append(json.loads(request.content))
         self.beats.append((asyncio.get_running_loop().time(), state))
         await asyncio.sleep(self.wait_s)
+        if self.once is not None:
+            answer, self.once = self.once, None
+            return answer
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -185,6 +202,61 @@ async def test_a_server_that_never_finishes_its_answer_holds_up_nothing() -> Non
         assert gateway.beats
 
 
+def ordering(*orders: dict[str, Any]) -> httpx.Response:
+    return httpx.Response(200, json={"Orders": [{"AgeS": 0.0, **order} for order in orders]})
+
+
+async def test_what_became_of_an_order_is_said_in_the_next_heartbeat_and_once_it_was_heard_no_more() -> None:
+    async with watched(ordering({"Number": 7, "Kind": "declare", "SeriesInstanceUID": SERIES})) as gateway:
+        await asyncio.sleep(0.5)
+        assert gateway.ordered == [SERIES]
+        gateway.answer = httpx.ConnectError("refused")
+        await asyncio.sleep(10)
+        lost = [state for at, state in gateway.beats if state.OrdersDone]
+        gateway.answer = ordering()
+        await asyncio.sleep(20)
+        (*_, heard), quiet = lost + [s for _, s in gateway.beats if s.OrdersDone], gateway.beats[-1][1]
+    assert len(lost) >= 1
+    assert heard.OrdersDone == [OrderDone(Number=7, Problem="it was not open here")]
+    assert quiet.OrdersDone == []
+    assert gateway.ordered == [SERIES]
+
+
+async def test_a_server_that_gives_no_orders_hears_of_nothing_that_it_does_not_know() -> None:
+    """An earlier version's refuses a state with a field that it does not know."""
+    async with watched() as gateway:
+        (waiting,) = await gateway.journal.close([make_report("1")])
+        await gateway.journal.refused(waiting, "HTTP 422")
+        await asyncio.sleep(2.5)
+        before = gateway.bodies[-1]
+        gateway.answer = ordering({"Number": 1, "Kind": "discard", "DeadLetter": 77})
+        await asyncio.sleep(12)
+        with_orders = gateway.bodies[-2:]
+        gateway.answer = httpx.Response(422)
+        await asyncio.sleep(12)
+        after = gateway.bodies[-1]
+    assert [len(before["Dead"]), "OrdersDone" in before, "Id" in before["Dead"][0]] == [1, False, False]
+    assert [body["Dead"][0]["Id"] for body in with_orders] == [waiting.id] * 2
+    assert any(body["OrdersDone"] for body in gateway.bodies if "OrdersDone" in body)
+    assert ["OrdersDone" in after, "Id" in after["Dead"][0]] == [False, False]
+
+
+async def test_what_was_not_said_is_said_later_and_not_done_again() -> None:
+    """An earlier version stood in the server's place for a moment."""
+    order = {"Number": 7, "Kind": "declare", "SeriesInstanceUID": SERIES}
+    async with watched(ordering(order)) as gateway:
+        await asyncio.sleep(0.5)
+        gateway.answer = httpx.Response(422)
+        await asyncio.sleep(12)
+        said = len(gateway.beats)
+        gateway.once, gateway.answer = ordering(order), ordering()
+        await asyncio.sleep(12)
+        done = [state.OrdersDone for _, state in gateway.beats[said:]]
+    assert gateway.ordered == [SERIES]
+    assert done[0] == []
+    assert done[1] == [OrderDone(Number=7, Problem="it was not open here")]
+
+
 async def test_the_last_word_is_that_it_stopped() -> None:
     async with watched() as gateway:
         gateway.collector.observe(make_instance("1"), 0.0)
@@ -231,3 +303,27 @@ async def test_a_state_that_is_no_text_is_told_of_and_not_worth_the_gateway() ->
             await asyncio.sleep(QUIET_BEAT_S + 1)
             assert gateway.beats
     assert [line["event"] for line in logs] == ["heartbeat.refused"]
+
+
+async def test_the_sources_that_were_heard_last_are_told_with_what_was_learnt_of_them() -> None:
+    collector = collector_of(Adaptive(2.0, 60.0))
+    for n in range(MAX_HEARD + 2):
+        instance = replace(make_instance("1", series=f"1.{n}"), calling_ae_title=f"CT{n:02}")
+        collector.observe(instance, float(n))
+    collector.observe(replace(make_instance("2", series="1.2"), calling_ae_title="CT02"), 100.0)
+    heard = collector.heard()
+    assert [one.Source for one in heard] == [*(f"CT{n:02} CT" for n in range(3, MAX_HEARD + 2)), "CT02 CT"]
+    assert {len(one.WaitS) for one in heard} == {0}
+    assert len(collector.due(1e6)) == MAX_HEARD + 2
+    state = GatewayState.model_validate(make_state("one", Sources=[one.model_dump() for one in collector.heard()]))
+    assert {(one.LearntFrom, bool(one.WaitS)) for one in state.Sources} == {(1, True)}
+    assert all(0 < seconds <= 60 for one in state.Sources for seconds in one.WaitS.values())
+
+
+async def test_a_source_that_the_server_would_refuse_is_left_out_of_the_heartbeat() -> None:
+    async with watched() as gateway:
+        gateway.collector.observe(replace(make_instance("1"), calling_ae_title="C" * 100), 0.0)
+        gateway.collector.observe(make_instance("1", series="1.2"), 0.0)
+        await asyncio.sleep(1.5)
+        _, state = gateway.beats[-1]
+    assert [one.Source for one in state.Sources] == ["TEST CT"]

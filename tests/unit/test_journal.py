@@ -17,12 +17,13 @@ from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage
 from structlog.testing import capture_logs
 
 from gateway import journal as journal_module
-from gateway.idle import Fixed
+from gateway import journal_reader
+from gateway.idle import MAX_SOURCES, Fixed
 from gateway.journal import Bounds, Journal, JournalUnavailable
 from gateway.journal_file import SCHEMA_VERSION, SCHEMAS
 from gateway.journal_reader import JournalUnusable, read
 from models import Instance, SeriesKey, SeriesReport
-from tests.factories import UNBOUNDED, collector_of, make_instance, make_report
+from tests.factories import RECEIVED_AT, UNBOUNDED, collector_of, make_instance, make_report
 
 T = TypeVar("T")
 
@@ -364,7 +365,9 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(f"{schema} PRAGMA user_version = {version};")
         connection.execute(
-            "INSERT INTO open_series VALUES (1, ?, ?, ?, ?, '1.2', 'CT1', '::1', ?)",
+            "INSERT INTO open_series (id, study_instance_uid, series_instance_uid, patient_id, sop_class_uid, "
+            "transfer_syntax_uid, calling_ae_title, peer_address, content) "
+            "VALUES (1, ?, ?, ?, ?, '1.2', 'CT1', '::1', ?)",
             (*make_instance().key, CTImageStorage, content),
         )
         insert = "INSERT INTO instances (series_id, sop_instance_uid, received_at) VALUES (1, ?, 0)"
@@ -386,6 +389,28 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
         "InstanceNumber": [None, "2"],
         "Rows": [None, "9"],
     }
+
+
+async def test_who_sent_what_was_reported_is_counted_with_it(path: Path) -> None:
+    first = make_report("1", "2").model_copy(update={"Source": "CT1 CT"})
+    later = first.model_copy(update={"Revision": 2, "LastReceivedAt": RECEIVED_AT + timedelta(hours=1)})
+    part = first.model_copy(update={"Verdict": None})
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.close([part, later, first, make_report("1", series="1.2")])
+    at = (RECEIVED_AT + timedelta(hours=1)).timestamp()
+    assert journal_reader.sources(path) == [{"name": "CT1 CT", "last_image_at": at, "series": 1, "images": 4}]
+
+
+async def test_names_that_a_stranger_makes_up_never_evict_a_known_source(path: Path) -> None:
+    def of(source: str, series: str) -> SeriesReport:
+        return make_report("1", series=series).model_copy(update={"Source": source})
+
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.close([of("CT1 CT", "1.1"), of("CT1 CT", "1.2")])
+        await journal.close([of(f"X{n}", f"2.{n}") for n in range(MAX_SOURCES + 5)])
+    names = [row["name"] for row in journal_reader.sources(path)]
+    assert len(names) == MAX_SOURCES
+    assert "CT1 CT" in names
 
 
 async def test_dead_letters_are_counted_after_a_restart(path: Path) -> None:

@@ -10,12 +10,15 @@ from typing import Any, cast
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from api.answers import ChangePage
 from api.cli.backlog import Backlog
 from api.cli.remote import Remote, Unreadable
-from api.cli.runner import PLACES, Order, Runner, filled, unknown_places, variables
+from api.cli.runner import PLACES, Order, Runner, Running, filled, unknown_places, variables
+from api.cli.terminal import render
 from models import Change
+from tests.terminals import plain
 
 FINAL = frozenset({"verified", "expected", "idle"})
 
@@ -97,3 +100,45 @@ async def test_a_change_that_is_none_is_given_up_and_the_rest_goes_on(backlog: B
     assert [(one["change"], one["problem"]) for one in backlog.failed()] == [
         (1, "its UID has other characters than letters, digits and dots")
     ]
+
+
+class Silent:
+    """A server that nobody asks."""
+
+
+def shown(backlog: Backlog, *, width: int = 100, height: int = 30, **state: Any) -> str:
+    """What a terminal shows while it works, colours included."""
+    order = Order(("true",), frozenset(), FINAL, False, 0, 1, 1, 1.0)
+    runner = Runner(order, cast("Remote", Silent()), backlog, 0, **state)
+    console = Console(width=width, height=height, force_terminal=True, color_system="standard")
+    with console.capture() as capture:
+        console.print(render(runner, width, height))
+    return capture.get()
+
+
+GREEN = "\x1b[32m"
+
+
+def test_what_has_failed_is_no_green_bar(backlog: Backlog) -> None:
+    backlog.take([change(1), change(2, series="1.3")], 2, first_only=False)
+    backlog.done(1)
+    backlog.done(2)
+    assert GREEN in shown(backlog, ended=2)
+    backlog.take([change(3)], 3, first_only=False)
+    assert GREEN not in shown(backlog, ended=2)
+    backlog.fail(3, "exit code 1")
+    failing = shown(backlog, ended=2, given_up=1)
+    assert GREEN not in failing
+    assert "\x1b[31m1 failed (--failed)" in failing
+
+
+@pytest.mark.parametrize("width", [20, 60, 79, 80])
+@pytest.mark.parametrize("height", [4, 9])
+def test_what_runs_fits_a_small_terminal(backlog: Backlog, width: int, height: int) -> None:
+    backlog.take([change(1), change(2, series="1.3"), change(3, series="1.4")], 3, first_only=False)
+    backlog.fail(3, "exit code 1")
+    running = {uid: Running(change(1, series=uid), 0.0) for uid in ("1.2", "1.3")}
+    lines = plain(shown(backlog, width=width, height=height, running=running, problem="x" * 200)).splitlines()
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    assert "1 failed" in lines[0]

@@ -46,11 +46,12 @@ def lines_of(code: str, *, exit_code: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
-def on_a_terminal(code: str) -> str:
+def on_a_terminal(code: str, **environment: str) -> str:
     """What a process that runs `code` shows on a terminal."""
     master, slave = pty.openpty()
     try:
-        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=slave, stderr=slave) as process:
+        env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")} | environment
+        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stdout=slave, stderr=slave) as process:
             process.wait(60)
         return os.read(master, 65536).decode()
     finally:
@@ -178,6 +179,19 @@ def test_a_log_line_on_a_terminal_does_not_move_its_cursor() -> None:
     code = "from common import logs\nlogs.configure_logging()\nlogs.log.info('x.seen', ae_title='CT\\x1b[2J\\x9b1')"
     shown = on_a_terminal(code)
     assert "CT\ufffd[2J\ufffd1" in shown
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [({"TERM": "xterm"}, True), ({"TERM": "xterm", "NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
+)
+def test_a_terminal_has_colours_unless_it_cannot_show_them_or_is_not_to(
+    environment: dict[str, str], coloured: bool
+) -> None:
+    code = "from common import logs\nlogs.configure_logging()\nlogs.log.warning('x.seen', seconds=3)"
+    shown = on_a_terminal(code, **environment)
+    assert ("\x1b" in shown) is coloured
+    assert "x.seen" in shown
 
 
 def test_ctrl_c_is_no_failure() -> None:

@@ -1,14 +1,17 @@
 """What stands on the terminal, rendered without one."""
 
 import re
-from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from rich.console import Console
 
-from gateway.cli.terminal import Rate, Verdict, Verdicts, render, shortened
+from gateway.cli.lines import Lines, shortened
+from gateway.cli.terminal import Rate, render
 from models import ArrivingSeries, GatewayState
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -48,12 +51,10 @@ def arriving(n: int, quiet_s: float = 1.0, **changes: Any) -> ArrivingSeries:
     return ArrivingSeries(**(values | changes))
 
 
-def shown(
-    state: GatewayState, verdicts: Sequence[Verdict] = (), *, height: int = 30, width: int = 80, colours: bool = False
-) -> list[str]:
+def shown(state: GatewayState, *, height: int = 30, width: int = 80, colours: bool = False) -> list[str]:
     console = Console(width=width, height=height, force_terminal=colours, color_system="standard" if colours else None)
     with console.capture() as capture:
-        console.print(render(state, 12.4, verdicts, height))
+        console.print(render(state, 12.4, width, height))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -94,20 +95,36 @@ def test_series_stand_in_the_order_of_their_last_image() -> None:
     ]
 
 
-@pytest.mark.parametrize("height", [5, 10, 16, 24, 40])
-def test_no_more_is_shown_than_fits_and_the_rest_is_counted(height: int) -> None:
+@pytest.mark.parametrize("height", [8, 10, 16, 24, 40, 200])
+def test_as_many_series_are_shown_as_there_is_room_and_the_rest_is_counted(height: int) -> None:
     lines = shown(state(OpenSeries=700, Arriving=[arriving(n) for n in range(500)]), height=height)
     rows = sum(line.startswith("1.2.") for line in lines)
     assert rows >= 1
-    assert len(lines) <= max(height - 6, 7)
+    assert len(lines) == max(height - 6, 7)
     assert lines[-1] == f"  and {700 - rows} more open series"
 
 
-def test_no_line_is_wider_than_a_narrow_terminal() -> None:
-    series = [arriving(1, SeriesInstanceUID=UID, Source="A_LONG_AE_TITLE1 MR")]
-    verdicts = [Verdict(UID, 50, "verified", 0.8)]
-    lines = shown(state(OpenSeries=1, Arriving=series, Reason="x" * 200), verdicts, width=50)
-    assert max(map(len, lines)) <= 50
+def test_where_all_series_fit_none_is_counted_as_more() -> None:
+    lines = shown(state(OpenSeries=20, Arriving=[arriving(n) for n in range(20)]), height=31)
+    assert len(lines) == 31 - 6
+    assert "more" not in lines[-1]
+
+
+@pytest.mark.parametrize("height", range(1, 13))
+@pytest.mark.parametrize("width", [1, 20, 44, 59, 80])
+def test_nothing_is_larger_than_the_smallest_terminal_and_of_it_the_worst_is_shown(height: int, width: int) -> None:
+    series = [arriving(n, SeriesInstanceUID=f"{UID}{n}", Source="A_LONG_AE_TITLE1 MR") for n in range(9)]
+    wrong = state(OpenSeries=9, Arriving=series, Reason="x" * 200, LastProblem="nothing listens there")
+    lines = shown(wrong, height=height, width=width)
+    assert len(lines) <= max(1, height - 1)
+    assert max(map(len, lines)) <= width
+    if width == 80:
+        assert any(line == "server: nothing listens there" for line in lines)
+
+
+def test_twenty_columns_have_a_series_by_both_its_ends_and_its_images() -> None:
+    lines = shown(state(OpenSeries=1, Arriving=[arriving(1, SeriesInstanceUID=UID, Expected=50)]), width=20)
+    assert lines[-2:] == ["series      images", "1.2.…12345   40/50"]
 
 
 def test_a_name_with_markup_stays_a_name() -> None:
@@ -119,8 +136,8 @@ def test_a_name_with_markup_stays_a_name() -> None:
 def test_what_others_say_does_not_move_the_cursor() -> None:
     wild = "\x1b[2J\x9b\x07"
     series = [arriving(1, Source=f"CT1 {wild}")]
-    lines = shown(state(OpenSeries=1, Arriving=series, Reason=wild, LastProblem=wild), [Verdict(wild, 1, "idle", 0.1)])
-    assert "".join(lines).count("\ufffd[2J\ufffd\ufffd") == 4
+    lines = shown(state(OpenSeries=1, Arriving=series, Reason=wild, LastProblem=wild))
+    assert "".join(lines).count("\ufffd[2J\ufffd\ufffd") == 3
     assert not set(wild[::5]) & set("".join(lines))
 
 
@@ -131,36 +148,149 @@ def test_a_uid_is_cut_in_the_middle() -> None:
     assert (short[:5], short[13], short[-5:]) == (UID[:5], "…", UID[-5:])
 
 
-def event(name: str, revision: int = 1, **fields: Any) -> dict[str, Any]:
-    return {"event": name, "series_instance_uid": "1.2.3", "revision": revision, **fields}
+# --- log lines --------------------------------------------------------------------------------------------------
 
 
-def test_a_verdict_is_shown_once_the_server_has_it() -> None:
-    verdicts = Verdicts()
-    reported = event("series.reported", verdict="verified", instances=50)
-    assert verdicts(None, "info", reported) is reported
-    assert list(verdicts.last) == []
-    verdicts(None, "info", event("report.delivered", row_latency_s=0.81))
-    assert list(verdicts.last) == [Verdict("1.2.3", 50, "verified", 0.81)]
-    assert shown(state(), verdicts.last)[-1] == "✓ series 1.2.3 50 images verified in 0.8 s"
+def event(name: str, **fields: Any) -> dict[str, Any]:
+    level = {"report.rejected": "error", "report.delayed": "warning"}.get(name, "info")
+    about = {"event": name, "level": level, "timestamp": "2026-01-01T12:00:05.123456Z"}
+    return about | {"series_instance_uid": UID, "revision": 1, "instances": 50} | fields
 
 
-def test_a_refused_report_is_shown_as_a_dead_letter() -> None:
-    verdicts = Verdicts()
-    verdicts(None, "info", event("series.reported", verdict="idle", instances=1))
-    verdicts(None, "error", event("report.rejected", reason="HTTP 422"))
-    assert shown(state(), verdicts.last)[-1] == "✗ series 1.2.3 1 image refused by the server: a dead letter"
+def said(*events: dict[str, Any], beside_table: bool = True, now: GatewayState | None = None) -> list[str]:
+    """What is written of these events, the others as their names; no colours."""
+    lines = Lines(
+        lambda _, __, event: event["event"],
+        journal_path=Path("/data/journal.db"),
+        drain_timeout_s=30.0,
+        beside_table=beside_table,
+    )
+    if now is not None:
+        lines.state = lambda: now
+    written = []
+    for each in events:
+        with suppress(structlog.DropEvent):
+            written.append(lines(None, "info", each))
+    return written
 
 
-def test_only_the_last_verdicts_and_a_bounded_number_of_reports_are_remembered() -> None:
-    verdicts = Verdicts()
-    for n in range(1, 2001):
-        verdicts(None, "info", event("series.reported", n, verdict="idle", instances=n))
-    for n in range(1, 2001):
-        verdicts(None, "info", event("report.delivered", n))
-    verdicts(None, "info", event("report.delivered", 7))  # of a report made before the start
-    assert [verdict.instances for verdict in verdicts.last] == [1997, 1998, 1999, 2000]
-    assert shown(state(), verdicts.last)[-1] == "✓ series 1.2.3 2,000 images idle"
+def in_words(text: str) -> str:
+    """With the names of its colours."""
+    names = {"31": "<red>", "32": "<green>", "33": "<yellow>", "0": "<>"}
+    return re.sub(r"\x1b\[(\d+)m", lambda code: names[code[1]], text)
+
+
+UID_SHOWN = f"{UID[:13]}…{UID[-14:]}"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "fields", "expected"),
+    [
+        ("verified", {"row_latency_s": 0.81}, "<green>✓ {} 50 images verified in 0.8 s<>"),
+        ("expected", {"row_latency_s": 0.81}, "<green>✓ {} 50 images expected in 0.8 s<>"),
+        ("idle", {"row_latency_s": 250.0}, "✓ {} 50 images idle in 4 min"),
+        ("drained", {}, "✓ {} 50 images drained"),
+        ("capped", {}, "<yellow>! {} 50 images capped<>"),
+        ("idle", {"stored": 51}, "✓ {} 51 images idle"),
+        (
+            "idle",
+            {"stored": 7, "expected": 12, "missing": 5, "row_latency_s": 3.0},
+            "<yellow>! {} 7 of 12, 5 missing, idle in 3.0 s<>",
+        ),
+        ("verified", {"stored": 7, "missing": 5}, "<yellow>! {} 7, 5 missing, verified<>"),
+        (
+            "verified",
+            {"conflicts": 1},
+            "<yellow>! {} 50 images verified - a conflict: another patient or study is stored<>",
+        ),
+    ],
+)
+def test_a_series_is_one_line_and_green_only_where_it_is_known_to_be_all(
+    verdict: str, fields: dict[str, Any], expected: str
+) -> None:
+    events = event("series.reported", verdict=verdict), event("report.delivered", **({"stored": 50} | fields))
+    assert [in_words(text) for text in said(*events)] == [f"12:00:05Z {expected.format(UID_SHOWN)}"]
+
+
+def test_of_a_report_made_before_this_start_the_verdict_is_not_known() -> None:
+    written = said(event("report.delivered", stored=51, revision=2, row_latency_s=3e5))
+    assert written == [f"12:00:05Z · {UID_SHOWN} 51 images reported before this start (revision 2)"]
+
+
+def test_a_refused_report_is_said_with_its_dead_letter_and_why() -> None:
+    (text,) = said(event("report.rejected", reason="HTTP 422 NumInstances: \x1b[2J", dead_letter=7, instances=1))
+    expected = f"12:00:05Z <red>✗ {UID_SHOWN} 1 image refused, dead letter 7: HTTP 422 NumInstances: \ufffd[2J<>"
+    assert in_words(text) == expected
+
+
+def test_beside_the_table_other_events_are_written_from_warnings_on() -> None:
+    events = [event(name) for name in ("association.ended", "report.delayed", "series.parted", "gateway.started")]
+    assert said(*events) == ["report.delayed"]
+    assert said(*events, beside_table=False) == [each["event"] for each in events]
+
+
+def test_a_part_of_a_series_is_no_line_and_takes_none_from_its_report() -> None:
+    reported = event("series.reported", verdict="idle")
+    part, whole = event("report.delivered", stored=5, part=True), event("report.delivered", stored=50)
+    (text,) = said(event("series.parted"), reported, part, whole)
+    assert text.endswith("50 images idle")
+
+
+def test_a_bounded_number_of_reports_is_remembered() -> None:
+    reported = [event("series.reported", revision=n, verdict="idle") for n in range(2000)]
+    lines = said(*reported, *(event("report.delivered", revision=n, stored=n) for n in (999, 1000)))
+    assert ["before this start" in line for line in lines] == [True, False]
+
+
+def test_no_colour_is_written_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    (text,) = said(event("series.reported", verdict="verified"), event("report.delivered", stored=50))
+    assert text == f"12:00:05Z ✓ {UID_SHOWN} 50 images verified"
+
+
+@pytest.mark.parametrize("beside_table", [True, False])
+@pytest.mark.parametrize(
+    ("now", "expected"),
+    [
+        ({"Associations": 0}, "stopping: nothing is open, nothing waits"),
+        (
+            {"Associations": 0, "OpenSeries": 3, "OpenInstances": 60, "UndeliveredReports": 1},
+            "stopping: at most 30 s for the server to take 3 open series (60 images) and 1 waiting report "
+            "(GATEWAY_DRAIN_TIMEOUT_S); another Ctrl-C ends it now, and loses nothing",
+        ),
+        (
+            {"Associations": 2},
+            "stopping: at most 30 s for 2 associations to end, then at most 30 s for the server to take 0 open series "
+            "(0 images) and 0 waiting reports (GATEWAY_DRAIN_TIMEOUT_S); another Ctrl-C ends it now, and loses nothing",
+        ),
+    ],
+)
+def test_a_stop_says_what_it_waits_for_and_how_long_at_most(
+    now: dict[str, Any], expected: str, beside_table: bool
+) -> None:
+    written = said(event("gateway.draining"), beside_table=beside_table, now=state(**now))
+    assert written == [f"12:00:05Z {expected}"]
+
+
+@pytest.mark.parametrize(
+    ("undelivered", "now", "expected"),
+    [
+        (0, {}, "all reports are delivered"),
+        (4, {}, "4 reports kept in /data/journal.db, posted at the next start"),
+        (0, {"OpenInstances": 1}, "1 image kept in /data/journal.db, posted at the next start"),
+        (1, {"OpenInstances": 60}, "60 images and 1 report kept in /data/journal.db, posted at the next start"),
+        (
+            0,
+            {"DeadLetters": 2},
+            "all reports are delivered; 2 dead letters in /data/journal.db: client.py dead-letters list",
+        ),
+    ],
+)
+def test_the_last_line_says_where_what_was_not_delivered_is(
+    undelivered: int, now: dict[str, Any], expected: str
+) -> None:
+    written = said(event("gateway.stopped", undelivered=undelivered), now=state(**now))
+    assert written == [f"12:00:05Z {expected}"]
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:

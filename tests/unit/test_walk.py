@@ -159,6 +159,11 @@ FORMS = {
         walk.DELIMITERS,
     ),
     "zeros behind": (SOP + BEHIND + bytes(7), None),
+    "8 zeros behind": (SOP + BEHIND + bytes(8), None),
+    "30 zeros behind": (SOP + BEHIND + bytes(30), None),
+    "10,000 zeros behind": (SOP + BEHIND + bytes(10_003), None),
+    "zeros between elements": (SOP + PATIENT + bytes(24) + IDENTITY + REST, walk.PADDED),
+    "zeros between elements and behind": (SOP + PATIENT + bytes(8) + IDENTITY + REST + bytes(8), walk.PADDED),
 }  # fmt: skip
 
 
@@ -283,6 +288,15 @@ def test_another_encoding_than_said_is_read_and_said(said_to_be: str, is_implici
 )
 def test_what_does_not_end_well_says_so(data: bytes) -> None:
     assert walk.CUT in walked(data).doubts
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+@pytest.mark.parametrize("zeros", [1, 8, 12, 4096, 5000])
+def test_zeros_behind_are_none_of_it(syntax: str, zeros: int) -> None:
+    data = rewritten(requests(), syntax)
+    for pieces in (0, 1, 97):
+        found = walked(data + bytes(zeros), syntax, pieces)
+        assert (found.values, list(found.doubts)) == (walked(data, syntax).values, [])
 
 
 def test_a_value_of_absurd_length_is_seen_to_be_and_not_kept() -> None:

@@ -1,0 +1,98 @@
+"""`python server.py purge`: what is old goes, batch by batch, in the server that runs on a SQLite file or else here."""
+
+import asyncio
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from api.operations import operations
+from common.control import NotRunning, request
+from common.errors import GatewayError
+from common.settings import ServerSettings
+from common.times import stamp
+from console.tables import show
+from db import Database
+
+TIMEOUT_S = 120.0  # for one batch: a series may have a hundred thousand images
+COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+COUNTED = ("series", "images", "changes", "in_conflict", "untold")
+
+Do = Callable[..., Awaitable[dict[str, Any]]]
+
+
+async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_json: bool) -> None:
+    """Remove what is older, and say how much that was and what stays. Raises GatewayError."""
+    counted: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
+    ended = False
+    async with _operations(settings, before) as (do, old):
+        try:
+            await _purge(partial(do, before=before.isoformat(), dry=dry), old, counted)
+            ended = True
+        except NotRunning:
+            raise GatewayError("the server was stopped meanwhile") from None
+        finally:
+            _tell(before, counted, dry=dry, ended=ended, as_json=as_json)
+
+
+@asynccontextmanager
+async def _operations(settings: ServerSettings, before: datetime) -> AsyncIterator[tuple[Do, int]]:
+    """What does an operation, and how many series are old: SQLite's server is asked, if one runs."""
+    if settings.sqlite_path is not None:
+        ask = partial(_asked, settings.sqlite_path)
+        try:
+            old = (await ask("count_old", before=before.isoformat()))["series"]
+        except NotRunning:
+            pass
+        else:
+            yield ask, old
+            return
+    async with Database.open(settings) as database:
+        here = operations(database)
+        yield lambda operation, **given: here[operation](**given), await database.purger.old(before)
+
+
+async def _asked(path: Path, operation: str, **given: Any) -> dict[str, Any]:
+    """The server's answer; Ctrl-C waits for it."""
+    return request(path, TIMEOUT_S, operation, **given)
+
+
+async def _purge(do: Do, old: int, counted: Counter[str]) -> None:
+    """Batch by batch: between two of them others have as long as one has taken."""
+    on_a_terminal = sys.stderr.isatty()
+    with Progress(*COLUMNS, console=Console(stderr=True), disable=not on_a_terminal, redirect_stdout=False) as progress:
+        for operation, begin in (("purge_series", None), ("purge_changes", 0)):
+            total = old if operation == "purge_series" else None
+            task = progress.add_task(operation.removeprefix("purge_"), total=total)
+            after: Any = begin
+            while True:
+                began = time.monotonic()
+                batch = await do(operation, after=after)
+                after = batch.pop("after")
+                counted.update(batch)
+                progress.advance(task, sum(batch.values()) - batch.get("images", 0))
+                if after is None:
+                    break
+                await asyncio.sleep(time.monotonic() - began)
+
+
+def _tell(before: datetime, counted: Counter[str], *, dry: bool, ended: bool, as_json: bool) -> None:
+    told = {"before": stamp(before), "ended": ended} | ({"dry_run": True} if dry else {})
+    went = {"series": counted["series"], "images": counted["images"], "changes_of_others": counted["changes"]}
+    kept = {"kept_in_conflict": counted["in_conflict"], "kept_untold": counted["untold"]}
+    show(told | went | kept, as_json)
+    if counted["in_conflict"]:
+        click.echo("Open conflicts: GET /conflicts, or the live page, names them; settle them.", err=True)
+    if counted["untold"]:
+        click.echo("Changes a webhook was not told: `webhooks list`, then wait, `replay` or `remove` it.", err=True)
+    if not ended:
+        click.echo("It was broken off: what is said to be gone is; run the same again, it goes on.", err=True)

@@ -1,0 +1,96 @@
+"""Who sends: GET /sources, and the same for Prometheus."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.params import Depends as Dependency
+
+from api.answers import LearntSource, SourceDay, SourcePage, SourceSent, SourceVerdict
+from api.listing import IN_DIGITS
+from common import metrics
+from db import Database
+from storage.rhythm import UNUSUAL
+from storage.sources import Sent
+
+MAX_MEASURED = 100  # sources that Prometheus is told of: who sends chooses its names
+MEASURED_FOR = timedelta(weeks=5)  # since their last image: then they are gone
+EPOCH = date(1970, 1, 1)
+
+
+def add_sources(
+    app: FastAPI, *, responses: Mapping[int | str, dict[str, Any]], dependencies: Sequence[Dependency]
+) -> None:
+    """Add GET /sources; `app.state` has database."""
+    app.get("/sources", responses={**responses}, dependencies=dependencies)(list_sources)
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+async def list_sources(
+    database: Annotated[Database, Depends(_database)],
+    Unusual: Annotated[bool | None, Query(description="Only those that are unusually silent, or are not.")] = None,
+    after: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
+    limit: Annotated[int, IN_DIGITS, Query(ge=1, le=1000)] = 100,
+) -> SourcePage:
+    """Who sends, in order of Source: when each sent last, how much a day, how its verdicts fared, what is learnt.
+
+    Unusually silent is who has missed three of its usual hours (`MissedHours`).
+    """
+    now = datetime.now(UTC)
+    found = [one for one in await database.sources.all(now) if after is None or one.Source > after]
+    matching = [one for one in found if Unusual is None or Unusual == _is_unusual(one)]
+    page = matching[:limit]
+    sources = await _described(database, page, now)
+    return SourcePage(sources=sources, next=page[-1].Source if len(matching) > limit else None)
+
+
+async def _described(database: Database, page: Sequence[Sent], now: datetime) -> list[SourceSent]:
+    """With what else is known of them."""
+    names = [one.Source for one in page]
+    days: dict[str, list[SourceDay]] = {name: [] for name in names}
+    verdicts: dict[str, list[SourceVerdict]] = {name: [] for name in names}
+    learnt: dict[str, list[LearntSource]] = {name: [] for name in names}
+    for row in await database.sources.days(names) if names else ():
+        day = EPOCH + timedelta(days=row["Day"])
+        days[row["Source"]].append(SourceDay.model_validate({**row, "Day": day}))
+    for row in await database.sources.verdicts(names) if names else ():
+        verdicts[row["Source"]].append(SourceVerdict.model_validate(row))
+    for gateway, heard in await database.sources.heard():
+        if heard.Source in learnt and heard.WaitS:
+            one = LearntSource(GatewayID=gateway, LearntFrom=heard.LearntFrom, WaitS=heard.WaitS)
+            learnt[heard.Source].append(one)
+    return [
+        SourceSent(
+            **one._asdict(),
+            SilentForS=_silent_s(one, now),
+            Unusual=_is_unusual(one),
+            Days=days[one.Source],
+            Verdicts=verdicts[one.Source],
+            Learnt=learnt[one.Source],
+        )
+        for one in page
+    ]
+
+
+def _is_unusual(one: Sent) -> bool:
+    return one.MissedHours >= UNUSUAL
+
+
+def _silent_s(one: Sent, now: datetime) -> float:
+    return round((now - one.LastReceivedAt).total_seconds(), 3)
+
+
+async def measure_sources(database: Database) -> None:
+    """Let Prometheus read of each source how long it has been silent: of those known longest, MAX_MEASURED."""
+    now = datetime.now(UTC)
+    sources = [one for one in await database.sources.all(now) if one.LastReceivedAt > now - MEASURED_FOR]
+    metrics.source_silent_seconds.clear()  # of those that are gone
+    metrics.source_missed_seconds.clear()
+    for one in sorted(sources, key=lambda one: one.FirstReceivedAt)[:MAX_MEASURED]:
+        metrics.source_silent_seconds.labels(one.Source).set(_silent_s(one, now))
+        metrics.source_missed_seconds.labels(one.Source).set(3600 * one.MissedHours)

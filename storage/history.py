@@ -1,0 +1,65 @@
+"""A series' timeline: what a report adds to it, and what goes where it grows long. Its row is locked meanwhile."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, literal, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models import SeriesReport
+from storage import merge
+from storage.schema import timeline
+
+MOST = 1000  # events of a series
+FIRST, LAST = 500, 300  # of them, that stay where there are more
+
+PLACE = (timeline.c.At, timeline.c.Id)
+
+
+async def keep(
+    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], changed: Mapping[str, Any]
+) -> None:
+    """Add what the report tells and is not there yet, and what became of it."""
+    mine = (timeline.c.SeriesInstanceUID == report.SeriesInstanceUID) & (timeline.c.Revision == report.Revision)
+    told = select(timeline.c.At, timeline.c.Event).where(mine & (timeline.c.GatewayID == report.GatewayID))
+    before = {(row.At, row.Event) for row in await connection.execute(told)} if report.Timeline else set()
+    events = [
+        {"At": e.At, "GatewayID": report.GatewayID, "Revision": report.Revision, "Event": e.Event, "Details": e.Details}
+        for e in report.Timeline
+        if (e.At, e.Event) not in before
+    ]
+    if changed:
+        events += merge.own_events(report, known, changed)
+    await add(connection, report.SeriesInstanceUID, events)
+
+
+async def add(connection: AsyncConnection, series_instance_uid: str, events: Sequence[Mapping[str, Any]]) -> None:
+    """Add events, and shorten the timeline where it is then too long."""
+    if not events:
+        return
+    rows = [{"SeriesInstanceUID": series_instance_uid, **event} for event in events]
+    await connection.execute(timeline.insert(), rows)
+    of_series = timeline.c.SeriesInstanceUID == series_instance_uid
+    count = (await connection.execute(select(func.count()).select_from(timeline).where(of_series))).scalar_one()
+    if count > MOST:
+        await _shorten(connection, series_instance_uid)
+
+
+async def _shorten(connection: AsyncConnection, series_instance_uid: str) -> None:
+    """Put one event in the place of all between the first and the last ones; it says how many these were.
+
+    It takes the place of the first of them, so the next time it is among those that go, and its number goes on.
+    """
+    of_series = timeline.c.SeriesInstanceUID == series_instance_uid
+    columns = (*PLACE, timeline.c.Event, timeline.c.Details)
+    rows = (await connection.execute(select(*columns).where(of_series).order_by(*PLACE))).all()
+    between = rows[FIRST:-LAST]
+    dropped = sum(row.Details["Dropped"] if row.Event == "timeline.shortened" else 1 for row in between)
+    first, last = (
+        tuple_(literal(row.At, timeline.c.At.type), literal(row.Id, timeline.c.Id.type))
+        for row in (between[0], between[-1])
+    )
+    await connection.execute(timeline.delete().where(of_series, tuple_(*PLACE) > first, tuple_(*PLACE) <= last))
+    details = {"Dropped": dropped, "Until": between[-1].At.isoformat()}
+    mark = {"GatewayID": None, "Event": "timeline.shortened", "Details": details}
+    await connection.execute(timeline.update().where(timeline.c.Id == between[0].Id).values(mark))

@@ -1,0 +1,132 @@
+"""What gateways are to do: given with each answer to a heartbeat until that says it is done, a day at most."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models import MAX_ORDERS, GatewayState, Order, OrderKind, SeriesReport
+from storage.engine import Engine
+from storage.merge import Word
+from storage.schema import gateways, orders
+
+EXPIRE_AFTER = timedelta(days=1)
+KEPT_FOR = timedelta(days=7)
+MAX_WAITING = 1000  # of one gateway
+WITHDRAWN = "withdrawn: the series was then declared incomplete"
+
+Row = Mapping[str, Any]
+
+
+class Orders:
+    """What the gateways of one database were ordered."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def listed(self, gateway_id: str, limit: int) -> list[dict[str, Any]]:
+        """The latest of one gateway, the latest first."""
+        of_gateway = select(orders).where(orders.c.GatewayID == gateway_id)
+        return await self._engine.read(of_gateway.order_by(orders.c.Id.desc()).limit(limit))
+
+
+def state_of(order: Row, now: datetime) -> str:
+    """What has become of an order: waiting, done, failed, expired."""
+    if order["DoneAt"] is not None:
+        return "failed" if order["Problem"] else "done"
+    return "waiting" if order["At"] > now - EXPIRE_AFTER else "expired"
+
+
+def _waits(now: datetime) -> ColumnElement[bool]:
+    return and_(orders.c.DoneAt.is_(None), orders.c.At > now - EXPIRE_AFTER)
+
+
+async def give(  # noqa: PLR0913 - what an order is made of
+    connection: AsyncConnection,
+    gateway_id: str,
+    kind: OrderKind,
+    about: Mapping[str, Any],
+    *,
+    by: str,
+    because: str | None,
+    now: datetime,
+    settles: bool = False,
+) -> dict[str, Any] | None:
+    """Order something of a gateway; None where too many of its orders wait.
+
+    `about`: the column and value that say which series or dead letter. The same, if it waits already, is that one.
+    """
+    mine = (orders.c.GatewayID == gateway_id) & _waits(now)
+    same = and_(mine, orders.c.Kind == kind, *(orders.c[name] == value for name, value in about.items()))
+    if (before := (await connection.execute(select(orders).where(same))).mappings().first()) is not None:
+        return {**before}
+    waiting = select(func.count()).select_from(orders).where(mine)
+    if (await connection.execute(waiting)).scalar_one() >= MAX_WAITING:
+        return None
+    row = {"GatewayID": gateway_id, "Kind": kind, "By": by, "Because": because, "At": now, "Settles": settles, **about}
+    made = (await connection.execute(orders.insert().values(row).returning(orders))).mappings().one()
+    old = orders.c.At < now - KEPT_FOR  # deleted only now: else SQLite could give the same Id again
+    await connection.execute(orders.delete().where(old))
+    return {**made}
+
+
+async def waiting(connection: AsyncConnection, gateway_id: str, now: datetime) -> list[Order]:
+    """What a gateway is told now: as many of the first that wait as one answer holds."""
+    query = select(orders).where(orders.c.GatewayID == gateway_id, _waits(now)).order_by(orders.c.Id).limit(MAX_ORDERS)
+    return [_order({**row}, now) for row in (await connection.execute(query)).mappings()]
+
+
+def _order(row: Row, now: datetime) -> Order:
+    age_s = max(0.0, (now - row["At"]).total_seconds())
+    named = {name: row[name] for name in ("Kind", "SeriesInstanceUID", "DeadLetter")}
+    return Order(Number=row["Id"], AgeS=round(age_s, 3), **named)
+
+
+async def acknowledge(connection: AsyncConnection, state: GatewayState, now: datetime) -> list[dict[str, Any]]:
+    """Write down what a gateway says became of its orders; those that waited until now."""
+    ended = []
+    for done in state.OrdersDone:
+        this = (orders.c.Id == done.Number) & (orders.c.GatewayID == state.GatewayID) & orders.c.DoneAt.is_(None)
+        update = orders.update().where(this).values(DoneAt=now, Problem=done.Problem)
+        ended += (await connection.execute(update.returning(orders))).mappings().all()
+    return [{**row} for row in ended]
+
+
+async def withdraw(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> None:
+    """End the orders that close a series."""
+    of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & orders.c.DoneAt.is_(None)
+    await connection.execute(orders.update().where(of_series).values(DoneAt=now, Problem=WITHDRAWN))
+
+
+async def word_of(connection: AsyncConnection, report: SeriesReport) -> Word | None:
+    """What a person has said, that a gateway's report was made for."""
+    if report.Verdict != "declared":
+        return None
+    query = select(orders).where(orders.c.SeriesInstanceUID == report.SeriesInstanceUID)
+    order = (await connection.execute(query.order_by(orders.c.Id.desc()).limit(1))).mappings().first()
+    return None if order is None else Word("complete", order["By"], order["Because"], order["At"])
+
+
+async def running(connection: AsyncConnection, series_instance_uid: str) -> dict[str, tuple[datetime, bool]]:
+    """Gateways that have not ended: when each was heard of last, and whether it had this series open then."""
+    query = select(gateways.c.GatewayID, gateways.c.At, gateways.c.State).order_by(gateways.c.GatewayID)
+    return {
+        gateway: (at, any(series["SeriesInstanceUID"] == series_instance_uid for series in state.get("Arriving", ())))
+        for gateway, at, state in (await connection.execute(query)).all()
+        if not state.get("Stopped")
+    }
+
+
+async def waits_since(connection: AsyncConnection, series_instance_uid: str, at: datetime) -> set[str]:
+    """Gateways that were told before `at` to close a series, and have not said what became of it."""
+    of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & orders.c.DoneAt.is_(None) & (orders.c.At < at)
+    return set((await connection.execute(select(orders.c.GatewayID).where(of_series))).scalars())
+
+
+async def closed_nowhere(connection: AsyncConnection, order: Row) -> bool:
+    """Whether all gateways that had a series open when this was ordered say that they had nothing to close."""
+    same = (orders.c.SeriesInstanceUID == order["SeriesInstanceUID"]) & (orders.c.At == order["At"])
+    others = select(func.count()).select_from(orders).where(same, orders.c.Settles, orders.c.Problem.is_(None))
+    return bool(order["Settles"]) and not (await connection.execute(others)).scalar_one()
