@@ -22,7 +22,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
 from fastapi.sse import format_sse_event
 
-from api.answers import GatewayList, GatewayOrder, GatewayOrders, GivenOrders, StoredPage, StoredSeries, WantedOrder
+from api.answers import (
+    GatewayList,
+    GatewayOrder,
+    GatewayOrders,
+    GivenOrders,
+    Problem,
+    StoredPage,
+    StoredSeries,
+    WantedOrder,
+)
 from api.follower import STREAM_S, Follower
 from api.listing import IN_DIGITS, KNOWN_ONLY
 from api.stream import DOCUMENTED, Events
@@ -51,13 +60,15 @@ def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[D
     """Add what gateways say of themselves, and what the page asks for. `app.state` has database and overview."""
     described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Overview"]}
     app.put("/gateways/{GatewayID}", **described)(hear)
-    app.post("/gateways/{GatewayID}/orders", status_code=201, **described)(order)
+    refused: Responses = {code: {"model": Problem} for code in (404, 409)}
+    ordered = described | {"responses": {**responses, **refused}}
+    app.post("/gateways/{GatewayID}/orders", status_code=201, **ordered)(order)
     described["dependencies"] = [*dependencies, KNOWN_ONLY]
     app.get("/gateways", **described)(list_gateways)
     app.get("/gateways/{GatewayID}/orders", **described)(list_orders)
     app.get("/overview/series", **described)(list_stored)
-    described["responses"] |= DOCUMENTED
-    app.get("/overview/stream", response_class=Events, **described)(stream)
+    told = {"responses": {**responses, **DOCUMENTED}}
+    app.get("/overview/stream", response_class=Events, **described | told)(stream)
 
 
 def _database(request: Request) -> Database:

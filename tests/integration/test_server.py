@@ -316,8 +316,15 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     assert document["info"]["version"] == version()
     content = document["paths"]["/series"]["post"]["requestBody"]["content"]["application/json"]
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
-    named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances")}
+    named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances", "/declaration")}
     others = {"/conflicts", "/conflicts/{digest}", "/changes", "/changes/stream"}
     others |= {"/series", "/series.csv", "/completions", "/sources", "/metrics", "/health/live", "/health/ready"}
-    others |= {"/session", "/gateways", "/gateways/{GatewayID}", "/overview/series", "/overview/stream"}
+    others |= {
+        "/session",
+        "/gateways",
+        "/gateways/{GatewayID}",
+        "/gateways/{GatewayID}/orders",
+        "/overview/series",
+        "/overview/stream",
+    }
     assert {path for path in document["paths"] if not path.startswith("/dicom-web/")} == named | others
