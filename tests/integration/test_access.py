@@ -442,13 +442,14 @@ async def test_what_a_browser_tells_a_proxy_does_not_stand_in_a_sessions_way(app
 async def test_every_valid_key_learns_whose_it_is(app: FastAPI) -> None:
     async with asking(app) as http:
         everything = (await http.get("/session")).json()
-        assert everything == {"Who": "this machine", "Scopes": list(SCOPES)}
+        assert everything == {"Who": "this machine", "Scopes": list(SCOPES), "Viewer": None}
         answer = await http.post("/session")  # nothing to remember
         assert (answer.status_code, "Set-Cookie" in answer.headers) == (200, False)
     for scopes, may in ((("series:write",), ["series:write"]), (("admin",), list(SCOPES))):
         made = await key(app, *scopes)
         async with asking(app, made, peer="10.0.0.7") as http:
-            assert (await http.get("/session")).json() == {"Who": f"{made.split('_')[1]} test", "Scopes": may}
+            told = {"Who": f"{made.split('_')[1]} test", "Scopes": may, "Viewer": None}
+            assert (await http.get("/session")).json() == told
     async with asking(app) as http:
         assert (await http.get("/session")).status_code == 401
 
