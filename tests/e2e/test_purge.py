@@ -138,7 +138,7 @@ def begun(url: str) -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_purge_that_is_broken_off_leaves_whole_series_and_goes_on(database_url: str, number: int) -> None:
     asyncio.run(fill(Console(), database_url, SIZE))
     with begun(database_url) as process:
