@@ -1,7 +1,6 @@
 """A person's word about a series, and the orders that gateways are given, on both databases."""
 
 import itertools
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,28 +10,13 @@ import time_machine
 from fastapi import FastAPI
 from structlog.testing import capture_logs
 
-from common.settings import ServerSettings
 from db import ANSWERS_WITHIN, Database
 from models import MAX_BECAUSE, MAX_ORDERS, Change, SeriesReport
-from server import create_app
 from storage import orders as storage_orders
 from storage.orders import EXPIRE_AFTER, KEPT_FOR
 from tests.factories import SERIES, arriving, make_report, make_state
 
 BECAUSE = "radiology says that this is all"
-
-
-@pytest.fixture
-async def app(database_url: str) -> AsyncIterator[FastAPI]:
-    app = create_app(ServerSettings(database_url=database_url))
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
-async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-        yield client
 
 
 def report(*sops: str, verdict: str | None = "idle", **change: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,10 @@ from bench.rig.processes import Process, server
 from common.settings import ServerSettings
 from db import Database
 from models import MAX_ARRIVING
-from server import create_app
 from storage import latest
 from storage.keys import Keys
 from storage.purge import SERIES_AT_ONCE
 from tests.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
-
-
-@pytest.fixture
-async def app(database_url: str) -> AsyncIterator[FastAPI]:
-    app = create_app(ServerSettings(database_url=database_url))
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
-async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-        yield client
 
 
 async def tell(http: httpx.AsyncClient, state: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from common.settings import ServerSettings
 from db import Database
 from models import GatewayState, SeriesReport
-from server import create_app
 from storage.rhythm import KEPT_HOURS, UNUSUAL
 from storage.schema import source_hours, sources
 from tests.factories import STUDY, make_report, make_state
@@ -245,20 +244,6 @@ async def test_the_migration_fills_in_what_the_series_of_five_weeks_say(database
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-async def app(database_url: str) -> AsyncIterator[FastAPI]:
-    app = create_app(ServerSettings(database_url=database_url))
-    async with app.router.lifespan_context(app):
-        yield app
-
-
-@pytest.fixture
-async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-        yield client
 
 
 async def test_sources_are_told_with_days_verdicts_and_what_is_learnt(app: FastAPI, http: httpx.AsyncClient) -> None:
