@@ -56,11 +56,13 @@ def test_a_wrong_entry_stops_the_start_with_the_cure(text: str, told: str) -> No
 
 
 def read(text: str, *elements: tuple[int, str, bytes], sop: bytes = b"1.2.3") -> Instance:
-    data = b"".join(element(*e) for e in sorted([*identity(SOPInstanceUID=sop), *elements]))
-    wanted = Wanted(extras(text))
+    return read_bytes(text, b"".join(element(*e) for e in sorted([*identity(SOPInstanceUID=sop), *elements])))
+
+
+def read_bytes(text: str, data: bytes) -> Instance:
     return read_instance(
         data,
-        wanted=wanted,
+        wanted=Wanted(extras(text)),
         transfer_syntax_uid="1.2.840.10008.1.2.1",
         calling_ae_title="AE",
         peer_address="::1",
@@ -106,16 +108,7 @@ def test_a_private_value_is_read_by_the_vr_that_it_was_sent_with(
     data = b"".join(element(*e) for e in sorted([*identity()[2:], (0x00190010, "LO", b"X")]))
     data += long if vr == "UN" else element(0x0019100C, vr, sent)
     data += b"".join(element(*e) for e in identity()[:2])
-    wanted = Wanted(extras(f"N=(0019,0C,X{named})"))
-    instance = read_instance(
-        data,
-        wanted=wanted,
-        transfer_syntax_uid="1.2.840.10008.1.2.1",
-        calling_ae_title="AE",
-        peer_address="::1",
-        received_at=RECEIVED_AT,
-    )
-    assert instance.attributes["N"] == values
+    assert read_bytes(f"N=(0019,0C,X{named})", data).attributes["N"] == values
 
 
 @pytest.mark.parametrize(
