@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -78,6 +79,8 @@ hypothesis.settings.load_profile("a busy machine is no failure")
 
 
 def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # and no Ctrl-C would reach what tests start
     asyncio.set_event_loop(None)  # else pytest-asyncio's first look at "the current loop" makes one it never closes
 
 
