@@ -27,7 +27,7 @@ from bench.rig.receivers import EMPTY_HANDLER, STORESCP
 
 DOCUMENT = ROOT / "docs" / "interop.md"
 ANSWER_S = 5.0  # longest wait for an answer
-AT_ONCE = 8  # requests that wait for theirs
+AT_ONCE = 8  # requests to one peer that wait for theirs
 OURS = "ours"
 RELEASE = struct.pack(">BxLL", 5, 4, 0)
 
@@ -114,8 +114,8 @@ def associations() -> Section:
     asked = odd_associations()
     rows: list[list[str]] = []
     problems: list[str] = []
-    with receivers() as peers, ThreadPoolExecutor(AT_ONCE) as pool:
-        for odd, outcomes in zip(asked, pool.map(partial(ask_all, peers), asked), strict=True):
+    with receivers() as peers:
+        for odd, outcomes in zip(asked, ask_all(peers, asked), strict=True):
             rows.append([odd.name, *(outcome.told for outcome in outcomes.values()), odd.refused])
             problems += judge(odd, outcomes)
     text = OF_ASSOCIATIONS.format(seconds=ANSWER_S, allowed=ALLOWED, count=len(asked))
@@ -132,9 +132,13 @@ def judge(odd: Odd, outcomes: dict[str, Outcome]) -> Iterator[str]:
         yield f"{odd.name}: accepted, though there is a reason why not"
 
 
-def ask_all(peers: Sequence[Peer], odd: Odd) -> dict[str, Outcome]:
-    """What each makes of it."""
-    return {peer.name: ask(peer, odd) for peer in peers}
+def ask_all(peers: Sequence[Peer], asked: Sequence[Odd]) -> Iterator[dict[str, Outcome]]:
+    """Yield what each peer makes of each request; no peer waits for the silence of another."""
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(AT_ONCE)) for _ in peers]
+        told = [pool.map(partial(ask, peer), asked) for pool, peer in zip(pools, peers, strict=True)]
+        for outcomes in zip(*told, strict=True):
+            yield {peer.name: outcome for peer, outcome in zip(peers, outcomes, strict=True)}
 
 
 def ask(peer: Peer, odd: Odd) -> Outcome:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ from bench.rig.receivers import STORESCP
 from bench.rig.senders import associate_rq
 
 ANSWER_S = 5.0  # longest wait for an answer
-AT_ONCE = 6  # data sets on their way
+AT_ONCE = 6  # data sets on their way to one reader
 ROWS_S = 20.0  # longest wait for the rows of ours, all having been sent
 NAMED = 3  # attributes that are lost; of more, how many are read
 FRAGMENT = 16_000  # bytes of a data set in one PDU
@@ -245,12 +246,18 @@ def data_sets() -> Section:
         return _read_by(found)
 
 
+def sent_to(found: Sequence[Reader], odd_ones: Sequence[Odd]) -> list[tuple[str, ...]]:
+    """Return of each data set what each reader answered; no reader waits for the silence of another."""
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(AT_ONCE)) for _ in found]
+        told = [pool.map(partial(store, reader.port), odd_ones) for pool, reader in zip(pools, found, strict=True)]
+        return list(zip(*told, strict=True))
+
+
 def _read_by(found: Sequence[Reader]) -> Section:
     odd_ones = odd_data_sets()
     rows, problems = [], []
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        sent = list(pool.map(lambda odd: [store(reader.port, odd) for reader in found], odd_ones))
-    for odd, statuses in zip(odd_ones, sent, strict=True):
+    for odd, statuses in zip(odd_ones, sent_to(found, odd_ones), strict=True):
         read = [reader.read(odd) if status == "0x0000" else {} for reader, status in zip(found, statuses, strict=True)]
         right = [{k for k, v in odd.holds.items() if values.get(k) == v} for values in read]
         told = [_told(odd, *each) for each in zip(statuses, right, strict=True)]
