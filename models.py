@@ -466,7 +466,9 @@ class SeriesRecord(BaseModel):
     ]
     Undecoded: Annotated[
         dict[str, str],
-        Field(description="Keyword to Base64: text that contradicts its character set; what Attributes has is a guess."),
+        Field(
+            description="Keyword to Base64: text that contradicts its character set; what Attributes has is a guess."
+        ),
     ]
     Doubtful: Annotated[list[str], Field(description="What of its images breaks the standard, in words.")] = []
     Revision: Annotated[int, Field(description="Counts the reports that changed this record.")]

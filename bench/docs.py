@@ -138,7 +138,7 @@ def log_events() -> str:
     """List the lines that are logged."""
     return table(
         "event, level, fields",
-        ([code(e.name), e.level, ", ".join(e.fields.split()), cell(e.meaning)] for e in LOG_EVENTS),
+        ([code(e.name), ", ".join(e.level.split()), ", ".join(e.fields.split()), cell(e.meaning)] for e in LOG_EVENTS),
     )
 
 

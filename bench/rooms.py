@@ -1,4 +1,4 @@
-"""Which room may import which. `make docs` shows the table in docs/architecture.md; tests/unit/test_imports.py holds it."""
+"""Which room may import which: shown in docs/architecture.md, held by tests/unit/test_imports.py."""
 
 BELOW = {"models", "common"}
 MAY_IMPORT: dict[str, set[str]] = {

@@ -11,6 +11,7 @@ class LogEvent(NamedTuple):
 
     name: str
     level: str
+    """Several, separated by spaces, if it depends on what happened."""
     fields: str
     """Separated by spaces."""
     meaning: str
@@ -146,7 +147,7 @@ LOG_EVENTS = (
     ),
     LogEvent(
         "instance.refused",
-        "warning",
+        "warning error",
         "association calling_ae_title peer_address status reason sop_instance_uid",
         "An image was answered with `status`, not with 0x0000.",
     ),
@@ -166,7 +167,7 @@ LOG_EVENTS = (
         "and place of the error.",
     ),
     LogEvent("key.exposed", "warning", "host cure", "The key travels in clear text."),
-    LogEvent("key.refused", "warning", "reason", "The key's file cannot be used, or the key lacks a scope."),
+    LogEvent("key.refused", "warning error", "reason", "The key's file cannot be used, or the key lacks a scope."),
     LogEvent("key.reloaded", "info", "", "The key was read from its file again."),
     LogEvent("metrics.served", "info", "host port", "The metrics port listens."),
     LogEvent(
