@@ -13,7 +13,7 @@ from bench.docs import MARKED, TABLES, rendered
 from bench.rig.processes import ROOMS
 from common.events import LOG_EVENTS, TIMELINE_EVENTS, LogEvent, TimelineEvent
 from storage.key_reader import SCOPES
-from tests.papers import DOCUMENTS, ROOT, SOURCES
+from tests.papers import DOCUMENTS, ROOT, SOURCES, commands
 
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 LEVELS = {
@@ -174,3 +174,10 @@ def test_readme_holds_the_commands_that_start_everything() -> None:
     readme = (ROOT / "README.md").read_text()
     for command in ("docker compose up", "python client.py", "uvicorn server:app", "pytest", "make demo", "make test"):
         assert command in readme
+
+
+def test_readmes_way_to_a_pacs_is_that_of_its_guide() -> None:
+    guide = (ROOT / "docs" / "first-day.md").read_text()
+    way = [command for command in commands(ROOT / "README.md") if command.startswith(".venv/bin/")]
+    assert len(way) == 5
+    assert [command for command in way if command not in guide] == []
