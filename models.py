@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 SeriesVerdict = Literal["verified", "declared", "expected", "idle", "capped", "drained"]
-"""Why a series was reported: see README, "What it promises"."""
+"""Why a series was reported: see docs/verdicts.md."""
 FINAL_VERDICTS = ("verified", "declared", "expected", "idle")
 """Those that say that the series is over."""
 

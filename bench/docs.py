@@ -80,7 +80,7 @@ def measured(prefix: str) -> str:
 def metric(each: MetricWrapperBase) -> Iterator[str]:
     """Yield the cells of one metric: its name as it is exposed, type, labels and meaning."""
     yield code(f"{each._name}_total" if each._type == "counter" else each._name)
-    yield each._type
+    yield str(each._type)
     yield code(*each._labelnames)
     yield cell(each._documentation)
 
