@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo play test test-all compose-test lint faults bench policies completion attacks scale up
+.PHONY: demo play test test-all compose-test lint docs faults bench policies completion attacks scale up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -29,6 +29,9 @@ lint: $(VENV)/testing ## ruff and mypy
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+docs: $(VENV)/testing ## the reference tables of README and docs, written from the code
+	@$(BIN)/python -m bench.docs
 
 faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.faults $(ARGS)

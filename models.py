@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 SeriesVerdict = Literal["verified", "declared", "expected", "idle", "capped", "drained"]
-"""Why a series was reported: see README, "What it promises"."""
+"""Why a series was reported: see docs/verdicts.md."""
 FINAL_VERDICTS = ("verified", "declared", "expected", "idle")
 """Those that say that the series is over."""
 
@@ -340,9 +340,17 @@ class SeriesReport(BaseModel):
         Annotated[str, Field(max_length=64), WithoutNul] | None,
         Field(description="By what name the sender called the gateway."),
     ] = None
-    IdlePolicy: Annotated[str, Field(max_length=32), WithoutNul] | None = None
-    Timeline: Annotated[list[TimelineEntry], Field(fail_fast=True), Field(max_length=MAX_TIMELINE)] = []
-    GatewayID: Annotated[str, Field(max_length=64), WithoutNul] | None = None
+    IdlePolicy: Annotated[
+        Annotated[str, Field(max_length=32), WithoutNul] | None, Field(description="The idle policy that decided.")
+    ] = None
+    Timeline: Annotated[
+        list[TimelineEntry],
+        Field(fail_fast=True),
+        Field(max_length=MAX_TIMELINE, description="What happened to the series, as evidence."),
+    ] = []
+    GatewayID: Annotated[
+        Annotated[str, Field(max_length=64), WithoutNul] | None, Field(description="The gateway that reports.")
+    ] = None
     FirstReceivedAt: Timestamp | None = None
     LastReceivedAt: Timestamp | None = None
 
@@ -447,22 +455,31 @@ class SeriesRecord(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    SeriesInstanceUID: str
-    PatientID: str | None
-    PatientName: str | None
-    StudyInstanceUID: str
+    SeriesInstanceUID: Annotated[str, Field(description="The key of the row.")]
+    PatientID: Annotated[str | None, Field(description="Null if the images have none.")]
+    PatientName: Annotated[str | None, Field(description="Null if the images have none.")]
+    StudyInstanceUID: Annotated[str, Field(description="The study that the series belongs to.")]
     NumInstances: Annotated[int, Field(description="Distinct SOP Instance UIDs known; it never goes down.")]
-    Modality: str | None
-    Attributes: dict[str, list[str]]
-    Undecoded: dict[str, str]
+    Modality: Annotated[str | None, Field(description="Out of Attributes.")]
+    Attributes: Annotated[
+        dict[str, list[str]], Field(description="Study and series attributes, keyword to values in text form.")
+    ]
+    Undecoded: Annotated[
+        dict[str, str],
+        Field(
+            description="Keyword to Base64: text that contradicts its character set; what Attributes has is a guess."
+        ),
+    ]
     Doubtful: Annotated[list[str], Field(description="What of its images breaks the standard, in words.")] = []
     Revision: Annotated[int, Field(description="Counts the reports that changed this record.")]
-    Verdict: SeriesVerdict | None
-    ExpectedInstances: int | None
-    FirstReceivedAt: AwareDatetime | None
-    LastReceivedAt: AwareDatetime | None
-    UpdatedAt: AwareDatetime
-    ExpectedFrom: Literal["pacs", "tags"] | None = None
+    Verdict: Annotated[SeriesVerdict | None, Field(description="Why the series is taken to be over; null: it is not.")]
+    ExpectedInstances: Annotated[int | None, Field(description="How many there should be; null if nobody said.")]
+    FirstReceivedAt: Annotated[AwareDatetime | None, Field(description="When its first image came.")]
+    LastReceivedAt: Annotated[AwareDatetime | None, Field(description="When its last image came.")]
+    UpdatedAt: Annotated[AwareDatetime, Field(description="When this record last changed.")]
+    ExpectedFrom: Annotated[
+        Literal["pacs", "tags"] | None, Field(description="Who says how many: the PACS, or a tag of the images.")
+    ] = None
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Basis: Annotated[str | None, Field(description="What the verdict rests on, in words.")] = None
     Withdrawn: Annotated[

@@ -6,6 +6,16 @@ OUT_OF_RESOURCES = 0xA700
 DATA_SET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
+STORE_STATUSES = {
+    SUCCESS: "Kept: committed in the journal, it will be in a report.",
+    OUT_OF_RESOURCES: "Not kept: journal or disk is full or failing (`python client.py status` says which), or "
+    "`GATEWAY_INBOX_TIMEOUT_S` passed before it was kept. The sender should send it again later.",
+    DATA_SET_MISMATCH: "Command and data set name different SOP Instance UIDs.",
+    CANNOT_UNDERSTAND: "Study, Series or SOP Instance UID is missing, empty, multiple, or not a UID: Error Comment "
+    "names which. Or the header cannot be read.",
+    PROCESSING_FAILURE: "An error of ours; the log says more.",
+}
+"""What each tells the sender, as docs/gateway.md lists them."""
 
 # A-ASSOCIATE-RJ result, source and reason, PS3.8 table 9-21
 CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)

@@ -42,7 +42,7 @@ Exit codes: 0 done; 1 it could not be done, and the error says the cure; 2 wrong
 3 check: something failed.
 
 Tab completes: source <(python server.py tab bash), or zsh; fish: … tab fish | source
-Docs: README.md, docs/server.md"""
+Docs: docs/index.md, docs/server.md"""
 
 
 def command_line() -> click.Group:

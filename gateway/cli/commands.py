@@ -86,7 +86,7 @@ Exit codes: 0 done; 1 it cannot run, and the error says the cure; 2 wrong flag, 
 3 status: not ready, drain: something stays undelivered, check: something failed.
 
 Tab completes: source <(python client.py tab bash), or zsh; fish: … tab fish | source
-Docs: README.md, docs/"""
+Docs: docs/index.md, docs/gateway.md"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bench.demo import expected, studies
 from bench.rig.compose import CommandFailed, Project, project, until
 from bench.rig.peers import Orthanc
 from bench.rig.processes import ROOT
-from tests.e2e.test_documented_commands import OPERATIONS, README, line, lines
+from tests.e2e.test_documented_commands import OPERATIONS, TRY, line, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer("docker"), pytest.mark.timeout(2700)]
 
@@ -28,7 +28,7 @@ def detached(command: str) -> str:
 
 
 POSTGRESQL = "postgresql+asyncpg://gateway@postgres/series"
-UP = detached(line(README, "docker compose up --build"))
+UP = detached(line(TRY, "docker compose up --build"))
 FILES = [path for path in studies() if "98892003" in path.parts]  # three studies, seven series
 TOOLS = ("cc", "gcc", "git", "make", "pip")
 
@@ -40,8 +40,8 @@ def compose(tmp_path: Path) -> Iterator[Project]:
 
 
 def new_key(compose: Project) -> str:
-    """Of a reader, made by README's command."""
-    said = compose(line(README, "docker compose exec server python server.py keys create me"))
+    """Of a reader, made by docs/try.md's command."""
+    said = compose(line(TRY, "docker compose exec server python server.py keys create me"))
     (key,) = re.findall(r"\bsgk_\S+", said)
     return str(key)
 
@@ -54,25 +54,21 @@ def send(compose: Project, files: list[Path], modality: str = "GATEWAY") -> None
 
 
 def send_without_a_browser(compose: Project, files: list[Path]) -> None:
-    """By README's commands."""
+    """By docs/try.md's commands."""
     (folder,) = {path.parent for path in files}
-    upload = (
-        line(README, "storescu -xs --no-halt +sd +r -aec ORTHANC").partition("#")[0].replace("folder/", str(folder))
-    )
+    upload = line(TRY, "storescu -xs --no-halt +sd +r -aec ORTHANC").partition("#")[0].replace("folder/", str(folder))
     compose(upload.replace("4242", str(compose.ports[4242])))
-    of_orthanc = [command.partition("#")[0] for command in lines(README, "curl http://127.0.0.1:8042/")]
+    of_orthanc = [command.partition("#")[0] for command in lines(TRY, "curl http://127.0.0.1:8042/")]
     listed, sent = (command.replace("8042", str(compose.ports[8042])) for command in of_orthanc)
     for study in json.loads(compose(listed.replace("curl", "curl --silent --show-error"))):
         compose(sent.replace("ID", study))
-    assert "ready" in compose(line(README, "docker compose exec client python client.py status").partition("#")[0])
+    assert "ready" in compose(line(TRY, "docker compose exec client python client.py status").partition("#")[0])
 
 
 def rows(compose: Project, key: str) -> dict[str, dict[str, object]]:
-    """The rows, by README's command."""
+    """The rows, by docs/try.md's command."""
     command = (
-        line(README, 'curl -H "Authorization: Bearer KEY"')
-        .replace("KEY", key)
-        .replace("8000", str(compose.ports[8000]))
+        line(TRY, 'curl -H "Authorization: Bearer KEY"').replace("KEY", key).replace("8000", str(compose.ports[8000]))
     )
     said = compose(command.replace("curl", "curl --silent --show-error"))
     return {row["SeriesInstanceUID"]: row for row in json.loads(said)["series"]}
@@ -148,7 +144,7 @@ def test_what_orthanc_sends_is_verified_and_kept_when_all_is_made_anew(compose: 
     states = compose("docker compose ps --all --format '{{.Service}} {{.ExitCode}}'")
     assert {"client", "server"} <= set(states.split())
     assert "137" not in states.split(), "a process was killed, since it did not stop in time"
-    compose(line(README, "docker compose down").partition("#")[0])
+    compose(line(TRY, "docker compose down").partition("#")[0])
     compose(UP)
     assert rows(compose, key) == before
     send_without_a_browser(compose, of_study("MR700"))

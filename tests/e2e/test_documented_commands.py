@@ -1,7 +1,4 @@
-"""Commands of README and docs, run as they stand there, with this machine's ports, paths, keys and addresses in them.
-
-docs/commands.md says which commands are run here, which elsewhere, and which nowhere.
-"""
+"""Commands of README and docs, run as they stand there, with this machine's ports, paths and keys in them."""
 
 import json
 import re
@@ -22,6 +19,9 @@ from tests.e2e.test_main_job import new_series, write
 from tests.factories import SERIES, make_report
 
 README = (ROOT / "README.md").read_text()
+TRY = (ROOT / "docs" / "try.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
+INDEX = (ROOT / "docs" / "index.md").read_text()
 SERVER_GUIDE = (ROOT / "docs" / "server.md").read_text()
 JOBS = (ROOT / "docs" / "jobs.md").read_text()
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -67,7 +67,7 @@ def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
 
 @pytest.mark.parametrize("pacs", ["", pytest.param("orthanc", marks=[pytest.mark.peer("orthanc"), pytest.mark.slow])])
 def test_make_demo_stores_what_was_sent(pacs: str) -> None:
-    assert "make demo PACS=orthanc" in README
+    assert "make demo" in README
     out = shell(f"make {' '.join(PREPARED)} demo BIN={BIN} {pacs and f'PACS={pacs}'}")
     (proved,) = re.findall(r"^demo: stored 14 series, 81 instances, equal to what was sent(.*)$", out, re.MULTILINE)
     assert proved == ("; verified by the PACS: 14" if pacs else "")
@@ -80,6 +80,7 @@ def test_make_demo_stores_what_was_sent(pacs: str) -> None:
     [
         ("play", "python -m bench.play"),
         ("test", "python -m pytest"),
+        ("docs", "python -m bench.docs"),
         ("test-all", 'python -m pytest -m "slow or not slow"'),
         ("test ARGS='-k idle'", "python -m pytest -k idle"),
         ("compose-test", "python -m pytest -n 0 tests/e2e/test_compose.py tests/e2e/test_systemd_units.py"),
@@ -105,7 +106,7 @@ def test_make_alone_names_every_target() -> None:
     assert sorted(shown) == sorted([*targets.split(), "help"])
 
 
-# --- README: three terminals --------------------------------------------------------------------------------------
+# --- docs/try.md: three terminals ---------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -117,13 +118,13 @@ def terminal(command: str, **environment: str) -> Iterator[Process]:
 
 @contextmanager
 def two_terminals(folder: Path) -> Iterator[tuple[str, Process, int]]:
-    """Server and gateway as README starts them: the server's URL, the gateway and its port."""
+    """Server and gateway as docs/try.md starts them: the server's URL, the gateway and its port."""
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"}
     journal = {"GATEWAY_JOURNAL_PATH": f"{folder}/journal.db"}
-    uvicorn = line(README, ".venv/bin/uvicorn").partition("#")[0].replace(".venv/bin", str(BIN), 1)
+    uvicorn = line(TRY, ".venv/bin/uvicorn").partition("#")[0].replace(".venv/bin", str(BIN), 1)
     with terminal(f"{uvicorn} --port 0", **database) as one:
         url = one.wait_for(lambda said: (re.findall(r"running on (http://\S+)", said) or [None])[0])
-        start = filled(line(README, ".venv/bin/python client.py").partition("#")[0])
+        start = filled(line(TRY, ".venv/bin/python client.py").partition("#")[0])
         with terminal(f"{start} --scp-port 0 --server-url {url}", **journal) as two:
             yield url, two, int(two.wait_for_event("gateway.started")["port"])
 
@@ -137,27 +138,27 @@ SENDERS = [
 
 
 def sending(sender: str, port: int) -> str:
-    return filled(line(README, sender)).replace(" 6667 ", f" {port} ")
+    return filled(line(TRY, sender)).replace(" 6667 ", f" {port} ")
 
 
 @pytest.mark.peer("curl")
 @pytest.mark.parametrize(("sender", "_skipped"), SENDERS)
-def test_readmes_three_terminals_end_with_rows(tmp_path: Path, sender: str, _skipped: set[str]) -> None:
-    folder = line(README, "FOLDER=").replace(".venv/bin/python", sys.executable)
+def test_three_terminals_end_with_rows(tmp_path: Path, sender: str, _skipped: set[str]) -> None:
+    folder = line(TRY, "FOLDER=").replace(".venv/bin/python", sys.executable)
     with two_terminals(tmp_path) as (url, gateway, port):
         said = shell(f"{folder}\n{sending(sender, port)} 2>&1", tmp_path, TCP_NODELAY="1")
         for _ in range(7):
             gateway.wait_for_event("report.delivered")
-        rows = json.loads(
-            shell(line(README, "curl http://127.0.0.1:8000/series").replace("http://127.0.0.1:8000", url))
-        )["series"]
+        rows = json.loads(shell(line(TRY, "curl http://127.0.0.1:8000/series").replace("http://127.0.0.1:8000", url)))[
+            "series"
+        ]
     assert (len(rows), sum(row["NumInstances"] for row in rows)) == (7, 17)
     assert said == ""  # nothing to be puzzled by
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sender", "skipped"), SENDERS)
-def test_readmes_senders_go_on_behind_an_image_that_they_skip(tmp_path: Path, sender: str, skipped: set[str]) -> None:
+def test_senders_go_on_behind_an_image_that_they_skip(tmp_path: Path, sender: str, skipped: set[str]) -> None:
     names = {"plain": "CT_small.dcm", "jpeg2000": "JPEG2000.dcm", "rle": "SC_rgb_rle.dcm", "late": "rtdose_1frame.dcm"}
     (tmp_path / "own" / "deeper").mkdir(parents=True)
     files = {what: Path(str(get_testdata_file(name))) for what, name in names.items()}
@@ -185,14 +186,14 @@ def test_the_guide_sends_one_image_by_storescu(tmp_path: Path) -> None:
 
 @pytest.mark.peer("curl")
 def test_the_five_fields_by_curl_are_stored(tmp_path: Path) -> None:
-    (command,) = re.findall(r"^curl -H 'Content-Type.*?\}'$", README, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^curl -H 'Content-Type.*?\}'$", API, re.MULTILINE | re.DOTALL)
     with server(tmp_path) as (_, url):
         record = json.loads(shell(command.replace("http://127.0.0.1:8000", url)))
         assert (record["SeriesInstanceUID"], record["NumInstances"]) == ("1.2.3", 40)
         assert httpx.get(f"{url}/series/1.2.3", trust_env=False).json() == record
 
 
-# --- docs/server.md, and keys in README and docs/operations.md ----------------------------------------------------
+# --- docs/server.md, and keys in docs/try.md and docs/operations.md -----------------------------------------------
 
 
 @pytest.mark.slow
@@ -206,7 +207,7 @@ def test_keys_are_made_used_listed_and_revoked_as_the_guide_says(tmp_path: Path)
         (key,) = re.findall(r"sgk_\S+", shell(filled(reader), **database))
         readers = [
             line(SERVER_GUIDE, "curl -H").replace("https://gateway.example", url),
-            line(README, 'curl -H "Authorization').replace("http://127.0.0.1:8000", url).replace("KEY", "$KEY"),
+            line(TRY, 'curl -H "Authorization').replace("http://127.0.0.1:8000", url).replace("KEY", "$KEY"),
             line(OPERATIONS, "storescu").partition(" && ")[2].replace("http://127.0.0.1:8000", url),
         ]
         for command in readers:
@@ -253,7 +254,7 @@ def test_the_guides_requests_find_what_came_incomplete(tmp_path: Path) -> None:
         httpx.post(f"{url}/series", json=report.model_dump(mode="json"), trust_env=False).raise_for_status()
         key = '-H "Authorization: Bearer $KEY" '
         command = line(JOBS, f"curl {key}'http://127.0.0.1:8000/series?").replace(key, "")
-        assert command in README  # without keys
+        assert command in INDEX  # without keys
         (found,) = json.loads(shell(command.replace("http://127.0.0.1:8000", url)))["series"]
         assert (found["SeriesInstanceUID"], found["Missing"]) == (SERIES, 1)
         for asked in lines(SERVER_GUIDE, "curl … '/series"):

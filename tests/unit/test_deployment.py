@@ -143,13 +143,6 @@ def test_env_example_holds_every_setting_with_its_default() -> None:
     assert example == {name: default(field) for name, field in VARIABLES.items()}
 
 
-def test_readme_holds_every_setting_with_its_default() -> None:
-    rows = re.findall(r"^\| `([A-Z_]+)` \| (.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert {name: value.strip("` ") for name, value in rows if name != "GATEWAY_ID"} == {
-        name: default(field) for name, field in VARIABLES.items() if name != "GATEWAY_ID"
-    }
-
-
 def test_published_ports_are_those_the_processes_listen_on_and_reach_this_machine_only() -> None:
     published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
     command = SERVICES["server"]["command"]

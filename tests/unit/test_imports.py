@@ -7,27 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.rooms import MAY_IMPORT
 from tests.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 DOORS = ("models", "scp", "client", "db", "server")
-BELOW = {"models", "common"}
-MAY_IMPORT = {
-    "models": set(),
-    "common": set(),
-    "console": {"common"},
-    "dicom": BELOW,
-    "scp": {"dicom"} | BELOW,
-    "gateway": {"dicom"} | BELOW,
-    "gateway.cli": {"gateway", "dicom", "console"} | BELOW,
-    "client": {"scp", "gateway", "dicom"} | BELOW,
-    "storage": BELOW,
-    "db": {"storage"} | BELOW,
-    "api": {"db", "storage"} | BELOW,
-    "api.cli": {"api", "db", "storage", "console"} | BELOW,
-    "server": {"api", "db", "storage"} | BELOW,
-}
-"""By room, without itself. What stands under `__main__` is no arrow: there a door starts its command line."""
 GATEWAYS_SIDE = {"scp", "client", "dicom", "gateway", "gateway.cli"}
 SERVERS_SIDE = {"db", "server", "storage", "api", "api.cli"}
 
