@@ -30,63 +30,84 @@ class _Worker:
 
 
 def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], None]) -> int:
-    """Run `work(settings of the worker, its number)` in each worker until SIGTERM or Ctrl-C; returns the exit code.
+    """Run `work(settings of the worker, its number)` in each worker until SIGTERM or Ctrl-C; return the exit code.
 
     A worker that ends by itself is started again and goes on with its journal. One that cannot start ends them all.
     """
-    context = multiprocessing.get_context("spawn")
-    stopping = failing = False
+    with reserve(settings) as reserved:
+        return Supervisor(settings, work, port=int(reserved.getsockname()[1])).run()
 
-    def on_signal(number: int, _: object) -> None:
-        nonlocal stopping
-        stopping = True
-        told.clear()
-        tell()
 
-    def tell() -> None:
-        """Once: a gateway that is told twice does not drain."""
-        for worker in workers:
-            if worker.process not in told:
-                told.add(worker.process)
-                worker.process.terminate()
+class Supervisor:
+    """Keeps the workers of one port running, and passes signals on to them."""
 
-    def reload(number: int, _: object) -> None:
-        for worker in workers:
-            if worker.process.pid is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, number)
+    def __init__(self, settings: GatewaySettings, work: Callable[[GatewaySettings, int], None], port: int) -> None:
+        self._settings = settings
+        self._work = work
+        self._port = port
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._told: set[SpawnProcess] = set()  # those that know that they are to stop
+        self._stopping = False
+        self._failing = False
 
-    def start(number: int) -> SpawnProcess:
-        mine = settings.of_worker(number).model_copy(update={"scp_port": port})
-        process = context.Process(target=work, args=(mine, number), name=f"worker {number}")
+    def run(self) -> int:
+        """Start every worker and watch them until all have stopped; return the exit code."""
+        for ending in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(ending, lambda *_: self._stop())
+        if self._settings.tls_cert is not None:
+            signal.signal(signal.SIGHUP, lambda number, _: self._pass_on(number))
+        for number in range(1, self._settings.workers + 1):
+            self._workers.append(_Worker(number, self._start(number), time.monotonic()))
+        while self._alive() or not self._stopping:
+            wait([worker.process.sentinel for worker in self._alive()], RESTART_AFTER_S)
+            if self._stopping:  # also those that were being started then
+                self._tell()
+            else:
+                self._restart_ended()
+        ended = {worker.process.exitcode for worker in self._workers}
+        return int(self._failing or bool(ended - {0, -signal.SIGTERM}))  # SIGTERM: by us, before it had a handler
+
+    def _start(self, number: int) -> SpawnProcess:
+        mine = self._settings.of_worker(number).model_copy(update={"scp_port": self._port})
+        process = self._context.Process(target=self._work, args=(mine, number), name=f"worker {number}")
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of workers for good: Ctrl-C reaches them all
         process.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process
 
-    workers: list[_Worker] = []
-    told: set[SpawnProcess] = set()
-    with reserve(settings) as reserved:
-        port = int(reserved.getsockname()[1])
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
-        if settings.tls_cert is not None:
-            signal.signal(signal.SIGHUP, reload)
-        workers += [_Worker(n, start(n), time.monotonic()) for n in range(1, settings.workers + 1)]
-        while any(worker.process.is_alive() for worker in workers) or not stopping:
-            wait([worker.process.sentinel for worker in workers if worker.process.is_alive()], RESTART_AFTER_S)
-            if stopping:  # also those that were being started then
-                tell()
-            for worker in workers:
-                if stopping or worker.process.is_alive():
-                    continue
-                lived_s = time.monotonic() - worker.started
-                worker.short_lives = worker.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
-                log.error("worker.ended", worker=worker.number, exit_code=worker.process.exitcode)
-                if worker.short_lives >= SHORT_LIVES:
-                    failing = True
-                    on_signal(signal.SIGTERM, None)
-                    break
-                time.sleep(RESTART_AFTER_S)
-                worker.process, worker.started = start(worker.number), time.monotonic()
-    ended = {worker.process.exitcode for worker in workers} - {0, -signal.SIGTERM}  # by us, before it had a handler
-    return int(failing or bool(ended))
+    def _alive(self) -> list[_Worker]:
+        return [worker for worker in self._workers if worker.process.is_alive()]
+
+    def _restart_ended(self) -> None:
+        """Start again what has ended by itself; stop them all if one ends again and again."""
+        for worker in self._workers:
+            if self._stopping or worker.process.is_alive():
+                continue
+            lived_s = time.monotonic() - worker.started
+            worker.short_lives = worker.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+            log.error("worker.ended", worker=worker.number, exit_code=worker.process.exitcode)
+            if worker.short_lives >= SHORT_LIVES:
+                self._failing = True
+                self._stop()
+                return
+            time.sleep(RESTART_AFTER_S)
+            worker.process, worker.started = self._start(worker.number), time.monotonic()
+
+    def _stop(self) -> None:
+        """Stop every worker; who stops already is told again, which ends it without draining."""
+        self._stopping = True
+        self._told.clear()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Send SIGTERM to each worker once: a gateway that is told twice does not drain."""
+        for worker in self._workers:
+            if worker.process not in self._told:
+                self._told.add(worker.process)
+                worker.process.terminate()
+
+    def _pass_on(self, number: int) -> None:
+        for worker in self._alive():
+            if worker.process.pid is not None:
+                os.kill(worker.process.pid, number)
