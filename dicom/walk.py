@@ -467,16 +467,16 @@ class Walk:
 
 
 def _ordered(data: bytes | memoryview, encoding: Encoding) -> Encoding:
-    """In the other byte order if the group of the first element is 0x0008 there, and its numbers are mostly smaller."""
+    """Return it in the other byte order if the first group is 0x0008 there, and most of the numbers are smaller."""
+    numbers = _numbers(data, encoding)
+    if not numbers[0] or numbers[0] & 0xFF:
+        return encoding
     other = encoding._replace(order="<" if encoding.order == ">" else ">")
-    group, *numbers = _numbers(data, encoding)
-    others = _numbers(data, other)
-    is_other = group and not group & 0xFF and sum(map(int.__lt__, others, (group, *numbers))) > 1
-    return other if is_other else encoding
+    return other if sum(map(int.__lt__, _numbers(data, other), numbers)) > 1 else encoding
 
 
 def _numbers(data: bytes | memoryview, encoding: Encoding) -> tuple[int, int, int]:
-    """Group, element and length of the first element."""
+    """Return group, element and length of the first element."""
     if encoding.implicit:
         return IMPLICIT[encoding.order].unpack_from(data)
     group, element, _, length = EXPLICIT[encoding.order].unpack_from(data)
@@ -484,7 +484,7 @@ def _numbers(data: bytes | memoryview, encoding: Encoding) -> tuple[int, int, in
 
 
 def _is_text(vr: bytes) -> bool:
-    """Whether it may stand for a VR: none at all, or two characters."""
+    """Return whether it may stand for a VR: none at all, or two characters."""
     return vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
 
 
