@@ -183,6 +183,11 @@ FORMS: dict[str, Form] = {
     "VR of small letters": between(element(0x00091010, "lo", b"1 ")),
     "VR unknown, 16-bit length": between(element(0x00091010, "ZZ", b"1 ")),
     "VR unknown, 32-bit length": between(struct.pack("<HH2s2xL", 9, 0x1010, b"ZZ", 6) + b"abcdef"),
+    "VR of no characters, without value": between(element(0x00091010, "L\x0f")),
+    "first element with a VR of no characters, without value": lambda p: element(0x00080005, "C\x0f") + p.good,
+    "first element whose group has its bytes the other way round": lambda p: (
+        b"\0\x08" + element(0x00080005, "CS", b"ISO_IR 100")[2:] + p.good
+    ),
     "VR blank, behind the identity": behind(element(0x00200012, "  ", b"1 ")),
     "one element of implicit VR": between(implicit(0x00091010, b"\1\0\2\0")),
     "UN of implicit items": between(opened(0x00091010, ITEM + implicit(0x00186012, b"\1\0") + END_ITEM, "UN")),

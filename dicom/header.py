@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import get_args
 
 from pydicom.dataelem import RawDataElement
-from pydicom.filereader import read_dataset
+from pydicom.filereader import data_element_generator
 
 from common.errors import GatewayError
 from common.extras import NUMBERS, TEXTS, Extra
@@ -218,16 +218,15 @@ def _second_reading(walk: Walk) -> tuple[Mapping[int, bytes], Mapping[int, bytes
 
 
 def _read_by_pydicom(data: bytes, encoding: Encoding) -> dict[int, RawDataElement]:
-    """The wanted elements as pydicom finds them, which guesses otherwise; none where it fails. Slow and recursive."""
+    """The wanted elements as pydicom finds them, which guesses otherwise, until it fails. Slow and recursive."""
+    found: dict[int, RawDataElement] = {}
     with contextlib.suppress(Exception), warnings.catch_warnings():  # the edge to hostile bytes
         warnings.simplefilter("ignore")
-        ds = read_dataset(io.BytesIO(data), encoding.implicit, encoding.order == "<")
-        found: dict[int, RawDataElement] = {}
-        for tag in WANTED.keys() & ds.keys():
-            if isinstance(element := ds.get_item(tag), RawDataElement):
-                found[tag] = element
-        return found
-    return {}
+        has_vr = data[4:6].isalpha() and data[4:6].isupper()
+        for element in data_element_generator(io.BytesIO(data), not has_vr, encoding.order == "<"):
+            if isinstance(element, RawDataElement) and element.tag in WANTED:
+                found[element.tag] = element
+    return found
 
 
 def _uid(raw: Mapping[int, bytes], tag: int, odd: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Text of a data set, decoded by its Specific Character Set (PS3.3 §C.12.1.1.2, code extensions PS3.5 §6.1.2.5)."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -85,8 +86,11 @@ def _decode_rest(text: bytes, default: str, upper: str) -> str:
 
 
 def guess(value: bytes) -> str:
-    """Readable text for bytes that contradict their character set: UTF-8 if it is valid, else Latin-1."""
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+    """Readable text for bytes that contradict their character set: what escape sequences say, UTF-8, else Latin-1."""
+    return "".join(map(_guess_part, re.findall(rb"\x1b[^\x1b]*|^[^\x1b]+", value)))
+
+
+def _guess_part(part: bytes) -> str:
+    with contextlib.suppress(UnicodeError, LookupError):
+        return _decode_part(part, "utf-8", "latin-1", rb"[\\\r\n\t\f^=]")
+    return part.decode("latin-1")

@@ -36,6 +36,7 @@ KNOWN = LENGTH_OF_16_BITS | LENGTH_OF_32_BITS
 EXPLICIT = {order: struct.Struct(order + "HH2sH") for order in "<>"}  # group, element, VR, length: PS3.5 §7.1.2
 IMPLICIT = {order: struct.Struct(order + "HHL") for order in "<>"}  # PS3.5 §7.1.3
 LENGTH = {order: struct.Struct(order + "L") for order in "<>"}
+HEADER_BYTES, TWO_HEADERS = 8, 16  # an element's header and, if it has no value, the next one's show how it is encoded
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -181,7 +182,7 @@ class Walk:
     def _elements(self, data: bytes | memoryview) -> int:
         """Pass what is there; where to go on, which is behind `data` where the rest of a value is skipped."""
         end, p = len(data), 0
-        if not self._begun and end >= EXPLICIT["<"].size:
+        if not self._begun and end >= TWO_HEADERS:
             self._begin(data)
         while self._begun and p < end:
             if self._levels[-1].holds_elements:
@@ -196,11 +197,7 @@ class Walk:
 
     def _begin(self, data: bytes | memoryview) -> None:
         """See by the first element how the data set is encoded, whatever its transfer syntax says."""
-        encoding = self.encoding
-        group = EXPLICIT[encoding.order].unpack_from(data)[0]
-        if group and not group & 0xFF:  # 0x0008 in the other byte order
-            encoding = encoding._replace(order="<" if encoding.order == ">" else ">")
-        encoding = _seen(data, 0, encoding)
+        encoding = _seen(data[:TWO_HEADERS], _ordered(data, self.encoding))
         if encoding != self.encoding:
             self._doubt(OTHER_ENCODING)
             self.encoding = encoding
@@ -260,6 +257,8 @@ class Walk:
         if header is None:
             return None
         tag, length, start, inner = header
+        if start > level.until - self._at:
+            self._doubt(TOO_LONG)
         if tag >= OF_ITEMS:
             return self._item_or_delimiter(data, header, end)
         if not level.holds_elements:  # an element where an item has to be: the sequence is over
@@ -303,12 +302,15 @@ class Walk:
             self._doubt(PADDED)
 
     def _keep(self, tag: int, vr: bytes, value: bytes | memoryview) -> None:
-        """The last value of an element stands, as with pydicom, unless it is empty. `vr`: empty where none is known."""
+        """The last value of an element stands, as with pydicom, unless it is empty or too long: then it is none.
+
+        `vr`: empty where none is known.
+        """
         outermost = len(self._levels) == 1
         values = self.values if outermost else self.items[-1]
         if tag in values:
             self._doubt(REPEATED)
-        if value or tag not in values:
+        if tag not in values or 0 < len(value) <= MAX_VALUE_BYTES:
             values[tag] = bytes(value)
             if outermost and vr and vr != self._wanted[tag]:
                 self.vrs[tag] = vr
@@ -340,7 +342,7 @@ class Walk:
         """A VR that is none has a length of 16 bits, as DCMTK reads it, unless what stands there shows otherwise.
 
         1. Two capitals and zeros may be a VR of a later edition, of 32 bits (PS3.5 §7.1.2).
-        2. Pixels, an undefined length, and what can be no characters: an element of implicit VR.
+        2. Pixels, an undefined length, and what can be no characters and has a value: an element of implicit VR.
         """
         order = encoding.order
         group, element, vr, length = EXPLICIT[order].unpack_from(data, p)
@@ -353,8 +355,12 @@ class Walk:
             if length == 0 and bytes(data[p + 12 : p + 14]) not in KNOWN:
                 return (tag, LENGTH[order].unpack_from(data, p + 8)[0], p + 12, encoding)
             return (tag, length, p + 8, encoding)
-        is_text = vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
-        if as_implicit == UNDEFINED_LENGTH or group == GROUP_OF_PIXELS or (length == 0 and not is_text):
+        may_be_implicit = length == 0 and not _is_text(vr)
+        if may_be_implicit and as_implicit >= HEADER_BYTES:
+            if p + TWO_HEADERS > end:
+                return None
+            may_be_implicit = not _is_before_another(data[p : p + TWO_HEADERS], encoding.order)
+        if as_implicit == UNDEFINED_LENGTH or group == GROUP_OF_PIXELS or may_be_implicit:
             self._doubt(OTHER_ENCODING)
             return (tag, as_implicit, p + 8, encoding)
         self._doubt(UNKNOWN_VR)
@@ -407,7 +413,8 @@ class Walk:
         """
         _, length, start, encoding = header
         if not encoding.implicit:
-            return _seen(data, start, encoding) if start + 8 <= end else None
+            behind = start + max(HEADER_BYTES, min(length, TWO_HEADERS))
+            return _seen(data[start:behind], encoding) if behind <= end else None
         levels = self._levels
         if levels[sequence].holds_elements or levels[sequence - 1].encoding.implicit:
             return encoding
@@ -431,6 +438,8 @@ class Walk:
             return NOWHERE
         is_delimited, until = length == UNDEFINED_LENGTH, self._levels[-1].until
         if not is_delimited:
+            if self._at + start + length > until:
+                self._doubt(TOO_LONG)
             until = min(until, self._at + start + length)
         self._levels.append(_level(holds_elements, encoding, wanted, until, is_delimited))
         return start
@@ -457,17 +466,47 @@ class Walk:
         del levels[at if levels[at].is_delimited else at + 1 :]
 
 
-def _seen(data: bytes | memoryview, p: int, encoding: Encoding) -> Encoding:
-    """How the element at p is encoded, by what stands where its VR would be: else as it should be."""
-    group, _, vr, length = EXPLICIT[encoding.order].unpack_from(data, p)
+def _ordered(data: bytes | memoryview, encoding: Encoding) -> Encoding:
+    """Return it in the other byte order if the first group is 0x0008 there, and most of the numbers are smaller."""
+    numbers = _numbers(data, encoding)
+    if not numbers[0] or numbers[0] & 0xFF:
+        return encoding
+    other = encoding._replace(order="<" if encoding.order == ">" else ">")
+    return other if sum(map(int.__lt__, _numbers(data, other), numbers)) > 1 else encoding
+
+
+def _numbers(data: bytes | memoryview, encoding: Encoding) -> tuple[int, int, int]:
+    """Return group, element and length of the first element."""
+    if encoding.implicit:
+        return IMPLICIT[encoding.order].unpack_from(data)
+    group, element, _, length = EXPLICIT[encoding.order].unpack_from(data)
+    return group, element, length
+
+
+def _is_text(vr: bytes) -> bool:
+    """Return whether it may stand for a VR: none at all, or two characters."""
+    return vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
+
+
+def _is_before_another(headers: bytes | memoryview, order: str) -> bool:
+    """Whether an element has no value, for behind its header stands one of explicit VR that comes after it."""
+    if len(headers) < TWO_HEADERS:
+        return False
+    group, element, _, _ = EXPLICIT[order].unpack_from(headers)
+    next_group, next_element, vr, _ = EXPLICIT[order].unpack_from(headers, HEADER_BYTES)
+    return (group, element) < (next_group, next_element) and vr in KNOWN
+
+
+def _seen(headers: bytes | memoryview, encoding: Encoding) -> Encoding:
+    """How an element is encoded, by what stands where its VR would be and behind it: else as it should be."""
+    group, _, vr, length = EXPLICIT[encoding.order].unpack_from(headers)
     if group == GROUP_OF_ITEMS:
         return encoding
     if encoding.implicit and vr in KNOWN and (length == 0 or vr in LENGTH_OF_16_BITS):
         return encoding._replace(implicit=False)
-    is_text = vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
-    if not encoding.implicit and not is_text and length in (0, 0xFFFF):
-        return encoding._replace(implicit=True)
-    return encoding
+    if encoding.implicit or _is_text(vr) or length not in (0, 0xFFFF) or _is_before_another(headers, encoding.order):
+        return encoding
+    return encoding._replace(implicit=True)
 
 
 def _is_explicit(data: bytes | memoryview, p: int, end: int, until: int, order: str) -> bool | None:

@@ -4,7 +4,9 @@ import struct
 import tracemalloc
 import warnings
 import zlib
+from collections.abc import Iterator
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import _read_file_meta_info, read_preamble
 from pydicom.multival import MultiValue
@@ -124,11 +127,26 @@ def test_pydicoms_reader_gets_a_bounded_part_and_its_errors_do_not_escape(monkey
     nested = struct.pack("<HHLHHL", 0x0008, 0x1140, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF) * 5000
     with pytest.raises(HeaderError):
         read(nested, ImplicitVRLittleEndian)
-    seen = []
-    monkeypatch.setattr("dicom.header.read_dataset", lambda file, *_, **__: seen.append(len(file.getvalue())))
+    seen: list[int] = []
+
+    def none_of(file: BytesIO, *_: bool) -> Iterator[RawDataElement]:
+        seen.append(len(file.getvalue()))
+        return iter(())
+
+    monkeypatch.setattr("dicom.header.data_element_generator", none_of)
     with pytest.raises(HeaderError):
         read(bytes(2**20))
     assert seen == [PYDICOM_BYTES]
+
+
+def test_what_pydicoms_reader_found_before_it_failed_is_kept() -> None:
+    sequence = struct.pack("<HH2s2xL", 0x0008, 0x1115, b"SQ", 0xFFFFFFFF)
+    too_long = struct.pack("<HHL", 0xFFFE, 0xE000, 0x49FFFFFF)  # our own walk passes over all that is behind it
+    ends = struct.pack("<HHLHHL", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
+    cut = struct.pack("<HH2s2xL", 0x0040, 0xA730, b"SQ", 0xFFFFFFFF)  # pydicom's raises an error for it
+    instance = read(sequence + too_long + element(0x00081150, "UI", b"1.2") + ends + header() + cut)
+    assert instance.series_instance_uid == SERIES
+    assert instance.doubtful == ("ends early",)
 
 
 def rewritten(ds: Dataset, syntax: str) -> bytes:
@@ -271,6 +289,8 @@ def test_no_other_codec_of_pythons_is_let_in(term: bytes) -> None:
         (b"NO SUCH SET", "Müller".encode(), "Müller"),
         (b"\\ISO 2022 IR 87", b"\x1b$Z12", "\x1b$Z12"),
         (b"\\ISO 2022 IR 87", b"\x1b$B\xff\xff", "\x1b$Bÿÿ"),
+        (b"\\ISO 2022 IR 87", b"\x1b$B;3ED\x1b(B\xf7\x1b$BB@O:\x1b(B", "山田÷太郎"),
+        (b"\\ISO 2022 IR 87", "Müller^".encode() + b"\x1b$B;3ED\x1b(B", "Müller^山田"),
     ],
 )
 def test_text_that_contradicts_its_character_set_is_guessed_flagged_and_kept(

@@ -89,7 +89,7 @@ def opened(tag: int, inner: bytes, vr: str = "SQ") -> bytes:
 ODD_VR = {
     vr: struct.pack("<HH2sH", 0x0009, 0x1010, vr, 2) + b"1 " for vr in (b"  ", b"??", b"\0\0", b"ox", b"ZZ", b"-1")
 }
-EMPTY = {vr: struct.pack("<HH2sH", 0x0009, 0x1010, vr, 0) for vr in (b"  ", b"??", b"\0\0", b"ZZ")}
+EMPTY = {vr: struct.pack("<HH2sH", 0x0009, 0x1010, vr, 0) for vr in (b"  ", b"??", b"\0\0", b"ZZ", b"L\x0f", b"\xffO")}
 LATER_VR = struct.pack("<HH2sHL", 0x0009, 0x1010, b"ZZ", 0, 6) + b"abcdef"
 BEFORE, BEHIND = SOP, PATIENT + IDENTITY + REST
 
@@ -97,6 +97,13 @@ FORMS = {
     "as it should be": (SOP + BEHIND, None),
     **{f"VR {vr!r}": (SOP + odd + BEHIND, walk.UNKNOWN_VR) for vr, odd in ODD_VR.items()},
     **{f"VR {vr!r}, no value": (SOP + odd + BEHIND, walk.UNKNOWN_VR) for vr, odd in EMPTY.items()},
+    **{
+        f"VR {vr!r}, no value, in an item": (
+            SOP + opened(0x00081140, ITEM + odd + UNIT + END_ITEM) + BEHIND,
+            walk.UNKNOWN_VR,
+        )
+        for vr, odd in EMPTY.items()
+    },
     "VR of a later edition": (SOP + LATER_VR + BEHIND, walk.UNKNOWN_VR),
     "an implicit element": (SOP + implicit(0x00091010, b"\0" * 8) + BEHIND, walk.OTHER_ENCODING),
     "pixels of implicit VR": (
@@ -149,6 +156,10 @@ FORMS = {
     "identity behind the requests": (SOP + PATIENT + NUMBER + ROWS + REQUESTS + IDENTITY + PIXELS, walk.UNORDERED),
     "an element twice": (SOP + PATIENT + element(0x00100020, "LO", b"P1") + IDENTITY + REST, walk.REPEATED),
     "the second time without value": (SOP + PATIENT + element(0x00100020, "LO", b"") + IDENTITY + REST, walk.REPEATED),
+    "the second time far too long": (
+        SOP + PATIENT + long(0x00100020, "UT", b"x" * 2000) + IDENTITY + REST,
+        walk.REPEATED,
+    ),
     "1.3 MB of references": (SOP + opened(0x00081140, (ITEM + UNIT * 9 + END_ITEM) * 12_000) + BEHIND, None),
     "requests of undefined length": (
         SOP + PATIENT + IDENTITY + NUMBER + ROWS + opened(0x00400275, ITEM + ASKED + END_ITEM) + PIXELS,
@@ -276,6 +287,43 @@ def test_another_encoding_than_said_is_read_and_said(said_to_be: str, is_implici
     assert list(found.doubts) == [walk.OTHER_ENCODING]
 
 
+BODY = [(0x00080018, b"UI"), (0x00100010, b"PN"), (0x00100020, b"LO"), (0x0020000D, b"UI"), (0x0020000E, b"UI")]
+FIRST = {
+    "with a value": (0x00080005, b"CS", b"ISO_IR 100"),
+    "without value": (0x00080005, b"CS", b""),
+    "of a length": (0x00080000, b"UL", bytes(4)),
+}
+
+
+def encoded(elements: list[tuple[int, bytes, bytes]], syntax: str) -> bytes:
+    order = ">" if syntax == BIG_ENDIAN else "<"
+    form = order + ("HHL" if syntax == IMPLICIT else "HH2sH")
+    made = b""
+    for tag, vr, value in elements:
+        made += struct.pack(form, tag >> 16, tag & 0xFFFF, *([] if syntax == IMPLICIT else [vr]), len(value)) + value
+    return made
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG_ENDIAN])
+def test_a_first_element_that_is_hit_hides_nothing_behind_it(syntax: str, first: str) -> None:
+    behind = {tag: WHOLE[tag] for tag, _ in BODY}
+    data = encoded([FIRST[first], *((tag, vr, WHOLE[tag]) for tag, vr in BODY)], syntax)
+    swapped = [bytes([data[1], data[0]]) + data[2:]]
+    hits = [data[:at] + bytes([byte]) + data[at + 1 :] for at in range(4) for byte in range(256)]
+    if syntax != IMPLICIT:  # its length is 4 bytes where a VR would be
+        vrs = [data[:4] + bytes([data[4], byte]) + data[6:] for byte in range(256)]
+        vrs += [data[:4] + bytes([byte, data[5]]) + data[6:] for byte in range(256)]
+        hits += [hit for hit in vrs if hit[4:6] not in walk.LENGTH_OF_32_BITS]  # which have other lengths
+    for hit in hits + swapped:
+        found = walked(hit, syntax)
+        assert (hit[:8], found.values | behind, found.encoding) == (
+            hit[:8],
+            found.values,
+            walked(data, syntax).encoding,
+        )
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -314,6 +362,18 @@ def test_an_item_is_left_where_it_ends_whatever_its_elements_say() -> None:
     broken = struct.pack("<HH2sH", 0x0040, 0x0008, b"SH", 60) + b"short "
     found = walked(SOP + long(0x00400275, "SQ", item(broken) + item(ASKED)) + PIXELS)
     assert (found.items, list(found.doubts)) == ([{}, *ITEMS], [walk.TOO_LONG])
+
+
+def test_a_short_item_at_the_end_of_a_data_set_is_read() -> None:
+    found = walked(SOP + long(0x00400275, "SQ", item(element(0x00400009, "SH", b"STEP"))))
+    assert (found.items, list(found.doubts)) == ([{0x00400009: b"STEP"}], [])
+
+
+@pytest.mark.parametrize("length", [8, 18, 22, 26, 40])
+def test_an_item_or_its_header_longer_than_its_sequence_is_said(length: int) -> None:
+    items = item(element(0x00400009, "SH", b"STEP")) + item(element(0x00401001, "SH", b"ASKED "))
+    found = walked(SOP + PATIENT + IDENTITY + long(0x00400275, "SQ", items, length) + PIXELS)
+    assert walk.TOO_LONG in found.doubts
 
 
 class Counted(list[walk._Level]):
