@@ -1,5 +1,8 @@
 // One series in a dialog, linked to as #series/UID: its record in words, its timeline as a picture and as a list.
 
+import { opens } from "./acting.js";
+import { settle } from "./conflicts.js";
+import { declare } from "./declare.js";
 import { badge, byId, el } from "./dom.js";
 import { VERDICTS, count, date, images, many, patient, precisely, seconds, utc, when } from "./format.js";
 import { draw } from "./picture.js";
@@ -82,6 +85,15 @@ function links({ StudyInstanceUID, SeriesInstanceUID }) {
     el("a", { href, target: "_blank", rel: "noopener noreferrer" }, name),
   );
   return el("span", { className: "links" }, ...made);
+}
+
+/** What a person may say of it here; nothing for who may only read. */
+function actions(record) {
+  const uid = record.SeriesInstanceUID;
+  const name = [record.Modality, record.Attributes.SeriesDescription?.[0]].filter(Boolean).join(" · ") || "series";
+  const settles = record.Conflicts ? opens("Settle its conflict …", () => settle(uid)) : null;
+  const buttons = [opens("Declare it complete or not …", () => declare(uid, name)), settles].filter(Boolean);
+  return buttons.length ? el("p", { className: "acts" }, ...buttons) : "";
 }
 
 const meaning = ({ Verdict, Withdrawn }) =>
@@ -193,7 +205,7 @@ async function load() {
     .filter(Boolean)
     .join(" · ");
   const list = el("div", {}, events.length ? null : el("p", { className: "empty" }, "Nothing was told of how it came."));
-  byId("series-body").replaceChildren(facts(record), el("h3", {}, "Timeline"), picture, list);
+  byId("series-body").replaceChildren(facts(record), actions(record), el("h3", {}, "Timeline"), picture, list);
   if (!events.length) return;
   try {
     list.replaceChildren(listed(events));
