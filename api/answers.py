@@ -67,6 +67,10 @@ class ConflictPage(BaseModel):
 
 
 class Resolve(BaseModel):
+    """What becomes of a conflict."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"Resolution": "merge"}]})
+
     Resolution: Annotated[
         Decision,
         Field(
@@ -234,7 +238,7 @@ class Untold(BaseModel):
 class DoAgain(BaseModel):
     """What becomes of the changes that a webhook was not told."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"Do": "replay"}]})
 
     Do: Annotated[
         Literal["replay", "discard"],

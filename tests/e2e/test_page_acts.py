@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -45,9 +45,13 @@ async def logged_in(running: Serving, scope: str) -> AsyncIterator[Page]:
         await browser.close()
 
 
-def there(running: Serving, work: Coroutine[Any, Any, Any]) -> Any:
+def there(running: Serving, work: Awaitable[Any]) -> Any:
     """Done in the server's loop."""
-    return asyncio.run_coroutine_threadsafe(work, running._loop).result(START_TIMEOUT_S)
+
+    async def done() -> Any:
+        return await work
+
+    return asyncio.run_coroutine_threadsafe(done(), running._loop).result(START_TIMEOUT_S)
 
 
 def prepare(running: Serving) -> None:

@@ -192,7 +192,7 @@ async def test_a_forged_request_does_nothing_and_is_told_why(app: FastAPI, tmp_p
         refused = await browser.post(
             f"/conflicts/{digest}",
             json={"Resolution": "merge"},
-            headers=[(n, v.encode()) for n, v in FORGED[kind](token).items()],
+            headers=[(n.encode(), v.encode()) for n, v in FORGED[kind](token).items()],
         )
         who = (await browser.get("/session")).json()["Who"]
     assert refused.status_code == 403
