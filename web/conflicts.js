@@ -68,7 +68,7 @@ async function beside(digest, still) {
   const rows = Object.keys(stored)
     .filter((name) => stored[name] || kept[name])
     .map((name) => compared(name, stored[name] ?? "–", kept[name] ?? "–"));
-  const head = ["", "Stored", "The report kept aside"].map((words) => el("th", { role: "columnheader", scope: "col" }, words));
+  const head = ["What", "Stored", "The report kept aside"].map((words) => el("th", { role: "columnheader", scope: "col" }, words));
   const table = el(
     "table",
     { className: "beside", role: "table" },

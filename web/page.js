@@ -116,8 +116,10 @@ function showStatus() {
     write(item.children[2], `→ ${problem.cure}`);
     return item;
   });
-  if (items.length !== list.children.length || items.some((item, i) => list.children[i] !== item))
-    list.replaceChildren(...items);
+  if (items.length === list.children.length && items.every((item, i) => list.children[i] === item)) return;
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  list.replaceChildren(...items);
+  if (focused?.isConnected) focused.focus({ preventScroll: true }); // what moves is where it was for the keyboard
 }
 
 const FIGURES = {
