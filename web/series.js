@@ -28,6 +28,7 @@ const MANY = {
 let shown = null; // UID
 let opener = null;
 let viewerUrl = null; // with placeholders
+let acts = null; // the buttons of the series that is shown
 let redraw = null; // the picture, once it has another width
 
 const dialog = byId("series");
@@ -87,13 +88,18 @@ function links({ StudyInstanceUID, SeriesInstanceUID }) {
   return el("span", { className: "links" }, ...made);
 }
 
-/** What a person may say of it here; nothing for who may only read. */
+/** What a person may say of it here; nothing for who may only read. A button stays the same while its series is shown. */
 function actions(record) {
   const uid = record.SeriesInstanceUID;
   const name = [record.Modality, record.Attributes.SeriesDescription?.[0]].filter(Boolean).join(" · ") || "series";
-  const settles = record.Conflicts ? opens("Settle its conflict …", () => settle(uid)) : null;
-  const buttons = [opens("Declare it complete or not …", () => declare(uid, name)), settles].filter(Boolean);
-  return buttons.length ? el("p", { className: "acts" }, ...buttons) : "";
+  if (acts?.uid !== uid)
+    acts = {
+      uid,
+      declares: opens("Declare it complete or not …", () => declare(uid, name)),
+      settles: opens("Settle its conflict …", () => settle(uid)),
+    };
+  if (!acts.declares) return "";
+  return el("p", { className: "acts" }, acts.declares, record.Conflicts ? acts.settles : null);
 }
 
 const meaning = ({ Verdict, Withdrawn }) =>
@@ -205,7 +211,9 @@ async function load() {
     .filter(Boolean)
     .join(" · ");
   const list = el("div", {}, events.length ? null : el("p", { className: "empty" }, "Nothing was told of how it came."));
+  const focused = document.activeElement;
   byId("series-body").replaceChildren(facts(record), actions(record), el("h3", {}, "Timeline"), picture, list);
+  if (acts.declares === focused || acts.settles === focused) focused.focus({ preventScroll: true });
   if (!events.length) return;
   try {
     list.replaceChildren(listed(events));
@@ -276,6 +284,7 @@ dialog.addEventListener("close", () => {
   close(); // by Escape
   byId("series-body").replaceChildren();
   byId("series-title").textContent = "";
+  acts = null;
   opener?.focus();
 });
 addEventListener("hashchange", route);

@@ -120,6 +120,9 @@ async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
         await page.locator("#stored-table a").first.press("Enter")
         declare = page.get_by_role("button", name="Declare it complete or not …")
         await declare.press("Enter")
+        there(running, running._app.state.database.store(make_report("4", patient_id="P2")))
+        images = page.locator("#series .facts > div").filter(has_text="Images").locator("dd")
+        await expect(images).to_have_text("4")  # drawn anew below
         await page.keyboard.press("Escape")
         await expect(declare).to_be_focused()  # where it came from
 
