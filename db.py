@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -37,6 +37,7 @@ from models import (
 )
 from storage import history, merge, orders
 from storage.engine import Engine, insert
+from storage.heartbeats import Heartbeats
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, select_listed
@@ -82,12 +83,21 @@ class Declaration(NamedTuple):
     """Those of which too many orders wait."""
 
 
+class Outlook(NamedTuple):
+    """What each decision about an open conflict would make of its series' record, and what is stored."""
+
+    conflict: Conflict
+    record: SeriesRecord
+    outcomes: dict[Decision, SeriesRecord]
+
+
 class Database:
     """Series, as every server process on the same database sees them."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.finder = Finder(engine)
+        self.heartbeats = Heartbeats(engine)
         self.keys = Keys(engine)
         self.latest = Latest(engine)
         self.orders = Orders(engine)
@@ -176,22 +186,40 @@ class Database:
         """How verdicts have fared, by source, policy and verdict."""
         return [Completion.model_validate(row) for row in await self._engine.read(select(completions))]
 
-    async def conflicts(self, *, after: str | None, limit: int, resolved: bool) -> list[Conflict]:
-        """Up to `limit` open or resolved conflicts in order of Digest behind `after`.
+    async def conflicts(
+        self, *, after: str | None, limit: int, resolved: bool, series_instance_uid: str | None = None
+    ) -> list[Conflict]:
+        """Up to `limit` open or resolved conflicts, of one series or of all, in order of Digest behind `after`.
 
         Together they have CONFLICTS_BYTES at most, or there is only one: a report can be as large as a body.
         """
         size = Octets(conflicts.c.Report) + func.coalesce(Octets(conflicts.c.Before), 0)
-        found = await self._engine.read(_digests(after, resolved).add_columns(size.label("size")).limit(limit))
+        digests = _digests(after, resolved, series_instance_uid)
+        found = await self._engine.read(digests.add_columns(size.label("size")).limit(limit))
         sizes = accumulate(row["size"] for row in found)
         few = [row["Digest"] for row, up_to in zip(found, sizes, strict=True) if up_to <= CONFLICTS_BYTES]
-        digests = few or [row["Digest"] for row in found[:1]]
-        query = select(conflicts).where(conflicts.c.Digest.in_(digests)).order_by(conflicts.c.Digest)
+        these = few or [row["Digest"] for row in found[:1]]
+        query = select(conflicts).where(conflicts.c.Digest.in_(these)).order_by(conflicts.c.Digest)
         return [_conflict(row) for row in await self._engine.read(query)]
 
-    async def has_conflicts(self, *, after: str, resolved: bool) -> bool:
+    async def has_conflicts(self, *, after: str, resolved: bool, series_instance_uid: str | None = None) -> bool:
         """Whether there are any behind `after`."""
-        return bool(await self._engine.read(_digests(after, resolved).limit(1)))
+        return bool(await self._engine.read(_digests(after, resolved, series_instance_uid).limit(1)))
+
+    async def foresee(self, digest: str) -> Outlook | None:
+        """What each decision would make of a conflict's series, as it is now; None where it is not open."""
+        is_open = (conflicts.c.Digest == digest) & conflicts.c.Resolution.is_(None)
+        rows = await self._engine.read(select(conflicts).where(is_open))
+        known = await self._engine.read(_by_uid(rows[0]["SeriesInstanceUID"])) if rows else []
+        if not known:
+            return None
+        conflict, row = _conflict(rows[0]), merge.truthful(known[0])
+        union = {*await self.instances(conflict.SeriesInstanceUID), *(conflict.Report.SOPInstanceUIDs or ())}
+        outcomes: dict[Decision, SeriesRecord] = {
+            decision: _record(merge.decided(decision, conflict.Report, row, len(union), datetime.now(UTC)))
+            for decision in get_args(Decision)
+        }
+        return Outlook(conflict, _record(row), outcomes)
 
     async def changes(self, *, since: int, limit: int) -> list[Change]:
         """Up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
@@ -439,9 +467,11 @@ async def _keep_conflict(
     return await _count_conflicts(connection, report.SeriesInstanceUID)
 
 
-def _digests(after: str | None, resolved: bool) -> Select[Any]:
+def _digests(after: str | None, resolved: bool, series_instance_uid: str | None = None) -> Select[Any]:
     query = select(conflicts.c.Digest).order_by(conflicts.c.Digest)
     query = query.where(conflicts.c.Resolution.is_not(None) if resolved else conflicts.c.Resolution.is_(None))
+    if series_instance_uid is not None:
+        query = query.where(conflicts.c.SeriesInstanceUID == series_instance_uid)
     return query if after is None else query.where(conflicts.c.Digest > after)
 
 

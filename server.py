@@ -25,18 +25,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api import declarations
 from api.access import Guard
-from api.answers import (
-    ChangePage,
-    Completions,
-    ConflictPage,
-    Declaration,
-    Declare,
-    Health,
-    InstanceList,
-    Problem,
-    Resolve,
-    Timeline,
-)
+from api.answers import ChangePage, Completions, Declaration, Declare, Health, InstanceList, Problem, Timeline
+from api.conflicts import add_conflicts
 from api.dicomweb.routes import add_searches
 from api.examples import EXAMPLES
 from api.follower import Follower
@@ -48,6 +38,7 @@ from api.problems import invalid, unavailable
 from api.sources import add_sources, measure_sources
 from api.stream import DOCUMENTED, Events
 from api.tolerance import Tolerance
+from api.untold import add_untold
 from api.webpage import add_webpage
 from common import metrics
 from common.logs import configure_logging
@@ -81,7 +72,6 @@ def _follower(request: Request) -> Follower:
 Db = Annotated[Database, Depends(_database)]
 Changes = Annotated[Follower, Depends(_follower)]
 Limit = Annotated[int, IN_DIGITS, Query(ge=1, le=1000)]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Number = Annotated[int, IN_DIGITS, Field(ge=0, lt=2**63)]
 Since = Number | Literal["now"]
 
@@ -129,13 +119,14 @@ def _add_routes(app: FastAPI) -> None:
     app.get(of_series, responses=_answers(404), dependencies=asked)(get_series)
     app.get("/completions", responses=_answers(), dependencies=asked)(list_completions)
     add_sources(app, responses=_answers(), dependencies=asked)
-    app.get("/conflicts", responses=_answers(), dependencies=asked)(list_conflicts)
-    app.post("/conflicts/{digest}", responses=_answers(404, 408, 413), dependencies=key)(resolve_conflict)
+    unknown: dict[str, Any] = {"responses": _answers(), "unknown": _answers(404, 408, 413), "dependencies": key}
+    add_conflicts(app, **unknown)
     app.get("/changes", responses=_answers(), dependencies=asked)(list_changes)
     app.get("/changes/stream", responses=_answers() | DOCUMENTED, response_class=Events, dependencies=asked)(
         stream_changes
     )
     add_searches(app, responses=_answers(), dependencies=key)
+    add_untold(app, **unknown)
     add_overview(app, responses=_answers(408, 413), dependencies=key)
     add_webpage(app, responses=_answers(), dependencies=key)
     text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
@@ -210,40 +201,13 @@ async def declare(
     if done is None:
         raise HTTPException(404, declarations.unknown(said, SeriesInstanceUID))
     follower.stored()
+    request.state.done["decision"] = said.Declared
     return done
 
 
 async def list_completions(database: Db) -> Completions:
     """How verdicts have fared, by source, policy and verdict: how many series, and how many got more images after."""
     return Completions(completions=await database.completions())
-
-
-async def list_conflicts(
-    database: Db,
-    resolved: Annotated[bool, Query(description="Those that are resolved instead of those that are open.")] = False,
-    after: Annotated[Digest | None, Query(description="`next` of the page before.")] = None,
-    limit: Limit = 100,
-) -> ConflictPage:
-    """Reports that were kept aside because they name another patient or study for a known series.
-
-    A page ends early where its reports are large.
-    """
-    page = await database.conflicts(after=after, limit=limit, resolved=resolved)
-    more = bool(page) and await database.has_conflicts(after=page[-1].Digest, resolved=resolved)
-    return ConflictPage(conflicts=page, next=page[-1].Digest if more else None)
-
-
-async def resolve_conflict(
-    digest: Digest, resolution: Resolve, database: Db, follower: Changes, request: Request
-) -> SeriesRecord:
-    """Settle a conflict, as an operator decides. What was stored before stays in the conflict."""
-    record = await database.resolve(digest, resolution.Resolution, request.state.who)
-    if record is None:
-        raise HTTPException(404, "no open conflict with this digest")
-    follower.stored()
-    metrics.conflicts_resolved.labels(resolution.Resolution).inc()
-    log.info("conflict.resolved", series_instance_uid=record.SeriesInstanceUID, decision=resolution.Resolution)
-    return record
 
 
 async def list_changes(

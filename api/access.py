@@ -17,6 +17,7 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import acting
 from api.tolerance import without_slash
 from common import metrics
 from common.errors import GatewayError
@@ -27,7 +28,7 @@ from storage.keys import Key, Keys
 OPEN = ("/health/live", "/health/ready")  # for load balancers; they tell nothing else
 HEARTBEAT = ("PUT", "/gateways/{GatewayID}")
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE")
-COOKIE = "series-gateway-session"  # stands for a key in a browser, to read with
+COOKIE = "series-gateway-session"  # stands for a key in a browser: to read with, and by the page to act (acting.py)
 PROXYS = re.compile(  # headers that say who asked before a proxy, or that there is one
     "forwarded|via|(cdn-loop|cf|tailscale|x-(forwarded|original|envoy|arr|azure|amzn|goog|nf|varnish|scheme))(-.*)?|"
     "front-end-https|x-remote-user|(.*-)?(client|connecting|real|remote|source|user|proxyuser|originating|cluster)-?"
@@ -128,14 +129,14 @@ class Guard:
             await send(message)
 
         state = scope.setdefault("state", {})
-        state["who"], state["key"] = "-", None
+        state |= {"who": "-", "key": None, "session": None, "done": {}}
         try:
             if not is_open:
                 await self._admit(scope, state)
             await self._app(scope, receive, send_safely)
         except Refused as refusal:
             if refusal.status in (401, 403) and (gateway_id := _heartbeat_of(scope)):
-                scope["app"].state.overview.refused(gateway_id, str(refusal))
+                scope["app"].state.refusals.note(gateway_id, str(refusal))
             await JSONResponse({"detail": str(refusal)}, refusal.status, refusal.headers)(scope, receive, send_safely)
         except Exception:  # a fault of ours: answered like all else, and raised on, into the log
             if status is None:
@@ -145,7 +146,7 @@ class Guard:
             status = status or 500
             _measure(scope, status, time.perf_counter() - began)
             if not (is_open or _is_routine(scope, status)):
-                scope["app"].state.audit(**_what(scope), who=state["who"], status=status)
+                scope["app"].state.audit(**(_what(scope) | state["done"]), who=state["who"], status=status)
 
     async def _admit(self, scope: Scope, state: dict[str, Any]) -> None:
         """Find out who asks, which the audit log and operators' decisions name. Raises Refused."""
@@ -154,6 +155,7 @@ class Guard:
         address = _neighbourhood(scope)
         try:
             key = await self._key(scope, address)
+            token = await self._token(scope)
         except DatabaseUnavailable:
             raise Refused(503, "the database is not available; try again", Retry_After=str(RETRY_AFTER_S)) from None
         state["who"], state["key"] = f"{key.id} {key.name}" if key else "this machine", key
@@ -164,6 +166,27 @@ class Guard:
         if key and scope_needed and not key.may(scope_needed):
             challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
             raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
+        if scope["method"] not in acting.SAFE and (key is None or state["session"] is not None):
+            self._admit_page(scope, token)
+
+    def _admit_page(self, scope: Scope, token: str | None) -> None:
+        """Let a browser change something by our own page only, be it in a session or while there is no key.
+
+        Raises Refused.
+        """
+        headers, session = Headers(scope=scope), scope["state"]["session"]
+        if problem := acting.foreign(headers, must_say=session is not None):
+            raise Refused(403, problem)
+        if session is not None:
+            if not acting.shows(headers, token):
+                raise Refused(403, acting.NO_TOKEN)
+            scope["state"]["done"]["via"] = "page"
+
+    async def _token(self, scope: Scope) -> str | None:
+        """What a session's page has to show for this request; None where a key asks, or nothing is changed."""
+        keys: Keys = scope["app"].state.keys
+        session: str | None = scope["state"]["session"]
+        return None if session is None or scope["method"] in acting.SAFE else await keys.token(session)
 
     async def _key(self, scope: Scope, address: str) -> Key | None:
         """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
@@ -175,24 +198,32 @@ class Guard:
         else:
             key = await keys.recognize(presented.strip()) if scheme.lower() == "bearer" else None
         if key is not None:  # a good one is let in whatever else comes from its address, which may be a proxy's
+            scope["state"]["session"] = session
             return key
         if not (scheme or await keys.were_made()):
             if not _is_this_machine(scope):
                 raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
             return None
+        acts = scope["method"] not in acting.SAFE and needed(scope["method"], _path(scope)) == "admin"
         if scheme.lower() != "bearer" and session is None:
+            if acts and acting.TOKEN in Headers(scope=scope):  # its page was logged out
+                raise Refused(403, acting.ENDED)
             raise Refused(401, "a key is needed: Authorization: Bearer KEY", WWW_Authenticate="Bearer")
         if wait_s := self._failures.wait_s(address):
             raise Refused(429, "too many wrong keys from this address", Retry_After=str(int(wait_s) + 1))
         self._failures.take(address)
+        if acts and session is not None:
+            raise Refused(403, acting.ENDED)
         what = "key is not valid" if session is None else "session has ended: show the key again"
         raise Refused(401, f"this {what}", WWW_Authenticate='Bearer error="invalid_token"')
 
 
 def _session(scope: Scope) -> str | None:
-    """A browser's cookie, which only reads: so no other web page can make it change anything."""
-    may_read = scope["method"] in ("GET", "HEAD")
-    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE) if may_read else None
+    """A browser's cookie: it reads, and acts as an operator does. It posts no reports, nor prolongs itself."""
+    method, path = scope["method"], _path(scope)
+    if method not in ("GET", "HEAD") and needed(method, path) != "admin":
+        return None
+    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
 
 
 def needed(method: str, path: str) -> str | None:

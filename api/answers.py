@@ -67,12 +67,35 @@ class ConflictPage(BaseModel):
 
 
 class Resolve(BaseModel):
+    """What becomes of a conflict."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"Resolution": "merge"}]})
+
     Resolution: Annotated[
         Decision,
         Field(
             description="dismiss: not this series' images. merge: they are, and patient and study stay as stored. "
             "correct: they are, and patient and study become those of the report."
         ),
+    ]
+
+
+class Would(BaseModel):
+    """One thing that a decision would change of a record."""
+
+    What: Annotated[str, Field(description="A field of the record, or a keyword of its Attributes.")]
+    Before: str | None
+    After: str | None
+
+
+class Outlook(BaseModel):
+    """An open conflict, and what would come of each decision about it."""
+
+    Conflict: Conflict
+    Record: Annotated[SeriesRecord, Field(description="As it is stored.")]
+    Would: Annotated[
+        dict[Decision, list[Would]],
+        Field(description="What each decision would change of the record now; none where it stays as it is."),
     ]
 
 
@@ -193,6 +216,41 @@ class GatewayOrders(BaseModel):
     orders: list[GatewayOrder]
 
 
+class UntoldChange(BaseModel):
+    """A change that a webhook was not told."""
+
+    Number: int
+    Problem: Annotated[str, Field(description="Of the last try.")]
+    At: Annotated[AwareDatetime, Field(description="When it was given up.")]
+    SeriesInstanceUID: Annotated[str | None, Field(description="Null where the change was purged.")]
+
+
+class Untold(BaseModel):
+    """What a webhook was not told."""
+
+    Host: Annotated[str | None, Field(description="Of its URL.")]
+    Ended: Annotated[bool, Field(description="It answered 410: it is told nothing more until it is replayed.")]
+    Problem: Annotated[str | None, Field(description="Of the last try of the change that comes next.")]
+    Count: Annotated[int, Field(description="How many changes were given up.")]
+    changes: Annotated[list[UntoldChange], Field(description="The first 100 of them.")]
+
+
+class DoAgain(BaseModel):
+    """What becomes of the changes that a webhook was not told."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"Do": "replay"}]})
+
+    Do: Annotated[
+        Literal["replay", "discard"],
+        Field(description="replay: tell them again, and what came after them. discard: give them up for good."),
+    ]
+
+
+class DoneAgain(BaseModel):
+    Did: Annotated[str, Field(description="In words, for whoever asked.")]
+    From: Annotated[int | None, Field(description="The change that is told next; null where none is.")] = None
+
+
 class StoredSeries(BaseModel):
     """A stored series as the live page's table has it."""
 
@@ -227,6 +285,10 @@ class Session(BaseModel):
     Who: Annotated[str, Field(description="Id and name of the key, or `this machine`, as the audit log has it.")]
     Scopes: Annotated[list[str], Field(description="What it may do; for a key of scope admin that is everything.")]
     Viewer: Annotated[str | None, Field(description="`SERVER_VIEWER_URL`, whose placeholders the page fills.")] = None
+    Token: Annotated[
+        str | None,
+        Field(description="What this browser's page shows as `X-CSRF-Token` to act; null of a key, or without admin."),
+    ] = None
 
 
 class Health(BaseModel):

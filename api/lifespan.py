@@ -16,6 +16,7 @@ from api.listeners import notice_the_dead
 from api.operations import operations
 from api.overview import Overview
 from api.patience import Patience
+from api.refusals import Refusals
 from api.webhooks import REQUEST_TIMEOUT_S, Teller
 from common.control import serve_control
 from common.errors import GatewayError
@@ -43,9 +44,11 @@ async def running(app: FastAPI, settings: ServerSettings, patience: Patience) ->
             follower = app.state.follower = Follower(database)
             app.state.keys = database.keys
             app.state.overview = Overview(database, follower)
+            refusals = app.state.refusals = Refusals(database, follower)
             tasks.create_task(_or_stop(follower.run()), name="follow")
             tasks.create_task(_or_stop(patience.run(follower)), name="patience")
             tasks.create_task(_or_stop(notice_the_dead(follower)), name="listeners")
+            tasks.create_task(_or_stop(refusals.run()), name="refusals")
             tasks.create_task(_or_stop(Teller(database, follower, http).run()), name="webhooks")
             stack.callback(follower.end)
             await stack.enter_async_context(_administered(settings, database))

@@ -14,6 +14,7 @@ from common.settings import ServerSettings
 from common.times import stamp
 from db import Database
 from models import is_uid
+from storage.heartbeats import StillHeard
 from storage.key_reader import shown
 
 HEARD_OF = timedelta(days=1)
@@ -32,6 +33,9 @@ def operations(database: Database) -> Mapping[str, Operation]:
         "remove_webhook": partial(_remove_webhook, database),
         "rotate_webhook": partial(_rotate_webhook, database),
         "replay_webhook": partial(_replay_webhook, database),
+        "discard_webhook": partial(_discard_webhook, database),
+        "list_gateways": partial(_list_gateways, database),
+        "dismiss_gateway": partial(_dismiss_gateway, database),
         "count_old": partial(_count_old, database),
         "purge_series": partial(_purge_series, database),
         "purge_changes": partial(_purge_changes, database),
@@ -117,6 +121,32 @@ async def _rotate_webhook(database: Database, id: int, keep_old_s: float) -> dic
 async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:
     """What came after the first change that was given up is told again, too."""
     return {"from": await database.webhooks.replay(id)}
+
+
+async def _discard_webhook(database: Database, id: int) -> dict[str, Any]:
+    return {"discarded": await database.webhooks.discard(id)}
+
+
+async def _list_gateways(database: Database) -> dict[str, Any]:
+    refused = await database.heartbeats.refused(datetime.now(UTC) - HEARD_OF)
+    rows = [
+        {
+            "gateway": one.State.GatewayID,
+            "seen_at": stamp(one.SeenAt),
+            "silent_s": one.SilentS,
+            "stopped": one.State.Stopped,
+            "refused": refused.get(one.State.GatewayID),
+        }
+        for one in await database.gateways()
+    ]
+    return {"rows": rows}
+
+
+async def _dismiss_gateway(database: Database, name: str) -> dict[str, Any]:
+    try:
+        return {"done": await database.heartbeats.dismiss(name, datetime.now(UTC)), "problem": None}
+    except StillHeard as error:
+        return {"done": False, "problem": str(error)}
 
 
 async def _count_old(database: Database, before: str) -> dict[str, Any]:

@@ -8,11 +8,10 @@ import asyncio
 import contextlib
 import json
 import math
-import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -40,6 +39,7 @@ from common.version import version
 from db import Database, TooManyOrders
 from models import GatewayState
 from storage.engine import DatabaseUnavailable
+from storage.heartbeats import StillHeard
 from storage.orders import state_of
 
 EVERY_S = 1.0
@@ -47,8 +47,7 @@ STALE_S = 30.0  # what was seen before is then not counted on from
 
 LATEST = 200  # series that a page is told of at first, and at most at once
 MOST_FOUND = 200
-REFUSED_S = 30.0  # a gateway that is refused asks again every five seconds
-MOST_REFUSED = 256  # as many as the server knows gateways
+REFUSED_LATELY = timedelta(seconds=30)  # a gateway that is refused asks again every five seconds
 MOST_ORDERS = 100
 
 log = structlog.get_logger()
@@ -63,6 +62,7 @@ def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[D
     refused: Responses = {code: {"model": Problem} for code in (404, 409)}
     ordered = described | {"responses": {**responses, **refused}}
     app.post("/gateways/{GatewayID}/orders", status_code=201, **ordered)(order)
+    app.delete("/gateways/{GatewayID}", status_code=204, **ordered)(dismiss)
     described["dependencies"] = [*dependencies, KNOWN_ONLY]
     app.get("/gateways", **described)(list_gateways)
     app.get("/gateways/{GatewayID}/orders", **described)(list_orders)
@@ -103,8 +103,25 @@ async def order(GatewayID: str, wanted: WantedOrder, database: Db, request: Requ
         raise HTTPException(409, str(error)) from None
     if row is None:
         raise HTTPException(404, "no gateway of this name was heard of within a day")
-    log.info("order.given", gateway=GatewayID, number=row["Id"], kind=row["Kind"])
+    told = {"gateway": GatewayID, "number": row["Id"], "kind": row["Kind"]}
+    request.state.done |= told | {"dead_letter": wanted.DeadLetter}
+    log.info("order.given", **told)
     return _as_told(row)
+
+
+async def dismiss(GatewayID: str, database: Db, request: Request) -> None:
+    """Forget a gateway that is gone: what it said last, so that nobody is told of it any more.
+
+    Should it say something again, it is back. One that was heard of within 15 s, and has not stopped, is not gone.
+    """
+    try:
+        known = await database.heartbeats.dismiss(GatewayID, datetime.now(UTC))
+    except StillHeard as error:
+        raise HTTPException(409, str(error)) from None
+    if not known:
+        raise HTTPException(404, "no gateway of this name was heard of within a day")
+    request.state.done["gateway"] = GatewayID
+    log.info("gateway.dismissed", gateway=GatewayID)
 
 
 async def list_orders(GatewayID: str, database: Db) -> GatewayOrders:
@@ -193,14 +210,8 @@ class Overview:
     _news: str = ""
     _whole: str | None = None
     _looking: asyncio.Task[None] | None = None
-    _refused: OrderedDict[str, tuple[float, str]] = field(default_factory=OrderedDict)
-
-    def refused(self, gateway_id: str, why: str) -> None:
-        """Remember that a heartbeat was not let in: by this process, and whoever sent it."""
-        self._refused[gateway_id] = (time.monotonic(), why)
-        self._refused.move_to_end(gateway_id)
-        if len(self._refused) > MOST_REFUSED:
-            self._refused.popitem(last=False)
+    _refused: dict[str, str] = field(default_factory=dict)
+    """Gateways that a server process does not let in, and why."""
 
     async def frames(self) -> AsyncGenerator[str, None]:
         """JSON, until the end or for STREAM_S. Raises DatabaseUnavailable."""
@@ -238,8 +249,10 @@ class Overview:
         said = await latest.said_by(changed) if changed else []
         conflicts = await latest.open_conflicts()
         webhooks = [_webhook(row, last) for row in await self.database.webhooks.all()]
-
         now = datetime.now(UTC)
+        refused = await self.database.heartbeats.refused(now - REFUSED_LATELY)
+
+        self._refused = refused
         self._totals = {"Series": series, "Conflicts": conflicts, "Webhooks": webhooks}
         self._silent = {id: round(max(0.0, (now - at).total_seconds()), 1) for id, at in heard.items()}
         gone = self._gateways.keys() - heard.keys()
@@ -284,18 +297,13 @@ class Overview:
             self._whole = self._frame(gateways, list(self._latest), Full=True)
         return self._whole
 
-    def _refused_lately(self) -> dict[str, str]:
-        """Of the gateways that are known: a stranger adds no name to the page."""
-        since = time.monotonic() - REFUSED_S
-        return {id: why for id, (at, why) in self._refused.items() if at > since and id in self._gateways}
-
     def _frame(self, gateways: Mapping[str, Any], latest: Sequence[Any], **more: Any) -> str:
         frame = {
             "At": datetime.now(UTC).isoformat(),
             "Version": version(),
             "Gateways": gateways,
             "Silent": self._silent,
-            "Refused": self._refused_lately(),
+            "Refused": self._refused,
         }
         return json.dumps(frame | {"Stored": latest, "Totals": self._totals} | more, separators=(",", ":"))
 
@@ -309,5 +317,5 @@ def _webhook(row: Mapping[str, Any], last: int) -> dict[str, Any]:
     """Without the path of its URL, which may hold a secret."""
     behind = max(0, last - row["Position"])
     return {"Id": row["Id"], "Host": urlsplit(row["Url"]).hostname, "Behind": behind} | {
-        name: row[name] for name in ("Attempts", "Dead")
+        name: row[name] for name in ("Attempts", "Ended", "Dead")
     }

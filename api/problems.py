@@ -12,7 +12,7 @@ MAX_PROBLEMS = 20  # that one answer names
 MAX_NAME = 64  # characters of a field that one names
 KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
 KNOWN_FIELDS |= {"after", "limit", "since", "Modality", "digest", "Resolution", "StudyDate", "order"}
-KNOWN_FIELDS |= {"Declared", "Because", "Kind", "DeadLetter"}
+KNOWN_FIELDS |= {"Declared", "Because", "Kind", "DeadLetter", "Do"}
 KNOWN_FIELDS |= {"UpdatedSince", "UpdatedUntil", "Incomplete", "Conflicts"}
 log = structlog.get_logger()
 

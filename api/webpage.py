@@ -38,14 +38,24 @@ async def who_asks(request: Request) -> Session:
     """Who the key, or the browser's session, belongs to. Every valid key may ask."""
     key: Key | None = request.state.key
     scopes = [scope for scope in SCOPES if key is None or key.may(scope)]
-    return Session(Who=request.state.who, Scopes=scopes, Viewer=getattr(request.app.state, "viewer_url", None))
+    viewer = getattr(request.app.state, "viewer_url", None)
+    token = await _token(request, request.state.session)
+    return Session(Who=request.state.who, Scopes=scopes, Viewer=viewer, Token=token)
+
+
+async def _token(request: Request, session: str | None) -> str | None:
+    """What the page of a session shows to act (acting.py); none where its key may not."""
+    keys: Keys = request.app.state.keys
+    key: Key | None = request.state.key
+    return await keys.token(session) if session and key and key.may("admin") else None
 
 
 async def log_in(request: Request, response: Response) -> Session:
     """Let a browser read with this key for twelve hours: a cookie that scripts cannot see, and that is not the key.
 
     It is sent as with every request, as a bearer token, so other web pages cannot log anybody in. The session ends
-    with the key. While there is no key, this machine needs no session and gets none.
+    with the key. While there is no key, this machine needs no session and gets none. With a key of scope admin its page
+    may act, too, and shows `Token` for that.
     """
     keys: Keys = request.app.state.keys
     key: Key | None = request.state.key
@@ -55,11 +65,14 @@ async def log_in(request: Request, response: Response) -> Session:
         response.set_cookie(
             COOKIE, session, SESSION_S, path=_root(request), secure=secure, httponly=True, samesite="strict"
         )
+        request.state.session = session
     return await who_asks(request)
 
 
 async def log_out(request: Request, response: Response) -> None:
-    """Take the cookie away."""
+    """Take the cookie away, and end its session for whoever has a copy."""
+    if session := request.cookies.get(COOKIE):
+        await request.app.state.keys.end_session(session)
     secure = request.url.scheme == "https"
     response.delete_cookie(COOKIE, _root(request), secure=secure, httponly=True, samesite="strict")
 

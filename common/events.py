@@ -114,6 +114,12 @@ LOG_EVENTS = (
         "made of them.",
     ),
     LogEvent(
+        "gateway.dismissed",
+        "info",
+        "gateway",
+        "Server: an operator says that a gateway is gone; its last heartbeat is forgotten.",
+    ),
+    LogEvent(
         "gateway.draining",
         "info",
         "drain_timeout_s",
@@ -244,9 +250,11 @@ LOG_EVENTS = (
     LogEvent(
         "request.audited",
         "info",
-        "method route peer who status series_instance_uid",
+        "method route peer who status series_instance_uid via decision conflict gateway number kind dead_letter "
+        "webhook",
         "The audit log: every request but probes, the page's files, log-outs, and heartbeats and metrics that were "
-        "answered well.",
+        "answered well. "
+        "`via` is `page` if a session acted; what follows says what was done about what.",
     ),
     LogEvent(
         "script.delayed",
@@ -343,6 +351,12 @@ LOG_EVENTS = (
         "The database did not answer; the webhook goes on when it does.",
     ),
     LogEvent("webhook.rejected", "error", "webhook change reason", "A change was given up for a webhook."),
+    LogEvent(
+        "webhook.settled",
+        "info",
+        "webhook decision",
+        "An operator had a webhook told again what was given up (`replay`), or gave that up for good (`discard`).",
+    ),
     LogEvent("worker.ended", "error", "worker exit_code", "A worker process ended; it is started again."),
 )
 

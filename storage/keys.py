@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine import Engine, insert
-from storage.schema import api_keys
+from storage.schema import api_keys, ended_sessions
 
 PREFIX = "sgk"  # of a key: prefix, id, secret, joined by "_"; scanners of leaked secrets can look for it
 SESSION_S = 12 * 3600
+SESSION = re.compile(r"([0-9a-f]+\.([0-9]{1,20})\.[0-9a-f]+)\.([0-9a-f]+)")  # claim: key, end, number; signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +98,31 @@ class Keys:
         It is signed with the stored hash: whatever ends the key ends it, on every server, and none has to remember it.
         """
         row = await self._row(id)
-        claim = f"{id}.{int(time.time()) + SESSION_S}"
-        return f"{claim}.{_signature(row, claim)}" if row else None
+        claim = f"{id}.{int(time.time()) + SESSION_S}.{secrets.token_hex(8)}"
+        return f"{claim}.{_signature(row, 'session', claim)}" if row else None
 
     async def recognize_session(self, presented: str) -> Key | None:
         """The key that a session stands for, if both are ours and valid."""
-        if not re.fullmatch(r"[0-9a-f]+\.[0-9]+\.[0-9a-f]+", presented):
-            return None
-        claim, _, signature = presented.rpartition(".")
-        id, _, ends_at = claim.partition(".")
-        row = await self._row(id)
-        if row is None or not hmac.compare_digest(_signature(row, claim), signature):
-            return None
-        key = key_of(row)
-        return key if key.is_valid and int(ends_at) > time.time() else None
+        row = await self._row_of_session(presented)
+        return key_of(row) if row else None
+
+    async def token(self, session: str) -> str | None:
+        """What a page shows to act in a session, whose end is the token's; None where there is no such session."""
+        row = await self._row_of_session(session)
+        return _signature(row, "token", session.rpartition(".")[0]) if row else None
+
+    async def end_session(self, presented: str) -> None:
+        """End a session on every server, also for whoever has a copy of it."""
+        if await self._row_of_session(presented) is None:
+            return
+        claim, _, _ = presented.rpartition(".")
+        ends_at = datetime.fromtimestamp(int(claim.split(".")[1]), UTC)
+
+        async def end(connection: AsyncConnection) -> None:
+            await connection.execute(ended_sessions.delete().where(ended_sessions.c.EndsAt < datetime.now(UTC)))
+            await insert(connection, ended_sessions, {"Session": claim, "EndsAt": ends_at})
+
+        await self._engine.write(end)
 
     async def were_made(self) -> bool:
         """Whether there ever was a key: from then on everyone needs one, also when all are revoked."""
@@ -120,14 +132,27 @@ class Keys:
     async def _row(self, id: str) -> dict[str, Any] | None:
         return next(iter(await self._engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
 
+    async def _row_of_session(self, presented: str) -> dict[str, Any] | None:
+        """The row of the key that a session stands for, if both are ours and valid."""
+        parts = SESSION.fullmatch(presented)
+        if parts is None:
+            return None
+        claim, ends_at, signature = parts.groups()
+        ended = exists().where(ended_sessions.c.Session == claim).label("Ended")
+        query = select(api_keys, ended).where(api_keys.c.Id == claim.partition(".")[0])
+        row = next(iter(await self._engine.read(query)), None)
+        if row is None or row["Ended"] or not hmac.compare_digest(_signature(row, "session", claim), signature):
+            return None
+        return row if key_of(row).is_valid and int(ends_at) > time.time() else None
+
 
 def _hash(salt: str, secret: str) -> str:
     """One SHA-256 is enough: the secret is 256 random bits, which nobody guesses however fast the hash is."""
     return hashlib.sha256(f"{salt}{secret}".encode()).hexdigest()
 
 
-def _signature(row: Mapping[str, Any], claim: str) -> str:
-    return hmac.new(row["Hash"].encode(), f"session {claim}".encode(), hashlib.sha256).hexdigest()
+def _signature(row: Mapping[str, Any], what: str, claim: str) -> str:
+    return hmac.new(row["Hash"].encode(), f"{what} {claim}".encode(), hashlib.sha256).hexdigest()
 
 
 def key_of(row: Mapping[str, Any]) -> Key:

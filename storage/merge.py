@@ -11,6 +11,7 @@ from models import (
     MAX_DOUBTS,
     ChangeKind,
     Completeness,
+    Decision,
     InstanceKeyword,
     SeriesReport,
     fitting,
@@ -86,6 +87,14 @@ def corrected(report: SeriesReport, known: Row, now: datetime) -> dict[str, Any]
         "Revision": known["Revision"] + 1,
         "UpdatedAt": now,
     }
+
+
+def decided(decision: Decision, report: SeriesReport, known: Row, instances: int, now: datetime) -> dict[str, Any]:
+    """A row as it would be after a decision about a report in conflict, with so many instances in their union."""
+    if decision == "dismiss":
+        return {**known}
+    row = {**known, **corrected(report, known, now)} if decision == "correct" else {**known}
+    return row | changes(report, row, count(report, row, instances), now)
 
 
 def instance_rows(report: SeriesReport) -> Iterator[dict[str, Any]]:

@@ -258,6 +258,14 @@ api_keys = Table(
     Column("ExpiresAt", UtcDateTime),
     Column("RevokedAt", UtcDateTime),
 )
+# Logged out before their end: whoever kept a copy has nothing.
+ended_sessions = Table(
+    "ended_sessions",
+    metadata,
+    Column("Session", KEY, primary_key=True),  # without its signature
+    Column("EndsAt", UtcDateTime, nullable=False),  # then it is forgotten
+    sqlite_with_rowid=False,
+)
 webhooks = Table(
     "webhooks",
     metadata,
@@ -293,6 +301,8 @@ gateways = Table(
     Column("GatewayID", KEY, primary_key=True),
     Column("At", UtcDateTime, nullable=False),  # by the server's clock
     Column("State", DOCUMENT, nullable=False),
+    Column("RefusedAt", UtcDateTime),  # when a heartbeat of its name was not let in
+    Column("Refused", Text),  # why
 )
 # Who sends, and in which hours: the last one of each source says when it was heard of last.
 sources = Table(

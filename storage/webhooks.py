@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, func, or_, select
+from sqlalchemy import Select, false, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine import Engine, insert
-from storage.schema import dead_changes, webhooks
+from storage.schema import changes, dead_changes, webhooks
 
 CLAIM_S = 60.0
 SECRETS = (webhooks.c.Secret, webhooks.c.OldSecret, webhooks.c.OldSecretUntil)
@@ -104,6 +104,25 @@ class Webhooks:
 
         return await self._engine.write(back)
 
+    async def failed(self, id: int, limit: int) -> list[dict[str, Any]]:
+        """Changes that were given up, the first first, and the series of those that were not purged since."""
+        columns = (dead_changes.c.Number, dead_changes.c.Problem, dead_changes.c.At, changes.c.SeriesInstanceUID)
+        query = select(*columns).outerjoin_from(dead_changes, changes, changes.c.Number == dead_changes.c.Number)
+        query = query.where(dead_changes.c.Webhook == id).order_by(dead_changes.c.Number)
+        return await self._engine.read(query.limit(limit))
+
+    async def discard(self, id: int) -> int:
+        """Forget the changes that were given up: nobody tells them again. How many that were."""
+        done = 0
+
+        async def forget(connection: AsyncConnection) -> None:
+            nonlocal done
+            of_webhook = dead_changes.c.Webhook == id
+            done = max(done, (await connection.execute(dead_changes.delete().where(of_webhook))).rowcount)
+
+        await self._engine.write(forget)
+        return done
+
     # --- what tells them ---
 
     async def were_added(self) -> bool:
@@ -152,8 +171,9 @@ class Webhooks:
 
 def select_all() -> Select[Any]:
     dead = select(func.count()).where(dead_changes.c.Webhook == webhooks.c.Id).scalar_subquery().label("Dead")
+    ended = func.coalesce(webhooks.c.NextAttemptAt == FOR_EVER, false()).label("Ended")
     of_webhook = ("Id", "Url", "Filters", "Position", "Attempts", "Problem")
-    return select(*(webhooks.c[name] for name in of_webhook), dead).order_by(webhooks.c.Id)
+    return select(*(webhooks.c[name] for name in of_webhook), ended, dead).order_by(webhooks.c.Id)
 
 
 def _claimed(owner: str) -> dict[str, Any]:

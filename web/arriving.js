@@ -1,5 +1,7 @@
 // The table of series that arrive, the newest first: rows are kept and only changed cells written, for there may be hundreds a second.
 
+import { opens } from "./acting.js";
+import { declare } from "./declare.js";
 import { byId, el, mark, row, write } from "./dom.js";
 import { count, images, patient, utc, when } from "./format.js";
 
@@ -21,15 +23,19 @@ function make(gateway, series) {
   cells[0].append(told ? patient(series.PatientName) : "–");
   if (told) cells[0].append(el("span", { className: "second" }, series.PatientID ?? "no PatientID"));
   cells[1].append(series.SeriesDescription || "–", el("span", { className: "second uid", title: uid }, uid));
+  const waits = el("span");
+  const closes = opens("Declare …", () => declare(uid, told ? patient(series.PatientName) : "series"));
+  if (closes) closes.setAttribute("aria-label", `Declare series ${uid}`);
+  cells[4].append(waits, ...(closes ? [el("span", { className: "second" }, closes)] : []));
   cells[5].append(series.Source, el("span", { className: "second uid" }, gateway));
-  return { tr, cells, done: 0 };
+  return { tr, cells, waits, done: 0 };
 }
 
 function fill(one, series, now) {
   write(one.cells[2], images(series.Instances, series.Expected));
   mark(one.cells[3], "title", utc(series.LastReceivedAt));
   progress(one, series.Instances, series.Expected);
-  write(one.cells[4], `${WAITING[series.Waiting]}${series.Revision > 1 ? ", more came after its report" : ""}`);
+  write(one.waits, `${WAITING[series.Waiting]}${series.Revision > 1 ? ", more came after its report" : ""}`);
   const quiet = (now - Date.parse(series.LastReceivedAt)) / 1000;
   const ago = quiet < 1.5 ? "now" : quiet < 90 ? `${Math.round(quiet)} s ago` : when(series.LastReceivedAt);
   write(one.cells[3], ago);

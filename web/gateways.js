@@ -1,5 +1,7 @@
 // A card for each gateway: whether it receives images, and what it holds.
 
+import { opens } from "./acting.js";
+import { dismiss } from "./declare.js";
 import { byId, el, mark, write } from "./dom.js";
 import { bytes, compared, count, many, seconds, utc, when } from "./format.js";
 
@@ -23,8 +25,9 @@ function make(id) {
   const values = FIGURES.map(() => el("dd", {}, el("span"), el("span", { className: "second" })));
   const list = el("dl", {}, ...FIGURES.map((figure, i) => el("div", {}, el("dt", {}, figure), values[i])));
   const version = el("p", { className: "hint release" });
-  const inside = el("div", { className: "card gateway" }, name, state, title, version, list);
-  return { card: el("li", {}, inside), state, title, version, values };
+  const gone = opens("Dismiss …", () => dismiss(id));
+  const inside = el("div", { className: "card gateway" }, name, state, title, version, list, gone);
+  return { card: el("li", {}, inside), state, title, version, values, gone };
 }
 
 function condition({ silent, refused, silentS, seenAt, state }) {
@@ -41,7 +44,7 @@ function release(theirs, ours) {
   return than === "same" ? named : `${named}, ${than} than this server's ${ours}`;
 }
 
-function fill({ state, title, version, values }, gateway, ours) {
+function fill({ state, title, version, values, gone }, gateway, ours) {
   const known = gateway.state;
   const [kind, words] = condition(gateway);
   write(state, words);
@@ -63,6 +66,7 @@ function fill({ state, title, version, values }, gateway, ours) {
     write(values[i].firstChild, figure);
     write(values[i].lastChild, more);
   });
+  if (gone) gone.hidden = !gateway.silent; // one that speaks would be back at once
   mark(values[DEAD], "class", known.DeadLetters ? "bad" : "");
 }
 

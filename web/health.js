@@ -8,7 +8,7 @@ const STUCK_REPORT_S = 60; // … and when somebody has to look
 const SKEW_S = 2;
 const FULL = 0.8; // of the inbox
 
-/** What is wrong: { level, id, what, more, cure }; `id` stays the same while it lasts, and `more` may change by the second. */
+/** What is wrong: { level, id, what, more, cure, act }, `act` is how it is cured here; `id` stays the same while it lasts, and `more` may change by the second. */
 export function problems(world) {
   const found = world.present().flatMap((gateway) => (gateway.silent ? [gateway.refused ? refused(gateway) : silent(gateway)] : [...ofGateway(gateway, world)]));
   found.push(...ofServer(world.totals));
@@ -22,6 +22,7 @@ function silent({ id, silentS, state }) {
     what: `Gateway ${id} is silent`,
     more: `for ${seconds(silentS)}; it had ${many(state.OpenSeries, "open series", "open series")} and ${many(state.UndeliveredReports, "report", "reports")} waiting, which its journal keeps`,
     cure: "See whether its process and its machine run; it goes on where it was.",
+    act: { kind: "dismiss", id },
   };
 }
 
@@ -33,12 +34,13 @@ function refused({ id, silentS, refused }) {
     what: `This server refuses gateway ${id}`,
     more: `for ${seconds(silentS)}: ${refused}. What it receives waits in its journal`,
     cure: `python server.py keys create ${/^[\w.-]+$/.test(id) ? id : "NAME"} --scope series:write makes a key: give it to the gateway as GATEWAY_API_KEY and start it again.`,
+    act: { kind: "dismiss", id },
   };
 }
 
 function* ofGateway(gateway, { version }) {
   const { id, state, skewS } = gateway;
-  const about = (level, kind, what, more, cure) => ({ level, id: `${kind} ${id}`, what, more, cure });
+  const about = (level, kind, what, more, cure, act) => ({ level, id: `${kind} ${id}`, what, more, cure, act });
   if (state.Reason) {
     yield about(
       "bad",
@@ -56,6 +58,7 @@ function* ofGateway(gateway, { version }) {
       what,
       state.Dead.length ? `last: ${state.Dead[0].Answer}` : "",
       "On its machine: python client.py dead-letters list, then replay or discard",
+      { kind: "letters", id },
     );
   }
   if (state.OldestUndeliveredS > LATE_S) {
@@ -120,9 +123,10 @@ function* ofServer({ Conflicts, Webhooks }) {
       what,
       more: "another patient or study; kept aside, nothing was overwritten",
       cure: "GET /conflicts shows them, POST /conflicts/{digest} settles one",
+      act: { kind: "conflicts" },
     };
   }
-  for (const { Id, Host, Behind, Attempts, Dead } of Webhooks) {
+  for (const { Id, Host, Behind, Attempts, Ended, Dead } of Webhooks) {
     const of = `Webhook ${Id} (${Host})`;
     if (Dead)
       yield {
@@ -131,8 +135,18 @@ function* ofServer({ Conflicts, Webhooks }) {
         what: `${of} was not told some changes`,
         more: count(Dead),
         cure: `python server.py webhooks replay ${Id}`,
+        act: { kind: "untold", id: Id },
       };
-    if (Attempts)
+    if (Ended)
+      yield {
+        level: "warn",
+        id: `ended hook ${Id}`,
+        what: `${of} wants to be told nothing more`,
+        more: `${count(Behind)} behind`,
+        cure: `python server.py webhooks replay ${Id} goes on, webhooks remove ${Id} ends it`,
+        act: { kind: "untold", id: Id },
+      };
+    else if (Attempts)
       yield {
         level: "warn",
         id: `late hook ${Id}`,

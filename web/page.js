@@ -1,11 +1,15 @@
 // The live page: who we are, what is shown, and what happens when the connection breaks.
 
+import * as acting from "./acting.js";
 import * as arriving from "./arriving.js";
 import * as charts from "./charts.js";
+import { settle } from "./conflicts.js";
+import { dismiss } from "./declare.js";
 import { byId, el, mark, write } from "./dom.js";
 import { count, many, quantile, seconds, when } from "./format.js";
 import * as gateways from "./gateways.js";
 import { headline, problems } from "./health.js";
+import { settleLetters, settleWebhook } from "./letters.js";
 import * as series from "./series.js";
 import * as stored from "./stored.js";
 import { ask, follow } from "./stream.js";
@@ -19,6 +23,7 @@ const session = new BroadcastChannel("session"); // to the other tabs
 
 function showLogin(why) {
   connection?.stop();
+  acting.forget();
   world.forget();
   arriving.forget();
   stored.forget();
@@ -36,6 +41,20 @@ function showLogin(why) {
   write(byId("why"), tells ? why : "");
   byId("why").hidden = !tells;
   byId("key").focus();
+}
+
+const CURES = {
+  conflicts: ["Settle …", () => settle()],
+  letters: ["Replay or discard …", (id) => settleLetters(world, id)],
+  untold: ["Tell again or discard …", settleWebhook],
+  dismiss: ["Dismiss …", dismiss],
+};
+
+/** The button that cures a problem here; null where there is none, or somebody may only read. */
+function curing({ act }) {
+  if (!act) return null;
+  const [words, open] = CURES[act.kind];
+  return acting.opens(words, () => open(act.id));
 }
 
 function showPage({ Who, Viewer }) {
@@ -89,7 +108,7 @@ function showStatus() {
   const list = byId("problems");
   const known = new Map([...list.children].map((item) => [item.dataset.id, item]));
   const items = wrong.map((problem) => {
-    const item = known.get(problem.id) ?? el("li", {}, el("strong"), el("span"), el("span", { className: "cure" }));
+    const item = known.get(problem.id) ?? el("li", {}, el("strong"), el("span"), el("span", { className: "cure" }), curing(problem));
     item.dataset.id = problem.id;
     mark(item, "class", problem.level);
     write(item.children[0], wrong.length > 1 ? problem.what : ""); // else the headline says it
@@ -97,8 +116,10 @@ function showStatus() {
     write(item.children[2], `→ ${problem.cure}`);
     return item;
   });
-  if (items.length !== list.children.length || items.some((item, i) => list.children[i] !== item))
-    list.replaceChildren(...items);
+  if (items.length === list.children.length && items.every((item, i) => list.children[i] === item)) return;
+  const focused = list.contains(document.activeElement) ? document.activeElement : null;
+  list.replaceChildren(...items);
+  if (focused?.isConnected) focused.focus({ preventScroll: true }); // what moves is where it was for the keyboard
 }
 
 const FIGURES = {
@@ -140,6 +161,7 @@ function start() {
   let known = false;
   connection = follow({
     known(answer) {
+      acting.allow(answer);
       if (!known) showPage(answer);
       known = true;
     },

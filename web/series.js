@@ -1,5 +1,8 @@
 // One series in a dialog, linked to as #series/UID: its record in words, its timeline as a picture and as a list.
 
+import { opens } from "./acting.js";
+import { settle } from "./conflicts.js";
+import { declare } from "./declare.js";
 import { badge, byId, el } from "./dom.js";
 import { VERDICTS, count, date, images, many, patient, precisely, seconds, utc, when } from "./format.js";
 import { draw } from "./picture.js";
@@ -25,6 +28,7 @@ const MANY = {
 let shown = null; // UID
 let opener = null;
 let viewerUrl = null; // with placeholders
+let acts = null; // the buttons of the series that is shown
 let redraw = null; // the picture, once it has another width
 
 const dialog = byId("series");
@@ -82,6 +86,20 @@ function links({ StudyInstanceUID, SeriesInstanceUID }) {
     el("a", { href, target: "_blank", rel: "noopener noreferrer" }, name),
   );
   return el("span", { className: "links" }, ...made);
+}
+
+/** What a person may say of it here; nothing for who may only read. A button stays the same while its series is shown. */
+function actions(record) {
+  const uid = record.SeriesInstanceUID;
+  const name = [record.Modality, record.Attributes.SeriesDescription?.[0]].filter(Boolean).join(" · ") || "series";
+  if (acts?.uid !== uid)
+    acts = {
+      uid,
+      declares: opens("Declare it complete or not …", () => declare(uid, name)),
+      settles: opens("Settle its conflict …", () => settle(uid)),
+    };
+  if (!acts.declares) return "";
+  return el("p", { className: "acts" }, acts.declares, record.Conflicts ? acts.settles : null);
 }
 
 const meaning = ({ Verdict, Withdrawn }) =>
@@ -193,7 +211,9 @@ async function load() {
     .filter(Boolean)
     .join(" · ");
   const list = el("div", {}, events.length ? null : el("p", { className: "empty" }, "Nothing was told of how it came."));
-  byId("series-body").replaceChildren(facts(record), el("h3", {}, "Timeline"), picture, list);
+  const focused = document.activeElement;
+  byId("series-body").replaceChildren(facts(record), actions(record), el("h3", {}, "Timeline"), picture, list);
+  if (acts.declares === focused || acts.settles === focused) focused.focus({ preventScroll: true });
   if (!events.length) return;
   try {
     list.replaceChildren(listed(events));
@@ -264,6 +284,7 @@ dialog.addEventListener("close", () => {
   close(); // by Escape
   byId("series-body").replaceChildren();
   byId("series-title").textContent = "";
+  acts = null;
   opener?.focus();
 });
 addEventListener("hashchange", route);

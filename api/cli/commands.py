@@ -60,7 +60,8 @@ def command_line() -> click.Group:
             if context.invoked_subcommand != "check":
                 raise click.UsageError(str(error)) from None
 
-    commands = [init, check, keys, webhooks_, declare, on_complete, export, sources, move_, purge, *tab("server.py")]
+    commands = [init, check, keys, gateways_, webhooks_, declare, on_complete, export, sources, move_, purge]
+    commands += tab("server.py")
     return Group(
         "server.py", callback=server, help=server.__doc__, commands=commands, no_args_is_help=True, notes=NOTES
     )
@@ -327,6 +328,44 @@ def replay(settings: ServerSettings, id: int, as_json: bool) -> None:
     if done["from"] is None:
         raise click.ClickException(f"webhook {id} has no change that was given up")
     show(done, as_json)
+
+
+@webhooks_.command
+@click.argument("id", type=int)
+@as_json
+@click.pass_obj
+def discard(settings: ServerSettings, id: int, as_json: bool) -> None:
+    """Forget the changes that were given up: nobody tells them again."""
+    done = _do(settings, "discard_webhook", id=id)
+    if not done["discarded"]:
+        raise click.ClickException(f"webhook {id} has no change that was given up")
+    show(done, as_json)
+
+
+@click.group("gateways")
+def gateways_() -> None:
+    """Gateways that the server has heard of within a day."""
+
+
+@gateways_.command("list")
+@as_json
+@click.pass_obj
+def list_gateways(settings: ServerSettings, as_json: bool) -> None:
+    """When each was heard of last, and why one is refused."""
+    show(_do(settings, "list_gateways")["rows"], as_json)
+
+
+@gateways_.command
+@click.argument("name")
+@click.pass_obj
+def dismiss(settings: ServerSettings, name: str) -> None:
+    """Forget a gateway that is gone: the live page no longer names it.
+
+    Should it say something again, it is back. What it holds stays in its journal.
+    """
+    done = _do(settings, "dismiss_gateway", name=name)
+    if not done["done"]:
+        raise click.ClickException(done["problem"] or f"no gateway {name}; `gateways list` shows them")
 
 
 @click.command

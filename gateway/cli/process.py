@@ -29,6 +29,7 @@ from gateway.journal import Bounds, Journal
 from gateway.operations import dead_letters as operations
 from models import GatewayState
 
+SHOW_CURSOR = "\x1b[?25h"
 T = TypeVar("T")
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
 """Shows a state for as long as it is entered."""
@@ -89,18 +90,30 @@ async def _until_signalled(
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
     show: Show | None = None,
 ) -> int:
-    """SIGTERM and Ctrl-C drain; a second one kills."""
+    """SIGTERM and Ctrl-C drain; a second one kills.
+
+    The handler stays for that: a loop that reads both at once would drop the second one of a signal without a handler.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def on_signal() -> None:
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            _end_by(number)
         stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
 
     for number in signals:
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     return await run(settings, stop, show=show)
+
+
+def _end_by(number: signal.Signals) -> None:
+    """End as a program without a handler does: what is not done yet stands in the journal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(SHOW_CURSOR)  # which the table hides
+        sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _supervise(settings: GatewaySettings, run: Run) -> int:

@@ -22,7 +22,7 @@ from db import Database
 from storage.engine import DatabaseUnusable, Engine
 from storage.move import TABLES, move, rows_of
 from storage.schema import counters
-from tests.factories import STUDY, make_report
+from tests.factories import STUDY, make_report, make_state
 
 
 def ours(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -123,9 +123,28 @@ def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
     refused = ours(database_url, "webhooks", "rotate", str(added["id"]))
     assert (refused.returncode, "--keep-old 0" in refused.stderr) == (1, True)
     assert ours(database_url, "webhooks", "add", "http://169.254.169.254/", "--link-local").returncode == 0
-    assert ours(database_url, "webhooks", "replay", str(added["id"])).returncode == 1
+    for again in ("replay", "discard"):
+        assert ours(database_url, "webhooks", again, str(added["id"])).returncode == 1
     assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 0
     assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 1
+
+
+@pytest.mark.slow
+def test_gateways_are_listed_and_dismissed(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    with server(tmp_path, DATABASE_URL=url) as (_, address):
+        for name, stopped in (("here", False), ("gone", True)):
+            state = make_state(name, Stopped=stopped)
+            httpx.put(f"{address}/gateways/{name}", json=state, trust_env=False).raise_for_status()
+        assert [(one["gateway"], one["stopped"]) for one in answer(url, "gateways", "list")] == [
+            ("gone", True),
+            ("here", False),
+        ]
+        assert ours(url, "gateways", "dismiss", "gone").returncode == 0
+        for name, said in (("gone", "no gateway gone"), ("here", "here is not gone")):
+            refused = ours(url, "gateways", "dismiss", name)
+            assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
+        assert [one["gateway"] for one in answer(url, "gateways", "list")] == ["here"]
 
 
 @pytest.mark.parametrize(

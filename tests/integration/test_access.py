@@ -332,12 +332,12 @@ async def logged_in(app: FastAPI, made: str, **asks: Any) -> AsyncIterator[httpx
         yield browser
 
 
-async def test_a_session_reads_and_does_nothing_else(app: FastAPI) -> None:
+async def test_a_cookie_alone_reads_and_does_nothing_else(app: FastAPI) -> None:
     async with logged_in(app, await key(app, "admin"), peer="10.0.0.7", host="gateway.example") as browser:
         assert (await browser.get("/series")).status_code == 200
         assert (await browser.head("/series")).status_code == 200
         assert (await browser.post("/series", json=MINIMAL_REPORT)).status_code == 401
-        assert (await browser.post(f"/conflicts/{'0' * 64}", json={"Resolution": "dismiss"})).status_code == 401
+        assert (await browser.post(f"/conflicts/{'0' * 64}", json={"Resolution": "dismiss"})).status_code == 403
         assert (await browser.post("/session")).status_code == 401  # it does not prolong itself either
 
 
@@ -393,21 +393,24 @@ async def test_no_made_up_session_lets_in(app: FastAPI) -> None:
     keys: Keys = app.state.keys
     good = await keys.session(made.split("_")[1])
     assert good is not None
-    id, ends_at, signature = good.split(".")
+    id, ends_at, number, signature = good.split(".")
     assert (await keys.recognize_session(good)) is not None
     made_up = (
         "",
         "..",
         id,
         made,
-        f"{id}.{ends_at}.",
-        f"{id}.{int(ends_at) + 1}.{signature}",
-        f"{id}.{ends_at}.{'0' * 64}",
-        f"{id}.{ends_at}.{signature}.{signature}",
-        f"{other.split('_')[1]}.{ends_at}.{signature}",
-        f"{id}.x.{signature}",
-        f'"\\000{id}.{ends_at}.{signature}"',
-        f"{id}.{'9' * 5000}.{signature}",
+        f"{id}.{ends_at}.{number}.",
+        f"{id}.{int(ends_at) + 1}.{number}.{signature}",
+        f"{id}.{ends_at}.{number[::-1]}0.{signature}",
+        f"{id}.{ends_at}.{number}.{'0' * 64}",
+        f"{id}.{ends_at}.{number}.{await keys.token(good)}",
+        f"{id}.{ends_at}.{number}.{signature}.{signature}",
+        f"{id}.{ends_at}.{signature}",
+        f"{other.split('_')[1]}.{ends_at}.{number}.{signature}",
+        f"{id}.x.{number}.{signature}",
+        f'"\\000{id}.{ends_at}.{number}.{signature}"',
+        f"{id}.{'9' * 5000}.{number}.{signature}",
     )
     for n, bad in enumerate(made_up):
         async with asking(app, peer=f"10.0.0.{n}", Cookie=f"{COOKIE}={bad}") as http:
@@ -442,13 +445,13 @@ async def test_what_a_browser_tells_a_proxy_does_not_stand_in_a_sessions_way(app
 async def test_every_valid_key_learns_whose_it_is(app: FastAPI) -> None:
     async with asking(app) as http:
         everything = (await http.get("/session")).json()
-        assert everything == {"Who": "this machine", "Scopes": list(SCOPES), "Viewer": None}
+        assert everything == {"Who": "this machine", "Scopes": list(SCOPES), "Viewer": None, "Token": None}
         answer = await http.post("/session")  # nothing to remember
         assert (answer.status_code, "Set-Cookie" in answer.headers) == (200, False)
     for scopes, may in ((("series:write",), ["series:write"]), (("admin",), list(SCOPES))):
         made = await key(app, *scopes)
         async with asking(app, made, peer="10.0.0.7") as http:
-            told = {"Who": f"{made.split('_')[1]} test", "Scopes": may, "Viewer": None}
+            told = {"Who": f"{made.split('_')[1]} test", "Scopes": may, "Viewer": None, "Token": None}
             assert (await http.get("/session")).json() == told
     async with asking(app) as http:
         assert (await http.get("/session")).status_code == 401

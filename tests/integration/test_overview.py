@@ -370,5 +370,7 @@ async def test_conflicts_and_webhooks_are_told_without_a_secret(database: Databa
     assert "secret" not in frame
     totals = json.loads(frame)["Totals"]
     assert totals["Conflicts"] == 1
-    assert totals["Webhooks"] == [{"Id": 1, "Host": "ai.example", "Behind": 2, "Attempts": 2, "Dead": 0}]
+    assert totals["Webhooks"] == [
+        {"Id": 1, "Host": "ai.example", "Behind": 2, "Attempts": 2, "Ended": False, "Dead": 0}
+    ]
     await watcher.aclose()

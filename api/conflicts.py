@@ -1,0 +1,98 @@
+"""Reports that were kept aside: listed, looked at with what each decision would change, and settled."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+import structlog
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi.params import Depends as Dependency
+from pydantic import Field
+
+from api.answers import ConflictPage, Outlook, Resolve, Would
+from api.follower import Follower
+from api.listing import IN_DIGITS, KNOWN_ONLY
+from common import metrics
+from db import Database
+from models import SeriesRecord, Uid
+
+NOT_SHOWN = {"UpdatedAt", "Basis", "Conflicts", "Doubtful", "Undecoded", "Attributes", "Revision", "IdlePolicy"}
+UNKNOWN = "no open conflict with this digest"
+log = structlog.get_logger()
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Responses = Mapping[int | str, dict[str, Any]]
+
+
+def add_conflicts(
+    app: FastAPI, *, responses: Responses, unknown: Responses, dependencies: Sequence[Dependency]
+) -> None:
+    """Add /conflicts; `app.state` has database and follower. `unknown`: what is answered where there is none."""
+    asked: dict[str, Any] = {"dependencies": [*dependencies, KNOWN_ONLY]}
+    app.get("/conflicts", responses={**responses}, **asked)(list_conflicts)
+    app.get("/conflicts/{digest}", responses={**responses, **unknown}, **asked)(foresee)
+    settled: dict[str, Any] = {"responses": {**responses, **unknown}, "dependencies": [*dependencies]}
+    app.post("/conflicts/{digest}", **settled)(resolve_conflict)
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+Db = Annotated[Database, Depends(_database)]
+
+
+async def list_conflicts(
+    database: Db,
+    resolved: Annotated[bool, Query(description="Those that are resolved instead of those that are open.")] = False,
+    SeriesInstanceUID: Annotated[Uid | None, Query(description="Only those of this series.")] = None,
+    after: Annotated[Digest | None, Query(description="`next` of the page before.")] = None,
+    limit: Annotated[int, IN_DIGITS, Query(ge=1, le=1000)] = 100,
+) -> ConflictPage:
+    """Reports that were kept aside because they name another patient or study for a known series.
+
+    A page ends early where its reports are large.
+    """
+    which: dict[str, Any] = {"resolved": resolved, "series_instance_uid": SeriesInstanceUID}
+    page = await database.conflicts(after=after, limit=limit, **which)
+    more = bool(page) and await database.has_conflicts(after=page[-1].Digest, **which)
+    return ConflictPage(conflicts=page, next=page[-1].Digest if more else None)
+
+
+async def foresee(digest: Digest, database: Db) -> Outlook:
+    """An open conflict beside the record of its series, and what of that each decision would change now."""
+    found = await database.foresee(digest)
+    if found is None:
+        raise HTTPException(404, UNKNOWN)
+    conflict, record, outcomes = found
+    would = {decision: [*differences(record, after)] for decision, after in outcomes.items()}
+    return Outlook(Conflict=conflict, Record=record, Would=would)
+
+
+def differences(before: SeriesRecord, after: SeriesRecord) -> Iterator[Would]:
+    """What a person would see change of a record, field by field, each attribute by itself."""
+    for name in SeriesRecord.model_fields:
+        if name not in NOT_SHOWN and getattr(before, name) != getattr(after, name):
+            yield Would(What=name, Before=_shown(getattr(before, name)), After=_shown(getattr(after, name)))
+    for keyword in sorted((before.Attributes.keys() | after.Attributes.keys()) - SeriesRecord.model_fields.keys()):
+        old, new = before.Attributes.get(keyword), after.Attributes.get(keyword)
+        if old != new:
+            yield Would(What=keyword, Before=_shown(old), After=_shown(new))
+
+
+def _shown(value: Any) -> str | None:
+    return None if value is None else "\\".join(value) if isinstance(value, list) else str(value)
+
+
+async def resolve_conflict(digest: Digest, resolution: Resolve, database: Db, request: Request) -> SeriesRecord:
+    """Settle a conflict, as an operator decides. What was stored before stays in the conflict."""
+    record = await database.resolve(digest, resolution.Resolution, request.state.who)
+    if record is None:
+        raise HTTPException(404, UNKNOWN)
+    follower: Follower = request.app.state.follower
+    follower.stored()
+    uid, decision = record.SeriesInstanceUID, resolution.Resolution
+    request.state.done |= {"conflict": digest, "decision": decision, "series_instance_uid": uid}
+    metrics.conflicts_resolved.labels(decision).inc()
+    log.info("conflict.resolved", series_instance_uid=uid, decision=decision)
+    return record

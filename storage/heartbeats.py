@@ -1,0 +1,60 @@
+"""What else there is to a gateway's row than its heartbeat (db.py keeps that): that it is refused, or was dismissed."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common.errors import GatewayError
+from storage.engine import Engine
+from storage.schema import gateways
+
+SPEAKS_WITHIN = timedelta(seconds=15)  # a gateway that runs; the live page calls it silent beyond
+Refusals = Mapping[str, tuple[datetime, str]]
+"""When a heartbeat under a gateway's name was not let in, and why."""
+
+
+class StillHeard(GatewayError):
+    """A gateway is not gone: it would be back with its next heartbeat."""
+
+
+class Heartbeats:
+    """The gateways of one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def refuse(self, refusals: Refusals) -> None:
+        """Write down whose heartbeats are not let in; a name that is no gateway's is left out."""
+
+        async def write(connection: AsyncConnection) -> None:
+            for gateway_id, (at, why) in sorted(refusals.items()):
+                of_gateway = gateways.update().where(gateways.c.GatewayID == gateway_id)
+                await connection.execute(of_gateway.values(RefusedAt=at, Refused=why))
+
+        await self._engine.write(write)
+
+    async def refused(self, since: datetime) -> dict[str, str]:
+        """The gateways that any server process has refused since then, and not let in after; why."""
+        lately = (gateways.c.RefusedAt > since) & (gateways.c.RefusedAt > gateways.c.At)
+        rows = await self._engine.read(select(gateways.c.GatewayID, gateways.c.Refused).where(lately))
+        return {row["GatewayID"]: row["Refused"] for row in rows}
+
+    async def dismiss(self, gateway_id: str, now: datetime) -> bool:
+        """Forget a gateway that is gone, until it says something; whether it was known. Raises StillHeard."""
+        found = False
+
+        async def forget(connection: AsyncConnection) -> None:
+            nonlocal found
+            this = gateways.c.GatewayID == gateway_id
+            row = (await connection.execute(select(gateways.c.At, gateways.c.State).where(this))).one_or_none()
+            if row is None:  # or a try of ours whose answer was lost has done it
+                return
+            found = True
+            if row.At > now - SPEAKS_WITHIN and not row.State.get("Stopped"):
+                raise StillHeard(f"{gateway_id} is not gone: it was heard of within {SPEAKS_WITHIN.seconds} s")
+            await connection.execute(gateways.delete().where(this, gateways.c.At == row.At))
+
+        await self._engine.write(forget)
+        return found
