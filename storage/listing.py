@@ -7,10 +7,13 @@ from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Select, literal, not_, or_, select, tuple_
 
-from storage.matching import Range, matches
+from storage.matching import Range, Unindexed, matches
 from storage.schema import IS_DOUBTFUL, IS_IN_CONFLICT, IS_INCOMPLETE, series
 
 EQUAL = ("PatientID", "StudyInstanceUID", "Modality", "Verdict", "Source")
+COMMON = ("Modality", "Verdict", "Source", "StudyDate")
+"""What a large part of all series may have, with an index of its own each."""
+ASKED = (*EQUAL, "StudyDate")
 BY_UID = ("SeriesInstanceUID",)
 BY_UPDATE = ("UpdatedAt", "SeriesInstanceUID")
 BY_DATE = ("StudyDate", "StudyInstanceUID", "SeriesInstanceUID")
@@ -57,11 +60,14 @@ def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> 
 
 
 def _conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
+    """Where few series are in a state that is asked for, the index of those is gone along, and none of COMMON."""
+    is_rare = any((listing.Incomplete, listing.Conflicts, listing.Doubtful))
+    columns = {name: Unindexed(series.c[name]) if is_rare and name in COMMON else series.c[name] for name in ASKED}
     for name in EQUAL:
         if (value := getattr(listing, name)) is not None:
-            yield series.c[name] == value
+            yield columns[name] == value
     if listing.StudyDate is not None:
-        yield matches(series.c.StudyDate, Range(*listing.StudyDate), "DA")
+        yield matches(columns["StudyDate"], Range(*listing.StudyDate), "DA")
     if listing.UpdatedSince is not None:
         yield series.c.UpdatedAt >= listing.UpdatedSince
     if listing.UpdatedUntil is not None:
