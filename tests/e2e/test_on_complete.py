@@ -119,6 +119,14 @@ def place(folder: Path) -> int | None:
     return row and int(row[0])
 
 
+def test_the_guides_script_writes_what_it_is_told(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^#!/bin/sh\n(?:.*\n)*?(?=```)", JOBS, re.MULTILINE)
+    script(tmp_path, text)
+    told = {"VERDICT": "idle", "NUM_INSTANCES": "3", "MISSING": "1"}
+    subprocess.run(["./run.sh", "1.2.3"], cwd=tmp_path, env=os.environ | told, check=True)
+    assert (tmp_path / "complete.txt").read_text() == "1.2.3 is idle, with 3 images, 1 missing\n"
+
+
 @pytest.mark.slow
 def test_once_does_what_there_is_and_a_second_time_nothing(tmp_path: Path) -> None:
     script(tmp_path)
@@ -240,7 +248,7 @@ def test_a_script_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path
     ("words", "said"),
     [
         ((), "a command is missing"),
-        (("--", "./no-such-program"), "no program that can be started"),
+        (("--", "./no-such-program"), "chmod +x"),
         (("--verdict", "complete", "--", "true"), "complete is none of verified, declared, expected"),
         (("--since", "yesterday", "--", "true"), "neither now nor a change's number"),
         (("--url", "ftp://x", "--", "true"), "is not an http or https URL"),
