@@ -350,6 +350,31 @@ async def test_a_purge_that_waits_for_a_report_leaves_its_series(database: Datab
     assert await database.get(uid(1)) is not None
 
 
+async def test_a_purge_that_waits_for_a_report_goes_on_behind_its_series(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "SERIES_AT_ONCE", 2)
+    await stored(database, *range(4))
+    await aged(database, *range(4))
+    async with database._engine._writer.begin() as connection:
+        change = series.update().where(series.c.SeriesInstanceUID == uid(1)).values(UpdatedAt=datetime.now(UTC))
+        await connection.execute(change)
+        purging = asyncio.create_task(purged_of(database))
+        await waits_for_lock(database)
+    assert (await purging).series == 3
+    assert await database.get(uid(1)) is not None
+
+
+async def test_two_purges_at_the_same_time_each_end_when_all_is_gone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "SERIES_AT_ONCE", 3)
+    await stored(database, *range(10))
+    await aged(database, *range(10))
+    first, second = await asyncio.gather(purged_of(database), purged_of(database))
+    assert first.series + second.series == 10
+
+
 async def test_a_report_finds_the_row_gone_between_its_two_statements(database: Database) -> None:
     """On PostgreSQL: the insert sees the row that a purge has locked and not yet deleted."""
     await stored(database, 1)
