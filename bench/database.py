@@ -24,6 +24,7 @@ import alembic.command
 import alembic.config
 import httpx
 import psutil
+import time_machine
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -47,7 +48,7 @@ SERIES_A_STUDY = 4
 BATCH = 5000
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENT = {"SERVER_REQUESTS_PER_S": "100000", "SERVER_DATABASE_TIMEOUT_S": "100"}  # what is slow is measured, too
-FIRST_TIMED = "0010"  # the schema from which a large database is brought up to date
+FIRST_TIMED = "0009"  # the schema from which a large database is brought up to date
 
 
 def main() -> int:
@@ -242,7 +243,7 @@ def queries(console: Console, name: str, large: int, times: int) -> None:
             for batch, seconds in asyncio.run(batches(url)).items():
                 found[batch].append(seconds)
             if size == large:
-                asyncio.run(migrations(console, name, url))
+                asyncio.run(migrations(console, name, url, size))
     table = Table(
         "query", "p50 at 1,000", f"p50 at {large:,}", "p99 at 1,000", f"p99 at {large:,}", "p99 ratio", box=SIMPLE
     )
@@ -307,8 +308,8 @@ async def batches(url: str) -> dict[str, list[float]]:
     return {name: sorted(found) for name, found in seconds.items()}
 
 
-async def migrations(console: Console, name: str, url: str) -> None:
-    """Seconds of each migration since FIRST_TIMED, one after the other."""
+async def migrations(console: Console, name: str, url: str, size: int) -> None:
+    """Seconds of each migration since FIRST_TIMED, one after the other, at the time of the last series."""
     config = alembic.config.Config()
     config.set_main_option("script_location", str(ROOT / "storage" / "migrations"))
 
@@ -317,11 +318,11 @@ async def migrations(console: Console, name: str, url: str) -> None:
         change(config, to)
 
     async with Engine.open(ServerSettings(database_url=url, database_timeout_s=3600)) as engine:
-        steps = revisions()[revisions().index(FIRST_TIMED) :]
-        for revision in steps:
+        for revision in revisions()[revisions().index(FIRST_TIMED) :]:
             change = alembic.command.downgrade if revision == FIRST_TIMED else alembic.command.upgrade
             began = time.monotonic()
-            await engine.write(lambda connection, how=(change, revision): connection.run_sync(migrate, *how))  # type: ignore[misc]
+            with time_machine.travel(BORN + timedelta(seconds=20 * size)):
+                await engine.write(lambda connection, how=(change, revision): connection.run_sync(migrate, *how))  # type: ignore[misc]
             console.print(f"{name}: to the schema {revision} in {time.monotonic() - began:.1f} s")
 
 
