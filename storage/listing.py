@@ -1,6 +1,6 @@
 """What GET /series asks: which series, a page at a time, in the order of the index that its filters go along."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -59,10 +59,31 @@ def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> 
     return query.where(row < place if listing.newest else row > place)
 
 
+def _set_aside(listing: Listing) -> Collection[str]:
+    """The columns whose indexes would read more than that of what is asked for, too.
+
+    1. Few series are in a state that is asked for.
+    2. Of many days there are more series than a page: they are found in its order sooner than sorted.
+    """
+    if listing.Incomplete or listing.Conflicts or listing.Doubtful:
+        return COMMON
+    if listing.StudyDate is not None and listing.order == BY_UPDATE and not _is_short(*listing.StudyDate):
+        return ("StudyDate",)
+    return ()
+
+
+def _is_short(first: str | None, last: str | None) -> bool:
+    """Whether days are of one month, or of two that follow each other."""
+    if first is None or last is None:
+        return False
+    months = [12 * int(day[:4]) + int(day[4:6]) for day in (first, last)]
+    return months[1] - months[0] <= 1
+
+
 def _conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
-    """Where few series are in a state that is asked for, the index of those is gone along, and none of COMMON."""
-    is_rare = any((listing.Incomplete, listing.Conflicts, listing.Doubtful))
-    columns = {name: Unindexed(series.c[name]) if is_rare and name in COMMON else series.c[name] for name in ASKED}
+    """In SQL that goes along the index which gives a page soonest, as far as that can be known."""
+    aside = _set_aside(listing)
+    columns = {name: Unindexed(series.c[name]) if name in aside else series.c[name] for name in ASKED}
     for name in EQUAL:
         if (value := getattr(listing, name)) is not None:
             yield columns[name] == value

@@ -202,6 +202,8 @@ LISTINGS: list[tuple[Listing, str]] = [
     (Listing(Doubtful=True, newest=True, UpdatedSince=BORN), "doubtful_series"),
     (Listing(StudyDate=("20260101", "20260131")), "studies_by_date"),
     (Listing(StudyDate=("20260101", None), Modality="CT"), "studies_by_modality_and_date"),
+    (Listing(StudyDate=("20180101", None), Modality="CT", newest=True), "series_by_modality_and_update"),
+    (Listing(StudyDate=("20180101", "20261231"), newest=True), "series_by_update"),
     (Listing(), "sqlite_autoindex_series_1"),
 ]
 
