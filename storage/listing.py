@@ -47,7 +47,7 @@ class Listing:
 def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> Select[Any]:
     """Up to `limit` rows behind the values `after` of the columns of the order."""
     columns: list[Column[Any]] = [series.c[name] for name in listing.order]
-    query = select(series).where(*_conditions(listing)).limit(limit)
+    query = select(series).where(*conditions(listing)).limit(limit)
     query = query.order_by(*(column.desc() if listing.newest else column for column in columns))
     if after is None:
         return query
@@ -56,7 +56,8 @@ def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> 
     return query.where(row < place if listing.newest else row > place)
 
 
-def _conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
+def conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
+    """Yield what is true of a series that is asked for."""
     for name in EQUAL:
         if (value := getattr(listing, name)) is not None:
             yield series.c[name] == value
