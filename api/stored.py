@@ -13,7 +13,7 @@ from db import Database
 from storage.listing import Listing
 from storage.stored import LOOKED_THROUGH, Wanted, words_of
 
-MAX_SKIP = 5000  # what stands further behind is for GET /series
+MAX_SKIP = 1000  # what stands further behind is for GET /series
 
 Responses = Mapping[int | str, dict[str, Any]]
 
@@ -57,7 +57,7 @@ def _database(request: Request) -> Database:
 async def list_stored(
     asked: Annotated[Asked, Query()], database: Annotated[Database, Depends(_database)]
 ) -> StoredPage:
-    """Stored series, those that changed last first (behind `before`), or what filters and words find (behind `skip`)."""
+    """Stored series, those that changed last first (`before` a number), or what filters and words find."""
     wanted = asked.wanted()
     if wanted == Wanted(Listing()):
         return await _newest(database, asked.before, asked.limit)

@@ -8,7 +8,7 @@ const NEWEST = "Stored";
 const WAIT_MS = 250; // for the next key
 const oneOf = (known) => (text) => (known.includes(text) ? text : "");
 const short = (most) => (text) => (text.length <= most && !/\p{Cc}/u.test(text) ? text.trim() : "");
-const aDay = (text) => (/^\d{4}-\d\d-\d\d$/.test(text) && !Number.isNaN(midnight(text).getTime()) ? text : "");
+const aDay = (text) => (/^\d{4}-\d\d-\d\d$/.test(text) && midnight(text).getDate() === Number(text.slice(8)) ? text : "");
 const isTrue = oneOf(["true"]);
 const KNOWN = {
   search: short(256),
