@@ -8,13 +8,17 @@ const EVERY_MS = 60_000;
 const FEW = 10; // that are shown unasked
 const DAYS = 35; // that the server counts
 const MOST_NAMED = 3;
+const LATELY_S = 90; // what is said holds for a minute
 const BAR = 4; // px, a gap of one included
 const HEIGHT = 22;
 const DAY_MS = 86_400_000;
 const LABELS = [["Source"], ["Last image"], ["Images a day"], ["Verdicts"], ["Waits for silence"]];
 const PHASES = {
   open: "association open",
+  each: "an association an image",
   moved: "association busy with another series",
+  next: "its next series begun",
+  aborted: "association aborted",
   released: "associations released",
   counted: "as many as a tag says",
 };
@@ -87,7 +91,8 @@ function make(source) {
   const [tr, cells] = row(LABELS);
   cells[0].append(source.Source);
   const last = el("time", { dateTime: source.LastReceivedAt, title: utc(source.LastReceivedAt) });
-  last.append(`${seconds(source.SilentForS)} ago`, el("span", { className: "second" }, when(source.LastReceivedAt)));
+  const ago = source.SilentForS < LATELY_S ? "just now" : `${seconds(source.SilentForS)} ago`;
+  last.append(when(source.LastReceivedAt), el("span", { className: "second" }, ago));
   cells[1].append(last);
   if (source.Unusual) cells[1].append(badge(`${count(source.MissedHours)} usual hours missed`, "warn"));
   cells[2].append(picture(source.Days), el("span", { className: "second" }, today(source.Days)));

@@ -29,7 +29,7 @@ from tests.factories import STUDY, arriving, make_report, make_state
 from tests.serving import Serving, serving
 
 pytestmark = [pytest.mark.peer("chromium"), pytest.mark.asyncio(loop_scope="module")]
-TIMEOUT_S = 15
+TIMEOUT_S = 60
 TIMEOUT_MS = 1000 * TIMEOUT_S
 HOSTILE = "<img src=x onerror=document.title='broken'>^<script>document.title='broken'</script>"
 
@@ -644,7 +644,7 @@ async def test_sources_are_told_and_trouble_is_seen_in_title_and_icon(browse: Br
         await expect(rows).to_have_count(2)
         await expect(rows.nth(0)).to_contain_text("MR2 MR")
         await expect(rows.nth(0)).to_contain_text("3 usual hours missed")
-        for words in ("5.0 s ago", "2 of 40 verdicts too early", "2.0 s to 8.1 s", "gateway-1, from 17 series"):
+        for words in ("just now", "2 of 40 verdicts too early", "2.0 s to 8.1 s", "gateway-1, from 17 series"):
             await expect(rows.nth(1)).to_contain_text(words)
         await expect(rows.nth(1).get_by_role("img", name="Images on 1 day of five weeks")).to_be_visible()
         await expect(page).to_have_title("Look at this: Source MR2 MR is unusually silent · Series gateway")
