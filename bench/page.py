@@ -73,7 +73,9 @@ async def _measured(console: Console, base: str, cpu: psutil.Process, options: a
         for beat in beats:
             beat.cancel()
     _show(console, options, first, updates, rows)
-    console.print(f"server: {100 * used / seconds:.0f} % of one core; a search for two words that finds nothing: {begun:.0f} ms")
+    console.print(
+        f"server: {100 * used / seconds:.0f} % of one core; a search for two words that finds nothing: {begun:.0f} ms"
+    )
     return max(update["scripting"] for update in updates)
 
 
