@@ -123,7 +123,9 @@ def _says(word: str) -> ColumnElement[bool]:
     Names are folded. What else has no folded column is compared as small letters, where SQLite knows those of ASCII
     alone, and as it would be in capitals.
     """
-    ways = [_Holds(series.c.FoldedName, literal(spelt)) for spelt in with_sharp_s(small(word))]
+    ways: list[ColumnElement[bool]] = [
+        _Holds(series.c.FoldedName, literal(spelt)) for spelt in with_sharp_s(small(word))
+    ]
     texts = [series.c.PatientID, series.c.AccessionNumber]
     texts += [series.c.Attributes[name, 0].as_string() for name in DESCRIPTIONS]
     for text in texts:
