@@ -229,6 +229,7 @@ class StoredPage(BaseModel):
             description="Pass it as `before`, where anything but the newest is asked for as `skip`; null at the end."
         ),
     ]
+    more: Annotated[bool, Field(description="There is more than is told: it has to be narrowed.")] = False
     LookedThrough: Annotated[
         int | None,
         Field(description="Among so many series that changed last, words inside of a text were looked for."),

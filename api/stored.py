@@ -62,10 +62,11 @@ async def list_stored(
     if wanted == Wanted(Listing()):
         return await _newest(database, asked.before, asked.limit)
     rows = await database.stored.found(wanted, asked.limit + 1, asked.skip)
-    behind = asked.skip + asked.limit
+    behind, more = asked.skip + asked.limit, len(rows) > asked.limit
     return StoredPage(
         series=await shown(database, rows[: asked.limit]),
-        next=behind if len(rows) > asked.limit and behind <= MAX_SKIP else None,
+        next=behind if more and behind <= MAX_SKIP else None,
+        more=more and behind > MAX_SKIP,
         LookedThrough=LOOKED_THROUGH if words_of(wanted.words) else None,
     )
 

@@ -143,7 +143,7 @@ function top(stored) {
 
 /** Take what was stored since the frame before; what was looked for stays as it is. */
 export function show(_, frame) {
-  if (!filters.isPlain()) return pages ? sinceThen(frame) : begin();
+  if (!filters.isPlain()) return frame.Full && !pages && !asking ? begin() : sinceThen(frame);
   if (frame.Full && !follows(frame.Stored)) return begin();
   if (!pages) {
     pending = [...frame.Stored, ...pending].slice(0, MOST_PENDING);
@@ -215,12 +215,13 @@ async function more() {
   return page;
 }
 
-function found({ LookedThrough }, plain) {
+function found({ LookedThrough, more }, plain) {
   const within = LookedThrough
     ? `; what stands inside of a name or a description: among the ${count(LookedThrough)} that changed last`
     : "";
-  const more = next === null ? "" : " of more";
-  write(byId("search-result"), plain ? "" : `${count(rows.size)}${more} found${within}`);
+  const first = more ? "the first " : "";
+  const of = next === null ? "" : " of more";
+  write(byId("search-result"), plain ? "" : `${first}${count(rows.size)}${of} found${within}`);
 }
 
 /** One page; null where there is no answer, undefined where another question came in between. */

@@ -11,7 +11,7 @@ export function uid(text, what) {
   copy.setAttribute("aria-label", `Copy ${what} ${text}`);
   copy.addEventListener("click", () => copied(copy, text));
   const parts = [el("span", { className: "begin" }, text.slice(0, -TAIL)), el("span", {}, text.slice(-TAIL))];
-  return el("span", { className: "second uid" }, el("span", { className: "whole", title: text }, ...parts), copy);
+  return el("span", { className: "second uid with-copy" }, el("span", { className: "whole", title: text }, ...parts), copy);
 }
 
 async function copied(button, text) {

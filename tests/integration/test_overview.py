@@ -218,7 +218,9 @@ async def test_a_search_finds_every_word_wherever_it_stands(http: httpx.AsyncCli
         assert (search, sorted(last, reverse=not search.strip(", "))) == (search, [*found])
 
 
-async def test_what_is_found_is_told_page_by_page_up_to_a_bound(app: FastAPI, http: httpx.AsyncClient) -> None:
+async def test_what_is_found_is_told_page_by_page_up_to_a_bound(
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database: Database = app.state.database
     for n in range(5):
         await database.store(make_report("1", series=f"{STUDY}.{n}"))
@@ -231,6 +233,9 @@ async def test_what_is_found_is_told_page_by_page_up_to_a_bound(app: FastAPI, ht
     assert (seen, page["next"], page["LookedThrough"]) == ([*"43210"], None, LOOKED_THROUGH)
     assert {one["SeriesInStudy"] for one in page["series"]} == {5}
     assert (await http.get("/overview/series", params={"skip": MAX_SKIP + 1})).status_code == 422
+    monkeypatch.setattr("api.stored.MAX_SKIP", 1)
+    page = (await http.get("/overview/series", params={"search": "test", "limit": 2})).json()
+    assert (len(page["series"]), page["next"], page["more"]) == (2, None, True)
 
 
 async def test_words_inside_are_found_among_the_latest_and_beginnings_among_all(
