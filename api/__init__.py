@@ -4,5 +4,5 @@
 is waited for), `tolerance` (what clients say in several ways), `listeners` (vanished clients); `answers`, `problems`
 and `examples` (what routes answer with); `listing` and `table` (GET /series), `sources` (who sends), `follower` (wakes
 who waits for changes), `stream`, `webhooks`, `overview`, `stored` and `webpage` (the live page, and orders),
-`declarations` (a person's word on a series), `operations` (for the command line); `dicomweb` is QIDO-RS, `cli` commands.
+`declarations` (a person's word on a series), `operations` (for the command line); `dicomweb` (QIDO-RS), `cli`.
 """

@@ -1,7 +1,7 @@
 """All SQL of the server, behind the door `db.py`; on SQLite and PostgreSQL alike.
 
 `engine` (how a database is opened, and when a transaction is tried again), `schema` (the tables), `merge` (what a
-report changes) with `folding` (names) and `history` (timelines); `listing` (for GET /series), `latest` and
-`stored` (for the live page), `search` with `matching` (for QIDO-RS), `sources` with `rhythm` (who sends, and when),
-`webhooks`, `orders` (what gateways are to do), `keys` with `key_reader`; `inspection` (for `check`), `urls`, `move`, `purge`; `migrations/`.
+report changes) with `folding` (names) and `history` (timelines); `listing` (for GET /series), `latest` and `stored`
+(for the live page), `search` with `matching` (for QIDO-RS), `sources` with `rhythm` (who sends, and when), `webhooks`,
+`orders` (for gateways), `keys` with `key_reader`; `inspection` (for `check`), `urls`, `move`, `purge`; `migrations/`.
 """
