@@ -2,7 +2,8 @@
 
 SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
 how a database is opened and when a transaction is tried again (engine.py); what else is asked of a database stands in
-files of its own, and hangs on it: keys, webhooks, sources, the live page's `latest`, QIDO-RS's `finder`, the `purger`.
+files of its own, and hangs on it: keys, webhooks, sources, the live page's `latest` and `stored`, QIDO-RS's `finder`,
+the `purger`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -48,6 +49,7 @@ from storage.purge import Purger, recall
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.sources import Sources, note_sent
+from storage.stored import Stored
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000
@@ -100,6 +102,7 @@ class Database:
         self.heartbeats = Heartbeats(engine)
         self.keys = Keys(engine)
         self.latest = Latest(engine)
+        self.stored = Stored(engine)
         self.orders = Orders(engine)
         self.purger = Purger(engine)
         self.sources = Sources(engine)

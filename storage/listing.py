@@ -50,7 +50,7 @@ class Listing:
 def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> Select[Any]:
     """Up to `limit` rows behind the values `after` of the columns of the order."""
     columns: list[Column[Any]] = [series.c[name] for name in listing.order]
-    query = select(series).where(*_conditions(listing)).limit(limit)
+    query = select(series).where(*conditions(listing)).limit(limit)
     query = query.order_by(*(column.desc() if listing.newest else column for column in columns))
     if after is None:
         return query
@@ -80,8 +80,8 @@ def _is_short(first: str | None, last: str | None) -> bool:
     return months[1] - months[0] <= 1
 
 
-def _conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
-    """In SQL that goes along the index which gives a page soonest, as far as that can be known."""
+def conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
+    """Yield what is true of a series that is asked for, in SQL that goes along the index which gives a page soonest."""
     aside = _set_aside(listing)
     columns = {name: Unindexed(series.c[name]) if name in aside else series.c[name] for name in ASKED}
     for name in EQUAL:
