@@ -153,7 +153,7 @@ class Journal:
             await self._write(self._keep, instances)
         metrics.commit_instances.observe(len(instances))
 
-    async def close(
+    async def file_reports(
         self,
         reports: Sequence[SeriesReport],
         learnt: Learnt = MappingProxyType({}),
@@ -165,7 +165,7 @@ class Journal:
         Those of a part stay in the log. `learnt`: what the idle policy has learnt or forgotten; `traceparents`: of each
         report; `trust`: of each PACS, by AE title.
         """
-        return await self._write(self._close, reports, learnt, traceparents or [None] * len(reports), trust)
+        return await self._write(self._file_reports, reports, learnt, traceparents or [None] * len(reports), trust)
 
     async def set_aside(self, key: SeriesKey, sop_instance_uids: Sequence[str], revision: int, reason: str) -> None:
         """Move instances of which no report can be made from the log into a dead letter. Raises JournalUnavailable."""
@@ -384,7 +384,7 @@ class Journal:
         )
         return int(cursor.lastrowid or 0)
 
-    def _close(
+    def _file_reports(
         self,
         reports: Sequence[SeriesReport],
         learnt: Learnt,

@@ -60,7 +60,7 @@ class Line:
             for sop in report.SOPInstanceUIDs or ():
                 instance = replace(make_instance(series=report.SeriesInstanceUID), sop_instance_uid=sop)
                 await self.journal.keep([instance])
-            for waiting in await self.journal.close([report]):
+            for waiting in await self.journal.file_reports([report]):
                 self.dispatcher.submit(waiting)
 
     def states(self) -> list[str]:

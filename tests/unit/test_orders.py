@@ -147,10 +147,10 @@ async def test_a_declaration_is_as_old_as_the_server_says() -> None:
 
 async def test_dead_letters_are_replayed_and_discarded_by_their_id_and_nothing_else_is() -> None:
     with memory_journal() as journal:
-        dead = await journal.close([make_report("1", series=f"1.{n}") for n in range(3)])
+        dead = await journal.file_reports([make_report("1", series=f"1.{n}") for n in range(3)])
         for one in dead:
             await journal.refused(one, "HTTP 422")
-        (alive,) = await journal.close([make_report("1", series="1.9")])
+        (alive,) = await journal.file_reports([make_report("1", series="1.9")])
         submitted: list[int] = []
         orders = Orders(obedience(None, dead_letters(journal, lambda waiting: submitted.append(waiting.id))))  # type: ignore[arg-type]
         kinds = ["replay", "discard", "replay", "discard", "discard"]
