@@ -15,10 +15,12 @@ from client import CLOSED, Declare, Gateway, restore
 from common.metrics import instances_doubtful, total
 from common.settings import GatewaySettings, load
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
+from gateway import reporting
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
 from gateway.idle import Adaptive, Fixed, Phase, Source
 from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.open_series import OpenSeries
 from gateway.questions import Question
 from models import Instance
 from scp import HandleStore, enqueue
@@ -213,17 +215,17 @@ async def test_the_pacs_is_asked_what_the_collector_wants_to_know() -> None:
     assert [(question.calling_ae_title, question.revision) for question in questions] == [("TEST", 1)]
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, series: str, *methods: str) -> None:
+def poisoned(monkeypatch: pytest.MonkeyPatch, series: str, owner: Any, name: str) -> None:
     """A mistake of ours that shows at one series: what strangers say is checked where it comes in."""
-    for method in methods:
-        works = getattr(SeriesCollector, method)
+    works = getattr(owner, name)
 
-        def fail(self: SeriesCollector, of: Any, *more: Any, works: Any = works, **named: Any) -> Any:
-            if of.key.series_instance_uid == series:
-                raise ValueError("never shown")
-            return works(self, of, *more, **named)
+    def fail(*arguments: Any, **named: Any) -> Any:
+        (of,) = (argument for argument in arguments if isinstance(argument, OpenSeries))
+        if of.key.series_instance_uid == series:
+            raise ValueError("never shown")
+        return works(*arguments, **named)
 
-        monkeypatch.setattr(SeriesCollector, method, fail)
+    monkeypatch.setattr(owner, name, fail)
 
 
 @pytest.fixture
@@ -232,11 +234,18 @@ def logs() -> Iterator[list[Any]]:
         yield entries
 
 
-@pytest.mark.parametrize("method", ["_full_report", "_decide", "_learn", "_deadline", "_mark", "_ask_next"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (reporting, "full_report"),
+        (SeriesCollector, "_decide"),
+        *((OpenSeries, name) for name in ("teach", "deadline", "_mark_arrival", "ask_next")),
+    ],
+)
 async def test_a_series_whose_report_cannot_be_made_is_reported_with_the_least(
-    monkeypatch: pytest.MonkeyPatch, logs: list[Any], method: str
+    monkeypatch: pytest.MonkeyPatch, logs: list[Any], owner: Any, name: str
 ) -> None:
-    poisoned(monkeypatch, "1.9", method)
+    poisoned(monkeypatch, "1.9", owner, name)
     async with way(collector_of(Fixed(IDLE_S), pacs={"TEST"})) as w:
         for series in ("1.8", "1.9", "1.10"):
             await w.store(make_instance("1", series=series))

@@ -4,7 +4,6 @@ import struct
 from collections import defaultdict
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +11,9 @@ from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicom.header import INSTANCE_KEYWORDS, WANTED, read_instance
-from gateway.collector import DUE_AT_ONCE, MARKS, SeriesCollector
+from gateway.collector import DUE_AT_ONCE, SeriesCollector
 from gateway.idle import Adaptive, Fixed, Source
+from gateway.open_series import MAX_ARRIVALS, OpenSeries
 from gateway.questions import Answer
 from models import Association, Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
@@ -265,14 +265,14 @@ def test_any_arrivals_split_at_idle_gaps_and_nothing_is_lost_or_doubled(gaps: li
 def test_next_deadline_does_not_look_at_every_series(monkeypatch: pytest.MonkeyPatch) -> None:
     collector = new_collector()
     looked_at = 0
-    compute = SeriesCollector._deadline
+    compute = OpenSeries.deadline
 
-    def counting(self: SeriesCollector, *series: Any) -> float:
+    def counting(series: OpenSeries) -> float:
         nonlocal looked_at
         looked_at += 1
-        return compute(self, *series)
+        return compute(series)
 
-    monkeypatch.setattr(SeriesCollector, "_deadline", counting)
+    monkeypatch.setattr(OpenSeries, "deadline", counting)
     n = 2000
     for i in range(n):
         collector.observe(make_instance("1", series=f"{STUDY}.{i}"), i * 1e-6)
@@ -399,7 +399,7 @@ def test_when_images_came_is_remembered_in_few_words() -> None:
     for n in range(5000):
         collector.observe(make_instance(str(n)), n / 100)
     (series,) = collector._open.values()
-    assert len(series.marks) < 2 * MARKS
+    assert len(series.arrivals) < 2 * MAX_ARRIVALS
 
 
 def test_a_release_stands_in_the_timeline_at_its_own_time() -> None:

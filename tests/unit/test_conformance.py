@@ -23,7 +23,7 @@ from bench.rig.senders import associate_rq
 from common.settings import GatewaySettings, variable
 from dicom import associate, deflate, header, query_retrieve, scu, statuses, upper_layer, walk
 from dicom.upper_layer import Acceptor, AssociateRequested, Limits
-from gateway import collector, pacs
+from gateway import open_series, pacs
 from storage.search import KEYS, Level
 from tests.factories import RECEIVED_AT, encode, make_dataset
 
@@ -113,10 +113,10 @@ def test_questions_to_a_pacs_are_bounded_as_stated() -> None:
     assert f"left alone for {pacs.ABANDONED_S:g} s" in PROSE
     assert query_retrieve.PATIENCE == 4
     assert "four times that for a whole question" in PROSE
-    assert f"after {collector.ASK_AFTER_S:g} s of silence" in PROSE
-    assert f"at intervals of at most {collector.ASK_AGAIN_MAX_S:g} s" in PROSE
-    assert f"for {collector.RECEIVING_S:g} s at least" in PROSE
-    assert f"({collector.GREW_S:g} s where its count grew and fewer than {collector.SHOWN_AFTER} series" in PROSE
+    assert f"after {open_series.ASK_AFTER_S:g} s of silence" in PROSE
+    assert f"at intervals of at most {open_series.ASK_AGAIN_MAX_S:g} s" in PROSE
+    assert f"for {open_series.RECEIVING_S:g} s at least" in PROSE
+    assert f"({open_series.GREW_S:g} s where its count grew and fewer than {open_series.SHOWN_AFTER} series" in PROSE
     assert f"0x{scu.SUB_OPERATIONS_FAILED:04X} (some sub-operations failed)" in PROSE
 
 

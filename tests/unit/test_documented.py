@@ -57,11 +57,11 @@ def logged() -> dict[str, set[str]]:
 
 @cache
 def noted() -> dict[str, set[str]]:
-    """Every event of a timeline: noted by the collector, or added by the server."""
+    """Every event of a timeline: noted by the gateway, or added by the server."""
     found: dict[str, set[str]] = {}
     for call in calls():
-        if isinstance(call.func, ast.Attribute) and call.func.attr == "_note":
-            found.setdefault(text(call.args[1]), set()).update(keyword.arg or MANY for keyword in call.keywords)
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "note":
+            found.setdefault(text(call.args[0]), set()).update(keyword.arg or MANY for keyword in call.keywords)
     for name in ("storage/merge.py", "storage/history.py", "storage/purge.py", "db.py"):
         for event in re.findall(r'"Event": "([a-z._]+)"', (ROOT / name).read_text()):
             found.setdefault(event, set())
