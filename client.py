@@ -39,7 +39,8 @@ from gateway.collector import DUE_AT_ONCE, Failure, SeriesCollector
 from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher
 from gateway.heartbeat import Vitals, beat, last_beat
 from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
-from gateway.journal import Bounds, Journal, JournalUnavailable, Waiting
+from gateway.journal import Bounds, Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.metrics_port import serve_metrics
 from gateway.operations import dead_letters
 from gateway.orders import Orders, obedience

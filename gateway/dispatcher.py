@@ -20,7 +20,8 @@ from common import metrics
 from common.logs import places
 from common.tracing import named
 from gateway.clock import from_wall_clock
-from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.journal import Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.pieces import may_be_large, pieces
 from gateway.server_client import MAX_REFUSAL, SeriesRejected, ServerUnavailable, post_report
 from gateway.spans import GatewaySpans

@@ -32,13 +32,12 @@ from gateway import journal_rows as rows
 from gateway.idle import MAX_SOURCES
 from gateway.journal_file import connect_or_set_aside, exclusive
 from gateway.journal_reader import JournalUnusable
+from gateway.journal_rows import KEY, MAX_REVISION, WAITING_COLUMNS, Waiting
 from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport, news
 
-KEY = "study_instance_uid, series_instance_uid, patient_id"
 OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
 MOVED = "CASE WHEN typeof(instances) = 'integer' AND verdict IS NOT NULL THEN min(max(instances, 0), 2147483647) END"
 """How many instances a report took out of the log: `Waiting.moved` in SQL."""
-MAX_REVISION = 2**31 - 2  # the next one has to fit into SeriesReport.Revision
 HISTORY_REPORTS = 10_000
 HISTORY_AGE_S = 7 * 86400.0
 PRUNE_EVERY = 100  # deliveries
@@ -69,28 +68,6 @@ log = structlog.get_logger()
 
 class JournalUnavailable(GatewayError):
     """Nothing can be written now; nothing was. Trying again may help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A report to deliver: its place in line, not its content."""
-
-    id: int
-    key: SeriesKey
-    revision: int
-    instances: int
-    attempts: int
-    next_attempt_at: float
-    """Wall-clock seconds since 1970; so is `reported_at`."""
-    reported_at: float
-    traceparent: str | None = None
-    part: bool = False
-    """Its instances are in the log still."""
-
-    @property
-    def moved(self) -> int:
-        """How many instances it took out of the log."""
-        return 0 if self.part else self.instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +197,10 @@ class Journal:
     # --- what goes out ---
 
     def waiting(self) -> list[Waiting]:
-        """Reports to deliver, oldest first."""
+        """Return the reports to deliver, oldest first."""
         return [
-            _waiting(row) for row in self._all(f"SELECT {WAITING} FROM reports WHERE state = 'waiting' ORDER BY id")
+            rows.waiting(row)
+            for row in self._all(f"SELECT {WAITING_COLUMNS} FROM reports WHERE state = 'waiting' ORDER BY id")
         ]
 
     async def report(self, waiting: Waiting) -> str | None:
@@ -547,8 +525,8 @@ class Journal:
 
     def _dead(self, ids: Sequence[int] | None) -> list[Waiting]:
         chosen = "state = 'dead' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))"
-        found = self._all(f"SELECT {WAITING} FROM reports WHERE {chosen} ORDER BY id", ids and json.dumps(ids))
-        return [replace(_waiting(row), attempts=0, next_attempt_at=0.0) for row in found]
+        found = self._all(f"SELECT {WAITING_COLUMNS} FROM reports WHERE {chosen} ORDER BY id", ids and json.dumps(ids))
+        return [replace(rows.waiting(row), attempts=0, next_attempt_at=0.0) for row in found]
 
     def _execute(self, statement: str, *parameters: Any) -> None:
         self._connection.execute(statement, parameters)
@@ -591,22 +569,6 @@ def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
 
 
 # --- rows ----------------------------------------------------------------------------------------------------
-
-WAITING = f"id, {KEY}, revision, verdict, instances, attempts, next_attempt_at, reported_at, changed_at, traceparent"
-
-
-def _waiting(row: sqlite3.Row) -> Waiting:
-    return Waiting(
-        id=row["id"],
-        key=rows.key(row),
-        revision=rows.count(row["revision"], MAX_REVISION),
-        instances=rows.count(row["instances"]),
-        attempts=rows.count(row["attempts"]),
-        next_attempt_at=rows.seconds(row["next_attempt_at"]),
-        reported_at=rows.seconds(row["reported_at"]) or rows.seconds(row["changed_at"]),
-        traceparent=rows.traceparent(row["traceparent"]),
-        part=row["verdict"] is None,
-    )
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ from typing import Any
 import structlog
 
 from common.control import Operation
-from gateway.journal import Journal, Waiting
+from gateway.journal import Journal
+from gateway.journal_rows import Waiting
 
 log = structlog.get_logger()
 

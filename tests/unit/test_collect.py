@@ -19,7 +19,8 @@ from gateway import reporting
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
 from gateway.idle import Adaptive, Fixed, Phase, Source
-from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.journal import Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.open_series import OpenSeries
 from gateway.questions import Question
 from models import Instance

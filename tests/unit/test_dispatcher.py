@@ -21,7 +21,8 @@ from common import metrics
 from common.outgoing import RETRY_AFTER_MAX_S, retry_after_s
 from gateway.clock import from_wall_clock
 from gateway.dispatcher import SeriesDispatcher, backoff_s, row_latency_s
-from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.journal import Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.operations import dead_letters
 from models import SeriesKey, SeriesRecord, SeriesReport
 from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from gateway.collector import SeriesCollector
 from gateway.idle import Fixed
-from gateway.journal import KEY, Journal
+from gateway.journal import Journal
 from gateway.journal_reader import read
+from gateway.journal_rows import KEY
 from models import SeriesKey
 from tests.factories import SERIES, UNBOUNDED, collector_of, make_instance, make_report
 

@@ -20,7 +20,8 @@ from common.settings import GatewaySettings, load
 from common.tracing import CannotTrace, Spans, named, open_spans
 from gateway.dispatcher import SeriesDispatcher
 from gateway.idle import Fixed
-from gateway.journal import JournalUnavailable, Waiting
+from gateway.journal import JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.spans import GatewaySpans
 from models import Association
 from scp import Arrival
