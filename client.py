@@ -146,7 +146,7 @@ class Gateway:
         self._declared: list[tuple[asyncio.Future[int], int]] = []
         """Who wants to know, and how many reports, once those are in the journal."""
         self._pauses = Pauses()
-        self._putting: asyncio.TaskGroup  # while it listens: what waits for room on the inbox
+        self.putting: asyncio.TaskGroup  # while it listens: what waits for room on the inbox
 
     # --- its life ---
 
@@ -190,7 +190,7 @@ class Gateway:
         with Recorder.open(settings.trace_path, asyncio.get_running_loop().time) as self.recorder:
             async with (
                 serve_control(settings.journal_path, self.operations()),
-                asyncio.TaskGroup() as self._putting,
+                asyncio.TaskGroup() as self.putting,
                 serve_scp(settings, self.store, self.journal.saturated, self.observe) as vitals.port,
             ):
                 log.info(
@@ -229,7 +229,7 @@ class Gateway:
             try:
                 self.inbox.put_nowait(Released(association))
             except asyncio.QueueFull:
-                self._putting.create_task(self.inbox.put(Released(association)), name="released")
+                self.putting.create_task(self.inbox.put(Released(association)), name="released")
 
     # --- through the journal into the series ---
 
