@@ -23,6 +23,8 @@ class MemoryJournal:
         self.open: set[tuple[SeriesKey, str]] = set()
         """Those that no report has taken."""
         self.reports: list[SeriesReport] = []
+        self.learnt: list[set[str]] = []
+        """With each filing, the AE titles about which the idle policy had learnt something."""
         self.set_aside_uids: list[str] = []
         self.reason: str | None = None
         """Why no image is taken."""
@@ -45,6 +47,7 @@ class MemoryJournal:
     ) -> list[Waiting]:
         self._write()
         self.reports += reports
+        self.learnt.append({title for title, _, _ in learnt})
         for report in reports:
             self.open -= {(report.key, uid) for uid in report.SOPInstanceUIDs or []}
         return [

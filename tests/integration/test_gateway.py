@@ -66,6 +66,15 @@ class Gateway:
                     return answer.json()
                 await asyncio.sleep(0.02)
 
+    async def heard(self) -> dict[str, Any]:
+        """What it has said of itself to the server, once it has."""
+        while True:
+            states = [one["State"] for one in (await self.asked("/gateways"))["gateways"]]
+            for state in states:
+                if state["GatewayID"] == self.settings.id:
+                    return dict(state)
+            await asyncio.sleep(0.02)
+
 
 @asynccontextmanager
 async def running(folder: Path, url: str, **flags: str) -> AsyncIterator[Gateway]:
@@ -90,16 +99,16 @@ async def test_an_image_becomes_a_row_and_all_beside_its_way_sees_it(server: Ser
             async with associated(await gateway.started()) as scu:
                 assert (await scu.store(make_dataset(series=series))).Status == SUCCESS
             row = await gateway.asked(f"/series/{series}")
+            assert not (await gateway.heard())["Stopped"]
             status = await asyncio.to_thread(request, gateway.settings.journal_path, WITHIN_S, "status")
             (metrics_port,) = [entry["port"] for entry in logs if entry["event"] == "metrics.served"]
             async with httpx.AsyncClient() as http:
                 measured = (await http.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
-        states = [one["State"] for one in (await gateway.asked("/gateways"))["gateways"]]
+        assert (await gateway.heard())["Stopped"]
     assert (row["Verdict"], row["NumInstances"], row["Source"]) == ("idle", 1, "SCU CT")
     assert status == {"running": True, "ready": True, "reason": None}
     assert "gateway_added_latency_seconds_count" in measured
     assert [json.loads(line)["event"] for line in trace.read_text().splitlines()] == ["opened", "image", "released"]
-    assert [state["Stopped"] for state in states if state["GatewayID"] == "way"] == [True]
     assert gateway.undelivered == 0
     assert [entry["event"] for entry in logs if entry["event"].startswith("gateway.")] == [
         "gateway.started",

@@ -14,7 +14,7 @@ from common import metrics
 from common.settings import GatewaySettings, load
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher
-from gateway.idle import Fixed
+from gateway.idle import Adaptive, Fixed, IdlePolicy
 from gateway.journal import Journal
 from gateway.journal_rows import Waiting
 from gateway.questions import Answer, Question
@@ -60,14 +60,16 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(idle_s: float = IDLE_S, inbox_size: int = 100, **collector: Any) -> AsyncIterator[Rig]:
+async def rig(
+    idle_s: float = IDLE_S, inbox_size: int = 100, policy: IdlePolicy | None = None, **collector: Any
+) -> AsyncIterator[Rig]:
     """A gateway that collects."""
     journal, dispatched = MemoryJournal(), Dispatched()
     settings = load(GatewaySettings, {"id": "test", "inbox_size": str(inbox_size)})
     gateway = Gateway(
         settings,
         cast(Journal, journal),
-        collector_of(Fixed(idle_s), **collector),
+        collector_of(policy or Fixed(idle_s), **collector),
         cast(SeriesDispatcher, dispatched),
     )
     collecting = asyncio.create_task(gateway.collect())
@@ -254,6 +256,32 @@ async def test_a_drain_while_the_journal_fails_ends_and_leaves_the_images_to_the
     assert len(r.journal.open) == 1
     assert r.dispatched.waiting == []
     assert events(logs, "series.unreported") == ["series.unreported"]
+
+
+async def test_an_image_that_comes_too_late_is_counted_as_a_false_completion_and_the_waits_are_measured() -> None:
+    false, waits = metrics.total(metrics.false_completions), added_latencies()
+    async with rig() as r:
+        await r.gateway.store(make_instance("1"))
+        await asyncio.sleep(2 * IDLE_S)
+        await r.gateway.store(make_instance("2"))
+        await r.close()
+    assert [report.Revision for report in r.journal.reports] == [1, 2]
+    assert metrics.total(metrics.false_completions) == false + 1
+    assert added_latencies() == waits + 2
+
+
+def added_latencies() -> float:
+    (family,) = metrics.added_latency_seconds.collect()
+    return next(sample.value for sample in family.samples if sample.name.endswith("_count"))
+
+
+async def test_what_was_learnt_is_filed_once_with_the_reports() -> None:
+    async with rig(policy=Adaptive(IDLE_S, 100.0)) as r:
+        await r.gateway.store(make_instance("1"))
+        await asyncio.sleep(1000.0)
+        await r.gateway.store(replace(make_instance("1", series="1.9"), calling_ae_title="OTHER"))
+        await r.close()
+    assert r.journal.learnt == [{"TEST", ""}, set()]  # a series that is drained teaches nothing
 
 
 # --- a journal that fails ---
