@@ -42,7 +42,7 @@ from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
 from gateway.journal import Bounds, Journal, JournalUnavailable
 from gateway.journal_rows import Waiting
 from gateway.metrics_port import serve_metrics
-from gateway.operations import dead_letters
+from gateway.operations import dead_letter_operations
 from gateway.orders import Orders, obedience
 from gateway.pacs import Pacs, asking
 from gateway.questions import Answer, Question
@@ -155,7 +155,7 @@ class Gateway:
 
         The end has this order: no more associations, no more questions, the inbox, the reports, the last heartbeat.
         """
-        orders = Orders(obedience(self.declare, dead_letters(self.journal, self.dispatcher.submit)))
+        orders = Orders(obedience(self.declare, dead_letter_operations(self.journal, self.dispatcher.submit)))
         vitals = Vitals(self.settings, self.inbox, self.journal, self.collector, self.dispatcher, orders)
         async with asyncio.TaskGroup() as tasks, AsyncExitStack() as shown:
             background = [
@@ -369,7 +369,7 @@ class Gateway:
 
     def operations(self) -> Mapping[str, Operation]:
         """Return what the operator's commands may ask for, by name."""
-        letters = dead_letters(self.journal, self.dispatcher.submit)
+        letters = dead_letter_operations(self.journal, self.dispatcher.submit)
         return {"status": self.status, "drain": self.drain, **letters}
 
     async def status(self) -> dict[str, Any]:

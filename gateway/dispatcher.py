@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import heapq
 import itertools
-import random
 import time
 from collections import deque
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from pydantic import AwareDatetime, BaseModel
 
 from common import metrics
 from common.logs import places
+from common.outgoing import backoff_s
 from common.tracing import named
 from gateway.clock import from_wall_clock
 from gateway.journal import Journal, JournalUnavailable
@@ -27,7 +27,7 @@ from gateway.server_client import MAX_REFUSAL, SeriesRejected, ServerUnavailable
 from gateway.spans import GatewaySpans
 from models import SeriesKey, SeriesRecord
 
-RETRY_BASE_S = 0.25
+RETRY_BASE_S = 0.25  # half of the longest wait after a first attempt
 PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
 JOURNAL_RETRY_S = 1.0
 MAX_ERRORS = 3  # of one report in a row, that no answer explains, until it is set aside
@@ -190,7 +190,7 @@ class SeriesDispatcher:
         self.last_problem = at
         event = log.bind(series_instance_uid=waiting.key.series_instance_uid, revision=waiting.revision)
         event.error("report.failed", attempt=waiting.attempts + 1, reason=at)
-        delay_s = backoff_s(waiting.attempts + 1, self._retry_max_s)
+        delay_s = backoff_s(waiting.attempts + 1, self._retry_max_s, RETRY_BASE_S)
         try:
             if errors >= MAX_ERRORS:
                 await self._journal.refused(waiting, at[:MAX_REFUSAL])
@@ -243,7 +243,7 @@ class SeriesDispatcher:
         attempts = waiting.attempts + 1
         metrics.dispatch_attempts.labels("delayed").inc()
         self.last_problem = str(error)
-        delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s))
+        delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s, RETRY_BASE_S))
         waiting = replace(waiting, attempts=attempts, next_attempt_at=time.time() + delay_s)
         log.warning(
             "report.delayed",
@@ -265,7 +265,7 @@ class SeriesDispatcher:
         if self._failures < self._concurrency:
             return
         longest_s = self._retry_max_s if error.whole_server else PROBE_S
-        pause_s = backoff_s(self._failures // self._concurrency, longest_s)
+        pause_s = backoff_s(self._failures // self._concurrency, longest_s, RETRY_BASE_S)
         if error.whole_server and error.retry_after_s > pause_s:
             pause_s = error.retry_after_s
             await self._journal.pause(time.time() + pause_s)
@@ -304,8 +304,3 @@ def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | N
     if posted.LastReceivedAt is None or posted.StudyInstanceUID != record.StudyInstanceUID or len(patients) > 1:
         return None
     return max((now - posted.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
-
-
-def backoff_s(attempt: int, retry_max_s: float) -> float:
-    """Full jitter: uniform between 0 and an exponentially growing bound, so that gateways do not retry in step."""
-    return random.uniform(0, min(retry_max_s, RETRY_BASE_S * 2.0 ** min(attempt, 30)))  # noqa: S311 - not a secret

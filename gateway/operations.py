@@ -12,7 +12,7 @@ from gateway.journal_rows import Waiting
 log = structlog.get_logger()
 
 
-def dead_letters(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
+def dead_letter_operations(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
     """Replay dead letters, or give them up. `submit` takes what is to be posted again."""
 
     async def replay(ids: Sequence[int] | None) -> dict[str, Any]:

@@ -39,12 +39,12 @@ class Pacs:
     def __init__(
         self,
         settings: GatewaySettings,
-        known: Callable[[SeriesKey], Awaitable[Collection[str] | None]],
+        stored: Callable[[SeriesKey], Awaitable[Collection[str] | None]],
         handle_store: Callable[[Instance], Coroutine[Any, Any, int]],
         *,
         undelivered: Callable[[SeriesKey], Awaitable[Collection[str]]] | None = None,
     ) -> None:
-        """`known` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them; None
+        """`stored` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them; None
         where it cannot tell. `undelivered` gives those that the journal holds for it. Raises BadCertificate.
         """
         self._settings = settings
@@ -52,7 +52,7 @@ class Pacs:
         if any(peer.tls for peer in self._peers.values()):
             pacs_tls(settings)  # a bad file shows here
         self._wanted = Wanted(settings.extras)
-        self._known = known
+        self._stored = stored
         self._undelivered = undelivered
         self._handle_store = handle_store
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
@@ -70,23 +70,23 @@ class Pacs:
             return replace(answer, problem=str(error))
         if question.revision == 1 and found.is_all(question.here):
             return replace(answer, count=found.count, confirmed=True, problem=joined(found.problem))
-        known, cannot_tell = await self._all_known(question)
-        answer = replace(answer, known=len(known), count=found.count, problem=joined(found.problem, *cannot_tell))
+        known_uids, cannot_tell = await self._all_known(question)
+        answer = replace(answer, known=len(known_uids), count=found.count, problem=joined(found.problem, *cannot_tell))
         if cannot_tell:
             return answer
-        if found.is_all(known):
+        if found.is_all(known_uids):
             return replace(answer, confirmed=True)
         if not (question.quiet or question.fetch):
             return answer
-        return await self._seek(peer, question, found, known, answer)
+        return await self._seek(peer, question, found, known_uids, answer)
 
     async def _all_known(self, question: Question) -> tuple[set[str], list[str]]:
-        """What is known here and at the server; what of that cannot be told.
+        """Return what is known here and at the server; what of that cannot be told.
 
         The journal is asked first: what is delivered in between is at the server then.
         """
-        known, problems = set(question.here), []
-        for who, told in (("the journal", self._undelivered), ("the server", self._known)):
+        known_uids, problems = set(question.here), []
+        for who, told in (("the journal", self._undelivered), ("the server", self._stored)):
             uids: Collection[str] | None = ()
             if told is not None:
                 try:
@@ -96,13 +96,13 @@ class Pacs:
             if uids is None:
                 problems.append(f"{who} cannot tell what it has")
             else:
-                known.update(uids)
-        return known, problems
+                known_uids.update(uids)
+        return known_uids, problems
 
-    async def _seek(self, peer: Peer, question: Question, found: Found, known: set[str], answer: Answer) -> Answer:
+    async def _seek(self, peer: Peer, question: Question, found: Found, known_uids: set[str], answer: Answer) -> Answer:
         """Name what only the PACS has, and fetch it where that is wanted."""
         problems = [found.problem]
-        if found.images is None and found.count is not None and found.count > len(known):
+        if found.images is None and found.count is not None and found.count > len(known_uids):
             try:
                 listed = await self._ask(peer, partial(find_images, key=question.key))
             except PacsUnavailable as error:
@@ -110,7 +110,7 @@ class Pacs:
             self._note_length(peer, listed)
             found = found.with_images(listed)
             problems.append(found.problem)
-        missing = {uid: sop_class for uid, sop_class in (found.images or {}).items() if uid not in known}
+        missing = {uid: sop_class for uid, sop_class in (found.images or {}).items() if uid not in known_uids}
         fetched = 0
         if question.fetch and missing:
             fetched, problem = await self._fetch(peer, question, missing)

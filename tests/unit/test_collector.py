@@ -353,6 +353,7 @@ def test_a_count_that_makes_no_sense_stops_nothing(values: tuple[str, ...]) -> N
     assert len(collector.arriving(9)) == 1
     (report,) = collector.due(IDLE_S)
     assert report.ExpectedInstances in (None, 10, 3)
+    assert collector.failures() == []
 
 
 def test_a_series_about_to_be_reported_says_so() -> None:
@@ -392,6 +393,15 @@ def test_a_report_says_when_its_images_came(gaps: list[float]) -> None:
     assert marks == sorted(marks)
     assert marks[0] == (0.0, 1)
     assert marks[-1][1] == report.NumInstances
+
+
+def test_of_more_images_than_are_marked_the_last_one_is_told() -> None:
+    collector = new_collector()
+    for n in range(1000):
+        collector.observe(make_instance(str(n)), n / 1000)
+    (report,) = collector.drain(1.0)
+    (entry,) = [e for e in report.Timeline if e.Event == "images.arrived"]
+    assert str(entry.Details["Arrivals"]).split()[-1] == "0.999:1000"
 
 
 def test_when_images_came_is_remembered_in_few_words() -> None:

@@ -71,7 +71,7 @@ def test_statuses_are_those_of_the_code() -> None:
         statuses.CANNOT_UNDERSTAND,
         statuses.PROCESSING_FAILURE,
     }
-    assert stated == of_scp | {upper_layer.SOP_CLASS_NOT_SUPPORTED, upper_layer.UNRECOGNIZED_OPERATION}
+    assert stated == of_scp | {statuses.SOP_CLASS_NOT_SUPPORTED, statuses.UNRECOGNIZED_OPERATION}
 
 
 def test_rejections_are_those_of_the_code() -> None:
@@ -117,7 +117,7 @@ def test_questions_to_a_pacs_are_bounded_as_stated() -> None:
     assert f"at intervals of at most {open_series.ASK_AGAIN_MAX_S:g} s" in PROSE
     assert f"for {open_series.RECEIVING_S:g} s at least" in PROSE
     assert f"({open_series.GREW_S:g} s where its count grew and fewer than {open_series.SHOWN_AFTER} series" in PROSE
-    assert f"0x{scu.SUB_OPERATIONS_FAILED:04X} (some sub-operations failed)" in PROSE
+    assert f"0x{statuses.SUB_OPERATIONS_FAILED:04X} (some sub-operations failed)" in PROSE
 
 
 def test_kept_attributes_are_those_of_the_header() -> None:
