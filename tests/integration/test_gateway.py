@@ -121,7 +121,7 @@ async def test_what_only_the_pacs_has_is_asked_for_fetched_and_verified(
     server: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.open_series.RECEIVING_S", 0.1)
-    received = metrics.total(metrics.instances_received)
+    received, asked = metrics.total(metrics.instances_received), metrics.total(metrics.pacs_questions)
     with foreign_pacs(counts(2, uids=uids_of(2)), [held(2)]) as port:
         flags = {"id": "asks", "pacs": f"SCU@127.0.0.1:{port}", "fetch_missing": "get"}
         async with running(tmp_path, server.url, **flags) as gateway:
@@ -130,6 +130,7 @@ async def test_what_only_the_pacs_has_is_asked_for_fetched_and_verified(
             row = await gateway.asked(f"/series/{SERIES}")
     assert (row["Verdict"], row["NumInstances"]) == ("verified", 2)
     assert metrics.total(metrics.instances_received) == received + 2
+    assert metrics.total(metrics.pacs_questions) > asked
 
 
 async def test_what_an_earlier_run_left_is_delivered_by_one_that_does_not_listen(

@@ -1,5 +1,6 @@
 """SeriesCollector decides; the time is passed in."""
 
+import itertools
 import struct
 from collections import defaultdict
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCapture
 
 from dicom.header import INSTANCE_KEYWORDS, WANTED, read_instance
 from gateway.collector import DUE_AT_ONCE, SeriesCollector
-from gateway.idle import Adaptive, Fixed, Source
+from gateway.idle import PRIORS, Adaptive, Fixed, Phase, Source
 from gateway.open_series import MAX_ARRIVALS, OpenSeries
 from gateway.questions import Answer
 from models import Association, Instance, SeriesReport
@@ -401,7 +402,25 @@ def test_of_more_images_than_are_marked_the_last_one_is_told() -> None:
         collector.observe(make_instance(str(n)), n / 1000)
     (report,) = collector.drain(1.0)
     (entry,) = [e for e in report.Timeline if e.Event == "images.arrived"]
-    assert str(entry.Details["Arrivals"]).split()[-1] == "0.999:1000"
+    counts = [int(point.partition(":")[2]) for point in str(entry.Details["Arrivals"]).split()]
+    assert counts[-1] == 1000
+    steps = {later - earlier for earlier, later in itertools.pairwise(counts[:-1])}
+    assert len(steps) == 1  # evenly over all of them
+
+
+def test_a_series_whose_association_or_source_goes_on_to_another_falls_due_sooner() -> None:
+    for ended, phase in ((False, Phase.MOVED), (True, Phase.NEXT)):
+        collector = collector_of(Adaptive(2.0, 60.0))
+        association = Association(1, "TEST", "::1", 0.0)
+        collector.observe(associated("1", association), 0.0)
+        if ended:
+            association.released_at = 0.1
+            collector.released(association, 0.1)
+            association = Association(2, "TEST", "::1", 0.1)
+        before = collector.next_deadline()
+        collector.observe(replace(associated("1", association), series_instance_uid=f"{STUDY}.9"), 1.0)
+        assert before is not None
+        assert collector.next_deadline() == 2.0 * PRIORS[phase] < before
 
 
 def test_when_images_came_is_remembered_in_few_words() -> None:
