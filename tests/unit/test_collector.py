@@ -409,7 +409,7 @@ def test_of_more_images_than_are_marked_the_last_one_is_told() -> None:
 
 
 def test_a_series_whose_association_or_source_goes_on_to_another_falls_due_sooner() -> None:
-    for ended, phase in ((False, Phase.MOVED), (True, Phase.NEXT)):
+    for ended, modality, phase in ((False, "MR", Phase.MOVED), (True, "CT", Phase.NEXT)):
         collector = collector_of(Adaptive(2.0, 60.0))
         association = Association(1, "TEST", "::1", 0.0)
         collector.observe(associated("1", association), 0.0)
@@ -418,7 +418,8 @@ def test_a_series_whose_association_or_source_goes_on_to_another_falls_due_soone
             collector.released(association, 0.1)
             association = Association(2, "TEST", "::1", 0.1)
         before = collector.next_deadline()
-        collector.observe(replace(associated("1", association), series_instance_uid=f"{STUDY}.9"), 1.0)
+        other = replace(associated("1", association), series_instance_uid=f"{STUDY}.9")
+        collector.observe(replace(other, attributes={"Modality": (modality,)}), 1.0)
         assert before is not None
         assert collector.next_deadline() == 2.0 * PRIORS[phase] < before
 
