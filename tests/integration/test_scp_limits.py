@@ -309,6 +309,8 @@ async def test_what_is_kept_after_its_sender_has_gone_is_answered_to_nobody() ->
         if association.released_at is not None:
             gone.set()
 
+    broken: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
     async with serve_scp(GatewaySettings(scp_port=0), keep, unsaturated, observe) as port:
         async with Raw(port) as raw:
             await raw.say(associate_rq())
@@ -319,6 +321,20 @@ async def test_what_is_kept_after_its_sender_has_gone_is_answered_to_nobody() ->
         status.set_result(0)
         await asyncio.sleep(0)
     assert total(store_responses) == before
+    assert broken == []
+
+
+async def test_an_association_that_waits_for_its_image_to_be_kept_is_not_late() -> None:
+    async def slow(_: object) -> int:
+        await asyncio.sleep(0.5)
+        return 0
+
+    settings = GatewaySettings(scp_port=0, pdu_timeout_s=0.1, association_idle_timeout_s=0.1)
+    async with serve_scp(settings, slow, unsaturated) as port, Raw(port) as raw:
+        await raw.say(associate_rq())
+        await raw.pdu()
+        await raw.say(store(encoded()))
+        assert (await raw.pdu())[0] == 4
 
 
 def encoded() -> bytes:
