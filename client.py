@@ -44,7 +44,7 @@ from gateway.journal_rows import Waiting
 from gateway.metrics_port import serve_metrics
 from gateway.operations import dead_letter_operations
 from gateway.orders import Orders, obedience
-from gateway.pacs import Pacs, asking
+from gateway.pacs import Asking, Pacs
 from gateway.questions import Answer, Question
 from gateway.recorder import Recorder
 from gateway.server_client import server_client, stored_instances
@@ -167,7 +167,8 @@ class Gateway:
                 await shown.enter_async_context(show(vitals.state))
             stored = partial(stored_instances, http)
             pacs = Pacs(self.settings, stored, self.store_fetched, undelivered=self.journal.undelivered)
-            async with asking(pacs, self.answered) as self.ask:
+            async with Asking(pacs, self.answered) as asking:
+                self.ask = asking.ask
                 collecting = tasks.create_task(self.collect(), name="collect")
                 if listen:
                     await shown.enter_async_context(serve_metrics(self.settings))

@@ -178,7 +178,7 @@ class _Scp:
         self._empty = asyncio.Event()
 
     def reload_certificate(self) -> None:
-        """On SIGHUP: new handshakes use the certificate files as they are now; bad ones change nothing."""
+        """Use the certificate files as they are now for new handshakes, on SIGHUP; bad ones change nothing."""
         try:
             tls_context(self.settings)  # a bad file shows here
             load_certificates(cast(ssl.SSLContext, self.tls), self.settings)
@@ -204,7 +204,7 @@ class _Scp:
             await asyncio.sleep(0)  # whoever connects as fast as we accept does not hold up the others
 
     def admit(self, connection: "_Association") -> bool:
-        """Whether a new connection may stay. Beyond its address's share, or all addresses', the oldest waiting goes."""
+        """Decide whether a connection may stay. Beyond its address's share, or all shares, the oldest waiting goes."""
         settings, address = self.settings, connection.address
         if not settings.may_connect(address):
             _refused("address", address, "not in allowed_peers")

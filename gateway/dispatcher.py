@@ -80,7 +80,7 @@ class SeriesDispatcher:
         self._empty = asyncio.Event()
         self._empty.set()
         self.last_problem: str | None = None
-        """Of the last try; None where it went well."""
+        """Why the last attempt failed; None if it succeeded."""
 
     @property
     def undelivered(self) -> int:
@@ -147,7 +147,7 @@ class SeriesDispatcher:
         self._changed.set()
 
     async def _deliver(self, key: SeriesKey) -> None:
-        """One try of the first report in a series' line. Whatever it meets, the others go on."""
+        """Try the first report in a series' line once. Whatever it meets, the others go on."""
         line = self._lines[key]
         try:
             delay_s = await self._attempt(line)
@@ -167,7 +167,7 @@ class SeriesDispatcher:
             self._empty.set()
 
     async def _attempt(self, line: deque[Waiting]) -> float | None:
-        """One try; the seconds until the next, None where this report needs none."""
+        """Try once; return the seconds until the next attempt, None if this report needs none."""
         begun = asyncio.get_running_loop().time()
         try:
             await self._try(line[0])
@@ -273,7 +273,7 @@ class SeriesDispatcher:
         self.pause(pause_s)
 
     async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
-        """One try, in the report's trace, in pieces where it is large. Raises ServerUnavailable or SeriesRejected."""
+        """Post it once, in the report's trace, in pieces if it is large. Raises ServerUnavailable or SeriesRejected."""
         headers: dict[str, str] = {}
         with self._spans.post(traceparent, headers) if self._spans else nullcontext():
             *parts, last = await asyncio.to_thread(pieces, report) if may_be_large(report) else [report]
@@ -283,7 +283,7 @@ class SeriesDispatcher:
 
 
 def _amiss(waiting: Waiting, record: SeriesRecord) -> dict[str, Any]:
-    """What the row lacks or is in doubt by; nothing where all is well."""
+    """Return what the row lacks or is in doubt by; nothing where all is well."""
     said: dict[str, Any] = {"part": waiting.part, "missing": record.Missing, "conflicts": record.Conflicts}
     if record.Missing:
         said["expected"] = record.ExpectedInstances

@@ -42,7 +42,7 @@ HISTORY_REPORTS = 10_000
 HISTORY_AGE_S = 7 * 86400.0
 PRUNE_EVERY = 100  # deliveries
 VACUUM_PAGES = 2000
-MEASURED_FOR_S = 0.1  # so long the sizes of the journal and of what is free on its disk are taken for unchanged
+MEASURED_FOR_S = 0.1  # how often the sizes of the journal, and of what is free on its disk, are refreshed
 
 
 # One statement however many there are: each statement costs a switch of threads.
@@ -149,13 +149,13 @@ class Journal:
         await self._write(self._set_aside, key, list(sop_instance_uids), revision, reason)
 
     def learnt(self) -> dict[tuple[str, str, str], str]:
-        """What the idle policy had learnt, oldest first."""
+        """Return what the idle policy had learnt, oldest first."""
         columns = ("calling_ae_title", "modality", "station", "content")
         found = [[rows.text(row[c]) for c in columns] for row in self._all("SELECT * FROM learnt ORDER BY rowid")]
         return {(title, modality, station): content for title, modality, station, content in found}
 
     def trust(self) -> dict[str, int]:
-        """How far each PACS was trusted, by AE title."""
+        """Return how far each PACS was trusted, by AE title."""
         return {rows.text(row["ae_title"]): rows.count(row["trust"]) for row in self._all("SELECT * FROM pacs")}
 
     def replay(self) -> Iterator[Instance]:
@@ -215,7 +215,7 @@ class Journal:
         await self._write(self._update, waiting.id, **schedule, answer=problem)
 
     def paused_until(self) -> float:
-        """When the server may be asked again, wall-clock seconds since 1970."""
+        """Return when the server may be asked again, wall-clock seconds since 1970."""
         return max((rows.seconds(row["paused_until"]) for row in self._all("SELECT * FROM server")), default=0.0)
 
     async def pause(self, until: float) -> None:
@@ -274,7 +274,7 @@ class Journal:
         return self.failing
 
     def _free_bytes(self) -> int:
-        """Of the journal's disk; asked once in MEASURED_FOR_S, for it is asked for every instance."""
+        """Return what is free on the journal's disk; looked up once in MEASURED_FOR_S, as every instance asks."""
         if time.monotonic() >= self._free_until:
             disk = os.statvfs(self._path.parent)
             self._free, self._free_until = disk.f_bavail * disk.f_frsize, time.monotonic() + MEASURED_FOR_S
@@ -532,7 +532,7 @@ class Journal:
         self._connection.execute(statement, parameters)
 
     def _measure(self) -> None:
-        """How much of the file is used; what is free in it goes back to the file system, some pages at a time.
+        """Measure how much of the file is used; give what is free in it back to the file system, some pages at a time.
 
         What was done before is committed: that this fails must not make it look undone.
         """
@@ -580,7 +580,7 @@ class _Unreadable:
     said: bool = False
 
     def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
-        """What `do` makes of a value; None where it fails."""
+        """Return what `do` makes of a value; None if it fails."""
         try:
             return do(value)
         except Exception as error:  # whatever stands there costs this row only

@@ -6,11 +6,10 @@ here: what comes out of `ask` fits into a report.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from common import metrics
 from common.errors import GatewayError
@@ -183,35 +182,42 @@ class Pacs:
 
 
 def _may_be_a_limit(length: int) -> bool:
-    """Whether somebody may have set that as the most that a PACS lists."""
+    """Decide whether somebody may have set that as the most that a PACS lists."""
     return length >= LIMIT_FROM and (length % 100 == 0 or length % 250 == 0 or length & (length - 1) == 0)
 
 
-@asynccontextmanager
-async def asking(
-    pacs: Pacs, answered: Callable[[SeriesKey, Answer], Awaitable[None]]
-) -> AsyncIterator[Callable[[Question], None]]:
-    """Ask the PACS beside everything else, and hand on what it answers.
+class Asking:
+    """Asks the PACS beside everything else while it is entered, and hands on what it answers.
 
     At the end the questions that are open are dropped, and no more asked.
     """
-    asked: set[asyncio.Task[None]] = set()
-    ended = False
 
-    async def answer(question: Question) -> None:
-        told = await pacs.ask(question)
-        outcome = "confirmed" if told.confirmed else "failed" if told.count is None else "differs"
-        metrics.pacs_questions.labels(outcome).inc()
-        await answered(question.key, told)
+    def __init__(self, pacs: Pacs, answered: Callable[[SeriesKey, Answer], Awaitable[None]]) -> None:
+        self._pacs = pacs
+        self._answered = answered
+        self._tasks = asyncio.TaskGroup()
+        self._open: set[asyncio.Task[None]] = set()
+        self._ended = False
 
-    def ask(question: Question) -> None:
-        if not ended:
-            task = tasks.create_task(answer(question), name="ask")
-            asked.add(task)
-            task.add_done_callback(asked.discard)
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
 
-    async with asyncio.TaskGroup() as tasks:
-        yield ask
-        ended = True
-        for task in asked:
+    async def __aexit__(self, *raised: Any) -> None:
+        self._ended = True
+        for task in self._open:
             task.cancel()
+        await self._tasks.__aexit__(*raised)
+
+    def ask(self, question: Question) -> None:
+        """Begin to ask."""
+        if not self._ended:
+            task = self._tasks.create_task(self._ask(question), name="ask")
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+
+    async def _ask(self, question: Question) -> None:
+        answer = await self._pacs.ask(question)
+        outcome = "confirmed" if answer.confirmed else "failed" if answer.count is None else "differs"
+        metrics.pacs_questions.labels(outcome).inc()
+        await self._answered(question.key, answer)
