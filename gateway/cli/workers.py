@@ -30,63 +30,80 @@ class _Worker:
 
 
 def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], None]) -> int:
-    """Run `work(settings of the worker, its number)` in each worker until SIGTERM or Ctrl-C; returns the exit code.
+    """Run `work(settings of the worker, its number)` in each worker until SIGTERM or Ctrl-C; return the exit code.
 
     A worker that ends by itself is started again and goes on with its journal. One that cannot start ends them all.
     """
-    context = multiprocessing.get_context("spawn")
-    stopping = failing = False
+    with reserve(settings) as reserved:
+        return _Supervisor(settings, work, int(reserved.getsockname()[1])).run()
 
-    def on_signal(number: int, _: object) -> None:
-        nonlocal stopping
-        stopping = True
-        told.clear()
-        tell()
 
-    def tell() -> None:
-        """Once: a gateway that is told twice does not drain."""
-        for worker in workers:
-            if worker.process not in told:
-                told.add(worker.process)
-                worker.process.terminate()
+class _Supervisor:
+    """Starts the workers, hands signals on, and starts again what ends."""
 
-    def reload(number: int, _: object) -> None:
-        for worker in workers:
-            if worker.process.pid is not None and worker.process.is_alive():
-                os.kill(worker.process.pid, number)
+    def __init__(self, settings: GatewaySettings, work: Callable[[GatewaySettings, int], None], port: int) -> None:
+        self._settings = settings
+        self._work = work
+        self._port = port
+        self._context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        self._told: set[SpawnProcess] = set()
+        self._stopping = self._failing = False
 
-    def start(number: int) -> SpawnProcess:
-        mine = settings.of_worker(number).model_copy(update={"scp_port": port})
-        process = context.Process(target=work, args=(mine, number), name=f"worker {number}")
+    def run(self) -> int:
+        """Supervise until all have ended because they were told to; return the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        if self._settings.tls_cert is not None:
+            signal.signal(signal.SIGHUP, self._reload)
+        numbers = range(1, self._settings.workers + 1)
+        self._workers += [_Worker(n, self._start(n), time.monotonic()) for n in numbers]
+        while any(worker.process.is_alive() for worker in self._workers) or not self._stopping:
+            wait([worker.process.sentinel for worker in self._workers if worker.process.is_alive()], RESTART_AFTER_S)
+            if self._stopping:  # also those that were being started then
+                self._tell()
+            for worker in self._workers:
+                if not self._stopping and not worker.process.is_alive():
+                    self._restart(worker)
+        exit_codes = {worker.process.exitcode for worker in self._workers}
+        failed = exit_codes - {0, -signal.SIGTERM}  # the latter by us, before it had a handler
+        return int(self._failing or bool(failed))
+
+    def _start(self, number: int) -> SpawnProcess:
+        mine = self._settings.of_worker(number).model_copy(update={"scp_port": self._port})
+        process = self._context.Process(target=self._work, args=(mine, number), name=f"worker {number}")
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of workers for good: Ctrl-C reaches them all
         process.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process
 
-    workers: list[_Worker] = []
-    told: set[SpawnProcess] = set()
-    with reserve(settings) as reserved:
-        port = int(reserved.getsockname()[1])
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
-        if settings.tls_cert is not None:
-            signal.signal(signal.SIGHUP, reload)
-        workers += [_Worker(n, start(n), time.monotonic()) for n in range(1, settings.workers + 1)]
-        while any(worker.process.is_alive() for worker in workers) or not stopping:
-            wait([worker.process.sentinel for worker in workers if worker.process.is_alive()], RESTART_AFTER_S)
-            if stopping:  # also those that were being started then
-                tell()
-            for worker in workers:
-                if stopping or worker.process.is_alive():
-                    continue
-                lived_s = time.monotonic() - worker.started
-                worker.short_lives = worker.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
-                log.error("worker.ended", worker=worker.number, exit_code=worker.process.exitcode)
-                if worker.short_lives >= SHORT_LIVES:
-                    failing = True
-                    on_signal(signal.SIGTERM, None)
-                    break
-                time.sleep(RESTART_AFTER_S)
-                worker.process, worker.started = start(worker.number), time.monotonic()
-    ended = {worker.process.exitcode for worker in workers} - {0, -signal.SIGTERM}  # by us, before it had a handler
-    return int(failing or bool(ended))
+    def _restart(self, worker: _Worker) -> None:
+        """Start a worker that has ended again; stop them all if it keeps ending at once."""
+        lived_s = time.monotonic() - worker.started
+        worker.short_lives = worker.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+        log.error("worker.ended", worker=worker.number, exit_code=worker.process.exitcode)
+        if worker.short_lives >= SHORT_LIVES:
+            self._failing = True
+            self._stop(signal.SIGTERM, None)
+            return
+        time.sleep(RESTART_AFTER_S)
+        worker.process, worker.started = self._start(worker.number), time.monotonic()
+
+    def _stop(self, number: int, _: object) -> None:
+        """Tell every worker to end, on a signal."""
+        self._stopping = True
+        self._told.clear()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Tell each worker once: a gateway that is told twice does not drain."""
+        for worker in self._workers:
+            if worker.process not in self._told:
+                self._told.add(worker.process)
+                worker.process.terminate()
+
+    def _reload(self, number: int, _: object) -> None:
+        """Hand a signal on to every worker that runs."""
+        for worker in self._workers:
+            if worker.process.pid is not None and worker.process.is_alive():
+                os.kill(worker.process.pid, number)
