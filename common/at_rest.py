@@ -1,10 +1,23 @@
-"""A SQLite file read beside the process that owns it, or without one. Nothing changes, nothing is left beside it."""
+"""A SQLite file between processes: locked by the one that owns it, read by others without leaving a trace."""
 
+import fcntl
 import os
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file of a file, which the kernel frees at exit, however that comes about.
+
+    Raises BlockingIOError where another process holds it, and OSError where it cannot be made.
+    """
+    with open(f"{real(path)}.lock", "a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def rows(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
