@@ -1,4 +1,4 @@
-"""A SQLite file read beside the process that owns it, or without one. Nothing changes, nothing is left beside it."""
+"""Read a SQLite file while another process may own it. Reading changes nothing and leaves no file behind."""
 
 import os
 import sqlite3
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def rows(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
-    """The rows of a query; bytes that are no text are replaced. Raises sqlite3.Error."""
+    """Return the rows of a query. Bytes that are not valid text are replaced. Raises sqlite3.Error."""
     with closing(sqlite3.connect(read_only(real(path)), uri=True, timeout=5)) as connection:
         connection.row_factory = sqlite3.Row
         connection.text_factory = lambda stored: stored.decode(errors="replace")
@@ -16,14 +16,15 @@ def rows(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
 
 
 def read_only(path: Path) -> str:
-    """The URI that opens a SQLite file and leaves nothing beside it.
+    """Return a URI that opens a SQLite file for reading, and leaves no files beside it.
 
-    To read what has a write-ahead log SQLite makes files of its own, even where nobody writes and the log is gone.
+    SQLite creates -wal and -shm files to read a database in WAL mode, even if nobody writes to it. If there is no -wal
+    file, nobody does, and `immutable` tells SQLite that it needs none.
     """
     at_rest = not Path(f"{path}-wal").exists()
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if at_rest else ''}"
 
 
 def real(path: Path) -> Path:
-    """The file itself, whichever links lead there: it, its lock and its socket stand side by side."""
+    """Return the path of a file behind all links. Its lock and its socket are beside that path."""
     return Path(os.path.realpath(path))
