@@ -2,7 +2,8 @@
 
 SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
 how a database is opened and when a transaction is tried again (engine.py); what else is asked of a database stands in
-files of its own, and hangs on it: keys, webhooks, sources, the live page's `latest`, QIDO-RS's `finder`, the `purger`.
+files of its own, and hangs on it: keys, webhooks, sources, the live page's `latest` and `stored`, QIDO-RS's `finder`,
+the `purger`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -48,6 +49,7 @@ from storage.purge import Purger, recall
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.sources import Sources, note_sent
+from storage.stored import Stored
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000
@@ -100,6 +102,7 @@ class Database:
         self.heartbeats = Heartbeats(engine)
         self.keys = Keys(engine)
         self.latest = Latest(engine)
+        self.stored = Stored(engine)
         self.orders = Orders(engine)
         self.purger = Purger(engine)
         self.sources = Sources(engine)
@@ -136,7 +139,8 @@ class Database:
 
         1. "complete": gateways are ordered to report what they have open of it. Where one that runs has, the row
            follows with its report; else it is `declared` at once, unless it is that or `verified` already.
-        2. "incomplete": the row loses its verdict until images come or it is verified.
+        2. "incomplete": orders to close it are taken back; the row loses its verdict until images come or it is
+           verified. A gateway that has closed it before it heard of that brings no verdict with its report.
         """
         now = datetime.now(UTC)
         word = Word(declared, by, because, now)
@@ -289,14 +293,20 @@ async def _unite(
     connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], now: datetime
 ) -> Mapping[str, Any]:
     """Add what the report brings; the columns that changed."""
-    word = await orders.word_of(connection, report)
+    order = await orders.made_for(connection, report)
+    word = None if order is None else orders.word_of(order)
+    taken_back = order is not None and order["Problem"] == orders.WITHDRAWN and known["Verdict"] != "declared"
     if word is not None:
         report = report.model_copy(update={"Basis": word.basis})
+    elif taken_back:
+        report = merge.without_verdict(report, known)
     if rows := list(merge.instance_rows(report)):
         await insert(connection, instances, rows, fill=merge.INSTANCE_COLUMNS)
     of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
     counted = (await connection.execute(select(func.count()).select_from(instances).where(of_series))).scalar_one()
     changed = merge.changes(report, known, merge.count(report, known, int(counted)), now)
+    if taken_back:
+        changed = merge.still_incomplete(changed, known)
     if changed:
         await _revise(connection, known, changed)
     await history.keep(connection, report, known, changed)
@@ -362,12 +372,12 @@ async def _hear(connection: AsyncConnection, state: GatewayState) -> tuple[list[
 
 async def _settle(connection: AsyncConnection, order: Mapping[str, Any], now: datetime) -> None:
     """A gateway that had a series open has reported it before it was ordered to: the row takes the person's word."""
-    if not await orders.closed_nowhere(connection, order):
+    word = orders.word_of(order)
+    if word is None or not await orders.closed_nowhere(connection, order):
         return
     uid = order["SeriesInstanceUID"]
     known = (await connection.execute(_by_uid(uid).with_for_update())).mappings().one_or_none()
     if known is not None:
-        word = Word("complete", order["By"], order["Because"], order["At"])
         await _take_word(connection, merge.truthful(known), word, now)
 
 
@@ -396,9 +406,9 @@ async def _declare(connection: AsyncConnection, uid: str, word: Word, now: datet
         return Declaration(_record(known), True)
     if word.declared == "complete":
         return await _declare_complete(connection, uid, known, word, now)
+    withdrawn = await orders.withdraw(connection, uid, now)
     if known is None:
-        return None
-    await orders.withdraw(connection, uid, now)
+        return Declaration(None, False) if withdrawn else None
     changed = await _take_word(connection, known, word, now)
     return Declaration(_record({**known, **changed}), bool(changed))
 
@@ -406,7 +416,7 @@ async def _declare(connection: AsyncConnection, uid: str, word: Word, now: datet
 async def _declare_complete(
     connection: AsyncConnection, uid: str, known: Mapping[str, Any] | None, word: Word, now: datetime
 ) -> Declaration | None:
-    running = await orders.running(connection, uid)
+    running = await orders.running(connection, uid, alone=known is None)  # else its row is locked
     closing = [gateway for gateway, (_, is_open) in running.items() if is_open]
     if not closing and known is None:
         return None

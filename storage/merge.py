@@ -318,6 +318,18 @@ def declared(known: Row, word: Word, now: datetime) -> dict[str, Any]:
     }
 
 
+def without_verdict(report: SeriesReport, known: Row) -> SeriesReport:
+    """A report that was made for the word "complete", when that was taken back: it brings images, and no verdict."""
+    basis = known["Basis"] if known["Withdrawn"] else "declared complete, which was then taken back"
+    return report.model_copy(update={"Verdict": None, "Basis": basis})
+
+
+def still_incomplete(changed: dict[str, Any], known: Row) -> dict[str, Any]:
+    """What such a report changes: a row to which it adds is one that a person has declared incomplete."""
+    added = bool(changed) and changed["NumInstances"] > known["NumInstances"]
+    return {**changed, "Withdrawn": known["Withdrawn"] or "declared"} if added else changed
+
+
 # --- what others are told of ------------------------------------------------------------------------------------
 
 

@@ -153,7 +153,8 @@ def _runnable(command: tuple[str, ...]) -> tuple[str, ...]:
     if not command:
         raise click.UsageError("a command is missing, such as -- ./run.sh {SeriesInstanceUID}")
     if "{" not in command[0] and shutil.which(command[0]) is None:
-        raise click.UsageError(f"{command[0]} was not found, or is not executable")
+        cure = "is it there, and executable (chmod +x)?"
+        raise click.UsageError(f"{command[0]} cannot be started: {cure}")
     return command
 
 
