@@ -699,7 +699,9 @@ async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url:
         await page.goto(url)
         await expect(page.locator("#headline")).to_have_text("All well: 1 gateway is receiving")
         await expect(page.locator("#stopped-gateways")).to_contain_text("gone")
-        await expect(page.locator("#headline")).to_have_text("Problem: Gateway silent is silent", timeout=2 * TIMEOUT_MS)
+        await expect(page.locator("#headline")).to_have_text(
+            "Problem: Gateway silent is silent", timeout=2 * TIMEOUT_MS
+        )
         tell(
             url,
             "ill",

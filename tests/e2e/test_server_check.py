@@ -208,7 +208,9 @@ async def test_gateways_of_another_version_are_named(database_url: str) -> None:
     async with Database.open(ServerSettings(database_url=database_url)) as database:
         assert said(await found(database_url), "gateways", "ok").startswith("none heard from")
         await database.heard(GatewayState.model_validate(make_state("same")))
-        assert said(await found(database_url), "gateways", "ok").startswith("1 heard from within a day, all of this version")
+        assert said(await found(database_url), "gateways", "ok").startswith(
+            "1 heard from within a day, all of this version"
+        )
         for id, other in (("new", "99.0"), ("old", None), ("went", "0.1")):
             state = make_state(id, Version=other, Stopped=id == "went")
             await database.heard(GatewayState.model_validate(state))
