@@ -1,8 +1,9 @@
 """The gateway process: images in by DICOM, one report per series out by HTTP.
 
-`scp` puts every received instance on the inbox; `collect` commits it to the journal, then hands it to the
-`SeriesCollector`, which says when a series is to be reported; the `SeriesDispatcher` posts the reports until the server
-has them. What is committed outlives this process.
+The way of an image, from `Gateway.store` down: the SCP hands over each instance that it has received, and it goes on
+the inbox; `Gateway.collect` commits it to the journal, answers its sender, and hands it to the `SeriesCollector`, which
+says when its series is to be reported; the `SeriesDispatcher` posts the report until the server has it. What is
+committed outlives this process.
 """
 
 # series-gateway: Tab completes this (console/shell_completion.py)
@@ -16,13 +17,14 @@ if __name__ == "__main__":  # most commands need none of what follows
 
 import asyncio
 import contextlib
-import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
 
+import httpx
 import structlog
 
 from common import metrics
@@ -32,27 +34,26 @@ from common.settings import GatewaySettings
 from common.tracing import named, open_spans
 from common.version import version
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
-from gateway.clock import from_wall_clock, wall_clock
+from gateway.clock import Pauses, from_wall_clock, wall_clock
 from gateway.collector import DUE_AT_ONCE, Failure, SeriesCollector
 from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher
 from gateway.heartbeat import Vitals, beat, last_beat
 from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
 from gateway.journal import Bounds, Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.metrics_port import serve_metrics
-from gateway.operations import dead_letters
+from gateway.operations import dead_letter_operations
 from gateway.orders import Orders, obedience
-from gateway.pacs import Pacs, asking
+from gateway.pacs import Asking, Pacs
 from gateway.questions import Answer, Question
 from gateway.recorder import Recorder
 from gateway.server_client import server_client, stored_instances
 from gateway.spans import GatewaySpans
 from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKey, SeriesReport
-from scp import Arrival, HandleStore, enqueue, serve_scp
+from scp import Arrival, enqueue, serve_scp
 
-CLOSED = None  # ends a queue
+CLOSED = None  # ends the inbox
 POLLS = 2  # rounds of the event loop after which what the sockets hold is on the inbox
-PAUSED_S = 0.1  # a wait that ends so late was no wait: the process was stopped, or its machine paused
-SETTLE_S = 0.5  # after that, in which senders that had to wait for us go on, and nothing is taken for idle
 
 log = structlog.get_logger()
 
@@ -84,214 +85,31 @@ class Answered(NamedTuple):
     answer: Answer
 
 
+class Made(NamedTuple):
+    """A report that is not in the journal yet, and its trace, as GatewaySpans.report gives it."""
+
+    report: SeriesReport
+    traceparent: str | None
+
+
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
-"""What shows a gateway's state while it runs: the table on a terminal."""
-Traced = tuple[SeriesReport, str | None]
-"""A report and its trace, as GatewaySpans.report gives it."""
-Declared = tuple[asyncio.Future[int], int]
-"""Who wants to know when so many reports are in the journal."""
+"""Shows a gateway's state while it runs: the table on a terminal."""
 Item = Arrival | Released | Answered | Drain | Declare | None
 Inbox = asyncio.Queue[Item]
 
 
-async def collect(  # noqa: PLR0913, PLR0917 - what an image and its series meet
-    inbox: Inbox,
-    journal: Journal,
-    collector: SeriesCollector,
-    dispatcher: SeriesDispatcher,
-    ask: Callable[[Question], None] | None = None,
-    spans: GatewaySpans | None = None,
-) -> None:
-    """Move instances from the inbox through the journal into their series, and reports to the dispatcher, until CLOSED.
-
-    What is on the inbox together is committed together: one fsync serves every association that waits.
-    """
-    loop = asyncio.get_running_loop()
-    reports: list[Traced] = []  # made, and not yet in the journal
-    declared: list[Declared] = []
-    settled_at: float | None = None  # when a pause is over
-    closed = False
-    while not closed:
-        deadline = loop.time() + JOURNAL_RETRY_S if reports else collector.next_deadline()
-        if deadline is not None and settled_at is not None:
-            deadline = max(deadline, settled_at)
-        waits_until = math.inf if deadline is None or deadline < loop.time() else deadline
-        items = await _take(inbox, deadline)
-        now = loop.time()  # before the commit: what arrives meanwhile is seen before what falls due meanwhile
-        if settled_at is None and now > waits_until + PAUSED_S:
-            settled_at = now + SETTLE_S
-        await _keep([item for item in items if isinstance(item, Arrival)], journal, collector)
-        made, closing = _heed(items, collector, now)
-        declared += closing
-        drains = [item for item in items if isinstance(item, Drain)]
-        closed = CLOSED in items
-        drained = collector.drain(now) if drains or closed else []
-        made += drained
-        if settled_at is None or now >= settled_at:
-            settled_at = None
-            made += collector.due(now)
-        await _set_aside(collector.failures(), journal)
-        reports += [(report, spans.report(report) if spans else None) for report in made]
-        reports = await _report(reports, journal, collector, dispatcher)
-        for question in collector.questions():
-            if ask is not None:
-                ask(question)
-        for drain in drains:
-            drain.closed.set_result(len(drained))
-        if not reports:  # they are on disk
-            _tell(declared)
-            declared = []
-
-
-async def _take(inbox: Inbox, deadline: float | None) -> list[Item]:
-    """All that is in the inbox, waiting for the first until `deadline`: what has arrived is seen before what is due."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout_at(deadline):
-            first = await inbox.get()
-            return [first, *_waiting(inbox)]
-    for _ in range(POLLS):  # a loop may fire timers before it reads its sockets
-        await asyncio.sleep(0)
-    return [*_waiting(inbox)]
-
-
-def _waiting(inbox: Inbox) -> Iterator[Item]:
-    return (inbox.get_nowait() for _ in range(inbox.qsize()))
-
-
-def _heed(items: list[Item], collector: SeriesCollector, now: float) -> tuple[list[SeriesReport], list[Declared]]:
-    """Let the collector know what happened beside images; what it reports at once, and what of that was declared."""
-    made: list[SeriesReport] = []
-    declared: list[Declared] = []
-    for item in items:
-        match item:
-            case Released(association):
-                collector.released(association, now)
-            case Answered(key, answer):
-                made += collector.answered(key, answer, now)
-            case Declare(uid, given_at, closed):
-                closing = collector.declare(uid, given_at, now)
-                made += closing
-                declared.append((closed, len(closing)))
-    return made, declared
-
-
-def _tell(declared: list[Declared]) -> None:
-    for closed, count in declared:
-        if not closed.done():  # who wanted to know has waited too long
-            closed.set_result(count)
-
-
-async def _keep(arrivals: list[Arrival], journal: Journal, collector: SeriesCollector) -> None:
-    """Commit, then count, then answer: 0x0000 means kept."""
-    arrivals = [arrival for arrival in arrivals if not arrival.status.done()]  # done: its sender was told otherwise
-    if not arrivals:
-        return
-    status = SUCCESS
-    try:
-        await journal.keep([arrival.instance for arrival in arrivals])
-    except JournalUnavailable as error:
-        log.error("instances.refused", count=len(arrivals), reason=str(error))
-        status = OUT_OF_RESOURCES
-    else:
-        now = asyncio.get_running_loop().time()
-        for arrival in arrivals:
-            metrics.instances_doubtful.inc(bool(arrival.instance.doubtful))
-            collector.observe(arrival.instance, now)
-    for arrival in arrivals:
-        if not arrival.status.done():
-            arrival.status.set_result(status)
-
-
-async def _set_aside(failures: list[Failure], journal: Journal) -> None:
-    """Say what could not be reported as it should; what could not be at all waits in the journal as a dead letter."""
-    for key, revision, error, sop_instance_uids in failures:
-        event = log.bind(series_instance_uid=key.series_instance_uid)
-        if not sop_instance_uids:
-            event.error("series.reduced", exc_info=error)
-            continue
-        event.error("series.set_aside", exc_info=error)
-        try:
-            await journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
-        except JournalUnavailable as problem:  # they stay open there, and are reported after the next start
-            log.error("series.unreported", count=1, reason=str(problem))
-
-
-async def _report(
-    reports: list[Traced], journal: Journal, collector: SeriesCollector, dispatcher: SeriesDispatcher
-) -> list[Traced]:
-    """Move closed series into the journal's outbox; returns those that it could not take now."""
-    for first in range(0, len(reports), DUE_AT_ONCE):
-        some, traceparents = zip(*reports[first : first + DUE_AT_ONCE], strict=True)
-        learnt, trust = collector.policy.news(), collector.trust_news()
-        try:
-            waiting = await journal.close(
-                some, {(*source,): text for source, text in learnt.items()}, traceparents, trust
-            )
-        except JournalUnavailable as error:
-            log.error("series.unreported", count=len(reports) - first, reason=str(error))
-            return reports[first:]
-        collector.kept(learnt, trust)
-        for report, entry in zip(some, waiting, strict=True):
-            _count(report)
-            event = log.bind(
-                series_instance_uid=report.SeriesInstanceUID,
-                revision=report.Revision,
-                instances=report.NumInstances,
-                **named(entry.traceparent),
-            )
-            if report.Verdict is None:
-                event.info("series.parted")
-            else:
-                event.info("series.reported", verdict=report.Verdict, basis=report.Basis)
-                if report.Doubtful:
-                    event.warning("series.doubtful", source=report.Source, reasons=report.Doubtful)
-            dispatcher.submit(entry)
-    return []
-
-
-def _count(report: SeriesReport) -> None:
-    metrics.series_reported.labels(report.Verdict or "part").inc()
-    if report.Verdict is None:
-        return
-    for entry in report.Timeline:
-        if entry.Event == "series.reopened" and entry.Details["Verdict"] in FINAL_VERDICTS:
-            metrics.false_completions.labels(entry.Details["Verdict"]).inc()
-    if report.LastReceivedAt is not None:
-        added_s = (datetime.now(UTC) - report.LastReceivedAt).total_seconds()
-        metrics.added_latency_seconds.observe(max(added_s, 0.0))  # clocks are set
-
-
-async def watch(journal: Journal) -> None:
-    """Say when the gateway stops and resumes taking instances; try a failing journal until it works again."""
-    before: str | None = None
-    while True:
-        if journal.failing:
-            with contextlib.suppress(JournalUnavailable):
-                await journal.probe()
-        reason = journal.saturated()
-        if reason and not before:
-            log.error("gateway.saturated", reason=reason)
-        elif before and not reason:
-            log.info("gateway.recovered")
-        before = reason
-        await asyncio.sleep(JOURNAL_RETRY_S)
-
-
 async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Show | None = None) -> int:
-    """Run the gateway until `stop`, then drain; returns how many reports stay in the journal for the next start.
+    """Run a gateway until `stop`, then drain it; return how many reports stay in the journal for the next start.
 
     With `listen` false it only drains what the journal holds. Raises CannotCall, CannotListen, CannotServeMetrics or
     JournalUnusable.
     """
-    loop = asyncio.get_running_loop()
-    inbox: Inbox = asyncio.Queue(settings.inbox_size)
     bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
+    spans_of = partial(GatewaySpans, monotonic=asyncio.get_running_loop().time)
     async with (
         Journal.open(settings.journal_path, bounds) as journal,
         server_client(settings) as http,
-        open_spans("series-gateway", partial(GatewaySpans, monotonic=loop.time)) as spans,
-        asyncio.TaskGroup() as tasks,
-        AsyncExitStack() as shown,
+        open_spans("series-gateway", spans_of) as spans,
     ):
         dispatcher = SeriesDispatcher(
             http,
@@ -301,61 +119,320 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
             spans=spans,
         )
         collector = restore(settings, journal, dispatcher)
-        orders = Orders(obedience(partial(_declare, inbox), dead_letters(journal, dispatcher.submit)))
-        vitals = Vitals(settings, inbox, journal, collector, dispatcher, orders)
-        background = [
-            tasks.create_task(dispatcher.run(), name="dispatch"),
-            tasks.create_task(watch(journal), name="watch"),
-            tasks.create_task(vitals.follow(), name="vitals"),
-        ]
-        if show is not None:
-            await shown.enter_async_context(show(vitals.state))
-        handle_store = enqueue(inbox, settings.inbox_timeout_s)
-
-        async def keep_fetched(instance: Instance) -> int:
-            metrics.instances_received.inc()
-            return OUT_OF_RESOURCES if journal.saturated() else await handle_store(instance)
-
-        pacs = Pacs(settings, partial(stored_instances, http), keep_fetched, undelivered=journal.undelivered)
-        async with asking(pacs, lambda key, told: inbox.put(Answered(key, told))) as ask:
-            collecting = tasks.create_task(collect(inbox, journal, collector, dispatcher, ask, spans), name="collect")
-            if listen:
-                await shown.enter_async_context(serve_metrics(settings))
-                background.append(tasks.create_task(beat(vitals, http), name="heartbeat"))
-                await _listen(settings, stop, inbox, journal, dispatcher, handle_store, spans, vitals)
-            else:
-                dispatcher.hurry()
-        await inbox.put(CLOSED)
-        await collecting
-        undelivered = await dispatcher.drain(settings.drain_timeout_s)
-        for task in background:
-            task.cancel()
-        if listen:
-            await last_beat(vitals, http)
+        gateway = Gateway(settings, journal, collector, dispatcher, spans)
+        undelivered = await gateway.run(http, stop, listen=listen, show=show)
     log.info("gateway.stopped", undelivered=undelivered)
     return undelivered
 
 
-async def _declare(inbox: Inbox, series_instance_uid: str, given_at: datetime) -> int:
-    """Have the collector report what is open of a series since before then; how many reports are on disk for it."""
-    request = Declare(series_instance_uid, given_at, asyncio.get_running_loop().create_future())
-    await inbox.put(request)
-    return await request.closed
+@dataclass(eq=False)
+class Gateway:
+    """Owns what an image meets on its way, and moves it along; the methods stand in the order of that way."""
+
+    settings: GatewaySettings
+    journal: Journal
+    collector: SeriesCollector
+    dispatcher: SeriesDispatcher
+    spans: GatewaySpans | None = None
+    recorder: Recorder | None = None
+    ask: Callable[[Question], None] | None = None
+    """Asks the PACS; None while nobody can be asked."""
+    inbox: Inbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.inbox = asyncio.Queue(self.settings.inbox_size)
+        self._enqueue = enqueue(self.inbox, self.settings.inbox_timeout_s)
+        self._unfiled: list[Made] = []
+        self._declared: list[tuple[asyncio.Future[int], int]] = []
+        """Who wants to know, and how many reports, once those are in the journal."""
+        self._pauses = Pauses()
+        self.putting: asyncio.TaskGroup  # while it listens: what waits for room on the inbox
+
+    # --- its life ---
+
+    async def run(self, http: httpx.AsyncClient, stop: asyncio.Event, *, listen: bool, show: Show | None) -> int:
+        """Take images until `stop`, then finish what was taken; return how many reports are not delivered.
+
+        The end has this order: no more associations, no more questions, the inbox, the reports, the last heartbeat.
+        """
+        orders = Orders(obedience(self.declare, dead_letter_operations(self.journal, self.dispatcher.submit)))
+        vitals = Vitals(self.settings, self.inbox, self.journal, self.collector, self.dispatcher, orders)
+        async with asyncio.TaskGroup() as tasks, AsyncExitStack() as shown:
+            background = [
+                tasks.create_task(self.dispatcher.run(), name="dispatch"),
+                tasks.create_task(self.watch(), name="watch"),
+                tasks.create_task(vitals.follow(), name="vitals"),
+            ]
+            if show is not None:
+                await shown.enter_async_context(show(vitals.state))
+            stored = partial(stored_instances, http)
+            pacs = Pacs(self.settings, stored, self.store_fetched, undelivered=self.journal.undelivered)
+            async with Asking(pacs, self.answered) as asking:
+                self.ask = asking.ask
+                collecting = tasks.create_task(self.collect(), name="collect")
+                if listen:
+                    await shown.enter_async_context(serve_metrics(self.settings))
+                    background.append(tasks.create_task(beat(vitals, http), name="heartbeat"))
+                    await self.listen(stop, vitals)
+                else:
+                    self.dispatcher.hurry()
+            await self.inbox.put(CLOSED)
+            await collecting
+            undelivered = await self.dispatcher.drain(self.settings.drain_timeout_s)
+            for task in background:
+                task.cancel()
+            if listen:
+                await last_beat(vitals, http)
+        return undelivered
+
+    async def listen(self, stop: asyncio.Event, vitals: Vitals) -> None:
+        """Take associations and the operator's requests until `stop`."""
+        settings = self.settings
+        with Recorder.open(settings.trace_path, asyncio.get_running_loop().time) as self.recorder:
+            async with (
+                serve_control(settings.journal_path, self.operations()),
+                asyncio.TaskGroup() as self.putting,
+                serve_scp(settings, self.store, self.journal.saturated, self.observe) as vitals.port,
+            ):
+                log.info(
+                    "gateway.started",
+                    host=settings.scp_host,
+                    port=vitals.port,
+                    ae_title=settings.ae_title,
+                    version=version(),
+                )
+                await stop.wait()
+                log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
+
+    # --- onto the inbox ---
+
+    def store(self, instance: Instance) -> asyncio.Future[int]:
+        """Put an instance on the inbox; the future takes its C-STORE status, once it is kept or refused."""
+        status = asyncio.ensure_future(self._enqueue(instance))
+        if self.recorder is not None:
+            self.recorder.image(instance)
+        if self.spans is not None:
+            self.spans.image(instance, status)
+        return status
+
+    async def store_fetched(self, instance: Instance) -> int:
+        """Put an instance that was fetched from the PACS on the inbox; return its C-STORE status."""
+        metrics.instances_received.inc()
+        return OUT_OF_RESOURCES if self.journal.saturated() else await self._enqueue(instance)
+
+    def observe(self, association: Association) -> None:
+        """Note that an association was established, or has ended."""
+        if self.recorder is not None:
+            self.recorder.association(association)
+        if self.spans is not None:
+            self.spans.association(association)
+        if association.released_at is not None:
+            try:
+                self.inbox.put_nowait(Released(association))
+            except asyncio.QueueFull:
+                self.putting.create_task(self.inbox.put(Released(association)), name="released")
+
+    # --- through the journal into the series ---
+
+    async def collect(self) -> None:
+        """Move images from the inbox through the journal into their series, and reports to the dispatcher.
+
+        Until CLOSED is on the inbox, each round does this:
+
+        1. Take all that is on the inbox; wait for the first of it until something is due.
+        2. Commit its images together, with one fsync for every association that waits; count and answer them.
+        3. Tell the collector what else happened, then close what is asked for, and what is due.
+        4. File the reports in the journal, and hand them to the dispatcher.
+        5. Ask the PACS what the collector wants to know; tell who asked for reports that they are filed.
+        """
+        loop, closed = asyncio.get_running_loop(), False
+        while not closed:
+            items = await self._take()
+            now = loop.time()  # before the commit: what arrives meanwhile is seen before what falls due meanwhile
+            self._pauses.woke(now)
+            await self._commit([item for item in items if isinstance(item, Arrival)])
+            made = self._heed(items, now)
+            drains, closed = [item for item in items if isinstance(item, Drain)], CLOSED in items
+            drained = self.collector.drain(now) if drains or closed else []
+            due = self.collector.due(now) if self._pauses.over(now) else []
+            await self._set_aside(self.collector.failures())
+            await self._file([*made, *drained, *due])
+            for question in self.collector.questions():
+                if self.ask is not None:
+                    self.ask(question)
+            for drain in drains:
+                drain.closed.set_result(len(drained))
+            if not self._unfiled:
+                self._tell_declared()
+
+    async def _take(self) -> list[Item]:
+        """Return all that is on the inbox; wait for the first until something is due, or can be tried again."""
+        now = asyncio.get_running_loop().time()
+        due_at = now + JOURNAL_RETRY_S if self._unfiled else self.collector.next_deadline()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(self._pauses.deadline(due_at, now)):
+                first = await self.inbox.get()
+                return [first, *self._waiting()]
+        for _ in range(POLLS):  # what has arrived is seen before what is due, and a loop may fire timers first
+            await asyncio.sleep(0)
+        return [*self._waiting()]
+
+    def _waiting(self) -> Iterator[Item]:
+        return (self.inbox.get_nowait() for _ in range(self.inbox.qsize()))
+
+    async def _commit(self, arrivals: list[Arrival]) -> None:
+        """Commit images, then count, then answer them: 0x0000 means kept."""
+        arrivals = [arrival for arrival in arrivals if not arrival.status.done()]  # done: its sender was told otherwise
+        if not arrivals:
+            return
+        status = SUCCESS
+        try:
+            await self.journal.keep([arrival.instance for arrival in arrivals])
+        except JournalUnavailable as error:
+            log.error("instances.refused", count=len(arrivals), reason=str(error))
+            status = OUT_OF_RESOURCES
+        else:
+            now = asyncio.get_running_loop().time()
+            for arrival in arrivals:
+                metrics.instances_doubtful.inc(bool(arrival.instance.doubtful))
+                self.collector.observe(arrival.instance, now)
+        for arrival in arrivals:
+            if not arrival.status.done():
+                arrival.status.set_result(status)
+
+    def _heed(self, items: list[Item], now: float) -> list[SeriesReport]:
+        """Tell the collector what happened beside images; return what is to be reported at once."""
+        made: list[SeriesReport] = []
+        for item in items:
+            match item:
+                case Released(association):
+                    self.collector.released(association, now)
+                case Answered(key, answer):
+                    made += self.collector.answered(key, answer, now)
+                case Declare(uid, given_at, closed):
+                    reports = self.collector.declare(uid, given_at, now)
+                    made += reports
+                    self._declared.append((closed, len(reports)))
+        return made
+
+    # --- out ---
+
+    async def _set_aside(self, failures: list[Failure]) -> None:
+        """Say what could not be reported as it should; file what could not be at all as a dead letter."""
+        for key, revision, error, sop_instance_uids in failures:
+            event = log.bind(series_instance_uid=key.series_instance_uid)
+            if not sop_instance_uids:
+                event.error("series.reduced", exc_info=error)
+                continue
+            event.error("series.set_aside", exc_info=error)
+            try:
+                await self.journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
+            except JournalUnavailable as problem:  # they stay open there, and are reported after the next start
+                log.error("series.unreported", count=1, reason=str(problem))
+
+    async def _file(self, reports: list[SeriesReport]) -> None:
+        """File reports in the journal, in their order, behind those that it could not take before."""
+        self._unfiled += [Made(report, self.spans.report(report) if self.spans else None) for report in reports]
+        while self._unfiled:
+            some = self._unfiled[:DUE_AT_ONCE]
+            learnt, trust = self.collector.policy.news(), self.collector.trust_news()
+            by_source = {(*source,): text for source, text in learnt.items()}
+            traceparents = [made.traceparent for made in some]
+            try:
+                filed = await self.journal.file_reports([made.report for made in some], by_source, traceparents, trust)
+            except JournalUnavailable as error:
+                log.error("series.unreported", count=len(self._unfiled), reason=str(error))
+                return
+            del self._unfiled[: len(some)]
+            self.collector.kept(learnt, trust)
+            for made, waiting in zip(some, filed, strict=True):
+                _say_reported(made.report, waiting)
+                self.dispatcher.submit(waiting)
+
+    def _tell_declared(self) -> None:
+        """Tell who declared series that their reports are in the journal."""
+        for closed, count in self._declared:
+            if not closed.done():  # who wanted to know has waited too long
+                closed.set_result(count)
+        self._declared.clear()
+
+    # --- beside that way ---
+
+    async def answered(self, key: SeriesKey, answer: Answer) -> None:
+        """Put what the PACS says of a series on the inbox."""
+        await self.inbox.put(Answered(key, answer))
+
+    async def declare(self, series_instance_uid: str, given_at: datetime) -> int:
+        """Have what is open of a series since before then reported; return how many reports are on disk for it."""
+        request = Declare(series_instance_uid, given_at, asyncio.get_running_loop().create_future())
+        await self.inbox.put(request)
+        return await request.closed
+
+    def operations(self) -> Mapping[str, Operation]:
+        """Return what the operator's commands may ask for, by name."""
+        letters = dead_letter_operations(self.journal, self.dispatcher.submit)
+        return {"status": self.status, "drain": self.drain, **letters}
+
+    async def status(self) -> dict[str, Any]:
+        """Return whether images are taken, and why not."""
+        reason = self.journal.saturated()
+        return {"running": True, "ready": reason is None, "reason": reason}
+
+    async def drain(self) -> dict[str, Any]:
+        """Report what is open, and try to deliver all reports now; return how many were made, and how many stay."""
+        request = Drain(asyncio.get_running_loop().create_future())
+        await self.inbox.put(request)
+        reported = await request.closed
+        self.dispatcher.hurry()
+        return {"reported": reported, "undelivered": await self.dispatcher.drain(self.settings.drain_timeout_s)}
+
+    async def watch(self) -> None:
+        """Say when the gateway stops and resumes taking images; try a failing journal until it works again."""
+        before: str | None = None
+        while True:
+            if self.journal.failing:
+                with contextlib.suppress(JournalUnavailable):
+                    await self.journal.probe()
+            reason = self.journal.saturated()
+            if reason and not before:
+                log.error("gateway.saturated", reason=reason)
+            elif before and not reason:
+                log.info("gateway.recovered")
+            before = reason
+            await asyncio.sleep(JOURNAL_RETRY_S)
+
+
+def _say_reported(report: SeriesReport, waiting: Waiting) -> None:
+    """Log and count a report that is in the journal."""
+    event = log.bind(
+        series_instance_uid=report.SeriesInstanceUID,
+        revision=report.Revision,
+        instances=report.NumInstances,
+        **named(waiting.traceparent),
+    )
+    metrics.series_reported.labels(report.Verdict or "part").inc()
+    if report.Verdict is None:
+        event.info("series.parted")
+        return
+    for entry in report.Timeline:
+        if entry.Event == "series.reopened" and entry.Details["Verdict"] in FINAL_VERDICTS:
+            metrics.false_completions.labels(entry.Details["Verdict"]).inc()
+    if report.LastReceivedAt is not None:
+        added_s = (datetime.now(UTC) - report.LastReceivedAt).total_seconds()
+        metrics.added_latency_seconds.observe(max(added_s, 0.0))  # clocks are set
+    event.info("series.reported", verdict=report.Verdict, basis=report.Basis)
+    if report.Doubtful:
+        event.warning("series.doubtful", source=report.Source, reasons=report.Doubtful)
+
+
+# --- what an earlier run left ---
 
 
 def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:
     """Re-arm what an earlier run left: open series with a full time-out from now, reports in their order."""
     loop = asyncio.get_running_loop()
-    policy: IdlePolicy = Fixed(settings.idle_timeout_s)
-    if settings.idle_policy == "adaptive":
-        policy = Adaptive(settings.idle_timeout_s, settings.idle_max_s)
-        for source, learnt in journal.learnt().items():
-            try:
-                policy.load(Source(*source), learnt)
-            except Exception as error:  # of a version to come, or spoilt: it is learnt anew
-                log.warning("habits.unreadable", source=" ".join(source), exc_info=error)
     collector = SeriesCollector(
-        policy=policy,
+        policy=_restored_policy(settings, journal),
         max_open_s=settings.max_open_s,
         gateway_id=settings.id,
         wall_clock=wall_clock(loop.time),
@@ -376,71 +453,14 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
     return collector
 
 
-async def _listen(  # noqa: PLR0913, PLR0917 - what an association meets
-    settings: GatewaySettings,
-    stop: asyncio.Event,
-    inbox: Inbox,
-    journal: Journal,
-    dispatcher: SeriesDispatcher,
-    handle_store: HandleStore,
-    spans: GatewaySpans | None,
-    vitals: Vitals,
-) -> None:
-    """Take instances and the operator's requests until `stop`."""
-    loop = asyncio.get_running_loop()
-
-    def record_and_store(instance: Instance) -> Awaitable[int]:
-        kept = asyncio.ensure_future(handle_store(instance))
-        if recorder is not None:
-            recorder.image(instance)
-        if spans is not None:
-            spans.image(instance, kept)
-        return kept
-
-    def observe(association: Association) -> None:
-        if recorder is not None:
-            recorder.association(association)
-        if spans is not None:
-            spans.association(association)
-        if association.released_at is not None:
-            try:
-                inbox.put_nowait(Released(association))
-            except asyncio.QueueFull:
-                tasks.create_task(inbox.put(Released(association)), name="released")
-
-    operations = _operations(settings, inbox, journal, dispatcher)
-    with Recorder.open(settings.trace_path, loop.time) as recorder:
-        async with (
-            serve_control(settings.journal_path, operations),
-            asyncio.TaskGroup() as tasks,
-            serve_scp(settings, record_and_store, journal.saturated, observe) as port,
-        ):
-            vitals.port = port
-            log.info(
-                "gateway.started",
-                host=settings.scp_host,
-                port=port,
-                ae_title=settings.ae_title,
-                version=version(),
-            )
-            await stop.wait()
-            log.info("gateway.draining", drain_timeout_s=settings.drain_timeout_s)
-
-
-def _operations(
-    settings: GatewaySettings, inbox: Inbox, journal: Journal, dispatcher: SeriesDispatcher
-) -> Mapping[str, Operation]:
-    """What the operator's commands ask for."""
-
-    async def status() -> dict[str, Any]:
-        reason = journal.saturated()
-        return {"running": True, "ready": reason is None, "reason": reason}
-
-    async def drain() -> dict[str, Any]:
-        request = Drain(asyncio.get_running_loop().create_future())
-        await inbox.put(request)
-        reported = await request.closed
-        dispatcher.hurry()
-        return {"reported": reported, "undelivered": await dispatcher.drain(settings.drain_timeout_s)}
-
-    return {"status": status, "drain": drain, **dead_letters(journal, dispatcher.submit)}
+def _restored_policy(settings: GatewaySettings, journal: Journal) -> IdlePolicy:
+    """Return the idle policy with what an earlier run has learnt."""
+    if settings.idle_policy != "adaptive":
+        return Fixed(settings.idle_timeout_s)
+    policy = Adaptive(settings.idle_timeout_s, settings.idle_max_s)
+    for source, learnt in journal.learnt().items():
+        try:
+            policy.load(Source(*source), learnt)
+        except Exception as error:  # of a version to come, or spoilt: it is learnt anew
+            log.warning("habits.unreadable", source=" ".join(source), exc_info=error)
+    return policy

@@ -23,6 +23,7 @@ from common import metrics
 from common.settings import GatewaySettings
 from dicom import header
 from dicom.associate import Titles, escaped
+from dicom.connection import Connection
 from dicom.header import HeaderError, with_class_of_command
 from dicom.listening import listen
 from dicom.statuses import (
@@ -59,8 +60,6 @@ from models import Association, Instance
 ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
 GIVES_WAY_AFTER_S = 10.0  # without a PDU: an association this idle ends where another one is asked for beyond a limit
 READ_BYTES = 2**18
-WRITE_BYTES = 2**16  # of answers that a peer does not fetch, beyond which it is not read any further
-TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux
 
 HandleStore = Callable[[Instance], Awaitable[int]]
 """Keeps one instance and returns its C-STORE status; must bound its own wait. A future costs less than a coroutine."""
@@ -179,7 +178,7 @@ class _Scp:
         self._empty = asyncio.Event()
 
     def reload_certificate(self) -> None:
-        """On SIGHUP: new handshakes use the certificate files as they are now; bad ones change nothing."""
+        """Use the certificate files as they are now for new handshakes, on SIGHUP; bad ones change nothing."""
         try:
             tls_context(self.settings)  # a bad file shows here
             load_certificates(cast(ssl.SSLContext, self.tls), self.settings)
@@ -199,13 +198,13 @@ class _Scp:
                 continue
             connection = _Association(self, str(address[0]))
             if self.admit(connection):
-                connection.open(sock)
+                connection.open(sock, self.tls, self.settings.associate_timeout_s)
             else:
                 sock.close()
             await asyncio.sleep(0)  # whoever connects as fast as we accept does not hold up the others
 
     def admit(self, connection: "_Association") -> bool:
-        """Whether a new connection may stay. Beyond its address's share, or all addresses', the oldest waiting goes."""
+        """Decide whether a connection may stay. Beyond its address's share, or all shares, the oldest waiting goes."""
         settings, address = self.settings, connection.address
         if not settings.may_connect(address):
             _refused("address", address, "not in allowed_peers")
@@ -274,98 +273,48 @@ class _Scp:
             connection.close()
 
 
-class _Association(asyncio.BufferedProtocol):
-    """One connection: moves bytes between its transport and its Acceptor, and instances to `handle_store`."""
+class _Association(Connection):
+    """One connection: moves bytes to and from its Acceptor, and instances to `handle_store`."""
 
     def __init__(self, scp: _Scp, address: str) -> None:
-        self.address = address
+        super().__init__(address, scp.read_buffer)
         self._scp = scp
-        self._loop = scp.loop
         self._acceptor = Acceptor(scp.ae.supported_contexts, scp.limits)
-        self._opening: asyncio.Task[None]
-        self._transport: asyncio.Transport
-        self._socket: socket.socket | None = None  # the transport's, while connected
         self._store: StoreStarted
         self._walk: Walk
         self._unreadable = ""  # what the walk raised
         self._storing: asyncio.Future[int] | None = None
-        self._may_write = True
-        self._paused = False
         self._association: Association | None = None  # while established
         self._was_released = False  # as its peer asked (PS3.8 §7.2); else it was aborted
-        self._heard_at = 0.0  # when bytes came last
         self._instances = 0  # kept
         self._finished_at = 0.0  # when the last one had come
         self._pdus = 0
-        self._deadline = 0.0
-        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def idle_since(self) -> float:
         """When the last PDU came, in loop time; never in the middle of one, or of an instance."""
         busy = self._storing is not None or self._acceptor.in_instance or self._acceptor.in_pdu
-        return math.inf if busy else self._heard_at
+        return math.inf if busy else self.heard_at
 
-    def open(self, sock: socket.socket) -> None:
-        """Begin, with a TLS handshake where one is wanted."""
-        self._opening = self._loop.create_task(self._open(sock), name="open")
+    def on_connected(self) -> None:
+        self.expect_within(self._scp.settings.associate_timeout_s)
 
-    async def _open(self, sock: socket.socket) -> None:
-        tls = self._scp.tls
-        timeout_s = self._scp.settings.associate_timeout_s if tls else None
-        try:
-            await self._loop.connect_accepted_socket(lambda: self, sock, ssl=tls, ssl_handshake_timeout=timeout_s)
-        except OSError as error:  # ssl.SSLError and TimeoutError are
-            _refused("tls", self.address, f"TLS handshake: {type(error).__name__}")
-        finally:
-            if self._socket is None:
-                sock.close()
-                self._scp.waiting.pop(self, None)
-
-    # --- the transport's side ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._transport.set_write_buffer_limits(WRITE_BYTES)
-        self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())  # a view: connection_lost
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._expect_within(self._scp.settings.associate_timeout_s)
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._scp.read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._acknowledge()
-        self._heard_at = self._loop.time()
-        self._acceptor.receive_data(self._scp.read_buffer[:nbytes])
+    def on_bytes(self, data: memoryview) -> None:
+        self._acceptor.receive_data(data)
         if self._storing is not None:  # a sender that does not wait for answers waits here
-            self._pause()
+            self.pause()
         else:
             self._advance()
             if self._association is not None:
-                self._association.receiving_at = self._loop.time() if self._acceptor.in_instance else None
+                self._association.receiving_at = self.loop.time() if self._acceptor.in_instance else None
 
-    def _pause(self) -> None:
-        self._paused = True
-        self._transport.pause_reading()
-
-    def eof_received(self) -> bool:
-        return False  # close
-
-    def pause_writing(self) -> None:
-        self._may_write = False
-        self._pause()
-
-    def resume_writing(self) -> None:
-        self._may_write = True
+    def on_writable(self) -> None:
         self._advance()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._socket is not None:
-            self._socket.detach()  # the transport closes it
-            self._socket = None
+    def on_handshake_failed(self, error: OSError) -> None:
+        _refused("tls", self.address, f"TLS handshake: {type(error).__name__}")
+
+    def on_gone(self) -> None:
         self._leave()
         self._scp.waiting.pop(self, None)
 
@@ -374,7 +323,7 @@ class _Association(asyncio.BufferedProtocol):
         association, self._association = self._association, None
         if association is None:
             return
-        association.released_at = now = self._loop.time()
+        association.released_at = now = self.loop.time()
         association.aborted = not self._was_released
         self._scp.observe(association)
         self._scp.end(self)
@@ -387,19 +336,6 @@ class _Association(asyncio.BufferedProtocol):
             seconds=round(now - association.opened_at, 3),
         )
 
-    def drop(self) -> None:
-        """Close a connection without an association, at once."""
-        if self._opening.done():
-            self._transport.abort()
-        else:
-            self._opening.cancel()
-        self._scp.waiting.pop(self, None)
-
-    def close(self) -> None:
-        """Close a connection without an association, once what was written has gone."""
-        self._transport.close()
-        self._scp.waiting.pop(self, None)
-
     def abort(self, reason: str) -> None:
         """End the association with A-ABORT."""
         self._log("association.aborted", reason=reason)
@@ -410,17 +346,14 @@ class _Association(asyncio.BufferedProtocol):
 
     def _advance(self) -> None:
         """Handle events until more data, an answer of ours, or the peer's reading is needed."""
-        while self._may_write:
+        while self.may_write:
             event = self._acceptor.next_event()
             if event is NEED_DATA:
                 break
             if event is PAUSED:
                 return
             self._handle(event)
-        if self._may_write and not self._transport.is_closing():
-            if self._paused:
-                self._paused = False
-                self._transport.resume_reading()
+        if self.resume():
             self._set_deadline()
 
     def _handle(self, event: Event) -> None:
@@ -430,16 +363,16 @@ class _Association(asyncio.BufferedProtocol):
                 self._walk = self._scp.wanted.begin(event.transfer_syntax_uid, self._scp.settings.max_header_bytes)
                 self._acceptor.data_set = self._go_on
                 if self._association is not None:
-                    self._association.began_at = self._loop.time()
+                    self._association.began_at = self.loop.time()
             case InstanceFinished(length):
-                self._keep(length)
+                self._store_instance(length)
             case EchoRequested(response):
-                self._transport.write(response)
+                self.write(response)
             case AssociateRequested():
                 self._associate(self._acceptor.titles)
             case OperationRefused(command_field, response):
                 self._log("operation.refused", command_field=f"0x{command_field:04X}")
-                self._transport.write(response)
+                self.write(response)
             case Released(response):
                 self._was_released = True
                 self._end(response)
@@ -465,12 +398,12 @@ class _Association(asyncio.BufferedProtocol):
             metrics.associations_refused.labels(rejection.kind).inc()
             self._end(self._acceptor.reject(*rejection.numbers))
             return
-        number, now = next(self._scp.numbers), self._loop.time()
+        number, now = next(self._scp.numbers), self.loop.time()
         self._association = Association(number, titles.calling, self.address, now)
         self._scp.establish(self)
         metrics.associations.inc()
         self._scp.observe(self._association)
-        self._transport.write(self._acceptor.accept())
+        self.write(self._acceptor.accept())
 
     def _go_on(self, fragment: memoryview) -> None:
         """Walk on in a data set."""
@@ -480,10 +413,10 @@ class _Association(asyncio.BufferedProtocol):
             self._unreadable = type(error).__name__
             self._acceptor.data_set = pass_over
 
-    def _keep(self, length: int) -> None:
+    def _store_instance(self, length: int) -> None:
         """Read the instance's identity and have it kept; what cannot be is answered at once."""
         store = self._store
-        self._finished_at = self._loop.time()
+        self._finished_at = self.loop.time()
         metrics.instances_received.inc()
         metrics.received_bytes.inc(length)
         if self._scp.saturated():
@@ -513,7 +446,7 @@ class _Association(asyncio.BufferedProtocol):
             else:
                 instance = with_class_of_command(instance, _uid(store.sop_class_uid))
                 self._storing = asyncio.ensure_future(self._scp.handle_store(instance))
-                self._storing.add_done_callback(self._kept)
+                self._storing.add_done_callback(self._answer)
 
     def _refuse(self, status: int, comment: str, offending: int | None = None) -> None:
         """Answer with Error Comment and Offending Element (PS3.7 §C.4)."""
@@ -521,11 +454,11 @@ class _Association(asyncio.BufferedProtocol):
         self._respond(status, comment, offending)
 
     def _respond(self, status: int, comment: str = "", offending: int | None = None) -> None:
-        self._transport.write(self._acceptor.respond(status, comment, offending))
+        self.write(self._acceptor.respond(status, comment, offending))
         metrics.store_responses.labels(f"0x{status:04X}").inc()
-        metrics.store_seconds.observe(self._loop.time() - self._finished_at)
+        metrics.store_seconds.observe(self.loop.time() - self._finished_at)
 
-    def _kept(self, storing: asyncio.Future[int]) -> None:
+    def _answer(self, storing: asyncio.Future[int]) -> None:
         """Answer what was kept, or not, and go on."""
         self._storing = None
         if self._association is None or storing.cancelled():
@@ -541,14 +474,9 @@ class _Association(asyncio.BufferedProtocol):
     def _end(self, response: bytes) -> None:
         """Write what is owed. What still comes is swallowed until the peer closes, or is late with it (PS3.8 Sta13)."""
         self._leave()
-        if not response:
-            self._transport.close()
-            return
-        self._transport.write(response)
-        if self._transport.can_write_eof():
-            with contextlib.suppress(OSError):  # the peer is gone
-                self._transport.write_eof()
-        self._expect_within(self._scp.settings.associate_timeout_s)
+        self.finish(response)
+        if response:
+            self.expect_within(self._scp.settings.associate_timeout_s)
 
     def _log(self, event: str, **fields: object) -> None:
         number = {"association": self._association.number} if self._association else {}
@@ -564,35 +492,20 @@ class _Association(asyncio.BufferedProtocol):
             return  # the deadline for the A-ASSOCIATE-RQ stands
         if not self._acceptor.in_pdu:
             self._pdus = -1
-            self._expect_within(settings.association_idle_timeout_s)
+            self.expect_within(settings.association_idle_timeout_s)
         elif self._acceptor.pdus != self._pdus:
             self._pdus = self._acceptor.pdus
-            self._expect_within(settings.pdu_timeout_s)
+            self.expect_within(settings.pdu_timeout_s)
 
-    def _expect_within(self, seconds: float) -> None:
-        self._deadline = self._loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._deadline:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
-
-    def _on_timer(self) -> None:
-        """The one timer of a connection; a deadline that has moved on re-arms it."""
-        self._timer = None
+    def on_timer(self) -> None:
         if self._storing is not None:
-            self._deadline = self._loop.time() + self._scp.settings.pdu_timeout_s  # it waits for us
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._on_timer)
-        elif self._association is not None:
+            self.expect_within(self._scp.settings.pdu_timeout_s)  # it waits for us
+
+    def on_late(self) -> None:
+        if self._association is not None:
             self.abort("pdu_timeout_s passed" if self._acceptor.in_pdu else "association_idle_timeout_s passed")
         else:
             self.drop()
-
-    def _acknowledge(self) -> None:
-        """Acknowledge at once: a sender with Nagle's algorithm waits for it, and the kernel would delay it 40 ms."""
-        if self._socket is not None and TCP_QUICKACK is not None:
-            with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
 
 
 def _refused(kind: str, address: str, reason: str) -> None:

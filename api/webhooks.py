@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import hmac
 import math
-import random
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,7 +20,7 @@ import httpx
 import structlog
 
 from api.follower import Follower
-from common.outgoing import LinkLocalAddress, refuse_link_local, retry_after_s
+from common.outgoing import LinkLocalAddress, backoff_s, refuse_link_local, retry_after_s
 from db import Database
 from models import Change
 from storage.engine import DatabaseUnavailable
@@ -102,7 +101,7 @@ class Teller:
             log.error("webhook.rejected", webhook=webhook["Id"], change=change.Number, reason=problem)
             await self._database.webhooks.bury(webhook["Id"], change.Number, problem)
             return _behind(change.Number)
-        delay_s = random.uniform(0, min(RETRY_MAX_S, RETRY_BASE_S * 2.0 ** min(attempts, 20)))  # noqa: S311
+        delay_s = backoff_s(attempts, RETRY_MAX_S, RETRY_BASE_S)
         log.warning("webhook.delayed", webhook=webhook["Id"], change=change.Number, reason=problem)
         next_at = now + timedelta(seconds=max(delay_s, wait_s))
         return {"Attempts": attempts, "FirstAttemptAt": first, "NextAttemptAt": next_at, "Problem": problem}

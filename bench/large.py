@@ -66,7 +66,7 @@ async def measure(folder: Path, url: str, label: str, count: int) -> tuple[float
         waited = tasks.create_task(others(http, f"9{len(label)}", done))
         began = time.perf_counter()
         if count:
-            (waiting,) = await journal.close([report_of(f"1{len(label)}", count)], {}, [None], {})
+            (waiting,) = await journal.file_reports([report_of(f"1{len(label)}", count)], {}, [None], {})
             posting.submit(waiting)
             left = await posting.drain(600)
             stored = (await http.get(f"series/{ROOT_UID}.1{len(label)}")).json()["NumInstances"]

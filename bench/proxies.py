@@ -137,7 +137,7 @@ async def _post(  # noqa: PLR0913, PLR0917 - what a trial is made of
         task = asyncio.create_task(posting.run())
         began = time.perf_counter()
         for report in made:
-            (waiting,) = await journal.close([report], {}, [None], {})
+            (waiting,) = await journal.file_reports([report], {}, [None], {})
             posting.submit(waiting)
         for number in range(restarts):
             while posting.undelivered > count * (restarts - number) / (restarts + 1):

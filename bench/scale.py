@@ -552,7 +552,7 @@ async def journal_size(path: Path) -> str:
             await journal.keep(some)
             reports.append(finished_report(some))
         sizes.append(_used_bytes(path))
-        waiting = await journal.close(reports)
+        waiting = await journal.file_reports(reports)
         sizes.append(_used_bytes(path))
         for one in waiting:
             await journal.delivered(one)

@@ -24,7 +24,7 @@ from rich.progress import track
 from bench.rig.peers import Orthanc, free_port, orthanc
 from bench.rig.processes import gateway, server
 from bench.rig.senders import synthetic_series
-from gateway.collector import TRUSTED_AFTER
+from gateway.open_series import TRUSTED_AFTER
 
 SERIES, IMAGES = 20, 200
 HELD_BACK, HELD_BACK_S = 20, 10.0

@@ -1,5 +1,6 @@
 """The HTTP client for servers that we do not control: no cookies, no redirects, bounded waits."""
 
+import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -71,6 +72,14 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def backoff_s(attempt: int, longest_s: float, base_s: float) -> float:
+    """Return how long to wait after a failed attempt, at most `longest_s`.
+
+    Full jitter: uniform between 0 and a bound that doubles with each attempt, so that clients do not retry in step.
+    """
+    return random.uniform(0, min(longest_s, base_s * 2.0 ** min(attempt, 30)))  # noqa: S311 - not a secret
 
 
 def retry_after_s(header: str | None) -> float:

@@ -21,6 +21,7 @@ from pynetdicom.transport import T_CONNECT, AssociationSocket
 
 from common.errors import GatewayError
 from common.settings import GatewaySettings, Peer
+from dicom.statuses import PENDING, SUB_OPERATIONS_FAILED, SUCCESS
 from dicom.tls import Tls, pacs_tls
 
 MAX_MATCHES = 20_000  # a C-FIND with more matches is given up
@@ -34,9 +35,6 @@ SYNTAXES: list[list[str | UID]] = [
 CLASSES_AT_ONCE = (MAX_CONTEXTS - 1) // len(SYNTAXES)
 
 ACCEPTED, REJECTED = 0, (1, 2)  # PS3.8 §9.3.3.2, §9.3.4
-SUCCESS = 0x0000
-PENDING = (0xFF00, 0xFF01)  # PS3.4 §C.4.1.1.4, §C.4.2.1.5
-SUB_OPERATIONS_FAILED = 0xB000
 
 _Answer = tuple[Dataset, Dataset | None]
 """Status and identifier."""

@@ -1,4 +1,4 @@
-"""What the gateway answers: statuses of C-STORE (PS3.7, PS3.4) and reasons of A-ASSOCIATE-RJ (PS3.8)."""
+"""Statuses that the gateway answers with or understands (PS3.7, PS3.4), and reasons of A-ASSOCIATE-RJ (PS3.8)."""
 
 # C-STORE statuses, PS3.4 Annex B.2.3
 SUCCESS = 0x0000
@@ -16,6 +16,14 @@ STORE_STATUSES = {
     PROCESSING_FAILURE: "An error of ours; the log says more.",
 }
 """What each tells the sender, as docs/gateway.md lists them."""
+
+# Of any operation, PS3.7 Annex C
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+UNRECOGNIZED_OPERATION = 0x0211
+
+# What a PACS says to C-FIND, C-MOVE and C-GET
+PENDING = (0xFF00, 0xFF01)  # PS3.4 §C.4.1.1.4, §C.4.2.1.5
+SUB_OPERATIONS_FAILED = 0xB000  # some of them: PS3.4 §C.4.2.1.5
 
 # A-ASSOCIATE-RJ result, source and reason, PS3.8 table 9-21
 CALLING_AE_TITLE_NOT_RECOGNIZED = (1, 1, 3)

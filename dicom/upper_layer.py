@@ -19,11 +19,7 @@ from enum import Enum
 from pynetdicom.presentation import PresentationContext
 
 from dicom.associate import MAXIMUM_LENGTH, Request, Titles, Unreadable, accept, read
-
-# C-STORE and C-ECHO statuses, PS3.4 Annex B.2.3 and PS3.7 Annex C
-SUCCESS = 0x0000
-SOP_CLASS_NOT_SUPPORTED = 0x0122
-UNRECOGNIZED_OPERATION = 0x0211
+from dicom.statuses import SOP_CLASS_NOT_SUPPORTED, SUCCESS, UNRECOGNIZED_OPERATION
 
 MAX_ASSOCIATE_BYTES = 2**18  # longest A-ASSOCIATE-RQ that is accepted
 

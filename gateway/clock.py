@@ -7,16 +7,21 @@ from datetime import UTC, datetime, timedelta
 
 from common.outgoing import RETRY_AFTER_MAX_S
 
-CLOCK_S = 1.0  # so long the wall clock is taken to run with the loop's
+RECALIBRATE_S = 1.0  # how often the offset between loop time and wall-clock time is refreshed
+PAUSED_S = 0.1  # a wait that ends so late was no wait: the process was stopped, or its machine paused
+SETTLE_S = 0.5  # after that, in which senders that had to wait for us go on, and nothing is taken for idle
 
 
 def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:
-    """Tells the UTC time of a point of loop time. The same within CLOCK_S: so what was in order stays in order."""
+    """Return what tells the UTC time of a point of loop time.
+
+    The offset stays the same within RECALIBRATE_S: so what was in order stays in order.
+    """
     looked_at, there = -math.inf, datetime.now(UTC)
 
     def at(point: float) -> datetime:
         nonlocal looked_at, there
-        if (now := monotonic()) >= looked_at + CLOCK_S:
+        if (now := monotonic()) >= looked_at + RECALIBRATE_S:
             looked_at, there = now, datetime.now(UTC)
         return there + timedelta(seconds=point - looked_at)
 
@@ -24,5 +29,32 @@ def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:
 
 
 def from_wall_clock(at: float) -> float:
-    """Seconds from now until `at` (since 1970), never more than was ever asked for: the clock may have been set."""
+    """Return the seconds from now until `at` (since 1970), bounded, for the clock may have been set."""
     return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
+class Pauses:
+    """Notices that the process, or its machine, stood still: then its senders go on before anything is due."""
+
+    def __init__(self) -> None:
+        self._waits_until = math.inf
+        self._over_at: float | None = None
+
+    def deadline(self, due_at: float | None, now: float) -> float | None:
+        """Return until when to wait for what is due; None where nothing is."""
+        if due_at is not None and self._over_at is not None:
+            due_at = max(due_at, self._over_at)
+        self._waits_until = math.inf if due_at is None or due_at < now else due_at
+        return due_at
+
+    def woke(self, now: float) -> None:
+        """Note when that wait ended: long after its deadline means that there was a pause."""
+        if self._over_at is None and now > self._waits_until + PAUSED_S:
+            self._over_at = now + SETTLE_S
+
+    def over(self, now: float) -> bool:
+        """Decide whether what is due may be done: not while a pause is being made up for."""
+        if self._over_at is not None and now < self._over_at:
+            return False
+        self._over_at = None
+        return True

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import heapq
 import itertools
-import random
 import time
 from collections import deque
 from contextlib import nullcontext
@@ -18,15 +17,17 @@ from pydantic import AwareDatetime, BaseModel
 
 from common import metrics
 from common.logs import places
+from common.outgoing import backoff_s
 from common.tracing import named
 from gateway.clock import from_wall_clock
-from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.journal import Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.pieces import may_be_large, pieces
 from gateway.server_client import MAX_REFUSAL, SeriesRejected, ServerUnavailable, post_report
 from gateway.spans import GatewaySpans
 from models import SeriesKey, SeriesRecord
 
-RETRY_BASE_S = 0.25
+RETRY_BASE_S = 0.25  # half of the longest wait after a first attempt
 PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
 JOURNAL_RETRY_S = 1.0
 MAX_ERRORS = 3  # of one report in a row, that no answer explains, until it is set aside
@@ -79,7 +80,7 @@ class SeriesDispatcher:
         self._empty = asyncio.Event()
         self._empty.set()
         self.last_problem: str | None = None
-        """Of the last try; None where it went well."""
+        """Why the last attempt failed; None if it succeeded."""
 
     @property
     def undelivered(self) -> int:
@@ -146,7 +147,7 @@ class SeriesDispatcher:
         self._changed.set()
 
     async def _deliver(self, key: SeriesKey) -> None:
-        """One try of the first report in a series' line. Whatever it meets, the others go on."""
+        """Try the first report in a series' line once. Whatever it meets, the others go on."""
         line = self._lines[key]
         try:
             delay_s = await self._attempt(line)
@@ -166,7 +167,7 @@ class SeriesDispatcher:
             self._empty.set()
 
     async def _attempt(self, line: deque[Waiting]) -> float | None:
-        """One try; the seconds until the next, None where this report needs none."""
+        """Try once; return the seconds until the next attempt, None if this report needs none."""
         begun = asyncio.get_running_loop().time()
         try:
             await self._try(line[0])
@@ -189,7 +190,7 @@ class SeriesDispatcher:
         self.last_problem = at
         event = log.bind(series_instance_uid=waiting.key.series_instance_uid, revision=waiting.revision)
         event.error("report.failed", attempt=waiting.attempts + 1, reason=at)
-        delay_s = backoff_s(waiting.attempts + 1, self._retry_max_s)
+        delay_s = backoff_s(waiting.attempts + 1, self._retry_max_s, RETRY_BASE_S)
         try:
             if errors >= MAX_ERRORS:
                 await self._journal.refused(waiting, at[:MAX_REFUSAL])
@@ -242,7 +243,7 @@ class SeriesDispatcher:
         attempts = waiting.attempts + 1
         metrics.dispatch_attempts.labels("delayed").inc()
         self.last_problem = str(error)
-        delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s))
+        delay_s = max(error.retry_after_s, backoff_s(attempts, self._retry_max_s, RETRY_BASE_S))
         waiting = replace(waiting, attempts=attempts, next_attempt_at=time.time() + delay_s)
         log.warning(
             "report.delayed",
@@ -264,7 +265,7 @@ class SeriesDispatcher:
         if self._failures < self._concurrency:
             return
         longest_s = self._retry_max_s if error.whole_server else PROBE_S
-        pause_s = backoff_s(self._failures // self._concurrency, longest_s)
+        pause_s = backoff_s(self._failures // self._concurrency, longest_s, RETRY_BASE_S)
         if error.whole_server and error.retry_after_s > pause_s:
             pause_s = error.retry_after_s
             await self._journal.pause(time.time() + pause_s)
@@ -272,7 +273,7 @@ class SeriesDispatcher:
         self.pause(pause_s)
 
     async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
-        """One try, in the report's trace, in pieces where it is large. Raises ServerUnavailable or SeriesRejected."""
+        """Post it once, in the report's trace, in pieces if it is large. Raises ServerUnavailable or SeriesRejected."""
         headers: dict[str, str] = {}
         with self._spans.post(traceparent, headers) if self._spans else nullcontext():
             *parts, last = await asyncio.to_thread(pieces, report) if may_be_large(report) else [report]
@@ -282,7 +283,7 @@ class SeriesDispatcher:
 
 
 def _amiss(waiting: Waiting, record: SeriesRecord) -> dict[str, Any]:
-    """What the row lacks or is in doubt by; nothing where all is well."""
+    """Return what the row lacks or is in doubt by; nothing where all is well."""
     said: dict[str, Any] = {"part": waiting.part, "missing": record.Missing, "conflicts": record.Conflicts}
     if record.Missing:
         said["expected"] = record.ExpectedInstances
@@ -303,8 +304,3 @@ def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | N
     if posted.LastReceivedAt is None or posted.StudyInstanceUID != record.StudyInstanceUID or len(patients) > 1:
         return None
     return max((now - posted.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
-
-
-def backoff_s(attempt: int, retry_max_s: float) -> float:
-    """Full jitter: uniform between 0 and an exponentially growing bound, so that gateways do not retry in step."""
-    return random.uniform(0, min(retry_max_s, RETRY_BASE_S * 2.0 ** min(attempt, 30)))  # noqa: S311 - not a secret

@@ -32,18 +32,17 @@ from gateway import journal_rows as rows
 from gateway.idle import MAX_SOURCES
 from gateway.journal_file import connect_or_set_aside, exclusive
 from gateway.journal_reader import JournalUnusable
+from gateway.journal_rows import KEY, MAX_REVISION, WAITING_COLUMNS, Waiting
 from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport, news
 
-KEY = "study_instance_uid, series_instance_uid, patient_id"
 OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
 MOVED = "CASE WHEN typeof(instances) = 'integer' AND verdict IS NOT NULL THEN min(max(instances, 0), 2147483647) END"
 """How many instances a report took out of the log: `Waiting.moved` in SQL."""
-MAX_REVISION = 2**31 - 2  # the next one has to fit into SeriesReport.Revision
 HISTORY_REPORTS = 10_000
 HISTORY_AGE_S = 7 * 86400.0
 PRUNE_EVERY = 100  # deliveries
 VACUUM_PAGES = 2000
-MEASURED_FOR_S = 0.1  # so long the sizes of the journal and of what is free on its disk are taken for unchanged
+MEASURED_FOR_S = 0.1  # how often the sizes of the journal, and of what is free on its disk, are refreshed
 
 
 # One statement however many there are: each statement costs a switch of threads.
@@ -69,28 +68,6 @@ log = structlog.get_logger()
 
 class JournalUnavailable(GatewayError):
     """Nothing can be written now; nothing was. Trying again may help."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A report to deliver: its place in line, not its content."""
-
-    id: int
-    key: SeriesKey
-    revision: int
-    instances: int
-    attempts: int
-    next_attempt_at: float
-    """Wall-clock seconds since 1970; so is `reported_at`."""
-    reported_at: float
-    traceparent: str | None = None
-    part: bool = False
-    """Its instances are in the log still."""
-
-    @property
-    def moved(self) -> int:
-        """How many instances it took out of the log."""
-        return 0 if self.part else self.instances
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +130,7 @@ class Journal:
             await self._write(self._keep, instances)
         metrics.commit_instances.observe(len(instances))
 
-    async def close(
+    async def file_reports(
         self,
         reports: Sequence[SeriesReport],
         learnt: Learnt = MappingProxyType({}),
@@ -165,20 +142,20 @@ class Journal:
         Those of a part stay in the log. `learnt`: what the idle policy has learnt or forgotten; `traceparents`: of each
         report; `trust`: of each PACS, by AE title.
         """
-        return await self._write(self._close, reports, learnt, traceparents or [None] * len(reports), trust)
+        return await self._write(self._file_reports, reports, learnt, traceparents or [None] * len(reports), trust)
 
     async def set_aside(self, key: SeriesKey, sop_instance_uids: Sequence[str], revision: int, reason: str) -> None:
         """Move instances of which no report can be made from the log into a dead letter. Raises JournalUnavailable."""
         await self._write(self._set_aside, key, list(sop_instance_uids), revision, reason)
 
     def learnt(self) -> dict[tuple[str, str, str], str]:
-        """What the idle policy had learnt, oldest first."""
+        """Return what the idle policy had learnt, oldest first."""
         columns = ("calling_ae_title", "modality", "station", "content")
         found = [[rows.text(row[c]) for c in columns] for row in self._all("SELECT * FROM learnt ORDER BY rowid")]
         return {(title, modality, station): content for title, modality, station, content in found}
 
     def trust(self) -> dict[str, int]:
-        """How far each PACS was trusted, by AE title."""
+        """Return how far each PACS was trusted, by AE title."""
         return {rows.text(row["ae_title"]): rows.count(row["trust"]) for row in self._all("SELECT * FROM pacs")}
 
     def replay(self) -> Iterator[Instance]:
@@ -220,9 +197,10 @@ class Journal:
     # --- what goes out ---
 
     def waiting(self) -> list[Waiting]:
-        """Reports to deliver, oldest first."""
+        """Return the reports to deliver, oldest first."""
         return [
-            _waiting(row) for row in self._all(f"SELECT {WAITING} FROM reports WHERE state = 'waiting' ORDER BY id")
+            rows.waiting(row)
+            for row in self._all(f"SELECT {WAITING_COLUMNS} FROM reports WHERE state = 'waiting' ORDER BY id")
         ]
 
     async def report(self, waiting: Waiting) -> str | None:
@@ -237,7 +215,7 @@ class Journal:
         await self._write(self._update, waiting.id, **schedule, answer=problem)
 
     def paused_until(self) -> float:
-        """When the server may be asked again, wall-clock seconds since 1970."""
+        """Return when the server may be asked again, wall-clock seconds since 1970."""
         return max((rows.seconds(row["paused_until"]) for row in self._all("SELECT * FROM server")), default=0.0)
 
     async def pause(self, until: float) -> None:
@@ -296,7 +274,7 @@ class Journal:
         return self.failing
 
     def _free_bytes(self) -> int:
-        """Of the journal's disk; asked once in MEASURED_FOR_S, for it is asked for every instance."""
+        """Return what is free on the journal's disk; looked up once in MEASURED_FOR_S, as every instance asks."""
         if time.monotonic() >= self._free_until:
             disk = os.statvfs(self._path.parent)
             self._free, self._free_until = disk.f_bavail * disk.f_frsize, time.monotonic() + MEASURED_FOR_S
@@ -384,7 +362,7 @@ class Journal:
         )
         return int(cursor.lastrowid or 0)
 
-    def _close(
+    def _file_reports(
         self,
         reports: Sequence[SeriesReport],
         learnt: Learnt,
@@ -547,14 +525,14 @@ class Journal:
 
     def _dead(self, ids: Sequence[int] | None) -> list[Waiting]:
         chosen = "state = 'dead' AND (?1 IS NULL OR id IN (SELECT value FROM json_each(?1)))"
-        found = self._all(f"SELECT {WAITING} FROM reports WHERE {chosen} ORDER BY id", ids and json.dumps(ids))
-        return [replace(_waiting(row), attempts=0, next_attempt_at=0.0) for row in found]
+        found = self._all(f"SELECT {WAITING_COLUMNS} FROM reports WHERE {chosen} ORDER BY id", ids and json.dumps(ids))
+        return [replace(rows.waiting(row), attempts=0, next_attempt_at=0.0) for row in found]
 
     def _execute(self, statement: str, *parameters: Any) -> None:
         self._connection.execute(statement, parameters)
 
     def _measure(self) -> None:
-        """How much of the file is used; what is free in it goes back to the file system, some pages at a time.
+        """Measure how much of the file is used; give what is free in it back to the file system, some pages at a time.
 
         What was done before is committed: that this fails must not make it look undone.
         """
@@ -592,22 +570,6 @@ def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
 
 # --- rows ----------------------------------------------------------------------------------------------------
 
-WAITING = f"id, {KEY}, revision, verdict, instances, attempts, next_attempt_at, reported_at, changed_at, traceparent"
-
-
-def _waiting(row: sqlite3.Row) -> Waiting:
-    return Waiting(
-        id=row["id"],
-        key=rows.key(row),
-        revision=rows.count(row["revision"], MAX_REVISION),
-        instances=rows.count(row["instances"]),
-        attempts=rows.count(row["attempts"]),
-        next_attempt_at=rows.seconds(row["next_attempt_at"]),
-        reported_at=rows.seconds(row["reported_at"]) or rows.seconds(row["changed_at"]),
-        traceparent=rows.traceparent(row["traceparent"]),
-        part=row["verdict"] is None,
-    )
-
 
 @dataclass(slots=True)
 class _Unreadable:
@@ -618,7 +580,7 @@ class _Unreadable:
     said: bool = False
 
     def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
-        """What `do` makes of a value; None where it fails."""
+        """Return what `do` makes of a value; None if it fails."""
         try:
             return do(value)
         except Exception as error:  # whatever stands there costs this row only

@@ -1,18 +1,17 @@
 """The journal's file: locked for one process, made, brought up to date, or set aside where it is no sound database."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
-from common.at_rest import real
+from common.at_rest import locked, real
 from gateway import journal_rows as rows
 from gateway.journal_reader import JournalUnusable
 
@@ -100,20 +99,18 @@ log = structlog.get_logger()
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the journal's lock file, which the kernel frees at exit. Raises JournalUnusable where another holds it."""
-    file = real(path)
     used = f"GATEWAY_JOURNAL_PATH={path} is used by another gateway. Stop it, or give each gateway its own."
-    try:
-        lock = open(f"{file}.lock", "a+")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise JournalUnusable(
-            f"GATEWAY_JOURNAL_PATH={path} cannot be locked: {error.strerror}. Make its folder, writable by this user."
-        ) from error
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            held.enter_context(locked(path))
+        except BlockingIOError as error:
             raise JournalUnusable(used) from error
-        if _is_open_by_another_name(file):
+        except OSError as error:
+            raise JournalUnusable(
+                f"GATEWAY_JOURNAL_PATH={path} cannot be locked: {error.strerror}. Make its folder, writable by this "
+                "user."
+            ) from error
+        if _is_open_by_another_name(real(path)):
             raise JournalUnusable(used)
         yield
 

@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from sqlite3 import Row
@@ -16,11 +17,38 @@ from typing import Any
 from dicom.header import INSTANCE_KEYWORDS
 from models import MAX_DOUBT, DeadReport, Instance, SeriesKey, SeriesReport
 
+KEY = "study_instance_uid, series_instance_uid, patient_id"
+WAITING_COLUMNS = (
+    f"id, {KEY}, revision, verdict, instances, attempts, next_attempt_at, reported_at, changed_at, traceparent"
+)
 Attributes = dict[str, tuple[str, ...]]
 MAX_COUNT = 2**31 - 1  # models.Count
+MAX_REVISION = 2**31 - 2  # the next one has to fit into SeriesReport.Revision
 MAX_LINE = 256  # models.Line
 MAX_FIELDS = 10  # that one reason names
 TRACEPARENT = re.compile(r"[0-9a-f]{1,2}(-[0-9a-f]{1,32}){3}")
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A report to deliver: its place in line, not its content."""
+
+    id: int
+    key: SeriesKey
+    revision: int
+    instances: int
+    attempts: int
+    next_attempt_at: float
+    """Wall-clock seconds since 1970; so is `reported_at`."""
+    reported_at: float
+    traceparent: str | None = None
+    part: bool = False
+    """Its instances are in the log still."""
+
+    @property
+    def moved(self) -> int:
+        """How many instances it took out of the log."""
+        return 0 if self.part else self.instances
 
 
 def decode(stored: bytes) -> str:
@@ -69,6 +97,21 @@ def traceparent(value: Any) -> str | None:
 def key(row: Row) -> SeriesKey:
     """The identity of a row's series."""
     return SeriesKey(text(row["study_instance_uid"]), text(row["series_instance_uid"]), text(row["patient_id"]) or None)
+
+
+def waiting(row: Row) -> Waiting:
+    """Return a report to deliver."""
+    return Waiting(
+        id=row["id"],
+        key=key(row),
+        revision=count(row["revision"], MAX_REVISION),
+        instances=count(row["instances"]),
+        attempts=count(row["attempts"]),
+        next_attempt_at=seconds(row["next_attempt_at"]),
+        reported_at=seconds(row["reported_at"]) or seconds(row["changed_at"]),
+        traceparent=traceparent(row["traceparent"]),
+        part=row["verdict"] is None,
+    )
 
 
 def dead_report(row: Row, now: datetime) -> DeadReport | None:

@@ -6,12 +6,13 @@ from typing import Any
 import structlog
 
 from common.control import Operation
-from gateway.journal import Journal, Waiting
+from gateway.journal import Journal
+from gateway.journal_rows import Waiting
 
 log = structlog.get_logger()
 
 
-def dead_letters(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
+def dead_letter_operations(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
     """Replay dead letters, or give them up. `submit` takes what is to be posted again."""
 
     async def replay(ids: Sequence[int] | None) -> dict[str, Any]:

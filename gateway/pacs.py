@@ -6,11 +6,10 @@ here: what comes out of `ask` fits into a report.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from common import metrics
 from common.errors import GatewayError
@@ -39,12 +38,12 @@ class Pacs:
     def __init__(
         self,
         settings: GatewaySettings,
-        known: Callable[[SeriesKey], Awaitable[Collection[str] | None]],
+        stored: Callable[[SeriesKey], Awaitable[Collection[str] | None]],
         handle_store: Callable[[Instance], Coroutine[Any, Any, int]],
         *,
         undelivered: Callable[[SeriesKey], Awaitable[Collection[str]]] | None = None,
     ) -> None:
-        """`known` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them; None
+        """`stored` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them; None
         where it cannot tell. `undelivered` gives those that the journal holds for it. Raises BadCertificate.
         """
         self._settings = settings
@@ -52,7 +51,7 @@ class Pacs:
         if any(peer.tls for peer in self._peers.values()):
             pacs_tls(settings)  # a bad file shows here
         self._wanted = Wanted(settings.extras)
-        self._known = known
+        self._stored = stored
         self._undelivered = undelivered
         self._handle_store = handle_store
         self._turns: dict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(AT_ONCE))
@@ -70,23 +69,23 @@ class Pacs:
             return replace(answer, problem=str(error))
         if question.revision == 1 and found.is_all(question.here):
             return replace(answer, count=found.count, confirmed=True, problem=joined(found.problem))
-        known, cannot_tell = await self._all_known(question)
-        answer = replace(answer, known=len(known), count=found.count, problem=joined(found.problem, *cannot_tell))
+        known_uids, cannot_tell = await self._all_known(question)
+        answer = replace(answer, known=len(known_uids), count=found.count, problem=joined(found.problem, *cannot_tell))
         if cannot_tell:
             return answer
-        if found.is_all(known):
+        if found.is_all(known_uids):
             return replace(answer, confirmed=True)
         if not (question.quiet or question.fetch):
             return answer
-        return await self._seek(peer, question, found, known, answer)
+        return await self._seek(peer, question, found, known_uids, answer)
 
     async def _all_known(self, question: Question) -> tuple[set[str], list[str]]:
-        """What is known here and at the server; what of that cannot be told.
+        """Return what is known here and at the server; what of that cannot be told.
 
         The journal is asked first: what is delivered in between is at the server then.
         """
-        known, problems = set(question.here), []
-        for who, told in (("the journal", self._undelivered), ("the server", self._known)):
+        known_uids, problems = set(question.here), []
+        for who, told in (("the journal", self._undelivered), ("the server", self._stored)):
             uids: Collection[str] | None = ()
             if told is not None:
                 try:
@@ -96,13 +95,13 @@ class Pacs:
             if uids is None:
                 problems.append(f"{who} cannot tell what it has")
             else:
-                known.update(uids)
-        return known, problems
+                known_uids.update(uids)
+        return known_uids, problems
 
-    async def _seek(self, peer: Peer, question: Question, found: Found, known: set[str], answer: Answer) -> Answer:
+    async def _seek(self, peer: Peer, question: Question, found: Found, known_uids: set[str], answer: Answer) -> Answer:
         """Name what only the PACS has, and fetch it where that is wanted."""
         problems = [found.problem]
-        if found.images is None and found.count is not None and found.count > len(known):
+        if found.images is None and found.count is not None and found.count > len(known_uids):
             try:
                 listed = await self._ask(peer, partial(find_images, key=question.key))
             except PacsUnavailable as error:
@@ -110,7 +109,7 @@ class Pacs:
             self._note_length(peer, listed)
             found = found.with_images(listed)
             problems.append(found.problem)
-        missing = {uid: sop_class for uid, sop_class in (found.images or {}).items() if uid not in known}
+        missing = {uid: sop_class for uid, sop_class in (found.images or {}).items() if uid not in known_uids}
         fetched = 0
         if question.fetch and missing:
             fetched, problem = await self._fetch(peer, question, missing)
@@ -183,35 +182,42 @@ class Pacs:
 
 
 def _may_be_a_limit(length: int) -> bool:
-    """Whether somebody may have set that as the most that a PACS lists."""
+    """Decide whether somebody may have set that as the most that a PACS lists."""
     return length >= LIMIT_FROM and (length % 100 == 0 or length % 250 == 0 or length & (length - 1) == 0)
 
 
-@asynccontextmanager
-async def asking(
-    pacs: Pacs, answered: Callable[[SeriesKey, Answer], Awaitable[None]]
-) -> AsyncIterator[Callable[[Question], None]]:
-    """Ask the PACS beside everything else, and hand on what it answers.
+class Asking:
+    """Asks the PACS beside everything else while it is entered, and hands on what it answers.
 
     At the end the questions that are open are dropped, and no more asked.
     """
-    asked: set[asyncio.Task[None]] = set()
-    ended = False
 
-    async def answer(question: Question) -> None:
-        told = await pacs.ask(question)
-        outcome = "confirmed" if told.confirmed else "failed" if told.count is None else "differs"
-        metrics.pacs_questions.labels(outcome).inc()
-        await answered(question.key, told)
+    def __init__(self, pacs: Pacs, answered: Callable[[SeriesKey, Answer], Awaitable[None]]) -> None:
+        self._pacs = pacs
+        self._answered = answered
+        self._tasks = asyncio.TaskGroup()
+        self._open: set[asyncio.Task[None]] = set()
+        self._ended = False
 
-    def ask(question: Question) -> None:
-        if not ended:
-            task = tasks.create_task(answer(question), name="ask")
-            asked.add(task)
-            task.add_done_callback(asked.discard)
+    async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        return self
 
-    async with asyncio.TaskGroup() as tasks:
-        yield ask
-        ended = True
-        for task in asked:
+    async def __aexit__(self, *raised: Any) -> None:
+        self._ended = True
+        for task in self._open:
             task.cancel()
+        await self._tasks.__aexit__(*raised)
+
+    def ask(self, question: Question) -> None:
+        """Begin to ask."""
+        if not self._ended:
+            task = self._tasks.create_task(self._ask(question), name="ask")
+            self._open.add(task)
+            task.add_done_callback(self._open.discard)
+
+    async def _ask(self, question: Question) -> None:
+        answer = await self._pacs.ask(question)
+        outcome = "confirmed" if answer.confirmed else "failed" if answer.count is None else "differs"
+        metrics.pacs_questions.labels(outcome).inc()
+        await self._answered(question.key, answer)

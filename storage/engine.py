@@ -1,11 +1,10 @@
 """How the server's database is opened, read and written: SQLite with one writer, PostgreSQL with a pool."""
 
 import asyncio
-import fcntl
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import NullPool
 
 from common import metrics
+from common.at_rest import locked
 from common.connections import OF_POSTGRESQL, notice_death
 from common.errors import GatewayError
 from common.settings import ServerSettings, without_password
@@ -144,21 +144,19 @@ def _only_process(url: URL) -> Iterator[None]:
     path = Path(url.database or "").resolve()  # one lock, whichever link leads to it
     if not path.parent.is_dir():
         raise DatabaseUnusable(f"DATABASE_URL={url}: its folder does not exist. Make it, or name another file.")
-    try:
-        lock = open(f"{path}.lock", "a+")  # noqa: SIM115 - closed below
-        path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
-    except OSError as error:
-        raise DatabaseUnusable(
-            f"DATABASE_URL={url} cannot be written: {error.strerror}. Let this user write the file and its folder."
-        ) from error
-    with lock:
+    with ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(locked(path))
+            path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
         except BlockingIOError:
             raise DatabaseUnusable(
                 f"DATABASE_URL={url} is used by another server process, and SQLite bears one. Stop it, run uvicorn "
                 "with one worker, or use PostgreSQL: DATABASE_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
             ) from None
+        except OSError as error:
+            raise DatabaseUnusable(
+                f"DATABASE_URL={url} cannot be written: {error.strerror}. Let this user write the file and its folder."
+            ) from error
         yield
 
 

@@ -23,6 +23,7 @@ from api.answers import ChangePage
 from api.cli.backlog import Backlog, Job, now
 from api.cli.remote import Remote, Unreadable
 from common.errors import GatewayError
+from common.outgoing import backoff_s
 from models import Change, Uid
 
 POLL_S = 1.0  # pause before changes are asked for again, and before jobs are looked for
@@ -131,7 +132,7 @@ class Runner:
                 if once:
                     raise
                 failures, self.problem = failures + 1, str(error)
-                delay_s = random.uniform(0, min(UNREADABLE_MAX_S, 2.0 ** min(failures, 10)))  # noqa: S311
+                delay_s = backoff_s(failures, UNREADABLE_MAX_S, RETRY_BASE_S)
                 log.warning("changes.unread", reason=self.problem)
                 await asyncio.sleep(max(delay_s, error.retry_after_s))
                 continue

@@ -26,7 +26,7 @@ from gateway.cli.lines import Lines
 from gateway.cli.terminal import live
 from gateway.cli.workers import supervise
 from gateway.journal import Bounds, Journal
-from gateway.operations import dead_letters as operations
+from gateway.operations import dead_letter_operations
 from models import GatewayState
 
 SHOW_CURSOR = "\x1b[?25h"
@@ -63,7 +63,7 @@ def change_dead_letters(settings: GatewaySettings, do: str, **arguments: Any) ->
     async def alone() -> dict[str, Any]:
         bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
         async with Journal.open(settings.journal_path, bounds) as journal:
-            return await operations(journal, submit=lambda waiting: None)[do](**arguments)
+            return await dead_letter_operations(journal, submit=lambda waiting: None)[do](**arguments)
 
     configure_logging()
     return run_main(alone(), settings)

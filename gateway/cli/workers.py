@@ -35,11 +35,11 @@ def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], 
     A worker that ends by itself is started again and goes on with its journal. One that cannot start ends them all.
     """
     with reserve(settings) as reserved:
-        return Supervisor(settings, work, port=int(reserved.getsockname()[1])).run()
+        return _Supervisor(settings, work, int(reserved.getsockname()[1])).run()
 
 
-class Supervisor:
-    """Keeps the workers of one port running, and passes signals on to them."""
+class _Supervisor:
+    """Starts the workers, hands signals on, and starts again what ends."""
 
     def __init__(self, settings: GatewaySettings, work: Callable[[GatewaySettings, int], None], port: int) -> None:
         self._settings = settings
@@ -47,26 +47,27 @@ class Supervisor:
         self._port = port
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
-        self._told: set[SpawnProcess] = set()  # those that know that they are to stop
-        self._stopping = False
-        self._failing = False
+        self._told: set[SpawnProcess] = set()
+        self._stopping = self._failing = False
 
     def run(self) -> int:
-        """Start every worker and watch them until all have stopped; return the exit code."""
-        for ending in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(ending, lambda *_: self._stop())
+        """Supervise until all have ended because they were told to; return the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
         if self._settings.tls_cert is not None:
-            signal.signal(signal.SIGHUP, lambda number, _: self._pass_on(number))
-        for number in range(1, self._settings.workers + 1):
-            self._workers.append(_Worker(number, self._start(number), time.monotonic()))
-        while self._alive() or not self._stopping:
-            wait([worker.process.sentinel for worker in self._alive()], RESTART_AFTER_S)
+            signal.signal(signal.SIGHUP, self._reload)
+        numbers = range(1, self._settings.workers + 1)
+        self._workers += [_Worker(n, self._start(n), time.monotonic()) for n in numbers]
+        while any(worker.process.is_alive() for worker in self._workers) or not self._stopping:
+            wait([worker.process.sentinel for worker in self._workers if worker.process.is_alive()], RESTART_AFTER_S)
             if self._stopping:  # also those that were being started then
                 self._tell()
-            else:
-                self._restart_ended()
-        ended = {worker.process.exitcode for worker in self._workers}
-        return int(self._failing or bool(ended - {0, -signal.SIGTERM}))  # SIGTERM: by us, before it had a handler
+            for worker in self._workers:
+                if not self._stopping and not worker.process.is_alive():
+                    self._restart(worker)
+        exit_codes = {worker.process.exitcode for worker in self._workers}
+        failed = exit_codes - {0, -signal.SIGTERM}  # the latter by us, before it had a handler
+        return int(self._failing or bool(failed))
 
     def _start(self, number: int) -> SpawnProcess:
         mine = self._settings.of_worker(number).model_copy(update={"scp_port": self._port})
@@ -76,38 +77,33 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process
 
-    def _alive(self) -> list[_Worker]:
-        return [worker for worker in self._workers if worker.process.is_alive()]
+    def _restart(self, worker: _Worker) -> None:
+        """Start a worker that has ended again; stop them all if it keeps ending at once."""
+        lived_s = time.monotonic() - worker.started
+        worker.short_lives = worker.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+        log.error("worker.ended", worker=worker.number, exit_code=worker.process.exitcode)
+        if worker.short_lives >= SHORT_LIVES:
+            self._failing = True
+            self._stop(signal.SIGTERM, None)
+            return
+        time.sleep(RESTART_AFTER_S)
+        worker.process, worker.started = self._start(worker.number), time.monotonic()
 
-    def _restart_ended(self) -> None:
-        """Start again what has ended by itself; stop them all if one ends again and again."""
-        for worker in self._workers:
-            if self._stopping or worker.process.is_alive():
-                continue
-            lived_s = time.monotonic() - worker.started
-            worker.short_lives = worker.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
-            log.error("worker.ended", worker=worker.number, exit_code=worker.process.exitcode)
-            if worker.short_lives >= SHORT_LIVES:
-                self._failing = True
-                self._stop()
-                return
-            time.sleep(RESTART_AFTER_S)
-            worker.process, worker.started = self._start(worker.number), time.monotonic()
-
-    def _stop(self) -> None:
-        """Stop every worker; who stops already is told again, which ends it without draining."""
+    def _stop(self, number: int, _: object) -> None:
+        """Tell every worker to end, on a signal."""
         self._stopping = True
         self._told.clear()
         self._tell()
 
     def _tell(self) -> None:
-        """Send SIGTERM to each worker once: a gateway that is told twice does not drain."""
+        """Tell each worker once: a gateway that is told twice does not drain."""
         for worker in self._workers:
             if worker.process not in self._told:
                 self._told.add(worker.process)
                 worker.process.terminate()
 
-    def _pass_on(self, number: int) -> None:
-        for worker in self._alive():
-            if worker.process.pid is not None:
+    def _reload(self, number: int, _: object) -> None:
+        """Hand a signal on to every worker that runs."""
+        for worker in self._workers:
+            if worker.process.pid is not None and worker.process.is_alive():
                 os.kill(worker.process.pid, number)

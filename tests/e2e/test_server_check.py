@@ -272,8 +272,7 @@ async def test_a_server_with_tls_of_its_own_is_found_and_asked(tmp_path: Path) -
     assert said(findings, "HTTP", "ok").startswith(f"the server at https://127.0.0.1:{port} runs")
     told = said(named, "HTTP", "failed")
     assert (
-        f"https://***@localhost:{port} has a certificate that is not good: unable to get local issuer certificate"
-        in told
+        f"the certificate of https://***@localhost:{port} is not valid: unable to get local issuer certificate" in told
     )
     assert "→ Give --url a host that the certificate names" in told
 

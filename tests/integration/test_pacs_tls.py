@@ -217,7 +217,7 @@ def test_a_pacs_is_probed_over_tls(files: Files) -> None:
     ("wrong", "problem", "cure"),
     [
         ("ours", "(GATEWAY_TLS_CERT)", "Let the PACS trust the certificate in GATEWAY_TLS_CERT"),
-        ("theirs", "its certificate is not good", "Name who signed it"),
+        ("theirs", "its certificate is not valid", "GATEWAY_PACS_CA"),
         ("no TLS", "does it speak TLS", "If not, write PACS1@127.0.0.1:"),
         ("TLS", "cannot be reached", "With TLS, write PACS1@tls://127.0.0.1:"),
     ],

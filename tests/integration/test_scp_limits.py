@@ -24,8 +24,10 @@ from structlog.testing import capture_logs
 
 from bench.odd_associations import item, request
 from bench.rig.senders import associate_rq, pure_scu
+from common.metrics import store_responses, total
 from common.settings import GatewaySettings, SettingsError, load
 from dicom.tls import BadCertificate, tls_context
+from models import Association
 from scp import serve_scp
 from tests.factories import encode, make_dataset
 from tests.integration.test_scp import Kept, unsaturated
@@ -270,6 +272,76 @@ async def test_sender_that_pipelines_is_not_read_on_while_its_instance_waits() -
         for _ in range(200):
             assert (await raw.pdu())[0] == 4
         await flood
+
+
+async def test_an_association_says_when_bytes_of_an_unfinished_image_came_last() -> None:
+    """Else a slow large image would look like silence, and its series would be taken for over."""
+    associations: list[Association] = []
+    limits = GatewaySettings(scp_port=0)
+    async with serve_scp(limits, Kept(), unsaturated, associations.append) as port, Raw(port) as raw:
+        await raw.say(associate_rq())
+        await raw.pdu()
+        (association,) = associations
+        assert (association.began_at, association.receiving_at) == (None, None)
+        await raw.say(ECHO + store(encoded())[:-100])
+        await raw.pdu()  # the answer to C-ECHO: what came with it has been read
+        assert association.began_at is not None
+        assert association.receiving_at is not None
+        assert association.began_at <= association.receiving_at
+        await raw.say(store(encoded())[-100:] + ECHO)
+        for _ in range(2):
+            assert (await raw.pdu())[0] == 4
+        await raw.say(ECHO)
+        await raw.pdu()
+        assert association.receiving_at is None
+
+
+async def test_what_is_kept_after_its_sender_has_gone_is_answered_to_nobody() -> None:
+    handed_over, gone = asyncio.Event(), asyncio.Event()
+    status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    before = total(store_responses)
+
+    def keep(_: object) -> asyncio.Future[int]:
+        handed_over.set()
+        return status
+
+    def observe(association: Association) -> None:
+        if association.released_at is not None:
+            gone.set()
+
+    broken: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
+    async with serve_scp(GatewaySettings(scp_port=0), keep, unsaturated, observe) as port:
+        async with Raw(port) as raw:
+            await raw.say(associate_rq())
+            await raw.pdu()
+            await raw.say(store(encoded()))
+            await handed_over.wait()
+        await gone.wait()
+        status.set_result(0)
+        await asyncio.sleep(0)
+    assert total(store_responses) == before
+    assert broken == []
+
+
+async def test_an_association_that_waits_for_its_image_to_be_kept_is_not_late() -> None:
+    async def slow(_: object) -> int:
+        await asyncio.sleep(0.5)
+        return 0
+
+    settings = GatewaySettings(scp_port=0, pdu_timeout_s=0.1, association_idle_timeout_s=0.1)
+    async with serve_scp(settings, slow, unsaturated) as port, Raw(port) as raw:
+        await raw.say(associate_rq())
+        await raw.pdu()
+        await raw.say(store(encoded()))
+        assert (await raw.pdu())[0] == 4
+
+
+def encoded() -> bytes:
+    """An image that `store` may carry."""
+    ds = make_dataset()
+    ds.SOPInstanceUID = SOP_INSTANCE
+    return encode(ds)
 
 
 async def test_sender_that_does_not_fetch_its_answers_is_not_read_on() -> None:

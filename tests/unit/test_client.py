@@ -82,7 +82,7 @@ async def deliver(http: httpx.AsyncClient) -> int:
     """Post a report until it is delivered; returns how many are not."""
     with memory_journal() as journal:
         await journal.keep([make_instance("1")])
-        (waiting,) = await journal.close([make_report("1")])
+        (waiting,) = await journal.file_reports([make_report("1")])
         dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=0.01)
         dispatcher.submit(waiting)
         running = asyncio.create_task(dispatcher.run())

@@ -34,7 +34,7 @@ async def test_what_workers_have_seen_and_learnt_stands_together(tmp_path: Path)
     report = make_report("1", "2").model_copy(update={"Source": "TEST CT"})
     for n, path in enumerate(paths):
         async with Journal.open(path, UNBOUNDED) as journal:
-            await journal.close([report], learnt(Source("TEST", "CT"), series=n + 1))
+            await journal.file_reports([report], learnt(Source("TEST", "CT"), series=n + 1))
             await journal.keep([make_instance("3", series="1.2")])
     (row,) = listed([worker(path) for path in paths])
     assert (row["source"], row["series"], row["images"], row["open_images"]) == ("TEST CT", 2, 4, 2)
@@ -49,7 +49,7 @@ async def test_a_source_has_a_station_and_is_not_told_twice(tmp_path: Path) -> N
     instance = replace(instance, attributes={**instance.attributes, "StationName": (" ROOM1 ",)})
     async with Journal.open(path, UNBOUNDED) as journal:
         await journal.keep([instance])
-        await journal.close([], learnt(Source("TEST", "CT", "ROOM1"), Source("OLD", "MR")))
+        await journal.file_reports([], learnt(Source("TEST", "CT", "ROOM1"), Source("OLD", "MR")))
     rows = listed([worker(path)])
     assert [(row["source"], row["open_images"], row["learnt_from"]) for row in rows] == [
         ("OLD MR", 0, 1),
@@ -62,7 +62,7 @@ async def test_rows_that_hold_nonsense_cost_no_other(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     async with Journal.open(path, UNBOUNDED) as journal:
         await journal.keep([make_instance("1")])
-        await journal.close([make_report("1", series="1.2").model_copy(update={"Source": "GOOD CT"})])
+        await journal.file_reports([make_report("1", series="1.2").model_copy(update={"Source": "GOOD CT"})])
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("INSERT INTO sources VALUES ('BAD', 'soon', 'many', x'00')")
         connection.execute("INSERT INTO learnt (calling_ae_title, modality, content) VALUES ('BAD', 'CT', '[')")

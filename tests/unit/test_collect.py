@@ -1,24 +1,27 @@
-"""`client.collect`: from the inbox through the journal into the series, in virtual time on a journal in memory."""
+"""`Gateway.collect`: from the inbox through the journal into the series, in virtual time on a journal in memory."""
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from client import CLOSED, Declare, collect, restore
+from client import CLOSED, Declare, Gateway, restore
 from common.metrics import instances_doubtful, total
 from common.settings import GatewaySettings, load
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
+from gateway import reporting
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
 from gateway.idle import Adaptive, Fixed, Phase, Source
-from gateway.journal import Journal, JournalUnavailable, Waiting
+from gateway.journal import Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
+from gateway.open_series import OpenSeries
 from gateway.questions import Question
 from models import Instance
 from scp import HandleStore, enqueue
@@ -59,6 +62,10 @@ class Way:
         await self.task
 
 
+def gateway_of(journal: Journal, collector: SeriesCollector, taken: Taken) -> Gateway:
+    return Gateway(load(GatewaySettings, {"id": "test"}), journal, collector, cast(SeriesDispatcher, taken))
+
+
 @contextlib.asynccontextmanager
 async def way(
     collector: SeriesCollector | None = None, ask: Callable[[Question], None] | None = None, prepare: Any = None
@@ -66,11 +73,11 @@ async def way(
     with memory_journal() as journal:
         if prepare is not None:
             prepare(journal)
-        inbox: asyncio.Queue[Any] = asyncio.Queue(1000)
         taken = Taken()
-        collector = collector or collector_of(Fixed(IDLE_S))
-        task = asyncio.create_task(collect(inbox, journal, collector, taken, ask))  # type: ignore[arg-type]
-        yield Way(enqueue(inbox, 5.0), inbox, journal, collector, taken, task)
+        gateway = gateway_of(journal, collector or collector_of(Fixed(IDLE_S)), taken)
+        gateway.ask = ask
+        task = asyncio.create_task(gateway.collect())
+        yield Way(enqueue(gateway.inbox, 5.0), gateway.inbox, journal, gateway.collector, taken, task)
         task.cancel()
         await asyncio.wait([task])
 
@@ -114,12 +121,12 @@ async def test_a_declaration_is_not_done_before_its_report_is_on_disk() -> None:
     """Else a restart would open the series again, for its whole time-out, and nobody would order it closed."""
     async with way(collector_of(Fixed(3600.0))) as w:
         await w.store(make_instance("1"))
-        close = w.journal.close
+        close = w.journal.file_reports
 
         async def full(*_: Any) -> None:
             raise JournalUnavailable("disk full")
 
-        w.journal.close = full
+        w.journal.file_reports = full
         asked: list[asyncio.Future[int]] = []
         for _ in range(2):
             asked.append(asyncio.get_running_loop().create_future())
@@ -127,7 +134,7 @@ async def test_a_declaration_is_not_done_before_its_report_is_on_disk() -> None:
         await asyncio.sleep(60)
         assert not any(one.done() for one in asked)
         asked[0].cancel()  # nobody waits for it any more
-        w.journal.close = close
+        w.journal.file_reports = close
         await asyncio.sleep(60)
         assert asked[1].result() == 0  # the first one closed it
         assert w.taken.reports == [(SERIES, 1, 1)]
@@ -178,7 +185,7 @@ async def test_an_image_that_its_sender_was_refused_is_not_kept() -> None:
 
 async def test_reports_that_the_journal_cannot_take_are_tried_again_in_their_order() -> None:
     async with way() as w:
-        close, failures = w.journal.close, iter([True, True])
+        close, failures = w.journal.file_reports, iter([True, True])
 
         async def failing(*arguments: Any) -> list[Waiting]:
             if next(failures, False):
@@ -186,7 +193,7 @@ async def test_reports_that_the_journal_cannot_take_are_tried_again_in_their_ord
             taken: list[Waiting] = await close(*arguments)
             return taken
 
-        w.journal.close = failing
+        w.journal.file_reports = failing
         for n in range(3):
             await w.store(make_instance("1", series=f"1.{n}"))
             await asyncio.sleep(0.1)
@@ -209,17 +216,17 @@ async def test_the_pacs_is_asked_what_the_collector_wants_to_know() -> None:
     assert [(question.calling_ae_title, question.revision) for question in questions] == [("TEST", 1)]
 
 
-def poisoned(monkeypatch: pytest.MonkeyPatch, series: str, *methods: str) -> None:
+def poisoned(monkeypatch: pytest.MonkeyPatch, series: str, owner: Any, name: str) -> None:
     """A mistake of ours that shows at one series: what strangers say is checked where it comes in."""
-    for method in methods:
-        works = getattr(SeriesCollector, method)
+    works = getattr(owner, name)
 
-        def fail(self: SeriesCollector, of: Any, *more: Any, works: Any = works, **named: Any) -> Any:
-            if of.key.series_instance_uid == series:
-                raise ValueError("never shown")
-            return works(self, of, *more, **named)
+    def fail(*arguments: Any, **named: Any) -> Any:
+        (of,) = (argument for argument in arguments if isinstance(argument, OpenSeries))
+        if of.key.series_instance_uid == series:
+            raise ValueError("never shown")
+        return works(*arguments, **named)
 
-        monkeypatch.setattr(SeriesCollector, method, fail)
+    monkeypatch.setattr(owner, name, fail)
 
 
 @pytest.fixture
@@ -228,11 +235,18 @@ def logs() -> Iterator[list[Any]]:
         yield entries
 
 
-@pytest.mark.parametrize("method", ["_full_report", "_decide", "_learn", "_deadline", "_mark", "_ask_next"])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (reporting, "full_report"),
+        (SeriesCollector, "_decide"),
+        *((OpenSeries, name) for name in ("teach", "deadline", "_mark_arrival", "ask_next")),
+    ],
+)
 async def test_a_series_whose_report_cannot_be_made_is_reported_with_the_least(
-    monkeypatch: pytest.MonkeyPatch, logs: list[Any], method: str
+    monkeypatch: pytest.MonkeyPatch, logs: list[Any], owner: Any, name: str
 ) -> None:
-    poisoned(monkeypatch, "1.9", method)
+    poisoned(monkeypatch, "1.9", owner, name)
     async with way(collector_of(Fixed(IDLE_S), pacs={"TEST"})) as w:
         for series in ("1.8", "1.9", "1.10"):
             await w.store(make_instance("1", series=series))
@@ -275,7 +289,7 @@ def restored(journal: Journal, dispatcher: SeriesDispatcher, **flags: str) -> Se
 async def test_a_restart_arms_what_was_open_and_delivers_what_was_not_in_its_order() -> None:
     with memory_journal() as journal:
         await journal.keep([make_instance("1"), make_instance("1", series="1.9")])
-        (waiting,) = await journal.close([make_report("1", series="1.9")])
+        (waiting,) = await journal.file_reports([make_report("1", series="1.9")])
         dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
         collector = restored(journal, dispatcher)
         assert [series.SeriesInstanceUID for series in collector.arriving(9)] == [SERIES]
@@ -299,7 +313,7 @@ async def test_a_restart_takes_over_habits_and_trust_and_survives_habits_that_ca
     policy.learn(source, {Phase.OPEN: 30.0})
     learnt = {(*of,): text for of, text in policy.news().items()}
     with memory_journal() as journal, capture_logs() as logs:
-        await journal.close([make_report("1")], learnt | {spoilt: '{"open": "nonsense"}'}, [None], {"PACS": 7})
+        await journal.file_reports([make_report("1")], learnt | {spoilt: '{"open": "nonsense"}'}, [None], {"PACS": 7})
         dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
         collector = restored(journal, dispatcher)
         assert journal.trust() == {"PACS": 7}
@@ -311,7 +325,7 @@ async def test_a_restart_takes_over_habits_and_trust_and_survives_habits_that_ca
 async def test_what_was_posted_as_a_part_is_open_again_after_a_restart_with_the_same_revision() -> None:
     with memory_journal() as journal:
         await journal.keep([make_instance("1")])
-        await journal.close([make_report("1").model_copy(update={"Verdict": None})])
+        await journal.file_reports([make_report("1").model_copy(update={"Verdict": None})])
         dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
         (series,) = restored(journal, dispatcher).arriving(9)
         assert (series.Revision, series.Instances) == (1, 1)

@@ -1,10 +1,10 @@
 """SeriesCollector decides; the time is passed in."""
 
+import itertools
 import struct
 from collections import defaultdict
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dicom.header import INSTANCE_KEYWORDS, WANTED, read_instance
-from gateway.collector import DUE_AT_ONCE, MARKS, SeriesCollector
-from gateway.idle import Adaptive, Fixed, Source
+from gateway.collector import DUE_AT_ONCE, SeriesCollector
+from gateway.idle import PRIORS, Adaptive, Fixed, Phase, Source
+from gateway.open_series import MAX_ARRIVALS, OpenSeries
 from gateway.questions import Answer
 from models import Association, Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
@@ -265,14 +266,14 @@ def test_any_arrivals_split_at_idle_gaps_and_nothing_is_lost_or_doubled(gaps: li
 def test_next_deadline_does_not_look_at_every_series(monkeypatch: pytest.MonkeyPatch) -> None:
     collector = new_collector()
     looked_at = 0
-    compute = SeriesCollector._deadline
+    compute = OpenSeries.deadline
 
-    def counting(self: SeriesCollector, *series: Any) -> float:
+    def counting(series: OpenSeries) -> float:
         nonlocal looked_at
         looked_at += 1
-        return compute(self, *series)
+        return compute(series)
 
-    monkeypatch.setattr(SeriesCollector, "_deadline", counting)
+    monkeypatch.setattr(OpenSeries, "deadline", counting)
     n = 2000
     for i in range(n):
         collector.observe(make_instance("1", series=f"{STUDY}.{i}"), i * 1e-6)
@@ -353,6 +354,7 @@ def test_a_count_that_makes_no_sense_stops_nothing(values: tuple[str, ...]) -> N
     assert len(collector.arriving(9)) == 1
     (report,) = collector.due(IDLE_S)
     assert report.ExpectedInstances in (None, 10, 3)
+    assert collector.failures() == []
 
 
 def test_a_series_about_to_be_reported_says_so() -> None:
@@ -394,12 +396,40 @@ def test_a_report_says_when_its_images_came(gaps: list[float]) -> None:
     assert marks[-1][1] == report.NumInstances
 
 
+def test_of_more_images_than_are_marked_the_last_one_is_told() -> None:
+    collector = new_collector()
+    for n in range(1000):
+        collector.observe(make_instance(str(n)), n / 1000)
+    (report,) = collector.drain(1.0)
+    (entry,) = [e for e in report.Timeline if e.Event == "images.arrived"]
+    counts = [int(point.partition(":")[2]) for point in str(entry.Details["Arrivals"]).split()]
+    assert counts[-1] == 1000
+    steps = {later - earlier for earlier, later in itertools.pairwise(counts[:-1])}
+    assert len(steps) == 1  # evenly over all of them
+
+
+def test_a_series_whose_association_or_source_goes_on_to_another_falls_due_sooner() -> None:
+    for ended, modality, phase in ((False, "MR", Phase.MOVED), (True, "CT", Phase.NEXT)):
+        collector = collector_of(Adaptive(2.0, 60.0))
+        association = Association(1, "TEST", "::1", 0.0)
+        collector.observe(associated("1", association), 0.0)
+        if ended:
+            association.released_at = 0.1
+            collector.released(association, 0.1)
+            association = Association(2, "TEST", "::1", 0.1)
+        before = collector.next_deadline()
+        other = replace(associated("1", association), series_instance_uid=f"{STUDY}.9")
+        collector.observe(replace(other, attributes={"Modality": (modality,)}), 1.0)
+        assert before is not None
+        assert collector.next_deadline() == 2.0 * PRIORS[phase] < before
+
+
 def test_when_images_came_is_remembered_in_few_words() -> None:
     collector = collector_of(Fixed(IDLE_S))
     for n in range(5000):
         collector.observe(make_instance(str(n)), n / 100)
     (series,) = collector._open.values()
-    assert len(series.marks) < 2 * MARKS
+    assert len(series.arrivals) < 2 * MAX_ARRIVALS
 
 
 def test_a_release_stands_in_the_timeline_at_its_own_time() -> None:

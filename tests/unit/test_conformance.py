@@ -68,7 +68,7 @@ def test_statuses_are_those_of_the_code() -> None:
         statuses.CANNOT_UNDERSTAND,
         statuses.PROCESSING_FAILURE,
     }
-    assert stated == of_scp | {upper_layer.SOP_CLASS_NOT_SUPPORTED, upper_layer.UNRECOGNIZED_OPERATION}
+    assert stated == of_scp | {statuses.SOP_CLASS_NOT_SUPPORTED, statuses.UNRECOGNIZED_OPERATION}
 
 
 def test_rejections_are_those_of_the_code() -> None:

@@ -18,11 +18,12 @@ from structlog.testing import capture_logs
 
 from api.patience import Patience, WholeBodies
 from common import metrics
-from common.outgoing import RETRY_AFTER_MAX_S, retry_after_s
+from common.outgoing import RETRY_AFTER_MAX_S, backoff_s, retry_after_s
 from gateway.clock import from_wall_clock
-from gateway.dispatcher import SeriesDispatcher, backoff_s, row_latency_s
-from gateway.journal import Journal, JournalUnavailable, Waiting
-from gateway.operations import dead_letters
+from gateway.dispatcher import RETRY_BASE_S, SeriesDispatcher, row_latency_s
+from gateway.journal import Journal, JournalUnavailable
+from gateway.journal_rows import Waiting
+from gateway.operations import dead_letter_operations
 from models import SeriesKey, SeriesRecord, SeriesReport
 from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
 
@@ -60,7 +61,7 @@ class Line:
             for sop in report.SOPInstanceUIDs or ():
                 instance = replace(make_instance(series=report.SeriesInstanceUID), sop_instance_uid=sop)
                 await self.journal.keep([instance])
-            for waiting in await self.journal.close([report]):
+            for waiting in await self.journal.file_reports([report]):
                 self.dispatcher.submit(waiting)
 
     def states(self) -> list[str]:
@@ -445,10 +446,10 @@ def test_time_to_a_wall_clock_deadline_is_bounded_whatever_the_clock_says() -> N
 
 
 def test_backoff_is_jittered_and_bounded() -> None:
-    delays = [backoff_s(attempt, 30.0) for attempt in range(1, 200)]
+    delays = [backoff_s(attempt, 30.0, RETRY_BASE_S) for attempt in range(1, 200)]
     assert len(set(delays)) > 190
     assert all(0 <= delay <= 30 for delay in delays)
-    assert max(backoff_s(1, 30.0) for _ in range(100)) <= 0.5
+    assert max(backoff_s(1, 30.0, RETRY_BASE_S) for _ in range(100)) <= 0.5
 
 
 @pytest.mark.parametrize(
@@ -596,7 +597,7 @@ async def test_an_operator_is_told_which_dead_letters_cannot_be_made_into_report
         await line.report(make_report("1"))
         await line.dispatcher.drain(60)
         await line.journal.set_aside(SeriesKey("no\\UID", "1.2", None), ["1.2.3"], 1, "KeyError at collector.py:1")
-        operations = dead_letters(line.journal, line.dispatcher.submit)
+        operations = dead_letter_operations(line.journal, line.dispatcher.submit)
         assert await operations["replay"]([1, 2, 77]) == {"replayed": [1], "unmade": [2]}
         await line.dispatcher.drain(60)
         assert line.states() == ["delivered", "dead"]

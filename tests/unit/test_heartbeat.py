@@ -99,7 +99,7 @@ async def test_news_are_told_within_a_second() -> None:
 async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
     async with watched() as gateway:
         await gateway.journal.keep([make_instance("1"), make_instance("2")])
-        for waiting in await gateway.journal.close([make_report("1")]):
+        for waiting in await gateway.journal.file_reports([make_report("1")]):
             gateway.dispatcher.submit(waiting)
         gateway.inbox.put_nowait("an arrival")
         gateway.journal.failing = "journal: disk I/O error"
@@ -116,7 +116,7 @@ async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
 async def test_dead_letters_are_named_until_they_are_gone() -> None:
     async with watched() as gateway:
         for n in range(MAX_DEAD + 1):
-            (waiting,) = await gateway.journal.close([make_report("1", series=f"1.2.{n}")])
+            (waiting,) = await gateway.journal.file_reports([make_report("1", series=f"1.2.{n}")])
             await gateway.journal.refused(waiting, "HTTP 422 body.PatientID: too long")
         await asyncio.sleep(2.5)
         _, dead = gateway.beats[-1]
@@ -130,7 +130,7 @@ async def test_dead_letters_are_named_until_they_are_gone() -> None:
 
 async def test_a_replayed_dead_letter_is_undelivered_again() -> None:
     async with watched() as gateway:
-        (waiting,) = await gateway.journal.close([make_report("1")])
+        (waiting,) = await gateway.journal.file_reports([make_report("1")])
         await gateway.journal.refused(waiting, "HTTP 422")
         (again,) = await gateway.journal.replay_dead([waiting.id])
         assert gateway.journal.dead_letters == 0
@@ -225,7 +225,7 @@ async def test_what_became_of_an_order_is_said_in_the_next_heartbeat_and_once_it
 async def test_a_server_that_gives_no_orders_hears_of_nothing_that_it_does_not_know() -> None:
     """An earlier version's refuses a state with a field that it does not know."""
     async with watched() as gateway:
-        (waiting,) = await gateway.journal.close([make_report("1")])
+        (waiting,) = await gateway.journal.file_reports([make_report("1")])
         await gateway.journal.refused(waiting, "HTTP 422")
         await asyncio.sleep(2.5)
         before = gateway.bodies[-1]
@@ -282,9 +282,9 @@ async def test_no_text_of_ours_silences_a_gateway(text: str) -> None:
     async with watched() as gateway:
         gateway.journal.failing = text
         gateway.dispatcher.last_problem = text
-        (waiting,) = await gateway.journal.close([make_report("1")])
+        (waiting,) = await gateway.journal.file_reports([make_report("1")])
         gateway.dispatcher.submit(waiting)
-        (dead,) = await gateway.journal.close([make_report("1", series="1.7")])
+        (dead,) = await gateway.journal.file_reports([make_report("1", series="1.7")])
         await gateway.journal.refused(dead, text)
         gateway.journal.failing = text
         await asyncio.sleep(2.5)

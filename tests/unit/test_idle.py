@@ -3,7 +3,6 @@
 import contextlib
 from dataclasses import replace
 from itertools import count
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,6 +26,7 @@ from gateway.idle import (
     Quantile,
     Source,
 )
+from gateway.open_series import OpenSeries
 from models import MAX_TIMELINE, Association, Instance, SeriesReport
 from tests.factories import SERIES, collector_of, make_instance
 
@@ -421,9 +421,7 @@ def test_what_is_remembered_of_closed_series_is_bounded_in_images_and_in_time() 
     for n in range(30):
         collector.observe(image("1", series=f"1.{n}"), 10.0 * n)
         due_at(collector)
-    held = list(collector._recent.values())
-    assert len(held) <= 12
-    assert collector._recent_images == sum(len(closed.held) for closed in held)
+    assert 1 <= collector.remembered_images <= 12
 
 
 def test_a_series_sent_again_with_more_is_contradicted_and_teaches_nothing() -> None:
@@ -540,14 +538,14 @@ def test_timeline_is_bounded() -> None:
 
 def test_many_series_on_one_association_cost_no_more_than_few(monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at = 0
-    compute = SeriesCollector._deadline
+    compute = OpenSeries.deadline
 
-    def counting(self: SeriesCollector, *series: Any) -> float:
+    def counting(series: OpenSeries) -> float:
         nonlocal looked_at
         looked_at += 1
-        return compute(self, *series)
+        return compute(series)
 
-    monkeypatch.setattr(SeriesCollector, "_deadline", counting)
+    monkeypatch.setattr(OpenSeries, "deadline", counting)
     collector = collector_of(Fixed(60.0))
     carrier = association()
     images = 3000

@@ -126,7 +126,7 @@ async def test_restart_rebuilds_the_attributes_of_each_instance(path: Path) -> N
 async def test_report_is_posted_with_the_gaps_in_its_columns(journal: Journal) -> None:
     kept = [with_own("1", "1"), with_own("2", "2", Rows="8")]
     await journal.keep(kept)
-    (waiting,) = await journal.close([reported(*kept)])
+    (waiting,) = await journal.file_reports([reported(*kept)])
     assert SeriesReport.model_validate_json(await journal.report(waiting) or "") == reported(*kept)
 
 
@@ -151,7 +151,7 @@ async def test_closing_moves_the_reported_instances_and_leaves_later_ones(path: 
     async with Journal.open(path, UNBOUNDED) as journal:
         await journal.keep(instances("1", "2"))
         await journal.keep(instances("3"))  # kept after the report was made
-        (waiting,) = await journal.close([make_report("1", "2")])
+        (waiting,) = await journal.file_reports([make_report("1", "2")])
         assert (journal.open_instances, journal.waiting_instances) == (1, 2)
         assert SeriesReport.model_validate_json(await journal.report(waiting) or "") == make_report("1", "2")
     (report,) = await after_restart(path)
@@ -161,7 +161,7 @@ async def test_closing_moves_the_reported_instances_and_leaves_later_ones(path: 
 async def test_instance_in_two_reports_closed_together_is_no_error(journal: Journal) -> None:
     await journal.keep(instances("1"))
     await journal.keep(instances("1"))
-    assert len(await journal.close([make_report("1"), make_report("1")])) == 2
+    assert len(await journal.file_reports([make_report("1"), make_report("1")])) == 2
     assert (journal.open_instances, journal.waiting_instances) == (0, 2)
     await journal.keep(instances("1"))
     assert journal.open_instances == 1
@@ -171,7 +171,7 @@ async def test_reports_survive_with_their_order_and_next_attempt(path: Path) -> 
     async with Journal.open(path, UNBOUNDED) as journal:
         for sop in ("1", "2"):
             await journal.keep(instances(sop))
-        first, second = await journal.close([make_report("1"), make_report("2")])
+        first, second = await journal.file_reports([make_report("1"), make_report("2")])
         first = replace(first, attempts=3, next_attempt_at=time.time() + 60)
         await journal.delayed(first, "HTTP 503")
         await journal.pause(time.time() + 99)
@@ -186,7 +186,7 @@ async def test_delivered_report_keeps_its_place_in_the_history_without_its_conte
     journal: Journal, path: Path
 ) -> None:
     await journal.keep(instances("1"))
-    (waiting,) = await journal.close([make_report("1")])
+    (waiting,) = await journal.file_reports([make_report("1")])
     await journal.delivered(waiting)
     assert (journal.waiting(), journal.waiting_instances) == ([], 0)
     assert read(path, "SELECT state, report FROM reports") == [{"state": "delivered", "report": None}]
@@ -195,7 +195,7 @@ async def test_delivered_report_keeps_its_place_in_the_history_without_its_conte
 
 async def test_refused_report_is_dead_until_replayed_or_discarded_with_a_reason(journal: Journal, path: Path) -> None:
     await journal.keep(instances("1", "2"))
-    one, two = await journal.close([make_report("1"), make_report("2")])
+    one, two = await journal.file_reports([make_report("1"), make_report("2")])
     for waiting in (one, two):
         await journal.refused(waiting, "HTTP 422 bad")
     assert (journal.waiting(), journal.waiting_instances) == ([], 0)
@@ -217,12 +217,12 @@ async def test_history_is_bounded_by_number_and_age(
     monkeypatch.setattr(journal_module, "PRUNE_EVERY", 1)
     for n in range(8):
         await journal.keep(instances(str(n)))
-        (waiting,) = await journal.close([make_report(str(n))])
+        (waiting,) = await journal.file_reports([make_report(str(n))])
         await journal.delivered(waiting)
         assert read(path, "SELECT count(*) AS n FROM reports")[0]["n"] <= 3
     monkeypatch.setattr(journal_module, "HISTORY_AGE_S", -1)
     await journal.keep(instances("9"))
-    (waiting,) = await journal.close([make_report("9")])
+    (waiting,) = await journal.file_reports([make_report("9")])
     await journal.delivered(waiting)
     assert read(path, "SELECT count(*) AS n FROM reports")[0]["n"] == 0
 
@@ -233,7 +233,7 @@ async def test_file_shrinks_after_delivery(journal: Journal, path: Path, monkeyp
         series = f"1.{n + 1}"
         await journal.keep([make_instance(str(i), series=series) for i in range(400)])
     reports = [make_report(*map(str, range(400)), series=f"1.{n + 1}") for n in range(20)]
-    waiting = await journal.close(reports)
+    waiting = await journal.file_reports(reports)
     full = read(path, "PRAGMA page_count")[0]["page_count"]
     for one in waiting:
         await journal.delivered(one)
@@ -338,10 +338,10 @@ async def test_writes_of_many_tasks_are_serial(journal: Journal) -> None:
 
 async def test_what_the_idle_policy_learnt_is_kept_and_the_last_word_counts(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
-        await journal.close(
+        await journal.file_reports(
             [make_report("1")], {("CT1", "CT", "A"): "old", ("MR1", "MR", ""): "x", ("US1", "US", ""): ""}
         )
-        await journal.close(
+        await journal.file_reports(
             [make_report("2")], {("CT1", "CT", "A"): "new", ("CT1", "CT", "B"): "b", ("US1", "US", ""): None}
         )
     async with Journal.open(path, UNBOUNDED) as journal:
@@ -352,8 +352,8 @@ async def test_what_the_idle_policy_learnt_is_kept_and_the_last_word_counts(path
 async def test_how_far_a_pacs_is_trusted_survives_a_restart(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
         assert journal.trust() == {}
-        await journal.close([make_report("1")], trust={"PACS": 3, "OLD": 10})
-        await journal.close([], trust={"PACS": 0})
+        await journal.file_reports([make_report("1")], trust={"PACS": 3, "OLD": 10})
+        await journal.file_reports([], trust={"PACS": 0})
     async with Journal.open(path, UNBOUNDED) as journal:
         assert journal.trust() == {"PACS": 0, "OLD": 10}
 
@@ -380,7 +380,7 @@ async def test_a_journal_of_a_version_before_goes_on(path: Path, version: int) -
         await journal.keep([with_own("2", "2", Rows="9")])
         old = {("MR1", "MR", ""): "old"} if version >= 2 else {}
         assert journal.learnt() == old
-        await journal.close([make_report("1", series="1.7")], {("CT1", "CT", "S"): "x"}, trust={"PACS": 1})
+        await journal.file_reports([make_report("1", series="1.7")], {("CT1", "CT", "S"): "x"}, trust={"PACS": 1})
         assert journal.learnt() == {**old, ("CT1", "CT", "S"): "x"}
     (report,) = await after_restart(path)
     assert (report.SOPInstanceUIDs, report.Attributes["Modality"]) == (make_report("1", "2").SOPInstanceUIDs, ["CT"])
@@ -396,7 +396,7 @@ async def test_who_sent_what_was_reported_is_counted_with_it(path: Path) -> None
     later = first.model_copy(update={"Revision": 2, "LastReceivedAt": RECEIVED_AT + timedelta(hours=1)})
     part = first.model_copy(update={"Verdict": None})
     async with Journal.open(path, UNBOUNDED) as journal:
-        await journal.close([part, later, first, make_report("1", series="1.2")])
+        await journal.file_reports([part, later, first, make_report("1", series="1.2")])
     at = (RECEIVED_AT + timedelta(hours=1)).timestamp()
     assert journal_reader.sources(path) == [{"name": "CT1 CT", "last_image_at": at, "series": 1, "images": 4}]
 
@@ -406,8 +406,8 @@ async def test_names_that_a_stranger_makes_up_never_evict_a_known_source(path: P
         return make_report("1", series=series).model_copy(update={"Source": source})
 
     async with Journal.open(path, UNBOUNDED) as journal:
-        await journal.close([of("CT1 CT", "1.1"), of("CT1 CT", "1.2")])
-        await journal.close([of(f"X{n}", f"2.{n}") for n in range(MAX_SOURCES + 5)])
+        await journal.file_reports([of("CT1 CT", "1.1"), of("CT1 CT", "1.2")])
+        await journal.file_reports([of(f"X{n}", f"2.{n}") for n in range(MAX_SOURCES + 5)])
     names = [row["name"] for row in journal_reader.sources(path)]
     assert len(names) == MAX_SOURCES
     assert "CT1 CT" in names
@@ -415,7 +415,7 @@ async def test_names_that_a_stranger_makes_up_never_evict_a_known_source(path: P
 
 async def test_dead_letters_are_counted_after_a_restart(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
-        for waiting in await journal.close([make_report("1"), make_report("2")]):
+        for waiting in await journal.file_reports([make_report("1"), make_report("2")]):
             await journal.refused(waiting, "HTTP 422")
     async with Journal.open(path, UNBOUNDED) as journal:
         assert journal.dead_letters == 2
@@ -428,7 +428,7 @@ async def test_a_disk_that_is_full_after_a_delivery_does_not_undo_it(
     path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Giving pages back to the file system can fail; the report is delivered all the same, and counted once."""
-    (waiting,) = await journal.close([make_report("1")])
+    (waiting,) = await journal.file_reports([make_report("1")])
 
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
@@ -453,7 +453,7 @@ async def test_a_read_that_works_does_not_hide_that_nothing_can_be_written(journ
 
 async def test_a_report_keeps_its_trace_and_its_age(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
-        (before,) = await journal.close([make_report("1")], traceparents=["00-1-2-01"])
+        (before,) = await journal.file_reports([make_report("1")], traceparents=["00-1-2-01"])
     async with Journal.open(path, UNBOUNDED) as journal:
         (after,) = journal.waiting()
     assert (after.traceparent, after.reported_at) == ("00-1-2-01", before.reported_at)
@@ -474,9 +474,9 @@ def part(*sops: str, revision: int = 1) -> SeriesReport:
 async def test_a_part_leaves_its_series_open_and_numbering_goes_on(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
         await journal.keep(instances("1"))
-        await journal.close([make_report("1")])
+        await journal.file_reports([make_report("1")])
         await journal.keep(instances("2"))
-        (waiting,) = await journal.close([part("2", revision=2)])
+        (waiting,) = await journal.file_reports([part("2", revision=2)])
         assert waiting.part
         assert (journal.open_instances, journal.waiting_instances) == (1, 1)
         await journal.delivered(waiting)
@@ -489,14 +489,14 @@ async def test_a_part_leaves_its_series_open_and_numbering_goes_on(path: Path) -
 async def test_a_newer_report_stands_for_the_parts_before_it_that_wait(path: Path) -> None:
     async with Journal.open(path, UNBOUNDED) as journal:
         await journal.keep(instances("1", "2"))
-        (delivered,) = await journal.close([part("1")])
+        (delivered,) = await journal.file_reports([part("1")])
         await journal.delivered(delivered)
-        (dead,) = await journal.close([part("1")])
+        (dead,) = await journal.file_reports([part("1")])
         await journal.refused(dead, "HTTP 422")
-        first, second = await journal.close([part("1"), part("1", "2")])
-        other = (await journal.close([make_report("1", series="1.7").model_copy(update={"Verdict": None})]))[0]
+        first, second = await journal.file_reports([part("1"), part("1", "2")])
+        other = (await journal.file_reports([make_report("1", series="1.7").model_copy(update={"Verdict": None})]))[0]
         assert journal.waiting() == [second, other]
-        (final,) = await journal.close([make_report("1", "2")])
+        (final,) = await journal.file_reports([make_report("1", "2")])
         assert [await journal.report(one) for one in (first, second)] == [None, None]
         await journal.delivered(second)  # it was being posted
         assert journal.waiting() == [other, final]
@@ -512,12 +512,12 @@ async def test_parts_alone_never_fill_the_journal(path: Path) -> None:
     async with Journal.open(path, Bounds(10, 10**12, 0)) as journal:
         for n in range(1, 9):
             await journal.keep(instances(str(n)))
-            await journal.close([part(*map(str, range(1, n + 1)))])
+            await journal.file_reports([part(*map(str, range(1, n + 1)))])
             assert journal.saturated() is None
         await journal.refused(journal.waiting()[0], "HTTP 422")
         await journal.replay_dead(None)
         assert journal.saturated() is None
-        await journal.close([make_report(*map(str, range(1, 9)))])
+        await journal.file_reports([make_report(*map(str, range(1, 9)))])
         assert (journal.open_instances, journal.waiting_instances) == (0, 8)
         for waiting in journal.waiting():
             await journal.delivered(waiting)
@@ -525,7 +525,7 @@ async def test_parts_alone_never_fill_the_journal(path: Path) -> None:
 
 
 async def test_undelivered_is_what_waits_or_is_dead_of_that_series(journal: Journal) -> None:
-    delivered, dead, _, _, _ = await journal.close(
+    delivered, dead, _, _, _ = await journal.file_reports(
         [
             make_report("1"),
             make_report("2", "3"),

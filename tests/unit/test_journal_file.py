@@ -61,7 +61,7 @@ async def test_a_journal_is_read_and_its_owner_asked_by_any_of_its_links(path: P
 
     for served, asked in ((path, link), (link, path)):
         async with Journal.open(served, UNBOUNDED) as journal, serve_control(served, {"status": status}):
-            await journal.close([make_report("1")])
+            await journal.file_reports([make_report("1")])
             assert read(asked, "SELECT state FROM reports")[-1:] == [{"state": "waiting"}]
             assert await ask_in_thread(asked) == {"running": True}
         with pytest.raises(NotRunning):

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 
 from gateway.collector import SeriesCollector
 from gateway.idle import Fixed
-from gateway.journal import KEY, Journal
+from gateway.journal import Journal
 from gateway.journal_reader import read
+from gateway.journal_rows import KEY
 from models import SeriesKey
 from tests.factories import SERIES, UNBOUNDED, collector_of, make_instance, make_report
 
@@ -29,8 +30,8 @@ async def _filled(path: Path) -> None:
         await journal.keep([make_instance(sop, series=series) for series in (BAD, GOOD) for sop in ("1", "2")])
         reports = [make_report("8", series=series) for series in (BAD, GOOD)]
         learnt = {("BAD", "CT", ""): "{}", ("GOOD", "CT", ""): "{}"}
-        await journal.close(reports, learnt, ["00-1-2-01", "00-1-2-01"], {"BAD": 1, "GOOD": 2})
-        for waiting in await journal.close([make_report("9", series=series) for series in (BAD, GOOD)]):
+        await journal.file_reports(reports, learnt, ["00-1-2-01", "00-1-2-01"], {"BAD": 1, "GOOD": 2})
+        for waiting in await journal.file_reports([make_report("9", series=series) for series in (BAD, GOOD)]):
             await journal.refused(waiting, "HTTP 422")
 
 
@@ -112,7 +113,7 @@ async def _started(path: Path) -> tuple[list[str], list[SeriesKey]]:
         for key in opened:
             if key.series_instance_uid != GOOD:
                 await journal.set_aside(key, [f"{BAD}.1", f"{BAD}.2"], 1, "a test")
-        await journal.close(collector.drain(0.0))
+        await journal.file_reports(collector.drain(0.0))
         for waiting in journal.waiting():
             await journal.delivered(waiting)
         replayed = await journal.replay_dead(None)
@@ -168,7 +169,7 @@ async def test_a_series_whose_attributes_cannot_be_read_keeps_its_identity_and_i
         async with Journal.open(path, UNBOUNDED) as journal:
             found = [instance for instance in journal.replay() if instance.series_instance_uid == BAD]
             assert {instance.key for instance in found} == {make_instance(series=BAD).key}
-            await journal.close([make_report("1", "2", series=BAD)])
+            await journal.file_reports([make_report("1", "2", series=BAD)])
             assert journal.open_instances == 2  # the others'
     (entry,) = [entry for entry in logs if entry["event"] == "journal.unreadable"]
     assert (entry["table"], entry["row"]) == (table, 1)
@@ -193,7 +194,7 @@ async def test_a_dead_letter_that_no_heartbeat_can_name_does_not_hide_the_others
 
 async def test_words_that_are_too_long_for_a_heartbeat_are_cut(tmp_path: Path) -> None:
     async with Journal.open(tmp_path / "journal.db", UNBOUNDED) as journal:
-        (waiting,) = await journal.close([make_report("1")])
+        (waiting,) = await journal.file_reports([make_report("1")])
         await journal.refused(waiting, "x\ud800" * 1000)
         (dead,) = await journal.last_dead(1)
     assert (dead.SeriesInstanceUID, len(dead.Answer)) == (SERIES, 256)

@@ -14,7 +14,7 @@ import models
 from api.answers import Resolve
 from dicom.header import REQUEST_ATTRIBUTES, SERIES_LEVEL
 from dicom.walk import MAX_VALUE_BYTES
-from gateway.collector import NOT_IN_ATTRIBUTES
+from gateway.reporting import NOT_IN_ATTRIBUTES
 from models import ArrivingSeries, GatewayState, SeriesReport, fitting, fitting_bytes, valid_unicode
 from tests.factories import arriving, make_state
 

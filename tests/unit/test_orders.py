@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from common.errors import GatewayError
-from gateway.operations import dead_letters
+from gateway.operations import dead_letter_operations
 from gateway.orders import ORDER_TIMEOUT_S, Orders, obedience
 from models import MAX_ORDERS, Order
 from tests.factories import SERIES, make_report, memory_journal
@@ -147,12 +147,12 @@ async def test_a_declaration_is_as_old_as_the_server_says() -> None:
 
 async def test_dead_letters_are_replayed_and_discarded_by_their_id_and_nothing_else_is() -> None:
     with memory_journal() as journal:
-        dead = await journal.close([make_report("1", series=f"1.{n}") for n in range(3)])
+        dead = await journal.file_reports([make_report("1", series=f"1.{n}") for n in range(3)])
         for one in dead:
             await journal.refused(one, "HTTP 422")
-        (alive,) = await journal.close([make_report("1", series="1.9")])
+        (alive,) = await journal.file_reports([make_report("1", series="1.9")])
         submitted: list[int] = []
-        orders = Orders(obedience(None, dead_letters(journal, lambda waiting: submitted.append(waiting.id))))  # type: ignore[arg-type]
+        orders = Orders(obedience(None, dead_letter_operations(journal, lambda waiting: submitted.append(waiting.id))))  # type: ignore[arg-type]
         kinds = ["replay", "discard", "replay", "discard", "discard"]
         letters = [dead[0].id, dead[1].id, dead[0].id, alive.id, 77]
         with capture_logs() as logs:

@@ -15,11 +15,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
-from client import CLOSED, collect
+from client import CLOSED, Gateway
+from common.settings import GatewaySettings, load
 from common.tracing import CannotTrace, Spans, named, open_spans
 from gateway.dispatcher import SeriesDispatcher
 from gateway.idle import Fixed
-from gateway.journal import JournalUnavailable, Waiting
+from gateway.journal import JournalUnavailable
+from gateway.journal_rows import Waiting
 from gateway.spans import GatewaySpans
 from models import Association
 from scp import Arrival
@@ -182,29 +184,28 @@ async def test_without_an_endpoint_there_are_none(monkeypatch: pytest.MonkeyPatc
 async def test_a_report_that_the_journal_cannot_take_yet_has_one_trace(
     traced: Traced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox: asyncio.Queue[Any] = asyncio.Queue()
     with memory_journal() as journal:
-        close, failures = journal.close, [JournalUnavailable("disk full")] * 3
+        close, failures = journal.file_reports, [JournalUnavailable("disk full")] * 3
 
         async def fail_first(*arguments: Any) -> list[Waiting]:
             if failures:
                 raise failures.pop()
             return await close(*arguments)
 
-        monkeypatch.setattr(journal, "close", fail_first)
+        monkeypatch.setattr(journal, "file_reports", fail_first)
         http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(lambda _: httpx.Response(503)))
         dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=1.0)
-        collecting = asyncio.create_task(
-            collect(inbox, journal, collector_of(Fixed(1.0)), dispatcher, None, traced.spans)
-        )
+        settings = load(GatewaySettings, {"id": "test"})
+        gateway = Gateway(settings, journal, collector_of(Fixed(1.0)), dispatcher, traced.spans)
+        collecting = asyncio.create_task(gateway.collect())
         association = Association(1, "CT1", "127.0.0.1", 5.0)
         traced.spans.association(association)
         kept: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         instance = replace(make_instance(), association=association)
         traced.spans.image(instance, kept)
-        await inbox.put(Arrival(instance, kept))
+        await gateway.inbox.put(Arrival(instance, kept))
         await asyncio.sleep(10)
-        await inbox.put(CLOSED)
+        await gateway.inbox.put(CLOSED)
         await collecting
         (waiting,) = journal.waiting()
     (series,) = traced.exported()["series"]

@@ -2,7 +2,7 @@
 
 from api.table import ATTRIBUTES
 from dicom.header import REQUEST_ATTRIBUTES, SERIES_LEVEL
-from gateway.collector import NOT_IN_ATTRIBUTES
+from gateway.reporting import NOT_IN_ATTRIBUTES
 
 
 def test_every_attribute_that_a_gateway_sends_has_a_column() -> None:

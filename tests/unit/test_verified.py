@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.collector import (
+from gateway.collector import SeriesCollector
+from gateway.idle import FLOOR_S, PRIORS, Adaptive, Fixed, Phase
+from gateway.open_series import (
     ASK_AFTER_S,
     FETCHES,
     GREW_S,
@@ -17,9 +19,7 @@ from gateway.collector import (
     RECEIVING_S,
     SHOWN_AFTER,
     TRUSTED_AFTER,
-    SeriesCollector,
 )
-from gateway.idle import FLOOR_S, PRIORS, Adaptive, Fixed, Phase
 from gateway.questions import Answer, Question
 from models import Association, Instance, SeriesReport
 from tests.factories import SERIES, collector_of, make_instance

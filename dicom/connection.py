@@ -1,0 +1,177 @@
+"""One accepted connection, without what its bytes mean: TLS handshake, back-pressure, and its one deadline."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from typing import cast
+
+WRITE_BYTES = 2**16  # of answers that a peer does not fetch, beyond which it is not read any further
+TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Moves bytes between a peer and a subclass, which says in the methods named `on_…` what they mean.
+
+    The peer is not read while the subclass has paused it, nor while the peer does not fetch what was written.
+    """
+
+    def __init__(self, address: str, read_buffer: memoryview) -> None:
+        """`read_buffer` may be shared: what is read is taken over before the next read."""
+        self.address = address
+        self.loop = asyncio.get_running_loop()
+        self.heard_at = 0.0
+        """When bytes came last, in loop time."""
+        self.may_write = True
+        self._read_buffer = read_buffer
+        self._opening: asyncio.Task[None]
+        self._transport: asyncio.Transport
+        self._socket: socket.socket | None = None  # the transport's, while connected
+        self._paused = False
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    # --- what a subclass does ---
+
+    def on_connected(self) -> None:
+        """Begin: the connection stands, its TLS handshake included."""
+
+    def on_bytes(self, data: memoryview) -> None:
+        """Take what was read; it is overwritten afterwards."""
+        raise NotImplementedError
+
+    def on_writable(self) -> None:
+        """Go on: the peer has fetched enough of what was written."""
+
+    def on_timer(self) -> None:
+        """Move the deadline on, if the peer waits for us."""
+
+    def on_late(self) -> None:
+        """End: the deadline has passed."""
+
+    def on_handshake_failed(self, error: OSError) -> None:
+        """Say that no connection came about."""
+
+    def on_gone(self) -> None:
+        """Forget the connection: it is closed, or about to be. May be called again."""
+
+    # --- its life ---
+
+    def open(self, sock: socket.socket, tls: ssl.SSLContext | None, handshake_timeout_s: float) -> None:
+        """Begin, with a TLS handshake where one is wanted."""
+        self._opening = self.loop.create_task(self._open(sock, tls, handshake_timeout_s), name="open")
+
+    async def _open(self, sock: socket.socket, tls: ssl.SSLContext | None, handshake_timeout_s: float) -> None:
+        timeout_s = handshake_timeout_s if tls else None
+        try:
+            await self.loop.connect_accepted_socket(lambda: self, sock, ssl=tls, ssl_handshake_timeout=timeout_s)
+        except OSError as error:  # ssl.SSLError and TimeoutError are
+            self.on_handshake_failed(error)
+        finally:
+            if self._socket is None:
+                sock.close()
+                self.on_gone()
+
+    def drop(self) -> None:
+        """Close at once."""
+        if self._opening.done():
+            self._transport.abort()
+        else:
+            self._opening.cancel()
+        self.on_gone()
+
+    def close(self) -> None:
+        """Close once what was written has gone."""
+        self._transport.close()
+        self.on_gone()
+
+    def finish(self, last: bytes) -> None:
+        """Write the last bytes, and close once they have gone; if there are any, the peer is to close first."""
+        if not last:
+            self._transport.close()
+            return
+        self._transport.write(last)
+        if self._transport.can_write_eof():
+            with contextlib.suppress(OSError):  # the peer is gone
+                self._transport.write_eof()
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; `may_write` says whether more are welcome."""
+        self._transport.write(data)
+
+    def pause(self) -> None:
+        """Read no further: the peer has to wait."""
+        self._paused = True
+        self._transport.pause_reading()
+
+    def resume(self) -> bool:
+        """Read on; return whether that makes sense: not where nothing may be written, or the end has begun."""
+        if not self.may_write or self._transport.is_closing():
+            return False
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        return True
+
+    # --- asyncio's side ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(WRITE_BYTES)
+        self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())  # a view: connection_lost
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.on_connected()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._acknowledge()
+        self.heard_at = self.loop.time()
+        self.on_bytes(self._read_buffer[:nbytes])
+
+    def _acknowledge(self) -> None:
+        """Acknowledge at once: a sender with Nagle's algorithm waits for it, and the kernel would delay it 40 ms."""
+        if self._socket is not None and TCP_QUICKACK is not None:
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
+
+    def eof_received(self) -> bool:
+        return False  # close
+
+    def pause_writing(self) -> None:
+        self.may_write = False
+        self.pause()
+
+    def resume_writing(self) -> None:
+        self.may_write = True
+        self.on_writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._socket is not None:
+            self._socket.detach()  # the transport closes it
+            self._socket = None
+        self.on_gone()
+
+    # --- time ---
+
+    def expect_within(self, seconds: float) -> None:
+        """Set the deadline."""
+        self._deadline = self.loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_at(self._deadline, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        """Judge the deadline. There is one timer: a deadline that has moved on re-arms it."""
+        self._timer = None
+        self.on_timer()
+        if self._timer is not None:
+            return  # on_timer has set a deadline
+        if self.loop.time() < self._deadline:
+            self._timer = self.loop.call_at(self._deadline, self._look_at_time)
+        else:
+            self.on_late()

@@ -1,0 +1,147 @@
+"""The whole gateway in this process, `client.run`: an image in by DICOM, its row at a real server."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from structlog.testing import capture_logs
+
+from client import run
+from common import metrics
+from common.control import request
+from common.settings import GatewaySettings, load
+from dicom.statuses import SUCCESS
+from models import GatewayState
+from tests.factories import SERIES, make_dataset
+from tests.integration.test_pacs import counts, foreign_pacs, held, uids_of
+from tests.integration.test_scp import associated
+from tests.serving import Serving, serving
+
+WITHIN_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    with serving(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+class Gateway:
+    """A gateway that runs; `undelivered` says what it had left when it had ended."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self.settings = settings
+        self.stop = asyncio.Event()
+        self.undelivered: int | None = None
+        self.shown: asyncio.Future[Callable[[], GatewayState]] = asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def show(self, state: Callable[[], GatewayState]) -> AsyncIterator[None]:
+        self.shown.set_result(state)
+        yield
+
+    async def run(self) -> None:
+        self.undelivered = await run(self.settings, self.stop, show=self.show)
+
+    async def started(self) -> int:
+        """The port that it listens on."""
+        state = await self.shown
+        while True:
+            if port := int(state().Address.rpartition(":")[2]):
+                return port
+            await asyncio.sleep(0.01)
+
+    async def asked(self, path: str) -> Any:
+        """What the server answers, once it has it."""
+        async with httpx.AsyncClient(base_url=str(self.settings.server_url)) as http:
+            while True:
+                answer = await http.get(path)
+                if answer.status_code != HTTPStatus.NOT_FOUND:
+                    return answer.json()
+                await asyncio.sleep(0.02)
+
+    async def heard(self) -> dict[str, Any]:
+        """What it has said of itself to the server, once it has."""
+        while True:
+            states = [one["State"] for one in (await self.asked("/gateways"))["gateways"]]
+            for state in states:
+                if state["GatewayID"] == self.settings.id:
+                    return dict(state)
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def running(folder: Path, url: str, **flags: str) -> AsyncIterator[Gateway]:
+    """A gateway that listens, told to stop at the end."""
+    own = {"scp_port": "0", "server_url": url, "journal_path": f"{folder}/journal.db"}
+    idle = {"idle_policy": "fixed", "idle_timeout_s": "0.2"}
+    gateway = Gateway(load(GatewaySettings, own | idle | flags))
+    async with asyncio.timeout(WITHIN_S), asyncio.TaskGroup() as tasks:
+        tasks.create_task(gateway.run())
+        try:
+            await gateway.started()
+            yield gateway
+        finally:
+            gateway.stop.set()
+
+
+async def test_an_image_becomes_a_row_and_all_beside_its_way_sees_it(server: Serving, tmp_path: Path) -> None:
+    series, trace = f"{SERIES}.7", tmp_path / "trace.jsonl"
+    flags = {"id": "way", "trace_path": str(trace), "metrics_port": "0"}
+    with capture_logs() as logs:
+        async with running(tmp_path, server.url, **flags) as gateway:
+            async with associated(await gateway.started()) as scu:
+                assert (await scu.store(make_dataset(series=series))).Status == SUCCESS
+            row = await gateway.asked(f"/series/{series}")
+            assert not (await gateway.heard())["Stopped"]
+            status = await asyncio.to_thread(request, gateway.settings.journal_path, WITHIN_S, "status")
+            (metrics_port,) = [entry["port"] for entry in logs if entry["event"] == "metrics.served"]
+            async with httpx.AsyncClient() as http:
+                measured = (await http.get(f"http://127.0.0.1:{metrics_port}/metrics")).text
+        assert (await gateway.heard())["Stopped"]
+    assert (row["Verdict"], row["NumInstances"], row["Source"]) == ("idle", 1, "SCU CT")
+    assert status == {"running": True, "ready": True, "reason": None}
+    assert "gateway_added_latency_seconds_count" in measured
+    assert [json.loads(line)["event"] for line in trace.read_text().splitlines()] == ["opened", "image", "released"]
+    assert gateway.undelivered == 0
+    assert [entry["event"] for entry in logs if entry["event"].startswith("gateway.")] == [
+        "gateway.started",
+        "gateway.draining",
+        "gateway.stopped",
+    ]
+
+
+async def test_what_only_the_pacs_has_is_asked_for_fetched_and_verified(
+    server: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.open_series.RECEIVING_S", 0.1)
+    received, asked = metrics.total(metrics.instances_received), metrics.total(metrics.pacs_questions)
+    with foreign_pacs(counts(2, uids=uids_of(2)), [held(2)]) as port:
+        flags = {"id": "asks", "pacs": f"SCU@127.0.0.1:{port}", "fetch_missing": "get"}
+        async with running(tmp_path, server.url, **flags) as gateway:
+            async with associated(await gateway.started()) as scu:
+                assert (await scu.store(make_dataset("1"))).Status == SUCCESS
+            row = await gateway.asked(f"/series/{SERIES}")
+    assert (row["Verdict"], row["NumInstances"]) == ("verified", 2)
+    assert metrics.total(metrics.instances_received) == received + 2
+    assert metrics.total(metrics.pacs_questions) > asked
+
+
+async def test_what_an_earlier_run_left_is_delivered_by_one_that_does_not_listen(
+    server: Serving, tmp_path: Path
+) -> None:
+    series, nobody = f"{SERIES}.8", "http://127.0.0.1:9"
+    flags = {"id": "left", "idle_timeout_s": "3600", "drain_timeout_s": "0.1"}
+    async with running(tmp_path, nobody, **flags) as gateway, associated(await gateway.started()) as scu:
+        assert (await scu.store(make_dataset(series=series))).Status == SUCCESS
+    assert gateway.undelivered == 1
+    settings = load(GatewaySettings, {"id": "left", "journal_path": f"{tmp_path}/journal.db", "server_url": server.url})
+    assert await run(settings, asyncio.Event(), listen=False) == 0
+    async with httpx.AsyncClient(base_url=server.url) as http:
+        assert (await http.get(f"/series/{series}")).json()["Verdict"] == "drained"
