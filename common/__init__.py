@@ -1,6 +1,8 @@
-"""What both processes share, whichever side of HTTP they stand on.
+"""The modules that gateway and server share.
 
-`start`, `settings` (their kinds in `kinds`, one of them in `extras`), `errors`, `logs`, `metrics`, `events` (each one
-that is logged), `tracing`; then `control` (the socket on which the only writer of a file is asked), `at_rest` (a SQLite
-file read beside that writer), `threads`, `times`, `outgoing`, `connections`, `version`.
+Setting up: `start`, `settings` (with the types of values in `kinds`, and one long setting in `extras`), `errors`.
+Telling: `logs`, `events` (every event that is logged), `metrics`, `tracing`.
+Files and sockets: `control` (asking the process that owns a file), `at_rest` (reading a SQLite file beside its owner),
+`connections` and `outgoing` (TCP and HTTP).
+Small things: `threads`, `times`, `version`.
 """

@@ -11,9 +11,9 @@ from typing import Any
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file of a file, which the kernel frees at exit, however that comes about.
+    """Hold the lock of a file. The kernel releases it when the process ends, in whatever way.
 
-    Raises BlockingIOError where another process holds it, and OSError where it cannot be made.
+    Raises BlockingIOError if another process holds it, and OSError if the lock file cannot be made.
     """
     with open(f"{real(path)}.lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -21,7 +21,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def rows(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
-    """The rows of a query; bytes that are no text are replaced. Raises sqlite3.Error."""
+    """Return the rows of a query. Bytes that are not valid text are replaced. Raises sqlite3.Error."""
     with closing(sqlite3.connect(read_only(real(path)), uri=True, timeout=5)) as connection:
         connection.row_factory = sqlite3.Row
         connection.text_factory = lambda stored: stored.decode(errors="replace")
@@ -29,14 +29,15 @@ def rows(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
 
 
 def read_only(path: Path) -> str:
-    """The URI that opens a SQLite file and leaves nothing beside it.
+    """Return a URI that opens a SQLite file for reading, and leaves no files beside it.
 
-    To read what has a write-ahead log SQLite makes files of its own, even where nobody writes and the log is gone.
+    SQLite creates -wal and -shm files to read a database in WAL mode, even if nobody writes to it. If there is no -wal
+    file, nobody does, and `immutable` tells SQLite that it needs none.
     """
     at_rest = not Path(f"{path}-wal").exists()
     return f"{path.absolute().as_uri()}?mode=ro{'&immutable=1' if at_rest else ''}"
 
 
 def real(path: Path) -> Path:
-    """The file itself, whichever links lead there: it, its lock and its socket stand side by side."""
+    """Return the path of a file behind all links. Its lock and its socket are beside that path."""
     return Path(os.path.realpath(path))

@@ -1,6 +1,7 @@
-"""The Unix socket `<file>.sock` on which a gateway or server, the only one that may write that file, is asked to.
+"""The Unix socket `<file>.sock`, on which a command asks a running gateway or server to do something.
 
-One JSON line each way; the file is the gateway's journal, or the server's SQLite database.
+The file is the gateway's journal or the server's SQLite database. Only one process may write to it, so commands ask
+that process. A request and its answer are one line of JSON each.
 """
 
 import contextlib
@@ -17,22 +18,22 @@ from common.errors import GatewayError
 if TYPE_CHECKING:
     import asyncio
 
-MAX_LINE_BYTES = 2**20
+MAX_LINE_BYTES = 2**20  # of a request
 
 Operation = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class NotRunning(GatewayError):
-    """Nobody listens on the file's socket."""
+    """No process listens on the file's socket."""
 
 
 class RequestFailed(GatewayError):
-    """What was asked could not be done. The text says why."""
+    """The request could not be carried out. The text says why."""
 
 
 @asynccontextmanager
 async def serve_control(path: Path, operations: Mapping[str, Operation]) -> AsyncIterator[None]:
-    """Take requests, `{"do": operation, …arguments}`, from the user whom this process runs as."""
+    """Answer requests of the form `{"do": operation, …arguments}`. Only the user of this process can connect."""
     import asyncio
 
     async def serve(reader: "asyncio.StreamReader", writer: "asyncio.StreamWriter") -> None:
@@ -41,7 +42,7 @@ async def serve_control(path: Path, operations: Mapping[str, Operation]) -> Asyn
             await writer.drain()
 
     with _address(path) as address:
-        _remove(address)  # a killed process leaves it; the file's lock says that it is ours
+        _remove(address)  # a killed process left it behind; we hold the file's lock, so nobody else uses it
         before = os.umask(0o177)
         try:
             server = await asyncio.start_unix_server(serve, address, limit=MAX_LINE_BYTES)
@@ -55,25 +56,28 @@ async def serve_control(path: Path, operations: Mapping[str, Operation]) -> Asyn
 
 
 async def _answer(operations: Mapping[str, Operation], reader: "asyncio.StreamReader") -> dict[str, Any]:
-    """Do what one line asks: the edge to whoever may open the socket."""
+    """Read one request and carry it out; return the answer. Every error becomes an answer, too."""
     try:
         arguments = json.loads(await reader.readline())
         return await operations[arguments.pop("do")](**arguments)
     except GatewayError as error:
         return {"error": str(error)}
-    except Exception as error:  # what stands in that line may be anything
-        return {"error": f"not a request that this process knows ({type(error).__name__}): is it another version?"}
+    except Exception as error:  # the line may hold anything
+        return {"error": f"this process does not know the request ({type(error).__name__}): is it another version?"}
 
 
 def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
-    """Ask the process that runs on the file at `path`. Raises NotRunning or RequestFailed."""
+    """Ask the process that owns the file at `path` to do an operation; return its answer.
+
+    Raises NotRunning or RequestFailed.
+    """
     with _address(path) as address, socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout_s)
         try:
             sock.connect(address)
         except PermissionError as error:
             raise RequestFailed(
-                f"{path}.sock may not be opened. Run this as the user whom that process runs as."
+                f"{path}.sock may not be opened. Run this as the user that the running process runs as."
             ) from error
         except OSError as error:
             raise NotRunning from error
@@ -82,7 +86,7 @@ def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str
             with sock.makefile() as lines:
                 answer: dict[str, Any] = json.loads(lines.readline())
         except (OSError, ValueError) as error:
-            raise RequestFailed(f"the running process did not answer {do}: {type(error).__name__}") from error
+            raise RequestFailed(f"the running process did not answer `{do}`: {type(error).__name__}") from error
     if "error" in answer:
         raise RequestFailed(str(answer["error"]))
     return answer
@@ -94,9 +98,10 @@ def _remove(address: str) -> None:
 
 @contextmanager
 def _address(file: Path) -> Iterator[str]:
-    """The socket's path by way of its folder's descriptor: a Unix address holds 107 bytes, a path may be longer.
+    """Yield a short address of the file's socket, by way of a descriptor of its folder.
 
-    It stands beside the file itself, whichever link leads there.
+    A Unix address holds at most 107 bytes, and a path can be longer. The socket is beside the file itself, not beside a
+    link to it.
     """
     file = Path(os.path.realpath(file))
     try:

@@ -1,12 +1,12 @@
-"""What every file of ours may raise, and how what others say is shown. Imports nothing: commands start with it."""
+"""The base of all our errors, and how texts from outside are shown. Imports nothing, since every command uses it."""
 
 import re
 
 
 class GatewayError(Exception):
-    """Base of every error that one of our files raises for another to handle."""
+    """Base class of the errors that one of our modules raises and another handles."""
 
 
 def printable(text: str) -> str:
-    """What others say, without what moves a terminal's cursor or colours it."""
+    """Return a text from outside with control characters replaced, so that it cannot control a terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "\ufffd", text)

@@ -1,19 +1,19 @@
-"""Every event that is logged or stands in a timeline: name, fields, meaning. Never patient data.
+"""Every event of the log and of series' timelines: name, fields, meaning. They never hold patient data.
 
-`make docs` writes the tables of docs/telemetry.md from here; a test holds this list against what the code emits.
+`make docs` writes the tables of docs/telemetry.md from here. A test compares this list with what the code emits.
 """
 
 from typing import NamedTuple
 
 
 class LogEvent(NamedTuple):
-    """A line of the log: what it is called with, beside `timestamp`, `level` and `event`."""
+    """A line of the log. Every line also has the fields `timestamp`, `level` and `event`."""
 
     name: str
     level: str
-    """Several, separated by spaces, if it depends on what happened."""
+    """The level; several, separated by spaces, if it depends on what happened."""
     fields: str
-    """Separated by spaces."""
+    """The names of its fields, separated by spaces."""
     meaning: str
 
 
@@ -22,7 +22,7 @@ class TimelineEvent(NamedTuple):
 
     name: str
     details: str
-    """Separated by spaces."""
+    """The names of its details, separated by spaces."""
     meaning: str
 
 
@@ -31,27 +31,28 @@ LOG_EVENTS = (
         "association.aborted",
         "warning",
         "association calling_ae_title peer_address reason",
-        "We ended the association: a time-out passed, the drain's time was up, or it was idle and gave way to another.",
+        "The gateway ended the association: a time-out passed, the drain took too long, or it was idle and its place "
+        "was needed for another.",
     ),
     LogEvent(
         "association.ended",
         "info",
         "association calling_ae_title peer_address instances seconds",
-        "An association ended, however it did; `instances` of its images were answered 0x0000.",
+        "An association ended, for whatever reason; `instances` of its images were answered with 0x0000.",
     ),
     LogEvent(
         "association.rejected",
         "warning",
         "calling_ae_title as_sent called_ae_title peer_address result_source_reason reason near",
-        "We rejected the association. `result_source_reason` are the numbers of PS3.8 table 9-21; `as_sent` and "
-        "`called_ae_title` are escaped, as sent; `near` is the entry of `GATEWAY_ALLOWED_PEERS` that differs only in "
-        "case or padding.",
+        "The gateway rejected the association. `result_source_reason` holds the numbers of PS3.8 table 9-21; `as_sent` "
+        "and `called_ae_title` are the AE titles as they were sent, escaped; `near` is an entry of "
+        "`GATEWAY_ALLOWED_PEERS` that differs only in case or padding.",
     ),
     LogEvent(
         "association.violated",
         "warning",
         "association calling_ae_title as_sent peer_address reason",
-        "The peer broke the protocol or a limit and was cut off; `as_sent` is its AE title, escaped.",
+        "The peer violated the protocol or exceeded a limit, and was disconnected; `as_sent` is its AE title, escaped.",
     ),
     LogEvent(
         "audit.unwritten",
@@ -63,22 +64,24 @@ LOG_EVENTS = (
         "backlog.locked",
         "warning",
         "reason",
-        "on-complete: waits for another on-complete, or for a script that an earlier one left running.",
+        "on-complete: it waits for another on-complete, or for a script that an earlier one left running.",
     ),
     LogEvent(
         "certificate.refused",
         "error",
         "reason",
-        "SIGHUP: the certificate files cannot be used; the old certificate stays.",
+        "SIGHUP: the certificate files cannot be used; the old certificate stays in use.",
     ),
     LogEvent("certificate.reloaded", "info", "", "SIGHUP: new handshakes use the new certificate."),
     LogEvent(
         "changes.followed",
         "info",
         "since",
-        "on-complete: the server answers; changes after this number are worked on.",
+        "on-complete: the server answers; changes after this number are handled.",
     ),
-    LogEvent("changes.unread", "warning", "reason", "on-complete: the server gave no changes; it is asked again."),
+    LogEvent(
+        "changes.unread", "warning", "reason", "on-complete: the changes could not be read; the server is asked again."
+    ),
     LogEvent("conflict.resolved", "info", "series_instance_uid decision", "An operator settled a conflict."),
     LogEvent(
         "connection.refused",
@@ -90,7 +93,7 @@ LOG_EVENTS = (
         "connection.unaccepted",
         "error",
         "reason",
-        "The process has no file descriptor left; it goes on accepting as soon as there is one.",
+        "The process has no file descriptor left; it accepts connections again as soon as one is free.",
     ),
     LogEvent("database.migrated", "info", "to seconds", "The schema is up to date."),
     LogEvent(
@@ -99,66 +102,78 @@ LOG_EVENTS = (
         "before to",
         "The schema is being brought up to date; this can take a while.",
     ),
-    LogEvent("database.unavailable", "error", "reason", "The database did not answer; the request got 503."),
+    LogEvent(
+        "database.unavailable", "error", "reason", "The database did not answer; the request was answered with 503."
+    ),
     LogEvent(
         "dead_letters.discarded",
         "info",
         "ids reason",
-        "An operator, or an order of the server, gave up these dead letters.",
+        "An operator, or an order from the server, gave up these dead letters.",
     ),
     LogEvent(
         "dead_letters.replayed",
         "info",
         "ids unmade",
-        "An operator, or an order of the server, had these posted again; `unmade` stay dead, for no report can be "
-        "made of them.",
+        "An operator, or an order from the server, had these dead letters posted again. Those in `unmade` stay dead "
+        "letters, since no report can be made from them.",
     ),
     LogEvent(
         "gateway.dismissed",
         "info",
         "gateway",
-        "Server: an operator says that a gateway is gone; its last heartbeat is forgotten.",
+        "Server: an operator said that a gateway is gone; its last heartbeat is deleted.",
     ),
     LogEvent(
         "gateway.draining",
         "info",
         "drain_timeout_s",
-        "SIGTERM or Ctrl-C: the gateway stops accepting and delivers what it has.",
+        "SIGTERM or Ctrl-C: the gateway accepts no more associations and delivers what it has.",
     ),
-    LogEvent("gateway.recovered", "info", "", "The gateway takes images again."),
+    LogEvent("gateway.recovered", "info", "", "The gateway accepts images again."),
     LogEvent(
         "gateway.saturated",
         "error",
         "reason",
-        "The gateway takes no images: journal or disk is full or failing.",
+        "The gateway refuses images, because the journal or the disk is full or failing.",
     ),
     LogEvent("gateway.started", "info", "host port ae_title version", "The gateway listens."),
     LogEvent(
         "gateway.stopped",
         "info",
         "undelivered",
-        "The gateway ended; so many reports wait in the journal for the next start.",
+        "The gateway ended; `undelivered` reports wait in the journal for the next start.",
     ),
     LogEvent(
         "habits.unreadable",
         "warning",
         "source exception",
-        "What was learnt about a source cannot be read; it is learnt anew.",
+        "What was learnt about a source cannot be read; it is learnt again.",
     ),
     LogEvent(
         "heartbeat.refused",
         "warning",
         "reason",
-        "The server does not take this gateway's heartbeats; logged once.",
+        "The server refuses this gateway's heartbeats; logged once.",
     ),
     LogEvent(
         "instance.refused",
         "warning error",
         "association calling_ae_title peer_address status reason sop_instance_uid",
-        "An image was answered with `status`, not with 0x0000.",
+        "An image was refused: it was answered with `status`, not with 0x0000.",
     ),
-    LogEvent("instances.refused", "error", "count reason", "The journal could not keep these images: 0xA700."),
-    LogEvent("journal.opened", "info", "open_instances undelivered", "What an earlier run left in the journal."),
+    LogEvent(
+        "instances.refused",
+        "error",
+        "count reason",
+        "The journal could not store these images; they were answered with 0xA700.",
+    ),
+    LogEvent(
+        "journal.opened",
+        "info",
+        "open_instances undelivered",
+        "The journal is open; the fields count what an earlier run left in it.",
+    ),
     LogEvent(
         "journal.set_aside",
         "error",
@@ -169,10 +184,10 @@ LOG_EVENTS = (
         "journal.unreadable",
         "error",
         "table row reason",
-        "A row of the journal holds nonsense: what cannot be read of that series is left out; `reason` is the kind "
-        "and place of the error.",
+        "A row of the journal cannot be read; that part of its series is left out. `reason` is the kind and place of "
+        "the error.",
     ),
-    LogEvent("key.exposed", "warning", "host cure", "The key travels in clear text."),
+    LogEvent("key.exposed", "warning", "host cure", "The key is sent in clear text."),
     LogEvent("key.refused", "warning error", "reason", "The key's file cannot be used, or the key lacks a scope."),
     LogEvent("key.reloaded", "info", "", "The key was read from its file again."),
     LogEvent("metrics.served", "info", "host port", "The metrics port listens."),
@@ -186,75 +201,81 @@ LOG_EVENTS = (
         "order.delayed",
         "warning",
         "number kind reason",
-        "An order could not be done now; the server gives it again.",
+        "An order could not be carried out now; the server gives it again.",
     ),
     LogEvent(
         "order.done",
         "info",
         "number kind problem",
-        "The gateway did what the server ordered; `problem` says why there was nothing to do.",
+        "The gateway carried out an order of the server; `problem` says why there was nothing to do, if so.",
     ),
     LogEvent(
         "order.ended",
         "info",
         "gateway number kind done",
-        "Server: the gateway has said what became of the order.",
+        "Server: the gateway has reported the outcome of the order.",
     ),
-    LogEvent("order.failed", "error", "number kind exception", "A bug: the order failed, and the server is told so."),
+    LogEvent(
+        "order.failed", "error", "number kind exception", "A bug: the order failed; the server is told that it did."
+    ),
     LogEvent(
         "order.given",
         "info",
         "gateway number kind",
-        "Server: an operator wants something done about a dead letter.",
+        "Server: an operator gave an order about a dead letter; the gateway gets it with its next heartbeat.",
     ),
     LogEvent(
         "order.refused",
         "warning",
         "number reason",
-        "This version does not know such an order; the server is told so.",
+        "This version of the gateway does not know the order; the server is told that.",
     ),
     LogEvent("process.failed", "critical", "exception", "A bug: the process ends."),
     LogEvent(
         "report.delayed",
         "warning",
         "series_instance_uid revision attempt reason retry_in_s trace_id",
-        "The server could not take the report now; it is posted again.",
+        "The report could not be delivered now; it is posted again.",
     ),
     LogEvent(
         "report.delivered",
         "info",
         "series_instance_uid revision instances stored attempt row_latency_s expected missing conflicts part trace_id",
-        "The row is stored, `row_latency_s` after the last image. Where they apply: `missing` of `expected` images "
-        "are not in the row, `conflicts` reports are kept beside it, `part`: the series stays open.",
+        "The server stored the row, `row_latency_s` after the last image. If present: `missing` of `expected` images "
+        "are not in the row; `conflicts` reports are kept beside it; `part`: the series stays open.",
     ),
     LogEvent(
         "report.failed",
         "error",
         "series_instance_uid revision attempt reason",
-        "A bug met this report, by kind and place: it is posted again, and becomes a dead letter after three times "
-        "in a row.",
+        "A bug prevented this report from being posted; `reason` is its kind and place. The report is tried again, and "
+        "becomes a dead letter after three failures in a row.",
     ),
-    LogEvent("report.refused", "warning", "fields problems", "Server: 422; its side of `report.rejected`."),
+    LogEvent(
+        "report.refused",
+        "warning",
+        "fields problems",
+        "Server: a report was answered with 422; the gateway logs `report.rejected`.",
+    ),
     LogEvent(
         "report.rejected",
         "error",
         "series_instance_uid revision instances reason dead_letter trace_id",
-        "The server refused the report for good: it is a dead letter.",
+        "The server refused the report for good; it is now a dead letter.",
     ),
     LogEvent(
         "report.unmarked",
         "error",
         "series_instance_uid reason",
-        "The report was delivered but the journal could not note it: it is posted again.",
+        "The report was delivered, but the journal could not record that; it is posted again.",
     ),
     LogEvent(
         "request.audited",
         "info",
         "method route peer who status series_instance_uid via decision conflict gateway number kind dead_letter "
         "webhook",
-        "The audit log: every request but probes, the page's files, log-outs, and heartbeats and metrics that were "
-        "answered well. "
-        "`via` is `page` if a session acted; what follows says what was done about what.",
+        "The audit log: every request except probes, the page's files, log-outs, and successful heartbeats and "
+        "metrics. `via` is `page` if a browser's session acted; the fields after it say what was done.",
     ),
     LogEvent(
         "script.delayed",
@@ -273,32 +294,32 @@ LOG_EVENTS = (
         "series.conflicted",
         "warning",
         "series_instance_uid revision instances conflicts trace_id",
-        "The report names another patient or study than the stored row.",
+        "The report names another patient or study than the stored row does.",
     ),
     LogEvent(
         "series.declared",
         "info",
         "series_instance_uid declared changed",
-        "A person declared the series complete or incomplete; `changed`: its row changed at once.",
+        "A person declared the series complete or incomplete; `changed` says if its row changed at once.",
     ),
     LogEvent(
         "series.doubtful",
         "warning",
         "series_instance_uid revision instances source reasons trace_id",
-        "Images of the series break the standard and were read as far as they can be; another reader may understand "
-        "them otherwise.",
+        "Images of the series violate the standard and were read as far as possible; another reader may understand "
+        "them differently.",
     ),
     LogEvent(
         "series.parted",
         "info",
         "series_instance_uid revision instances trace_id",
-        "A part was reported: what is here of a series that has more images at its PACS. It stays open.",
+        "A part was reported: the images here, of a series of which the PACS has more. It stays open.",
     ),
     LogEvent(
         "series.reduced",
         "error",
         "series_instance_uid exception",
-        "A bug: the report could not be made; the least one (identity, UIDs, `idle`) went in its place.",
+        "A bug: the report could not be made; a minimal one (identity, UIDs, verdict `idle`) was made instead.",
     ),
     LogEvent(
         "series.reported",
@@ -310,52 +331,56 @@ LOG_EVENTS = (
         "series.set_aside",
         "error",
         "series_instance_uid exception",
-        "A bug: not even the least report could be made; the series is a dead letter, which `dead-letters replay` "
-        "makes anew.",
+        "A bug: not even the minimal report could be made; the series is now a dead letter, and `dead-letters replay` "
+        "tries again.",
     ),
     LogEvent(
         "series.stored",
         "info",
         "series_instance_uid instances revision verdict conflicts trace_id",
-        "The server's row as it is now.",
+        "Server: a report was stored; the fields show the row as it is now.",
     ),
-    LogEvent("series.unreported", "error", "count reason", "The journal could not take these reports; tried again."),
+    LogEvent(
+        "series.unreported", "error", "count reason", "The journal could not store these reports; it is tried again."
+    ),
     LogEvent("server.failed", "error", "exception", "A bug in a background task: the process ends."),
-    LogEvent("server.refused", "error", "reason", "The server cannot start; `reason` names the setting and the cure."),
+    LogEvent(
+        "server.refused", "error", "reason", "The server cannot start; `reason` names the setting and how to fix it."
+    ),
     LogEvent("server.started", "info", "database version", "The server's database is open."),
     LogEvent("server.stopped", "info", "", "The server ended."),
     LogEvent(
         "stream.dropped",
         "warning",
         "reason",
-        "A reader of /changes/stream or of the page did not take what was sent; it asks again where it was.",
+        "A reader of /changes/stream or of the page was too slow and was disconnected; it can continue where it was.",
     ),
     LogEvent("trace.ended", "error", "reason", "`GATEWAY_TRACE_PATH` cannot be written any more."),
-    LogEvent("warning.raised", "warning", "category place", "A library warned."),
+    LogEvent("warning.raised", "warning", "category place", "A Python library gave a warning."),
     LogEvent(
         "webhook.delayed",
         "warning",
         "webhook change reason",
-        "A webhook did not take a change; it is told again.",
+        "A webhook did not accept a change; it is sent again.",
     ),
     LogEvent(
         "webhook.ended",
         "error",
         "webhook change reason",
-        "A webhook answered 410: it is told nothing more until it is replayed.",
+        "A webhook answered 410: it is sent nothing more until it is replayed.",
     ),
     LogEvent(
         "webhook.interrupted",
         "warning",
         "webhook reason",
-        "The database did not answer; the webhook goes on when it does.",
+        "The database did not answer; the webhook continues when it does.",
     ),
     LogEvent("webhook.rejected", "error", "webhook change reason", "A change was given up for a webhook."),
     LogEvent(
         "webhook.settled",
         "info",
         "webhook decision",
-        "An operator had a webhook told again what was given up (`replay`), or gave that up for good (`discard`).",
+        "An operator had the changes that were given up sent again (`replay`), or dropped for good (`discard`).",
     ),
     LogEvent("worker.ended", "error", "worker exit_code", "A worker process ended; it is started again."),
 )
@@ -370,24 +395,25 @@ TIMELINE_EVENTS = (
     TimelineEvent(
         "images.arrived",
         "Arrivals",
-        "How many images had come when, in seconds after the first: `0:1 0.31:12 1.2:50`; `At` is when the last came.",
+        "How many images had arrived by when, in seconds after the first one: `0:1 0.31:12 1.2:50`. `At` is when the "
+        "last one arrived.",
     ),
     TimelineEvent(
         "images.counted",
         "Association Images Released",
-        "How many images an association brought, and whether it had ended; `At` is when it did, or the time of the "
-        "report.",
+        "How many images an association brought, and whether it had ended. `At` is when it ended, or else the time of "
+        "the report.",
     ),
     TimelineEvent(
         "pacs.answered",
         "PACS Count Known Missing Fetched Problem",
-        "A question to the PACS, and its answer.",
+        "The PACS was asked about the series; its answer.",
     ),
     TimelineEvent("report.stored", "Added Known Verdict", "Server: the report changed the row."),
     TimelineEvent(
         "series.declared",
         "Declared By Because Withdrawn",
-        "Server: a person declared the series complete or incomplete; `Withdrawn` is the verdict that this took away.",
+        "Server: a person declared the series complete or incomplete; `Withdrawn` is the verdict that it lost by that.",
     ),
     TimelineEvent(
         "series.idle",
@@ -398,7 +424,7 @@ TIMELINE_EVENTS = (
     TimelineEvent(
         "series.purged",
         "Images",
-        "Server: the series was purged then, with so many images, and sent again later ([what "
+        "Server: the series was purged at that time, with `Images` images, and was sent again later ([what "
         "grows](operations.md#what-grows-and-what-to-delete)).",
     ),
     TimelineEvent("series.reopened", "LateByS Verdict", "An image came after this verdict."),
@@ -406,7 +432,7 @@ TIMELINE_EVENTS = (
     TimelineEvent(
         "timeline.shortened",
         "Dropped Until",
-        "Server: so many events stood here, the last of them at that time.",
+        "Server: `Dropped` older events were removed here, the last of them of the time `Until`.",
     ),
     TimelineEvent("verdict.contradicted", "Verdict IdlePolicy Added", "Server: images came after this verdict."),
 )

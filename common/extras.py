@@ -1,11 +1,11 @@
-"""GATEWAY_EXTRA_ATTRIBUTES, understood: what a site wants kept of its images beside what always is."""
+"""Parse GATEWAY_EXTRA_ATTRIBUTES: the attributes that a site wants kept in addition to those that always are."""
 
 import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-MOST = 32  # of one gateway: a row holds 100 attributes
-MAX_NAME_OF_IMAGES = 64 - len("OfImages")  # characters; with these, a report's name has 64 at most
+MOST = 32  # most entries of one gateway, since a row holds 100 attributes
+MAX_NAME_OF_IMAGES = 64 - len("OfImages")  # characters of a name with *; "OfImages" is added, and 64 are the limit
 AN_ENTRY = re.compile(
     r"(?:(?P<name>[A-Za-z][A-Za-z0-9]{0,39})=)?"
     r"(?:(?P<keyword>[A-Za-z][A-Za-z0-9]{1,63})|\(?(?P<group>[0-9A-Fa-f]{4}),?(?P<element>[0-9A-Fa-f]{4})\)?"
@@ -21,21 +21,21 @@ TEXTS = {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST",
 
 
 class Extra(NamedTuple):
-    """One attribute."""
+    """One attribute to keep."""
 
     name: str
-    """Of it in `Attributes`."""
+    """Its name in a report's `Attributes`."""
     tag: int
-    """Of a private one: its group, and the lower byte of its element."""
+    """The tag. If the attribute is private: its group, and the low byte of its element number."""
     vr: str
     creator: str = ""
-    """Of a private one; it says where the block of its elements is (PS3.5 §7.8.1)."""
+    """The private creator, which reserves the block of elements (PS3.5 §7.8.1); empty if it is not private."""
     of_images: bool = False
-    """The values of every image are kept, and not the first of the series."""
+    """If true, the values of all images are kept; if false, the first of the series."""
 
     @property
     def tags(self) -> frozenset[int]:
-        """All elements that it may be, or that may say which."""
+        """Return every tag that may hold the attribute or, if it is private, its creator."""
         if not self.creator:
             return frozenset((self.tag,))
         group, low = self.tag & 0xFFFF0000, self.tag & 0xFF
@@ -43,15 +43,15 @@ class Extra(NamedTuple):
 
 
 def extras(text: str) -> tuple[Extra, ...]:
-    """The attributes that the setting names. Raises ValueError with the entry and the cure."""
+    """Parse the setting. Raises ValueError, which names the wrong entry and how to fix it."""
     found = [_extra(entry.strip()) for entry in text.split(";") if entry.strip()]
     if len(found) > MOST:
-        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES has {len(found)} entries: at most {MOST} are kept")
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES has {len(found)} entries: give at most {MOST}")
     names = [(extra.name, extra.of_images) for extra in found]
     for name, of_images in names:
         if names.count((name, of_images)) > 1:
             raise ValueError(
-                f"GATEWAY_EXTRA_ATTRIBUTES has {name} twice: remove one, or name it: Other=(0019,0C,CREATOR)"
+                f"GATEWAY_EXTRA_ATTRIBUTES has {name} twice: remove one, or give it a name: Other=(0019,0C,CREATOR)"
             )
     return tuple(found)
 
@@ -59,19 +59,21 @@ def extras(text: str) -> tuple[Extra, ...]:
 def _extra(entry: str) -> Extra:
     parts = AN_ENTRY.fullmatch(entry)
     if parts is None:
-        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} names no attribute: {FORM}")
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} cannot be read: {FORM}")
     extra = _private(entry, parts) if parts["odd"] else _public(entry, parts)
     if extra.vr not in NUMBERS.keys() | TEXTS:
-        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} has VR {extra.vr}, which is no text: remove it")
+        raise ValueError(
+            f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} has VR {extra.vr}, which is neither text nor number: remove it"
+        )
     if parts["name"] and _tag_of(parts["name"]) is not None:
         raise ValueError(
-            f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} takes the name of another attribute: give it one of its own"
+            f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} has the name of another attribute: choose another name"
         )
     extra = extra._replace(name=parts["name"] or extra.name, of_images=bool(parts["each"]))
     if extra.of_images and len(extra.name) > MAX_NAME_OF_IMAGES:
         raise ValueError(
-            f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} has a name too long for the values of every image: "
-            f"give it one of its own, of at most 40 characters: Short={entry}"
+            f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} has too long a name for the values of all images: "
+            f"give it a name of at most 40 characters: Short={entry}"
         )
     return extra
 
@@ -79,13 +81,13 @@ def _extra(entry: str) -> Extra:
 def _private(entry: str, parts: re.Match[str]) -> Extra:
     group, low = int(parts["odd"], 16), int(parts["low"], 16)
     if not group % 2:
-        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} is not private, its group is even: {FORM}")
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} is not private, since its group is even: {FORM}")
     name = f"{group:04X}xx{low:02X}"
     return Extra(name, group << 16 | low, parts["vr"] or "LO", unquote(parts["creator"]).strip())
 
 
 def _tag_of(keyword: str) -> int | None:
-    # Its dictionary takes a third of a second to import, and this module stands behind every command.
+    # Importing pydicom's dictionary takes a third of a second, and every command imports this module.
     from pydicom.datadict import tag_for_keyword
 
     return tag_for_keyword(keyword)
@@ -97,5 +99,5 @@ def _public(entry: str, parts: re.Match[str]) -> Extra:
     tag = _tag_of(parts["keyword"]) if parts["keyword"] else int(parts["group"] + parts["element"], 16)
     keyword = keyword_for_tag(tag) if tag is not None else ""
     if tag is None or not keyword:
-        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} names no attribute of PS3.6: {FORM}")
+        raise ValueError(f"GATEWAY_EXTRA_ATTRIBUTES entry {entry!r} is not an attribute of PS3.6: {FORM}")
     return Extra(keyword, tag, dictionary_VR(tag).partition(" ")[0])

@@ -1,7 +1,7 @@
-"""What a setting can be: its kind reads it from text, and says in words, with an example, what is wrong with it.
+"""The kinds of settings. Each reads a value from text, or says what is wrong with it and shows a right example.
 
-Plain Python, since every command starts with it: pydantic, which does the same for what crosses HTTP, takes longer to
-import than `--help` takes as a whole.
+This is plain Python because every command imports it. pydantic, which does the same for HTTP bodies, takes longer to
+import than `--help` takes in all.
 """
 
 import math
@@ -17,32 +17,32 @@ TRUTHS = {"true": True, "yes": True, "on": True, "t": True, "y": True, "1": True
 TRUTHS |= {"false": False, "no": False, "off": False, "f": False, "n": False, "0": False}
 
 Read = Callable[[Any], Any]
-"""From what was given, text or a value, to the value; raises ValueError, whose text follows the setting's name."""
+"""Turns what was given, text or a value, into the value. Raises ValueError; its text is shown after the name."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting as it is declared: the only place where its name, kind, bounds, default and meaning stand."""
+    """The declaration of one setting: the only place that states its kind, bounds, default and meaning."""
 
     default: Any
     description: str
     read: Read
     _: KW_ONLY
     unit: str = "TEXT"
-    """What `--help` shows for a value."""
+    """The placeholder for its value in `--help`."""
     choices: tuple[str, ...] = ()
     is_flag: bool = False
-    """True or false, and no value on the command line."""
+    """It is true or false, and takes no value on the command line."""
     is_secret: bool = False
-    """Shown nowhere."""
+    """Its value is never shown."""
     default_factory: Callable[[], Any] | None = None
-    """Makes the default, where it is another each time."""
+    """Makes the default, if it differs each time."""
     variable: str = ""
-    """The environment's name, where it is not prefix and name."""
+    """Its environment variable, if that is not the prefix and the name."""
 
     def unset(self) -> Any:
-        """The value where none is given."""
+        """Return the default."""
         return self.default_factory() if self.default_factory else self.default
 
 
@@ -62,7 +62,7 @@ class Url(str):
 
 @dataclass(frozen=True, repr=False)
 class Secret:
-    """A text that is shown nowhere."""
+    """A text whose `repr` does not show it."""
 
     _text: str
 
@@ -77,7 +77,7 @@ class Secret:
 
 
 def text(default: str, description: str, *, unit: str = "TEXT") -> Any:
-    """Any text."""
+    """Declare a setting that can be any text."""
     return Setting(default, description, _text, unit=unit)
 
 
@@ -90,7 +90,7 @@ def name(  # noqa: PLR0913 - what a name is made of
     example: str,
     default_factory: Callable[[], str] | None = None,
 ) -> Any:
-    """A text of a form, a regular expression, which `words` say."""
+    """Declare a text that must match `form`, a regular expression; `words` say the same in an error."""
 
     def read(given: Any) -> str:
         if not re.fullmatch(form, stripped := _text(given).strip()):
@@ -109,7 +109,7 @@ def number(  # noqa: PLR0913 - what a number is made of
     unit: str = "NUMBER",
     example: int | None = None,
 ) -> Any:
-    """A whole number; `example` where the default is none."""
+    """Declare a whole number from `least` to `most`. Without a default it needs an `example` for errors."""
     bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
 
     def read(given: Any) -> int:
@@ -123,17 +123,17 @@ def number(  # noqa: PLR0913 - what a number is made of
 
 
 def port(default: int | None, description: str, *, example: int | None = None) -> Any:
-    """A TCP port, or 0 for a free one."""
+    """Declare a TCP port; 0 takes a free one."""
     return number(default, description, least=0, most=65535, unit="PORT", example=example)
 
 
 def count_of_bytes(default: int, description: str, *, least: int) -> Any:
-    """So many bytes."""
+    """Declare a number of bytes."""
     return number(default, description, least=least, unit="BYTES")
 
 
 def rate(default: float, description: str, *, unit: str = "NUMBER") -> Any:
-    """A number greater than 0."""
+    """Declare a number greater than 0."""
 
     def read(given: Any) -> float:
         value = _number(float, given)
@@ -145,12 +145,12 @@ def rate(default: float, description: str, *, unit: str = "NUMBER") -> Any:
 
 
 def seconds(default: float, description: str) -> Any:
-    """A length of time."""
+    """Declare a length of time in seconds."""
     return rate(default, description, unit="SECONDS")
 
 
 def truth(default: bool, description: str) -> Any:
-    """True or false."""
+    """Declare a setting that is true or false."""
 
     def read(given: Any) -> bool:
         if str(given).strip().lower() not in TRUTHS:
@@ -161,7 +161,7 @@ def truth(default: bool, description: str) -> Any:
 
 
 def choice(default: str, description: str, *choices: str) -> Any:
-    """One of some words."""
+    """Declare a setting that is one of `choices`."""
 
     def read(given: Any) -> str:
         if given not in choices:
@@ -172,7 +172,7 @@ def choice(default: str, description: str, *choices: str) -> Any:
 
 
 def file(default: str | None, description: str) -> Any:
-    """The path of a file."""
+    """Declare the path of a file."""
 
     def read(given: Any) -> Path:
         if not str(given):
@@ -183,7 +183,7 @@ def file(default: str | None, description: str) -> Any:
 
 
 def url(default: str | None, description: str, *, example: str) -> Any:
-    """Where something answers by HTTP."""
+    """Declare an http or https URL."""
 
     def read(given: Any) -> Url:
         try:
@@ -195,7 +195,7 @@ def url(default: str | None, description: str, *, example: str) -> Any:
 
 
 def checked(default: str, description: str, *, variable: str, check: Callable[[str], None]) -> Any:
-    """A text that `check` raises ValueError for where it is wrong, and a variable of its own."""
+    """Declare a text with an environment variable of its own. `check` raises ValueError if the text is wrong."""
 
     def read(given: Any) -> str:
         check(_text(given))
@@ -205,7 +205,7 @@ def checked(default: str, description: str, *, variable: str, check: Callable[[s
 
 
 def secret(description: str) -> Any:
-    """A text that is shown nowhere, by default none."""
+    """Declare a text that is never shown; the default is None."""
 
     def read(given: Any) -> Secret:
         return given if isinstance(given, Secret) else Secret(_text(given))
@@ -214,12 +214,12 @@ def secret(description: str) -> Any:
 
 
 def _or_none(read: Callable[[Any], T], default: object) -> Callable[[Any], T | None]:
-    """Where the default is None, None may be given."""
+    """Return a reader that also accepts None, if None is the default."""
     return lambda given: None if given is None and default is None else read(given)
 
 
 def _number(kind: type[int] | type[float], given: Any) -> float:
-    """Not a number where it is none."""
+    """Return a number; NaN if the value is not one, so that every comparison with bounds fails."""
     try:
         return kind(given)
     except (TypeError, ValueError, OverflowError):
@@ -228,21 +228,21 @@ def _number(kind: type[int] | type[float], given: Any) -> float:
 
 def _text(given: Any) -> str:
     if not isinstance(given, str):
-        raise ValueError("must be text")  # noqa: TRY004 - what is wrong with a setting is a ValueError
-    if re.search("[\ud800-\udfff]", given):  # as Python reads bytes of the environment that are no text
+        raise ValueError("must be text")  # noqa: TRY004 - every problem of a setting is a ValueError
+    if re.search("[\ud800-\udfff]", given):  # Python reads bytes of the environment that are not UTF-8 as these
         raise ValueError("is not valid UTF-8")
     return given
 
 
 def _ascii(host: str) -> str:
-    """As name servers know it, by the rules of what will ask them. Raises ValueError."""
-    import idna  # httpx's
+    """Return a host name in ASCII, encoded as httpx will encode it for name servers. Raises ValueError."""
+    import idna  # the package that httpx uses
 
     return idna.encode(host).decode()
 
 
 def http_url(given: str) -> Url:
-    """An http or https URL, with a path. Raises ValueError."""
+    """Check an http or https URL; return it with at least the path `/`. Raises ValueError."""
     parts = urlsplit(given)
     host = parts.hostname or ""
     if ":" in host:

@@ -1,7 +1,7 @@
-"""Logs and metrics, set up once. Events are `noun.verb_past` with fields; never patient data.
+"""Set up logging. Events are named `noun.verb_past` and have fields; they never hold patient data.
 
-Every line goes the same way, whoever writes it: uvicorn, SQLAlchemy, asyncio, an exception that nobody caught. The text
-of an exception can hold what it choked on, so of exceptions only their kinds and places are written.
+Every line has the same form, whether our code, uvicorn, SQLAlchemy, asyncio or an uncaught exception wrote it. The text
+of an exception may quote patient data, so only the kind and the place of an exception are logged.
 """
 
 import logging
@@ -19,17 +19,17 @@ from structlog.typing import EventDict, Processor
 
 from common.errors import printable
 
-THEIR_OWN = ("uvicorn", "uvicorn.error", "uvicorn.access")  # loggers that uvicorn gives handlers of their own
+THEIR_OWN = ("uvicorn", "uvicorn.error", "uvicorn.access")  # loggers to which uvicorn adds its own handlers
 ROOT = f"{Path(__file__).parents[1]}/"
-FRAMES = 8  # of a traceback, the innermost
+FRAMES = 8  # how many of a traceback's frames are logged, from the innermost
 
 log = structlog.get_logger()
 
 
 class _Stderr:
-    """Whatever sys.stderr is now: a table on the terminal takes its place for a while.
+    """A file that writes to the current sys.stderr, which the table on a terminal replaces for a while.
 
-    A line that cannot be written (disk full, reader gone) is lost: that stops no image, and no report.
+    A line that cannot be written (disk full, reader gone) is dropped; logging never stops an image or a report.
     """
 
     def write(self, text: str) -> int:
@@ -63,7 +63,7 @@ def configure_logging(*, silent: bool = False, **fields: object) -> None:
     structlog.configure(
         processors=[*shared, *renderers],
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if silent else logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(STDERR),  # one write a line: workers share the pipe
+        logger_factory=structlog.WriteLoggerFactory(STDERR),  # one write for each line, since workers share the pipe
     )
     handler = logging.StreamHandler(STDERR)
     handler.setFormatter(
@@ -76,8 +76,8 @@ def configure_logging(*, silent: bool = False, **fields: object) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in THEIR_OWN:
         logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = name != "uvicorn.access"  # request.audited says it, without query strings
-    if sys.excepthook is sys.__excepthook__:  # else somebody hosts us and looks after it: pytest does
+        logging.getLogger(name).propagate = name != "uvicorn.access"  # request.audited replaces it, without queries
+    if sys.excepthook is sys.__excepthook__:  # otherwise a host, such as pytest, has set its own
         sys.excepthook = lambda _, error, __: uncaught(error)
         sys.unraisablehook = lambda args: uncaught(args.exc_value)
         threading.excepthook = lambda args: uncaught(args.exc_value)
@@ -85,14 +85,14 @@ def configure_logging(*, silent: bool = False, **fields: object) -> None:
 
 
 def _has_colours() -> bool:
-    """Whether a terminal shows them, and is to (https://no-color.org)."""
+    """Tell if the terminal can show colours and the user wants them (https://no-color.org)."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def places(error: BaseException | None) -> list[str]:
-    """An exception and what led to it: of each its kind and its places, innermost first; never its text.
+    """Return an exception and its causes: the kind of each, and its places from the innermost; never its text.
 
-    Each once: an exception that is raised out of a group has that group as its context, and so itself.
+    Each exception is listed once: one that is raised out of a group has the group as its context, and so itself.
     """
     chain: dict[int, str] = {}
     ahead = [error]
@@ -109,13 +109,13 @@ def places(error: BaseException | None) -> list[str]:
 
 
 def _shown(filename: str) -> str:
-    """Of ours the path from the project's root, of others the name alone."""
+    """Return the path of a project file from the project's root; the name alone of any other file."""
     is_ours = filename.startswith(ROOT) and "/site-packages/" not in filename
     return filename.removeprefix(ROOT) if is_ours else filename.rpartition("/")[2]
 
 
 def _without_texts(_: Any, __: str, event: EventDict) -> EventDict:
-    """What an event says of an exception: `exception` names kinds and places."""
+    """Replace an event's exception by the field `exception`: kinds and places, without texts."""
     info = event.pop("exc_info", None)
     event.pop("exc_text", None)
     error = sys.exc_info()[1] if info is True else info[1] if isinstance(info, tuple) else info
@@ -125,7 +125,7 @@ def _without_texts(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _one_text(_: Any, __: str, event: EventDict) -> EventDict:
-    """For ConsoleRenderer, which puts it below the line, and writes texts as they are: an AE title, too."""
+    """Prepare an event for structlog's ConsoleRenderer, which prints texts such as AE titles unchanged."""
     event = {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
     if "exception" in event:
         event["exception"] = "\n".join(event["exception"])
@@ -133,15 +133,19 @@ def _one_text(_: Any, __: str, event: EventDict) -> EventDict:
 
 
 def _of_others(record: logging.LogRecord) -> bool:
-    """Of asyncio only what it says happened: what follows shows arguments and exceptions. No traceback as a text."""
+    """Filter records of other packages, whose texts may hold anything.
+
+    Of asyncio's records only the first words are kept; arguments and exceptions follow them. Tracebacks that are logged
+    as text are dropped.
+    """
     message = record.getMessage()
     if record.name == "asyncio":
         record.msg, record.args = message.partition("\n")[0].partition(" in callback")[0], ()
-    return not message.startswith("Traceback ")  # of a start that failed; server.refused or server.failed says it
+    return not message.startswith("Traceback ")  # a failed start; server.refused or server.failed reports it
 
 
 def uncaught(error: BaseException | None) -> None:
-    """Log what nobody caught."""
+    """Log an exception that nobody caught."""
     if not isinstance(error, KeyboardInterrupt):
         log.critical("process.failed", exception=places(error))
 

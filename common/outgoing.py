@@ -1,4 +1,4 @@
-"""The HTTP client for servers that are strangers: it keeps nothing of what they say."""
+"""The HTTP client for servers that we do not control: no cookies, no redirects, bounded waits."""
 
 import random
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ RETRY_AFTER_MAX_S = 3600.0  # the longest that anybody may ask us to wait
 
 
 class NoCookies(CookieJar):
-    """Takes none and sends none: nobody logs in here, and what a proxy sets may be no header that can be sent."""
+    """A cookie jar that stores and sends nothing: no login is needed, and a proxy's cookie may be an invalid header."""
 
     def extract_cookies(self, response: object, request: object) -> None: ...
 
@@ -25,9 +25,9 @@ class NoCookies(CookieJar):
 
 
 def http_client(*, trust_env: bool = False, **options: Any) -> httpx.AsyncClient:
-    """An httpx client without cookies. Redirects are not followed: a report goes where the settings say.
+    """Return an httpx client without cookies and redirects: a report goes only where the settings say.
 
-    `trust_env`: whether it goes through the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name.
+    With `trust_env` it uses the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY name.
     """
     return httpx.AsyncClient(
         trust_env=trust_env, cookies=NoCookies(), follow_redirects=False, headers={"User-Agent": agent()}, **options
@@ -35,11 +35,11 @@ def http_client(*, trust_env: bool = False, **options: Any) -> httpx.AsyncClient
 
 
 class LinkLocalAddress(GatewayError):
-    """The host is at an address that only its own network has, where clouds keep the secrets of their machines."""
+    """The host has a link-local address, where cloud providers serve their machines' secrets."""
 
 
 async def refuse_link_local(event: str, info: Mapping[str, Any]) -> None:
-    """Raise LinkLocalAddress before anything is sent to such an address, whatever name led there (httpx's `trace`)."""
+    """Raise LinkLocalAddress before anything is sent to a link-local address, by whatever name (httpx's `trace`)."""
     if event == "connection.connect_tcp.complete":
         stream = info["return_value"]
         if is_link_local(stream.get_extra_info("server_addr")[0]):
@@ -48,13 +48,13 @@ async def refuse_link_local(event: str, info: Mapping[str, Any]) -> None:
 
 
 def is_link_local(host: str) -> bool:
-    """Whether this is an address in 169.254.0.0/16 or fe80::/10."""
+    """Tell if a host is an address in 169.254.0.0/16 or fe80::/10."""
     address = _address(host)
     return address is not None and address.is_link_local
 
 
 def reach(host: str) -> str:
-    """Where an address is, in words."""
+    """Return a few words about where an address is."""
     address = _address(host)
     if address is None:
         return "nowhere"
@@ -66,7 +66,7 @@ def reach(host: str) -> str:
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:
-    """An IPv4 address also where it is written as an IPv6 one."""
+    """Parse an address; one that is written as IPv4-mapped IPv6 becomes IPv4. Return None for a name."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -83,14 +83,17 @@ def backoff_s(attempt: int, longest_s: float, base_s: float) -> float:
 
 
 def retry_after_s(header: str | None) -> float:
-    """Seconds that a Retry-After header asks for (RFC 9110 §10.2.3: seconds or a date), at most an hour; 0 if none."""
+    """Return the seconds that a Retry-After header asks for (RFC 9110 §10.2.3), at most an hour; 0 if there are none.
+
+    The header holds seconds or a date.
+    """
     if header is None:
         return 0.0
     try:
         if header.isdigit():
             return min(float(header), RETRY_AFTER_MAX_S)
         at = parsedate_to_datetime(header)
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # -0000: in UTC, of nowhere (RFC 5322 §3.3)
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # zone -0000 is UTC (RFC 5322 §3.3)
         return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
-    except Exception:  # a stranger's text: '²' is a digit and no number, a zone can be beyond all bounds
+    except Exception:  # the text may be anything: '²' is a digit but not a number, a zone may be out of range
         return 0.0

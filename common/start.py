@@ -1,4 +1,4 @@
-"""How both programs start: with their command line, or with what to type where their packages are missing."""
+"""Start either program: run its command line, or say what to type if Python or a package is missing."""
 
 import shlex
 import sys
@@ -29,13 +29,13 @@ NEEDED = (
     "structlog",
     "uvicorn",
 )
-"""What is imported of requirements.txt. Some of it stands on many machines outside the environment, too."""
+"""The packages of requirements.txt that are imported. Some are installed on many machines outside the environment."""
 
 
 def program(commands: str, *runs: Callable[..., Any]) -> None:
-    """Run the command line of a module, and end. Where Python or a package is not what it takes, say what to type.
+    """Run the command line of the module `commands`, and exit. If Python or a package is missing, say what to type.
 
-    `runs` is handed to it: what it runs of the door that was started.
+    `runs` are functions of the program that was started; they are passed to the command line, which calls them.
     """
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing or sys.version_info < OLDEST:
@@ -44,12 +44,12 @@ def program(commands: str, *runs: Callable[..., Any]) -> None:
 
 
 def later(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
-    """Call a function of a module, which is imported only now."""
+    """Import a module and call a function of it; return its result."""
     return getattr(import_module(module), name)(*args, **kwargs)
 
 
 def what_to_type(missing: list[str]) -> str:
-    """Why it does not start with this Python, and the command that does."""
+    """Say why the program cannot start with this Python, and give the command that works."""
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     why = f"older than Python {'.'.join(map(str, OLDEST))}"
     if missing:

@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop that does not keep the process from ending."""
+"""Run blocking work beside the event loop, without delaying the end of the process."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 async def in_thread(do: Callable[[], T], name: str) -> T:
-    """Run in a daemon thread: one that hangs does not keep the process from ending, as an executor's would."""
+    """Run a blocking function in a daemon thread; return its result or raise its error.
+
+    An executor's thread would delay the end of the process if it hangs. A daemon thread does not.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -27,9 +30,9 @@ async def in_thread(do: Callable[[], T], name: str) -> T:
         error: Exception | None = None
         try:
             result = do()
-        except StopIteration as problem:  # which no future takes
+        except StopIteration as problem:  # a future does not accept it
             error = RuntimeError("StopIteration").with_traceback(problem.__traceback__)
-        except Exception as problem:  # handed over
+        except Exception as problem:  # raised by the caller's await
             error = problem
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, result, error)

@@ -1,8 +1,8 @@
-"""A time, as every command prints it."""
+"""How every command prints a time."""
 
 from datetime import UTC, datetime
 
 
 def stamp(at: datetime) -> str:
-    """In UTC, to the second."""
+    """Format a time in UTC, to the second."""
     return f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"

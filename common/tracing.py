@@ -1,9 +1,14 @@
-"""Traces by OpenTelemetry, from the association to the row; none, and at no cost, where no OTLP endpoint is set.
+"""OpenTelemetry traces, from the association to the row. Without an OTLP endpoint there are none, and no cost.
 
-A trace of its own has each association, with a span for each series that it brings images of, and one for each image
-that is refused or waits long for its answer. A trace of its own has each revision of a series: from its first image
-over its report and every post to the server's transaction, with links to the spans that received its images.
-OpenTelemetry's own variables hold (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, …). Never patient data.
+There are two kinds of traces:
+
+- one for each association: a span for each series of which it brings images, and one for each image that is refused or
+  waits long for its answer;
+- one for each revision of a series: from its first image over its report and every post to the server's transaction,
+  linked to the spans that received its images.
+
+OpenTelemetry's own environment variables configure it (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, …). Spans hold
+no patient data.
 """
 
 import asyncio
@@ -21,14 +26,14 @@ from common.errors import GatewayError
 from common.threads import in_thread
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-SHUTDOWN_S = 5.0
+SHUTDOWN_S = 5.0  # longest wait, at the end, for the last spans to be exported
 W3C = TraceContextTextMapPropagator()
 
 S = TypeVar("S", bound="Spans")
 
 
 class CannotTrace(GatewayError):
-    """OpenTelemetry's variables are of no use to it. The text says which."""
+    """OpenTelemetry rejects its environment variables. The text says which."""
 
 
 class Spans:
@@ -39,9 +44,9 @@ class Spans:
 
     @contextmanager
     def stored(self, headers: Mapping[str, str]) -> Iterator[dict[str, str]]:
-        """A report that is taken, in the trace that its headers name, and the transaction that stores it.
+        """Make spans for a received report and for the transaction that stores it, in the trace its headers name.
 
-        Yields the trace's id, as a field of log events.
+        Yield the trace's id as a field for log events.
         """
         with (
             self.span("POST /series", SpanKind.SERVER, carried(headers.get("traceparent"))) as span,
@@ -51,7 +56,7 @@ class Spans:
 
     @contextmanager
     def span(self, name: str, kind: SpanKind, context: Context | None) -> Iterator[Span]:
-        """A span that does not keep the text of an exception."""
+        """Make a span that does not record the text of an exception."""
         with self._tracer.start_as_current_span(
             name, context, kind, record_exception=False, set_status_on_exception=False
         ) as span:
@@ -60,11 +65,11 @@ class Spans:
 
 @asynccontextmanager
 async def open_spans(service: str, make: Callable[[Tracer], S]) -> AsyncIterator[S | None]:
-    """Spans that are exported; None where no endpoint is set. Raises CannotTrace."""
+    """Yield spans that are exported, or None if no endpoint is set. Raises CannotTrace."""
     if not any(os.environ.get(name) for name in ENDPOINTS):
         yield None
         return
-    # Slow to import, and mostly not needed.
+    # These are slow to import, and usually not needed.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -80,15 +85,15 @@ async def open_spans(service: str, make: Callable[[Tracer], S]) -> AsyncIterator
         yield make(provider.get_tracer("series-gateway"))
     finally:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SHUTDOWN_S):  # what is left is exported, if somebody takes it
+            async with asyncio.timeout(SHUTDOWN_S):  # exports the remaining spans, if the endpoint answers
                 await in_thread(provider.shutdown, "export")
 
 
 def named(traceparent: str | None) -> dict[str, str]:
-    """Its trace's id, as a field of log events."""
+    """Return the trace id of a W3C traceparent as a field for log events; nothing without a traceparent."""
     return {"trace_id": traceparent.split("-")[1]} if traceparent else {}
 
 
 def carried(traceparent: str | None) -> Context:
-    """The trace that a W3C traceparent names; a new one without."""
+    """Return the context of the trace that a W3C traceparent names; without one, that of a new trace."""
     return W3C.extract({"traceparent": traceparent} if traceparent else {}, Context())

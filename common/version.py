@@ -1,4 +1,4 @@
-"""Which version this is, as pyproject.toml says it, and whether another is older or newer."""
+"""The version of this program, from pyproject.toml, and how another version compares to it."""
 
 import json
 import re
@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Literal
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-MAX_VERSION = 64  # characters of what somebody else says is its version
+MAX_VERSION = 64  # characters that are read of a version that another program sends
 
 
 @cache
 def version() -> str:
-    """This one, as `1.2.3`. Read from the file: the project is run where it stands, and never installed."""
+    """Return this version, as `1.2.3`. It is read from the file, since the project is run without being installed."""
     found = re.search(r'^version = "(.+)"$', PYPROJECT.read_text(), re.MULTILINE)
     return found[1] if found else "0"
 
 
 def agent() -> str:
-    """How we introduce ourselves to HTTP servers."""
+    """Return the User-Agent header that we send to HTTP servers."""
     return f"series-gateway/{version()}"
 
 
 def compared(theirs: object) -> Literal["older", "newer"] | None:
-    """What another version is beside this one; None for the same. Before 0.2 none was said: None is older."""
+    """Tell if another version is older or newer than this one; None if it is the same.
+
+    No version (None) counts as older: before 0.2 none was sent.
+    """
     theirs_parts, ours = _parts(theirs), _parts(version())
     if theirs_parts == ours:
         return None
@@ -31,7 +34,7 @@ def compared(theirs: object) -> Literal["older", "newer"] | None:
 
 
 def said_in(answer: str) -> str | None:
-    """The version in a server's answer about its health, which may be anybody's answer; None where there is none."""
+    """Return the version in an answer of /health/ready, which may be any server's; None if there is none."""
     try:
         said = json.loads(answer).get("version")
     except (ValueError, AttributeError, RecursionError):
@@ -40,6 +43,6 @@ def said_in(answer: str) -> str | None:
 
 
 def _parts(said: object) -> list[int]:
-    """The numbers of a version; none where a stranger says something else."""
+    """Return the numbers in a version; an empty list if it is not a text."""
     numbers = re.findall(r"[0-9]+", said[:MAX_VERSION]) if isinstance(said, str) else []
     return [int(number) for number in numbers]

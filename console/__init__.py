@@ -1,6 +1,6 @@
-"""What both command lines share: how they are asked, and how they show what they found.
+"""The parts that the command lines of gateway and server share.
 
-`options` (help in sections, flags out of settings), `tables`, `findings` (what `check` shows), `machine` (disks and
-ports, looked at by it), `live` (what stands below the log), `questions` and `dotenv_file` (what `init` asks and
-writes), `shell_completion`.
+`options` makes help and options from settings; `tables` prints results; `findings` and `machine` are the common part of
+`check`; `questions` and `dotenv_file` are that of `init`; `live` draws a status below the log; `shell_completion` is
+`tab`.
 """

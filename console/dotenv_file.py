@@ -1,8 +1,8 @@
-"""A `.env` file, of which some settings change and every other line stays as it is.
+"""Change some settings in a `.env` file and leave every other line as it is.
 
-python-dotenv's parser says what each line holds. Its `set_key` does not write here: it drops blank lines and comments
-beside what it replaces, the file's line ends and its byte order mark, adds to a line with an open quote so that all is
-lost, and does not wait for the disk.
+python-dotenv's parser reads the lines. Its `set_key` is not used to write them: it drops blank lines and comments near
+the line it replaces, changes line ends and the byte order mark, damages the file if a line has an open quote, and does
+not sync the file to disk.
 """
 
 import io
@@ -17,9 +17,9 @@ from dotenv.parser import Binding, parse_stream
 
 from common.errors import GatewayError
 
-MODE = 0o600  # of the file: it may hold a key or a password
-BARE = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")  # what python-dotenv, a shell and systemd read alike without quotes
-LINE = re.compile(  # as in dotenv/parser.py
+MODE = 0o600  # of the file, since it may hold a key or a password
+BARE = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")  # values that python-dotenv, shells and systemd read without quotes
+LINE = re.compile(  # the same syntax as in dotenv/parser.py
     r"""(?P<blank>\s*?)(?P<name>[^\S\r\n]*(?:export[^\S\r\n]+)?(?:'[^']+'|[^=\#\s]+))[^\S\r\n]*
     (?:=[^\S\r\n]*(?:(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")(?P<quoted>[^\S\r\n]*\#[^\r\n]*)?
         |[^\r\n]*?(?P<plain>[^\S\r\n]+\#[^\r\n]*)?)
@@ -30,11 +30,11 @@ LINE = re.compile(  # as in dotenv/parser.py
 
 
 class DotenvUnusable(GatewayError):
-    """The file cannot be read, or not be changed without harm to its other lines. It is as it was."""
+    """The file cannot be read, or cannot be changed without damage to its other lines. It was not changed."""
 
 
 def read(path: Path) -> str:
-    """The text with its own line ends; empty where there is no file. Raises DotenvUnusable."""
+    """Return the file's text with its line ends unchanged; empty if there is no file. Raises DotenvUnusable."""
     try:
         return path.read_bytes().decode()
     except FileNotFoundError:
@@ -48,15 +48,20 @@ def read(path: Path) -> str:
 
 
 def values(text: str) -> dict[str, str]:
-    """What the settings will find there, by name in capitals; of a name that stands there twice, the last."""
+    """Return the values that the settings will read, by name in capitals. If a name occurs twice, the last counts."""
     found = dotenv_values(stream=io.StringIO(text))
     return {name.upper(): value for name, value in found.items() if value is not None}
 
 
 def merged(text: str, changes: Mapping[str, str | None]) -> str:
-    """The text in which each of these names stands once with its value, or not at all where that is None.
+    """Return the text with the changes: each name occurs once with its value, or not at all if that is None.
 
-    Raises DotenvUnusable where a line that nobody can read, such as one with an open quote, would swallow others.
+    1. Split the text into lines, as python-dotenv reads them; keep the byte order mark.
+    2. Replace the last line of each changed name, and remove its earlier ones; keep comments and line ends.
+    3. Append the names that did not occur.
+    4. Read both texts and check that every other name still has its value.
+
+    Raises DotenvUnusable if step 4 fails, for example because a line has an open quote and swallows others.
     """
     mark = text[: text.startswith("\ufeff")]
     bindings = list(parse_stream(io.StringIO(text)))
@@ -83,30 +88,30 @@ def merged(text: str, changes: Mapping[str, str | None]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Put the text there, whole or not at all, for its owner only. Raises DotenvUnusable."""
-    path = Path(os.path.realpath(path))  # behind a link, the file that it leads to
+    """Write the file completely or not at all, readable by its owner only. Raises DotenvUnusable."""
+    path = Path(os.path.realpath(path))  # if it is a link, replace the file that it leads to
     try:
         before = path.stat() if path.exists() else None
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
                 if before is not None and (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
-                    os.fchown(descriptor, before.st_uid, before.st_gid)  # root changes what a service reads
+                    os.fchown(descriptor, before.st_uid, before.st_gid)  # root must not take the file from its user
                 os.fchmod(descriptor, MODE)
                 file.write(text)
                 file.flush()
                 os.fsync(descriptor)
             Path(name).replace(path)
-        except BaseException:  # Ctrl-C, too
+        except BaseException:  # Ctrl-C as well
             Path(name).unlink(missing_ok=True)
             raise
         _sync(path.parent)
     except OSError as error:
-        raise DotenvUnusable(f"{path} cannot be written: {error.strerror}. It is as it was.") from error
+        raise DotenvUnusable(f"{path} cannot be written: {error.strerror}. It was not changed.") from error
 
 
 def _sync(folder: Path) -> None:
-    """Wait until a new name is on the disk."""
+    """Sync a folder to disk, so that a file's new name is kept."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -115,13 +120,13 @@ def _sync(folder: Path) -> None:
 
 
 def _name(binding: Binding) -> str:
-    return (binding.key or "").upper()  # settings are found whatever their case
+    return (binding.key or "").upper()  # names of settings ignore case
 
 
 def _replaced(
     binding: Binding, name: str, changes: Mapping[str, str | None], present: Mapping[str, str], *, is_last: bool
 ) -> str:
-    """The line with its new value: only the last of a name counts, and an earlier one may hold an old key."""
+    """Return a line with its new value. Only a name's last line counts; earlier ones are removed with their old key."""
     value, line = changes[name], binding.original.string
     if is_last and value is not None and present.get(name) == value:
         return line
@@ -136,18 +141,18 @@ def _replaced(
 
 
 def _quoted(name: str, value: str) -> str:
-    """As python-dotenv reads it back. Raises DotenvUnusable where it could not."""
+    """Return a value, quoted so that python-dotenv reads it back. Raises DotenvUnusable if it could not."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     quoted = value if BARE.fullmatch(value) else f"'{escaped}'"
     if values(f"{name}={quoted}").get(name) != value or re.search(r"[\r\n\0]", value):
         raise DotenvUnusable(
-            f"{name} holds what a .env file cannot: a line break, or ${{…}}. Give it in the environment."
+            f"{name} contains what a .env file cannot hold: a line break, or ${{…}}. Set it in the environment."
         )
     return quoted
 
 
 def _prove(before: str, after: str, changes: Mapping[str, str | None]) -> None:
-    """Read both again: every other name still has its value."""
+    """Check that every other name has the same value in both texts. Raises DotenvUnusable."""
     old, new = (dict(_raw(text)) for text in (before, after))
     wanted = {name: value for name, value in old.items() if name not in changes}
     if {name: value for name, value in new.items() if name not in changes} != wanted or any(
@@ -155,9 +160,9 @@ def _prove(before: str, after: str, changes: Mapping[str, str | None]) -> None:
     ):
         broken = next((b.original.line for b in parse_stream(io.StringIO(before)) if b.error), None)
         where = f"line {broken} of .env cannot be read (an open quote?)" if broken else ".env cannot be read safely"
-        raise DotenvUnusable(f"{where}. Mend or remove it; nothing was changed.")
+        raise DotenvUnusable(f"{where}. Correct or remove it; nothing was changed.")
 
 
 def _raw(text: str) -> list[tuple[str, str | None]]:
-    """Names and values as they stand there, ${…} untouched."""
+    """Return the names and values without replacing ${…}."""
     return [(_name(binding), binding.value) for binding in parse_stream(io.StringIO(text)) if binding.key]

@@ -1,4 +1,4 @@
-"""What `check` finds, in gateway and server alike: checks run side by side, each in its time, and say ok or a cure."""
+"""Run the checks of `check` side by side, each with a time limit, and print what they find and how to fix it."""
 
 import asyncio
 import json
@@ -20,14 +20,14 @@ from common.settings import SettingsError
 from common.threads import in_thread
 
 FAILED = 3
-"""Exit code where something failed; warnings are no failure."""
+"""Exit code if a check failed. Warnings do not count."""
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 State = Literal["ok", "warning", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line: what was looked at, how it is, and what to do where it is not well."""
+    """One line of the result: what was checked, its state, what was found, and how to fix it if it is not ok."""
 
     what: str
     state: State
@@ -36,7 +36,7 @@ class Finding:
 
 
 Check = Callable[[], Sequence[Finding]] | Callable[[], Awaitable[Sequence[Finding]]]
-"""A plain function runs in a thread of its own, a coroutine function in the event loop."""
+"""A check. A plain function runs in its own thread, a coroutine function in the event loop."""
 
 
 def ok(what: str, detail: str) -> Finding:
@@ -52,19 +52,19 @@ def failed(what: str, detail: str, cure: str) -> Finding:
 
 
 def of_error(what: str, error: GatewayError) -> Finding:
-    """An error of ours, whose last sentence is the cure."""
+    """Make a failed finding of one of our errors, whose last sentence says how to fix it."""
     problem, _, cure = str(error).rpartition(". ")
     return failed(what, problem or cure, cure)
 
 
 def of_settings(error: SettingsError) -> list[Finding]:
-    """Settings that cannot be read: nothing else can be looked at then."""
-    cure = "Correct it in the environment, in .env, or as a flag."
+    """Make failed findings of wrong settings. Without settings, nothing else can be checked."""
+    cure = "Correct it in the environment, in .env, or on the command line."
     return [failed("settings", line, cure) for line in str(error).splitlines()]
 
 
 def certificate_problem(error: BaseException | None) -> str | None:
-    """What TLS found wrong with a server's certificate, where that is why it was not asked."""
+    """Return what is wrong with a server's certificate, if that caused the error; otherwise None."""
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
             return error.verify_message
@@ -73,7 +73,7 @@ def certificate_problem(error: BaseException | None) -> str | None:
 
 
 async def find(checks: Mapping[str, Check], timeout_s: float) -> list[Finding]:
-    """What all checks find, in their order. One that raises or hangs is a failed line."""
+    """Run all checks at the same time; return their findings in order. A check that raises or hangs has failed."""
     found = await asyncio.gather(*(_one(what, check, timeout_s) for what, check in checks.items()))
     return [finding for findings in found for finding in findings]
 
@@ -86,14 +86,16 @@ async def _one(what: str, check: Check, timeout_s: float) -> Sequence[Finding]:
             return cast(Sequence[Finding], await in_thread(check, what))
     except TimeoutError:
         return [
-            failed(what, f"no result within {timeout_s:g} s", "Something it asks hangs: a disk, a peer, a name server.")
+            failed(
+                what, f"no result within {timeout_s:g} s", "Something it needs hangs: a disk, a peer or a name server."
+            )
         ]
-    except Exception as error:  # the edge of what may be wrong on a machine; texts could hold anything
-        return [failed(what, f"the check broke: {'; '.join(places(error))}", "Please report this line.")]
+    except Exception as error:  # a machine can be broken in any way; the error's text could hold anything
+        return [failed(what, f"the check itself failed: {'; '.join(places(error))}", "Please report this line.")]
 
 
 def show(findings: Sequence[Finding], as_json: bool) -> int:
-    """Print them; returns the exit code."""
+    """Print the findings; return the exit code."""
     code = FAILED if any(finding.state == "failed" for finding in findings) else 0
     if as_json:
         click.echo(json.dumps({"ok": code == 0, "findings": [asdict(finding) for finding in findings]}, indent=2))
@@ -112,7 +114,7 @@ def show(findings: Sequence[Finding], as_json: bool) -> int:
 
 
 def table(findings: Sequence[Finding]) -> Table:
-    """A line for each, its cure below; wrapped in its column."""
+    """Return a table with a line for each finding, and below it how to fix it."""
     lines = Table.grid(padding=(0, 2))
     for finding in findings:
         text = Text(printable(finding.detail))

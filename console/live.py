@@ -1,4 +1,4 @@
-"""What stands below a program's log lines on a terminal, drawn again and again; nothing of it stays there."""
+"""Draw a status below the log lines on a terminal, again and again. It is removed at the end."""
 
 import asyncio
 import os
@@ -10,20 +10,20 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-REFRESH_S = 0.5
-FIXED_SIZE = ("COLUMNS", "LINES")  # variables that rich would believe more than the terminal
+REFRESH_S = 0.5  # time between two drawings
+FIXED_SIZE = ("COLUMNS", "LINES")  # variables that rich would prefer to the terminal's size
 
 
 def can_draw() -> bool:
-    """Whether stderr is a terminal whose cursor moves, and ours now."""
+    """Tell if stderr is a terminal that can move its cursor, and we run in its foreground."""
     return sys.stderr.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown") and _in_foreground()
 
 
 def _in_foreground() -> bool:
-    """Whether the terminal is ours now: with `&` it is the shell's."""
+    """Tell if we run in the terminal's foreground. With `&` we do not."""
     try:
         return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
-    except OSError:  # not the terminal that we were started on
+    except OSError:  # it is not the terminal that we were started from
         return True
 
 
@@ -33,14 +33,14 @@ def terminal() -> Console:
 
 
 def one_line(text: Text) -> Text:
-    """Cut what has no room, instead of a line more."""
+    """Shorten a text to one line instead of wrapping it."""
     text.no_wrap, text.overflow = True, "ellipsis"
     return text
 
 
 @asynccontextmanager
 async def below_the_log(console: Console, draw: Callable[[], RenderableType]) -> AsyncIterator[None]:
-    """Show what `draw` returns, every REFRESH_S, until left."""
+    """Show what `draw` returns, every REFRESH_S seconds, as long as the context is open."""
 
     async def refresh() -> None:
         while True:

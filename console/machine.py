@@ -1,6 +1,6 @@
-"""What `check` says of this machine: ports, and a file that may not be lost.
+"""The checks of this machine: ports, proxies, and a file that must not be lost.
 
-Of the file: where its folder lies, how full it is, how fast, and who may read it.
+For the file they check the kind of its disk, free space, speed, who can read it, and that SQLite can trust it.
 """
 
 import os
@@ -17,18 +17,18 @@ from pathlib import Path
 from common.at_rest import read_only
 from console.findings import Finding, failed, ok, warning
 
-FSYNCS = 15
-SLOW_FSYNC_S = 0.02
+FSYNCS = 15  # how many are measured
+SLOW_FSYNC_S = 0.02  # a median above this is a warning
 FORGETS = {"tmpfs": "memory, and gone after a reboot", "ramfs": "memory, and gone after a reboot"}
 FORGETS |= {"overlay": "a container's own layer, and gone with the container", "aufs": "a container's own layer"}
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs", "lustre"}
-AS_ITS_USER = "Run this as the user whom it runs as."
+AS_ITS_USER = "Run this command as the user that the program runs as."
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-LOCAL_DISK = "Name a file on a local disk (in a container: on a volume)"
+LOCAL_DISK = "Use a file on a local disk (in a container: on a volume)"
 
 
 def folder(what: str, setting: str, path: Path, min_free_bytes: int) -> list[Finding]:
-    """The folder that a file is in, or will be made in. `setting` names the file."""
+    """Check the folder of a file, which need not exist yet. `setting` is the setting that names the file."""
     parent = path.absolute().parent
     if hidden(path):
         return [failed(what, f"{path} cannot be read: Permission denied", AS_ITS_USER)]
@@ -37,13 +37,13 @@ def folder(what: str, setting: str, path: Path, min_free_bytes: int) -> list[Fin
     try:
         seconds = fsync_s(parent)
     except OSError as error:
-        cure = f"Let the user that this runs as write {parent}, or change {setting}."
+        cure = f"Let the user that this runs as write to {parent}, or change {setting}."
         return [failed(what, f"{parent} cannot be written: {error.strerror}", cure)]
     return [_free(what, parent, min_free_bytes), speed(what, parent, seconds), _kind(what, setting, parent)]
 
 
 def fsync_s(parent: Path, times: int = FSYNCS) -> float:
-    """Median time of writing a page to a file of its own in a folder, and waiting until it is on the disk."""
+    """Measure how long it takes to write 4 KiB to a new file in a folder and to sync it to disk; return the median."""
     with tempfile.NamedTemporaryFile(dir=parent, prefix=".check-") as file:
         measured = []
         for _ in range(times):
@@ -56,12 +56,12 @@ def fsync_s(parent: Path, times: int = FSYNCS) -> float:
 
 
 def speed(what: str, parent: Path, seconds: float) -> Finding:
-    """Whether an fsync is fast enough, and what it means where it is not."""
+    """Judge the time of one fsync, and say what a slow one means."""
     told = f"one fsync takes {1000 * seconds:.1f} ms"
     if seconds <= SLOW_FSYNC_S:
         return ok(what, told)
-    per_s = f"at most {1 / seconds:.0f} images or reports a second that come one at a time"
-    return warning(what, f"{told}: {per_s}", f"Put it on a faster disk than {parent} is on (an SSD, not a network's).")
+    per_s = f"at most {1 / seconds:.0f} images or reports a second if they come one at a time"
+    return warning(what, f"{told}: {per_s}", f"Use a faster disk than that of {parent} (an SSD, not a network drive).")
 
 
 def _free(what: str, parent: Path, min_free_bytes: int) -> Finding:
@@ -72,52 +72,52 @@ def _free(what: str, parent: Path, min_free_bytes: int) -> Finding:
         return ok(what, told)
     cure = "Free some space, or put it on another disk."
     if free >= min_free_bytes:
-        return warning(what, f"{told}; below {in_units(min_free_bytes)} nothing more is taken in", cure)
-    return failed(what, f"{told}, less than {in_units(min_free_bytes)}: nothing is taken in", cure)
+        return warning(what, f"{told}; below {in_units(min_free_bytes)} nothing more is accepted", cure)
+    return failed(what, f"{told}, less than {in_units(min_free_bytes)}: nothing is accepted", cure)
 
 
 def _kind(what: str, setting: str, parent: Path) -> Finding:
     try:
         mounts = Path("/proc/mounts").read_text()
     except OSError:
-        return warning(what, "cannot tell what kind of disk this is", LOCAL_DISK + ".")
+        return warning(what, "the kind of this disk cannot be determined", LOCAL_DISK + ".")
     return judged(what, setting, filesystem(parent.resolve(), mounts))
 
 
 def judged(what: str, setting: str, kind: str) -> Finding:
-    """Whether a file system of this kind keeps what it is given."""
+    """Judge if a file system of this kind keeps what is written to it."""
     if kind in FORGETS:
         return warning(what, f"{kind}: {FORGETS[kind]}", f"{LOCAL_DISK}: change {setting}.")
     if kind in NETWORK:
-        told = f"{kind}: a network's, whose locks and fsync SQLite cannot trust"
+        told = f"{kind}: a network drive, whose locks and fsync SQLite cannot trust"
         return warning(what, told, f"{LOCAL_DISK}: change {setting}.")
     return ok(what, f"on {kind}")
 
 
 def filesystem(path: Path, mounts: str) -> str:
-    """The kind of file system that holds a path, as /proc/mounts says."""
+    """Return the kind of file system that holds a path, according to the text of /proc/mounts."""
     found = "unknown"
     longest = -1
     for line in mounts.splitlines():
         _, point, kind, *_ = line.split(" ")
         at = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
-        if path.is_relative_to(at) and len(at) >= longest:  # of two on one point the later one is seen
+        if path.is_relative_to(at) and len(at) >= longest:  # of two mounts on one point the later one is visible
             longest, found = len(at), kind
     return found
 
 
 def readable_by_others(what: str, paths: Iterable[Path]) -> list[Finding]:
-    """A warning for each file that others on this machine can read."""
+    """Return a warning for each file that other users of this machine can read."""
     findings = []
     for path in paths:
         if not hidden(path) and path.exists() and path.stat().st_mode & 0o077:
             mode = f"{path.stat().st_mode & 0o777:04o}"
-            findings.append(warning(what, f"others on this machine can read {path} ({mode})", f"chmod 600 {path}"))
+            findings.append(warning(what, f"other users can read {path} ({mode})", f"chmod 600 {path}"))
     return findings
 
 
 def in_units(size: int) -> str:
-    """Bytes for people."""
+    """Format a number of bytes for people."""
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:
@@ -127,9 +127,9 @@ def in_units(size: int) -> str:
 
 
 def soundness(what: str, path: Path, cure: str, patience_s: float = 10.0) -> Finding:
-    """Whether a SQLite file can be trusted, read beside its owner, who may be writing. `cure` is for one that cannot.
+    """Check that a SQLite file is not corrupt. Another process may be writing to it.
 
-    A file too large to be read through within `patience_s` is taken for sound.
+    `cure` says what to do if it is corrupt. A file that cannot be read completely within `patience_s` counts as sound.
     """
     ends_at = time.monotonic() + patience_s
     try:
@@ -145,17 +145,17 @@ def soundness(what: str, path: Path, cure: str, patience_s: float = 10.0) -> Fin
 
 
 def unread(what: str, path: Path, error: sqlite3.Error, cure: str) -> Finding:
-    """What an error says of the file that was read: only two of them that it is not sound."""
+    """Return what a SQLite error says about the file. Only two kinds of errors mean that it is corrupt."""
     match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF:
         case sqlite3.SQLITE_INTERRUPT:
-            return ok(what, f"{path} was read in part, since it is large, and is sound so far")
+            return ok(what, f"{path} is large; the part that was read is sound")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return failed(what, f"{path} is not a sound database: {error}", cure)
     return failed(what, f"{path} cannot be read: {error}", AS_ITS_USER)
 
 
 def hidden(path: Path) -> bool:
-    """Whether this user may not even see what is there: in a folder 0700 of another's."""
+    """Tell if this user may not even look into the file's folder, such as another user's with mode 0700."""
     try:
         path.stat()
     except PermissionError:
@@ -169,25 +169,27 @@ def hidden(path: Path) -> bool:
 
 
 def bind(what: str, host: str, port: int, change: str) -> Finding:
-    """By listening for a moment. `change` names what an operator can change: settings, options."""
+    """Check that a port can be bound, by listening for a moment. `change` names the settings or options to change."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.getaddrinfo(host, port)
         with closing(socket.create_server((host, port), family=family)):
-            return ok(what, f"{host}:{port} can be bound" if port else "any free one")
+            return ok(what, f"{host}:{port} can be bound" if port else "any free port")
     except PermissionError:
-        return failed(what, f"{host}:{port}: ports below 1024 are root's", f"Choose one above 1023: change {change}.")
+        return failed(
+            what, f"{host}:{port}: only root may use ports below 1024", f"Choose a higher one: change {change}."
+        )
     except socket.gaierror:
         return failed(
-            what, f"no address belongs to the name {host}", f"Give an address of this machine: change {change}."
+            what, f"no address belongs to the name {host}", f"Use an address of this machine: change {change}."
         )
     except OSError as error:
-        cure = f"Stop what uses it (`ss -ltnp` shows who; it is none of ours on these files), or change {change}."
+        cure = f"Stop the program that uses it (`ss -ltnp` shows which one), or change {change}."
         return failed(what, f"{host}:{port} cannot be bound: {os.strerror(error.errno or 0)}", cure)
 
 
 def address_towards(host: str) -> str:
-    """This machine's address on the way to `host`, or its name where there is none. No packet is sent."""
+    """Return this machine's address on the way to `host`, or its name if there is none. No packet is sent."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as sock:
@@ -198,11 +200,11 @@ def address_towards(host: str) -> str:
 
 
 def proxy(setting: str, *, is_used: bool) -> list[Finding]:
-    """Say what becomes of a proxy that the environment names. `setting` decides."""
+    """Say if a proxy that the environment names is used. `setting` is the setting that decides it."""
     named = ", ".join(name for name in PROXIES if os.environ.get(name) or os.environ.get(name.lower()))
     if is_used and named:
-        return [ok("proxy", f"calls go through the proxy of {named}, which reads what is not https")]
+        return [ok("proxy", f"requests go through the proxy of {named}, which can read them unless they are https")]
     if is_used:
-        cure = f"Name the proxy there, or remove {setting}."
-        return [warning("proxy", f"{setting} is true, and none of {', '.join(PROXIES)} is set", cure)]
-    return [ok("proxy", f"{named} is set, and not used: {setting}=true would use it")] if named else []
+        cure = f"Set one of them to the proxy, or remove {setting}."
+        return [warning("proxy", f"{setting} is true, but none of {', '.join(PROXIES)} is set", cure)]
+    return [ok("proxy", f"{named} is set but not used; {setting}=true would use it")] if named else []

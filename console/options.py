@@ -1,4 +1,4 @@
-"""What both command lines share: help in sections, and flags out of settings."""
+"""The parts of both command lines: help in sections, and options made from settings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,12 +14,12 @@ TRUTHS = {"true", "false", "yes", "no", "on", "off", "0", "1"}
 
 
 class Group(click.Group):
-    """A program: its options in sections, its version, and a word to who gives a flag a value."""
+    """A program's top-level command: options in sections, --version, and an error for a flag that is given a value."""
 
     def __init__(
         self, *args: Any, sections: Mapping[str, Sequence[str]] | None = None, notes: str = "", **kwargs: Any
     ) -> None:
-        """`sections`: the parameters of each section; `notes`: lines below the help, printed as they are."""
+        """Set up the group. `sections` maps titles to parameter names; `notes` are printed unchanged below the help."""
         super().__init__(*args, **kwargs)
         click.version_option(version(), prog_name="series-gateway", message="%(prog)s %(version)s")(self)
         self._sections = sections or {}
@@ -27,7 +27,7 @@ class Group(click.Group):
         _tell_whole(self)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The commands first: there are few of them."""
+        """Print the few commands first, then the options by section."""
         self.format_commands(ctx, formatter)
         records = {p.name: record for p in self.get_params(ctx) if (record := p.get_help_record(ctx)) is not None}
         for title, names in self._sections.items():
@@ -43,12 +43,12 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0].lower() in TRUTHS and self.get_command(ctx, args[0]) is None:
-            raise click.UsageError(f"{args[0]!r} is no command; flags such as --allow-any-peer take no value", ctx)
+            raise click.UsageError(f"{args[0]!r} is not a command; flags such as --allow-any-peer take no value", ctx)
         return super().resolve_command(ctx, args)
 
 
 def _tell_whole(group: click.Group) -> None:
-    """Let lists of commands, and Tab, tell the first paragraph of each: click cuts what is not said to be short."""
+    """Use the first paragraph of each command's help in lists and Tab completion; click would cut it off."""
     for command in group.commands.values():
         command.short_help = " ".join((command.help or "").partition("\n\n")[0].split())
         if isinstance(command, click.Group):
@@ -56,7 +56,7 @@ def _tell_whole(group: click.Group) -> None:
 
 
 def flag(cls: type[Settings], name: str) -> click.Option:
-    """A setting as an option; the setting itself judges its value."""
+    """Return a setting as an option. Its value is checked by the setting itself, not by click."""
     setting = cls.model_fields[name]
     dashed = name.replace("_", "-")
     about = f"{setting.description}  [{variable(cls, name)}{_default(setting)}]"
@@ -66,7 +66,7 @@ def flag(cls: type[Settings], name: str) -> click.Option:
 
 
 def environment(cls: type[Settings]) -> str:
-    """Settings that are no flags, one below the other."""
+    """Return help text that lists settings that have no flags, one below the other."""
     lines = [
         f"  {variable(cls, name)}{_default(setting)}\n      {setting.description}"
         for name, setting in cls.model_fields.items()

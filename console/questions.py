@@ -1,4 +1,4 @@
-"""What `init` asks: by flags, on a terminal by prompts too. The settings themselves judge every answer."""
+"""Ask the questions of `init`: by flags, and on a terminal by prompts. The settings themselves check every answer."""
 
 import os
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from common.settings import Settings, SettingsError, load, variable, without_pas
 from console.dotenv_file import merged, read, values, write
 
 DOTENV = Path(".env")
-NONE = "-"  # typed where Enter would take what stands in brackets
+NONE = "-"  # typed for "no value", since Enter takes the default
 NOT_SHOWN = "(not shown)"
 
 
 class Question(NamedTuple):
-    """A setting, how it is asked for, and a right answer."""
+    """A setting, the text that asks for it, and an example of a right answer."""
 
     setting: str
     text: str
@@ -32,13 +32,13 @@ class Question(NamedTuple):
 
 @dataclass
 class Answers:
-    """What the settings will be: flags, what was typed, and what environment and `.env` have already."""
+    """Collects the answers, from flags, from what is typed, and from the environment and `.env`."""
 
     cls: type[Settings]
     given: Mapping[str, Any]
     interactive: bool
     wanted: dict[str, Any] = field(default_factory=dict)
-    """By setting; None: as if it were never set."""
+    """The answers by setting; None if the setting is to be unset."""
     missing: list[Question] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -52,7 +52,10 @@ class Answers:
         needed: bool = False,
         meanwhile: Mapping[str, Any] = MappingProxyType({}),
     ) -> str:
-        """The answer; empty for none. `meanwhile` stands in for what is asked later. Raises click.UsageError."""
+        """Ask for a setting; return the answer, empty for none. Raises click.UsageError.
+
+        `meanwhile` gives values to settings that are asked for later, so that this answer can be checked on its own.
+        """
         if self.interactive and question.setting not in self.given:
             answer = self._typed(question, self.present(question.setting) or default, needed, meanwhile)
         else:
@@ -61,18 +64,18 @@ class Answers:
         return answer
 
     def present(self, setting: str) -> str:
-        """What environment or `.env` say now; the environment wins there, so it does here."""
+        """Return the present value from the environment or `.env`; the environment wins, as when settings load."""
         name = variable(self.cls, setting)
         here = {key.upper(): value for key, value in os.environ.items()}
         return here.get(name) or values(read(DOTENV)).get(name) or ""
 
     def changes(self) -> dict[str, str | None]:
-        """The variables, all of them judged together. Raises click.UsageError, which names the flags that lack."""
+        """Check all answers together; return the variables to write. Raises click.UsageError, naming missing flags."""
         if self.missing:
             lacking = "\n".join(f"  {q.flag} {q.example}    {q.text}" for q in self.missing)
-            raise click.UsageError(f"there is no terminal to ask on, and these flags lack, for example:\n{lacking}")
+            raise click.UsageError(f"there is no terminal to ask on; add these flags, for example:\n{lacking}")
         if problems := self._problems({}):
-            raise click.UsageError("\n".join([*problems, f"{DOTENV} is as it was."]))
+            raise click.UsageError("\n".join([*problems, f"{DOTENV} was not changed."]))
         return {variable(self.cls, name): _text(value) for name, value in self.wanted.items()}
 
     def _given(self, question: Question, default: str, needed: bool, meanwhile: Mapping[str, Any]) -> str:
@@ -102,7 +105,7 @@ class Answers:
             click.echo(f"  {problem}", err=True)
 
     def _problem(self, question: Question, answer: str, meanwhile: Mapping[str, Any]) -> str | None:
-        """What goes wrong with this answer, and does not without it."""
+        """Return the problems that this answer adds, with an example of a right one; None if it adds none."""
         name = question.setting
         before = self._problems({**meanwhile, name: None})
         new = [line for line in self._problems({**meanwhile, name: answer or None}) if line not in before]
@@ -125,7 +128,7 @@ def _text(value: Any) -> str | None:
 
 
 def agreed(changes: Mapping[str, str | None], *, interactive: bool) -> None:
-    """Show what will change in `.env`. Raises click.Abort where it is not wanted, DotenvUnusable where it cannot be."""
+    """Show what will change in `.env`, and ask on a terminal. Raises click.Abort if declined, or DotenvUnusable."""
     text = read(DOTENV)
     before = values(text)
     merged(text, changes)
@@ -137,16 +140,16 @@ def agreed(changes: Mapping[str, str | None], *, interactive: bool) -> None:
 
 
 def save(changes: Mapping[str, str | None]) -> None:
-    """Change `.env`, read anew: answers take their time."""
+    """Write the changes to `.env`. It is read again first, since answering took a while."""
     before = read(DOTENV)
     after = merged(before, changes)
     write(DOTENV, after)
-    told = "written" if after != before else "as it was"
-    click.echo(f"{DOTENV.absolute()} {told}, for its owner only (0600)")
+    told = "written" if after != before else "not changed"
+    click.echo(f"{DOTENV.absolute()} {told}, readable by its owner only (0600)")
     for name, value in changes.items():
         if name in os.environ and os.environ[name] != (value or ""):
             click.echo(
-                f"warning: {name} stands in the environment, too, and wins over {DOTENV}: remove it there", err=True
+                f"warning: {name} is also set in the environment, which wins over {DOTENV}: remove it there", err=True
             )
 
 

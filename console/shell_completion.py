@@ -1,12 +1,13 @@
-"""`tab bash|zsh|fish`: Tab for `./client.py …` and, since that is how it is run, for `python client.py …`.
+"""`tab bash|zsh|fish`: scripts for Tab completion of `./client.py …` and of `python client.py …`.
 
-click answers what may come next (`_CLIENT_PY_COMPLETE`); its own scripts know only programs found by their name.
+click computes what may come next (environment variable `_CLIENT_PY_COMPLETE`). Its own shell scripts are not used: they
+complete a program that is started by its name, and not one that is started by `python`.
 """
 
 import click
 
 MARK = "series-gateway: Tab completes this"
-"""Stands in both programs; a file of another project is not run, whatever its name."""
+"""A line in both programs. The scripts run only files that contain it, not another project's client.py."""
 
 BASH = """\
 # source <(python {program} tab bash)
@@ -133,13 +134,13 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def tab(program: str) -> list[click.Command]:
-    """The command that prints the script, and the same by its name until 0.2."""
+    """Return the command `tab`, which prints the script, and its hidden old name `completion` (until 0.2)."""
 
     def tab(shell: str) -> None:
         name = program.replace(".", "_")
         click.echo(SCRIPTS[shell].format(program=program, name=name, upper=name.upper(), mark=MARK), nl=False)
 
-    about = "Print what lets Tab complete this command line."
+    about = "Print a shell script that enables Tab completion."
     how = f"bash and zsh: source <(python {program} tab bash); fish: python {program} tab fish | source"
     shell = click.Argument(["shell"], type=click.Choice(list(SCRIPTS)))
     return [

@@ -1,4 +1,4 @@
-"""What a command found, for people or as JSON."""
+"""Print what a command found, as a table for people or as JSON."""
 
 import json
 import sys
@@ -13,14 +13,17 @@ from common.times import stamp
 if TYPE_CHECKING:
     from rich.text import Text
 
-MAX_TIME = 2e11  # seconds since 1970 that are a time: to the year 8307
+MAX_TIME = 2e11  # seconds since 1970; a larger number is not taken for a time (year 8307)
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
 def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
-    """JSON, or a table: of columns for a list, of lines for one thing. Numbers whose names end in `_at` are times."""
+    """Print a result as JSON or as a table: one row per item of a list, or one line per field of a single thing.
+
+    Numbers whose names end in `_at` are printed as times.
+    """
     result = [_timed(row) for row in result] if isinstance(result, list) else _timed(result)
     if as_json:
         click.echo(json.dumps(result, indent=2))
@@ -45,7 +48,7 @@ def show(result: dict[str, Any] | list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _timed(row: dict[str, Any]) -> dict[str, Any]:
-    """With times as they are printed, instead of seconds since 1970."""
+    """Return a row in which seconds since 1970 are replaced by printed times."""
     return {
         name: stamp(datetime.fromtimestamp(value, UTC))
         if name.endswith("_at") and isinstance(value, float) and 0 <= value < MAX_TIME

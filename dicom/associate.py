@@ -1,9 +1,12 @@
-"""An A-ASSOCIATE-RQ as it comes, and the A-ASSOCIATE-AC to it (PS3.8 §9.3.2, §9.3.3): bytes in, bytes out.
+"""Read an A-ASSOCIATE-RQ and make the A-ASSOCIATE-AC (PS3.8 §9.3.2, §9.3.3): bytes in, bytes out.
 
-Rules of the walk. It reads what is used: version, AE titles, presentation contexts, maximum length, roles. All else is
-skipped, known or not (PS3.8 §9.3.1). A text ends at a NUL, and spaces around it are padding. An item that does not fit
-into what holds it raises Unreadable, and so do more items than a request could need; nothing else is wrong with a
-request, and what is wrong with a presentation context costs that context.
+Rules:
+
+- Only what is used is read: version, AE titles, presentation contexts, maximum length and roles. Everything else is
+  skipped (PS3.8 §9.3.1).
+- A text ends at a NUL; spaces around it are padding.
+- An item that does not fit into the item around it raises Unreadable, and so do more items than a request can need.
+- Anything else that is wrong with a presentation context only rejects that context.
 """
 
 import struct
@@ -18,12 +21,12 @@ from dicom.sop_classes import is_stored
 
 APPLICATION_CONTEXT_NAME = b"1.2.840.10008.3.1.1.1"  # PS3.7 Annex A
 MAXIMUM_LENGTH = 131072
-"""Of a P-DATA-TF PDU, as we announce it (PS3.8 Annex D.1)."""
-MAX_ITEMS = 2**15  # of a whole request: contexts, their transfer syntaxes and negotiation items
-MAX_ROLE_UID = 128  # characters: the answers to the roles of 256 contexts fit into one item
+"""The longest P-DATA-TF PDU that we announce to peers (PS3.8 Annex D.1)."""
+MAX_ITEMS = 2**15  # items of a whole request: contexts, their transfer syntaxes and negotiation items
+MAX_ROLE_UID = 128  # characters, so that the answers to the roles of 256 contexts fit into one item
 CALLED, CALLING, RESERVED, ITEMS = slice(10, 26), slice(26, 42), slice(10, 74), 74  # PS3.8 table 9-11
 OF_CONTEXT = 4  # bytes before the sub-items of a presentation context, PS3.8 table 9-13
-ANY_SYNTAX = "1.2.840.10008.1.2"  # of a rejected context that proposed none: not significant, PS3.8 table 9-18
+ANY_SYNTAX = "1.2.840.10008.1.2"  # answered if a rejected context proposed none; not significant, PS3.8 table 9-18
 
 # A presentation context's result, PS3.8 table 9-18
 ACCEPTANCE = 0
@@ -32,18 +35,18 @@ TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
 
 
 class Unreadable(Exception):
-    """The request's lengths do not fit. The text says which."""
+    """The lengths in the request contradict each other. The text says which."""
 
 
 class Titles(NamedTuple):
-    """Who asks for an association, and whom: 16 bytes each, as sent."""
+    """The called and the calling AE title of a request: 16 bytes each, as sent."""
 
     called_as_sent: bytes = b""
     calling_as_sent: bytes = b""
 
     @classmethod
     def of(cls, pdu: bytes) -> "Titles":
-        """Those of an A-ASSOCIATE-RQ, whatever else it holds."""
+        """Take the AE titles out of an A-ASSOCIATE-RQ, even if the rest of it cannot be read."""
         return cls(pdu[CALLED], pdu[CALLING])
 
     @property
@@ -60,23 +63,23 @@ class Context(NamedTuple):
 
     context_id: int
     abstract_syntax: str
-    """Empty where none was sent."""
+    """Empty if none was sent."""
     transfer_syntaxes: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is used of an A-ASSOCIATE-RQ."""
+    """The parts of an A-ASSOCIATE-RQ that are used."""
 
     protocol_version: int
     titles: Titles
     reserved: bytes
-    """64 bytes from the called AE title on, which the answer repeats (PS3.8 table 9-17)."""
+    """The 64 bytes from the called AE title on, which the answer repeats (PS3.8 table 9-17)."""
     contexts: Sequence[Context]
     maximum_length: int
-    """Of the P-DATA-TF PDUs that the peer takes; 0: any."""
+    """The longest P-DATA-TF PDU that the peer accepts; 0 for any length."""
     roles: Mapping[str, tuple[bool, bool]]
-    """By SOP Class: whether the peer proposes to be SCU, and SCP (PS3.7 §D.3.3.4)."""
+    """By SOP Class: if the peer proposes to be SCU, and if it proposes to be SCP (PS3.7 §D.3.3.4)."""
 
 
 class Answer(NamedTuple):
@@ -84,7 +87,7 @@ class Answer(NamedTuple):
 
     pdu: bytes
     accepted: Mapping[int, tuple[str, str]]
-    """By context ID: abstract and transfer syntax."""
+    """The abstract and the transfer syntax of each accepted context, by context ID."""
 
 
 # --- in ---------------------------------------------------------------------------------------------------------
@@ -93,7 +96,7 @@ class Answer(NamedTuple):
 def read(pdu: bytes) -> Request:
     """Read a whole A-ASSOCIATE-RQ. Raises Unreadable."""
     if len(pdu) < ITEMS:
-        raise Unreadable(f"A-ASSOCIATE-RQ of {len(pdu)} bytes, {ITEMS} are the least")
+        raise Unreadable(f"A-ASSOCIATE-RQ of {len(pdu)} bytes, at least {ITEMS} are needed")
     contexts: dict[int, Context] = {}
     roles: dict[str, tuple[bool, bool]] = {}
     maximum_length = 0
@@ -101,7 +104,7 @@ def read(pdu: bytes) -> Request:
     for kind, body in items.of(pdu[ITEMS:]):
         if kind == 0x20:
             context = _context(body, items)
-            contexts.setdefault(context.context_id, context)  # of two with one ID the first stands
+            contexts.setdefault(context.context_id, context)  # of two contexts with one ID the first counts
         elif kind == 0x50:
             for inner, value in items.of(body):
                 if inner == 0x51:
@@ -113,20 +116,20 @@ def read(pdu: bytes) -> Request:
 
 
 class _Items:
-    """The items of one request, of every depth: there are MAX_ITEMS at most."""
+    """Reads the items of one request at every depth, MAX_ITEMS at most."""
 
     def __init__(self) -> None:
         self._left = MAX_ITEMS
 
     def of(self, body: bytes) -> Iterator[tuple[int, bytes]]:
-        """Kind and content of each item (PS3.8 §9.3.2)."""
+        """Yield the kind and the content of each item (PS3.8 §9.3.2). Raises Unreadable."""
         at = 0
         while at < len(body):
             if not self._left:
                 raise Unreadable(f"A-ASSOCIATE-RQ with more than {MAX_ITEMS} items")
             self._left -= 1
             if len(body) - at < 4:
-                raise Unreadable(f"an item of {len(body) - at} bytes, 4 are the least")
+                raise Unreadable(f"an item of {len(body) - at} bytes, at least 4 are needed")
             kind, length = struct.unpack_from(">BxH", body, at)
             at += 4
             if length > len(body) - at:
@@ -137,7 +140,7 @@ class _Items:
 
 def _context(body: bytes, items: _Items) -> Context:
     if len(body) < OF_CONTEXT:
-        raise Unreadable(f"a presentation context of {len(body)} bytes, {OF_CONTEXT} are the least")
+        raise Unreadable(f"a presentation context of {len(body)} bytes, at least {OF_CONTEXT} are needed")
     abstract, transfer = "", []
     for kind, value in items.of(body[OF_CONTEXT:]):
         if kind == 0x30:
@@ -148,7 +151,7 @@ def _context(body: bytes, items: _Items) -> Context:
 
 
 def _role(value: bytes) -> dict[str, tuple[bool, bool]]:
-    """A role selection (PS3.7 table D.3-9); none where it proposes neither role, or its lengths are those of none."""
+    """Read a role selection (PS3.7 table D.3-9); return nothing if it proposes no role, or its lengths are wrong."""
     end = 2 + int.from_bytes(value[:2], "big")
     uid, roles = text(value[2:end]), value[end : end + 2]
     return (
@@ -159,12 +162,12 @@ def _role(value: bytes) -> dict[str, tuple[bool, bool]]:
 
 
 def text(value: bytes) -> str:
-    """A title or a UID, without what pads it. Any byte is a character (ISO 8859-1)."""
+    """Decode a title or a UID without its padding. Every byte is a character (ISO 8859-1)."""
     return value.partition(b"\0")[0].decode("latin-1").strip()
 
 
 def escaped(value: bytes) -> str:
-    """Bytes as sent, but for spaces at the end; what does not print shows as `\\x00`."""
+    """Return bytes as a printable text without spaces at the end; other bytes are written as `\\x00`."""
     return value.rstrip(b" ").decode("latin-1").encode("unicode_escape").decode()
 
 
@@ -172,7 +175,7 @@ def escaped(value: bytes) -> str:
 
 
 def accept(request: Request, supported: Mapping[str, Sequence[str]]) -> Answer:
-    """Answer every context for itself. `supported` maps abstract syntaxes besides storage to transfer syntaxes."""
+    """Answer each context on its own. `supported` maps abstract syntaxes other than storage to transfer syntaxes."""
     results = [(context, *_result(context, supported)) for context in request.contexts]
     accepted = {
         context.context_id: (context.abstract_syntax, syntax)
@@ -189,7 +192,10 @@ def accept(request: Request, supported: Mapping[str, Sequence[str]]) -> Answer:
 
 
 def _result(context: Context, supported: Mapping[str, Sequence[str]]) -> tuple[int, str]:
-    """Result, and the transfer syntax: the first by our order for a class that is supported, else by the peer's."""
+    """Return the result and the transfer syntax for a context.
+
+    The first transfer syntax is taken: in our order for `supported` classes, in the peer's order for storage.
+    """
     proposed = context.transfer_syntaxes
     if context.abstract_syntax in supported:
         usable: Sequence[str] = [uid for uid in supported[context.abstract_syntax] if uid in proposed]
@@ -201,7 +207,7 @@ def _result(context: Context, supported: Mapping[str, Sequence[str]]) -> tuple[i
 
 
 def _user_information(roles: Mapping[str, tuple[bool, bool]]) -> bytes:
-    """Our maximum length, who made the codec (PS3.7 §D.3.3.2), and the roles as proposed."""
+    """Return the user information: our maximum length, the implementation (PS3.7 §D.3.3.2), the roles as proposed."""
     told = _item(0x51, struct.pack(">L", MAXIMUM_LENGTH)) + _item(0x52, PYNETDICOM_IMPLEMENTATION_UID.encode())
     for uid, (scu, scp) in roles.items():
         told += _item(0x54, struct.pack(">H", len(uid)) + uid.encode("latin-1") + bytes([scu, scp]))

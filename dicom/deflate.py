@@ -1,11 +1,11 @@
-"""A deflated data set as it streams (PS3.5 A.5): inflated a part at a time, and no further than a bound. Sans-IO."""
+"""Inflate a deflated data set while it streams (PS3.5 A.5), part by part and up to a limit. Sans-IO."""
 
 import zlib
 from collections.abc import Iterator
 
-MAX_INFLATED_BYTES = 2**26  # of one data set: 0.2 s of one core to inflate; walk.py bounds what its elements cost
-AT_ONCE = 2**16
-ENOUGH = 8  # bytes of an element's header, which show whether it is deflated
+MAX_INFLATED_BYTES = 2**26  # of one data set: takes one core 0.2 s; walk.py bounds the cost of its elements
+AT_ONCE = 2**16  # bytes that are inflated in one part
+ENOUGH = 8  # bytes, an element's header, that show if a data set is deflated
 
 INFLATED = f"inflates to more than {MAX_INFLATED_BYTES >> 20} MiB"
 NOT_DEFLATED = "cannot be inflated to its end"
@@ -13,7 +13,7 @@ NOT_AS_SAID = "not deflated, or with a zlib header"
 
 
 class Inflater:
-    """One data set. Some senders do not deflate what they say they do, or with a zlib header: both are read."""
+    """Inflates one data set. It also reads data sets that are not deflated at all, or have a zlib header."""
 
     def __init__(self, known_vrs: frozenset[bytes]) -> None:
         self.doubts: list[str] = []
@@ -22,11 +22,11 @@ class Inflater:
         self._begun = b""
         self._is_plain = False
         self._stopped = False
-        self._bounded = False  # a bound stopped it
+        self._bounded = False  # a limit stopped it
         self._inflated = 0
 
     def parts(self, data: bytes | memoryview) -> Iterator[bytes | memoryview]:
-        """The next bytes, inflated."""
+        """Yield the next bytes, inflated."""
         if self._zlib is None and not self._is_plain:
             self._begun += data
             if len(self._begun) < ENOUGH:
@@ -39,7 +39,7 @@ class Inflater:
             yield from self._inflate(self._zlib, data)
 
     def end(self) -> bool:
-        """Whether it was inflated to its end."""
+        """Tell if the data set was inflated to its end; otherwise note a doubt."""
         if self._is_plain or (self._zlib is not None and self._zlib.eof and not self._bounded):
             return True
         if not self._bounded:
@@ -47,7 +47,7 @@ class Inflater:
         return False
 
     def stop(self, reason: str) -> None:
-        """Inflate no further."""
+        """Stop inflating, and note the reason as a doubt."""
         self.doubts.append(reason)
         self._stopped = self._bounded = True
 

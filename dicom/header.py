@@ -1,4 +1,4 @@
-"""Encoded data set in, Instance out: what its header holds, wherever that stands; never the pixels."""
+"""Read an Instance out of an encoded data set: the attributes that we keep, and never the pixels."""
 
 import contextlib
 import functools
@@ -21,11 +21,11 @@ from dicom.text import decode_text, guess, is_defined_term
 from dicom.walk import MAX_VALUE_BYTES, Encoding, Walk
 from models import MAX_UID, OF_IMAGES, Instance, InstanceKeyword, is_standard_uid, is_uid
 
-PYDICOM_BYTES = 2**16  # what our own walk does not end well in is tried once more by pydicom, no further than this
-MAX_PATIENT_ID_BYTES = 256  # an LO of at most 64 characters; databases index it
+PYDICOM_BYTES = 2**16  # how much of a data set pydicom reads if our own walk fails
+MAX_PATIENT_ID_BYTES = 256  # an LO has at most 64 characters; databases index it
 
-# PS3.18 tables 10.6.3-3 (study), -4 (series) and -5 (instance): what QIDO-RS returns and a data set can hold; and what
-# else series are chosen by, of the first image that has it.
+# The attributes that are kept. PS3.18 tables 10.6.3-3 (study), -4 (series) and -5 (instance) list those that QIDO-RS
+# returns; the others are often used to select series. Of study and series attributes the first image's value counts.
 INSTANCE_LEVEL = {
     0x00080016: ("SOPClassUID", "UI"),
     0x00080018: ("SOPInstanceUID", "UI"),
@@ -68,21 +68,21 @@ SERIES_LEVEL = {
     0x00400244: ("PerformedProcedureStepStartDate", "DA"),
     0x00400245: ("PerformedProcedureStepStartTime", "TM"),
 }
-COUNTS = {  # of the images there should be: hints only, senders fill them in loosely
+COUNTS = {  # how many images there should be; only hints, since senders fill them in carelessly
     0x00201002: ("ImagesInAcquisition", "IS"),
     0x00201209: ("NumberOfSeriesRelatedInstances", "IS"),
 }
 WANTED = INSTANCE_LEVEL | SERIES_LEVEL | COUNTS
 INSTANCE_KEYWORDS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
-MAX_INSTANCE_VALUE = MAX_UID  # characters; the longest value of one of these is a UID
-REMEMBERED_VALUES = 2**14
-REMEMBERED_BYTES = 128  # of one value: longer ones are decoded anew, for what is remembered is chosen by senders
-REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values stand flat, in item order, under the two keywords:
+MAX_INSTANCE_VALUE = MAX_UID  # characters of an instance's attribute; the longest are UIDs
+REMEMBERED_VALUES = 2**14  # entries of the cache of instance values
+REMEMBERED_BYTES = 128  # longest value whose decoding is cached; senders choose the values, so caches are bounded
+REQUEST_ATTRIBUTES_SEQUENCE = 0x00400275  # its items' values are kept as lists, in item order, under two keywords:
 REQUEST_ATTRIBUTES = {0x00400009: ("ScheduledProcedureStepID", "SH"), 0x00401001: ("RequestedProcedureID", "SH")}
 IDENTITY = {0x0020000D: "StudyInstanceUID", 0x0020000E: "SeriesInstanceUID", 0x00080018: "SOPInstanceUID"}
 WALKED = {tag: vr.encode() for tag, (_, vr) in WANTED.items()} | {REQUEST_ATTRIBUTES_SEQUENCE: b"SQ"}
-ANY_VR = b""  # of private elements, and those that may say whose they are
-WHOLE, DECIMAL = ("US", "IS"), ("DS",)  # what should be a number
+ANY_VR = b""  # for private elements and private creators
+WHOLE, DECIMAL = ("US", "IS"), ("DS",)  # VRs of numbers
 AN_INTEGER = re.compile(r"[+-]?[0-9]+")
 NO_STANDARD_UID = "{} is none of PS3.5 9.1"
 OTHER_VR = "a number has another value representation than its own"
@@ -94,7 +94,7 @@ InstanceValues = tuple[str | None, ...]
 
 
 class HeaderError(GatewayError):
-    """The data set cannot be filed under a series. Names the element and the problem, never the value."""
+    """The data set cannot be assigned to a series. The text names the element and the problem, never the value."""
 
     def __init__(self, tag: int, keyword: str, problem: str) -> None:
         super().__init__(f"{keyword} {problem}")
@@ -102,14 +102,14 @@ class HeaderError(GatewayError):
 
 
 class Wanted:
-    """What is wanted of a data set: always, and of a site's own."""
+    """The elements to keep of a data set: those that are always kept, and a site's own."""
 
     def __init__(self, extras: Sequence[Extra] = ()) -> None:
         self.extras = extras
         self.vrs = {tag: ANY_VR for extra in extras for tag in extra.tags} | WALKED
 
     def begin(self, transfer_syntax_uid: str, kept_bytes: int = PYDICOM_BYTES) -> Walk:
-        """The walk that a data set (without File Meta Information) is to be fed to."""
+        """Return a Walk to feed a data set to, without its File Meta Information."""
         return Walk(transfer_syntax_uid, self.vrs, IN_ITEMS, kept_bytes)
 
 
@@ -125,10 +125,15 @@ def finish(  # noqa: PLR0913 - one parameter a field
     peer_address: str,
     received_at: datetime,
 ) -> Instance:
-    """The Instance that a walk found, all of its data set having come.
+    """Return the Instance that a walk found, once its data set has come completely.
 
-    Raises HeaderError where the Study, Series or SOP Instance UID is missing, empty, multi-valued or not a UID.
-    A data set that ends early is read as far as it goes.
+    1. End the walk. If it did not end well or found no UIDs, let pydicom read the beginning as well.
+    2. Decode the wanted values with the data set's character set; note what is odd.
+    3. Read numbers that were sent with another VR than their own, and the site's own attributes.
+    4. Check the three UIDs.
+
+    A data set that ends early is read as far as it goes. Raises HeaderError if the Study, Series or SOP Instance UID is
+    missing, empty, multi-valued or not a UID.
     """
     ended_well = walk.end() and walk.values.keys() >= IDENTITY.keys()
     values, vrs = (walk.values, walk.vrs) if ended_well else _second_reading(walk)
@@ -167,7 +172,7 @@ def read_instance(  # noqa: PLR0913 - one parameter a field
     peer_address: str,
     received_at: datetime,
 ) -> Instance:
-    """Read one Instance from an encoded data set that is here as a whole. Raises HeaderError, as `finish` does."""
+    """Read an Instance from a complete encoded data set. Raises HeaderError, as `finish` does."""
     walk = wanted.begin(transfer_syntax_uid)
     walk.feed(data_set)
     return finish(
@@ -181,7 +186,10 @@ def read_instance(  # noqa: PLR0913 - one parameter a field
 
 
 def with_class_of_command(instance: Instance, sop_class_uid: str) -> Instance:
-    """With the command's SOP Class where the data set has none; where that is another, it stays and is doubtful."""
+    """Return the instance with the command's SOP Class if the data set has none.
+
+    If the data set has another SOP Class, it keeps that one and is marked as doubtful.
+    """
     if instance.sop_class_uid == sop_class_uid:
         return instance
     if not instance.sop_class_uid:
@@ -190,21 +198,24 @@ def with_class_of_command(instance: Instance, sop_class_uid: str) -> Instance:
 
 
 def instance_values(instance: Instance) -> InstanceValues:
-    """What is known of an instance beside its UID; None where it has no value, or one too long to be valid."""
+    """Return the values of INSTANCE_KEYWORDS; None for a missing value, or one that is too long to be valid."""
     texts = (instance.sop_class_uid, *map(instance.text, INSTANCE_KEYWORDS[1:]))
     return _shared(tuple([text if text and len(text) <= MAX_INSTANCE_VALUE else None for text in texts]))
 
 
 @functools.lru_cache(maxsize=REMEMBERED_VALUES)
 def _shared(values: InstanceValues) -> InstanceValues:
-    """One tuple for all that are equal: the images of one series differ from those of another in little."""
+    """Return one shared tuple for equal values, to save memory: most images have the values of many others."""
     return values
 
 
 def _second_reading(walk: Walk) -> tuple[Mapping[int, bytes], Mapping[int, bytes]]:
-    """What pydicom's reader finds of a data set that ours did not end well in: in full, or what is not known yet.
+    """Let pydicom read the beginning of a data set that our walk could not read well; return values and wrong VRs.
 
-    Values, and the VRs of those that were sent with another than they should have.
+    1. If only pydicom found all three UIDs, its values replace ours.
+    2. Otherwise ours count, and pydicom's fill the gaps.
+
+    The VRs are those of elements that were sent with another VR than their own.
     """
     found = _read_by_pydicom(walk.beginning, walk.encoding)
     known = walk.values
@@ -218,9 +229,9 @@ def _second_reading(walk: Walk) -> tuple[Mapping[int, bytes], Mapping[int, bytes
 
 
 def _read_by_pydicom(data: bytes, encoding: Encoding) -> dict[int, RawDataElement]:
-    """The wanted elements as pydicom finds them, which guesses otherwise, until it fails. Slow and recursive."""
+    """Return the wanted elements that pydicom finds until it fails. Its guesses differ from ours. It is slow."""
     found: dict[int, RawDataElement] = {}
-    with contextlib.suppress(Exception), warnings.catch_warnings():  # the edge to hostile bytes
+    with contextlib.suppress(Exception), warnings.catch_warnings():  # hostile bytes may raise anything
         warnings.simplefilter("ignore")
         has_vr = data[4:6].isalpha() and data[4:6].isupper()
         for element in data_element_generator(io.BytesIO(data), not has_vr, encoding.order == "<"):
@@ -230,7 +241,7 @@ def _read_by_pydicom(data: bytes, encoding: Encoding) -> dict[int, RawDataElemen
 
 
 def _uid(raw: Mapping[int, bytes], tag: int, odd: list[str]) -> str:
-    """A required UID, taken as sent, be it one of PS3.5 §9.1 or not, which is told in `odd`."""
+    """Return a required UID as it was sent. One that does not conform to PS3.5 §9.1 is noted in `odd`."""
     if tag not in raw:
         raise HeaderError(tag, IDENTITY[tag], "is missing")
     uid = raw[tag].strip(b"\0 ").decode("latin-1")
@@ -250,7 +261,7 @@ def _odd_charset(charset: bytes) -> tuple[str, ...]:
 def _decode_values(
     values: Mapping[int, bytes], items: Sequence[Mapping[int, bytes]], encoding: Encoding, odd: list[str]
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, bytes]]:
-    """Attributes in text form, and the bytes of what the declared character set could not decode."""
+    """Return the attributes as texts, and the bytes of values that the declared character set could not decode."""
     charset, order = values.get(0x00080005, b""), encoding.order
     attributes: dict[str, tuple[str, ...]] = {}
     undecoded: dict[str, bytes] = {}
@@ -274,7 +285,7 @@ def _decode_values(
     return attributes, undecoded
 
 
-# --- what a site wants besides -----------------------------------------------------------------------------------
+# --- a site's own attributes -------------------------------------------------------------------------------------
 
 
 def _extra_values(
@@ -296,14 +307,14 @@ def _extra_values(
 
 
 def _private_blocks(values: Mapping[int, bytes]) -> dict[tuple[int, bytes], int]:
-    """By group and creator, the first block that is reserved for it (PS3.5 §7.8.1)."""
+    """Map group and creator to the first block that is reserved for the creator (PS3.5 §7.8.1)."""
     creators = sorted((tag for tag in values if 0x10 <= tag & 0xFFFF <= 0xFF), reverse=True)
     return {(tag >> 16, values[tag].strip(b"\0 ")): tag & 0xFF for tag in creators}
 
 
 @functools.lru_cache(maxsize=4096)
 def _extra_texts(value: bytes, vr: str, order: str, charset: bytes) -> tuple[str, ...]:
-    """Values in text form: binary numbers as Python writes them, text as the data set's character set has it."""
+    """Return the values as texts: binary numbers are formatted, text is decoded by the data set's character set."""
     if vr in NUMBERS:
         return _binary(value, vr, order)
     kind = vr if vr == "PN" else "LO" if vr in ("LO", "SH", "ST", "LT", "UC", "UT") else "CS"
@@ -312,9 +323,9 @@ def _extra_texts(value: bytes, vr: str, order: str, charset: bytes) -> tuple[str
     return trimmed if any(trimmed) else ()
 
 
-@functools.lru_cache(maxsize=4096)  # the images of a series differ in few of their values
+@functools.lru_cache(maxsize=4096)  # most values are the same for all images of a series
 def _decode_element(tag: int, value: bytes, order: str, charset: bytes) -> tuple[str, tuple[str, ...], bytes | None]:
-    """Keyword, values in text form, and the bytes as sent where that text is only a guess."""
+    """Return keyword, values as texts, and the bytes as sent if the texts are only a guess."""
     keyword, vr = WANTED[tag]
     if vr == "US":
         numbers = struct.iter_unpack(order + "H", value[: len(value) // 2 * 2])
@@ -326,7 +337,7 @@ def _decode_element(tag: int, value: bytes, order: str, charset: bytes) -> tuple
 
 
 def _decode_of_items(values: Sequence[bytes], vr: str, charset: bytes) -> tuple[tuple[str, ...], bytes | None]:
-    """The same of a value of each item: positions are items, and the empty ones stay."""
+    """Decode the values of an attribute in a sequence's items: one text for each item, also for empty ones."""
     if sum(map(len, values)) <= REMEMBERED_BYTES:
         return _remembered_of_items(tuple(values), vr, charset)
     return _remembered_of_items.__wrapped__(tuple(values), vr, charset)
@@ -344,12 +355,15 @@ def _remembered_of_items(values: tuple[bytes, ...], vr: str, charset: bytes) -> 
 def _numbers_as_sent(
     values: Mapping[int, bytes], vrs: Mapping[int, bytes], order: str, odd: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """What should be a number and was sent with another VR, in text form; without value where it is none by that VR."""
+    """Return, as texts, the numbers that were sent with another VR than their own.
+
+    A number that cannot be read by that VR has no value, and is noted in `odd`.
+    """
     found = {}
     for tag, vr in vrs.items():
         keyword, own = WANTED.get(tag, ("", ""))
         if own in WHOLE or own in DECIMAL:
-            if vr != b"UN":  # which says of what it holds that it is as it should be (PS3.5 §6.2.2)
+            if vr != b"UN":  # the value of a UN is encoded as by its own VR (PS3.5 §6.2.2)
                 odd += [OTHER_VR] if OTHER_VR not in odd else []
             numbers = _numbers(values[tag], own if vr == b"UN" else vr.decode(), order, is_whole=own in WHOLE)
             found[keyword] = numbers or ()
@@ -359,7 +373,7 @@ def _numbers_as_sent(
 
 
 def _numbers(value: bytes, vr: str, order: str, *, is_whole: bool) -> tuple[str, ...] | None:
-    """Numbers in text form; None where it holds anything else."""
+    """Return numbers as texts; None if the value contains anything else."""
     if vr in NUMBERS:
         one = struct.Struct(order + NUMBERS[vr])
         if len(value) % one.size:
@@ -379,7 +393,7 @@ def _numbers(value: bytes, vr: str, order: str, *, is_whole: bool) -> tuple[str,
 
 
 def _binary(value: bytes, vr: str, order: str) -> tuple[str, ...]:
-    """As Python writes them."""
+    """Return binary numbers as texts."""
     one = struct.Struct(order + NUMBERS[vr])
     numbers = one.iter_unpack(value[: len(value) // one.size * one.size])
     return tuple([f"{number:.8g}" if vr == "FL" else str(number) for (number,) in numbers])
@@ -390,7 +404,7 @@ def _terms(charset: bytes) -> list[str]:
 
 
 def _texts(values: Sequence[bytes], vr: str, charset: list[str], longest: int) -> tuple[list[str], bytes | None]:
-    """The values as text; with the bytes as sent (each cut at MAX_VALUE_BYTES) where that text is only a guess."""
+    """Decode values; if the texts are only guesses, also return the bytes as sent, each cut at MAX_VALUE_BYTES."""
     if max(map(len, values)) <= longest:
         with contextlib.suppress(ValueError, LookupError):  # UnicodeError is a ValueError
             return [decode_text(value, vr, charset) for value in values], None

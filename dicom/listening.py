@@ -1,4 +1,4 @@
-"""The TCP port that associations come on: bound by one process, or reserved for several."""
+"""Open the DICOM port, for one process or for several workers."""
 
 import socket
 
@@ -6,7 +6,7 @@ from common.connections import notice_death
 from common.errors import GatewayError
 from common.settings import GatewaySettings
 
-BACKLOG = 1024  # connections that wait to be accepted
+BACKLOG = 1024  # most connections that wait to be accepted
 
 
 class CannotListen(GatewayError):
@@ -15,12 +15,13 @@ class CannotListen(GatewayError):
     def __init__(self, settings: GatewaySettings, error: OSError) -> None:
         super().__init__(
             f"cannot listen on GATEWAY_SCP_HOST={settings.scp_host} GATEWAY_SCP_PORT={settings.scp_port}: "
-            f"{error.strerror}. Stop what uses it, or choose another address or port (port 0 takes a free one)."
+            f"{error.strerror}. Stop the program that uses it, or choose another address or port (port 0 takes a free "
+            "one)."
         )
 
 
 def listen(settings: GatewaySettings) -> socket.socket:
-    """A socket that listens, and does not block. Raises CannotListen."""
+    """Return a non-blocking socket that listens. Raises CannotListen."""
     host = settings.scp_host
     try:
         listener = socket.create_server(
@@ -37,7 +38,7 @@ def listen(settings: GatewaySettings) -> socket.socket:
 
 
 def reserve(settings: GatewaySettings) -> socket.socket:
-    """A socket that holds the port for the workers and does not listen. Raises CannotListen."""
+    """Return a socket that reserves the port for the workers and does not listen. Raises CannotListen."""
     family = socket.AF_INET6 if ":" in settings.scp_host else socket.AF_INET
     reserved = socket.socket(family)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

@@ -1,6 +1,6 @@
-"""What a PACS has of a series, asked by C-FIND and fetched by C-GET or C-MOVE (PS3.4 Annex C).
+"""Ask a PACS by C-FIND what it has of a series, and fetch images by C-GET or C-MOVE (PS3.4 Annex C).
 
-Blocking: what is here runs in threads. What a foreign PACS says is checked here.
+Everything here blocks and runs in threads. The answers of a foreign PACS are checked here.
 """
 
 import re
@@ -27,40 +27,49 @@ from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, matches, offers, r
 from dicom.statuses import DATA_SET_MISMATCH, SUCCESS
 from models import Count, Instance, SeriesKey, Uid
 
-FETCHED_AT_ONCE = 50  # SOP Instance UIDs in one retrieve request: the list has to fit into 64 KiB
-PATIENCE = 4  # times pacs_timeout_s until a whole question is given up
-MAX_PROBLEM = 200  # characters
+FETCHED_AT_ONCE = 50  # SOP Instance UIDs in one retrieve request; the list has to fit into 64 KiB
+PATIENCE = 4  # a question is given up after this many times pacs_timeout_s
+MAX_PROBLEM = 200  # characters of a problem
 A_UID: TypeAdapter[str] = TypeAdapter(Uid)
 A_COUNT: TypeAdapter[int] = TypeAdapter(Count)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a PACS has of a series: how many images, and which, where it was asked that."""
+    """What a PACS has of a series: how many images, and which ones if they were listed."""
 
     count: int | None
-    """None where it cannot be told: what was listed is not all."""
+    """The number of images; None if it is unknown, because the list is incomplete."""
     images: Mapping[str, str] | None = None
-    """SOP Instance UID to SOP Class UID, '' where the PACS does not say it."""
+    """SOP Instance UIDs with their SOP Class UIDs, '' if the PACS does not say it. None if they were not listed."""
     problem: str | None = None
     matches: int = 0
-    """How long its list was, with all that is not of this series or cannot be used."""
+    """The length of its list, including entries of other series and unusable ones."""
 
     def is_all(self, known: Collection[str]) -> bool:
-        """Whether that is what is known, by UIDs where there are some; nothing is never all."""
+        """Tell if the PACS has exactly the known images: by UIDs if it listed them, by number otherwise.
+
+        An empty series never matches.
+        """
         if not self.count:
             return False
         return self.count == len(known) if self.images is None else set(self.images) == set(known)
 
     def with_images(self, listed: "Found") -> "Found":
-        """With the list of what was counted: one that is shorter lacks something, one that is longer is later."""
+        """Combine this count with a list of the same series.
+
+        A list that is shorter than the count is incomplete, which is a problem. A longer one was made later.
+        """
         count, images = self.count or 0, listed.images or {}
         short = f"it has {count} and lists {len(images)}" if len(images) < count and listed.problem is None else None
         return Found(max(count, len(images)), images, joined(listed.problem, short), listed.matches)
 
 
 def probe(line: Line) -> str | None:
-    """C-ECHO, then a C-FIND for a series that does not exist: why that is not answered. Raises PacsUnavailable."""
+    """Try a C-ECHO, and a C-FIND for a series that does not exist; return why C-FIND fails, or None if it works.
+
+    Raises PacsUnavailable if the PACS cannot be reached.
+    """
     nothing = SeriesKey("1.2.826.0.1.3680043.8.498.0", "1.2.826.0.1.3680043.8.498.0.1", None)
     with line.associated(Verification, StudyRootQueryRetrieveInformationModelFind) as assoc:
         if status_of(assoc.send_c_echo()) != SUCCESS:
@@ -75,7 +84,7 @@ def probe(line: Line) -> str | None:
 
 
 def find(line: Line, *, key: SeriesKey) -> Found:
-    """The count at SERIES level, or, where the PACS gives none that can be read or zero, the list at IMAGE level."""
+    """Ask for the count at SERIES level. If it is missing, unreadable or zero, ask for the list at IMAGE level."""
     identifier = _identifier("SERIES", key)
     identifier.NumberOfSeriesRelatedInstances = None
     counts: set[int | None] = set()
@@ -96,7 +105,7 @@ def find(line: Line, *, key: SeriesKey) -> Found:
 
 
 def find_images(line: Line, *, key: SeriesKey) -> Found:
-    """What is listed at IMAGE level; where some of that cannot be used, the list is not whole and counts nothing."""
+    """Ask for the list of images. If some of its entries cannot be used, the count is unknown."""
     identifier = _identifier("IMAGE", key)
     identifier.SOPInstanceUID = identifier.SOPClassUID = None
     images: dict[str, str] = {}
@@ -106,7 +115,7 @@ def find_images(line: Line, *, key: SeriesKey) -> Found:
         series, uid = _uid(ds, "SeriesInstanceUID"), _uid(ds, "SOPInstanceUID")
         if series == key.series_instance_uid and uid is not None:
             images[uid] = _uid(ds, "SOPClassUID") or images.get(uid, "")
-        else:  # PACS were seen to answer with other series
+        else:  # some PACS answer with other series as well
             dropped += series in (None, key.series_instance_uid)
     count = None if dropped else len(images)
     return Found(count, images, _dropped("IMAGE", dropped, length), length)
@@ -124,22 +133,22 @@ def _dropped(level: str, dropped: int, length: int) -> str | None:
 
 
 def _text(ds: Dataset | None, keyword: str) -> str | None:
-    """An element's value as text, whatever its VR; '' where it has none, None where it is no ASCII text.
+    """Return an element's value as text, whatever its VR; '' if it is empty, None if it is not ASCII text.
 
-    As it was sent, without pydicom's conversion, which raises what each VR may raise.
+    The raw value is read, since pydicom's conversion may raise many kinds of errors.
     """
     try:
         value = ds.get_item(keyword).value if ds is not None and keyword in ds else None
         if isinstance(value, MultiValue | list):
             value = "\\".join(map(str, value))
         text = value.decode("ascii") if isinstance(value, bytes) else str("" if value is None else value)
-    except Exception:  # the edge to a foreign peer, which can say anything
+    except Exception:  # a foreign peer can send anything
         return None
     return text.strip(" \0")
 
 
 def _uid(ds: Dataset | None, keyword: str) -> str | None:
-    """None where there is none, or what stands there is no UID."""
+    """Return a UID; None if it is missing or not a UID."""
     text = _text(ds, keyword)
     if text is not None and "\0" not in text:
         with suppress(ValidationError):
@@ -148,7 +157,7 @@ def _uid(ds: Dataset | None, keyword: str) -> str | None:
 
 
 def _count(ds: Dataset | None) -> int | None:
-    """An IS with one value; None where it is no number, or one that no report takes."""
+    """Return the number of images; None if it is not a single number, or out of the range that reports allow."""
     text = _text(ds, "NumberOfSeriesRelatedInstances") or ""
     if re.fullmatch(r"\+?[0-9]{1,12}", text):
         with suppress(ValidationError):
@@ -157,7 +166,10 @@ def _count(ds: Dataset | None) -> int | None:
 
 
 def move(line: Line, *, key: SeriesKey, uids: Sequence[str], to: str) -> int:
-    """C-MOVE to ourselves (PS3.4 §C.4.2): the images come by C-STORE as others do. Returns how many."""
+    """Have the PACS send images to us by C-MOVE (PS3.4 §C.4.2); return how many it says it sent.
+
+    The images come by C-STORE, as any others do. Raises PacsUnavailable.
+    """
     model, deadline = StudyRootQueryRetrieveInformationModelMove, _deadline(line, len(uids))
     with line.associated(model) as assoc:
         return sum(
@@ -169,15 +181,16 @@ def move(line: Line, *, key: SeriesKey, uids: Sequence[str], to: str) -> int:
 def get(
     line: Line, *, key: SeriesKey, missing: Mapping[str, str], store: Callable[[Instance], int], wanted: Wanted = ALWAYS
 ) -> int:
-    """C-GET (PS3.4 §C.4.3): the images come on this association, and go the way of those that were sent.
+    """Fetch images by C-GET (PS3.4 §C.4.3); return how many of the missing ones came. Raises PacsUnavailable.
 
-    `missing`: SOP Instance UID to SOP Class UID; to several, as DICOM joins values, where it is not known which.
+    The images come on our association, and `store` treats them as those that were sent. `missing` maps SOP Instance
+    UIDs to their SOP Class UID, or to several possible ones, separated by backslashes.
     """
     model, deadline = StudyRootQueryRetrieveInformationModelGet, _deadline(line, len(missing))
     arrived: set[str] = set()
 
     def handle_store(event: evt.Event) -> int:
-        if time.monotonic() > deadline:  # one that sends without end holds a thread no longer
+        if time.monotonic() > deadline:  # a PACS that sends without end must not hold this thread
             event.assoc.abort()
         instance = read_instance(
             event.request.DataSet.getvalue(),  # type: ignore[union-attr]
@@ -204,10 +217,13 @@ def get(
 
 
 def _class_groups(classes: Collection[str]) -> Iterator[set[str]]:
-    """Those that can be proposed on one association, the most frequent first. Raises PacsUnavailable without any."""
+    """Yield groups of SOP Classes that fit on one association, the most frequent first.
+
+    Raises PacsUnavailable if no SOP Class is known.
+    """
     found = Counter(uid for of in classes for uid in of.split("\\") if uid)
     if not found:
-        raise PacsUnavailable("it does not say the SOP Classes of what is missing")
+        raise PacsUnavailable("it does not say the SOP Classes of the missing images")
     ordered = [uid for uid, _ in found.most_common()]
     for first in range(0, len(ordered), CLASSES_AT_ONCE):
         yield set(ordered[first : first + CLASSES_AT_ONCE])
@@ -229,10 +245,10 @@ def _retrieve(key: SeriesKey, uids: list[str]) -> Dataset:
 
 
 def patience(images: int) -> float:
-    """Times pacs_timeout_s until a retrieve of so many images is given up."""
+    """Return after how many times pacs_timeout_s a retrieve of that many images is given up."""
     return PATIENCE + images / FETCHED_AT_ONCE * PATIENCE
 
 
 def joined(*problems: str | None) -> str | None:
-    """Each once, and no more than fits where it is noted."""
+    """Join problems into one text, each once, and cut it at MAX_PROBLEM. Return None if there are none."""
     return "; ".join(dict.fromkeys(filter(None, problems)))[:MAX_PROBLEM] or None

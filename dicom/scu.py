@@ -1,6 +1,6 @@
-"""Calls a PACS as SCU: associations in clear text or over TLS, and the answers that come on them.
+"""Call a PACS as SCU: make associations, with or without TLS, and read the answers on them.
 
-pynetdicom's, and blocking: what is here runs in threads. Every wait has a bound.
+This uses pynetdicom, blocks, and therefore runs in threads. Every wait has a bound.
 """
 
 import socket
@@ -24,14 +24,14 @@ from common.settings import GatewaySettings, Peer
 from dicom.statuses import PENDING, SUB_OPERATIONS_FAILED, SUCCESS
 from dicom.tls import Tls, pacs_tls
 
-MAX_MATCHES = 20_000
-MAX_CONTEXTS = 128  # of an association: their numbers are the odd ones of a byte (PS3.8 §9.3.2.2)
+MAX_MATCHES = 20_000  # a C-FIND with more matches is given up
+MAX_CONTEXTS = 128  # of an association, since their IDs are the odd numbers of a byte (PS3.8 §9.3.2.2)
 UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian]
 SYNTAXES: list[list[str | UID]] = [
     [*UNCOMPRESSED],
     *([uid] for uid in ALL_TRANSFER_SYNTAXES if uid not in UNCOMPRESSED),
 ]
-"""A context each for every storage class: an acceptor takes one syntax a context, and sends images as they are."""
+"""The contexts for each storage class. An acceptor chooses one transfer syntax for a context, so each gets its own."""
 CLASSES_AT_ONCE = (MAX_CONTEXTS - 1) // len(SYNTAXES)
 
 ACCEPTED, REJECTED = 0, (1, 2)  # PS3.8 §9.3.3.2, §9.3.4
@@ -41,18 +41,18 @@ _Answer = tuple[Dataset, Dataset | None]
 
 
 class PacsUnavailable(GatewayError):
-    """No answer, or one that cannot be used. The text says why."""
+    """The PACS gave no answer, or an unusable one. The text says why."""
 
 
 # --- associations -----------------------------------------------------------------------------------------------
 
 
 class _Socket(AssociationSocket):
-    """pynetdicom's, closed, and with a bound on each wait for bytes: else for ever, for the rest of a PDU or record."""
+    """pynetdicom's socket, with two corrections: it is always closed, and every wait for bytes has a bound."""
 
     def _shutdown_socket(self) -> None:
         sock = self.socket
-        super()._shutdown_socket()  # closes none that never was connected
+        super()._shutdown_socket()  # does not close a socket that was never connected
         if sock is not None:
             sock.close()
 
@@ -63,8 +63,11 @@ class _Socket(AssociationSocket):
 
 
 class _Caller(AE):
-    """pynetdicom's AE. The thread of its upper layer may hang, which must not keep the process from ending, and raises
-    where a peer's PDU or command is nonsense: then the question ends, as where nothing was answered."""
+    """pynetdicom's AE, with two corrections for the thread of its upper layer.
+
+    It is a daemon thread, so that the process can end while it hangs. If it raises because a peer's PDU or command is
+    nonsense, the question ends as if nothing was answered.
+    """
 
     sockets: list[_Socket]
 
@@ -74,7 +77,7 @@ class _Caller(AE):
         def contained() -> None:
             try:
                 run()
-            except Exception:  # the edge to a foreign peer, which can say anything
+            except Exception:  # a foreign peer can send anything
                 sock.close()
                 assoc.dimse.msg_queue.put((None, None))
 
@@ -94,19 +97,19 @@ class Line:
     ae_title: str
     timeout_s: float
     tls: Callable[[], Tls] | None = None
-    """Makes the context of one association. None: clear text."""
+    """Makes the TLS context of one association. None for clear text."""
     sockets: list[_Socket] = field(default_factory=list)
-    """Of every association so far."""
+    """The sockets of all associations so far."""
 
     def hang_up(self) -> None:
-        """End what waits for the PACS in another thread: it may send a byte now and then for ever."""
+        """End all associations from another thread. A PACS that sends a byte now and then could hold them for ever."""
         for sock in [made.socket for made in self.sockets if made.socket is not None]:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
     @classmethod
     def to(cls, peer: Peer, settings: GatewaySettings) -> "Line":
-        """As the settings say."""
+        """Return the way to a PACS, according to the settings."""
         tls = (lambda: pacs_tls(settings)) if peer.tls else None
         return cls(peer, settings.ae_title, settings.pacs_timeout_s, tls)
 
@@ -114,7 +117,7 @@ class Line:
     def associated(
         self, *abstract_syntaxes: str, scp_of: Collection[str] = (), **options: Any
     ) -> Iterator[Association]:
-        """An association that is surely ended, and takes the first abstract syntax. Raises PacsUnavailable."""
+        """Make an association that accepts the first abstract syntax, and always end it. Raises PacsUnavailable."""
         ae = _Caller(self.ae_title)
         ae.sockets = self.sockets
         ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = self.timeout_s
@@ -133,7 +136,7 @@ class Line:
             raise PacsUnavailable(_rejection(assoc, abstract_syntaxes[0], tls))
         try:
             if not offers(assoc, abstract_syntaxes[0]):
-                raise PacsUnavailable(_lacks(abstract_syntaxes[0]))  # noqa: TRY301 - ends what is open, as any other
+                raise PacsUnavailable(_lacks(abstract_syntaxes[0]))  # noqa: TRY301 - the handler below closes the association
             yield assoc
         except BaseException:
             assoc.abort()
@@ -144,7 +147,7 @@ class Line:
 
 
 def _close(assoc: Association) -> None:
-    """What pynetdicom may leave open where an association was not made, or aborted."""
+    """Close the socket that pynetdicom may leave open if an association was not made, or was aborted."""
     if assoc.dul.socket is not None:
         assoc.dul.socket.close()
 
@@ -157,12 +160,12 @@ def _contexts(abstract_syntaxes: Collection[str], scp_of: Collection[str]) -> li
 
 
 def _rejection(assoc: Association, abstract_syntax: str, tls: Tls | None) -> str:
-    """With the reason that the PACS gives (PS3.8 table 9-21), or that TLS has."""
-    unread = list(assoc.dul.to_user_queue.queue)  # what came and was closed behind before pynetdicom looked
+    """Say why an association was not made, by the reason of the PACS (PS3.8 table 9-21) or of TLS."""
+    unread = list(assoc.dul.to_user_queue.queue)  # an answer that pynetdicom had not read when the PACS closed
     said = next((said for said in (assoc.acceptor.primitive, *unread) if isinstance(said, A_ASSOCIATE)), None)
     if said is not None and said.result in REJECTED:
         return f"rejected the association: {said.reason_str}"
-    if said is not None and said.result == ACCEPTED:  # pynetdicom aborts where no context was
+    if said is not None and said.result == ACCEPTED:  # pynetdicom aborts if no context was accepted
         return _lacks(abstract_syntax)
     return tls.said() if tls is not None and tls.problem is not None else "cannot be reached"
 
@@ -172,7 +175,7 @@ def _lacks(abstract_syntax: str) -> str:
 
 
 def offers(assoc: Association, abstract_syntax: str) -> bool:
-    """Whether the PACS accepted a context of it."""
+    """Tell if the PACS accepted a context with this abstract syntax."""
     return any(cx.abstract_syntax == abstract_syntax for cx in assoc.accepted_contexts)
 
 
@@ -180,7 +183,7 @@ def offers(assoc: Association, abstract_syntax: str) -> bool:
 
 
 def matches(line: Line, identifier: Dataset) -> Iterator[Dataset | None]:
-    """C-FIND (PS3.4 §C.4.1): each match, None where it cannot be decoded. Raises PacsUnavailable."""
+    """Yield each match of a C-FIND (PS3.4 §C.4.1), or None for one that cannot be decoded. Raises PacsUnavailable."""
     deadline = time.monotonic() + line.timeout_s
     last = None
     with (
@@ -190,7 +193,7 @@ def matches(line: Line, identifier: Dataset) -> Iterator[Dataset | None]:
         for number, (status, ds) in enumerate(answers):
             code = status_of(status)
             if code in PENDING:
-                if status is not last:  # pynetdicom gives what it cannot decode twice
+                if status is not last:  # pynetdicom returns a match twice if it cannot decode it
                     yield ds
                 last = status
             elif code != SUCCESS:
@@ -201,22 +204,22 @@ def matches(line: Line, identifier: Dataset) -> Iterator[Dataset | None]:
 
 @contextmanager
 def _closing(answers: Iterator[_Answer]) -> Iterator[Iterator[_Answer]]:
-    """Closed before the association: pynetdicom yields what it cannot decode in a lock that its abort waits for."""
+    """Close the answers before the association: pynetdicom may hold a lock while it yields, and its abort needs it."""
     with closing(cast(Generator[_Answer], answers)):
         yield answers
 
 
 def status_of(status: Dataset) -> int:
-    """Raises PacsUnavailable where there was no answer: pynetdicom then gives an empty data set."""
+    """Return the status of an answer. Raises PacsUnavailable if there is none: pynetdicom then returns an empty one."""
     if "Status" not in status:
         raise PacsUnavailable("broke off or did not answer in time")
     if (code := _number(status, "Status")) is None:
-        raise PacsUnavailable("answered with a status that is none")
+        raise PacsUnavailable("answered with an invalid status")
     return code
 
 
 def retrieved(answers: Iterator[_Answer], most: int, deadline: float) -> int:
-    """Of a C-MOVE or C-GET of `most` images: how many sub-operations were completed. Raises PacsUnavailable."""
+    """Return how many sub-operations a C-MOVE or C-GET of `most` images completed. Raises PacsUnavailable."""
     completed = 0
     with _closing(answers):
         for status, _ in answers:
@@ -230,6 +233,6 @@ def retrieved(answers: Iterator[_Answer], most: int, deadline: float) -> int:
 
 
 def _number(status: Dataset, keyword: str) -> int | None:
-    """Of a US: 0 to 65535. None where there is none, or nonsense."""
+    """Return the value of a US, 0 to 65535; None if it is missing or invalid."""
     value = status.get(keyword)
     return value if isinstance(value, int) and 0 <= value < 2**16 else None

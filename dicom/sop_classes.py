@@ -1,10 +1,10 @@
-"""Which abstract syntaxes are images and documents of patients, sent to be stored (PS3.6 Annex A, PS3.4 Annex B)."""
+"""Decide which abstract syntaxes are storage of patients' images and documents (PS3.6 Annex A, PS3.4 Annex B)."""
 
 from pydicom import uid
 from pydicom.config import IGNORE
 
 OF_DICOM = "1.2.840.10008."
-STORAGE = "1.2.840.10008.5.1.4.1.1."  # where PS3.6 has put storage SOP classes since 1993
+STORAGE = "1.2.840.10008.5.1.4.1.1."  # the UIDs of all storage SOP Classes since 1993 begin with this
 WITHOUT_PATIENT = {
     uid.HangingProtocolStorage,
     uid.ColorPaletteStorage,
@@ -16,16 +16,16 @@ WITHOUT_PATIENT = {
     uid.ProtocolApprovalStorage,
     uid.InventoryStorage,
 }
-"""Non-Patient Object Storage (PS3.4 Annex GG): of no patient, study or series, so nothing that is counted here."""
-NOT_STORAGE = ("Storage Commitment", "Media Storage Directory")  # whose names say so all the same
+"""Non-Patient Object Storage (PS3.4 Annex GG). These objects belong to no patient, study or series."""
+NOT_STORAGE = ("Storage Commitment", "Media Storage Directory")  # names that contain "Storage" but are something else
 
 
 def is_stored(abstract_syntax: str) -> bool:
-    """Whether what comes under it is taken.
+    """Tell if objects of an abstract syntax are accepted.
 
-    1. Private: yes, whatever it is; what is no object of a patient is refused by itself.
-    2. Known to PS3.6: if it is a SOP class named storage, and of patients.
-    3. Not known, because it is newer than our tables or older: if it stands where storage SOP classes do.
+    1. A private one is always accepted; an object without a patient's series is refused when it comes.
+    2. One that PS3.6 knows is accepted if it is a SOP Class for storage of patients' objects.
+    3. One that our tables do not know (newer or older ones) is accepted if its UID begins as those of storage do.
     """
     if not abstract_syntax.startswith(OF_DICOM):
         return bool(abstract_syntax)

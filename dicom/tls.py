@@ -1,4 +1,4 @@
-"""DICOM over TLS, as in PS3.15 B.12 (BCP 195): at our own port, and towards a PACS."""
+"""Make TLS contexts as in PS3.15 B.12 (BCP 195), for our own port and for calls to a PACS."""
 
 import ssl
 from typing import Any, cast
@@ -7,7 +7,7 @@ from common.errors import GatewayError
 from common.settings import GatewaySettings
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2, BCP 195
-CALLED_CIPHERS = f"{CIPHERS}:DHE+AESGCM"  # where the other side has the DH parameters
+CALLED_CIPHERS = f"{CIPHERS}:DHE+AESGCM"  # for calls, since the other side has the DH parameters
 
 
 class BadCertificate(GatewayError):
@@ -15,7 +15,7 @@ class BadCertificate(GatewayError):
 
 
 def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
-    """DICOM TLS as in PS3.15 B.12 (BCP 195): TLS 1.2 with ECDHE and AES-GCM, or 1.3. None where it is not wanted.
+    """Return the TLS context of our own port (PS3.15 B.12): TLS 1.2 with ECDHE and AES-GCM, or 1.3. None without TLS.
 
     Raises BadCertificate.
     """
@@ -41,7 +41,7 @@ def load_certificates(context: ssl.SSLContext, settings: GatewaySettings) -> Non
         files = (
             f"GATEWAY_TLS_CERT={settings.tls_cert} GATEWAY_TLS_KEY={settings.tls_key} GATEWAY_TLS_CA={settings.tls_ca}"
         )
-        cure = "Name readable PEM files whose key fits the certificate."
+        cure = "Give readable PEM files, and a key that belongs to the certificate."
         raise BadCertificate(f"{files}: {error.strerror or error}. {cure}") from error
 
 
@@ -49,7 +49,7 @@ def load_certificates(context: ssl.SSLContext, settings: GatewaySettings) -> Non
 
 
 class _TlsSocket(ssl.SSLSocket):
-    """Tells its context why it failed: pynetdicom only logs that."""
+    """Stores its error in its context, since pynetdicom only logs it."""
 
     def connect(self, addr: Any) -> None:
         try:
@@ -61,44 +61,44 @@ class _TlsSocket(ssl.SSLSocket):
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         try:
             return super().recv(buflen, flags)
-        except OSError as error:  # so a refused certificate of ours shows in TLS 1.3: after the handshake
+        except OSError as error:  # in TLS 1.3 the PACS refuses our certificate only after the handshake
             cast(Tls, self.context).problem = error
             raise
 
 
 class Tls(ssl.SSLContext):
-    """A client's side of TLS, for one association."""
+    """The client's TLS context of one association."""
 
     sslsocket_class = _TlsSocket
     problem: OSError | None = None
-    """Why the association was not made, or broke."""
+    """Why the association was not made, or broke off."""
 
     def __new__(cls) -> "Tls":
         return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
 
     def said(self) -> str:
-        """The problem in words, and what may be the cure."""
+        """Say what went wrong, and what may fix it."""
         error = self.problem
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"TLS: its certificate is not good: {error.verify_message}: is its issuer in GATEWAY_PACS_CA?"
+            return f"TLS: its certificate is not valid: {error.verify_message}: is its issuer in GATEWAY_PACS_CA?"
         reason = (getattr(error, "reason", None) or getattr(error, "strerror", None) or "no answer in time").lower()
         words = reason.replace("_", " ")
         if " alert " in f" {words} " and "version" not in words:
-            other = ", or speaks other TLS than 1.2 and later of BCP 195" if "handshake" in words else ""
-            return f"TLS: {words}: it does not take our certificate (GATEWAY_TLS_CERT), or wants one{other}"
+            other = ", or does not speak TLS 1.2 or later as in BCP 195" if "handshake" in words else ""
+            return f"TLS: {words}: it does not accept our certificate (GATEWAY_TLS_CERT), or wants one{other}"
         if isinstance(error, ConnectionRefusedError):
             return f"cannot be reached: {words}"
         return f"TLS: {words}: does it speak TLS 1.2 or later on this port?"
 
 
 def pacs_tls(settings: GatewaySettings) -> Tls:
-    """TLS to a PACS, as at our own port; its files are read anew each time. Raises BadCertificate.
+    """Return the TLS context for one call to a PACS. The files are read again each time. Raises BadCertificate.
 
-    Host names are not checked, which DICOM certificates seldom have: who is in GATEWAY_PACS_CA is trusted.
+    Host names are not checked, since DICOM certificates seldom have them. Everyone in GATEWAY_PACS_CA is trusted.
     """
     context = Tls()
     context.check_hostname = False
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # so that the certificate of one PACS can be named, too
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # allows the PACS's own certificate in GATEWAY_PACS_CA
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(CALLED_CIPHERS)
     try:
@@ -107,6 +107,6 @@ def pacs_tls(settings: GatewaySettings) -> Tls:
             context.load_cert_chain(settings.tls_cert, settings.tls_key)
     except OSError as error:  # ssl.SSLError is one
         files = f"GATEWAY_PACS_CA={settings.pacs_ca} GATEWAY_TLS_CERT={settings.tls_cert or ''}"
-        cure = "Name readable PEM files: who signed the PACS's certificate, and ours with its key."
+        cure = "Give readable PEM files: the authority of the PACS's certificate, and our certificate with its key."
         raise BadCertificate(f"{files}: {error.strerror or error}. {cure}") from error
     return context

@@ -1,10 +1,14 @@
-"""The DICOM upper layer for an acceptor, as a sans-IO state machine (PS3.8 §9.2): bytes in, events and bytes out.
+"""The DICOM upper layer of an acceptor, as a sans-IO state machine (PS3.8 §9.2): bytes in, events and bytes out.
 
-Rules. `receive_data` takes what came from the peer; `next_event` returns what it means, NEED_DATA where it needs more,
-or PAUSED while the caller owes an answer: then the transport should not be read. `accept`, `reject`, `respond` and
-`abort` return the bytes to write. After Released, Aborted or Violation nothing more comes: write the bytes that the
-event carries; what the peer still sends is swallowed (Sta13). No sockets, no clock, no logging; P-DATA is parsed as it
-streams, whatever its fragmentation, and the fragments of a data set are passed on to `data_set` at once.
+Rules:
+
+- `receive_data` takes the bytes of the peer. `next_event` returns what they mean: an event, NEED_DATA if more bytes are
+  needed, or PAUSED while the caller has to answer. While it is PAUSED, the transport should not be read.
+- `accept`, `reject`, `respond` and `abort` return the bytes to write to the peer.
+- Released, Aborted and Violation are the last events. The caller writes the bytes in the event; everything that the
+  peer still sends is ignored (Sta13).
+- P-DATA is parsed while it streams, however it is fragmented. Fragments of a data set are passed to `data_set` at once.
+- There are no sockets, no clock and no logging here.
 """
 
 import struct
@@ -17,11 +21,11 @@ from pynetdicom.presentation import PresentationContext
 from dicom.associate import MAXIMUM_LENGTH, Request, Titles, Unreadable, accept, read
 from dicom.statuses import SOP_CLASS_NOT_SUPPORTED, SUCCESS, UNRECOGNIZED_OPERATION
 
-MAX_ASSOCIATE_BYTES = 2**18  # of an A-ASSOCIATE-RQ
+MAX_ASSOCIATE_BYTES = 2**18  # longest A-ASSOCIATE-RQ that is accepted
 
 
 class State(Enum):
-    """States of PS3.8 §9.2.1 that an acceptor without release collisions passes through."""
+    """The states of PS3.8 §9.2.1 that an acceptor can be in, if there are no release collisions."""
 
     STA2 = "awaiting A-ASSOCIATE-RQ"
     STA3 = "awaiting the local answer to an A-ASSOCIATE-RQ"
@@ -45,7 +49,7 @@ EXPECTED = {
     State.STA2: {PduType.A_ASSOCIATE_RQ, PduType.A_ABORT},
     State.STA6: {PduType.P_DATA_TF, PduType.A_RELEASE_RQ, PduType.A_ABORT},
 }
-"""What may come in each state (PS3.8 table 9-10); anything else is answered with A-ABORT (AA-1, AA-8)."""
+"""The PDUs that are allowed in each state (PS3.8 table 9-10). Any other is answered with A-ABORT (AA-1, AA-8)."""
 
 # A-ABORT reasons, PS3.8 table 9-26
 UNRECOGNIZED_PDU = 1
@@ -64,7 +68,7 @@ VERIFICATION = "1.2.840.10008.1.1"
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Beyond these a peer is cut off with A-ABORT."""
+    """The limits of a peer. One that exceeds them is answered with A-ABORT."""
 
     max_pdu_bytes: int = 2**20
     max_command_bytes: int = 2**16
@@ -75,15 +79,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class AssociateRequested:
-    """The caller owes `accept` or `reject`."""
+    """The peer asks for an association. The caller has to call `accept` or `reject`."""
 
     request: Request
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStarted:
-    """A C-STORE-RQ (PS3.7 §9.3.1.1). Its data set follows, unless the peer says that there is none: the caller sets
-    `data_set` to what takes it."""
+    """A C-STORE-RQ has come (PS3.7 §9.3.1.1). The caller sets `data_set` to a function that takes the data set.
+
+    If the peer says that there is no data set, InstanceFinished follows at once.
+    """
 
     context_id: int
     transfer_syntax_uid: str
@@ -94,22 +100,22 @@ class StoreStarted:
 
 @dataclass(frozen=True, slots=True)
 class InstanceFinished:
-    """The last fragment has come; the caller owes `respond`."""
+    """The last fragment of a data set has come. The caller has to call `respond`."""
 
     length: int
-    """Bytes of the encoded data set."""
+    """The length of the encoded data set in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class EchoRequested:
-    """A C-ECHO-RQ; the caller writes `response`."""
+    """A C-ECHO-RQ has come. The caller writes `response`."""
 
     response: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class OperationRefused:
-    """A DIMSE operation that is not served; the caller writes `response`."""
+    """The peer asks for a DIMSE operation that is not supported. The caller writes `response`."""
 
     command_field: int
     response: bytes
@@ -117,19 +123,19 @@ class OperationRefused:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The peer ended the association; the caller writes `response`."""
+    """The peer releases the association. The caller writes `response`."""
 
     response: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Aborted:
-    """The peer broke off; the caller closes."""
+    """The peer aborted the association. The caller closes the connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """The peer broke the protocol or a limit; the caller writes `response` (an A-ABORT or A-ASSOCIATE-RJ)."""
+    """The peer violated the protocol or a limit. The caller writes `response`, an A-ABORT or A-ASSOCIATE-RJ."""
 
     problem: str
     response: bytes
@@ -156,7 +162,7 @@ Event = (
 
 
 class _Broken(Exception):
-    """What the peer did wrong, and the A-ABORT reason for it."""
+    """The peer did something wrong. The text says what, `reason` is that of the A-ABORT."""
 
     def __init__(self, problem: str, reason: int = INVALID_PDU_PARAMETER) -> None:
         super().__init__(problem)
@@ -164,60 +170,60 @@ class _Broken(Exception):
 
 
 def pass_over(fragment: memoryview) -> None:
-    """What takes the data set of an operation that is not served."""
+    """Ignore a fragment, such as one of an operation that is not supported."""
 
 
 # --- the state machine ----------------------------------------------------------------------------------------
 
 
 class Acceptor:
-    """One association, seen from the acceptor."""
+    """The state of one association, as seen by the acceptor."""
 
     def __init__(self, supported: Sequence[PresentationContext], limits: Limits) -> None:
-        """`supported` are contexts besides storage, all of which is accepted."""
+        """Wait for an A-ASSOCIATE-RQ. `supported` are contexts other than storage; storage is always accepted."""
         self.state = State.STA2
         self.titles = Titles()
-        """Of the A-ASSOCIATE-RQ, once it has come, readable or not."""
+        """The AE titles of the A-ASSOCIATE-RQ, once it has come, even if it is not readable."""
         self._supported = supported
         self._limits = limits
         self._buffer = bytearray()
-        self._at = 0  # what of the buffer is consumed
+        self._at = 0  # how much of the buffer is consumed
         self.pdus = 0
-        """P-DATA-TF PDUs that have begun."""
-        self._pdu_left = 0  # of the P-DATA-TF being read
-        self._pdv_left = 0  # of its presentation data value
+        """How many P-DATA-TF PDUs have begun."""
+        self._pdu_left = 0  # bytes left of the current P-DATA-TF
+        self._pdv_left = 0  # bytes left of its current presentation data value (PDV)
         self._pdv_context = 0
         self._pdv_is_command = self._pdv_is_last = False
         self._acceptance = b""
-        self._contexts: Mapping[int, tuple[str, str]] = {}  # accepted: abstract and transfer syntax
+        self._contexts: Mapping[int, tuple[str, str]] = {}  # accepted contexts: abstract and transfer syntax by ID
         self._peer_maximum_length = 0
         self._command = bytearray()
         self._store: StoreStarted | None = None
-        self._refusal: OperationRefused | None = None  # to come when its data set has passed
+        self._refusal: OperationRefused | None = None  # the event to return once its data set has been skipped
         self.data_set: Callable[[memoryview], object] = pass_over
-        """Takes each fragment of the data set that follows StoreStarted; the bytes are gone when it returns."""
+        """Called with each fragment of the data set after StoreStarted. The bytes are valid only during the call."""
         self._length = 0
-        self._without: InstanceFinished | None = None  # to come behind a StoreStarted that has no data set
+        self._without: InstanceFinished | None = None  # the event to return after a StoreStarted without a data set
         self._paused = False
 
     # --- in ---
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Take bytes of the peer; they are copied."""
+        """Take bytes that the peer sent. They are copied."""
         self._buffer += data
 
     @property
     def in_pdu(self) -> bool:
-        """Whether a PDU has begun and not ended: what a time-out per PDU watches."""
+        """Tell if a PDU has begun and not ended, which the time-out for a PDU needs to know."""
         return self._pdu_left > 0 or len(self._buffer) > self._at
 
     @property
     def in_instance(self) -> bool:
-        """Whether a C-STORE-RQ has come and is not answered."""
+        """Tell if a C-STORE-RQ has come that is not answered yet."""
         return self._store is not None
 
     def next_event(self) -> Event:
-        """The next event, NEED_DATA or PAUSED."""
+        """Return the next event, or NEED_DATA or PAUSED."""
         if self._without is not None:
             finished, self._without = self._without, None
             return finished
@@ -234,18 +240,18 @@ class Acceptor:
         except _Broken as broken:
             self._end()
             return Violation(str(broken), _abort(broken.reason))
-        self._end()  # AA-6: whatever still comes is ignored
+        self._end()  # AA-6: everything that still comes is ignored
         return NEED_DATA
 
     def _pdu(self) -> Event | None:
-        """Begin the next PDU; P-DATA-TF is streamed, the others are short enough to wait for."""
+        """Begin the next PDU. A P-DATA-TF is streamed; the others are short, and read once they are complete."""
         if len(self._buffer) - self._at < 6:
             return NEED_DATA
         number, _, length = struct.unpack_from(">BBL", self._buffer, self._at)
         try:
             kind = PduType(number)
         except ValueError:
-            raise _Broken(f"PDU type 0x{number:02X} is none of PS3.8", UNRECOGNIZED_PDU) from None
+            raise _Broken(f"PDU type 0x{number:02X} is not in PS3.8", UNRECOGNIZED_PDU) from None
         if kind not in EXPECTED[self.state]:
             raise _Broken(f"{kind.name} while {self.state.value}", UNEXPECTED_PDU)
         if kind is PduType.P_DATA_TF:
@@ -257,7 +263,7 @@ class Acceptor:
             return None
         longest = MAX_ASSOCIATE_BYTES if kind is PduType.A_ASSOCIATE_RQ else 4
         if length > longest:
-            raise _Broken(f"{kind.name} of {length} bytes, {longest} are the most")
+            raise _Broken(f"{kind.name} of {length} bytes, at most {longest} are allowed")
         if len(self._buffer) - self._at < 6 + length:
             return NEED_DATA
         pdu = bytes(self._buffer[self._at : self._at + 6 + length])
@@ -284,7 +290,12 @@ class Acceptor:
         return AssociateRequested(request)
 
     def _in_pdu(self) -> Event | None:
-        """Go on in a P-DATA-TF: the next PDV header, or as much of a PDV's fragment as there is."""
+        """Continue in a P-DATA-TF: read the next PDV header, or as much of the current PDV as there is.
+
+        1. At the beginning of a PDV, read its header, and check that it may come now.
+        2. Append a command's bytes, or pass a data set's bytes to `data_set`.
+        3. At the end of the last PDV, act on the complete command or data set.
+        """
         if not self._pdv_left:
             if self._pdu_left < 6:
                 raise _Broken("P-DATA-TF ends within a presentation data value item")
@@ -323,7 +334,7 @@ class Acceptor:
         return self._data_set(complete)
 
     def _check_order(self) -> None:
-        """PDVs of one message come in order and on one accepted context (PS3.8 Annex E.2, PS3.7 §6.3.1)."""
+        """Check that a PDV comes in order, and on the context of its message (PS3.8 Annex E.2, PS3.7 §6.3.1)."""
         if self._pdv_context not in self._contexts:
             raise _Broken(f"presentation context {self._pdv_context} was not accepted")
         expects_data_set = self._store is not None or self._refusal is not None
@@ -335,14 +346,14 @@ class Acceptor:
             raise _Broken("a data set in another presentation context than its command")
 
     def _command_complete(self) -> Event | None:
-        """Read a command set (PS3.7 §6.3.1, Annex E) and act on it."""
+        """Read a complete command set (PS3.7 §6.3.1, Annex E), and act on it."""
         elements = _command_elements(self._command)
         self._command.clear()
         field = _us(elements, 0x0100)
         if field & RESPONSE:
             raise _Broken(f"a DIMSE response, 0x{field:04X}, to no request")
         if field == C_CANCEL_RQ:
-            return None  # of an operation that is over
+            return None  # the operation that it cancels is over
         message_id = elements.get(0x0110, b"")
         if len(message_id) != 2:
             raise _Broken("a command set without MessageID")
@@ -367,7 +378,7 @@ class Acceptor:
         return None
 
     def _data_set(self, complete: bool) -> Event | None:
-        """A fragment of the data set was taken."""
+        """Handle a fragment of a data set, after it was passed on; return the event at its end."""
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None if complete else self._refusal
             return refusal if complete else None
@@ -379,17 +390,17 @@ class Acceptor:
     # --- out ---
 
     def accept(self) -> bytes:
-        """A-ASSOCIATE-AC, after AssociateRequested."""
+        """Return an A-ASSOCIATE-AC. Called after AssociateRequested."""
         self.state, self._paused = State.STA6, False
         return self._acceptance
 
     def reject(self, result: int, source: int, reason: int) -> bytes:
-        """A-ASSOCIATE-RJ (PS3.8 table 9-21), after AssociateRequested."""
+        """Return an A-ASSOCIATE-RJ (PS3.8 table 9-21). Called after AssociateRequested."""
         self._end()
         return struct.pack(">BBLBBBB", PduType.A_ASSOCIATE_RJ.value, 0, 4, 0, result, source, reason)
 
     def respond(self, status: int, comment: str = "", offending: int | None = None) -> bytes:
-        """C-STORE-RSP (PS3.7 §9.3.1.2, §C.4), after InstanceFinished."""
+        """Return a C-STORE-RSP (PS3.7 §9.3.1.2, §C.4). Called after InstanceFinished."""
         if self._store is None:
             raise RuntimeError("respond() without an instance that waits for it")
         store, self._store, self._paused = self._store, None, False
@@ -405,14 +416,14 @@ class Acceptor:
         )
 
     def abort(self) -> bytes:
-        """A-ABORT by the service user, at any time."""
+        """Return an A-ABORT by the service user. It may be called at any time."""
         self._end()
         return struct.pack(">BBLBBBB", PduType.A_ABORT.value, 0, 4, 0, 0, 0, 0)
 
     def _response(  # noqa: PLR0913, PLR0917 - one parameter an element
         self, context_id: int, field: int, message_id: bytes, sop_class_uid: bytes, status: int, extra: bytes = b""
     ) -> bytes:
-        """A DIMSE response as P-DATA-TF PDUs (PS3.7 §6.3.1), no longer than the peer takes."""
+        """Return a DIMSE response as P-DATA-TF PDUs (PS3.7 §6.3.1), none longer than the peer accepts."""
         body = _element(0x0002, sop_class_uid) if sop_class_uid else b""
         body += _element(0x0100, struct.pack("<H", field | RESPONSE)) + _element(0x0120, message_id)
         body += _element(0x0800, struct.pack("<H", NO_DATA_SET)) + _element(0x0900, struct.pack("<H", status)) + extra
@@ -434,12 +445,12 @@ class Acceptor:
 
 
 def _abort(reason: int) -> bytes:
-    """A-ABORT by the service provider (PS3.8 §9.3.8)."""
+    """Return an A-ABORT by the service provider (PS3.8 §9.3.8)."""
     return struct.pack(">BBLBBBB", PduType.A_ABORT.value, 0, 4, 0, 0, 2, reason)
 
 
 def _command_elements(command: bytearray) -> dict[int, bytes]:
-    """A command set's elements by their number in group 0000 (implicit VR little endian, PS3.7 §6.3.1)."""
+    """Return a command set's elements by their number in group 0000 (implicit VR little endian, PS3.7 §6.3.1)."""
     elements: dict[int, bytes] = {}
     at = 0
     while at + 8 <= len(command):
@@ -450,7 +461,7 @@ def _command_elements(command: bytearray) -> dict[int, bytes]:
         elements[element] = bytes(command[at : at + length])
         at += length
     if at != len(command):
-        raise _Broken("a command set that is not one")
+        raise _Broken("a command set that cannot be read")
     return elements
 
 
@@ -462,6 +473,6 @@ def _us(elements: dict[int, bytes], element: int) -> int:
 
 
 def _element(element: int, value: bytes) -> bytes:
-    """One element of a command set, its value padded to an even length."""
+    """Return an element of a command set, with its value padded to an even length."""
     value += b"\0" * (len(value) % 2)
     return struct.pack("<HHL", 0, element, len(value)) + value

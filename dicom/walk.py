@@ -1,9 +1,11 @@
-"""A data set as it streams, from its first byte to its last: the values that are wanted, and what is odd. Sans-IO.
+"""Walk through a data set while it streams, and keep the wanted values. Sans-IO.
 
-Rules. `feed` takes the bytes as they come, `end` says that no more will. What is not wanted is skipped by its length
-and never kept: pixels, fragments, sequences. Of what is wanted MAX_VALUE_BYTES are kept, and one byte more, so that it
-shows where it is longer. Senders break PS3.5 in known ways: what can be read all the same is, and `doubts` says what it
-was.
+Rules:
+
+- `feed` takes the bytes as they come; `end` is called when no more will come.
+- Everything that is not wanted is skipped by its length and never kept: pixels, fragments, sequences.
+- At most MAX_VALUE_BYTES + 1 bytes are kept of a wanted value; the extra byte shows that it was longer.
+- Senders violate PS3.5 in known ways. What can be read is read, and `doubts` says what was wrong.
 """
 
 import struct
@@ -14,17 +16,17 @@ from typing import NamedTuple
 from dicom.deflate import Inflater
 
 MAX_VALUE_BYTES = 1024  # PN, the longest of the wanted VRs, has at most 3 component groups of 64 characters
-MAX_ITEMS = 15  # of a sequence whose items are wanted: as many as fit into a report, whatever their values
-FREE_STEPS, STEPS_PER_BYTE = 2**19, 32  # of a deflated data set; a step is an element that is passed: 0.3 us
-STEPS_OF_OTHER = 8  # what an item, a sequence or a delimiter costs
-MAX_LEVELS = 2**16  # sequences and items open at once; their list is what grows with them
+MAX_ITEMS = 15  # items that are kept of a wanted sequence; so many fit into a report, whatever their values
+FREE_STEPS, STEPS_PER_BYTE = 2**19, 32  # most work for a deflated data set; a step is one skipped element, 0.3 us
+STEPS_OF_OTHER = 8  # cost of an item, a sequence or a delimiter in steps
+MAX_LEVELS = 2**16  # sequences and items that may be open at the same time, which bounds memory
 
 ITEM, ITEM_DELIMITATION, SEQUENCE_DELIMITATION = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD  # PS3.5 §7.5
 GROUP_OF_ITEMS, GROUP_OF_PIXELS = 0xFFFE, 0x7FE0
-OF_ITEMS = GROUP_OF_ITEMS << 16  # the tags from here on are of items
+OF_ITEMS = GROUP_OF_ITEMS << 16  # tags from here on are items and delimiters
 UNDEFINED_LENGTH = 0xFFFFFFFF
-ZEROS = bytes(2**12)  # how many are passed at once
-NOWHERE = 1 << 62  # further than any data set goes
+ZEROS = bytes(2**12)  # zeros that are skipped in one step
+NOWHERE = 1 << 62  # a position beyond the end of any data set
 LENGTH_OF_32_BITS = frozenset(
     (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 )
@@ -36,13 +38,13 @@ KNOWN = LENGTH_OF_16_BITS | LENGTH_OF_32_BITS
 EXPLICIT = {order: struct.Struct(order + "HH2sH") for order in "<>"}  # group, element, VR, length: PS3.5 §7.1.2
 IMPLICIT = {order: struct.Struct(order + "HHL") for order in "<>"}  # PS3.5 §7.1.3
 LENGTH = {order: struct.Struct(order + "L") for order in "<>"}
-HEADER_BYTES, TWO_HEADERS = 8, 16  # an element's header and, if it has no value, the next one's show how it is encoded
+HEADER_BYTES, TWO_HEADERS = 8, 16  # the first header, and the next one's after an empty value, show the encoding
 
 IMPLICIT_VR_LITTLE_ENDIAN = "1.2.840.10008.1.2"
 EXPLICIT_VR_BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = {"1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.4.95", "1.2.840.10008.1.2.4.205"}  # PS3.5 A.5, A.7, A.10
 
-# What can be odd. None of these says anything of a patient.
+# What can be wrong with a data set. None of these texts says anything about a patient.
 CUT = "ends early"
 DELIMITERS = "item or sequence delimiters that do not match"
 BARE_ITEM = "an item outside of a sequence"
@@ -68,19 +70,19 @@ class Encoding(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """A data set, a sequence or an item that is open."""
+    """An open data set, sequence or item."""
 
     holds_elements: bool
-    """Else items: it is a sequence, or the fragments of pixels."""
+    """If false, it holds items: it is a sequence, or the fragments of pixels."""
     encoding: Encoding
     wanted: Collection[int]
     until: int = NOWHERE
-    """Where it ends at the latest: by its length, or by that of what it stands in."""
+    """The position where it ends at the latest, by its own length or that of the level around it."""
     is_delimited: bool = False
-    """It has no length of its own: it ends at its delimiter."""
+    """If true, its length is undefined, and it ends at its delimiter."""
 
 
-_level = lru_cache(maxsize=64)(_Level)  # one object for all that are equal, however deep they are nested
+_level = lru_cache(maxsize=64)(_Level)  # equal levels share one object, which saves memory in deep nesting
 
 
 IMPLICIT_ITEMS = Encoding(True, "<")  # of a UN of undefined length, PS3.5 §6.2.2
@@ -88,11 +90,11 @@ ENCODINGS = {IMPLICIT_VR_LITTLE_ENDIAN: IMPLICIT_ITEMS, EXPLICIT_VR_BIG_ENDIAN: 
 EXPLICIT_LITTLE_ENDIAN = Encoding(False, "<")  # all other transfer syntaxes
 
 _Header = tuple[int, int, int, Encoding]
-"""What stands before a value: tag, length, where the value starts, how items in it are encoded."""
+"""The header of an element: tag, length, position of the value, and the encoding of items in it."""
 
 
 class Walk:
-    """One data set. `values` are the wanted elements' as sent, `items` those of wanted sequences, item by item."""
+    """The walk through one data set. `values` holds the wanted values as sent, `items` those in wanted sequences."""
 
     def __init__(
         self,
@@ -101,13 +103,16 @@ class Walk:
         in_items: Mapping[int, frozenset[int]],
         kept_bytes: int = 0,
     ) -> None:
-        """`wanted`: the VR that each should have. `in_items`: sequences among them, and what of their items is."""
+        """Begin a walk. `wanted` maps tags to their VRs; `in_items` maps wanted sequences to the wanted tags in them.
+
+        `kept_bytes` of the beginning are kept for another reader.
+        """
         self.values: dict[int, bytes] = {}
         self.vrs: dict[int, bytes] = {}
-        """Of those of `values` that were sent with another VR than they should have; known ones only."""
+        """The VRs of values that were sent with another VR than their own, if it is a known one."""
         self.items: list[dict[int, bytes]] = []
         self.doubts: dict[str, None] = {}
-        """What is odd, in the order in which it was met."""
+        """What is wrong with the data set, in the order in which it was found."""
         self.encoding = ENCODINGS.get(transfer_syntax_uid, EXPLICIT_LITTLE_ENDIAN)
         self._wanted = wanted
         self._in_items = in_items
@@ -116,22 +121,22 @@ class Walk:
         self._levels = [_Level(True, self.encoding, wanted)]
         self._begun = False
         self._at = 0  # where `_rest` begins
-        self._rest = b""  # what has come and means nothing without what comes next
-        self._skip = 0  # bytes of a value that is not wanted, still to come
+        self._rest = b""  # bytes that cannot be read until more come
+        self._skip = 0  # bytes of an unwanted value that are still to come
         self._last = 0  # tag of the data set's last element
-        self._behind_sequence = -1  # where the last sequence ended that said its length
-        self._padded = -1  # where zeros ended that are no element
-        self._steps = 0  # what was done, in elements that are passed
+        self._behind_sequence = -1  # end of the last sequence with a defined length
+        self._padded = -1  # end of the last zeros that are not an element
+        self._steps = 0  # work done so far
         self._received = 0
         self._inflater = Inflater(KNOWN) if transfer_syntax_uid in DEFLATED else None
 
     @property
     def beginning(self) -> bytes:
-        """The first `kept_bytes`, inflated: for another reader to try."""
+        """Return the first `kept_bytes`, inflated, for another reader."""
         return b"".join(self._beginning)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Go on with the next bytes; what is needed of them is copied."""
+        """Read the next bytes. What is needed of them is copied."""
         if self._inflater is None:
             self._take(data)
         else:
@@ -142,7 +147,7 @@ class Walk:
                     self._inflater.stop(TOO_MANY)
 
     def end(self) -> bool:
-        """Whether it ended where it says that it does; zeros behind that are none of it."""
+        """Finish the walk; return if the data set is complete. Zeros after it are ignored."""
         inflated = self._inflater is None or self._inflater.end()
         for reason in self._inflater.doubts if self._inflater else ():
             self._doubt(reason)
@@ -180,7 +185,10 @@ class Walk:
     # --- elements ---
 
     def _elements(self, data: bytes | memoryview) -> int:
-        """Pass what is there; where to go on, which is behind `data` where the rest of a value is skipped."""
+        """Read the elements in `data`; return the position to continue at.
+
+        It is beyond the end of `data` if the rest of a value has to be skipped.
+        """
         end, p = len(data), 0
         if not self._begun and end >= TWO_HEADERS:
             self._begin(data)
@@ -196,7 +204,7 @@ class Walk:
         return p
 
     def _begin(self, data: bytes | memoryview) -> None:
-        """See by the first element how the data set is encoded, whatever its transfer syntax says."""
+        """Determine the encoding by the first element, whatever the transfer syntax says."""
         encoding = _seen(data[:TWO_HEADERS], _ordered(data, self.encoding))
         if encoding != self.encoding:
             self._doubt(OTHER_ENCODING)
@@ -204,8 +212,8 @@ class Walk:
             self._levels[0] = self._levels[0]._replace(encoding=encoding)
         self._begun = True
 
-    def _plain(self, data: bytes | memoryview, p: int, end: int) -> int:  # noqa: PLR0912 - one loop, for calls cost
-        """Pass elements that are whole and as they should be: nearly all. Where the first other one begins."""
+    def _plain(self, data: bytes | memoryview, p: int, end: int) -> int:  # noqa: PLR0912 - one loop, since calls cost time
+        """Read elements that are complete and regular, as nearly all are; return where the first other one begins."""
         level = self._levels[-1]
         (implicit, order), wanted = level.encoding, level.wanted
         outermost = len(self._levels) == 1
@@ -228,7 +236,7 @@ class Walk:
             stop = start + length
             if stop > end or group >= GROUP_OF_ITEMS:
                 break
-            tag = group * 65536 + element  # Python is quicker with it than with shifts
+            tag = group * 65536 + element  # faster in Python than shifts
             if tag <= last and outermost:
                 if not tag | length:
                     break
@@ -251,7 +259,13 @@ class Walk:
         return p
 
     def _other(self, data: bytes | memoryview, p: int, end: int) -> int | None:
-        """Pass a delimiter, an item, a sequence, a value that is not whole. None: more has to come."""
+        """Read one element that `_plain` leaves over; return where to go on, or None if more bytes are needed.
+
+        1. Delimiters and items open and close levels.
+        2. An element where an item has to be ends the sequence.
+        3. A sequence, or a value of undefined length, opens a level.
+        4. A wanted value is kept once it has come completely; any other one is skipped.
+        """
         level = self._levels[-1]
         header = self._header(data, p, end, level.encoding)
         if header is None:
@@ -286,7 +300,10 @@ class Walk:
         return min(start + length, level.until - self._at)
 
     def _padding(self, data: bytes | memoryview, p: int, end: int) -> int:
-        """Where zeros end that stand where an element would be; behind a data set they are none of it. 0: no zeros."""
+        """Skip zeros in the place of an element; return where they end, or 0 if there are none.
+
+        At the end of a data set they are padding. Between elements they are a doubt.
+        """
         if p + 8 > end or data[p] or len(self._levels) > 1 or any(data[p : p + 8]):
             return 0
         self._end_padding(self._at + p)
@@ -302,9 +319,9 @@ class Walk:
             self._doubt(PADDED)
 
     def _keep(self, tag: int, vr: bytes, value: bytes | memoryview) -> None:
-        """The last value of an element stands, as with pydicom, unless it is empty or too long: then it is none.
+        """Keep a value. Of a repeated element the last value counts, as in pydicom, unless it is empty or too long.
 
-        `vr`: empty where none is known.
+        `vr` is empty if it is not known.
         """
         outermost = len(self._levels) == 1
         values = self.values if outermost else self.items[-1]
@@ -318,7 +335,7 @@ class Walk:
                 self.vrs.pop(tag, None)
 
     def _header(self, data: bytes | memoryview, p: int, end: int, encoding: Encoding) -> _Header | None:
-        """What stands before the value at p (PS3.5 §7.1, §6.2.2 note on UN); None where it is not whole."""
+        """Read the header of the element at p (PS3.5 §7.1, §6.2.2 note on UN); None if it is not complete yet."""
         if p + 8 > end:
             return None
         implicit, order = encoding
@@ -339,10 +356,10 @@ class Walk:
         return (tag, length, p + 12, IMPLICIT_ITEMS if as_un else encoding)
 
     def _of_unknown_vr(self, data: bytes | memoryview, p: int, end: int, encoding: Encoding) -> _Header | None:
-        """A VR that is none has a length of 16 bits, as DCMTK reads it, unless what stands there shows otherwise.
+        """Read the header of an element whose VR is unknown. Its length has 16 bits, as in DCMTK, with two exceptions:
 
-        1. Two capitals and zeros may be a VR of a later edition, of 32 bits (PS3.5 §7.1.2).
-        2. Pixels, an undefined length, and what can be no characters and has a value: an element of implicit VR.
+        1. Two capitals followed by zeros may be a VR of a later edition, with a length of 32 bits (PS3.5 §7.1.2).
+        2. Pixels, an undefined length, or bytes that cannot be a VR before a value: the element has an implicit VR.
         """
         order = encoding.order
         group, element, vr, length = EXPLICIT[order].unpack_from(data, p)
@@ -373,7 +390,7 @@ class Walk:
         if tag == ITEM:
             level = self._levels[-1]
             if length != UNDEFINED_LENGTH and not level.holds_elements and not level.wanted:
-                return start + length  # nearly all of them
+                return start + length  # the usual case
             return self._item(data, header, end)
         if tag == SEQUENCE_DELIMITATION:
             self._end_sequence(start - 8)
@@ -407,9 +424,10 @@ class Walk:
         return self._open(True, inner, wanted, start, length)
 
     def _encoding_of_item(self, data: bytes | memoryview, header: _Header, end: int, sequence: int) -> Encoding | None:
-        """How an item's first element shows that it is encoded; None: more has to come.
+        """Return the encoding that an item's first element shows; None if more bytes are needed.
 
-        Implicit items are explicit only directly below a UN of undefined length: elsewhere lengths spell VRs by chance.
+        Items that should be implicit are checked for explicit VRs only directly in a UN of undefined length. Elsewhere
+        the bytes of a length may look like a VR by chance.
         """
         _, length, start, encoding = header
         if not encoding.implicit:
@@ -422,12 +440,12 @@ class Walk:
         return None if is_explicit is None else encoding._replace(implicit=not is_explicit)
 
     def _is_left_open(self) -> bool:
-        """Whether the innermost level is an item of a sequence, and waits for its delimiter."""
+        """Tell if the innermost level is an item of a sequence that still waits for its delimiter."""
         levels = self._levels
         return levels[-1].is_delimited and levels[-1].holds_elements and not levels[-2].holds_elements
 
     def _leave(self, at: int) -> None:
-        """Close what ends here at the latest."""
+        """Close all levels that end at this position or before it."""
         while self._levels[-1].until <= at:
             if self._levels.pop().is_delimited:
                 self._doubt(DELIMITERS)
@@ -445,7 +463,7 @@ class Walk:
         return start
 
     def _end_item(self) -> None:
-        """An item delimiter: it closes the item that waits for it, or nothing."""
+        """Handle an item delimiter: close the item that waits for it, if there is one."""
         level = self._levels[-1]
         if level.is_delimited and level.holds_elements:
             self._levels.pop()
@@ -453,10 +471,10 @@ class Walk:
             self._doubt(DELIMITERS)
 
     def _end_sequence(self, p: int) -> None:
-        """A sequence delimiter: it closes the sequence that waits for it, with an item left open in it; or nothing."""
+        """Handle a sequence delimiter: close the sequence that waits for it, and items in it that were left open."""
         levels, at = self._levels, len(self._levels) - 1
         if levels[-1].holds_elements and self._behind_sequence == self._at + p:
-            self._doubt(DELIMITERS)  # of a sequence that has said its length
+            self._doubt(DELIMITERS)  # it follows a sequence that had a defined length
             return
         while levels[at].is_delimited and levels[at].holds_elements:
             at -= 1
@@ -467,7 +485,7 @@ class Walk:
 
 
 def _ordered(data: bytes | memoryview, encoding: Encoding) -> Encoding:
-    """Return it in the other byte order if the first group is 0x0008 there, and most of the numbers are smaller."""
+    """Return the other byte order if the first group can be 0x0008 only there, and most numbers are smaller in it."""
     numbers = _numbers(data, encoding)
     if not numbers[0] or numbers[0] & 0xFF:
         return encoding
@@ -484,12 +502,12 @@ def _numbers(data: bytes | memoryview, encoding: Encoding) -> tuple[int, int, in
 
 
 def _is_text(vr: bytes) -> bool:
-    """Return whether it may stand for a VR: none at all, or two characters."""
+    """Tell if two bytes may be in the place of a VR: two characters, or zeros."""
     return vr == b"\0\0" or all(0x20 <= c < 0x7F for c in vr)
 
 
 def _is_before_another(headers: bytes | memoryview, order: str) -> bool:
-    """Whether an element has no value, for behind its header stands one of explicit VR that comes after it."""
+    """Tell if an element is empty, because another element with an explicit VR and a higher tag follows its header."""
     if len(headers) < TWO_HEADERS:
         return False
     group, element, _, _ = EXPLICIT[order].unpack_from(headers)
@@ -498,7 +516,7 @@ def _is_before_another(headers: bytes | memoryview, order: str) -> bool:
 
 
 def _seen(headers: bytes | memoryview, encoding: Encoding) -> Encoding:
-    """How an element is encoded, by what stands where its VR would be and behind it: else as it should be."""
+    """Return the encoding that an element's header shows: the expected one, unless the VR's place contradicts it."""
     group, _, vr, length = EXPLICIT[encoding.order].unpack_from(headers)
     if group == GROUP_OF_ITEMS:
         return encoding
@@ -510,7 +528,7 @@ def _seen(headers: bytes | memoryview, encoding: Encoding) -> Encoding:
 
 
 def _is_explicit(data: bytes | memoryview, p: int, end: int, until: int, order: str) -> bool | None:
-    """Whether the element at p has an explicit VR, by what stands behind it, too; None: more has to come."""
+    """Tell if the element at p has an explicit VR, also by the element after it; None if more bytes are needed."""
     if p + 12 > end:
         return None
     group, element, vr, length = EXPLICIT[order].unpack_from(data, p)

@@ -1,16 +1,16 @@
-// What somebody with an admin key does here: the dialog it happens in, the request, and what is said of it.
+// What a user with an admin key can do: the dialog for it, the request, and the message about its outcome.
 
 import { byId, el, write } from "./dom.js";
 import { ask } from "./stream.js";
 
 let may = false;
-let token = null; // of this browser's session; none where the server needs no key
+let token = null; // of this browser's session; null if the server needs no key
 let opener = null;
-let shown = 0; // which dialog, so that an answer that comes late fills no other
+let shown = 0; // counts dialogs, so that a late answer does not fill another one
 
 const dialog = byId("action");
 
-/** Take what the session may do; each login has a token of its own. */
+/** Take over what the session may do; each login has its own token. */
 export function allow({ Scopes, Token }) {
   may = Scopes.includes("admin");
   token = Token;
@@ -23,7 +23,7 @@ export function forget() {
   if (dialog.open) dialog.close();
 }
 
-/** A button that opens a dialog; null for who may not act. */
+/** Return a button that opens a dialog; null if the user may not act. */
 export function opens(words, open) {
   if (!may) return null;
   const button = el("button", { type: "button", className: "quiet act" }, words);
@@ -31,14 +31,14 @@ export function opens(words, open) {
   return button;
 }
 
-/** Show the dialog, with what `fill` returns or promises; `still()` says whether it is the same one later. */
+/** Open the dialog and fill it with what `fill` returns. `fill` gets `still()`, which tells if this dialog is still open. */
 export async function open(title, fill) {
   shown += 1;
   const mine = shown;
   const still = () => mine === shown && dialog.open;
   write(byId("action-title"), title);
   write(byId("action-said"), "");
-  body("Asking …");
+  body("Loading …");
   if (!dialog.open) {
     opener = document.activeElement;
     dialog.showModal();
@@ -55,12 +55,12 @@ function body(words) {
   byId("action-body").replaceChildren(el("p", { className: "empty" }, words));
 }
 
-/** What the server answers. Throws what went wrong, in its words. */
+/** Return the server's answer. Throws an Error with the server's words. */
 export async function get(path) {
   return answered(await ask(path));
 }
 
-/** Have the server do something. Throws what went wrong, in its words. */
+/** Send a request that changes something; return the answer. Throws an Error with the server's words. */
 export async function send(method, path, wanted) {
   const headers = token ? { "X-CSRF-Token": token } : {};
   if (wanted) headers["Content-Type"] = "application/json";
@@ -74,12 +74,12 @@ function answered([status, answer]) {
   throw new Error(detail ?? "the server does not answer; try again");
 }
 
-/** A button that does something, once at a time; what went wrong is said beside it. `act` returns what to say. */
+/** Return a button that runs `act`, never twice at the same time. An error is shown beside it, and the message that `act` returns in the dialog. */
 export function does(words, act, kind = "") {
   const problem = el("span", { className: "problem", role: "alert" });
   const button = el("button", { type: "button", className: kind }, words);
   button.addEventListener("click", async () => {
-    if (button.hasAttribute("aria-disabled")) return; // it is at it
+    if (button.hasAttribute("aria-disabled")) return; // it is already running
     button.setAttribute("aria-disabled", "true");
     write(problem, "");
     try {
@@ -94,7 +94,7 @@ export function does(words, act, kind = "") {
   return el("span", { className: "does" }, button, problem);
 }
 
-/** The same, where it cannot be taken back: pressed once, it says what is lost and asks. */
+/** Return such a button for something that cannot be undone: at first it shows `warning` and asks. */
 export function asksFirst(words, warning, act) {
   const place = el("span", { className: "does" });
   const ask = el("button", { type: "button", className: "quiet" }, words);
@@ -112,14 +112,14 @@ export function asksFirst(words, warning, act) {
   return place;
 }
 
-/** It is done: say so in place of all else. */
+/** Replace the dialog's content by a message. */
 export function done(words) {
   byId("action-body").replaceChildren();
   write(byId("action-said"), words);
   byId("close-action").focus();
 }
 
-/** Some choices, of which one is taken; `chosen(value)` is called with it. */
+/** Return radio buttons; `chosen(value)` is called when one is selected. */
 export function choices(legend, name, options, chosen) {
   const made = options.map(([value, words, hint]) => {
     const radio = el("input", { type: "radio", name, value });
@@ -134,6 +134,6 @@ dialog.addEventListener("close", () => {
   shown += 1;
   byId("action-body").replaceChildren();
   write(byId("action-said"), "");
-  const below = byId(byId("series").open ? "close-series" : "headline"); // where what was pressed is gone with its cause
+  const below = byId(byId("series").open ? "close-series" : "headline"); // takes the focus if the pressed button is gone
   (opener?.isConnected && opener !== document.body ? opener : below).focus();
 });

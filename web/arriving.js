@@ -1,4 +1,4 @@
-// The table of series that arrive, the newest first: rows are kept and only changed cells written, for there may be hundreds a second.
+// The table of arriving series, the newest first. Only changed cells are written, since hundreds may change every second.
 
 import { opens } from "./acting.js";
 import { declare } from "./declare.js";
@@ -6,7 +6,7 @@ import { byId, el, mark, row, write } from "./dom.js";
 import { count, images, patient, utc, when } from "./format.js";
 
 const LABELS = [["Patient"], ["Series"], ["Images", "number"], ["Last image", "number"], ["State"], ["From"]];
-const STUCK_S = 120; // without an image
+const STUCK_S = 120; // time without an image after which a row is marked as stuck
 const WAITING = {
   "for images": "waits for images",
   "for silence": "waits for silence",
@@ -35,7 +35,7 @@ function fill(one, series, now) {
   write(one.cells[2], images(series.Instances, series.Expected));
   mark(one.cells[3], "title", utc(series.LastReceivedAt));
   progress(one, series.Instances, series.Expected);
-  write(one.waits, `${WAITING[series.Waiting]}${series.Revision > 1 ? ", more came after its report" : ""}`);
+  write(one.waits, `${WAITING[series.Waiting]}${series.Revision > 1 ? ", more images after its report" : ""}`);
   const quiet = (now - Date.parse(series.LastReceivedAt)) / 1000;
   const ago = quiet < 1.5 ? "now" : quiet < 90 ? `${Math.round(quiet)} s ago` : when(series.LastReceivedAt);
   write(one.cells[3], ago);
@@ -48,7 +48,7 @@ function progress(one, n, expected) {
   one.done = done;
 }
 
-/** The open series of gateways that are heard, by row: those that began last first. */
+/** Return the open series of all gateways that are shown, those that began last first. */
 function open(world) {
   const all = world.present().flatMap((gateway) =>
     [...gateway.arriving].map(([key, series]) => [`${gateway.id} ${key}`, gateway.id, series]),
@@ -63,7 +63,7 @@ export function forget() {
   rows.clear();
 }
 
-/** One row for each series that is open; what has been decided leaves. */
+/** Show one row for each open series, and remove the rows of reported ones. */
 export function show(world) {
   const body = byId("arriving").tBodies[0];
   const series = open(world);

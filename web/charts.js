@@ -1,18 +1,18 @@
-// Two charts of the last ten minutes, drawn by uPlot (web/vendor): images a second, and how long each row took.
+// Two charts of the last ten minutes, drawn by uPlot (web/vendor): images a second, and the time until each row was stored.
 
 import { duration, quantile, seconds } from "./format.js";
 
 const height = (width) => (width < 480 ? 120 : 170);
-const LEAST_S = 0.05; // of a logarithmic scale
-const TICKS_S = [0.1, 1, 10, 60, 600, 3600, 6 * 3600, 86400]; // of a logarithmic scale, whatever powers it spans
-const EVERY_S = [60, 120, 180, 300]; // between two times, where there is room
-const WIDTH = 10; // seconds beside the last slot
+const LEAST_S = 0.05; // smallest value on the logarithmic scale
+const TICKS_S = [0.1, 1, 10, 60, 600, 3600, 6 * 3600, 86400]; // ticks of the logarithmic scale
+const EVERY_S = [60, 120, 180, 300]; // possible distances of two times on the axis
+const WIDTH = 10; // seconds of room right of the last slot
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 const plain = new Intl.NumberFormat(undefined, { maximumFractionDigits: 2 });
 
-/** Both axes; `values` says a tick, and of a logarithmic axis `splits` where they stand, none of which is left out. */
+/** Return both axes. `values` formats ticks; for a logarithmic axis, `splits` returns where its ticks are, and all are drawn. */
 function axes(values, splits) {
   const common = {
     stroke: colour("--muted"),
@@ -38,7 +38,7 @@ const options = (width, scales, series, values, splits) => ({
   height: height(width),
   legend: { show: false },
   cursor: { show: false },
-  padding: [8, 22, 0, 0], // half of a time stands right of its tick
+  padding: [8, 22, 0, 0], // room for the half of the last time that is right of its tick
   scales,
   series: [{}, series],
   axes: axes(values, splits),
@@ -73,7 +73,7 @@ class Chart {
   }
 }
 
-let now = 0; // in seconds: the right edge of both
+let now = 0; // the right edge of both charts, in seconds
 const range = () => [now - 600, now + WIDTH];
 
 const throughput = new Chart("throughput", (width) =>
@@ -105,7 +105,7 @@ const latency = new Chart("latency", (width) =>
   ),
 );
 
-/** Draw both, as of the world's time. */
+/** Draw both charts, up to the world's time. */
 export function show(world) {
   now = Math.ceil(world.now / 5000) * 5;
   const [times, rates] = world.throughput();

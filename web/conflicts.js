@@ -1,4 +1,4 @@
-// Conflicts: both identities side by side, what each decision would change, and the decision.
+// Settle conflicts: show both identities side by side, what each decision would change, and take the decision.
 
 import { choices, does, done, get, open, send } from "./acting.js";
 import { el } from "./dom.js";
@@ -6,9 +6,9 @@ import { count, date, many, patient, when } from "./format.js";
 
 const MOST = 50;
 const DECISIONS = [
-  ["dismiss", "Dismiss the report", "Its images are not this series'. The same report does not come up again."],
-  ["merge", "Merge its images", "They are this series'. Patient and study stay as they are stored."],
-  ["correct", "Correct patient and study", "Its images are this series', and the stored patient or study is wrong."],
+  ["dismiss", "Dismiss the report", "Its images do not belong to this series. The same report is not shown again."],
+  ["merge", "Merge its images", "They belong to this series. The stored patient and study stay as they are."],
+  ["correct", "Correct patient and study", "Its images belong to this series, and the stored patient or study is wrong."],
 ];
 const NAMES = {
   NumInstances: "Images",
@@ -21,7 +21,7 @@ const NAMES = {
 
 const path = (digest) => `conflicts/${encodeURIComponent(digest)}`;
 
-/** Settle an open conflict: of one series, or of all. */
+/** Open the dialog for an open conflict: of one series, or any if `uid` is missing. */
 export function settle(uid) {
   open("Settle a conflict", async (still) => {
     const query = new URLSearchParams({ limit: MOST, ...(uid ? { SeriesInstanceUID: uid } : {}) });
@@ -39,7 +39,7 @@ function list(conflicts, next) {
     const more = `${many(Report.NumInstances, "image", "images")} of series ${Report.SeriesInstanceUID}, ${when(ReceivedAt)}`;
     return el("li", {}, button, el("span", { className: "second uid" }, more));
   });
-  const intro = `${count(conflicts.length)}${next ? " of more" : ""} reports name another patient or study than is stored. Which one?`;
+  const intro = `${next ? "The first " : ""}${count(conflicts.length)} reports that name another patient or study than the stored series. Choose one:`;
   return [el("p", {}, intro), el("ul", { className: "picks" }, ...items)];
 }
 
@@ -57,7 +57,7 @@ function identity(of, receivedAt) {
     Series: attribute("SeriesDescription"),
     Images: count(of.NumInstances),
     Sender: of.Source,
-    Came: receivedAt && when(receivedAt),
+    Received: receivedAt && when(receivedAt),
   };
 }
 
@@ -68,7 +68,7 @@ async function beside(digest, still) {
   const rows = Object.keys(stored)
     .filter((name) => stored[name] || kept[name])
     .map((name) => compared(name, stored[name] ?? "–", kept[name] ?? "–"));
-  const head = ["What", "Stored", "The report kept aside"].map((words) => el("th", { role: "columnheader", scope: "col" }, words));
+  const head = ["Attribute", "Stored", "The report kept aside"].map((words) => el("th", { role: "columnheader", scope: "col" }, words));
   const table = el(
     "table",
     { className: "beside", role: "table" },
@@ -77,25 +77,25 @@ async function beside(digest, still) {
     el("tbody", { role: "rowgroup" }, ...rows),
   );
   const outlook = el("div", { className: "outlook", role: "status" });
-  const legend = `Series ${Conflict.SeriesInstanceUID}: what is right?`;
+  const legend = `Series ${Conflict.SeriesInstanceUID}: which is right?`;
   const chosen = (decision) => outlook.replaceChildren(...confirm(digest, decision, Would[decision], Conflict, still));
   return [table, choices(legend, "decision", DECISIONS, chosen), outlook];
 }
 
 function compared(name, stored, kept) {
-  const differs = stored !== kept && !["Images", "Came", "Sender"].includes(name);
+  const differs = stored !== kept && !["Images", "Received", "Sender"].includes(name);
   const mark = differs ? el("span", { className: "badge warn" }, "differs") : null;
   const head = el("th", { role: "rowheader", scope: "row" }, name, mark);
   const cells = [stored, kept].map((value) => el("td", { role: "cell", className: differs ? "differs" : "" }, value));
   return el("tr", { role: "row" }, head, ...cells);
 }
 
-/** What a decision would change, and the button that takes it. */
+/** Return the list of what a decision would change, and the button that takes it. */
 function confirm(digest, decision, changes, { SeriesInstanceUID }, still) {
   const items = changes.map(({ What, Before, After }) =>
     el("li", {}, `${NAMES[What] ?? What}: `, el("del", {}, said(What, Before)), " → ", el("ins", {}, said(What, After))),
   );
-  const nothing = decision === "dismiss" ? "Nothing of the row." : "Nothing of the row: its images are known already.";
+  const nothing = decision === "dismiss" ? "Nothing." : "Nothing: its images are already known.";
   const [, words] = DECISIONS.find(([value]) => value === decision);
   const act = async () => {
     const record = await send("POST", path(digest), { Resolution: decision });

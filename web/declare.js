@@ -1,14 +1,14 @@
-// A person's word: a series is complete, or it is not; a gateway is gone.
+// What a person can say here: a series is complete, or it is not; a gateway is gone.
 
 import { choices, does, done, open, send } from "./acting.js";
 import { el } from "./dom.js";
 
 const WORDS = [
-  ["complete", "It is complete", "Gateways that have it open report it now; the row says declared."],
-  ["incomplete", "It is not complete", "The row loses its verdict until images come, or its PACS has just these."],
+  ["complete", "It is complete", "Gateways that still have it open report it now, with the verdict declared."],
+  ["incomplete", "It is not complete", "It has no verdict until more images come, or its PACS confirms that these are all."],
 ];
 
-/** Declare a series, which need not be stored yet. */
+/** Open the dialog to declare a series. The series need not be stored yet. */
 export function declare(uid, name) {
   open(`Declare ${name}`, (still) => {
     let declared = null;
@@ -16,7 +16,7 @@ export function declare(uid, name) {
     because.setAttribute("aria-describedby", "because-hint");
     const act = async () => {
       if (!declared) throw new Error("say first whether it is complete");
-      if (!because.value.trim()) throw new Error("say why: whoever reads the series later asks");
+      if (!because.value.trim()) throw new Error("give a reason: it is shown with the series");
       const wanted = { Declared: declared, Because: because.value };
       const { Did } = await send("POST", `series/${encodeURIComponent(uid)}/declaration`, wanted);
       if (still()) done(`${name}: ${Did}.`);
@@ -28,20 +28,20 @@ export function declare(uid, name) {
       }),
       el("label", { htmlFor: "because", className: "field" }, "Reason"),
       because,
-      el("p", { className: "hint", id: "because-hint" }, "It stands in the timeline, for all who may read: no patient's name here."),
+      el("p", { className: "hint", id: "because-hint" }, "It is shown in the timeline, to everyone who may read series. Write no patient's name."),
       does("Declare", act, "main"),
     ];
   });
 }
 
-/** Forget a gateway that is gone. */
+/** Open the dialog to dismiss a gateway that is gone. */
 export function dismiss(id) {
   open(`Dismiss ${id}`, (still) => {
     const act = async () => {
       await send("DELETE", `gateways/${encodeURIComponent(id)}`);
-      if (still()) done(`${id} is dismissed: it is named no longer, unless it says something again.`);
+      if (still()) done(`${id} is dismissed. It is shown again only if it is heard from again.`);
     };
-    const intro = `For a gateway that is gone for good. What it said last is forgotten here; what it holds stays in its journal. Should it say something again, it is back.`;
+    const intro = "Dismiss a gateway that is gone for good, and this page no longer shows it. Nothing is deleted from its journal. If it is heard from again, it is shown again.";
     return [el("p", {}, intro), does(`Dismiss ${id}`, act, "main")];
   });
 }

@@ -1,10 +1,10 @@
-// Elements made and written: text only, never HTML, since patients' names are what senders make them.
+// Make and change elements. They hold text and never HTML, since a sender can write anything into a patient's name.
 
 const SVG = "http://www.w3.org/2000/svg";
 
 export const byId = (id) => document.getElementById(id);
 
-/** An element with these properties and children (elements or text). */
+/** Make an element with these properties and children (elements or text). */
 export function el(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -15,7 +15,7 @@ export function el(tag, properties = {}, ...children) {
   return element;
 }
 
-/** The same in a picture: attributes instead of properties. */
+/** Make an SVG element with these attributes and children. */
 export function svg(tag, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -23,21 +23,21 @@ export function svg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Change what an element says, if it says something else. */
+/** Set an element's text, if it differs. */
 export function write(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Change an attribute of an element, if it is another. */
+/** Set an attribute of an element, if it differs. */
 export function mark(element, name, value) {
   if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
-/** A row of cells, each with its column's name for narrow screens. */
+/** Make a row of cells, each with its column's name for narrow screens. */
 export function row(labels) {
   const cells = labels.map(([label, kind]) => el("td", { role: "cell", className: kind || "", "data-label": label }));
   return [el("tr", { role: "row" }, ...cells), cells];
 }
 
-/** Words in a coloured box; the colour says nothing that the words do not. */
+/** Make a coloured box with words. The colour adds nothing to the words. */
 export const badge = (words, kind) => el("span", { className: `badge ${kind}` }, words);

@@ -1,11 +1,11 @@
-// What of the stored series is wanted: the form above the table, and the same in the address.
+// Search, filters and sorting of the stored series: in the form above the table, and in the page's address.
 
 import { byId, mark } from "./dom.js";
 import { VERDICTS } from "./format.js";
 
 const SORTS = ["Stored", "Patient", "StudyDate", "Modality", "Verdict", "Source"];
 const NEWEST = "Stored";
-const WAIT_MS = 250; // for the next key
+const WAIT_MS = 250; // pause in typing after which the search begins
 const oneOf = (known) => (text) => (known.includes(text) ? text : "");
 const short = (most) => (text) => (text.length <= most && !/\p{Cc}/u.test(text) ? text.trim() : "");
 const aDay = (text) => (/^\d{4}-\d\d-\d\d$/.test(text) && midnight(text).getDate() === Number(text.slice(8)) ? text : "");
@@ -25,13 +25,13 @@ const KNOWN = {
 const FILTERS = Object.keys(KNOWN).filter((name) => name !== "search");
 const fields = () => byId("search-form").elements;
 
-let wanted = {}; // what is shown: by name, and nothing that is empty
+let wanted = {}; // the current search, filters and order by name; without empty ones
 let changed = () => {};
 let timer = 0;
 
 const midnight = (day) => new Date(`${day}T00:00:00`);
 
-/** What of this is known and well formed; the order that is there anyway is left out. */
+/** Return only known and well-formed values; the default order is left out. */
 function known(given) {
   const all = Object.entries(KNOWN).map(([name, read]) => [name, read(given[name] ?? "")]);
   const found = Object.fromEntries(all.filter(([, value]) => value));
@@ -49,13 +49,13 @@ function ofForm() {
   return known(Object.fromEntries(given));
 }
 
-/** Whether the newest series are wanted, all of them. */
+/** Tell if the newest series are shown, without any filter. */
 export const isPlain = () => Object.keys(wanted).length === 0;
 
-/** Whether words are looked for. */
+/** Tell if words are searched for. */
 export const hasWords = () => Boolean(wanted.search);
 
-/** The same as the server is asked. */
+/** Return the parameters of the request to the server. */
 export function query() {
   const { day, ascending, ...same } = wanted;
   const asked = { ...same, ...(ascending && { descending: "false" }) };
@@ -67,7 +67,7 @@ export function query() {
   return asked;
 }
 
-/** Show something else; the address says it, and Back leads to what was shown before. */
+/** Change what is shown, and the address; the browser's Back button leads to what was shown before. */
 export function want(given, { replace = false } = {}) {
   const next = known(given);
   if (JSON.stringify(next) === JSON.stringify(wanted)) return;
@@ -79,7 +79,7 @@ export function want(given, { replace = false } = {}) {
   changed();
 }
 
-/** Keep to what the address says. */
+/** Show what the address says. */
 function followAddress() {
   const next = ofAddress();
   if (JSON.stringify(next) === JSON.stringify(wanted)) return;
@@ -106,21 +106,21 @@ function show(next) {
   }
 }
 
-/** Sort by it; by what it is sorted already, the other way round. Names and words begin with A. */
+/** Sort by a column; if it is sorted by it already, reverse the order. Texts begin with A, times with the newest. */
 function sortBy(sort) {
   const again = (wanted.sort ?? NEWEST) === sort;
   const first = sort === NEWEST || sort === "StudyDate" ? "" : "true";
   want({ ...wanted, sort, ascending: again ? (wanted.ascending ? "" : "true") : first });
 }
 
-/** Nothing of what was looked for stays in the address. */
+/** Remove the search from the form and the address. */
 export function forget() {
   clearTimeout(timer);
   if (location.search) history.replaceState(null, "", location.pathname);
   show({});
 }
 
-/** Call `change` whenever something else is wanted. */
+/** Set up the form, and call `change` whenever the search changes. */
 export function listen(change) {
   changed = change;
   show(ofAddress());

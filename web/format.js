@@ -17,22 +17,22 @@ const day = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short"
 const plain = new Intl.NumberFormat();
 const UNITS = ["B", "KB", "MB", "GB", "TB"];
 
-/** What a verdict says, beside it wherever it stands. */
+/** What each verdict means; shown beside it. */
 export const VERDICTS = {
   verified: "the PACS has exactly these images",
-  declared: "a person has said that it is complete",
+  declared: "a person said that it is complete",
   expected: "as many images as a tag says",
   idle: "quiet, not proven complete",
-  capped: "open for too long, images still came",
+  capped: "open for too long; images still came",
   drained: "reported early, on request or at a stop",
-  none: "reported without one, more may come",
+  none: "no verdict yet; more images may come",
 };
 
 export const count = (n) => plain.format(n);
 
 export const many = (n, one, several) => `${count(n)} ${n === 1 ? one : several}`;
 
-/** A length of time in its two largest units. */
+/** Format a length of time in its two largest units. */
 export function seconds(s) {
   if (s < 10) return `${Math.max(0, s).toFixed(1)} s`;
   if (s < 90) return `${Math.round(s)} s`;
@@ -41,7 +41,7 @@ export function seconds(s) {
   return minutes < 48 * 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${Math.floor(minutes / 1440)} days`;
 }
 
-/** The same as short as the tick of an axis: 0.1 s, 10 s, 1 min, 6 h. */
+/** Format a length of time as short as the tick of an axis: 0.1 s, 10 s, 1 min, 6 h. */
 export function duration(s) {
   if (s < 60) return `${s} s`;
   return s < 3600 ? `${s / 60} min` : `${s / 3600} h`;
@@ -52,17 +52,17 @@ export function bytes(n) {
   return `${(n / 1000 ** power).toFixed(power ? 1 : 0)} ${UNITS[power]}`;
 }
 
-/** Local time, with the day where that is not today. */
+/** Format a local time, with the day if that is not today. */
 export function when(iso, format = clock) {
   const at = new Date(iso);
   const today = new Date().toDateString() === at.toDateString();
   return today ? format.format(at) : `${day.format(at)}, ${format.format(at)}`;
 }
 
-/** The same to a hundredth of a second. */
+/** Format a local time to a hundredth of a second. */
 export const precisely = (iso) => when(iso, fine);
 
-/** A DICOM date (DA) as a date; what is none as it is. */
+/** Format a DICOM date (DA); return any other text unchanged. */
 export function date(da) {
   const [, y, m, d] = /^(\d{4})(\d\d)(\d\d)$/.exec(da) ?? [];
   const at = new Date(`${y}-${m}-${d}T12:00:00`);
@@ -71,7 +71,7 @@ export function date(da) {
 
 export const utc = (iso) => `${new Date(iso).toISOString().replace("T", " ").slice(0, 19)} UTC`;
 
-/** Of `Doe^Jane^^^`: `Doe, Jane`; the same of each of the groups that = divides (PS3.5 §6.2.1). */
+/** Format a person's name: `Doe^Jane^^^` is `Doe, Jane`. Groups are separated by = (PS3.5 §6.2.1). */
 export function patient(name) {
   if (!name) return "no name";
   const groups = name.split("=").map((group) => {
@@ -81,13 +81,13 @@ export function patient(name) {
   return groups.join("=");
 }
 
-/** How many there are, and of how many, where somebody has said so; a tag may say too few. */
+/** Format a number of images, and how many are expected if that is known; a tag may say too few. */
 export function images(n, expected) {
   if (!expected) return count(n);
   return n > expected ? `${count(n)}, not ${count(expected)}` : `${count(n)} of ${count(expected)}`;
 }
 
-/** What a version is beside another: "older", "newer" or "same". Gateways before 0.2 say none. */
+/** Compare two versions: return "older", "newer" or "same". Gateways before 0.2 send none. */
 export function compared(theirs, ours) {
   const numbers = (said) => (String(said ?? "").match(/[0-9]+/g) ?? []).map(Number);
   const [a, b] = [numbers(theirs), numbers(ours)];
@@ -97,7 +97,7 @@ export function compared(theirs, ours) {
   return "same";
 }
 
-/** Of numbers, the one that so large a part of them does not exceed. */
+/** Return a quantile: the number that `part` (0 to 1) of all numbers do not exceed. */
 export function quantile(numbers, part) {
   const sorted = [...numbers].sort((a, b) => a - b);
   return sorted[Math.min(sorted.length - 1, Math.floor(part * sorted.length))];

@@ -1,4 +1,4 @@
-// A card for each gateway: whether it receives images, and what it holds.
+// A card for each gateway: its state, and what it holds.
 
 import { opens } from "./acting.js";
 import { dismiss } from "./declare.js";
@@ -33,11 +33,11 @@ function make(id) {
 function condition({ silent, refused, silentS, seenAt, state }) {
   if (refused) return ["bad", `Refused by this server since ${when(seenAt)}: ${refused}`];
   if (silent) return ["bad", `Silent for ${seconds(silentS)}, since ${when(seenAt)}`];
-  if (state.Reason) return ["bad", `Receives nothing: ${state.Reason}`];
+  if (state.Reason) return ["bad", `Accepts no images: ${state.Reason}`];
   return ["good", "Receiving"];
 }
 
-/** Its version, and whether that is another than the server's. */
+/** Say a gateway's version, and if it differs from the server's. */
 function release(theirs, ours) {
   const named = theirs ? `version ${theirs}` : "version before 0.2";
   const than = compared(theirs, ours);
@@ -49,7 +49,7 @@ function fill({ state, title, version, values, gone }, gateway, ours) {
   const [kind, words] = condition(gateway);
   write(state, words);
   mark(state, "class", `state ${kind}`);
-  mark(state, "title", `last heard ${utc(gateway.seenAt)}`);
+  mark(state, "title", `last heard from at ${utc(gateway.seenAt)}`);
   write(title, `${known.AETitle} at ${known.Address}`);
   write(version, release(known.Version, ours));
   const figures = [
@@ -66,11 +66,11 @@ function fill({ state, title, version, values, gone }, gateway, ours) {
     write(values[i].firstChild, figure);
     write(values[i].lastChild, more);
   });
-  if (gone) gone.hidden = !gateway.silent; // one that speaks would be back at once
+  if (gone) gone.hidden = !gateway.silent; // one that is not silent would be shown again at once
   mark(values[DEAD], "class", known.DeadLetters ? "bad" : "");
 }
 
-/** Show them in order of their names; those that stopped in one line. */
+/** Show the cards in order of their names, and a line of the gateways that stopped. */
 export function show(world) {
   const present = world.present();
   const list = byId("gateways");

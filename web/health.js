@@ -1,14 +1,14 @@
-// What is wrong, in words, and its cure. Two levels: "bad" wants somebody now, "warn" soon.
+// Find what is wrong, and say how to fix it. Level "bad" needs somebody now, level "warn" soon.
 
 import { compared, count, many, seconds } from "./format.js";
 
-const STUCK_S = 120; // an open series without an image
-const LATE_S = 15; // a report that waits for the server, …
-const STUCK_REPORT_S = 60; // … and when somebody has to look
-const SKEW_S = 2;
-const FULL = 0.8; // of the inbox
+const STUCK_S = 120; // silence after which an open series is called stuck
+const LATE_S = 15; // age of the oldest waiting report from which on it is a warning, …
+const STUCK_REPORT_S = 60; // … and from which on it is "bad"
+const SKEW_S = 2; // largest difference of clocks without a warning
+const FULL = 0.8; // part of the inbox in use from which on there is a warning
 
-/** What is wrong: { level, id, what, more, cure, act }, `act` is how it is cured here; `id` stays the same while it lasts, and `more` may change by the second. */
+/** Return the problems: { level, id, what, more, cure, act }. `act` names an action on this page, if there is one; `id` stays the same while a problem lasts, and `more` may change every second. */
 export function problems(world) {
   const found = world.present().flatMap((gateway) => (gateway.silent ? [gateway.refused ? refused(gateway) : silent(gateway)] : [...ofGateway(gateway, world)]));
   found.push(...ofServer(world.totals));
@@ -20,20 +20,20 @@ function silent({ id, silentS, state }) {
     level: "bad",
     id: `silent ${id}`,
     what: `Gateway ${id} is silent`,
-    more: `for ${seconds(silentS)}; it had ${many(state.OpenSeries, "open series", "open series")} and ${many(state.UndeliveredReports, "report", "reports")} waiting, which its journal keeps`,
-    cure: "See whether its process and its machine run; it goes on where it was.",
+    more: `for ${seconds(silentS)}; it had ${many(state.OpenSeries, "open series", "open series")} and ${many(state.UndeliveredReports, "waiting report", "waiting reports")}, all kept in its journal`,
+    cure: "Check that its process and its machine are running; it continues where it stopped.",
     act: { kind: "dismiss", id },
   };
 }
 
-/** It runs, and asks in vain: this server heard it, and knows why. */
+/** The gateway runs, but this server refuses its heartbeats and knows why. */
 function refused({ id, silentS, refused }) {
   return {
     level: "bad",
     id: `refused ${id}`,
     what: `This server refuses gateway ${id}`,
-    more: `for ${seconds(silentS)}: ${refused}. What it receives waits in its journal`,
-    cure: `python server.py keys create ${/^[\w.-]+$/.test(id) ? id : "NAME"} --scope series:write makes a key: give it to the gateway as GATEWAY_API_KEY and start it again.`,
+    more: `for ${seconds(silentS)}: ${refused}. What it receives is kept in its journal`,
+    cure: `Make a key with python server.py keys create ${/^[\w.-]+$/.test(id) ? id : "NAME"} --scope series:write, give it to the gateway as GATEWAY_API_KEY, and restart the gateway.`,
     act: { kind: "dismiss", id },
   };
 }
@@ -45,18 +45,18 @@ function* ofGateway(gateway, { version }) {
     yield about(
       "bad",
       "full",
-      `Gateway ${id} receives nothing`,
+      `Gateway ${id} accepts no images`,
       state.Reason,
-      "It goes on by itself once that is cured; senders keep their images. On its machine: python client.py status",
+      "It accepts images again as soon as that is fixed; until then senders keep them. On its machine: python client.py status",
     );
   }
   if (state.DeadLetters) {
-    const what = `${many(state.DeadLetters, "report", "reports")} of gateway ${id} refused for good`;
+    const what = `${many(state.DeadLetters, "report", "reports")} of gateway ${id} ${state.DeadLetters === 1 ? "was" : "were"} refused for good`;
     yield about(
       "bad",
       "dead",
       what,
-      state.Dead.length ? `last: ${state.Dead[0].Answer}` : "",
+      state.Dead.length ? `latest answer: ${state.Dead[0].Answer}` : "",
       "On its machine: python client.py dead-letters list, then replay or discard",
       { kind: "letters", id },
     );
@@ -69,7 +69,7 @@ function* ofGateway(gateway, { version }) {
       "late",
       `Reports of gateway ${id} wait for the server`,
       more,
-      "They are tried again until they are stored. See the problem named, and the server's log.",
+      "They are tried again until they are stored. Look at the last problem, and at the server's log.",
     );
   }
   const stuck = [...gateway.arriving.values()].filter(
@@ -82,7 +82,7 @@ function* ofGateway(gateway, { version }) {
       "stuck",
       what,
       `no image for more than ${seconds(STUCK_S)}, and not reported`,
-      "On its machine: python client.py drain reports them as they are",
+      "To report them as they are, on its machine: python client.py drain",
     );
   }
   if (state.InboxInstances > FULL * state.InboxSize) {
@@ -91,7 +91,7 @@ function* ofGateway(gateway, { version }) {
       "inbox",
       `The inbox of gateway ${id} is nearly full`,
       `${count(state.InboxInstances)} of ${count(state.InboxSize)}`,
-      "Its disk may be slow; beyond the size senders are told to try later.",
+      "Its disk may be slow. When the inbox is full, senders are told to try again later.",
     );
   }
   if (compared(state.Version, version) === "newer") {
@@ -100,7 +100,7 @@ function* ofGateway(gateway, { version }) {
       "newer",
       `Gateway ${id} is newer than this server`,
       `${state.Version}, and the server ${version}`,
-      "Upgrade the server: it refuses what it does not know of a newer gateway's reports.",
+      "Upgrade the server: it refuses what it does not know in a newer gateway's reports.",
     );
   }
   if (Math.abs(skewS) > SKEW_S) {
@@ -109,19 +109,19 @@ function* ofGateway(gateway, { version }) {
       "clock",
       `The clock of gateway ${id} is off`,
       `by ${seconds(Math.abs(skewS))}`,
-      "Let its machine and the server's take the time from one place; latencies are wrong until then.",
+      "Synchronize both machines' clocks (NTP); latencies are wrong until then.",
     );
   }
 }
 
 function* ofServer({ Conflicts, Webhooks }) {
   if (Conflicts) {
-    const what = `${count(Conflicts)}${Conflicts < 1000 ? "" : " or more"} ${Conflicts === 1 ? "report contradicts" : "reports contradict"} the series stored`;
+    const what = `${count(Conflicts)}${Conflicts < 1000 ? "" : " or more"} ${Conflicts === 1 ? "report contradicts a stored series" : "reports contradict stored series"}`;
     yield {
       level: "warn",
       id: "conflicts",
       what,
-      more: "another patient or study; kept aside, nothing was overwritten",
+      more: "with another patient or study; kept aside, nothing was overwritten",
       cure: "GET /conflicts shows them, POST /conflicts/{digest} settles one",
       act: { kind: "conflicts" },
     };
@@ -132,40 +132,40 @@ function* ofServer({ Conflicts, Webhooks }) {
       yield {
         level: "bad",
         id: `dead hook ${Id}`,
-        what: `${of} was not told some changes`,
+        what: `${of} did not accept some changes`,
         more: count(Dead),
-        cure: `python server.py webhooks replay ${Id}`,
+        cure: `Fix the receiver, then: python server.py webhooks replay ${Id}`,
         act: { kind: "untold", id: Id },
       };
     if (Ended)
       yield {
         level: "warn",
         id: `ended hook ${Id}`,
-        what: `${of} wants to be told nothing more`,
+        what: `${of} answered that it wants no more changes`,
         more: `${count(Behind)} behind`,
-        cure: `python server.py webhooks replay ${Id} goes on, webhooks remove ${Id} ends it`,
+        cure: `To go on: python server.py webhooks replay ${Id}. To end it: python server.py webhooks remove ${Id}`,
         act: { kind: "untold", id: Id },
       };
     else if (Attempts)
       yield {
         level: "warn",
         id: `late hook ${Id}`,
-        what: `${of} does not answer as it should`,
-        more: `${count(Behind)} behind, ${many(Attempts, "try", "tries")}`,
-        cure: "It is tried again for a day: python server.py webhooks list",
+        what: `${of} fails`,
+        more: `${count(Behind)} behind, ${many(Attempts, "failed attempt", "failed attempts")}`,
+        cure: "It is tried again for a day. To see why: python server.py webhooks list",
       };
   }
 }
 
-/** One line, which changes only when something does. */
+/** Return the level and the one line that sums everything up. It changes only when a problem comes or goes. */
 export function headline(world, wrong) {
   const bad = wrong.filter((problem) => problem.level === "bad");
-  if (bad.length === 1) return ["bad", `Wrong: ${bad[0].what}`];
-  if (bad.length) return ["bad", `${count(bad.length)} things are wrong`];
-  if (wrong.length === 1) return ["warn", `Look at this: ${wrong[0].what}`];
-  if (wrong.length) return ["warn", `${count(wrong.length)} things to look at`];
+  if (bad.length === 1) return ["bad", `Problem: ${bad[0].what}`];
+  if (bad.length) return ["bad", `${count(bad.length)} problems`];
+  if (wrong.length === 1) return ["warn", `Warning: ${wrong[0].what}`];
+  if (wrong.length) return ["warn", `${count(wrong.length)} warnings`];
   const gateways = world.present().length;
   return gateways
     ? ["good", `All well: ${many(gateways, "gateway is", "gateways are")} receiving`]
-    : ["none", "No gateway has said anything yet"];
+    : ["none", "No gateway was heard from yet"];
 }

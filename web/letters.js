@@ -1,17 +1,17 @@
-// What was given up: dead letters of a gateway, changes that a webhook was not told. Each is sent again, or dropped.
+// Settle what was given up, by sending it again or dropping it: dead letters of a gateway, changes of a webhook.
 
 import { asksFirst, does, done, get, open, send } from "./acting.js";
 import { el, write } from "./dom.js";
 import { count, many, when } from "./format.js";
 
-const LOOK_MS = 1000; // for what became of orders
+const LOOK_MS = 1000; // how often the state of orders is asked for
 const STATES = {
   waiting: "waits for the gateway's next heartbeat",
-  expired: "was not taken within a day: give it again",
+  expired: "the gateway did not take the order within a day: give it again",
 };
 const DONE = { replay: "posted again", discard: "discarded" };
 
-/** The dead letters of a gateway, of which `world` tells the latest; an order travels with its next heartbeat. */
+/** Open the dialog of a gateway's dead letters. `world` knows the latest of them; orders reach the gateway with its next heartbeat. */
 export function settleLetters(world, id) {
   const orders = `gateways/${encodeURIComponent(id)}/orders`;
   const rows = new Map(); // Id: { item, state, place }
@@ -28,11 +28,11 @@ export function settleLetters(world, id) {
     const images = many(letter.Instances, "image", "images");
     place.append(
       does("Replay", give("replay")),
-      asksFirst("Discard", `${images} will never be reported. Sure?`, give("discard")),
+      asksFirst("Discard", `${images} will never be reported. Are you sure?`, give("discard")),
     );
     const what = el("span", {}, `${images}, refused ${when(letter.At)}: ${letter.Answer}`);
     const uid = el("span", { className: "second uid" }, letter.SeriesInstanceUID);
-    const without = el("span", { className: "hint" }, "Its gateway takes no orders: python client.py dead-letters, there");
+    const without = el("span", { className: "hint" }, "This gateway takes no orders. On its machine: python client.py dead-letters");
     const item = el("li", {}, what, uid, letter.Id ? place : without, state);
     rows.set(letter.Id ?? letter, { item, state, place });
     list.append(item);
@@ -41,7 +41,7 @@ export function settleLetters(world, id) {
   function tell({ DeadLetter, Kind, State, Problem }) {
     const row = rows.get(DeadLetter);
     if (!row) return;
-    const words = State === "done" ? DONE[Kind] : State === "failed" ? `nothing done: ${Problem}` : STATES[State];
+    const words = State === "done" ? DONE[Kind] : State === "failed" ? `nothing was done: ${Problem}` : STATES[State];
     write(row.state, words);
     row.place.hidden = State === "waiting" || State === "done";
   }
@@ -53,29 +53,29 @@ export function settleLetters(world, id) {
     const latest = new Map(told.reverse().map((order) => [order.DeadLetter, order])); // the latest comes first
     for (const order of latest.values()) if (order.DeadLetter) tell(order);
     const more = (world.gateways.get(id)?.state.DeadLetters ?? 0) - (world.gateways.get(id)?.state.Dead.length ?? 0);
-    write(hint, more > 0 ? `${count(more)} more: they come up as these are settled.` : "");
+    write(hint, more > 0 ? `${count(more)} more; they appear as these are settled.` : "");
   }
 
   open(`Dead letters of ${id}`, async (still) => {
     await look(still);
     const again = async () => {
       if (!still()) return;
-      await look(still).catch(() => {}); // what was seen stays
+      await look(still).catch(() => {}); // what is shown stays
       setTimeout(again, LOOK_MS);
     };
     setTimeout(again, LOOK_MS);
     const intro =
-      "The server refused these reports for good. Replay posts one again, with what was mended since; an order travels with the gateway's next heartbeat.";
+      "The server refused these reports for good. Once the cause is fixed, Replay posts a report again; Discard gives it up. The order reaches the gateway with its next heartbeat.";
     return [el("p", {}, intro), list, hint];
   });
 }
 
-/** Changes that a webhook was not told, all together: they are told in their order. */
+/** Open the dialog of the changes that a webhook did not accept. They are settled together, since changes are sent in order. */
 export function settleWebhook(id) {
   const path = `webhooks/${encodeURIComponent(id)}/untold`;
   open(`Webhook ${id}`, async (still) => {
     const { Host, Ended, Problem, Count, changes } = await get(path);
-    if (!Count && !Ended) return el("p", { className: "empty" }, "Nothing was given up.");
+    if (!Count && !Ended) return el("p", { className: "empty" }, "No change was given up.");
     const act = (Do) => async () => {
       const { Did } = await send("POST", path, { Do });
       if (still()) done(`Webhook ${id} (${Host}): ${Did}.`);
@@ -83,17 +83,17 @@ export function settleWebhook(id) {
     const items = changes.map(({ Number, Problem: why, At, SeriesInstanceUID }) =>
       el("li", {}, `Change ${Number}, given up ${when(At)}: ${why}`, el("span", { className: "second uid" }, SeriesInstanceUID ?? "purged since")),
     );
-    const ended = Ended ? `${Host} answered that it wants no more: ${Problem ?? ""}` : "";
-    const said = Count ? `${Host} did not take ${many(Count, "change", "changes")} within a day.` : ended;
+    const ended = Ended ? `${Host} answered that it wants no more changes: ${Problem ?? ""}` : "";
+    const said = Count ? `${Host} did not accept ${many(Count, "change", "changes")} within a day.` : ended;
     const more = Count > changes.length ? `${count(Count - changes.length)} more` : "";
-    const warning = `${many(Count, "change", "changes")} will never be told. Sure?`;
+    const warning = `${many(Count, "change", "changes")} will never be sent. Are you sure?`;
     return [
       el("p", {}, said),
       el("ul", { className: "letters" }, ...items),
       el("p", { className: "hint" }, more),
-      does("Tell again", act("replay"), "main"),
+      does("Send again", act("replay"), "main"),
       Count ? asksFirst("Discard", warning, act("discard")) : null,
-      el("p", { className: "hint" }, "Told again is also what came after the first of them: its receiver gets some changes twice."),
+      el("p", { className: "hint" }, "All changes after the first of these are sent again, too, so the receiver gets some of them twice."),
     ].filter(Boolean);
   });
 }

@@ -1,4 +1,4 @@
-// The live page: who we are, what is shown, and what happens when the connection breaks.
+// The live page: logging in and out, showing each frame of the stream, and what happens when the connection breaks.
 
 import * as acting from "./acting.js";
 import * as arriving from "./arriving.js";
@@ -50,11 +50,11 @@ function showLogin(why) {
 const CURES = {
   conflicts: ["Settle …", () => settle()],
   letters: ["Replay or discard …", (id) => settleLetters(world, id)],
-  untold: ["Tell again or discard …", settleWebhook],
+  untold: ["Send again or discard …", settleWebhook],
   dismiss: ["Dismiss …", dismiss],
 };
 
-/** The button that cures a problem here; null where there is none, or somebody may only read. */
+/** Return the button that solves a problem on this page; null if there is none, or the user may only read. */
 function curing({ act }) {
   if (!act) return null;
   const [words, open] = CURES[act.kind];
@@ -96,7 +96,7 @@ async function logOut() {
   } else write(byId("log-out-problem"), "not logged out: the server does not answer");
 }
 
-/** Whoever comes next sees not even what was looked for. */
+/** Show the login, and forget everything: the next user must not even see what was searched for. */
 function loggedOut() {
   showLogin("");
   filters.forget();
@@ -110,7 +110,7 @@ function say(kind, words) {
   document.body.classList.toggle("stale", kind === "bad");
 }
 
-/** Trouble is seen from another tab: in this one's title, and in the colour of its icon. */
+/** Show the state in the tab's title and icon, so that a problem is seen from another tab. */
 function tab(level, words) {
   const trouble = level === "bad" || level === "warn";
   const title = trouble ? `${words} · Series gateway` : "Series gateway";
@@ -138,7 +138,7 @@ function showStatus() {
   if (items.length === list.children.length && items.every((item, i) => list.children[i] === item)) return;
   const focused = list.contains(document.activeElement) ? document.activeElement : null;
   list.replaceChildren(...items);
-  if (focused?.isConnected) focused.focus({ preventScroll: true }); // what moves is where it was for the keyboard
+  if (focused?.isConnected) focused.focus({ preventScroll: true }); // a moved button keeps the focus
 }
 
 const sum = (name) => world.present().reduce((total, gateway) => total + gateway.state[name], 0);
@@ -152,7 +152,7 @@ const FIGURES = {
   "Last stored": () => [world.storedAt ? when(world.storedAt) : "–"],
 };
 
-/** The median, and what 95 % do not exceed: on a line of its own, since both can be hours. */
+/** Return the median and the 95th percentile; they are on two lines, since both can be hours. */
 function latency() {
   const values = world.latencies.map((point) => point.s);
   return values.length ? [seconds(quantile(values, 0.5)), `p95 ${seconds(quantile(values, 0.95))}`] : ["–", ""];
@@ -208,7 +208,7 @@ function start() {
 byId("login-form").addEventListener("submit", logIn);
 byId("log-out").addEventListener("click", logOut);
 session.addEventListener("message", loggedOut);
-// A browser has six connections to a server over HTTP/1.1, and each stream holds one: only what is seen is followed.
+// Over HTTP/1.1 a browser opens six connections to a server, and each stream holds one: a hidden page has no stream.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) connection?.stop();
   else if (byId("login").hidden) start();

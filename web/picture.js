@@ -1,18 +1,18 @@
-// A series' timeline as a picture: how images came, what was decided and asked, and what was stored.
+// Draw a series' timeline: how images arrived, what was asked and decided, and what was stored.
 
 import { el, svg } from "./dom.js";
 import { count, seconds, when } from "./format.js";
 
 const LEFT = 96;
 const RIGHT = 34;
-const APART = 15; // of two marks, which else hide each other
-const BREAK = 54; // of a gap that is not to scale
-const SHORTEST_GAP_S = 20; // …
-const FACTOR = 3; // … and so much longer than all that is drawn to scale
+const APART = 15; // least distance of two marks in px
+const BREAK = 54; // width in px of a gap that is cut
+const SHORTEST_GAP_S = 20; // a gap is cut if it is longer than this …
+const FACTOR = 3; // … and this many times longer than everything that is drawn to scale
 const LANE = 30;
 const CURVE = 84;
-const BARS = 6; // associations with a bar of their own
-const LATEST_S = 8.64e12; // that a Date can be
+const BARS = 6; // most associations that get a bar each
+const LATEST_S = 8.64e12; // the largest time that a Date can hold
 const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600, 7200];
 const MOST_TICKS = 200;
 const MARKS = {
@@ -32,7 +32,7 @@ const SHAPES = {
   cross: "M-6-6L6 6M-6 6L6-6",
 };
 
-/** Draw the events, which come in order of time, as wide as there is room; `words` says an event. */
+/** Draw the events, which are in order of time, as wide as the host. `words` says an event in words. */
 export function draw(host, all, words) {
   for (const event of all) event.at = Date.parse(event.At) / 1000;
   const events = all.filter((event) => isTime(event.at));
@@ -56,9 +56,9 @@ export function draw(host, all, words) {
   return host.replaceChildren(picture, legend(events));
 }
 
-const isTime = (s) => Math.abs(s) <= LATEST_S; // and no NaN
+const isTime = (s) => Math.abs(s) <= LATEST_S; // false for NaN
 
-/** What the marks mean, of those that are there. */
+/** Return a legend of the marks that are drawn. */
 function legend(events) {
   const kinds = new Map(events.filter((event) => MARKS[event.Event]).map((event) => [event.Event, kindOf(event)]));
   const items = [...kinds].map(([event, kind]) => {
@@ -71,7 +71,7 @@ function legend(events) {
 const kindOf = ({ Event, Details }) =>
   Event === "verdict.contradicted" || Details.Problem ? "bad" : Event.replace(".", "-");
 
-/** Of each gateway and revision: its images as a curve of points, and its associations as bars. */
+/** Return for each gateway and revision its images as points of a curve, and its associations as bars. */
 function told(events) {
   const stories = new Map();
   for (const event of events.filter((e) => e.GatewayID)) {
@@ -97,7 +97,7 @@ function told(events) {
   return [...stories.values()].filter((story) => story.bars.length || story.points.length);
 }
 
-/** `0:1 0.31:12`: seconds after the first image, and how many had come; the event is the last one's. */
+/** Parse `0:1 0.31:12`: seconds after the first image, and how many had arrived. The event's time is that of the last image. */
 function arrivals({ at, Details }) {
   const marks = String(Details.Arrivals ?? "")
     .split(" ")
@@ -107,7 +107,7 @@ function arrivals({ at, Details }) {
   return marks.map(([s, n]) => [at - last + s, n]);
 }
 
-/** Time to place: to scale, but for gaps much longer than everything else, which are cut. */
+/** Return the scale of time. Gaps that are much longer than everything else are cut. */
 function scaled(times, width) {
   const sorted = [...new Set(times)].sort((a, b) => a - b);
   const gaps = sorted.slice(1).map((at, i) => ({ from: sorted[i], to: at, s: at - sorted[i] }));
@@ -161,7 +161,7 @@ function drawStory(picture, { revision, points, bars }, { x }, y, width) {
   return y + (few ? 8 : 26);
 }
 
-/** Steps, since between two marks nobody knows. */
+/** Draw the curve in steps, since it is not known when images arrived between two points. */
 function drawCurve(picture, points, x, top, bottom, width) {
   const most = Math.max(...points.map(([, n]) => n));
   const height = (n) => (n > 0 ? bottom - (bottom - top) * (n / most) : bottom);
@@ -220,7 +220,7 @@ function drawTime(picture, { x, cuts, wide, perS, first, last, spanS }, y, width
     );
     if (wide === BREAK) picture.append(svg("text", { x: middle, y: y + 24, class: "tick" }, seconds(cut.s)));
   }
-  picture.append(...picture.querySelectorAll(".value, .on")); // which a pause would veil
+  picture.append(...picture.querySelectorAll(".value, .on")); // texts above the cut gaps
   if (!spanS)
     picture.append(svg("text", { x: LEFT, y: y + 24, class: "tick" }, when(new Date(first * 1000).toISOString())));
 }

@@ -1,4 +1,4 @@
-// One series in a dialog, linked to as #series/UID: its record in words, its timeline as a picture and as a list.
+// The dialog of one series, linked to as #series/UID: its record, and its timeline as a picture and as a list.
 
 import { opens } from "./acting.js";
 import { settle } from "./conflicts.js";
@@ -17,7 +17,7 @@ const PHASES = {
 const FEW = 4;
 const MANY = {
   "association.joined": (d, group) =>
-    `${d.CallingAETitle} began to send it, over ${count(group.length)} associations until ${precisely(group.at(-1).At)}`,
+    `${d.CallingAETitle} began to send, over ${count(group.length)} associations until ${precisely(group.at(-1).At)}`,
   "images.counted": (_, group) =>
     `${count(group.length)} associations had brought ${many(
       group.reduce((sum, { Details }) => sum + Details.Images, 0),
@@ -33,17 +33,17 @@ let redraw = null; // the picture, once it has another width
 
 const dialog = byId("series");
 
-/** An event of the timeline in words. */
+/** Say an event of the timeline in words. */
 export function words({ Event, Details: d }) {
   switch (Event) {
     case "association.joined":
-      return `${d.CallingAETitle} began to send it over association ${d.Association}, from ${d.PeerAddress}`;
+      return `${d.CallingAETitle} began to send over association ${d.Association}, from ${d.PeerAddress}`;
     case "images.arrived":
-      return `The last image came: ${many(Number(String(d.Arrivals ?? "").split(":").pop()), "image", "images")} so far`;
+      return `The last image arrived: ${many(Number(String(d.Arrivals ?? "").split(":").pop()), "image", "images")} so far`;
     case "images.counted":
       return `Association ${d.Association} had brought ${many(d.Images, "image", "images")} and was ${d.Released ? "released" : "still open"}`;
     case "series.idle":
-      return `Quiet for ${d.IdleTimeoutS} s, ${Object.hasOwn(PHASES, d.Phase) ? PHASES[d.Phase] : d.Phase}: idle (${d.Policy}, learnt from ${d.LearntFrom} series)`;
+      return `No image for ${d.IdleTimeoutS} s, ${Object.hasOwn(PHASES, d.Phase) ? PHASES[d.Phase] : d.Phase}: idle (policy ${d.Policy}, learnt from ${d.LearntFrom} series)`;
     case "pacs.answered":
       return answered(d);
     case "series.reopened":
@@ -55,9 +55,9 @@ export function words({ Event, Details: d }) {
     case "verdict.contradicted":
       return `The verdict ${d.Verdict} was too early: ${many(d.Added, "image", "images")} came after it`;
     case "series.purged":
-      return `It was purged with ${many(d.Images, "image", "images")}, and came again later`;
+      return `Purged with ${many(d.Images, "image", "images")}; it was sent again later`;
     case "timeline.shortened":
-      return `${many(d.Dropped, "event", "events")} stood here, too many to keep`;
+      return `${many(d.Dropped, "older event was", "older events were")} removed here`;
     case "series.declared":
       return `${d.By} declared it ${d.Declared}: ${d.Because}`;
     case "conflict.resolved":
@@ -73,10 +73,10 @@ function answered(d) {
   if (d.Problem) return `${d.PACS} was asked and gave no answer: ${d.Problem}`;
   const missing = d.Missing ? `, ${count(d.Missing)} missing` : "";
   const fetched = d.Fetched ? `, ${count(d.Fetched)} fetched` : "";
-  return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, ${count(d.Known)} known here${missing}${fetched}`;
+  return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, of which ${count(d.Known)} are here${missing}${fetched}`;
 }
 
-/** To the study's series and this one as the API has them, and to the viewer that the server names. */
+/** Return links to the study and this series in the API, and to the viewer if the server names one. */
 function links({ StudyInstanceUID, SeriesInstanceUID }) {
   const uids = { StudyInstanceUID, SeriesInstanceUID };
   const study = `series?${new URLSearchParams({ StudyInstanceUID })}`;
@@ -88,14 +88,14 @@ function links({ StudyInstanceUID, SeriesInstanceUID }) {
   return el("span", { className: "links" }, ...made);
 }
 
-/** What a person may say of it here; nothing for who may only read. A button stays the same while its series is shown. */
+/** Return the buttons to declare or settle; nothing if the user may only read. They stay the same elements while the series is shown. */
 function actions(record) {
   const uid = record.SeriesInstanceUID;
   const name = [record.Modality, record.Attributes.SeriesDescription?.[0]].filter(Boolean).join(" · ") || "series";
   if (acts?.uid !== uid)
     acts = {
       uid,
-      declares: opens("Declare it complete or not …", () => declare(uid, name)),
+      declares: opens("Declare complete or incomplete …", () => declare(uid, name)),
       settles: opens("Settle its conflict …", () => settle(uid)),
     };
   if (!acts.declares) return "";
@@ -103,7 +103,7 @@ function actions(record) {
 }
 
 const meaning = ({ Verdict, Withdrawn }) =>
-  Withdrawn ? `a person has declared it incomplete; it was ${Withdrawn}` : (VERDICTS[Verdict ?? "none"] ?? "");
+  Withdrawn ? `a person declared it incomplete; its verdict was ${Withdrawn}` : (VERDICTS[Verdict ?? "none"] ?? "");
 
 function facts(record) {
   const attribute = (keyword) => record.Attributes[keyword]?.join(", ");
@@ -157,7 +157,7 @@ function facts(record) {
   );
 }
 
-/** Where a sender opens an association an image, one line stands for all. */
+/** Yield the events; many of one kind, such as one association for each image, become one line. */
 function* condensed(events) {
   const groups = Map.groupBy(events, ({ Event, GatewayID, Revision }) => `${Event} ${GatewayID} ${Revision}`);
   for (const event of events) {
@@ -191,7 +191,7 @@ async function load() {
       el(
         "p",
         { className: "problem" },
-        status === 404 ? "No such series is stored." : "The server does not answer; close this and try again.",
+        status === 404 ? "This series is not stored." : "The server does not answer; close this and try again.",
       ),
     );
     return;
@@ -210,7 +210,7 @@ async function load() {
   ]
     .filter(Boolean)
     .join(" · ");
-  const list = el("div", {}, events.length ? null : el("p", { className: "empty" }, "Nothing was told of how it came."));
+  const list = el("div", {}, events.length ? null : el("p", { className: "empty" }, "Its reports do not say how it arrived."));
   const focused = document.activeElement;
   byId("series-body").replaceChildren(facts(record), actions(record), el("h3", {}, "Timeline"), picture, list);
   if (acts.declares === focused || acts.settles === focused) focused.focus({ preventScroll: true });
@@ -224,7 +224,7 @@ async function load() {
   }
 }
 
-/** Draw anew whenever there is more or less room. */
+/** Draw the picture again whenever its width changes. */
 function follow(picture, events) {
   let width = picture.clientWidth;
   redraw?.disconnect();
@@ -236,12 +236,12 @@ function follow(picture, events) {
   redraw.observe(picture);
 }
 
-/** Take the address of the viewer, with its placeholders; null where there is none. */
+/** Set the URL of the viewer, with its placeholders; null if there is none. */
 export function viewer(url) {
   viewerUrl = url;
 }
 
-/** A UID out of an address; undefined where somebody wrote what is none. */
+/** Return the UID in an address; undefined if it is not well formed. */
 function decoded(given) {
   try {
     return decodeURIComponent(given);
@@ -257,7 +257,7 @@ export function route() {
   if (!uid || byId("page").hidden) return close();
   shown = uid;
   byId("series-title").textContent = "Series";
-  byId("series-body").replaceChildren(el("p", { className: "empty" }, "Asking …"));
+  byId("series-body").replaceChildren(el("p", { className: "empty" }, "Loading …"));
   if (!dialog.open) {
     opener = document.activeElement;
     dialog.showModal();
@@ -272,7 +272,7 @@ function close() {
   if (dialog.open) dialog.close();
 }
 
-/** Something was stored: if it is this series, show it anew. */
+/** Load the series again if the frame says that it was stored. */
 export function show(_, frame) {
   if (shown && frame.Stored.some((series) => series.SeriesInstanceUID === shown)) load();
 }

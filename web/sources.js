@@ -1,18 +1,18 @@
-// The table of sources: when each sent last, how much a day, how its verdicts fared, what is waited for; asked once a minute.
+// The table of sources, loaded once a minute: when each last sent, how much a day, how good its verdicts were, what was learnt.
 
 import { badge, byId, el, row, svg, write } from "./dom.js";
 import { count, date, many, seconds, utc, when } from "./format.js";
 import { ask } from "./stream.js";
 
 const EVERY_MS = 60_000;
-const FEW = 10; // that are shown unasked
-const DAYS = 35; // that the server counts
-const MOST_NAMED = 3;
-const LATELY_S = 90; // what is said holds for a minute
-const BAR = 4; // px, a gap of one included
+const FEW = 10; // rows that are shown at first
+const DAYS = 35; // days for which the server counts images
+const MOST_NAMED = 3; // silent sources that are named in the problem
+const LATELY_S = 90; // silence below this is shown as "just now", since the table is a minute old at most
+const BAR = 4; // width of a day's bar in px, with a gap of one
 const HEIGHT = 22;
 const DAY_MS = 86_400_000;
-const LABELS = [["Source"], ["Last image"], ["Images a day"], ["Verdicts"], ["Waits for silence"]];
+const LABELS = [["Source"], ["Last image"], ["Images a day"], ["Verdicts"], ["Learnt waits"]];
 const PHASES = {
   open: "association open",
   each: "an association an image",
@@ -23,12 +23,12 @@ const PHASES = {
   counted: "as many as a tag says",
 };
 
-let known = []; // those silent against their habit first, then those that sent last
+let known = []; // unusually silent sources first, then those that sent last
 let askedAt = -Infinity;
 let showsAll = false;
-let session = 0; // answers to an earlier one are not shown
+let session = 0; // counts logins, so that an answer to an earlier one is not shown
 
-/** What is wrong with sources, as health.js says what is wrong. */
+/** Return the problems with sources, in the form of health.js. */
 export function problems() {
   const silent = known.filter((source) => source.Unusual);
   if (!silent.length) return [];
@@ -39,8 +39,8 @@ export function problems() {
       level: "warn",
       id: "silent sources",
       what: one ? `Source ${silent[0].Source} is unusually silent` : `${count(silent.length)} sources are unusually silent`,
-      more: `${names.join(", ")}${silent.length > MOST_NAMED ? ", …" : ""}; at this time of the week ${one ? "it sends" : "they send"}`,
-      cure: "See whether the device is on, and whether it reaches a gateway. A day off looks the same, and ends by itself.",
+      more: `${names.join(", ")}${silent.length > MOST_NAMED ? ", …" : ""}; at this time of the week ${one ? "it usually sends" : "they usually send"}`,
+      cure: "Check that the device is on and reaches a gateway. A day off looks the same, and passes by itself.",
     },
   ];
 }
@@ -53,7 +53,7 @@ export function forget() {
   fill();
 }
 
-/** Ask again where the last answer is a minute old; `done` is called once there is another. */
+/** Load the sources again if the last answer is a minute old, and then call `done`. */
 export async function show(done) {
   if (performance.now() < askedAt + EVERY_MS) return;
   askedAt = performance.now();
@@ -65,7 +65,7 @@ export async function show(done) {
   done();
 }
 
-/** Page after page, of at most a thousand sources; null where there is no answer. */
+/** Load all pages, of at most a thousand sources; return null if the server does not answer. */
 async function all() {
   const found = [];
   let after = null;
@@ -106,7 +106,7 @@ const dayOf = (ms) => new Date(ms).toISOString().slice(0, 10);
 
 const today = (days) => `${count(days.find(({ Day }) => Day === dayOf(Date.now()))?.Images ?? 0)} today`;
 
-/** Bars, a day each, up to today (in UTC, as the server counts). */
+/** Draw a bar for each day up to today. Days are in UTC, as the server counts them. */
 function picture(days) {
   const images = new Map(days.map(({ Day, Images }) => [Day, Images]));
   const ends = Array.from({ length: DAYS }, (_, i) => dayOf(Date.now() - (DAYS - 1 - i) * DAY_MS));

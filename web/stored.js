@@ -1,4 +1,4 @@
-// The table of stored series, by study: the newest on top as they come, older ones on demand, or what was looked for.
+// The table of stored series by study: the newest on top as they are stored, older ones on demand, or a search's results.
 
 import { badge, byId, el, row, write } from "./dom.js";
 import * as filters from "./filters.js";
@@ -8,19 +8,19 @@ import { uid } from "./uid.js";
 
 const LABELS = [["Series"], ["Modality"], ["Images", "number"], ["Verdict"], ["From"], ["Stored", "number"]];
 const PAGE = 50;
-const AGAIN_MS = 5000; // where the newest page could not be had
-const MOST_PENDING = 200;
+const AGAIN_MS = 5000; // pause before the first page is asked for again
+const MOST_PENDING = 200; // series that are kept until the first page is there
 
 const rows = new Map(); // UID of a series: { tr, number of its change, study }
 const studies = new Map(); // UID: { body, its rows, how many it has, the parts that change }
 let newest = 0;
-let next = null; // the page behind
-let pages = 0;
-let pending = []; // told of while the first page was on its way
-let asked = null; // the request under way
-let asking = 0; // requests for a page
-let again = 0;
-let since = 0; // stored since something was looked for
+let next = null; // where the next page begins
+let pages = 0; // pages that are shown
+let pending = []; // series that were stored while the first page was being loaded
+let asked = null; // the AbortController of the last request
+let asking = 0; // requests for a page that are not answered yet
+let again = 0; // timer
+let since = 0; // series stored since the search was done
 
 const table = () => byId("stored-table");
 
@@ -67,7 +67,7 @@ function makeStudy(of) {
   return study;
 }
 
-/** What a study's head says, as the series told last has it. */
+/** Write a study's heading from its latest series. */
 function tell(study, series) {
   write(study.name, patient(series.PatientName));
   const about = [
@@ -86,7 +86,7 @@ function countRows(study) {
   study.all.hidden = study.has.size === all;
 }
 
-/** The row of a series, in its study: below what is there, or on top of all. */
+/** Add the row of a series to its study: at the bottom, or on top of everything. */
 function keep(series, onTop) {
   const { SeriesInstanceUID, StudyInstanceUID, Number: number } = series;
   const made = !studies.has(StudyInstanceUID);
@@ -127,7 +127,7 @@ function clear() {
   newest = 0;
 }
 
-/** Put on top what is newer than all that is there; a row that was there moves. */
+/** Put series on top that are newer than all shown ones; a row that was shown moves there. */
 function top(stored) {
   const news = stored.filter((series) => series.Number > newest);
   for (const series of news.reverse()) {
@@ -141,7 +141,7 @@ function top(stored) {
 
 // --- the newest ---
 
-/** Take what was stored since the frame before; what was looked for stays as it is. */
+/** Add what was stored since the last frame. Results of a search stay as they are; only a counter grows. */
 export function show(_, frame) {
   if (!filters.isPlain()) return frame.Full && !pages && !asking ? begin() : sinceThen(frame);
   if (frame.Full && !follows(frame.Stored)) return begin();
@@ -154,11 +154,11 @@ export function show(_, frame) {
   return empty();
 }
 
-/** After a reconnection: whether nothing was missed in between. */
+/** Tell, after a reconnection, if nothing was missed in between. */
 const follows = (stored) =>
   pages > 0 && stored.some(({ SeriesInstanceUID, Number }) => Number === newest && rows.has(SeriesInstanceUID));
 
-/** Nobody scrolls a page that grows for ever: what was not asked for goes, the oldest first. */
+/** Remove the oldest rows beyond the pages that were asked for, so that the page does not grow without end. */
 function trim() {
   if (pages && !asking && rows.size > PAGE * pages) {
     const oldest = [...rows.values()].sort((a, b) => a.number - b.number).slice(0, rows.size - PAGE * pages);
@@ -181,7 +181,7 @@ function empty() {
 
 // --- a page after the other ---
 
-/** The first page, of the newest or of what is looked for. */
+/** Load the first page: of the newest series, or of the search's results. */
 async function begin() {
   clearTimeout(again);
   pages = 0;
@@ -190,7 +190,7 @@ async function begin() {
   if ((await more()) === null && !pages) again = setTimeout(begin, AGAIN_MS);
 }
 
-/** The next page; what get() says where there is none. */
+/** Load and show the next page; return it, or what get() returns instead. */
 async function more() {
   const plain = filters.isPlain();
   asking += 1;
@@ -202,7 +202,7 @@ async function more() {
     since = 0;
   }
   pages += 1;
-  const others = page.series.filter((series) => !rows.has(series.SeriesInstanceUID)); // that stands further up by now
+  const others = page.series.filter((series) => !rows.has(series.SeriesInstanceUID)); // the others have moved up
   for (const series of others) keep(series, false);
   next = page.next;
   top(pending);
@@ -217,14 +217,13 @@ async function more() {
 
 function found({ LookedThrough, more }, plain) {
   const within = LookedThrough
-    ? `; what stands inside of a name or a description: among the ${count(LookedThrough)} that changed last`
+    ? `; parts of words were searched for only in the ${count(LookedThrough)} series that changed last`
     : "";
-  const first = more ? "the first " : "";
-  const of = next === null ? "" : " of more";
-  write(byId("search-result"), plain ? "" : `${first}${count(rows.size)}${of} found${within}`);
+  const rest = next !== null || more ? ", and there are more" : "";
+  write(byId("search-result"), plain ? "" : `${count(rows.size)} found${rest}${within}`);
 }
 
-/** One page; null where there is no answer, undefined where another question came in between. */
+/** Ask for one page; return null if there is no answer, undefined if another request has replaced this one. */
 async function get(place) {
   asked?.abort();
   asked = new AbortController();

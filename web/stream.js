@@ -1,9 +1,9 @@
-// The connection to the server: who we are, and the events, again and again until somebody logs out.
+// The connection to the server: requests, and the stream of events, which is opened again whenever it breaks.
 
-const STALE_MS = 5000; // an event comes every second
-const LONGEST_MS = 15000;
+const STALE_MS = 5000; // silence after which the stream counts as broken; an event comes every second
+const LONGEST_MS = 15000; // longest pause before the next attempt
 
-/** Ask the server; its answer as [status, JSON], or [0, null] where there is none. */
+/** Send a request; return [status, JSON], or [0, null] if the server does not answer. */
 export async function ask(path, options) {
   try {
     const response = await fetch(path, { cache: "no-store", ...options });
@@ -15,7 +15,7 @@ export async function ask(path, options) {
   }
 }
 
-/** Follow the overview. `on` has: known(session), refused(why), frame(frame), lost(why). */
+/** Follow the overview until stop() is called. `on` has the callbacks known(session), refused(why), frame(frame), lost(why). */
 export function follow(on) {
   let source = null;
   let timer = 0;
@@ -33,7 +33,7 @@ export function follow(on) {
 
   function watch() {
     clearTimeout(timer);
-    timer = setTimeout(again, STALE_MS, "the server says nothing");
+    timer = setTimeout(again, STALE_MS, "the server sends nothing");
   }
 
   async function connect() {

@@ -1,11 +1,11 @@
-// A UID cut in the middle where it is too long for its place, whole to whoever selects it, and a button that copies it.
+// Show a UID: shortened in the middle if there is no room, complete if it is selected, with a button that copies it.
 
 import { el } from "./dom.js";
 
-const TAIL = 12; // characters that are always seen
-const SAID_MS = 1500;
+const TAIL = 12; // characters at the end that are always shown
+const SAID_MS = 1500; // how long the button shows that the text was copied
 
-/** Text that is cut between its beginning and its end, and copied by a button. */
+/** Return a UID that is shortened between its beginning and its end, with a button that copies it. */
 export function uid(text, what) {
   const copy = el("button", { type: "button", className: "copy", title: `Copy ${what}` });
   copy.setAttribute("aria-label", `Copy ${what} ${text}`);
@@ -22,7 +22,7 @@ async function copied(button, text) {
   button.focus({ preventScroll: true });
 }
 
-/** Browsers have it over https and on this machine only. */
+/** Copy by the clipboard API, which browsers offer only over https and on this machine. Return if it worked. */
 async function byClipboard(text) {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,10 +1,10 @@
-// What the page knows: the frames of the stream, added up.
+// Everything that the page knows, added up from the frames of the stream.
 
-const SLOT_S = 5; // of GatewayState.Received
-const SLOTS = 120;
-const LATENCIES = 200;
-const REMEMBERED = 1000; // series, to know which revisions brought images
-const SILENT_S = 15;
+const SLOT_S = 5; // seconds of each slot in GatewayState.Received
+const SLOTS = 120; // slots in the chart: ten minutes
+const LATENCIES = 200; // latencies that are kept for the chart and the figures
+const REMEMBERED = 1000; // series that are remembered, to know which revisions brought images
+const SILENT_S = 15; // time without a heartbeat after which a gateway is silent
 
 export class World {
   constructor() {
@@ -51,7 +51,7 @@ export class World {
     this.gateways.set(id, gateway);
   }
 
-  /** The first time by the gateway's slots, then by what was added: slots of gateways begin at different times. */
+  /** Add to the chart's slots: at first the slots that the gateway sends, later the difference of its counters. Slots of gateways begin at different times, so they cannot simply be added. */
   #countImages(before, state, seenAt) {
     const slot = Math.floor(Date.parse(seenAt) / 1000 / SLOT_S); // by the clock that the chart has
     const add = (at, n) => this.slots.set(at, (this.slots.get(at) ?? 0) + n);
@@ -69,7 +69,7 @@ export class World {
     this.latencies.push({ at: at / 1000, s: Math.max(0, (at - Date.parse(series.LastReceivedAt)) / 1000) });
   }
 
-  /** Not where only a verdict or the patient was corrected; of a later revision as far as the one before is known. */
+  /** Tell if a stored revision brought images, and did not only change a verdict or a patient. */
   #broughtImages({ SeriesInstanceUID, Revision, LastReceivedAt }) {
     const before = this.lastImages.get(SeriesInstanceUID);
     this.lastImages.delete(SeriesInstanceUID);
@@ -78,9 +78,10 @@ export class World {
     return Revision === 1 || (before !== undefined && before !== LastReceivedAt);
   }
 
-  /** A gateway that has another name since it was started again: the old one need not alarm anybody.
+  /** Find gateways that have another name since they were restarted, so that the old name is no problem.
    *
-   * It has the same journal; one that says nothing of its journal has the same host and address, and replaces one only.
+   * Such a gateway has the same journal as before. If it does not report its journal, host and address must be the same,
+   * and it replaces only one other.
    */
   #replace() {
     const host = (gateway) => gateway.id.replace(/-[0-9a-f]{12}$/, "");
@@ -101,12 +102,12 @@ export class World {
     }
   }
 
-  /** Those that are to be looked at, in order of their names. */
+  /** Return the gateways that are not over, in order of their names. */
   present() {
     return [...this.gateways.values()].filter((g) => !g.over).sort((a, b) => a.id.localeCompare(b.id));
   }
 
-  /** Times in seconds and images a second of the last ten minutes. */
+  /** Return the times (in seconds) and the images a second of the last ten minutes. */
   throughput() {
     const last = Math.floor(this.now / 1000 / SLOT_S);
     const slots = Array.from({ length: SLOTS }, (_, i) => last - SLOTS + 1 + i);
@@ -114,7 +115,7 @@ export class World {
     return [slots.map((slot) => slot * SLOT_S), slots.map((slot) => (this.slots.get(slot) ?? 0) / SLOT_S)];
   }
 
-  /** Images a second over the slot before and what there is of this one. */
+  /** Return the images a second over the last whole slot and the current one. */
   rate() {
     const last = Math.floor(this.now / 1000 / SLOT_S);
     const images = (this.slots.get(last) ?? 0) + (this.slots.get(last - 1) ?? 0);

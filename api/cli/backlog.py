@@ -1,8 +1,9 @@
-"""Which changes are still to be acted upon, and how far the changes were read: one small SQLite file.
+"""The small SQLite file in which on-complete remembers its jobs, and how far it has read the server's changes.
 
-A page of changes is written down together with the place behind it, in one transaction; a change goes when its script
-has ended well. So whatever ends the process, a change is run again rather than forgotten. The file is synced at each
-commit (rollback journal, synchronous=EXTRA): several commands may write it, which WAL of older SQLite does not bear.
+A page of changes and the number of its last change are stored in one transaction. A job is deleted when its script has
+succeeded. Therefore a change may be run twice if the process is killed, but it is never forgotten. Every commit is
+synced to disk. The file uses a rollback journal (synchronous=EXTRA) and not WAL, since several commands may write to it
+and older versions of SQLite have a bug in WAL with several writers.
 """
 
 import fcntl
@@ -17,7 +18,7 @@ from typing import Any
 
 from models import Change
 
-BUSY_TIMEOUT_S = 10.0
+BUSY_TIMEOUT_S = 10.0  # longest wait for another command that writes to the file
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS place (Number INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS jobs (Number INTEGER PRIMARY KEY, Series TEXT NOT NULL, Change TEXT NOT NULL,
@@ -31,7 +32,7 @@ FIRST_OF_SERIES = "SELECT min(Number) FROM jobs WHERE Failed = 0 GROUP BY Series
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One change that a script is to run for."""
+    """A change for which the script has to run."""
 
     change: Change
     attempts: int
@@ -46,7 +47,7 @@ class Backlog:
     @classmethod
     @contextmanager
     def open(cls, path: Path) -> Iterator["Backlog"]:
-        """Open the file, made where there is none. Raises sqlite3.Error."""
+        """Open the file; create it if it does not exist. Raises sqlite3.Error."""
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             connection.execute("PRAGMA synchronous = EXTRA")
@@ -56,12 +57,12 @@ class Backlog:
             connection.close()
 
     def place(self) -> int | None:
-        """Up to which change all are known here; None where nothing was read yet."""
+        """Return the number of the last change that was read; None if none was read yet."""
         row = self._connection.execute("SELECT Number FROM place").fetchone()
         return row and int(row[0])
 
     def take(self, wanted: Sequence[Change], last: int, *, first_only: bool) -> None:
-        """Write down what is to be done up to the change `last`, whose place it then is."""
+        """Store the wanted changes as jobs, and `last` as the last change that was read."""
         with self._transaction():
             for change in wanted:
                 if not first_only or self._is_first(change.SeriesInstanceUID):
@@ -74,7 +75,7 @@ class Backlog:
         return self._connection.execute("INSERT OR IGNORE INTO seen VALUES (?)", [series]).rowcount == 1
 
     def due(self, now: float, besides: Collection[str], most: int) -> list[Job]:
-        """Up to `most` jobs whose time has come: of each series the first, of none that is among `besides`."""
+        """Return up to `most` jobs that can run now: the first of each series, except of the series in `besides`."""
         query = f"SELECT Series, Change, Attempts FROM jobs WHERE Number IN ({FIRST_OF_SERIES}) AND NextAt <= ?"  # noqa: S608
         rows = self._connection.execute(f"{query} ORDER BY Number LIMIT ?", [now, most + len(besides)])
         free = [
@@ -86,32 +87,32 @@ class Backlog:
         self._connection.execute("DELETE FROM jobs WHERE Number = ?", [number])
 
     def delay(self, number: int, next_at: float, problem: str) -> None:
-        """Let a job be tried again, not before `next_at`."""
+        """Let a job be tried again, but not before `next_at`."""
         update = "UPDATE jobs SET Attempts = Attempts + 1, NextAt = ?, Problem = ? WHERE Number = ?"
         self._connection.execute(update, [next_at, problem, number])
 
     def fail(self, number: int, problem: str) -> None:
-        """Give a job up, until it is replayed; the next of its series is free."""
+        """Give up a job until it is replayed. The next job of its series can run."""
         update = "UPDATE jobs SET Attempts = Attempts + 1, Problem = ?, Failed = 1 WHERE Number = ?"
         self._connection.execute(update, [problem, number])
 
     def hurry(self) -> None:
-        """Let all that wait be tried now: who starts anew has mended something, or set a clock."""
+        """Let all waiting jobs run now: at a restart somebody may have fixed a script or set the clock."""
         self._connection.execute("UPDATE jobs SET NextAt = 0 WHERE Failed = 0")
 
     def replay(self) -> int:
-        """Let those that were given up be tried again; how many."""
+        """Let the jobs that were given up be tried again; return how many there are."""
         return self._connection.execute(
             "UPDATE jobs SET Failed = 0, Attempts = 0, NextAt = 0 WHERE Failed = 1"
         ).rowcount
 
     def counts(self) -> tuple[int, int]:
-        """How many wait or run, and how many were given up."""
+        """Return how many jobs wait or run, and how many were given up."""
         rows = dict(self._connection.execute("SELECT Failed, count(*) FROM jobs GROUP BY Failed").fetchall())
         return rows.get(0, 0), rows.get(1, 0)
 
     def failed(self) -> list[dict[str, Any]]:
-        """Those that were given up, and why."""
+        """Return the jobs that were given up, and why."""
         rows = self._connection.execute("SELECT Change, Attempts, Problem FROM jobs WHERE Failed = 1 ORDER BY Number")
         told = [(Change.model_validate_json(change), attempts, problem) for change, attempts, problem in rows]
         return [
@@ -137,9 +138,10 @@ class Backlog:
 
 
 class Lock:
-    """Held by who works on a file of jobs, and by the scripts that it starts, which inherit it.
+    """A lock on the file of jobs, held by the process that works on it and inherited by the scripts that it starts.
 
-    So a script that outlives a killed process is waited for by the next one, and runs beside no other of its series.
+    If the process is killed while a script still runs, the next process waits for that script. So two scripts of one
+    series never run at the same time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -153,7 +155,7 @@ class Lock:
         return True
 
     def release(self) -> None:
-        """For whatever scripts left in the background, too."""
+        """Release the lock, even if a script has left a background process that inherited it."""
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         os.close(self.fd)
 

@@ -1,4 +1,4 @@
-"""`python server.py check`: whether a server with these settings would work here, and the cure of what would not."""
+"""`python server.py check`: find out if a server with these settings works here, and how to fix what does not."""
 
 import asyncio
 import os
@@ -26,23 +26,24 @@ from storage.inspection import CannotInspect, Inspection
 from storage.keys import Key
 from storage.urls import has_password, host_of
 
-TIMEOUT_S = 60.0
+TIMEOUT_S = 60.0  # of each check
 REQUEST_TIMEOUT_S = 5.0
 MIN_FREE_BYTES = 256 * 2**20
-ROUND_TRIPS = 9
-SLOW_ROUND_TRIP_S = 0.02
-CLOCKS_S = 2.0
-OLDEST_POSTGRESQL = 150000
-SOON = timedelta(days=30)
-HEARD_OF = timedelta(days=1)
+ROUND_TRIPS = 9  # how many are measured
+SLOW_ROUND_TRIP_S = 0.02  # a median above this is a warning
+CLOCKS_S = 2.0  # largest difference of clocks without a warning
+OLDEST_POSTGRESQL = 150000  # as server_version_num
+SOON = timedelta(days=30)  # a key that expires within this time is a warning
+HEARD_OF = timedelta(days=1)  # gateways that were heard from within this time are compared
 GATEWAYS_KEY_FIRST = (
-    "python server.py keys create gateway-1 --scope series:write --scope series:read --save FILE, and "
-    "GATEWAY_API_KEY_FILE=FILE for the gateway, before any other key: from the first one on everyone needs one."
+    "Make the gateway's key before any other: python server.py keys create gateway-1 --scope series:write --scope "
+    "series:read --save FILE, and give it to the gateway as GATEWAY_API_KEY_FILE=FILE. Once there is a key, everyone "
+    "needs one."
 )
 
 
 async def check(settings: ServerSettings, host: str, port: int, url: str | None) -> list[Finding]:
-    """What is well and what is not, everything asked side by side."""
+    """Run all checks at the same time; return what they find."""
     file = settings.sqlite_path
     checks: dict[str, Check] = {
         "settings": partial(_settings, settings),
@@ -76,11 +77,11 @@ def _sqlite(path: Path) -> list[Finding]:
     except NotRunning:
         pass
     except RequestFailed as error:
-        cure = "Run this as the user whom the server runs as."
+        cure = "Run this command as the user that the server runs as."
         findings.append(warning("database", f"a server runs on {path.name}: {error}", cure))
     if machine.hidden(path) or not path.exists():
         return findings
-    cure = "Stop the server, copy the file and its -wal away, and restore a backup, or name another file."
+    cure = "Stop the server, move the file and its -wal away, and restore a backup, or use another file."
     sound = machine.soundness("database", path, cure)
     if sound.state == "failed":
         return [*findings, sound]
@@ -94,7 +95,8 @@ async def _postgresql(settings: ServerSettings) -> list[Finding]:
         async with Inspection.open(settings) as database:
             return [_version(await database.version(), shown), *await _connections(database, settings)]
     except CannotInspect as reason:
-        cure = "Does it run there? Are user, password and database in DATABASE_URL right, and may this machine connect?"
+        cure = "Check that it runs, that user, password and database in DATABASE_URL are right, and that it accepts "
+        cure += "connections from this machine."
         return [failed("database", f"{shown} cannot be opened: {reason}", cure)]
 
 
@@ -106,30 +108,30 @@ def _version(number: int, shown: str) -> Finding:
 
 
 async def _connections(database: Inspection, settings: ServerSettings) -> list[Finding]:
-    """How many there may be, how fast and how safe they are, and whose time is right."""
+    """Check the database's connections: their number, speed and encryption, and the database's clock."""
     most, used = await database.connections()
     pool = f"SERVER_DATABASE_POOL_SIZE={settings.database_pool_size} of max_connections={most}, {used} in use now"
     findings = [ok("database", pool)]
     if settings.database_pool_size > most - used:
-        cure = "Each server process may open so many: lower it, or raise PostgreSQL's max_connections."
+        cure = "Each server process may open that many: lower it, or raise PostgreSQL's max_connections."
         findings = [warning("database", pool, cure)]
     seconds = [await database.round_trip_s() for _ in range(ROUND_TRIPS)]
     trip = f"one round trip takes {1000 * statistics.median(seconds):.1f} ms"
     slow = statistics.median(seconds) > SLOW_ROUND_TRIP_S
-    cure = "Each report takes several: let the server run near its database."
+    cure = "Each report needs several: run the server near its database."
     findings.append(warning("database", trip, cure) if slow else ok("database", trip))
     findings.append(_clock(abs((datetime.now(UTC) - await database.clock()).total_seconds())))
     host = host_of(settings.database_url)
     if not is_loopback(host) and not await database.is_encrypted():
-        cure = "Add ?ssl=verify-full to DATABASE_URL; PostgreSQL needs ssl=on and a certificate."
-        findings.append(warning("database", f"patients' names travel to {host} in clear text", cure))
+        cure = "Add ?ssl=verify-full to DATABASE_URL; PostgreSQL needs ssl=on and a certificate for it."
+        findings.append(warning("database", f"patients' names are sent to {host} in clear text", cure))
     return findings
 
 
 def _clock(apart_s: float) -> Finding:
     if apart_s <= CLOCKS_S:
         return ok("clock", "the same time as the database's")
-    cure = "Synchronize both (chrony, systemd-timesyncd): keys expire and webhooks are claimed by the clock."
+    cure = "Synchronize both (chrony, systemd-timesyncd); keys and webhooks depend on the time."
     return warning("clock", f"{apart_s:.0f} s apart from the database's", cure)
 
 
@@ -137,13 +139,13 @@ def _clock(apart_s: float) -> Finding:
 
 
 async def _contents(settings: ServerSettings) -> list[Finding]:
-    """Schema, keys, webhooks, conflicts; nothing is changed."""
+    """Check schema, keys, webhooks, conflicts and gateways. Nothing is changed."""
     file = settings.sqlite_path
     hidden = await in_thread(lambda: file is not None and machine.hidden(file), "contents")
     if hidden:
         return [failed("schema", f"{file} cannot be read: Permission denied", machine.AS_ITS_USER)]
     if file and not await in_thread(file.exists, "contents"):
-        return [ok("schema", "none yet: made at the first start"), _no_keys()]
+        return [ok("schema", "none yet; the first start makes it"), _no_keys()]
     try:
         async with Inspection.open(settings) as database:
             current, known = await database.schemas()
@@ -154,19 +156,19 @@ async def _contents(settings: ServerSettings) -> list[Finding]:
             found = [*_keys(await database.keys()), *webhooks, _conflicts(await database.open_conflicts())]
             return [schema, *found, *_gateways(await database.gateways())]
     except CannotInspect as error:
-        cure = "See what the lines about the database say."
+        cure = "See the lines about the database."
         return [failed("schema", f"the database cannot be read ({error.kind})", cure)]
 
 
 def _schema(current: str | None, known: Sequence[str]) -> Finding:
     if current is None:
-        return ok("schema", "none yet: made at the first start")
+        return ok("schema", "none yet; the first start makes it")
     if current not in known:
-        cure = "Run the version that wrote it, or a newer one, or name another database."
-        return failed("schema", f"{current} is of a newer version; this one knows {known[-1]}", cure)
+        cure = "Run the version that wrote it, or a newer one, or use another database."
+        return failed("schema", f"{current} was made by a newer version; this one knows {known[-1]}", cure)
     if current != known[-1]:
-        cure = "Take a backup before; a large database takes its time."
-        return warning("schema", f"{current}: the next start brings it up to {known[-1]}", cure)
+        cure = "Make a backup first; with a large database this can take a while."
+        return warning("schema", f"{current}: the next start migrates it to {known[-1]}", cure)
     return ok("schema", f"{current} is current")
 
 
@@ -175,12 +177,12 @@ def _keys(keys: Sequence[Key]) -> list[Finding]:
         return [_no_keys()]
     valid = [key for key in keys if key.is_valid]
     if not valid:
-        return [failed("keys", f"none of {len(keys)} is valid any more: nobody is served", GATEWAYS_KEY_FIRST)]
+        return [failed("keys", f"none of {len(keys)} is valid any more: no request is served", GATEWAYS_KEY_FIRST)]
     findings = [ok("keys", ", ".join(f"{key.name} ({' '.join(sorted(key.scopes))})" for key in valid))]
     for key in valid:
         if key.expires_at is not None and key.expires_at < datetime.now(UTC) + SOON:
             told = f"{key.name} ({key.id}) expires {stamp(key.expires_at)}"
-            findings.append(warning("keys", told, "Make its successor before: python server.py keys create …"))
+            findings.append(warning("keys", told, "Make a new key before that: python server.py keys create …"))
     if not any(key.may("series:write") for key in valid):
         cure = "python server.py keys create gateway --scope series:write --scope series:read"
         findings.append(warning("keys", "none may post reports", cure))
@@ -188,28 +190,28 @@ def _keys(keys: Sequence[Key]) -> list[Finding]:
 
 
 def _no_keys() -> Finding:
-    return warning("keys", "none: only this machine is served, and everyone on it", GATEWAYS_KEY_FIRST)
+    return warning("keys", "none: every user of this machine is served, and no other machine", GATEWAYS_KEY_FIRST)
 
 
 async def _webhook(row: Mapping[str, Any]) -> Finding:
-    host = urlsplit(row["Url"]).hostname or ""  # the rest may be a secret
+    host = urlsplit(row["Url"]).hostname or ""  # the rest of the URL may hold a secret
     told = f"{row['Id']} {host}: {row['Behind']} behind, {await _reach(host)}"
     if row["Dead"]:
-        cure = f"Cure the receiver, then: python server.py webhooks replay {row['Id']}"
+        cure = f"Fix the receiver, then: python server.py webhooks replay {row['Id']}"
         return warning("webhooks", f"{told}, {row['Dead']} changes were given up", cure)
     if row["Attempts"]:
-        cure = "It is tried again for a day; see what its receiver says."
-        return warning("webhooks", f"{told}, the last try failed: {row['Problem']}", cure)
+        cure = "It is tried again for a day; look at the receiver's log."
+        return warning("webhooks", f"{told}, the last attempt failed: {row['Problem']}", cure)
     return ok("webhooks", told)
 
 
 async def _reach(host: str) -> str:
-    """Where the server's requests go, as names are resolved here and now."""
+    """Say where requests to a host go: to this machine, a private network or the internet."""
     try:
         async with asyncio.timeout(REQUEST_TIMEOUT_S):
             found = await in_thread(lambda: getaddrinfo(host, None), "resolve")
     except (OSError, ValueError, TimeoutError):
-        return "its name is not known here"
+        return "its name cannot be resolved here"
     return "on " + " and ".join(sorted({reach(str(address[0])) for *_, address in found}))
 
 
@@ -220,22 +222,25 @@ def _conflicts(number: int) -> Finding:
 
 
 def _gateways(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Those that were heard of within a day, and are of another version than this one."""
+    """Compare the versions of the gateways that were heard from within a day with this one."""
     here = [
         row["State"] for row in rows if row["At"] > datetime.now(UTC) - HEARD_OF and not row["State"].get("Stopped")
     ]
     others = [_other_version(state) for state in here if compared(state.get("Version"))]
     if others:
         return others
-    return [ok("gateways", f"{len(here)} heard of within a day, of this version" if here else "none heard of in a day")]
+    told = f"{len(here)} heard from within a day, all of this version" if here else "none heard from within a day"
+    return [ok("gateways", told)]
 
 
 def _other_version(state: Mapping[str, Any]) -> Finding:
     said = state.get("Version")
     told = f"{state.get('GatewayID')} is {said or 'before 0.2'}, this server {version()}: it is {compared(said)}"
     if compared(said) == "older":
-        return warning("gateways", told, "Upgrade it; until then it is served as it is.")
-    return warning("gateways", told, "Upgrade the server: it refuses what it does not know of a newer gateway.")
+        return warning("gateways", told, "Upgrade it; it is served all the same.")
+    return warning(
+        "gateways", told, "Upgrade the server: it refuses what it does not know in a newer gateway's reports."
+    )
 
 
 # --- around it --------------------------------------------------------------------------------------------------
@@ -244,25 +249,25 @@ def _other_version(state: Mapping[str, Any]) -> Finding:
 def _audit(settings: ServerSettings) -> list[Finding]:
     path = settings.audit_path
     if path is None:
-        return [ok("audit log", "goes with the other logs")]
+        return [ok("audit log", "written to the other logs")]
     if machine.hidden(path):
         return [failed("audit log", f"{path} cannot be read: Permission denied", machine.AS_ITS_USER)]
     if not path.parent.is_dir():
         return [failed("audit log", f"{path.parent} does not exist", "Make the folder, or change SERVER_AUDIT_PATH.")]
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        cure = "Let the user that the server runs as write it, or change SERVER_AUDIT_PATH."
+        cure = "Let the user that the server runs as write to it, or change SERVER_AUDIT_PATH."
         return [failed("audit log", f"{path} cannot be written", cure)]
     return [ok("audit log", str(path)), *machine.readable_by_others("audit log", [path])]
 
 
 async def _http(host: str, port: int, url: str | None) -> list[Finding]:
-    """A server that runs is asked; where none answers, its address is tried."""
+    """Ask the running server; if none answers, check that its port can be bound."""
     asked = url or f"http://{f'[{host}]' if ':' in host else host}:{port}"
     findings = []
     if url is None and not is_loopback(host):
-        cure = "uvicorn --ssl-keyfile … --ssl-certfile …, or a proxy that speaks TLS."
+        cure = "Use uvicorn --ssl-keyfile … --ssl-certfile …, or a proxy that speaks TLS."
         findings = [
-            warning("HTTP", f"{host}: keys and patients' names travel in clear text, unless uvicorn has TLS", cure)
+            warning("HTTP", f"{host}: keys and patients' names are sent in clear text, unless uvicorn has TLS", cure)
         ]
     try:
         response = await _ready(asked, or_by_tls=url is None)
@@ -277,10 +282,10 @@ async def _http(host: str, port: int, url: str | None) -> list[Finding]:
     if response.url.scheme == "https":
         findings = []
     if response.is_success and "ready" in response.text[:1000]:
-        return [*findings, ok("HTTP", f"{shown} is a server of ours, and ready"), *_running_version(response)]
+        return [*findings, ok("HTTP", f"the server at {shown} runs and is ready"), *_running_version(response)]
     if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-        return [*findings, failed("HTTP", f"{shown} answers, and its database does not", "See the lines above.")]
-    told = f"something else answers at {shown} (HTTP {response.status_code})"
+        return [*findings, failed("HTTP", f"{shown} answers, but its database does not", "See the lines above.")]
+    told = f"another program answers at {shown} (HTTP {response.status_code})"
     return [*findings, failed("HTTP", told, "Stop it, or run uvicorn with another --port (and give it here).")]
 
 
@@ -288,12 +293,12 @@ def _running_version(response: httpx.Response) -> list[Finding]:
     said = said_in(response.text)
     if compared(said):
         told = f"the running server is {said or 'before 0.2'}, these files are {version()}"
-        return [warning("version", told, "Start it again, if it runs from here.")]
-    return [ok("version", f"{version()}, as the running server")]
+        return [warning("version", told, "Restart it, if it runs from this folder.")]
+    return [ok("version", f"{version()}, the same as the running server's")]
 
 
 async def _ready(url: str, *, or_by_tls: bool) -> httpx.Response:
-    """The answer; also of a server at that address that turns out to speak TLS, whoever signed its certificate."""
+    """Ask a server if it is ready. With `or_by_tls`, try https if http fails, without checking the certificate."""
     async with _client(trust_env=False) as http:
         try:
             return await http.get(f"{url.rstrip('/')}/health/ready")
@@ -310,8 +315,8 @@ def _client(**options: Any) -> httpx.AsyncClient:
 
 def _silent(shown: str, error: Exception) -> Finding:
     if problem := certificate_problem(error):
-        cure = "Give --url a host that the certificate names; renew it, or let this machine trust who signed it."
-        return failed("HTTP", f"{shown} has a certificate that is not good: {problem}", cure)
+        cure = "Give --url a host that the certificate names, renew it, or let this machine trust its authority."
+        return failed("HTTP", f"the certificate of {shown} is not valid: {problem}", cure)
     cure = "Start it (`uvicorn server:app`), or correct --url."
     return failed("HTTP", f"{shown} does not answer ({type(error).__name__})", cure)
 
@@ -319,12 +324,12 @@ def _silent(shown: str, error: Exception) -> Finding:
 async def _retrieve(settings: ServerSettings) -> list[Finding]:
     url = settings.retrieve_url
     if url is None:
-        return [ok("retrieve URL", "none: images are said to be unavailable")]
+        return [ok("retrieve URL", "none: QIDO-RS answers say that images are unavailable")]
     shown = without_password(str(url))
     try:
         async with _client() as http:
             response = await http.get(str(url))
     except httpx.HTTPError as error:
-        cure = "Correct SERVER_RETRIEVE_URL; viewers ask it from where they are, so it may still be right."
+        cure = "Correct SERVER_RETRIEVE_URL, unless viewers can reach it from other machines."
         return [warning("retrieve URL", f"{shown} does not answer ({type(error).__name__})", cure)]
     return [ok("retrieve URL", f"{shown} answers (HTTP {response.status_code})")]

@@ -1,7 +1,8 @@
-"""`python server.py …`: keys, webhooks, what a person says of a series, and the move to PostgreSQL.
+"""`python server.py …`: the operator's commands of the server, such as keys, webhooks and the move to PostgreSQL.
 
-A server on SQLite is the only one that may write its file, so it is asked to, on a Unix socket; where none runs, and on
-PostgreSQL, the command does it itself. What only some commands need is imported where they need it.
+Only one process may write a SQLite file. While a server runs on it, a command asks that server over its Unix socket to
+make the change; otherwise, and on PostgreSQL, the command makes the change itself. Modules that only some commands need
+are imported inside those commands, so that every command starts quickly.
 """
 
 import sqlite3
@@ -26,8 +27,8 @@ from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
-CHANGE_KINDS = ("created", "revised", "verified", "declared", "contradicted", "conflict")  # as models.py has them
-MAX_BECAUSE = 256  # characters, likewise
+CHANGE_KINDS = ("created", "revised", "verified", "declared", "contradicted", "conflict")  # models.ChangeKind
+MAX_BECAUSE = 256  # characters of a declaration's reason, as in models.py
 T = TypeVar("T")
 
 
@@ -38,20 +39,20 @@ NOTES = f"""\
 Settings, from the environment or .env:
 {environment(ServerSettings)}
 
-Exit codes: 0 done; 1 it could not be done, and the error says the cure; 2 wrong setting or argument;
+Exit codes: 0 done; 1 failed, the error says how to fix it; 2 wrong setting or argument;
 3 check: something failed.
 
-Tab completes: source <(python server.py tab bash), or zsh; fish: … tab fish | source
-Docs: docs/index.md, docs/server.md"""
+Tab completion: source <(python server.py tab bash), or zsh; fish: … tab fish | source
+Documentation: docs/index.md, docs/server.md"""
 
 
 def command_line() -> click.Group:
-    """The commands; the server itself is `uvicorn server:app`."""
+    """Return the group of all commands. The server itself runs as `uvicorn server:app`."""
 
     @click.pass_context
     def server(context: click.Context, /) -> None:
-        """Keys, webhooks, a purge, the move to PostgreSQL, and a check. The server runs as `uvicorn server:app`."""
-        if context.invoked_subcommand in (*NAMES, "init"):  # .env may be what init is to mend
+        """Administer the server: keys, webhooks, data and checks. The server itself runs as `uvicorn server:app`."""
+        if context.invoked_subcommand in (*NAMES, "init"):  # init must run even if .env is wrong: it may repair it
             return
         try:
             context.obj = load(ServerSettings)
@@ -68,16 +69,22 @@ def command_line() -> click.Group:
 
 
 @click.command
-@click.option("--url", help="Where it answers, if not at http://HOST:PORT; behind a proxy, say.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="As uvicorn is told.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="As uvicorn is told.")
+@click.option("--url", help="URL of the running server, if it is not http://HOST:PORT, for example behind a proxy.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="The --host that uvicorn is started with.")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(1, 65535),
+    help="The --port that uvicorn is started with.",
+)
 @as_json
 @click.pass_obj
 def check(settings: ServerSettings | SettingsError, url: str | None, host: str, port: int, as_json: bool) -> None:
-    """Look whether all is well, and what cures what is not.
+    """Check that everything is well, and say how to fix what is not.
 
-    Before the start, or beside a running server: settings, database, schema, disk, keys, webhooks, conflicts, ports.
-    Nothing is changed. Exit code 3 if something failed.
+    Run it before the server starts or while it runs. It checks settings, database, schema, disk, keys, webhooks,
+    conflicts and ports, and changes nothing. Exit code 3 if something failed.
     """
     from console import findings as findings_of
 
@@ -94,27 +101,29 @@ def check(settings: ServerSettings | SettingsError, url: str | None, host: str, 
 @click.option(
     "--database-url",
     metavar="URL",
-    help="Where series are stored; no password here, where others see it: a terminal asks, DATABASE_URL may hold it.",
+    help="Where series are stored. Leave the password out, since other users see it here: you are asked for it on a "
+    "terminal, or set the environment variable DATABASE_URL.",
 )
-@click.option("--host", help="Address of this machine where gateways and readers reach it, as uvicorn is told.")
-@click.option("--port", type=click.IntRange(1, 65535), help="As uvicorn is told; by default 8000.")
+@click.option("--host", help="Address of this machine that gateways and readers connect to; uvicorn's --host.")
+@click.option("--port", type=click.IntRange(1, 65535), help="uvicorn's --port; default 8000.")
 @click.option(
     "--gateway",
     metavar="NAME",
-    help="Make a key for this gateway, unless it has one; by default gateway-1, where none may post. - makes none.",
+    help="Make a key for this gateway, unless it has one. Default: gateway-1, if no key may post reports yet; - makes "
+    "no key.",
 )
 @click.option(
     "--save",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the key to this file, for its owner only, instead of showing it.",
+    help="Write the key to this file, readable by its owner only, instead of showing it.",
 )
 def init(**given: Any) -> None:
-    """Ask what is needed, write .env, make the gateway's key.
+    """Set the server up: write .env, create the database, make the gateway's key.
 
-    Where series are stored and who reaches the server; the database is made, where there is none. On a terminal it asks
-    for what no flag says. Other lines of .env stay as they are. The key is shown once. Then it checks, as `check` does:
-    exit code 3 where something failed.
+    On a terminal it asks for whatever no option says: where series are stored, and which address gateways and readers
+    connect to. Other lines of .env stay as they are. The key is shown once. At the end it runs `check`: exit code 3 if
+    something failed.
     """
     from api.cli.check import check as check_server
     from api.cli.init import set_up
@@ -129,7 +138,7 @@ def init(**given: Any) -> None:
 
 @click.group
 def keys() -> None:
-    """Keys to the HTTP API. From the first one on, everyone needs one, gateways too."""
+    """Manage API keys. Once there is one, every client needs a key, gateways too."""
 
 
 @keys.command
@@ -142,19 +151,26 @@ def keys() -> None:
     type=click.Choice(list(SCOPES)),
     help="; ".join(f"{name}: {meaning}" for name, meaning in SCOPES.items()) + ". May be given several times.",
 )
-@click.option("--expires-in", metavar="DAYS", type=click.FloatRange(0, 36500, min_open=True), help="By default never.")
+@click.option(
+    "--expires-in",
+    metavar="DAYS",
+    type=click.FloatRange(0, 36500, min_open=True),
+    help="Days until the key expires; by default it never does.",
+)
 @click.option(
     "--save",
     metavar="FILE",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the key to this file, for its owner only, instead of showing it; nothing is done where it exists.",
+    help="Write the key to this file, readable by its owner only, instead of showing it. If the file exists, no key is "
+    "made.",
 )
 @click.option(
     "--with-gateway",
     metavar="NAME",
-    help="Make this gateway's key, too, where none may post yet: the first key shuts out a gateway that has none.",
+    help="Also make a key for this gateway, if no key may post reports yet: the first key shuts out every gateway that "
+    "has none.",
 )
-@click.option("--yes", is_flag=True, help="Make the first key although a gateway without one is then shut out.")
+@click.option("--yes", is_flag=True, help="Make the first key even if it shuts out a gateway that has no key.")
 @as_json
 @click.pass_obj
 def create(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -167,10 +183,10 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter an option
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Make a key and show it, once.
+    """Make a key and show it once.
 
-    From the first key on everyone needs one. Where that would shut a gateway out, it says so before, and offers to make
-    the gateway's as well.
+    Once there is a key, every client needs one. If that would shut out a gateway, the command says so first and offers
+    to make the gateway's key as well.
     """
     from api.cli.first_key import GATEWAY_SCOPES, gateway_without
 
@@ -192,7 +208,7 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter an option
 def _posters(settings: ServerSettings) -> dict[str, Any]:
     try:
         return _do(settings, "posters")
-    except click.ClickException:  # a server of an earlier version runs: it makes keys, and does not know whom that hits
+    except click.ClickException:  # the running server is of an earlier version and cannot tell who may post
         return {"made": bool(_do(settings, "list_keys")["rows"]), "may_post": [], "heard": []}
 
 
@@ -203,8 +219,8 @@ def _make_key(
     save: Path | None = None,
     expires_at: str | None = None,
 ) -> dict[str, Any]:
-    """Make a key; what may be shown of it, and the key itself unless it was saved."""
-    part = save and _new_file(save.with_name(f"{save.name}.new"))  # where it cannot be kept, none is made
+    """Make a key. Return what may be shown of it, including the key itself unless it was saved to a file."""
+    part = save and _new_file(save.with_name(f"{save.name}.new"))  # first of all: if the file fails, no key is made
     made = _do(settings, "create_key", name=name, scopes=list(scopes), expires_at=expires_at)
     if save is not None and part is not None:
         part.write_text(made.pop("key") + "\n")
@@ -216,7 +232,7 @@ def _make_key(
 @as_json
 @click.pass_obj
 def list_(settings: ServerSettings, as_json: bool) -> None:
-    """Every key that was made; the keys themselves are not stored."""
+    """List every key that was made; the keys themselves are not stored."""
     show(_keys(settings), as_json)
 
 
@@ -224,41 +240,57 @@ def list_(settings: ServerSettings, as_json: bool) -> None:
 @click.argument("id")
 @click.pass_obj
 def revoke(settings: ServerSettings, id: str) -> None:
-    """End a key at once."""
+    """Revoke a key; it stops working at once."""
     if not _do(settings, "revoke_key", id=id)["done"]:
         raise click.ClickException(f"no key {id} that is not revoked; `keys list` shows them")
     from api.cli.first_key import warn_without_gateway
 
-    with suppress(click.ClickException):  # a server of an earlier version runs: it ends keys, and cannot tell this
+    with suppress(click.ClickException):  # the running server is of an earlier version and cannot tell who may post
         warn_without_gateway(_do(settings, "posters"))
 
 
 @click.group("webhooks")
 def webhooks_() -> None:
-    """Who is told of changes.
+    """Manage webhooks: URLs that are told of each change.
 
-    One signed POST for each, in order, at least once.
+    Each change is one signed POST. They come in order, each at least once.
     """
 
 
 @webhooks_.command
 @click.argument("url")
-@click.option("--from-start", is_flag=True, help="Tell every change there ever was; by default those from now on.")
+@click.option("--from-start", is_flag=True, help="Send all past changes, too; by default only those from now on.")
 @click.option(
-    "--link-local", is_flag=True, help="It may be in 169.254.0.0/16 or fe80::/10, where clouds keep machines' secrets."
+    "--link-local",
+    is_flag=True,
+    help="Allow an address in 169.254.0.0/16 or fe80::/10, where cloud providers serve machines' secrets.",
 )
-@click.option("--modality", "Modality", multiple=True, help="Only of these. May be given several times, as the next.")
-@click.option("--source", "Source", multiple=True, help="Only from these: calling AE title and modality, 'CT1 CT'.")
-@click.option("--verdict", "Verdict", multiple=True, type=click.Choice(VERDICTS), help="Only with these.")
-@click.option("--kind", "Kinds", multiple=True, type=click.Choice(CHANGE_KINDS), help="Only of these kinds.")
+@click.option("--modality", "Modality", multiple=True, help="Only series of this modality; repeatable.")
+@click.option(
+    "--source",
+    "Source",
+    multiple=True,
+    help="Only series from this source: calling AE title and modality, such as 'CT1 CT'; repeatable.",
+)
+@click.option(
+    "--verdict",
+    "Verdict",
+    multiple=True,
+    type=click.Choice(VERDICTS),
+    help="Only series with this verdict; repeatable.",
+)
+@click.option(
+    "--kind", "Kinds", multiple=True, type=click.Choice(CHANGE_KINDS), help="Only changes of this kind; repeatable."
+)
 @as_json
 @click.pass_obj
 def add(
     settings: ServerSettings, /, url: str, from_start: bool, link_local: bool, as_json: bool, **only: tuple[str, ...]
 ) -> None:
-    """Tell URL of changes; shows the secret that bodies are signed with, once.
+    """Add a webhook; show once the secret that its bodies are signed with.
 
-    All changes, or those that have one of the values in each field that is given.
+    Without filters URL is sent every change. With filters it is sent those that match one of the given values in every
+    field that is given.
     """
     from common.outgoing import is_link_local
 
@@ -267,7 +299,7 @@ def add(
     except ValueError:
         raise click.UsageError(f"{url} is not an http or https URL, such as https://ai.example/hook") from None
     if is_link_local(host) and not link_local:
-        raise click.UsageError(f"{host} is a link-local address: add --link-local, if that is meant")
+        raise click.UsageError(f"{host} is a link-local address: add --link-local if you mean it")
     filters = {name: [*values] for name, values in only.items() if values}
     asked = {"url": url, "from_start": from_start, "link_local": link_local, "filters": filters}
     show(_do(settings, "add_webhook", **asked), as_json)
@@ -277,7 +309,7 @@ def add(
 @as_json
 @click.pass_obj
 def list_webhooks(settings: ServerSettings, as_json: bool) -> None:
-    """Every webhook, how far it is behind, its last problem, and how many changes were given up."""
+    """List webhooks: how far each is behind, its last problem, and how many changes it gave up on."""
     show(_do(settings, "list_webhooks")["rows"], as_json)
 
 
@@ -285,7 +317,7 @@ def list_webhooks(settings: ServerSettings, as_json: bool) -> None:
 @click.argument("id", type=int)
 @click.pass_obj
 def remove(settings: ServerSettings, id: int) -> None:
-    """Tell it no more."""
+    """Remove a webhook."""
     if not _do(settings, "remove_webhook", id=id)["done"]:
         raise click.ClickException(f"no webhook {id}; `webhooks list` shows them")
 
@@ -299,20 +331,21 @@ def remove(settings: ServerSettings, id: int) -> None:
     default=24.0,
     show_default=True,
     type=click.FloatRange(0, 8760),
-    help="How long bodies are signed with the secret before, too; 0 where it has leaked.",
+    help="How long bodies are also signed with the old secret; 0 if it has leaked.",
 )
 @as_json
 @click.pass_obj
 def rotate(settings: ServerSettings, id: int, hours: float, as_json: bool) -> None:
-    """Give a webhook another secret, shown once; it stays where it is in the changes.
+    """Replace a webhook's secret; the new one is shown once.
 
-    Until the receiver knows the new one, each body carries a signature by either. Meanwhile there is no third secret,
-    except with --keep-old 0, which ends both.
+    No change is skipped or repeated. For --keep-old hours each body carries two signatures, one by each secret, so that
+    the receiver can switch in between. During that time the secret cannot be replaced again, except with --keep-old 0,
+    which ends both at once.
     """
     done = _do(settings, "rotate_webhook", id=id, keep_old_s=3600 * hours)
     if done["secret"] is None and done["old_until"]:
         cure = "wait until then, or end both at once with --keep-old 0"
-        raise click.ClickException(f"webhook {id} has two secrets that sign until {done['old_until']}; {cure}")
+        raise click.ClickException(f"webhook {id} already has two secrets until {done['old_until']}; {cure}")
     if done["secret"] is None:
         raise click.ClickException(f"no webhook {id}; `webhooks list` shows them")
     show(done, as_json)
@@ -323,10 +356,10 @@ def rotate(settings: ServerSettings, id: int, hours: float, as_json: bool) -> No
 @as_json
 @click.pass_obj
 def replay(settings: ServerSettings, id: int, as_json: bool) -> None:
-    """Tell again from the first change that was given up; what came after it is told twice."""
+    """Send again from the first change that was given up; later ones are sent twice."""
     done = _do(settings, "replay_webhook", id=id)
     if done["from"] is None:
-        raise click.ClickException(f"webhook {id} has no change that was given up")
+        raise click.ClickException(f"webhook {id} has given up no change")
     show(done, as_json)
 
 
@@ -335,23 +368,23 @@ def replay(settings: ServerSettings, id: int, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def discard(settings: ServerSettings, id: int, as_json: bool) -> None:
-    """Forget the changes that were given up: nobody tells them again."""
+    """Drop the changes that were given up; they are never sent again."""
     done = _do(settings, "discard_webhook", id=id)
     if not done["discarded"]:
-        raise click.ClickException(f"webhook {id} has no change that was given up")
+        raise click.ClickException(f"webhook {id} has given up no change")
     show(done, as_json)
 
 
 @click.group("gateways")
 def gateways_() -> None:
-    """Gateways that the server has heard of within a day."""
+    """Manage the gateways that the server heard from within a day."""
 
 
 @gateways_.command("list")
 @as_json
 @click.pass_obj
 def list_gateways(settings: ServerSettings, as_json: bool) -> None:
-    """When each was heard of last, and why one is refused."""
+    """List gateways: when each was last heard from, and why one is refused."""
     show(_do(settings, "list_gateways")["rows"], as_json)
 
 
@@ -359,9 +392,9 @@ def list_gateways(settings: ServerSettings, as_json: bool) -> None:
 @click.argument("name")
 @click.pass_obj
 def dismiss(settings: ServerSettings, name: str) -> None:
-    """Forget a gateway that is gone: the live page no longer names it.
+    """Take a gateway that is gone off the live page.
 
-    Should it say something again, it is back. What it holds stays in its journal.
+    If it is heard from again, it is shown again. Nothing is deleted from its journal.
     """
     done = _do(settings, "dismiss_gateway", name=name)
     if not done["done"]:
@@ -371,18 +404,18 @@ def dismiss(settings: ServerSettings, name: str) -> None:
 @click.command
 @click.argument("series", metavar="SERIES")
 @click.argument("declared", type=click.Choice(["complete", "incomplete"]))
-@click.option("--because", metavar="TEXT", required=True, help="Why: kept with the series, and shown to who reads it.")
+@click.option("--because", metavar="TEXT", required=True, help="The reason; it is stored and shown with the series.")
 @as_json
 @click.pass_obj
 def declare(settings: ServerSettings, series: str, declared: str, because: str, as_json: bool) -> None:
-    """Say that a series is complete, or that it is not.
+    """Declare a series complete, or incomplete.
 
-    SERIES is its Series Instance UID. complete: gateways that have it open report it within seconds, with the verdict
-    `declared`. incomplete: its verdict is withdrawn until images come, or its PACS has just what is here. Who said it,
-    and why, stands in its timeline.
+    SERIES is its Series Instance UID. complete: gateways that still have it open report it within seconds, with the
+    verdict `declared`. incomplete: its verdict is withdrawn until more images come, or until its PACS confirms that the
+    images here are all of them. Your name and reason are written into the series' timeline.
     """
     if not because.strip() or len(because.strip()) > MAX_BECAUSE or not because.strip().isprintable():
-        raise click.UsageError(f"--because is a line of 1 to {MAX_BECAUSE} characters")
+        raise click.UsageError(f"--because must be one line of 1 to {MAX_BECAUSE} characters")
     _need_database(settings)
     asked = {"series_instance_uid": series, "declared": declared, "because": because.strip(), "by": _operator()}
     done = _do(settings, "declare", **asked)
@@ -392,7 +425,7 @@ def declare(settings: ServerSettings, series: str, declared: str, because: str, 
 
 
 def _operator() -> str:
-    """Who types, by the name that this machine knows."""
+    """Return who runs the command: the user's name on this machine."""
     import getpass
 
     try:
@@ -405,11 +438,11 @@ def _operator() -> str:
 @click.argument("target", metavar="postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE", envvar="MOVE_TO")
 @click.pass_obj
 def move_(settings: ServerSettings, target: str) -> None:
-    """Copy SQLite to an empty PostgreSQL, and compare.
+    """Copy the SQLite database to an empty PostgreSQL database, and compare.
 
-    The server at the SQLite file of DATABASE_URL must be stopped; every row is compared afterwards. A move that was
-    broken off goes on where it was. The target may also stand in the environment, as MOVE_TO: others on this machine
-    see a command's arguments.
+    Stop the server first. The SQLite file is the one of DATABASE_URL. After the copy every row is compared. If the move
+    is interrupted, run it again: it continues where it stopped. Other users can see a command's arguments, so you can
+    give the target in the environment variable MOVE_TO instead.
     """
     if settings.sqlite_path is None:
         raise click.UsageError(f"DATABASE_URL={without_password(settings.database_url)} is not a SQLite file")
@@ -426,16 +459,23 @@ def move_(settings: ServerSettings, target: str) -> None:
 
 
 @click.command
-@click.option("--before", "day", required=True, metavar="DAY", help="As export takes it: a day, a time, yesterday.")
-@click.option("--dry-run", is_flag=True, help="Only count what would go and what would stay.")
+@click.option(
+    "--before",
+    "day",
+    required=True,
+    metavar="DAY",
+    help="Delete series last changed before then: 2026-01-31, a time, or yesterday.",
+)
+@click.option("--dry-run", is_flag=True, help="Only count what would be deleted and what would stay.")
 @as_json
 @click.pass_obj
 def purge(settings: ServerSettings, day: str, dry_run: bool, as_json: bool) -> None:
-    """Forget series that have not changed since a day.
+    """Delete the records of series that have not changed since a day.
 
-    With their images, timelines and changes; and old changes of those that stay. Beside a running server or without
-    one. A series stays that has an open conflict, or a change that a webhook was not told. Broken off, it goes on when
-    it is run again. Should a series be sent once more, its timeline begins with when it was purged.
+    Their image lists, timelines and changes are deleted with them, and old changes of the series that stay. A series
+    stays if it has an open conflict, or a change that a webhook was not sent yet. You can run it while the server runs
+    or while it is stopped. If it is interrupted, run it again: it continues. If a deleted series is sent again, its
+    timeline begins with the time of the purge.
     """
     from api.cli.purge import purge as forget
 
@@ -450,14 +490,14 @@ def purge(settings: ServerSettings, day: str, dry_run: bool, as_json: bool) -> N
 
 
 def _need_database(settings: ServerSettings) -> None:
-    """Refuse to make an empty SQLite file in the wrong folder, which would know of nothing."""
+    """Raise an error if there is no database yet: a wrong folder must not get a new, empty SQLite file."""
     path = settings.sqlite_path
     if path is not None and not path.exists():
-        raise click.ClickException(f"{path} does not exist: name the server's database, as DATABASE_URL")
+        raise click.ClickException(f"{path} does not exist: set DATABASE_URL to the server's database")
 
 
 def _new_file(path: Path) -> Path:
-    """An empty file for its owner only."""
+    """Create an empty file that only its owner can read."""
     try:
         path.unlink(missing_ok=True)
         path.touch(mode=0o600, exist_ok=False)
@@ -467,8 +507,7 @@ def _new_file(path: Path) -> Path:
 
 
 def _do(settings: ServerSettings, operation: str, /, **arguments: Any) -> dict[str, Any]:
-    """The answer of the server that runs on the SQLite file, else of an operation done here."""
-
+    """Have the server that runs on the SQLite file do an operation, or do it here; return the answer."""
     if settings.sqlite_path is not None:
         with suppress(NotRunning):
             return _asked(settings.sqlite_path, operation, **arguments)
@@ -478,18 +517,18 @@ def _do(settings: ServerSettings, operation: str, /, **arguments: Any) -> dict[s
 
 
 def _keys(settings: ServerSettings) -> list[dict[str, Any]]:
-    """Every key; of a SQLite file that no server has open they are read without opening it as a server would."""
+    """Return every key. If no server has the SQLite file open, it is read without migrating or locking it."""
     path = settings.sqlite_path
     if path is not None:
         with suppress(NotRunning):
             return list(_asked(path, "list_keys")["rows"])
-        with suppress(sqlite3.Error):  # of an earlier version, or no database: that is for who opens it
+        with suppress(sqlite3.Error):  # an older schema, or no database: opening it properly, below, deals with that
             return key_reader.listed(path)
     return list(_do(settings, "list_keys")["rows"])
 
 
 def _asked(path: Path, operation: str, /, **arguments: Any) -> dict[str, Any]:
-    """The answer of the server that runs on a SQLite file. Raises NotRunning."""
+    """Ask the server that runs on a SQLite file to do an operation; return its answer. Raises NotRunning."""
     try:
         return request(path, REQUEST_TIMEOUT_S, operation, **arguments)
     except RequestFailed as error:

@@ -1,4 +1,4 @@
-"""`python server.py export`: stored series as CSV or as lines of JSON, a page after the other."""
+"""`python server.py export`: write stored series as CSV or JSON Lines, page by page."""
 
 import asyncio
 import os
@@ -16,13 +16,13 @@ from api.answers import SeriesPage
 from api.cli.remote import Remote, Unreadable
 from models import SeriesRecord
 
-PAGE = 1000  # series
-TRIES = 5  # of one page
-WAIT_S = 2.0  # between two of them, each time twice as long
+PAGE = 1000  # series in one request
+TRIES = 5  # most attempts for a page
+WAIT_S = 2.0  # pause after the first failed attempt; it doubles after each further one
 
 
 def export(remote: Remote, query: dict[str, Any], form: str, output: Path | None) -> int:
-    """Write every series that matches; how many. Raises Unreadable and OSError: then no file is made."""
+    """Write every matching series; return how many. Raises Unreadable or OSError, and then leaves no file."""
     with _written(output) as file:
         return asyncio.run(_export(remote, query, form, file))
 
@@ -42,7 +42,7 @@ async def _export(remote: Remote, query: dict[str, Any], form: str, file: TextIO
 
 
 async def _page(remote: Remote, query: dict[str, Any]) -> SeriesPage:
-    """One page, however often it has to be asked for. Raises Unreadable."""
+    """Return one page; try up to TRIES times. Raises Unreadable."""
     for tried in range(1, TRIES + 1):
         try:
             return await remote.get("series", SeriesPage, limit=PAGE, **query)
@@ -50,7 +50,7 @@ async def _page(remote: Remote, query: dict[str, Any]) -> SeriesPage:
             if tried == TRIES or not error.may_pass:
                 raise
             await asyncio.sleep(max(WAIT_S * 2 ** (tried - 1), error.retry_after_s))
-    raise AssertionError  # the last try returns or raises
+    raise AssertionError  # unreachable: the last attempt returns or raises
 
 
 def _text(records: list[SeriesRecord], form: str) -> str:
@@ -61,7 +61,7 @@ def _text(records: list[SeriesRecord], form: str) -> str:
 
 @contextmanager
 def _written(output: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file for its owner only that has its name once it is whole."""
+    """Yield standard output, or a file that only its owner can read, which gets its name once it is complete."""
     if output is None:
         yield sys.stdout
         return
@@ -79,7 +79,7 @@ def _written(output: Path | None) -> Iterator[TextIO]:
 
 @contextmanager
 def _shown() -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; how many there will be nobody knows beforehand."""
+    """Show a counter on a terminal. The total is not known beforehand."""
     console = Console(stderr=True)
     columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.completed:,} series"))
     with Progress(*columns, console=console, disable=not sys.stderr.isatty(), redirect_stdout=False) as progress:

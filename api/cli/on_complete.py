@@ -1,4 +1,4 @@
-"""`python server.py on-complete … -- COMMAND`: a command is run for each series that is complete, on any machine."""
+"""`python server.py on-complete … -- COMMAND`: run a command for each complete series, on any machine."""
 
 import asyncio
 import contextlib
@@ -18,33 +18,33 @@ from common.errors import GatewayError
 from common.logs import configure_logging
 from console.tables import show
 
-LOOK_S = 1.0  # for the lock
+LOOK_S = 1.0  # pause between two attempts to take the lock
 
 log = structlog.get_logger()
 
 
 def list_failed(state: Path, as_json: bool) -> None:
-    """Print what was given up."""
+    """Print the changes that were given up."""
     with _backlog(_existing(state)) as backlog:
         show(backlog.failed(), as_json)
 
 
 def replay(state: Path) -> None:
-    """Let what was given up be tried again, by whoever works on the file."""
+    """Let the changes that were given up be tried again, by the on-complete that works on the file."""
     with _backlog(_existing(state)) as backlog:
-        click.echo(f"{backlog.replay()} will be tried again, by on-complete with this --state")
+        click.echo(f"{backlog.replay()} will be tried again by on-complete with this --state")
 
 
 def _existing(state: Path) -> Path:
     if not state.exists():
-        raise GatewayError(f"{state} does not exist: name by --state the file that on-complete works on")
+        raise GatewayError(f"{state} does not exist: give --state the file that on-complete works on")
     return state
 
 
 def follow(remote: Remote, state: Path, order: Order, *, once: bool) -> int:
-    """Work until told to stop, or with `once` until all is done; the exit code. Raises GatewayError."""
+    """Work until told to stop, or with `once` until everything is done; return the exit code. Raises GatewayError."""
     if unknown := unknown_places(order.command):
-        raise GatewayError(f"{{{unknown[0]}}} is not known: docs/jobs.md has what may stand in braces")
+        raise GatewayError(f"{{{unknown[0]}}} is not known: docs/jobs.md lists the names that are replaced")
     configure_logging()
     with _backlog(state) as backlog:
         return asyncio.run(_follow(remote, state, backlog, order, once=once))
@@ -57,7 +57,7 @@ def _backlog(state: Path) -> Iterator[Backlog]:
             yield backlog
     except sqlite3.Error as error:
         raise GatewayError(f"{state} cannot be used: {error}") from None
-    except BaseExceptionGroup as group:  # of scripts whose end could not be written down
+    except BaseExceptionGroup as group:  # of scripts whose outcome could not be stored
         if group.subgroup(sqlite3.Error):
             raise GatewayError(f"{state} cannot be written") from None
         raise
@@ -79,7 +79,7 @@ async def _follow(remote: Remote, state: Path, backlog: Backlog, order: Order, *
 
 
 async def _taken(lock: Lock, stop: asyncio.Event, *, once: bool) -> bool:
-    """Wait for whoever works on the file, and for scripts that a killed one left; False where told to stop."""
+    """Take the lock; wait for another on-complete, or scripts that a killed one left. Return False if told to stop."""
     told = False
     while not stop.is_set():
         if lock.try_to_take():

@@ -1,4 +1,4 @@
-"""`python server.py purge`: what is old goes, batch by batch, in the server that runs on a SQLite file or else here."""
+"""`python server.py purge`: delete old series batch by batch, in the server that runs on the SQLite file, or here."""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ from common.times import stamp
 from console.tables import show
 from db import Database
 
-TIMEOUT_S = 120.0  # for one batch: a series may have a hundred thousand images
+TIMEOUT_S = 120.0  # for one batch, since a series may have a hundred thousand images
 COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
 COUNTED = ("series", "images", "changes", "in_conflict", "untold")
 
@@ -31,7 +31,7 @@ Do = Callable[..., Awaitable[dict[str, Any]]]
 
 
 async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_json: bool) -> None:
-    """Remove what is older, and say how much that was and what stays. Raises GatewayError."""
+    """Delete what is older, and print how much that was and what stays. Raises GatewayError."""
     counted: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     ended = False
     async with _operations(settings, before) as (do, old):
@@ -39,14 +39,14 @@ async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_jso
             await _purge(partial(do, before=before.isoformat(), dry=dry), old, counted)
             ended = True
         except NotRunning:
-            raise GatewayError("the server was stopped meanwhile") from None
+            raise GatewayError("the server was stopped in the meantime; run the same command again") from None
         finally:
             _tell(before, counted, dry=dry, ended=ended, as_json=as_json)
 
 
 @asynccontextmanager
 async def _operations(settings: ServerSettings, before: datetime) -> AsyncIterator[tuple[Do, int]]:
-    """What does an operation, and how many series are old: SQLite's server is asked, if one runs."""
+    """Yield a function that does an operation, in the server if one runs on SQLite, and how many series are old."""
     if settings.sqlite_path is not None:
         ask = partial(_asked, settings.sqlite_path)
         try:
@@ -62,12 +62,12 @@ async def _operations(settings: ServerSettings, before: datetime) -> AsyncIterat
 
 
 async def _asked(path: Path, operation: str, **given: Any) -> dict[str, Any]:
-    """The server's answer; Ctrl-C waits for it."""
+    """Ask the server; return its answer. Ctrl-C waits for it."""
     return request(path, TIMEOUT_S, operation, **given)
 
 
 async def _purge(do: Do, old: int, counted: Counter[str]) -> None:
-    """Batch by batch: between two of them others have as long as one has taken."""
+    """Purge batch by batch. Pause after each for as long as it took, so that others can use the database."""
     on_a_terminal = sys.stderr.isatty()
     with Progress(*COLUMNS, console=Console(stderr=True), disable=not on_a_terminal, redirect_stdout=False) as progress:
         for operation, begin in (("purge_series", None), ("purge_changes", 0)):
@@ -91,8 +91,12 @@ def _tell(before: datetime, counted: Counter[str], *, dry: bool, ended: bool, as
     kept = {"kept_in_conflict": counted["in_conflict"], "kept_untold": counted["untold"]}
     show(told | went | kept, as_json)
     if counted["in_conflict"]:
-        click.echo("Open conflicts: GET /conflicts, or the live page, names them; settle them.", err=True)
+        click.echo("Some stay because of open conflicts: settle them (GET /conflicts, or the live page).", err=True)
     if counted["untold"]:
-        click.echo("Changes a webhook was not told: `webhooks list`, then wait, `replay` or `remove` it.", err=True)
+        click.echo(
+            "Some stay because a webhook was not sent their changes: see `webhooks list`; wait, or `replay`, `discard` "
+            "or `remove` it.",
+            err=True,
+        )
     if not ended:
-        click.echo("It was broken off: what is said to be gone is; run the same again, it goes on.", err=True)
+        click.echo("The purge was interrupted. The numbers say what is deleted; run it again to continue.", err=True)

@@ -1,4 +1,4 @@
-"""The commands that read a server over HTTP, on any machine; what they need is imported when they run."""
+"""The commands that read a server over HTTP, from any machine. What one needs is imported when it runs."""
 
 import shutil
 import sys
@@ -21,26 +21,32 @@ VERDICTS = (
     "idle",
     "capped",
     "drained",
-)  # as models.py has them, which takes long to import
+)  # models.SeriesVerdict, repeated here because models.py takes long to import
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 def _of_server(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where the server is, and what lets one in."""
+    """Add the options --url, --key-file and --ca to a command."""
     for option in (
-        click.option("--ca", envvar="SERIES_CA", type=FILE, help="Whose certificates to trust.  [SERIES_CA]"),
+        click.option(
+            "--ca",
+            envvar="SERIES_CA",
+            type=FILE,
+            help="PEM file of the certificates to trust; by default the system's.  [SERIES_CA]",
+        ),
         click.option(
             "--key-file",
             envvar="SERIES_KEY_FILE",
             type=FILE,
-            help="Holds a key of scope series:read, or SERIES_KEY in the environment does.  [SERIES_KEY_FILE]",
+            help="File with a key of scope series:read; or put the key itself into the environment variable SERIES_KEY."
+            "  [SERIES_KEY_FILE]",
         ),
         click.option(
             "--url",
             envvar="SERIES_URL",
             default="http://127.0.0.1:8000",
             callback=_checked_url,
-            help="Where the server answers.  [SERIES_URL; default http://127.0.0.1:8000]",
+            help="URL of the server.  [SERIES_URL; default http://127.0.0.1:8000]",
         ),
     ):
         command = option(command)
@@ -58,7 +64,9 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
 @click.command("on-complete")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_of_server
-@click.option("--modality", "modalities", multiple=True, metavar="CT[,MR…]", help="Only for series of these.")
+@click.option(
+    "--modality", "modalities", multiple=True, metavar="CT[,MR…]", help="Only for series of these modalities."
+)
 @click.option(
     "--verdict",
     "verdicts",
@@ -66,17 +74,34 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
     metavar="VERDICT[,…]",
     default=["verified,declared,expected,idle"],
     show_default=True,
-    help=f"Only with these: {', '.join(VERDICTS)}.",
-)
-@click.option("--first-only", is_flag=True, help="Once a series; by default again for each later revision.")
-@click.option(
-    "--since", default="now", metavar="now|NUMBER", help="Where the first start begins; 0: all there ever was."
+    help=f"Only for series with these verdicts, among {', '.join(VERDICTS)}.",
 )
 @click.option(
-    "--state", default="on-complete.db", show_default=True, type=FILE, help="Keeps its place, and what is to do."
+    "--first-only", is_flag=True, help="Run once for each series; by default it runs again for each later revision."
 )
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1, 256), help="Scripts at a time.")
-@click.option("--tries", default=8, show_default=True, type=click.IntRange(1, 1000), help="Before one is given up.")
+@click.option(
+    "--since",
+    default="now",
+    metavar="now|NUMBER",
+    help="The change to begin after at the very first start; 0 begins with the oldest. Default: now.",
+)
+@click.option(
+    "--state",
+    default="on-complete.db",
+    show_default=True,
+    type=FILE,
+    help="File that remembers which changes were read and which commands are still to run.",
+)
+@click.option(
+    "--jobs", default=1, show_default=True, type=click.IntRange(1, 256), help="Commands that run at the same time."
+)
+@click.option(
+    "--tries",
+    default=8,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Attempts for each change before it is given up.",
+)
 @click.option(
     "--timeout",
     "timeout_s",
@@ -84,17 +109,20 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
     show_default=True,
     metavar="SECONDS",
     type=click.FloatRange(0, min_open=True),
-    help="A script that takes longer is ended, and has failed.",
+    help="A command that runs longer is stopped and counts as failed.",
 )
-@click.option("--once", is_flag=True, help="Do what there is, and end: exit code 1 if a script was given up.")
-@click.option("--failed", is_flag=True, help="List those that were given up.")
-@click.option("--replay", is_flag=True, help="Let those that were given up be tried again.")
+@click.option(
+    "--once", is_flag=True, help="Handle the changes there are now, then exit; exit code 1 if one was given up."
+)
+@click.option("--failed", is_flag=True, help="List the changes that were given up.")
+@click.option("--replay", is_flag=True, help="Try the changes that were given up again.")
 @as_json
 def on_complete(url: str, key_file: Path | None, ca: Path | None, **given: Any) -> None:
-    """Run a command for each series that is complete.
+    """Run a command of yours for each complete series.
 
-    On any machine that reaches the server, with a key of scope series:read. In order of each series, at least once;
-    {SeriesInstanceUID} in the command is filled in, no shell is used. SIGTERM lets what runs end.
+    It runs on any machine that reaches the server, with a key of scope series:read. The command runs at least once for
+    each change of a series, in order. {SeriesInstanceUID} in the command is replaced; no shell is used. On SIGTERM
+    commands that run are allowed to finish.
 
     python server.py on-complete --modality CT -- ./run.sh {SeriesInstanceUID}
     """
@@ -126,20 +154,20 @@ def _runnable(command: tuple[str, ...]) -> tuple[str, ...]:
         raise click.UsageError("a command is missing, such as -- ./run.sh {SeriesInstanceUID}")
     if "{" not in command[0] and shutil.which(command[0]) is None:
         cure = "is it there, and executable (chmod +x)?"
-        raise click.UsageError(f"{command[0]} is no program that can be started: {cure}")
+        raise click.UsageError(f"{command[0]} cannot be started: {cure}")
     return command
 
 
 def _words(given: Sequence[str], known: Sequence[str] = ()) -> frozenset[str]:
     words = {word.strip() for text in given for word in text.split(",")} - {""}
     if unknown := known and sorted(words - {*known}):
-        raise click.UsageError(f"{unknown[0]} is none of {', '.join(known)}")
+        raise click.UsageError(f"{unknown[0]} is not one of {', '.join(known)}")
     return frozenset(words)
 
 
 def _place(since: str) -> int | str:
     if since != "now" and not since.isdecimal():
-        raise click.UsageError(f"--since {since} is neither now nor a change's number")
+        raise click.UsageError(f"--since {since} is neither 'now' nor the number of a change")
     return since if since == "now" else int(since)
 
 
@@ -163,24 +191,33 @@ FILTERS = {
     default="csv",
     show_default=True,
     type=click.Choice(["csv", "jsonl"]),
-    help="A line of columns for each series, or its whole record.",
+    help="csv: the main columns of each series; jsonl: its whole record.",
 )
-@click.option("--output", metavar="FILE", type=FILE, help="For its owner only; by default standard output.")
-@click.option("--updated-since", metavar="DAY", help="Last changed then or later: yesterday, today, a day or a time.")
-@click.option("--updated-until", metavar="DAY", help="Last changed before then.")
-@click.option("--modality", help="Only of this one.")
-@click.option("--verdict", type=click.Choice(VERDICTS), help="Only with this one.")
-@click.option("--source", help="Only from this one: calling AE title and modality, 'CT1 CT'.")
-@click.option("--study-date", metavar="DAYS", help="20260131, or 20260101-20260131.")
-@click.option("--patient-id", help="Only of this patient.")
-@click.option("--study", metavar="UID", help="Only of this study.")
-@click.option("--incomplete", is_flag=True, help="Only those with images missing.")
-@click.option("--conflicts", is_flag=True, help="Only those with open conflicts.")
-@click.option("--doubtful", is_flag=True, help="Only those of which something breaks the standard.")
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=FILE,
+    help="Write to this file, readable by its owner only; by default to standard output.",
+)
+@click.option(
+    "--updated-since",
+    metavar="DAY",
+    help="Only series last changed then or later: 2026-01-31, a time, yesterday or today.",
+)
+@click.option("--updated-until", metavar="DAY", help="Only series last changed before then.")
+@click.option("--modality", help="Only series of this modality.")
+@click.option("--verdict", type=click.Choice(VERDICTS), help="Only series with this verdict.")
+@click.option("--source", help="Only series from this source: calling AE title and modality, such as 'CT1 CT'.")
+@click.option("--study-date", metavar="DAYS", help="Only studies of this day or range: 20260131, 20260101-20260131.")
+@click.option("--patient-id", help="Only series of this patient.")
+@click.option("--study", metavar="UID", help="Only series of this study.")
+@click.option("--incomplete", is_flag=True, help="Only series with missing images.")
+@click.option("--conflicts", is_flag=True, help="Only series with open conflicts.")
+@click.option("--doubtful", is_flag=True, help="Only series in which something breaks the DICOM standard.")
 def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: Path | None, **given: Any) -> None:
-    """Write stored series as CSV or lines of JSON.
+    """Export the stored series as CSV or JSON Lines.
 
-    On any machine that reaches the server, with a key of scope series:read. It holds patients' names.
+    It runs on any machine that reaches the server, with a key of scope series:read. The output holds patients' names.
     """
     from api.cli.export import export as write
     from api.cli.remote import Remote
@@ -194,18 +231,19 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     except GatewayError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
-        raise click.ClickException(f"cannot be written: {error.strerror}") from None
+        raise click.ClickException(f"{output or 'the output'} cannot be written: {error.strerror}") from None
     click.echo(f"{count:,} series", err=True)
 
 
 @click.command
 @_of_server
-@click.option("--unusual", is_flag=True, help="Only those that are unusually silent.")
+@click.option("--unusual", is_flag=True, help="Only sources that are unusually silent.")
 @as_json
 def sources(url: str, key_file: Path | None, ca: Path | None, unusual: bool, as_json: bool) -> None:
-    """Who sends, when last, and who is unusually silent.
+    """List the sources: when each last sent, and which are unusually silent.
 
-    On any machine that reaches the server, with a key of scope series:read. docs/jobs.md says what unusual is.
+    It runs on any machine that reaches the server, with a key of scope series:read. docs/jobs.md says when silence
+    counts as unusual.
     """
     from api.cli.remote import Remote
     from api.cli.sources import as_row, listed
@@ -218,12 +256,12 @@ def sources(url: str, key_file: Path | None, ca: Path | None, unusual: bool, as_
 
 
 def moment(text: str) -> str:
-    """A time in UTC: a day, today and yesterday begin at midnight here."""
+    """Return a time in UTC. A day, today and yesterday begin at midnight of this machine's time zone."""
     today = datetime.now().astimezone().replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None)
     days = {"today": today, "yesterday": today - timedelta(days=1)}
     try:
         return stamp((days.get(text) or datetime.fromisoformat(text)).astimezone())
     except (ValueError, OverflowError):  # the latter before the year 1
         raise click.UsageError(
-            f"{text} is no day and no time, such as yesterday, 2026-01-31 or 2026-01-31T08:00"
+            f"{text} is not a day or time; give, for example, yesterday, 2026-01-31 or 2026-01-31T08:00"
         ) from None

@@ -1,4 +1,4 @@
-"""A server as a command reads it from any machine: over HTTP, with a key. What a server says is checked here."""
+"""Read a server over HTTP from any machine, with a key. The server's answers are checked here."""
 
 import os
 import ssl
@@ -14,25 +14,25 @@ from common.outgoing import http_client, retry_after_s
 TIMEOUT_S = 20.0
 M = TypeVar("M", bound=BaseModel)
 CURES = {
-    401: "name a key of scope series:read by --key-file, or in the environment as SERIES_KEY",
-    403: "its key has not the scope series:read",
-    404: "is that the address of a series server?",
-    422: "it does not know what was asked; is it of an earlier version?",
+    401: "give a key of scope series:read with --key-file, or in the environment variable SERIES_KEY",
+    403: "the key lacks the scope series:read",
+    404: "is --url the address of a series server?",
+    422: "the server does not know a parameter; is it of an earlier version?",
 }
 
 
 class Unreadable(GatewayError):
-    """The server gave no answer that can be used; asking again may help. The text names no more than its status."""
+    """The server gave no usable answer. The text says no more about it than its status."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0, *, may_pass: bool = True) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
         self.may_pass = may_pass
-        """Asking again without changing anything may help."""
+        """If true, asking again without changing anything may help."""
 
 
 class Remote:
-    """One server, read with one key, which is looked up at each request: it may be replaced meanwhile."""
+    """A server that is read with a key. The key is read at each request, since its file may be replaced."""
 
     def __init__(self, url: str, key_file: Path | None, ca: Path | None) -> None:
         self._key_file = key_file
@@ -46,10 +46,10 @@ class Remote:
         return request
 
     async def get(self, path: str, shape: type[M], **query: Any) -> M:
-        """What is answered there, in the shape that it must have. Raises Unreadable."""
+        """Get a path; return the answer, checked against the model `shape`. Raises Unreadable."""
         try:
             answer = await self.http.get(path, params=query)
-        except (httpx.HTTPError, OSError) as error:  # OSError: of the key's file
+        except (httpx.HTTPError, OSError) as error:  # OSError: the key's file cannot be read
             raise Unreadable(f"{type(error).__name__}") from None
         if answer.status_code != 200:
             cure = CURES.get(answer.status_code)
@@ -59,4 +59,4 @@ class Remote:
         try:
             return shape.model_validate_json(answer.content)
         except ValidationError:
-            raise Unreadable("its answer is not that of a series server") from None
+            raise Unreadable("the answer is not that of a series server") from None

@@ -1,7 +1,7 @@
-"""Follows a server's changes and runs a command for each that is wanted: at least once, of each series in order.
+"""Follow a server's changes and run a command for each wanted one: at least once, and in order for each series.
 
-`_follow` writes down what is new (backlog.py), `_work` starts what is due, one task a script. Neither waits for the
-other: a server that is down keeps no script from running, and a slow script no change from being written down.
+`_follow` stores new changes as jobs (backlog.py); `run` starts the jobs that are due, with one task for each script.
+Neither waits for the other: scripts run while the server is down, and changes are stored while a script is slow.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from common.errors import GatewayError
 from common.outgoing import backoff_s
 from models import Change, Uid
 
-POLL_S = 1.0
-PAGE = 200  # changes
-MOST_WAITING = 1000  # jobs: beyond it no further changes are read
-RETRY_BASE_S = 1.0
-RETRY_MAX_S = 300.0
-UNREADABLE_MAX_S = 60.0
-KILL_AFTER_S = 10.0  # of a script that was told to end
+POLL_S = 1.0  # pause before changes are asked for again, and before jobs are looked for
+PAGE = 200  # changes in one request
+MOST_WAITING = 1000  # waiting jobs from which on no further changes are read
+RETRY_BASE_S = 1.0  # pause after a script's first failure; it doubles after each further one, …
+RETRY_MAX_S = 300.0  # … up to this
+UNREADABLE_MAX_S = 60.0  # longest pause if the server cannot be read
+KILL_AFTER_S = 10.0  # how long a script may run after SIGTERM before SIGKILL
 PLACES = ("SeriesInstanceUID", "StudyInstanceUID", "Number", "Revision", "NumInstances", "Missing", "Verdict")
-"""What may stand in braces: what cannot be taken for an option, or be empty where a verdict is asked for."""
-UID: TypeAdapter[str] = TypeAdapter(Annotated[Uid, Field(pattern=r"^[0-9A-Za-z.]+$")])  # no option, path or shell's
+"""The names that are replaced in braces. Their values are never empty and cannot be taken for an option."""
+UID: TypeAdapter[str] = TypeAdapter(Annotated[Uid, Field(pattern=r"^[0-9A-Za-z.]+$")])  # safe in options, paths, shells
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be done, and for which changes."""
+    """The command to run, how, and for which changes."""
 
     command: tuple[str, ...]
     modalities: frozenset[str]
@@ -54,7 +54,7 @@ class Order:
     timeout_s: float
 
     def wants(self, change: Change) -> bool:
-        """A conflict alone is no revision, and no reason to run anything."""
+        """Tell if the command has to run for a change. A conflict alone is not a new revision, so it does not."""
         if change.Kinds == ["conflict"] or change.Verdict not in self.verdicts:
             return False
         return not self.modalities or change.Modality in self.modalities
@@ -62,7 +62,7 @@ class Order:
 
 @dataclass(slots=True)
 class Running:
-    """A script, and since when it runs (of time.monotonic)."""
+    """A running script, and when it was started (time.monotonic)."""
 
     change: Change
     since: float
@@ -70,28 +70,28 @@ class Running:
 
 @dataclass
 class Runner:
-    """One server, one file of jobs, one command."""
+    """Runs one command for the changes of one server, with one file of jobs."""
 
     order: Order
     remote: Remote
     backlog: Backlog
     lock_fd: int
     show: Callable[[str], None] | None = None
-    """Where the output of scripts goes, once they have ended; None: where ours goes."""
+    """Shows a script's output once it has ended. If None, scripts write to our own output."""
     running: dict[str, Running] = field(default_factory=dict)
-    """By SeriesInstanceUID."""
+    """The running scripts, by SeriesInstanceUID."""
     ended: int = 0
     given_up: int = 0
     problem: str | None = None
-    """Why the server cannot be read now."""
+    """Why the server cannot be read now; None if it can."""
     _began: bool = False
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, stop: asyncio.Event, *, once: bool) -> None:
-        """Until told to stop, or with `once` until all is done that there is; what runs then is waited for.
+        """Work until told to stop, or with `once` until the present changes are handled. Wait for running scripts.
 
-        What waits is done before it raises GatewayError: where a human has to decide, and with `once` where the server
-        cannot be read.
+        Raises GatewayError if a person has to decide, or with `once` if the server cannot be read; the waiting jobs are
+        done first.
         """
         self.backlog.hurry()
         stopping = asyncio.create_task(self._wake_on(stop), name="stop")
@@ -113,7 +113,7 @@ class Runner:
         self._news.set()
 
     async def _look_up(self) -> None:
-        """Wait for news, or for a while: jobs may be due again, or replayed by another command."""
+        """Wait for news, at most POLL_S: jobs may become due, or another command may replay some."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
                 await self._news.wait()
@@ -122,7 +122,7 @@ class Runner:
     # --- what is new ---
 
     async def _follow(self, *, once: bool) -> None:
-        """Write down what is wanted, as it comes; with `once` what there is."""
+        """Store wanted changes as jobs as they appear; with `once`, return when the present ones are stored."""
         failures = 0
         while True:
             try:
@@ -142,7 +142,7 @@ class Runner:
                 await asyncio.sleep(POLL_S)
 
     async def _read(self) -> bool:
-        """Write down the next page, where there is room; whether that was the last one for now."""
+        """Store the next page of changes, if there is room. Return if it was the last one for now."""
         place = self.backlog.place()
         if place is None or not self._began:
             place = await self._begin(place)
@@ -156,15 +156,15 @@ class Runner:
         return page.done
 
     async def _begin(self, place: int | None) -> int:
-        """Where to go on; at the first time, where to begin."""
+        """Return the change to continue after; at the very first start, the change to begin after."""
         last = (await self.remote.get("changes", ChangePage, since="now")).last
         if place is None:
             place = last if self.order.since == "now" else int(self.order.since)
             self.backlog.take([], place, first_only=False)
         if place > last:
             raise GatewayError(
-                f"the server's changes end at {last}, and {place} were read: is it another server, or one that was "
-                "restored from a backup? Move the file of --state away, and say --since"
+                f"the server's last change is {last}, but {place} was read before: is it another server, or was it "
+                "restored from a backup? Move the file of --state away, and give --since"
             )
         self._began = True
         log.info("changes.followed", since=place)
@@ -179,7 +179,7 @@ class Runner:
             scripts.create_task(self._run(job), name=f"change {job.change.Number}")
 
     async def _run(self, job: Job) -> None:
-        """Run the command for one change, once, and write down what became of it."""
+        """Run the command once for one change, and store the outcome."""
         change, began = job.change, time.monotonic()
         told: dict[str, str | int] = {
             "series_instance_uid": change.SeriesInstanceUID,
@@ -189,7 +189,7 @@ class Runner:
         try:
             argv = filled(self.order.command, change)
         except ValidationError:
-            self._give_up(change, "its UID has other characters than letters, digits and dots", told)
+            self._give_up(change, "its UID contains other characters than letters, digits and dots", told)
         else:
             problem = await self._problem_of(argv, change)
             seconds = round(time.monotonic() - began, 3)
@@ -213,7 +213,7 @@ class Runner:
         log.error("script.rejected", **told, reason=problem)
 
     async def _problem_of(self, argv: Sequence[str], change: Change) -> str | None:
-        """What went wrong with one run, if anything."""
+        """Run a script; return what went wrong, or None if it succeeded."""
         with TemporaryFile() if self.show else contextlib.nullcontext() as output:
             try:
                 process = await asyncio.create_subprocess_exec(
@@ -223,7 +223,7 @@ class Runner:
                     stderr=output,
                     env=os.environ | variables(change),
                     pass_fds=[self.lock_fd],
-                    start_new_session=True,  # Ctrl-C is for us: what runs may end
+                    start_new_session=True,  # Ctrl-C is for us alone: scripts are allowed to finish
                 )
             except (OSError, ValueError) as error:
                 return f"cannot be started: {getattr(error, 'strerror', None) or type(error).__name__}"
@@ -243,7 +243,7 @@ class Runner:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM, then SIGKILL, for all that a script has started."""
+    """Stop a script and everything it has started: by SIGTERM, then by SIGKILL."""
     for number, wait_s in ((signal.SIGTERM, KILL_AFTER_S), (signal.SIGKILL, None)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -259,12 +259,12 @@ def _text(output: IO[bytes]) -> str:
 
 
 def unknown_places(command: Sequence[str]) -> list[str]:
-    """What stands in braces like a change's field, and is none."""
+    """Return the names in braces that are not replaced."""
     return [name for item in command for name in re.findall(r"\{([A-Za-z]\w*)\}", item) if name not in PLACES]
 
 
 def filled(command: Sequence[str], change: Change) -> list[str]:
-    """The command for one change; no shell reads it. Raises ValidationError where a UID has any other character."""
+    """Return the command for one change; no shell reads it. Raises ValidationError if a UID is unsafe."""
     for uid in (change.SeriesInstanceUID, change.StudyInstanceUID):
         UID.validate_python(uid)
     values = {name: str(getattr(change, name)) for name in PLACES}
@@ -272,7 +272,7 @@ def filled(command: Sequence[str], change: Change) -> list[str]:
 
 
 def variables(change: Change) -> dict[str, str]:
-    """What the command finds in its environment; what is not known is empty."""
+    """Return the command's environment variables. Unknown values are empty."""
     told = {
         "SERIES_INSTANCE_UID": change.SeriesInstanceUID,
         "STUDY_INSTANCE_UID": change.StudyInstanceUID,

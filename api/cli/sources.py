@@ -1,4 +1,4 @@
-"""`python server.py sources`: who sends, when each did last, and who is unusually silent, as GET /sources tells it."""
+"""`python server.py sources`: list the sources of GET /sources, when each last sent, and which are unusually silent."""
 
 import asyncio
 from typing import Any
@@ -7,11 +7,11 @@ from api.answers import SourcePage, SourceSent
 from api.cli.remote import Remote
 from common.times import stamp
 
-PAGE = 1000  # sources: all there are
+PAGE = 1000  # sources in one request, which is more than a site has
 
 
 def listed(remote: Remote, query: dict[str, Any]) -> list[SourceSent]:
-    """Every source. Raises Unreadable."""
+    """Return every source that matches. Raises Unreadable."""
     return asyncio.run(_listed(remote, query))
 
 
@@ -26,7 +26,7 @@ async def _listed(remote: Remote, query: dict[str, Any]) -> list[SourceSent]:
 
 
 def as_row(one: SourceSent) -> dict[str, Any]:
-    """For a table: those columns that are read first."""
+    """Return the most important columns of a source, for a table."""
     last = one.Days[0] if one.Days else None
     verdicts = (
         f"{v.Verdict} {v.Series}" + (f" ({v.Contradicted} contradicted)" * bool(v.Contradicted)) for v in one.Verdicts

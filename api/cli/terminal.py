@@ -1,4 +1,4 @@
-"""What `on-complete` shows on a terminal below its log lines: how far it is, and the scripts that run."""
+"""The status that `on-complete` shows on a terminal below its log lines: its progress, and the scripts that run."""
 
 import time
 from collections.abc import AsyncIterator
@@ -13,13 +13,13 @@ from api.cli.runner import Runner
 from common.errors import printable
 from console.live import below_the_log, one_line, terminal
 
-LINES_BESIDE = 8  # the logs', and what stands around the table
-WITH_BAR = 80  # columns from which on there is a bar beside the counts
+LINES_BESIDE = 8  # lines of the terminal that are left for log lines and what is around the table
+WITH_BAR = 80  # columns of the terminal from which on there is a bar beside the counts
 
 
 @asynccontextmanager
 async def live(runner: Runner) -> AsyncIterator[None]:
-    """Show the runner, twice a second, until left; the output of scripts goes above."""
+    """Show the runner's status twice a second, as long as the context is open. Scripts' output is printed above it."""
     console = terminal()
     runner.show = lambda output: console.print(Text("\n".join(map(printable, output.splitlines())))) if output else None
     async with below_the_log(console, lambda: render(runner, *console.size)):
@@ -27,7 +27,7 @@ async def live(runner: Runner) -> AsyncIterator[None]:
 
 
 def render(runner: Runner, width: int, height: int) -> RenderableType:
-    """What fits on a terminal of this size. The bar of all that ended is green only where nothing failed."""
+    """Return what fits on a terminal of this size. A full bar is green only if nothing failed."""
     waiting, failed = runner.backlog.counts()
     waiting -= len(runner.running)
     ended, open_ = runner.ended + runner.given_up, len(runner.running) + waiting

@@ -1,9 +1,9 @@
-"""`python client.py …`: the gateway, and its operator's commands beside a running one or on a stopped one's journal.
+"""`python client.py …`: run the gateway, or a command of its operator. Commands work while the gateway runs or not.
 
-Questions are answered from the journal, read beside its owner. What changes it is done by its owner: a running gateway
-on request, else the command itself, which then holds the journal's lock.
+Commands that only read open the journal read-only, beside the gateway that owns it. Commands that change it ask the
+running gateway over its Unix socket; if none runs, the command takes the journal's lock and makes the change itself.
 
-Most commands end before the gateway itself could be imported: what only some need is imported where they need it.
+Modules that only some commands need are imported inside those commands, so that every command starts quickly.
 """
 
 import json
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 UNFINISHED = 3
-"""Exit code where the gateway is not ready, or not everything is delivered."""
+"""Exit code if the gateway is not ready, or if something stays undelivered."""
 REQUEST_TIMEOUT_S = 10.0
-NOT_FLAGS = {"api_key"}  # a command line is visible to everyone on the machine
-POLL_S = 0.5
+NOT_FLAGS = {"api_key"}  # every user of the machine can read a command line
+POLL_S = 0.5  # how often `drain` updates its progress on a terminal
 INIT = ("scp_host", "scp_port", "ae_title", "allowed_peers", "allow_any_peer", "pacs", "pacs_ca", "server_url", "id")
-"""What `init` asks for, and may be told behind its name; every other flag is written, too, where it stands before."""
+"""The settings that `init` asks for and takes as options. Any other flag, given before `init`, is written as well."""
 
 SECTIONS = {
     "Listening": ("scp_host", "scp_port", "ae_title", "workers"),
@@ -77,56 +77,60 @@ SECTIONS = {
     ),
     "Telemetry": ("metrics_port", "metrics_host", "trace_path"),
 }
-"""Which flags stand together in --help."""
+"""The sections of --help, and the flags in each."""
 NOTES = """\
-Each flag is also an environment variable, or a line in .env: [GATEWAY_…] says which. A flag wins over
-the environment, the environment over .env. The key itself is no flag: GATEWAY_API_KEY, or --api-key-file.
+Each flag is also an environment variable, or a line in .env; its name is in brackets: [GATEWAY_…].
+A flag wins over the environment, and the environment over .env. Only the API key is not a flag;
+set GATEWAY_API_KEY, or use --api-key-file.
 
-Exit codes: 0 done; 1 it cannot run, and the error says the cure; 2 wrong flag, setting or argument;
+Exit codes: 0 done; 1 failed, the error says how to fix it; 2 wrong flag, setting or argument;
 3 status: not ready, drain: something stays undelivered, check: something failed.
 
-Tab completes: source <(python client.py tab bash), or zsh; fish: … tab fish | source
-Docs: docs/index.md, docs/gateway.md"""
+Tab completion: source <(python client.py tab bash), or zsh; fish: … tab fish | source
+Documentation: docs/index.md, docs/gateway.md"""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every command is given."""
+    """The settings that every command is given, and the function that runs the gateway."""
 
     settings: GatewaySettings
     run: "Run"
 
     @property
     def workers(self) -> list[GatewaySettings]:
-        """The settings of each worker."""
+        """Return the settings of each worker."""
         return [
             self.settings.model_copy(update={"journal_path": path, "workers": 1}) for path in self.settings.journals
         ]
 
     @property
     def only_worker(self) -> GatewaySettings:
-        """The one whose dead letters an id can name."""
+        """Return the settings of the only worker: an id names one dead letter only if there is one journal."""
         if self.settings.workers > 1:
             raise click.UsageError("ids differ from worker to worker: add --workers 1 --journal-path with the journal")
         return self.settings
 
 
-as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 chosen = click.argument("ids", type=int, nargs=-1)
 everyone = click.option("--all", "everyone", is_flag=True, help="Every dead letter.")
 
 
 def command_line(run: "Run") -> click.Group:
-    """The command line. Every setting but a secret is also a flag; without a command the gateway runs: `client.run`."""
+    """Return the group of all commands. Without a command it runs the gateway, by `run`.
+
+    Every setting is also a flag, except the API key.
+    """
 
     @click.pass_context
     def gateway(context: click.Context, /, **flags: str | bool | None) -> None:
-        """Receive DICOM images and report each series once it is over. Without a command the gateway runs."""
+        """Receive DICOM images, and report each series once it is over. Without a command the gateway runs."""
         if context.invoked_subcommand in NAMES:
             return
         given = {name: value for name, value in flags.items() if value is not None}
         if context.invoked_subcommand == "init":
-            context.obj = given  # .env may be what is wrong
+            context.obj = given  # init must run even if .env is wrong: it may repair it
             return
         try:
             settings = load(GatewaySettings, given)
@@ -159,7 +163,7 @@ def command_line(run: "Run") -> click.Group:
 def status(context: Context, as_json: bool) -> None:
     """Show what the gateway holds, and whether it is ready.
 
-    Exit code 3 where it is not.
+    Exit code 3 if it is not ready.
     """
     each = [_status(settings) for settings in context.workers]
     show_(each if len(each) > 1 else each[0], as_json)
@@ -182,9 +186,10 @@ def _status(settings: GatewaySettings) -> dict[str, Any]:
 @as_json
 @click.pass_obj
 def sources(context: Context, as_json: bool) -> None:
-    """Who has sent to this gateway, when last, and how long it waits for the next image.
+    """List who has sent to this gateway, when last, and how long it waits for the next image.
 
-    Waits are seconds of silence, by where the silence stands; only those that were learnt. docs/completion.md
+    Waits are in seconds. Only waits learnt from this sender are shown, one for each place where it pauses.
+    docs/completion.md explains them.
     """
     from gateway.cli.sources import as_text, listed
 
@@ -199,10 +204,10 @@ def sources(context: Context, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def check(context: Context | SettingsError, as_json: bool) -> None:
-    """Look whether all is well, and what cures what is not.
+    """Check that everything is well, and say how to fix what is not.
 
-    Before the start, or beside a running gateway: settings, ports, TLS, each PACS, the server and the key, clocks,
-    disk and journal. Exit code 3 if something failed.
+    Run it before the gateway starts or while it runs. It checks settings, ports, TLS, each PACS, the server and the
+    key, clocks, disk and journal, and changes nothing. Exit code 3 if something failed.
     """
     sys.exit(_check(context if isinstance(context, SettingsError) else context.settings, as_json))
 
@@ -217,26 +222,26 @@ def _check(settings: GatewaySettings | SettingsError, as_json: bool) -> int:
         from gateway.cli.check import check as check_gateway
         from gateway.cli.process import run_main
 
-        configure_logging(silent=True)  # the findings say it
+        configure_logging(silent=True)  # the findings say the same
         findings = run_main(check_gateway(settings), settings)
     return findings_of.show(findings, as_json)
 
 
 def _init() -> click.Command:
-    """The command, whose flags are settings and where the key comes from: never the key itself."""
+    """Return the command `init`. Its options are settings and the key's file, never the key itself."""
     key = click.Option(
         ["--api-key-file"],
         metavar="FILE",
-        help="Where the server's key for this gateway is; - takes it from standard input into .env. A terminal is "
-        "asked for the key itself, without echo.",
+        help="File with this gateway's key to the server; - reads the key from standard input and writes it into .env. "
+        "On a terminal you are asked for the key instead, and it is not shown.",
     )
 
     @click.pass_context
     def init(context: click.Context, /, **own: str | bool | None) -> None:
-        """Ask what is needed, write .env, say what to enter in the PACS.
+        """Set the gateway up: write .env, and say what to enter in the PACS.
 
-        On a terminal it asks for what no flag says; elsewhere flags that lack are named. Other lines of .env stay as
-        they are. Then it checks, as `check` does: exit code 3 where something failed.
+        On a terminal it asks for whatever no option says; elsewhere it names the options that are missing. Other lines
+        of .env stay as they are. At the end it runs `check`: exit code 3 if something failed.
         """
         from gateway.cli.init import set_up
 
@@ -258,9 +263,9 @@ def _init() -> click.Command:
 @as_json
 @click.pass_obj
 def drain(context: Context, as_json: bool) -> None:
-    """Report what is open now, and deliver all that waits.
+    """Report all open series now, and deliver every waiting report.
 
-    Open series get the verdict `drained`. Exit code 3 if something stays undelivered.
+    Open series are reported with the verdict `drained`. Exit code 3 if something stays undelivered.
     """
     with _progress(context.workers):
         each = [_drain(settings, context.run) for settings in context.workers]
@@ -282,14 +287,14 @@ def _drain(settings: GatewaySettings, run: "Run") -> dict[str, Any]:
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """Reports that the server refused for good."""
+    """Manage dead letters: reports that the server refused for good."""
 
 
 @dead_letters.command("list")
 @as_json
 @click.pass_obj
 def list_(context: Context, as_json: bool) -> None:
-    """Every dead letter and why; no patient data."""
+    """List dead letters and why each was refused; no patient data is shown."""
     each = [(settings, _read(settings, journal_reader.dead_letters)) for settings in context.workers]
     show_([row | {"journal": str(settings.journal_path)} for settings, rows in each for row in rows], as_json)
 
@@ -299,7 +304,7 @@ def list_(context: Context, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def show(context: Context, id: int, as_json: bool) -> None:
-    """One dead letter with the report as it was posted: this shows patient data."""
+    """Show one dead letter with its report as it was posted, patient data included."""
     letter = _read(context.only_worker, partial(journal_reader.dead_letter, id=id))
     if letter is None:
         raise click.ClickException(f"no dead letter {id}; `dead-letters list` shows them")
@@ -312,23 +317,23 @@ def show(context: Context, id: int, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def replay(context: Context, ids: tuple[int, ...], everyone: bool, as_json: bool) -> None:
-    """Post dead letters again, made anew, once what was wrong is cured."""
+    """Post dead letters again, once the cause of the refusal is fixed."""
     _change(context, as_json, "replay", ids=_choose(ids, everyone))
 
 
 @dead_letters.command
 @chosen
 @everyone
-@click.option("--reason", required=True, help="Kept in the history.")
+@click.option("--reason", required=True, help="Why; it is kept in the journal's history.")
 @as_json
 @click.pass_obj
 def discard(context: Context, ids: tuple[int, ...], everyone: bool, reason: str, as_json: bool) -> None:
-    """Give dead letters up for good."""
+    """Give up dead letters for good; they are not posted again."""
     _change(context, as_json, "discard", ids=_choose(ids, everyone), reason=reason)
 
 
 def _content(report: Any) -> Any:
-    """A report's JSON; as it stands there where it is none."""
+    """Parse a report's JSON; return it unchanged if it is not JSON."""
     try:
         return json.loads(report)
     except (ValueError, TypeError, RecursionError):
@@ -340,7 +345,7 @@ def _content(report: Any) -> Any:
 
 @contextmanager
 def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
-    """On a terminal: how many reports still wait."""
+    """Show on a terminal how many series and reports still wait."""
     if not sys.stderr.isatty():
         yield
         return
@@ -367,7 +372,7 @@ def _progress(workers: list[GatewaySettings]) -> Iterator[None]:
 
 
 def _read(settings: GatewaySettings, question: Callable[[Path], T]) -> T:
-    """What a worker's journal answers (journal_reader.py)."""
+    """Ask a worker's journal a question of journal_reader.py; return the answer."""
     try:
         return question(settings.journal_path)
     except JournalUnusable as error:
@@ -375,7 +380,7 @@ def _read(settings: GatewaySettings, question: Callable[[Path], T]) -> T:
 
 
 def _asked(settings: GatewaySettings, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
-    """The running gateway's answer. Raises NotRunning."""
+    """Ask the running gateway to do an operation; return its answer. Raises NotRunning."""
     try:
         return request(settings.journal_path, timeout_s, do, **arguments)
     except RequestFailed as error:
@@ -383,7 +388,7 @@ def _asked(settings: GatewaySettings, timeout_s: float, do: str, **arguments: An
 
 
 def _choose(ids: tuple[int, ...], everyone: bool) -> list[int] | None:
-    """The ids, None for all."""
+    """Return the chosen ids, or None for --all. Raises click.UsageError unless exactly one of them was given."""
     if bool(ids) == everyone:
         raise click.UsageError("name dead letters by their id, or give --all")
     return None if everyone else list(ids)
@@ -402,13 +407,13 @@ def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **a
         problems.append(f"not dead letters: {', '.join(map(str, sorted(missing)))}")
     if unmade := ended.get("unmade"):
         names = ", ".join(map(str, unmade))
-        problems.append(f"no report can be made of {names}, which stay dead: `dead-letters list` says why")
+        problems.append(f"no report can be made from {names}; they stay dead letters: `dead-letters list` says why")
     if problems:
         raise click.ClickException("; ".join(problems))
 
 
 def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
-    _read(settings, journal_reader.status)  # there has to be a journal
+    _read(settings, journal_reader.status)  # raises if there is no journal
     try:
         return _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
     except NotRunning:

@@ -87,7 +87,7 @@ def _cure(settings: GatewaySettings, peer: Peer, problem: str) -> str:
 
 
 def _tls_cure(peer: Peer, problem: str) -> str:
-    if "certificate is not good" in problem:
+    if "certificate is not valid" in problem:
         return "Name who signed it, or the certificate itself, in GATEWAY_PACS_CA; have it renewed where it expired."
     if "our certificate" in problem:
         return "Let the PACS trust the certificate in GATEWAY_TLS_CERT, which is shown to it, too."
@@ -144,7 +144,7 @@ def _clear_text(settings: GatewaySettings) -> list[Finding]:
 def _said(error: httpx.HTTPError) -> str:
     """Why there was no answer, as the operating system or TLS says it."""
     if problem := certificate_problem(error):
-        return f"has a certificate that is not good: {problem}"
+        return f"has a certificate that is not valid: {problem}"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

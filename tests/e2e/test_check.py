@@ -227,7 +227,7 @@ async def test_an_expired_certificate_has_failed(tmp_path: Path) -> None:
 
 async def test_certificate_files_that_cannot_be_used_have_failed(tmp_path: Path) -> None:
     findings = await found(tmp_path, tls_cert=tmp_path / "none.pem")
-    assert "No such file or directory → Name readable PEM files" in said(findings, "TLS", "failed")
+    assert "No such file or directory → Give readable PEM files" in said(findings, "TLS", "failed")
 
 
 async def test_a_key_of_the_certificate_that_others_read_is_a_warning(tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def test_wrong_use_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "cure"),
     [
-        (["--tls-cert", "none.pem"], "Name readable PEM files whose key fits the certificate"),
+        (["--tls-cert", "none.pem"], "Give readable PEM files"),
         (["--api-key-file", "none"], "Name a readable file with nothing but the key"),
         (["--journal-path", "none/journal.db"], "Make its folder, writable by this user"),
         (["--scp-host", "192.0.2.1", "--allow-any-peer"], "choose another address or port"),

@@ -233,7 +233,7 @@ def test_a_key_that_was_saved_is_not_written_over(tmp_path: Path) -> None:
 
 def test_what_the_environment_overrules_is_said(tmp_path: Path) -> None:
     ended = done(tmp_path, [*CLIENT, "init", *GATEWAY_FLAGS, "--scp-port", "0"], code=3, GATEWAY_SCP_PORT="11112")
-    assert "GATEWAY_SCP_PORT stands in the environment" in ended.stderr
+    assert "GATEWAY_SCP_PORT is also set in the environment" in ended.stderr
 
 
 @pytest.mark.slow

@@ -647,10 +647,10 @@ async def test_sources_are_told_and_trouble_is_seen_in_title_and_icon(browse: Br
         for words in ("just now", "2 of 40 verdicts too early", "2.0 s to 8.1 s", "gateway-1, from 17 series"):
             await expect(rows.nth(1)).to_contain_text(words)
         await expect(rows.nth(1).get_by_role("img", name="Images on 1 day of five weeks")).to_be_visible()
-        await expect(page).to_have_title("Look at this: Source MR2 MR is unusually silent · Series gateway")
+        await expect(page).to_have_title("Warning: Source MR2 MR is unusually silent · Series gateway")
         await expect(page.locator("#icon")).to_have_attribute("href", "web/icon-warn.svg")
         tell(url, "g", Reason="the disk is full")
-        await expect(page).to_have_title("Wrong: Gateway g receives nothing · Series gateway")
+        await expect(page).to_have_title("Problem: Gateway g accepts no images · Series gateway")
         await expect(page.locator("#icon")).to_have_attribute("href", "web/icon-bad.svg")
         assert watch.problems == []
         assert watch.asks_nobody_but(url)
@@ -699,7 +699,9 @@ async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url:
         await page.goto(url)
         await expect(page.locator("#headline")).to_have_text("All well: 1 gateway is receiving")
         await expect(page.locator("#stopped-gateways")).to_contain_text("gone")
-        await expect(page.locator("#headline")).to_have_text("Wrong: Gateway silent is silent", timeout=2 * TIMEOUT_MS)
+        await expect(page.locator("#headline")).to_have_text(
+            "Problem: Gateway silent is silent", timeout=2 * TIMEOUT_MS
+        )
         tell(
             url,
             "ill",
@@ -712,12 +714,12 @@ async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url:
             Arriving=[arriving("1.7", 1, FirstReceivedAt=long_ago, LastReceivedAt=long_ago)],
             OpenSeries=1,
         )
-        await expect(page.locator("#headline")).to_have_text("5 things are wrong")
-        wrong = page.get_by_role("list", name="What is wrong")
+        await expect(page.locator("#headline")).to_have_text("5 problems")
+        wrong = page.get_by_role("list", name="Problems")
         for words in (
             "Gateway silent is silent: for",
-            "Gateway ill receives nothing: the disk is full",
-            "2 reports of gateway ill refused for good: last: 422 StudyInstanceUID",
+            "Gateway ill accepts no images: the disk is full",
+            "2 reports of gateway ill were refused for good: latest answer: 422",
             "python client.py dead-letters list",
             "Reports of gateway ill wait for the server: 3, the oldest for 2 min; last problem: HTTP 401",
             "1 series is stuck at gateway ill",
@@ -752,7 +754,7 @@ async def test_a_gateway_of_another_version_is_named(browse: Browse, url: str) -
             card = page.locator(".gateway").filter(has=page.get_by_role("heading", name=id, exact=True))
             await expect(card.get_by_text("version")).to_have_text(words)
         tell(url, "new", Version="99.0")
-        await expect(page.locator("#headline")).to_have_text("Look at this: Gateway new is newer than this server")
+        await expect(page.locator("#headline")).to_have_text("Warning: Gateway new is newer than this server")
         assert watch.problems == []
 
 
@@ -822,8 +824,8 @@ async def test_a_gateway_whose_key_is_refused_is_not_called_silent(browse: Brows
                 f"{url}/gateways/{id}", json=make_state(id), headers={"Authorization": f"Bearer {sent}"}
             )
             assert answer.status_code == 403
-        await expect(page.locator("#headline")).to_have_text("Wrong: This server refuses gateway gateway-1")
-        wrong = page.get_by_role("list", name="What is wrong")
+        await expect(page.locator("#headline")).to_have_text("Problem: This server refuses gateway gateway-1")
+        wrong = page.get_by_role("list", name="Problems")
         await expect(wrong).to_contain_text("this key lacks the scope series:write")
         await expect(wrong).to_contain_text("python server.py keys create gateway-1 --scope series:write")
         await expect(page.locator(".gateway .state")).to_contain_text("Refused by this server")
@@ -944,7 +946,7 @@ async def test_a_screen_reader_finds_names_for_everything(browse: Browse, url: s
     async with browse() as (page, _):
         await page.goto(url)
         await expect(page.locator("#stored-table .series")).to_have_count(50)
-        for name in ("Stored series by study, those that changed last first", "Series that images come for now"):
+        for name in ("Stored series by study, the last changed first", "Series that are receiving images"):
             await expect(page.get_by_role("table", name=name)).to_be_visible()
         for name in ("Patient", "Series", "Images", "Verdict"):
             await expect(page.get_by_role("columnheader", name=name).last).to_be_visible()

@@ -119,7 +119,7 @@ async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
         await expect(dialog).to_be_hidden()
         await expect(page.locator("#headline")).to_be_focused()  # the button went with the conflict
         await page.locator("#stored-table .series a").first.press("Enter")
-        declare = page.get_by_role("button", name="Declare it complete or not …")
+        declare = page.get_by_role("button", name="Declare complete or incomplete …")
         await declare.press("Enter")
         there(running, running._app.state.database.store(make_report("4", patient_id="P2")))
         images = page.locator("#series .facts > div").filter(has_text="Images").locator("dd")
@@ -134,7 +134,7 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
     posts: list[str] = []
     async with logged_in(running, "admin") as page:
         page.on("request", lambda request: posts.append(request.method) if request.method != "GET" else None)
-        wrong = page.get_by_role("list", name="What is wrong")
+        wrong = page.get_by_role("list", name="Problems")
         action = page.locator("#action")
 
         await wrong.get_by_role("button", name="Replay or discard …").click()
@@ -155,9 +155,9 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
         await expect(action.locator(".order")).to_have_text("discarded")
         await page.keyboard.press("Escape")
 
-        await wrong.get_by_role("button", name="Tell again or discard …").click()
+        await wrong.get_by_role("button", name="Send again or discard …").click()
         await expect(action).to_contain_text("Change 1, given up")
-        await action.get_by_role("button", name="Tell again").click()
+        await action.get_by_role("button", name="Send again").click()
         await expect(action.get_by_role("status")).to_contain_text("told again from change 1 on")
         await action.get_by_role("button", name="Close").click()
 
@@ -168,7 +168,7 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
         await expect(page.get_by_role("heading", name="gone")).to_have_count(0)
 
         await page.locator("#stored-table .series a").first.click()
-        await page.get_by_role("button", name="Declare it complete or not …").click()
+        await page.get_by_role("button", name="Declare complete or incomplete …").click()
         press = action.get_by_role("button", name="Declare", exact=True)
         await press.click()
         await expect(action.get_by_role("alert")).to_contain_text("say first")

@@ -151,7 +151,7 @@ def test_a_purge_that_is_broken_off_leaves_whole_series_and_goes_on(database_url
     assert 0 < found["purged"] < SIZE - IN_CONFLICT
     assert is_whole(found)
     if number == signal.SIGINT:
-        assert (process.returncode, "broken off" in said[1]) == (1, True), said
+        assert (process.returncode, "interrupted" in said[1]) == (1, True), said
         assert f"series              {found['purged']}" in " ".join(said[0].split("\n"))
     environment = {"DATABASE_URL": database_url}
     again = json.loads(shell(" ".join([*ALL, "--json"]), ROOT, **environment))
@@ -169,7 +169,7 @@ def test_a_server_that_is_killed_meanwhile_ends_the_command_with_the_cure(tmp_pa
     found = counts(database_url)
     assert is_whole(found)
     if database_url.startswith("sqlite"):
-        assert (purging.returncode, "run the same again" in err) == (1, True), out + err
+        assert (purging.returncode, "run the same command again" in err) == (1, True), out + err
         assert found["purged"] < SIZE - IN_CONFLICT
     else:
         assert (purging.returncode, found["series"]) == (0, IN_CONFLICT), out + err

@@ -470,7 +470,7 @@ def test_what_is_fetched_has_to_be_the_instance_of_its_command() -> None:
 
 async def test_a_pacs_that_says_no_class_where_none_is_at_hand_is_said() -> None:
     answer, _ = await fetched_of([held(2)], classes=())
-    assert answer.problem == "fetching: it does not say the SOP Classes of what is missing"
+    assert answer.problem == "fetching: it does not say the SOP Classes of the missing images"
     assert (answer.count, answer.missing) == (3, tuple(UIDS[1:]))
 
 
@@ -872,7 +872,7 @@ def anything(tag: int, value: Any) -> DataElement:
 def test_a_status_that_is_none_is_said(status: Any) -> None:
     answered = Dataset()
     answered[0x00000900] = anything(0x00000900, status)
-    with pytest.raises(PacsUnavailable, match="a status that is none"):
+    with pytest.raises(PacsUnavailable, match="an invalid status"):
         status_of(answered)
 
 

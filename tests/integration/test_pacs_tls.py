@@ -103,7 +103,7 @@ async def test_a_pacs_that_somebody_else_certified_is_not_asked(files: Files, tm
     with foreign_pacs(counts(3), called=levels, tls=files.pacs()) as port:
         answer = await ask(port, pacs_ca=other)
     assert answer.problem == (
-        "TLS: its certificate is not good: unable to get local issuer certificate: is its issuer in GATEWAY_PACS_CA?"
+        "TLS: its certificate is not valid: unable to get local issuer certificate: is its issuer in GATEWAY_PACS_CA?"
     )
     assert levels == []
 
@@ -112,7 +112,7 @@ async def test_a_pacs_that_somebody_else_certified_is_not_asked(files: Files, tm
 async def test_tls_below_1_2_is_not_spoken(files: Files) -> None:
     with foreign_pacs(counts(3), tls=files.pacs(maximum=ssl.TLSVersion.TLSv1_1)) as port:
         answer = await ask(port, pacs_ca=files.pacs_ca)
-    assert "speaks other TLS than 1.2 and later" in str(answer.problem)
+    assert "does not speak TLS 1.2 or later" in str(answer.problem)
 
 
 async def test_a_pacs_without_tls_is_said(files: Files) -> None:
@@ -178,7 +178,7 @@ async def test_a_pacs_that_stops_in_the_middle_of_a_pdu_holds_no_thread(files: F
 
 async def test_files_that_cannot_be_used_stop_the_start_with_the_cure(files: Files, tmp_path: Path) -> None:
     for missing in ({"pacs_ca": tmp_path / "none"}, {"pacs_ca": files.pacs_ca, "tls_cert": tmp_path / "none"}):
-        with pytest.raises(BadCertificate, match="Name readable PEM files"):
+        with pytest.raises(BadCertificate, match="Give readable PEM files"):
             async with asking(1, **over_tls(1, **missing)):
                 pass
 
@@ -217,7 +217,7 @@ def test_a_pacs_is_probed_over_tls(files: Files) -> None:
     ("wrong", "problem", "cure"),
     [
         ("ours", "(GATEWAY_TLS_CERT)", "Let the PACS trust the certificate in GATEWAY_TLS_CERT"),
-        ("theirs", "its certificate is not good", "Name who signed it"),
+        ("theirs", "its certificate is not valid", "GATEWAY_PACS_CA"),
         ("no TLS", "does it speak TLS", "If not, write PACS1@127.0.0.1:"),
         ("TLS", "cannot be reached", "With TLS, write PACS1@tls://127.0.0.1:"),
     ],
@@ -241,4 +241,4 @@ def test_check_names_a_file_that_cannot_be_read(files: Files, tmp_path: Path) ->
         settings = GatewaySettings(**over_tls(port, pacs_ca=tmp_path / "none"))
         (finding,) = dicom("PACS", settings, settings.pacs_by_ae_title["PACS1"])
     assert "No such file" in finding.detail
-    assert finding.cure.startswith("Name readable PEM files")
+    assert finding.cure.startswith("Give readable PEM files")

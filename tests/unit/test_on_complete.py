@@ -98,7 +98,7 @@ async def test_a_change_that_is_none_is_given_up_and_the_rest_goes_on(backlog: B
         await runner.run(asyncio.Event(), once=True)
     assert (runner.ended, runner.given_up, backlog.place()) == (1, 1, 4)
     assert [(one["change"], one["problem"]) for one in backlog.failed()] == [
-        (1, "its UID has other characters than letters, digits and dots")
+        (1, "its UID contains other characters than letters, digits and dots")
     ]
 
 
