@@ -4,7 +4,7 @@ import structlog
 
 from api.answers import Declaration, Declare
 from db import Database
-from db import Declaration as Done
+from storage.declarations import Declared
 
 log = structlog.get_logger()
 
@@ -18,7 +18,7 @@ async def declare(database: Database, series_instance_uid: str, said: Declare, b
     return Declaration(Did=_words(said, done), Changed=done.changed, Closing=done.closing, Record=done.record)
 
 
-def _words(said: Declare, done: Done) -> str:
+def _words(said: Declare, done: Declared) -> str:
     """What was done, and what is still to come."""
     parts = [_of_row(said, done)]
     if done.closing:
@@ -34,7 +34,7 @@ def _these(gateways: list[str]) -> str:
     return f"{', '.join(gateways)} {'is' if len(gateways) == 1 else 'are'}"
 
 
-def _of_row(said: Declare, done: Done) -> str | None:
+def _of_row(said: Declare, done: Declared) -> str | None:
     if done.record is None:
         return "no report of it has come yet"
     if said.Declared == "incomplete":

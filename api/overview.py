@@ -36,11 +36,11 @@ from api.listing import IN_DIGITS, KNOWN_ONLY
 from api.stream import DOCUMENTED, Events
 from common import metrics
 from common.version import version
-from db import Database, TooManyOrders
+from db import Database
 from models import GatewayState
 from storage.engine import DatabaseUnavailable
 from storage.heartbeats import StillHeard
-from storage.orders import state_of
+from storage.orders import TooManyOrders, state_of
 
 EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.errors import GatewayError
 from models import MAX_ORDERS, GatewayState, Order, OrderKind, SeriesReport
 from storage.engine import Engine
 from storage.merge import Word
@@ -18,6 +19,10 @@ MAX_WAITING = 1000  # of one gateway
 WITHDRAWN = "withdrawn: the series was then declared incomplete"
 
 Row = Mapping[str, Any]
+
+
+class TooManyOrders(GatewayError):
+    """A gateway has not taken those that it was given."""
 
 
 class Orders:
