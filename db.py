@@ -3,7 +3,7 @@
 SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), how
 that becomes the next revision of a row (revisions.py), and how a database is opened and when a transaction is tried
 again (engine.py); what else is asked of a database stands in files of its own, and hangs on it: keys, webhooks,
-sources, the live page's `latest`, QIDO-RS's `finder`, the `purger`.
+sources, the live page's `latest` and `stored`, QIDO-RS's `finder`, the `purger`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -46,6 +46,7 @@ from storage.rows import SeriesRow, with_changes
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.sources import Sources, note_sent
+from storage.stored import Stored
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000
@@ -74,6 +75,7 @@ class Database:
         self.heartbeats = Heartbeats(engine)
         self.keys = Keys(engine)
         self.latest = Latest(engine)
+        self.stored = Stored(engine)
         self.orders = Orders(engine)
         self.purger = Purger(engine)
         self.sources = Sources(engine)
@@ -108,7 +110,8 @@ class Database:
 
         1. "complete": gateways are ordered to report what they have open of it. Where one that runs has, the row
            follows with its report; else it is `declared` at once, unless it is that or `verified` already.
-        2. "incomplete": the row loses its verdict until images come or it is verified.
+        2. "incomplete": orders to close it are taken back; the row loses its verdict until images come or it is
+           verified. A gateway that has closed it before it heard of that brings no verdict with its report.
         """
         now = datetime.now(UTC)
         word = Word(declared, by, because, now)
@@ -259,15 +262,25 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
 async def _unite(
     connection: AsyncConnection, report: SeriesReport, known: SeriesRow, now: datetime
 ) -> Mapping[str, Any]:
-    """Add what the report brings; return the columns that changed."""
-    word = await orders.word_of(connection, report)
+    """Add what the report brings; return the columns that changed.
+
+    A report that a gateway made for a person's word has that as its basis; it says no verdict if the word was taken
+    back meanwhile.
+    """
+    order = await orders.made_for(connection, report)
+    word = None if order is None else orders.word_of(order)
+    taken_back = order is not None and order["Problem"] == orders.WITHDRAWN and known["Verdict"] != "declared"
     if word is not None:
         report = report.model_copy(update={"Basis": word.basis})
+    elif taken_back:
+        report = merge.without_verdict(report, known)
     if rows := list(merge.instance_rows(report)):
         await insert(connection, instances, rows, fill=merge.INSTANCE_COLUMNS)
     of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
     counted = (await connection.execute(select(func.count()).select_from(instances).where(of_series))).scalar_one()
     changed = merge.changes(report, known, merge.count(report, known, int(counted)), now)
+    if taken_back:
+        changed = merge.still_incomplete(changed, known)
     if changed:
         await revise(connection, known, changed)
     await history.keep(connection, report, known, changed)

@@ -58,6 +58,7 @@ DOCS = (
     "connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 FAILED = "the server failed at this; its log says where. Try again"
+EMPTY_KEY = "the key is empty: give one, or leave the header out on the server's machine while no key was made"
 NO_KEY_YET = (
     "only this machine is served without a key. Make one where the server runs, and the gateway's with it, which needs "
     "one from then on: python server.py keys create NAME --scope series:read --with-gateway gateway-1"
@@ -214,8 +215,11 @@ class Guard:
         self._failures.take(address)
         if acts and session is not None:
             raise Refused(403, acting.ENDED)
-        what = "key is not valid" if session is None else "session has ended: show the key again"
-        raise Refused(401, f"this {what}", WWW_Authenticate='Bearer error="invalid_token"')
+        if session is not None:
+            what = "this session has ended: show the key again"
+        else:
+            what = "this key is not valid" if presented.strip() else EMPTY_KEY
+        raise Refused(401, what, WWW_Authenticate='Bearer error="invalid_token"')
 
 
 def _session(scope: Scope) -> str | None:

@@ -255,7 +255,10 @@ class StoredSeries(BaseModel):
     StudyInstanceUID: str
     PatientID: str | None
     PatientName: str | None
+    StudyDate: str | None
+    StudyDescription: str | None
     AccessionNumber: str | None
+    SeriesInStudy: Annotated[int, Field(description="How many series of its study are stored.")]
     Modality: str | None
     SeriesDescription: str | None
     Source: str | None
@@ -265,14 +268,26 @@ class StoredSeries(BaseModel):
     Verdict: SeriesVerdict | None
     FalseCompletions: int
     Conflicts: int
+    Doubtful: bool
     UpdatedAt: AwareDatetime
     LastReceivedAt: AwareDatetime | None
 
 
 class StoredPage(BaseModel):
+    """One page of the live page's table."""
+
     series: list[StoredSeries]
-    next: Annotated[int | None, Field(description="Pass it as `before` to get the next page; null on the last one.")]
-    more: Annotated[bool, Field(description="A search found more than is shown: it has to be narrowed.")] = False
+    next: Annotated[
+        int | None,
+        Field(
+            description="Pass it as `before`, where anything but the newest is asked for as `skip`; null at the end."
+        ),
+    ]
+    more: Annotated[bool, Field(description="There is more than is told: it has to be narrowed.")] = False
+    LookedThrough: Annotated[
+        int | None,
+        Field(description="Among so many series that changed last, words inside of a text were looked for."),
+    ] = None
 
 
 class Session(BaseModel):

@@ -36,7 +36,8 @@ def _these(gateways: list[str]) -> str:
 
 def _of_row(said: Declare, done: Declared) -> str | None:
     if done.record is None:
-        return "no report of it has come yet"
+        taken_back = "; the order to close it is taken back" if said.Declared == "incomplete" else ""
+        return f"no report of it has come yet{taken_back}"
     if said.Declared == "incomplete":
         if done.changed:
             return f"its verdict ({done.record.Withdrawn}) is withdrawn until images come or it is verified"

@@ -5,6 +5,7 @@ import difflib
 import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -55,7 +56,7 @@ def _at_midnight(value: object) -> object:
 Moment = Annotated[Timestamp, BeforeValidator(_at_midnight)]
 
 
-class Filters(BaseModel):
+class Which(BaseModel):
     """Which series, each by an exact match."""
 
     PatientID: Annotated[str | None, Field(max_length=256, pattern=NO_CONTROL)] = None
@@ -75,14 +76,21 @@ class Filters(BaseModel):
     Incomplete: Annotated[bool | None, Field(description="`Missing` is above 0, or is not.")] = None
     Conflicts: Annotated[bool | None, Field(description="It has open conflicts, or none.")] = None
     Doubtful: Annotated[bool | None, Field(description="Something of it breaks the standard, or nothing.")] = None
+
+    def listing(self) -> Listing:
+        """As the database is asked. Raises RequestValidationError."""
+        given = self.model_dump(include={*Which.model_fields} - {"StudyDate"})
+        return Listing(**given, StudyDate=None if self.StudyDate is None else _days(self.StudyDate))
+
+
+class Filters(Which):
+    """The same, and the order."""
+
     order: Annotated[Literal["newest"] | None, Field(description="Those that changed last come first.")] = None
 
     def listing(self) -> Listing:
         """As the database is asked. Raises RequestValidationError."""
-        given = self.model_dump(exclude={"StudyDate", "order", "after", "limit"})
-        return Listing(
-            **given, StudyDate=None if self.StudyDate is None else _days(self.StudyDate), newest=self.order == "newest"
-        )
+        return replace(super().listing(), newest=self.order == "newest")
 
 
 class Page(Filters):

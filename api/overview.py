@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import structlog
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends as Dependency
 from fastapi.sse import format_sse_event
@@ -27,12 +27,11 @@ from api.answers import (
     GatewayOrders,
     GivenOrders,
     Problem,
-    StoredPage,
-    StoredSeries,
     WantedOrder,
 )
 from api.follower import STREAM_S, Follower
-from api.listing import IN_DIGITS, KNOWN_ONLY
+from api.listing import KNOWN_ONLY
+from api.stored import add_stored, shown
 from api.stream import DOCUMENTED, Events
 from common import metrics
 from common.version import version
@@ -46,7 +45,6 @@ EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from
 
 LATEST = 200  # series that a page is told of at first, and at most at once
-MOST_FOUND = 200
 REFUSED_LATELY = timedelta(seconds=30)  # a gateway that is refused asks again every five seconds
 MOST_ORDERS = 100
 
@@ -66,7 +64,7 @@ def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[D
     described["dependencies"] = [*dependencies, KNOWN_ONLY]
     app.get("/gateways", **described)(list_gateways)
     app.get("/gateways/{GatewayID}/orders", **described)(list_orders)
-    app.get("/overview/series", **described)(list_stored)
+    add_stored(app, responses=responses, dependencies=dependencies)
     told = {"responses": {**responses, **DOCUMENTED}}
     app.get("/overview/stream", response_class=Events, **described | told)(stream)
 
@@ -138,29 +136,6 @@ async def list_gateways(database: Db) -> GatewayList:
     return GatewayList(gateways=await database.gateways())
 
 
-async def list_stored(
-    database: Db,
-    search: Annotated[
-        str,
-        Query(
-            max_length=256,
-            pattern=r"^[^\x00-\x1f\x7f]*$",
-            description="How the patient's name (in any case), PatientID, accession number or a UID begins.",
-        ),
-    ] = "",
-    before: Annotated[int | None, IN_DIGITS, Query(ge=1, lt=2**63, description="`next` of the page before.")] = None,
-    limit: Annotated[int, IN_DIGITS, Query(ge=1, le=200)] = 50,
-) -> StoredPage:
-    """Stored series, those that changed last first, page by page; or some of those that a search finds."""
-    if text := search.strip():
-        rows = await database.latest.found(text, MOST_FOUND + 1)
-        return StoredPage(series=_stored(rows[:MOST_FOUND]), next=None, more=len(rows) > MOST_FOUND)
-    if before is None:
-        await database.last_change()  # which numbers them
-    rows = await database.latest.newest(limit + 1, before)
-    return StoredPage(series=_stored(rows[:limit]), next=rows[limit - 1]["Number"] if len(rows) > limit else None)
-
-
 async def stream(request: Request) -> Events:
     """Events `overview`, one a second: everything at first (`Full`), then what changed since the one before."""
     overview: Overview = request.app.state.overview
@@ -171,10 +146,6 @@ async def stream(request: Request) -> Events:
                 yield format_sse_event(data_str=frame, event="overview")
 
     return Events(told())
-
-
-def _stored(rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:
-    return [StoredSeries.model_validate(row) for row in rows]
 
 
 # --- watching ---------------------------------------------------------------------------------------------------
@@ -248,6 +219,7 @@ class Overview:
         changed = [id for id, at in heard.items() if id not in self._gateways or self._gateways[id].at != at]
         said = await latest.said_by(changed) if changed else []
         conflicts = await latest.open_conflicts()
+        changed_series = [one.model_dump(mode="json") for one in await shown(self.database, rows)]
         webhooks = [_webhook(row, last) for row in await self.database.webhooks.all()]
         now = datetime.now(UTC)
         refused = await self.database.heartbeats.refused(now - REFUSED_LATELY)
@@ -259,7 +231,6 @@ class Overview:
         for id in gone:
             del self._gateways[id]
         news = {row["GatewayID"]: self._hear(row) for row in said}
-        changed_series = [one.model_dump(mode="json") for one in _stored(rows)]
         if not since:
             self._latest.clear()
         self._latest.extendleft(reversed(changed_series))

@@ -1,8 +1,9 @@
 """`python -m bench.database`: is the union exact under load, what does a large report cost, do queries stay flat?
 
 Four parts, each on SQLite and on a real PostgreSQL: 64 reports of overlapping parts of one series at the same time,
-many times; the server's CPU for a report of 5,000 instances; latency of queries at 1,000 and at 1,000,000 series; a
-tenth of the series purged beside a server that is posted reports.
+many times; the server's CPU for a report of 5,000 instances; latency of queries, and of a purge's batches, at 1,000 and
+at 1,000,000 series, and how long the last migrations take there; a tenth of the series purged beside a server that is
+posted reports.
 """
 
 import argparse
@@ -13,19 +14,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import alembic.command
+import alembic.config
 import httpx
 import psutil
+import time_machine
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bench.rig.postgres import missing, new_database, postgresql
@@ -33,15 +37,18 @@ from bench.rig.processes import ROOT, server, without_settings
 from common.settings import ServerSettings
 from db import Database
 from models import SeriesReport
-from storage.engine import Engine, insert
+from storage.engine import Engine, insert, revisions
 from storage.folding import folded
-from storage.schema import changes, counters, instances, series
+from storage.rhythm import KEPT_HOURS, hour_of
+from storage.schema import changes, completions, counters, instances, series, source_hours, sources
 
 AT_ONCE = 64
 ROOT_UID = "1.2.826.0.1.3680043.10.1"
 SERIES_A_STUDY = 4
 BATCH = 5000
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
+PATIENT = {"SERVER_REQUESTS_PER_S": "100000", "SERVER_DATABASE_TIMEOUT_S": "100"}  # what is slow is measured, too
+FIRST_TIMED = "0009"  # the schema from which a large database is brought up to date
 
 
 def main() -> int:
@@ -186,11 +193,28 @@ QUERIES = {
     "GET /series, newest": "/series?order=newest&limit=100",
     "GET /series?Modality=, newest": "/series?Modality=XA&order=newest&limit=100",
     "GET /series?Incomplete=true, newest": "/series?Incomplete=true&order=newest&limit=100",
+    "GET /series?Incomplete=true&Modality=": "/series?Incomplete=true&Modality=MR&limit=100",
+    "GET /series?Incomplete=false": "/series?Incomplete=false&limit=100",
     "GET /series?Conflicts=true": "/series?Conflicts=true&limit=100",
+    "GET /series?Conflicts=true, newest": "/series?Conflicts=true&order=newest&limit=100",
+    "GET /series?Doubtful=true": "/series?Doubtful=true&limit=100",
+    "GET /series?Doubtful=true, newest": "/series?Doubtful=true&order=newest&limit=100",
     "GET /series?Verdict=, newest": "/series?Verdict=capped&order=newest&limit=100",
+    "GET /series?Verdict=, that none has": "/series?Verdict=declared&order=newest&limit=100",
+    "GET /series?Verdict=&Modality=": "/series?Verdict=idle&Modality=XA&limit=100",
     "GET /series?Source=": "/series?Source=CT7%20CT&limit=100",
+    "GET /series?Source=, newest": "/series?Source=CT7%20CT&order=newest&limit=100",
     "GET /series?UpdatedSince=, an hour": "/series?UpdatedSince={updated}&UpdatedUntil={until}&limit=100",
+    "GET /series?UpdatedSince=, newest": "/series?UpdatedSince={updated}&order=newest&limit=100",
+    "GET /series?UpdatedUntil=, newest": "/series?UpdatedUntil={until}&order=newest&limit=100",
     "GET /series?StudyDate=, a month": "/series?StudyDate={month}01-{month}31&limit=100",
+    "GET /series?StudyDate=, a month, newest": "/series?StudyDate={month}01-{month}31&order=newest&limit=100",
+    "GET /series?PatientID=, newest": "/series?PatientID={patient}&order=newest&limit=100",
+    "GET /series.csv, its beginning": "/series.csv",
+    "GET /series.csv, an hour, its beginning": "/series.csv?UpdatedSince={updated}&UpdatedUntil={until}",
+    "GET /sources, of a thousand": "/sources?limit=100",
+    "GET /sources?Unusual=true": "/sources?Unusual=true&limit=100",
+    "GET /metrics": "/metrics",
     "GET /series/{uid}": "/series/{series}",
     "GET /changes, near the end": "/changes?since={near}&limit=50",
     "studies, as OHIF asks": "/dicom-web/studies?limit=101&offset=0&fuzzymatching=false&includefield=00081030,00080060",
@@ -207,14 +231,19 @@ QUERIES = {
 
 
 def queries(console: Console, name: str, large: int, times: int) -> None:
-    """p50 and p99 of each query at 1,000 series and at `large`, and their ratio."""
-    found: dict[str, list[list[float]]] = {query: [] for query in QUERIES}
+    """p50 and p99 of each query, and of a purge's batches, at 1,000 series and at `large`, and their ratio."""
+    found: dict[str, list[list[float]]] = {query: [] for query in (*QUERIES, *BATCHES)}
     for size in (1000, large):
         with database(name) as (url, folder):
             asyncio.run(fill(console, url, size))
-            with server(folder, DATABASE_URL=url, SERVER_REQUESTS_PER_S="100000") as (_, base):
+            asyncio.run(fill_sources(url, size))
+            with server(folder, DATABASE_URL=url, **PATIENT) as (_, base):
                 for query, path in QUERIES.items():
                     found[query].append(latencies(base, path, size, times))
+            for batch, seconds in asyncio.run(batches(url)).items():
+                found[batch].append(seconds)
+            if size == large:
+                asyncio.run(migrations(console, name, url, size))
     table = Table(
         "query", "p50 at 1,000", f"p50 at {large:,}", "p99 at 1,000", f"p99 at {large:,}", "p99 ratio", box=SIMPLE
     )
@@ -246,11 +275,55 @@ def latencies(base: str, path: str, size: int, times: int) -> list[float]:
                 "month": row["StudyDate"][:6],
             }
             began = time.perf_counter()
-            response = http.get(path.format(**values))
+            with http.stream("GET", path.format(**values)) as response:
+                assert response.status_code == 200, (path, response.status_code, response.read()[:200])  # noqa: S101
+                if path.startswith("/series.csv"):
+                    for _ in zip(range(2), response.iter_raw(), strict=False):  # its names, its first thousand series
+                        pass
+                else:
+                    response.read()
             if n >= 10:
                 seconds.append(time.perf_counter() - began)
-            assert response.status_code == 200, (path, response.status_code, response.text[:200])  # noqa: S101
     return sorted(seconds)
+
+
+BATCHES = ("purge, a batch of series", "purge --dry-run, a batch of series", "purge, a batch of changes")
+
+
+async def batches(url: str) -> dict[str, list[float]]:
+    """Sorted seconds of the batches that remove the oldest 500 series, and of those that look for old changes."""
+    before = BORN + timedelta(seconds=20 * 500)
+    seconds: dict[str, list[float]] = {batch: [] for batch in BATCHES}
+    async with Database.open(ServerSettings(database_url=url)) as db:
+        for name, dry in ((BATCHES[1], True), (BATCHES[0], False)):
+            after: Any = None
+            while after is not None or not seconds[name]:
+                began = time.perf_counter()
+                after = (await db.purger.series(before, after, dry=dry)).after
+                seconds[name].append(time.perf_counter() - began)
+        for _ in range(10):
+            began = time.perf_counter()
+            await db.purger.changes(BORN + timedelta(days=1), 0, dry=False)
+            seconds[BATCHES[2]].append(time.perf_counter() - began)
+    return {name: sorted(found) for name, found in seconds.items()}
+
+
+async def migrations(console: Console, name: str, url: str, size: int) -> None:
+    """Seconds of each migration since FIRST_TIMED, one after the other, at the time of the last series."""
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(ROOT / "storage" / "migrations"))
+
+    def migrate(connection: Connection, change: Callable[..., None], to: str) -> None:
+        config.attributes["connection"] = connection
+        change(config, to)
+
+    async with Engine.open(ServerSettings(database_url=url, database_timeout_s=3600)) as engine:
+        for revision in revisions()[revisions().index(FIRST_TIMED) :]:
+            change = alembic.command.downgrade if revision == FIRST_TIMED else alembic.command.upgrade
+            began = time.monotonic()
+            with time_machine.travel(BORN + timedelta(seconds=20 * size)):
+                await engine.write(lambda connection, how=(change, revision): connection.run_sync(migrate, *how))  # type: ignore[misc]
+            console.print(f"{name}: to the schema {revision} in {time.monotonic() - began:.1f} s")
 
 
 async def fill(console: Console, url: str, size: int) -> None:
@@ -260,6 +333,29 @@ async def fill(console: Console, url: str, size: int) -> None:
             numbers = range(first, min(first + BATCH, size))
             await engine.write(lambda connection, numbers=numbers: _insert(connection, numbers))  # type: ignore[misc]
         await engine.write(lambda connection: insert(connection, counters, {"Name": "changes", "Value": size}))
+        if url.startswith("postgresql"):
+            await engine.write(_analyze)
+
+
+async def fill_sources(url: str, size: int) -> None:
+    """A thousand sources, each with a row for each hour in which it sent: the working hours of five weeks at most."""
+    now = hour_of(datetime.now(UTC))
+    working = [hour for hour in range(now - KEPT_HOURS, now) if hour % 24 in range(7, 17) and hour // 24 % 7 < 5]
+    names = [f"CT{n} CT" for n in range(1000)]
+    first, last = datetime.now(UTC) - timedelta(hours=KEPT_HOURS), datetime.now(UTC)
+    counts = {"LastReceivedAt": last, "Images": 2000, "Series": 10}
+    sent = [{"Hour": hour} | counts for hour in working[-max(1, size // 1000) :]]
+    async with Engine.open(ServerSettings(database_url=url, database_timeout_s=600)) as engine:
+
+        async def write(connection: AsyncConnection) -> None:
+            rows = [{"Source": source, "FirstReceivedAt": first} for source in names]
+            await connection.execute(sources.insert(), rows)
+            for source in names:
+                await connection.execute(source_hours.insert(), [{"Source": source} | row for row in sent])
+            verdict = {"IdlePolicy": "fixed", "Verdict": "idle", "Series": size // 1000, "False": 0, "AfterCapped": 0}
+            await connection.execute(completions.insert(), [{"Source": source} | verdict for source in names])
+
+        await engine.write(write)
         if url.startswith("postgresql"):
             await engine.write(_analyze)
 

@@ -26,6 +26,7 @@ from bench.rig.processes import server
 
 GATEWAYS = 2
 ENDING = 5  # series of each gateway that end every second, as many begin
+SERIES_A_STUDY = 4
 ROOT_UID = "1.2.826.0.1.3680043.10.7"
 BOUND_MS = 60.0
 METRICS = {"ScriptDuration": "scripting", "LayoutDuration": "layout", "RecalcStyleDuration": "style"}
@@ -72,7 +73,9 @@ async def _measured(console: Console, base: str, cpu: psutil.Process, options: a
         for beat in beats:
             beat.cancel()
     _show(console, options, first, updates, rows)
-    console.print(f"server: {100 * used / seconds:.0f} % of one core; a search by name: {begun:.0f} ms")
+    console.print(
+        f"server: {100 * used / seconds:.0f} % of one core; a search for two words that finds nothing: {begun:.0f} ms"
+    )
     return max(update["scripting"] for update in updates)
 
 
@@ -99,7 +102,7 @@ async def _updates(cdp: CDPSession, go: Any, seconds: int) -> tuple[dict[str, fl
 async def _search_ms(http: httpx.AsyncClient) -> float:
     loop = asyncio.get_running_loop()
     began = loop.time()
-    (await http.get("/overview/series", params={"search": "n0"})).raise_for_status()
+    (await http.get("/overview/series", params={"search": "nobody thorax"})).raise_for_status()
     return 1000 * (loop.time() - began)
 
 
@@ -146,7 +149,9 @@ class _Gateway:
     @staticmethod
     def _report(series: dict[str, Any]) -> dict[str, Any]:
         kept = ("SeriesInstanceUID", "FirstReceivedAt", "LastReceivedAt")
-        patient = {"PatientID": "P1", "PatientName": "Bench^Page", "StudyInstanceUID": ROOT_UID}
+        study, _, number = series["SeriesInstanceUID"].rpartition(".")
+        study = f"{study}.{int(number) // SERIES_A_STUDY}"
+        patient = {"PatientID": "P1", "PatientName": "Bench^Page", "StudyInstanceUID": study}
         verdict = {"Verdict": "idle", "NumInstances": series["Instances"], "Attributes": {"Modality": ["CT"]}}
         return {name: series[name] for name in kept} | patient | verdict
 

@@ -36,16 +36,17 @@ async def declare(connection: AsyncConnection, uid: str, word: Word, now: dateti
 
     1. A try of ours whose answer was lost has done it already: `now` is the same in every try.
     2. "complete" goes to the gateways first (`_declare_complete`).
-    3. "incomplete" withdraws the orders to report the series, and the row's verdict.
+    3. "incomplete" withdraws the orders to report the series, and the row's verdict. Without a row the orders are all
+       that there was to take back.
     """
     known = await locked(connection, uid)
     if known is not None and known["UpdatedAt"] == now:
         return Declared(as_record(known), changed=True)
     if word.declared == "complete":
         return await _declare_complete(connection, uid, known, word, now)
+    withdrawn = await orders.withdraw(connection, uid, now)
     if known is None:
-        return None
-    await orders.withdraw(connection, uid, now)
+        return Declared(None, changed=False) if withdrawn else None
     changed = await _take_word(connection, known, word, now)
     return Declared(as_record({**known, **changed}), bool(changed))
 
@@ -59,7 +60,7 @@ async def _declare_complete(
     2. Every gateway that runs is ordered to, unless the row says `verified` or `declared` already and none has it open.
     3. Where a gateway that has it open will answer soon, the row follows with its report; else it takes the word now.
     """
-    running = await orders.running(connection, uid)
+    running = await orders.running(connection, uid, alone=known is None)  # else its row is locked
     closing = [gateway for gateway, (_, is_open) in running.items() if is_open]
     if not closing and known is None:
         return None
@@ -88,11 +89,11 @@ async def settle(connection: AsyncConnection, order: Mapping[str, Any], now: dat
 
     Nothing is done while another gateway may still report it.
     """
-    if not await orders.closed_nowhere(connection, order):
+    word = orders.word_of(order)
+    if word is None or not await orders.closed_nowhere(connection, order):
         return
     known = await locked(connection, order["SeriesInstanceUID"])
     if known is not None:
-        word = Word("complete", order["By"], order["Because"], order["At"])
         await _take_word(connection, known, word, now)
 
 

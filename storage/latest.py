@@ -1,42 +1,38 @@
-"""What the live page asks: the newest series, those that a text finds, how much is stored and what is wrong."""
+"""What the live page asks again and again: the newest series, how much is stored and what is wrong."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    CompoundSelect,
-    FunctionElement,
-    Select,
-    Text,
-    and_,
-    func,
-    literal,
-    literal_column,
-    select,
-    union,
-)
+from sqlalchemy import ColumnElement, FunctionElement, Select, Text, and_, func, literal_column, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
 
-from models import is_uid
 from storage.engine import Engine
-from storage.folding import FOLDED_LENGTH, small, with_sharp_s
-from storage.matching import Range, matches
 from storage.merge import truthful
-from storage.schema import IS_INCOMPLETE, changes, conflicts, counters, gateways, series
+from storage.schema import IS_DOUBTFUL, IS_INCOMPLETE, changes, conflicts, counters, gateways, series
 
 COUNTED = 1000  # of what is wrong: beyond it, it is many
 STAYS, LATELY = timedelta(hours=1), timedelta(days=1)
+DESCRIPTIONS = ("StudyDescription", "SeriesDescription")
 DESCRIPTION_LENGTH = 1024  # characters that are shown
 CESU_8 = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # how SQLite puts a lone surrogate
 OF_SERIES = (
-    *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName", "AccessionNumber", "Modality", "Source"),
-    *("Revision", "NumInstances", "ExpectedInstances", "ExpectedFrom", "Verdict", "FalseCompletions", "Conflicts"),
+    *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName", "StudyDate", "AccessionNumber"),
+    *(
+        "Modality",
+        "Source",
+        "Revision",
+        "NumInstances",
+        "ExpectedInstances",
+        "ExpectedFrom",
+        "Verdict",
+        "FalseCompletions",
+        "Conflicts",
+    ),
     *("UpdatedAt", "LastReceivedAt"),
 )
 
@@ -51,9 +47,10 @@ class Latest:
         """Series by their last change, the newest first: those behind `since`, before `before`."""
         return [truthful(row) for row in await self._engine.read(select_newest(limit, before, since))]
 
-    async def found(self, text: str, limit: int) -> list[dict[str, Any]]:
-        """Series whose patient's name, PatientID, accession number or UIDs begin so, the newest first."""
-        return [truthful(row) for row in await self._engine.read(select_found(text, limit))]
+    async def totals(self, studies: Collection[str]) -> dict[str, int]:
+        """How many series each of these studies has, by its StudyInstanceUID."""
+        rows = await self._engine.read(select_totals(studies)) if studies else ()
+        return {row["StudyInstanceUID"]: row["Series"] for row in rows}
 
     async def ever_stored(self) -> int:
         """How many series there are, and were before they were purged."""
@@ -122,7 +119,8 @@ def _begin_as_bytes(element: _Shown, compiler: SQLCompiler, **kw: Any) -> str:
 
 COLUMNS = (
     *(series.c[name] for name in OF_SERIES),
-    _Shown(series.c.Attributes["SeriesDescription", 0].as_string()).label("SeriesDescription"),
+    IS_DOUBTFUL.label("Doubtful"),
+    *(_Shown(series.c.Attributes[name, 0].as_string()).label(name) for name in DESCRIPTIONS),
 )
 
 
@@ -137,36 +135,14 @@ def select_newest(limit: int, before: int | None = None, since: int = 0) -> Sele
     return query if before is None else query.where(changes.c.Number < before)
 
 
-def select_found(text: str, limit: int) -> Select[Any]:
-    """Up to `limit` of each kind of text that is searched."""
-    kinds = [_first(column, begin, limit) for column, begin in _begins(text)]
-    uids: CompoundSelect[Any] = union(*(select(kind.subquery()) for kind in kinds))
-    query = select(literal(None).label("Number"), *COLUMNS)
-    return query.where(series.c.SeriesInstanceUID.in_(uids)).order_by(series.c.UpdatedAt.desc()).limit(limit)
-
-
-def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:
-    """Columns and what they have to begin with; a comma or a space in a name may be the ^ that DICOM writes."""
-    name = small(text)[:FOLDED_LENGTH]
-    names = (name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name))
-    for begin in dict.fromkeys(spelt for each in names for spelt in with_sharp_s(each)):
-        yield series.c.FoldedName, begin[:FOLDED_LENGTH]
-    yield series.c.PatientID, text
-    yield series.c.AccessionNumber, text[:FOLDED_LENGTH]
-    if is_uid(text):
-        yield series.c.SeriesInstanceUID, text
-        yield series.c.StudyInstanceUID, text
-
-
-def _first(column: ColumnElement[str], begin: str, limit: int) -> Select[Any]:
-    """Along the column's index."""
-    within = matches(column, Range(begin, begin), "LO")
-    return select(series.c.SeriesInstanceUID).where(within).order_by(column).limit(limit)
-
-
 def _select_purged() -> ColumnElement[int]:
     purged = select(counters.c.Value).where(counters.c.Name == "purged").scalar_subquery()
     return func.coalesce(purged, 0)
+
+
+def select_totals(studies: Collection[str]) -> Select[Any]:
+    query = select(series.c.StudyInstanceUID, func.count().label("Series"))
+    return query.where(series.c.StudyInstanceUID.in_(studies)).group_by(series.c.StudyInstanceUID)
 
 
 def select_new(since: int, last: int) -> Select[Any]:

@@ -1,16 +1,19 @@
 """What GET /series asks: which series, a page at a time, in the order of the index that its filters go along."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Column, ColumnElement, Select, literal, not_, or_, select, tuple_
 
-from storage.matching import Range, matches
+from storage.matching import Range, Unindexed, matches
 from storage.schema import IS_DOUBTFUL, IS_IN_CONFLICT, IS_INCOMPLETE, series
 
 EQUAL = ("PatientID", "StudyInstanceUID", "Modality", "Verdict", "Source")
+COMMON = ("Modality", "Verdict", "Source", "StudyDate")
+"""What a large part of all series may have, with an index of its own each."""
+ASKED = (*EQUAL, "StudyDate")
 BY_UID = ("SeriesInstanceUID",)
 BY_UPDATE = ("UpdatedAt", "SeriesInstanceUID")
 BY_DATE = ("StudyDate", "StudyInstanceUID", "SeriesInstanceUID")
@@ -47,7 +50,7 @@ class Listing:
 def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> Select[Any]:
     """Up to `limit` rows behind the values `after` of the columns of the order."""
     columns: list[Column[Any]] = [series.c[name] for name in listing.order]
-    query = select(series).where(*_conditions(listing)).limit(limit)
+    query = select(series).where(*conditions(listing)).limit(limit)
     query = query.order_by(*(column.desc() if listing.newest else column for column in columns))
     if after is None:
         return query
@@ -56,12 +59,36 @@ def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> 
     return query.where(row < place if listing.newest else row > place)
 
 
-def _conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
+def _set_aside(listing: Listing) -> Collection[str]:
+    """The columns whose indexes would read more than that of what is asked for, too.
+
+    1. Few series are in a state that is asked for.
+    2. Of many days there are more series than a page: they are found in its order sooner than sorted.
+    """
+    if listing.Incomplete or listing.Conflicts or listing.Doubtful:
+        return COMMON
+    if listing.StudyDate is not None and listing.order == BY_UPDATE and not _is_short(*listing.StudyDate):
+        return ("StudyDate",)
+    return ()
+
+
+def _is_short(first: str | None, last: str | None) -> bool:
+    """Whether days are of one month, or of two that follow each other."""
+    if first is None or last is None:
+        return False
+    months = [12 * int(day[:4]) + int(day[4:6]) for day in (first, last)]
+    return months[1] - months[0] <= 1
+
+
+def conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
+    """Yield what is true of a series that is asked for, in SQL that goes along the index which gives a page soonest."""
+    aside = _set_aside(listing)
+    columns = {name: Unindexed(series.c[name]) if name in aside else series.c[name] for name in ASKED}
     for name in EQUAL:
         if (value := getattr(listing, name)) is not None:
-            yield series.c[name] == value
+            yield columns[name] == value
     if listing.StudyDate is not None:
-        yield matches(series.c.StudyDate, Range(*listing.StudyDate), "DA")
+        yield matches(columns["StudyDate"], Range(*listing.StudyDate), "DA")
     if listing.UpdatedSince is not None:
         yield series.c.UpdatedAt >= listing.UpdatedSince
     if listing.UpdatedUntil is not None:

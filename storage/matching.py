@@ -169,6 +169,13 @@ class Octets(FunctionElement[int]):
     type = Integer()
 
 
+class Unindexed(FunctionElement[str]):
+    """A column that SQLite, which knows no figures of its rows, is to take no index of."""
+
+    inherit_cache = True
+    type = Text()
+
+
 class _Wildcards(FunctionElement[bool]):
     """Of a value, a pattern for GLOB and one for LIKE, which disregards case on SQLite."""
 
@@ -186,8 +193,14 @@ def _octets_on_sqlite(element: Octets, compiler: SQLCompiler, **kw: Any) -> str:
     return f"length(CAST({compiler.process(element.clauses, **kw)} AS BLOB))"
 
 
+@compiles(Unindexed, "sqlite")
+def _with_plus(element: Unindexed, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"+{compiler.process(element.clauses, **kw)}"
+
+
+@compiles(Unindexed)
 @compiles(ByBytes, "sqlite")
-def _as_it_is(element: ByBytes, compiler: SQLCompiler, **kw: Any) -> str:
+def _as_it_is(element: ByBytes | Unindexed, compiler: SQLCompiler, **kw: Any) -> str:
     return compiler.process(element.clauses, **kw)
 
 

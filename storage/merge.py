@@ -345,6 +345,18 @@ def declared(known: SeriesRow, word: Word, now: datetime) -> Columns:
     }
 
 
+def without_verdict(report: SeriesReport, known: SeriesRow) -> SeriesReport:
+    """Return a report that was made for the word "complete", once that is taken back: it brings images, no verdict."""
+    basis = known["Basis"] if known["Withdrawn"] else "declared complete, which was then taken back"
+    return report.model_copy(update={"Verdict": None, "Basis": basis})
+
+
+def still_incomplete(changed: Columns, known: SeriesRow) -> Columns:
+    """Return what such a report changes: a row to which it adds is one that a person has declared incomplete."""
+    added = bool(changed) and changed["NumInstances"] > known["NumInstances"]
+    return {**changed, "Withdrawn": known["Withdrawn"] or "declared"} if added else changed
+
+
 # --- what others are told of ------------------------------------------------------------------------------------
 
 

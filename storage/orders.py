@@ -1,6 +1,6 @@
 """What gateways are to do: given with each answer to a heartbeat until that says it is done, a day at most."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -99,24 +99,43 @@ async def acknowledge(connection: AsyncConnection, state: GatewayState, now: dat
     return [{**row} for row in ended]
 
 
-async def withdraw(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> None:
-    """End the orders that close a series."""
+async def withdraw(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> int:
+    """End the orders that close a series; how many."""
     of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & orders.c.DoneAt.is_(None)
-    await connection.execute(orders.update().where(of_series).values(DoneAt=now, Problem=WITHDRAWN))
+    return (await connection.execute(orders.update().where(of_series).values(DoneAt=now, Problem=WITHDRAWN))).rowcount
 
 
-async def word_of(connection: AsyncConnection, report: SeriesReport) -> Word | None:
-    """What a person has said, that a gateway's report was made for."""
+async def forget_why(connection: AsyncConnection, series_instance_uids: Sequence[str]) -> None:
+    """Delete what was said of series that are purged. The orders stay: SQLite could give a deleted Id again."""
+    of_series = orders.c.SeriesInstanceUID.in_(series_instance_uids)
+    await connection.execute(orders.update().where(of_series).values(Because=None))
+
+
+async def made_for(connection: AsyncConnection, report: SeriesReport) -> Row | None:
+    """The order that a gateway's report obeys."""
     if report.Verdict != "declared":
         return None
     query = select(orders).where(orders.c.SeriesInstanceUID == report.SeriesInstanceUID)
-    order = (await connection.execute(query.order_by(orders.c.Id.desc()).limit(1))).mappings().first()
-    return None if order is None else Word("complete", order["By"], order["Because"], order["At"])
+    row = (await connection.execute(query.order_by(orders.c.Id.desc()).limit(1))).mappings().first()
+    return None if row is None else {**row}
 
 
-async def running(connection: AsyncConnection, series_instance_uid: str) -> dict[str, tuple[datetime, bool]]:
-    """Gateways that have not ended: when each was heard of last, and whether it had this series open then."""
+def word_of(order: Row) -> Word | None:
+    """What a person has said by it; None if that was taken back, or the series purged."""
+    if order["Because"] is None or order["Problem"] == WITHDRAWN:
+        return None
+    return Word("complete", order["By"], order["Because"], order["At"])
+
+
+async def running(
+    connection: AsyncConnection, series_instance_uid: str, *, alone: bool = False
+) -> dict[str, tuple[datetime, bool]]:
+    """Gateways that have not ended: when each was heard of last, and whether it had this series open then.
+
+    `alone`: nobody else may order anything of them until this transaction ends.
+    """
     query = select(gateways.c.GatewayID, gateways.c.At, gateways.c.State).order_by(gateways.c.GatewayID)
+    query = query.with_for_update() if alone else query
     return {
         gateway: (at, any(series["SeriesInstanceUID"] == series_instance_uid for series in state.get("Arriving", ())))
         for gateway, at, state in (await connection.execute(query)).all()

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Select, exists, func, literal, literal_col
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine import Engine, insert
+from storage.orders import forget_why
 from storage.schema import (
     IS_IN_CONFLICT,
     changes,
@@ -122,6 +123,7 @@ async def _purge_series(connection: AsyncConnection, before: datetime, after: Pl
         for table in OF_A_SERIES:
             of_series = table.c.SeriesInstanceUID.in_(_uids(tombstones))
             await connection.execute(table.delete().where(of_series))
+        await forget_why(connection, _uids(tombstones))
         await connection.execute(purged.insert(), tombstones)
         more = {"Value": counters.c.Value + len(tombstones)}
         await insert(connection, counters, {"Name": "purged", "Value": len(tombstones)}, or_update=more)

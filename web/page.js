@@ -6,11 +6,13 @@ import * as charts from "./charts.js";
 import { settle } from "./conflicts.js";
 import { dismiss } from "./declare.js";
 import { byId, el, mark, write } from "./dom.js";
+import * as filters from "./filters.js";
 import { count, many, quantile, seconds, when } from "./format.js";
 import * as gateways from "./gateways.js";
 import { headline, problems } from "./health.js";
 import { settleLetters, settleWebhook } from "./letters.js";
 import * as series from "./series.js";
+import * as sources from "./sources.js";
 import * as stored from "./stored.js";
 import { ask, follow } from "./stream.js";
 import { World } from "./world.js";
@@ -27,6 +29,7 @@ function showLogin(why) {
   world.forget();
   arriving.forget();
   stored.forget();
+  sources.forget();
   gateways.show(world);
   byId("problems").replaceChildren();
   byId("page").hidden = true;
@@ -36,6 +39,7 @@ function showLogin(why) {
   write(byId("version"), "");
   write(byId("log-out-problem"), "");
   say("none", "");
+  tab("none", "");
   byId("login").hidden = false;
   const tells = why.includes("keys create") || why.includes("scope");
   write(byId("why"), tells ? why : "");
@@ -88,8 +92,14 @@ async function logOut() {
   const [status] = await ask("session", { method: "DELETE" });
   if (status === 204) {
     session.postMessage("over");
-    showLogin("");
+    loggedOut();
   } else write(byId("log-out-problem"), "not logged out: the server does not answer");
+}
+
+/** Whoever comes next sees not even what was looked for. */
+function loggedOut() {
+  showLogin("");
+  filters.forget();
 }
 
 // --- what is shown ---
@@ -100,9 +110,18 @@ function say(kind, words) {
   document.body.classList.toggle("stale", kind === "bad");
 }
 
+/** Trouble is seen from another tab: in this one's title, and in the colour of its icon. */
+function tab(level, words) {
+  const trouble = level === "bad" || level === "warn";
+  const title = trouble ? `${words} · Series gateway` : "Series gateway";
+  if (document.title !== title) document.title = title;
+  mark(byId("icon"), "href", trouble ? `web/icon-${level}.svg` : "web/icon.svg");
+}
+
 function showStatus() {
-  const wrong = problems(world);
+  const wrong = [...problems(world), ...sources.problems()];
   const [level, words] = headline(world, wrong);
+  tab(level, words);
   write(byId("headline"), words);
   mark(byId("status"), "class", `status ${level}`);
   const list = byId("problems");
@@ -122,25 +141,36 @@ function showStatus() {
   if (focused?.isConnected) focused.focus({ preventScroll: true }); // what moves is where it was for the keyboard
 }
 
+const sum = (name) => world.present().reduce((total, gateway) => total + gateway.state[name], 0);
+
 const FIGURES = {
-  "Images a second": () => world.rate().toFixed(world.rate() < 10 ? 1 : 0),
-  "Series arriving": () => count(world.present().reduce((sum, gateway) => sum + gateway.state.OpenSeries, 0)),
+  "Images a second": () => [world.rate().toFixed(world.rate() < 10 ? 1 : 0)],
+  "Series arriving": () => [count(sum("OpenSeries"))],
   "Last image to row": latency,
-  "Reports waiting": () => count(world.present().reduce((sum, gateway) => sum + gateway.state.UndeliveredReports, 0)),
-  "Series stored": () => count(world.totals.Series),
-  "Last stored": () => (world.storedAt ? when(world.storedAt) : "–"),
+  "Reports waiting": () => [count(sum("UndeliveredReports"))],
+  "Series stored": () => [count(world.totals.Series)],
+  "Last stored": () => [world.storedAt ? when(world.storedAt) : "–"],
 };
 
+/** The median, and what 95 % do not exceed: on a line of its own, since both can be hours. */
 function latency() {
   const values = world.latencies.map((point) => point.s);
-  return values.length ? `${seconds(quantile(values, 0.5))}, p95 ${seconds(quantile(values, 0.95))}` : "–";
+  return values.length ? [seconds(quantile(values, 0.5)), `p95 ${seconds(quantile(values, 0.95))}`] : ["–", ""];
 }
 
 function showFigures() {
   const list = byId("figures");
   if (!list.children.length)
-    list.append(...Object.keys(FIGURES).map((name) => el("div", {}, el("dt", {}, name), el("dd"))));
-  Object.values(FIGURES).forEach((figure, i) => write(list.children[i].lastChild, figure()));
+    list.append(
+      ...Object.keys(FIGURES).map((name) =>
+        el("div", {}, el("dt", {}, name), el("dd", {}, el("span"), el("span", { className: "second" }))),
+      ),
+    );
+  Object.values(FIGURES).forEach((figure, i) => {
+    const [value, more = ""] = figure();
+    write(list.children[i].lastChild.firstChild, value);
+    write(list.children[i].lastChild.lastChild, more);
+  });
 }
 
 function showFrame(frame) {
@@ -153,6 +183,7 @@ function showFrame(frame) {
   gateways.show(world);
   arriving.show(world);
   stored.show(world, frame);
+  sources.show(showStatus);
   series.show(world, frame);
 }
 
@@ -167,13 +198,16 @@ function start() {
     },
     refused: showLogin,
     frame: showFrame,
-    lost: (why) => say("bad", `Connection lost, retrying: ${why}`),
+    lost(why) {
+      say("bad", `Connection lost, retrying: ${why}`);
+      tab("warn", "Connection lost");
+    },
   });
 }
 
 byId("login-form").addEventListener("submit", logIn);
 byId("log-out").addEventListener("click", logOut);
-session.addEventListener("message", () => showLogin(""));
+session.addEventListener("message", loggedOut);
 // A browser has six connections to a server over HTTP/1.1, and each stream holds one: only what is seen is followed.
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) connection?.stop();

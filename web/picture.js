@@ -220,6 +220,7 @@ function drawTime(picture, { x, cuts, wide, perS, first, last, spanS }, y, width
     );
     if (wide === BREAK) picture.append(svg("text", { x: middle, y: y + 24, class: "tick" }, seconds(cut.s)));
   }
+  picture.append(...picture.querySelectorAll(".value, .on")); // which a pause would veil
   if (!spanS)
     picture.append(svg("text", { x: LEFT, y: y + 24, class: "tick" }, when(new Date(first * 1000).toISOString())));
 }

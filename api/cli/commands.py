@@ -383,6 +383,7 @@ def declare(settings: ServerSettings, series: str, declared: str, because: str, 
     """
     if not because.strip() or len(because.strip()) > MAX_BECAUSE or not because.strip().isprintable():
         raise click.UsageError(f"--because is a line of 1 to {MAX_BECAUSE} characters")
+    _need_database(settings)
     asked = {"series_instance_uid": series, "declared": declared, "because": because.strip(), "by": _operator()}
     done = _do(settings, "declare", **asked)
     if "unknown" in done:
@@ -441,10 +442,18 @@ def purge(settings: ServerSettings, day: str, dry_run: bool, as_json: bool) -> N
     before = datetime.fromisoformat(moment(day))
     if before > datetime.now(UTC):
         raise click.UsageError(f"{day} is in the future")
+    _need_database(settings)
     _run(forget(settings, before, dry=dry_run, as_json=as_json))
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------
+
+
+def _need_database(settings: ServerSettings) -> None:
+    """Refuse to make an empty SQLite file in the wrong folder, which would know of nothing."""
+    path = settings.sqlite_path
+    if path is not None and not path.exists():
+        raise click.ClickException(f"{path} does not exist: name the server's database, as DATABASE_URL")
 
 
 def _new_file(path: Path) -> Path:

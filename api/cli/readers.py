@@ -125,7 +125,8 @@ def _runnable(command: tuple[str, ...]) -> tuple[str, ...]:
     if not command:
         raise click.UsageError("a command is missing, such as -- ./run.sh {SeriesInstanceUID}")
     if "{" not in command[0] and shutil.which(command[0]) is None:
-        raise click.UsageError(f"{command[0]} is no program that can be started")
+        cure = "is it there, and executable (chmod +x)?"
+        raise click.UsageError(f"{command[0]} is no program that can be started: {cure}")
     return command
 
 

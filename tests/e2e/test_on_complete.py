@@ -11,14 +11,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from bench.rig.processes import ROOT, Process, make_key, running, server, start_server, without_settings
+from bench.rig.processes import ROOT, Process, make_key, running, server, start_gateway, start_server, without_settings
+from bench.rig.senders import sending, synthetic_image
 from tests.e2e.test_documented_commands import filled, line
 from tests.factories import STUDY, make_report
 from tests.terminals import on_a_terminal
@@ -116,6 +117,14 @@ def place(folder: Path) -> int | None:
         except sqlite3.OperationalError:  # it is being made
             return None
     return row and int(row[0])
+
+
+def test_the_guides_script_writes_what_it_is_told(tmp_path: Path) -> None:
+    (text,) = re.findall(r"^#!/bin/sh\n(?:.*\n)*?(?=```)", JOBS, re.MULTILINE)
+    script(tmp_path, text)
+    told = {"VERDICT": "idle", "NUM_INSTANCES": "3", "MISSING": "1"}
+    subprocess.run(["./run.sh", "1.2.3"], cwd=tmp_path, env=os.environ | told, check=True)
+    assert (tmp_path / "complete.txt").read_text() == "1.2.3 is idle, with 3 images, 1 missing\n"
 
 
 @pytest.mark.slow
@@ -239,7 +248,7 @@ def test_a_script_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path
     ("words", "said"),
     [
         ((), "a command is missing"),
-        (("--", "./no-such-program"), "no program that can be started"),
+        (("--", "./no-such-program"), "chmod +x"),
         (("--verdict", "complete", "--", "true"), "complete is none of verified, declared, expected"),
         (("--since", "yesterday", "--", "true"), "neither now nor a change's number"),
         (("--url", "ftp://x", "--", "true"), "is not an http or https URL"),
@@ -313,58 +322,73 @@ def test_the_examples_do_the_same(tmp_path: Path, program: str) -> None:
 # --- kill -9 ------------------------------------------------------------------------------------------------------
 
 SERIES, REVISIONS = 24, 3
+FAST = {"GATEWAY_IDLE_TIMEOUT_S": "0.3", "GATEWAY_IDLE_POLICY": "fixed", "GATEWAY_RETRY_MAX_S": "1"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("jobs", ["4"])
-def test_no_series_is_forgotten_through_kill_9_of_either_side_and_each_runs_in_order(tmp_path: Path, jobs: str) -> None:
-    rng = random.Random(int(jobs))
-    script(tmp_path, '#!/bin/sh\necho "$1 $REVISION" >> begun\nsleep 0.02\necho "$1 $REVISION" >> ran\n')
-    process, url = start_server(tmp_path)
-    port = int(url.rpartition(":")[2])
-    posted = threading.Event()
-
-    def report() -> None:
-        for revision in range(REVISIONS):
-            for series in range(SERIES):
-                retried(url, series, revision)
-        posted.set()
-
-    sender = threading.Thread(target=report)
-    words = ["--url", url, "--jobs", jobs, *ALL]
-    follower = Process("on-complete", [*ON_COMPLETE, *words], tmp_path)
+def test_no_series_is_forgotten_through_kill_9_of_all_three_and_each_runs_in_order(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    script(tmp_path, '#!/bin/sh\necho "$1 $REVISION" >> begun\nsleep 0.02\necho "$1 $REVISION $NUM_INSTANCES" >> ran\n')
+    server_, url = start_server(tmp_path)
+    gateway, port = start_gateway(tmp_path, url, environment=FAST)
+    processes = {"server": server_, "gateway": gateway, "follower": follow_all(tmp_path, url)}
+    again: dict[str, Callable[[], Process]] = {
+        "server": lambda: start_server(tmp_path, int(url.rpartition(":")[2]))[0],
+        "gateway": lambda: start_gateway(tmp_path, url, port, environment=FAST)[0],
+        "follower": lambda: follow_all(tmp_path, url),
+    }
+    reported = threading.Event()
+    sender = threading.Thread(target=send_all, args=(port, url, reported), daemon=True)
     sender.start()
-    kills = 0
+    killed: list[str] = []
     try:
-        while not posted.is_set() or kills < 6:
-            time.sleep(rng.uniform(0.5, 2.5))  # a moment at random
-            kills += 1
-            if rng.random() < 0.4:
-                process.kill()
-                process, _ = start_server(tmp_path, port)
-            else:
-                follower.kill()
-                follower = Process("on-complete", [*ON_COMPLETE, *words], tmp_path)
-        wanted = {(f"{STUDY}.{series}", str(n + 1)) for series in range(SERIES) for n in range(REVISIONS)}
-        until(lambda: {(uid, revision) for uid, revision in ran(tmp_path)} == wanted)
-        follower.wait_for_event("changes.followed")  # the last one may have been begun when all was done
-        assert follower.stop() == 0
+        while not reported.is_set() or len(killed) < 2 * len(again):
+            for name in rng.sample(sorted(again), len(again)):
+                time.sleep(rng.uniform(0.2, 1.5))  # a moment at random
+                processes[name].kill()
+                processes[name] = again[name]()
+                killed.append(name)
+        wanted = told(url)
+        assert {uid for uid, _, count in wanted if count == str(REVISIONS)} == {f"{STUDY}.{n}" for n in range(SERIES)}
+        until(lambda: {tuple(words) for words in ran(tmp_path)} == wanted)
+        processes["follower"].wait_for_event("changes.followed")  # the last one may have been begun when all was done
+        assert processes["follower"].stop() == 0
     finally:
-        sender.join()
-        follower.kill()
-        process.stop()
-    for series in range(SERIES):
-        revisions = [int(revision) for uid, revision in ran(tmp_path) if uid == f"{STUDY}.{series}"]
+        for process in processes.values():
+            process.kill()
+    for uid in {uid for uid, _, _ in wanted}:
+        revisions = [int(revision) for one, revision, _ in ran(tmp_path) if one == uid]
         assert revisions == sorted(revisions)
-        assert set(revisions) == {1, 2, 3}
 
 
-def retried(url: str, series: int, revision: int) -> None:
-    """Report until the server says that it has it, as a gateway does."""
-    while True:
-        try:
-            post(url, series, str(revision))
-        except httpx.HTTPError:
+def follow_all(folder: Path, url: str) -> Process:
+    return Process("on-complete", [*ON_COMPLETE, "--url", url, "--jobs", "4", *ALL], folder)
+
+
+def send_all(port: int, url: str, reported: threading.Event) -> None:
+    """One image of each series, until the server knows it, and the next one; what is not answered is sent again."""
+    for count in range(1, REVISIONS + 1):
+        uids = [f"{STUDY}.{n}" for n in range(SERIES)]
+        waiting = [synthetic_image(STUDY, uid, f"{uid}.{count}") for uid in uids]
+        while waiting:
+            with suppress(RuntimeError):
+                for image in sending(list(waiting), port, "CT1"):
+                    waiting.remove(image)
             time.sleep(0.1)
-        else:
-            return
+        while {row["NumInstances"] for row in asked(url, "series")["series"]} != {count}:
+            time.sleep(0.1)
+    reported.set()
+
+
+def asked(url: str, path: str) -> Any:
+    """What the server answers, as soon as it does."""
+    while True:
+        with suppress(httpx.HTTPError):
+            return httpx.get(f"{url}/{path}", trust_env=False).raise_for_status().json()
+        time.sleep(0.1)
+
+
+def told(url: str) -> set[tuple[str, str, str]]:
+    """Each revision that a script is to run for: its series, its number and how many images it has."""
+    changes = asked(url, "changes?limit=1000")["changes"]
+    return {(one["SeriesInstanceUID"], str(one["Revision"]), str(one["NumInstances"])) for one in changes}

@@ -17,6 +17,8 @@ import httpx
 import pydicom
 import pytest
 import pytest_asyncio
+from axe_playwright_python.async_playwright import Axe
+from axe_playwright_python.base import AxeResults
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
 
 from bench.demo import studies
@@ -122,7 +124,7 @@ def new_key(folder: Path, scope: str) -> str:
 
 def cells(page: Page, table: str, row: str) -> Locator:
     """Of the row that holds this text."""
-    return page.locator(f"#{table} tbody tr").filter(has_text=row).locator("td")
+    return page.locator(f"#{table} tbody tr:has(td)").filter(has_text=row).locator("td")
 
 
 # --- the whole story --------------------------------------------------------------------------------------------
@@ -170,9 +172,7 @@ async def test_a_real_send_is_seen_to_arrive_and_to_be_judged_without_reload(bro
 
 
 async def open_timeline_and_search(page: Page, *uids: str) -> None:
-    link = cells(page, "stored-table", uids[0]).get_by_role("link")
-    name = await link.inner_text()
-    await link.click()
+    await cells(page, "stored-table", uids[0]).get_by_role("link").click()
     dialog = page.get_by_role("dialog")
     await expect(dialog.locator("svg .curve")).to_be_visible()
     assert await dialog.locator(".picture > svg .mark.pacs-answered").count() >= 2
@@ -185,14 +185,15 @@ async def open_timeline_and_search(page: Page, *uids: str) -> None:
     await expect(dialog).to_be_hidden()
     await expect(page).not_to_have_url(re.compile("#series"))
 
-    family = name.split(",", maxsplit=1)[0]
+    study = page.locator("#stored-table tbody").filter(has_text=uids[0])
+    family = (await study.locator(".patient").inner_text()).split(",", maxsplit=1)[0]
     await page.get_by_role("searchbox").fill(family.upper())
-    await expect(page.locator("#search-result")).to_have_text(re.compile("found$"))
-    assert {family in text for text in await page.locator("#stored-table tbody tr").all_inner_texts()} == {True}
+    await expect(page.locator("#search-result")).to_have_text(re.compile("found"))
+    assert {family in text for text in await page.locator("#stored-table .study").all_inner_texts()} == {True}
     await page.get_by_role("searchbox").fill("nobody")
     await expect(page.locator("#nothing-stored")).to_have_text("No match")
     await page.get_by_role("searchbox").fill("")
-    await expect(page.locator("#stored-table tbody tr")).to_have_count(3)
+    await expect(page.locator("#stored-table .series")).to_have_count(3)
 
 
 # --- who may look -----------------------------------------------------------------------------------------------
@@ -290,16 +291,16 @@ async def test_a_broken_connection_is_said_and_mended_without_reload(browse: Bro
         store(url, f"{STUDY}.1")
         async with browse() as (page, _):
             await page.goto(url)
-            await expect(page.locator("#stored-table tbody tr")).to_have_count(1)
+            await expect(page.locator("#stored-table .series")).to_have_count(1)
             await page.evaluate("window.loadedOnce = true")
             process.stop()
             await expect(page.locator("#link")).to_contain_text("Connection lost, retrying")
             with server(tmp_path, int(url.rpartition(":")[2])):
                 store(url, f"{STUDY}.2")
                 await expect(page.locator("#link")).to_have_text("live")
-                await expect(page.locator("#stored-table tbody tr")).to_have_count(2)
+                await expect(page.locator("#stored-table .series")).to_have_count(2)
                 store(url, f"{STUDY}.3")
-                await expect(page.locator("#stored-table tbody tr")).to_have_count(3)
+                await expect(page.locator("#stored-table .series")).to_have_count(3)
             assert await page.evaluate("window.loadedOnce")
 
 
@@ -314,6 +315,7 @@ async def test_what_senders_write_is_text_wherever_it_stands(browse: Browse, url
         Basis=hostile,
         Attributes={"Modality": ["<b>"], "SeriesDescription": [HOSTILE], "StudyDescription": [HOSTILE]},
         GatewayID=hostile,
+        LastReceivedAt=datetime.now(UTC).isoformat(),
         Timeline=[
             {
                 "At": datetime.now(UTC).isoformat(),
@@ -329,13 +331,16 @@ async def test_what_senders_write_is_text_wherever_it_stands(browse: Browse, url
     async with browse() as (page, watch):
         await page.goto(url)
         link = cells(page, "stored-table", STUDY).get_by_role("link")
-        await expect(link).to_contain_text("<img src=x onerror=document.title='broken'>, <script>")
+        await expect(link).to_contain_text(HOSTILE)
+        study = page.locator("#stored-table .study")
+        await expect(study).to_contain_text("<img src=x onerror=document.title='broken'>, <script>")
+        await expect(page.locator("#sources-table")).to_contain_text(hostile)
         await expect(page.locator("#arriving")).to_contain_text(hostile)
         await expect(page.locator("#problems")).to_contain_text(HOSTILE)
         await link.click()
         await expect(page.get_by_role("dialog").locator(".picture > svg .mark")).not_to_have_count(0)
         assert await page.locator("main img, dialog img, main script, dialog script, main b, main i").count() == 0
-        assert await page.title() == "Series gateway"
+        assert "broken" not in await page.title()
         assert watch.problems == []
         assert not [one for one in watch.requests if one.endswith("/x")]
 
@@ -417,6 +422,24 @@ async def test_the_dialog_labels_every_value_and_links_to_study_json_and_viewer(
             assert watch.asks_nobody_but(running.url)
 
 
+async def test_a_pause_veils_no_words_of_the_timeline(browse: Browse, url: str) -> None:
+    now = datetime.now(UTC)
+    events = [
+        {"At": (now - timedelta(seconds=s)).isoformat(), "Event": event, "Details": details}
+        for s, event, details in (
+            (601, "images.arrived", {"Arrivals": "0:1 1:2"}),
+            (1, "series.reported", {"Verdict": "idle", "Images": 2}),
+        )
+    ]
+    store(url, f"{STUDY}.1", GatewayID="g", Timeline=events)
+    async with browse() as (page, _):
+        await page.goto(f"{url}/#series/{STUDY}.1")
+        parts = page.locator(".picture > svg > .cut, .picture > svg > .value")
+        await expect(parts).not_to_have_count(0)
+        classes = await parts.evaluate_all("(all) => all.map((one) => one.getAttribute('class'))")
+        assert (classes[0], classes[-1]) == ("cut", "value")
+
+
 async def test_the_timeline_is_drawn_anew_where_the_window_is_resized(browse: Browse, url: str) -> None:
     store(url, f"{STUDY}.1")
     async with browse(viewport={"width": 1280, "height": 900}) as (page, watch):
@@ -449,6 +472,7 @@ def told(uid: str, revision: int, last: str, updated: str) -> dict[str, Any]:
     """A stored series of a frame."""
     return {
         "SeriesInstanceUID": uid,
+        "StudyInstanceUID": uid.rpartition(".")[0],
         "Revision": revision,
         "NumInstances": revision,
         "LastReceivedAt": f"2026-01-01T{last}Z",
@@ -515,22 +539,22 @@ async def test_the_table_loses_nothing_however_much_comes_at_once(browse: Browse
     for n in range(60):
         store(url, f"{STUDY}.{n}")
     many = [{**told(f"9.{n}", 1, "11:00:00", "11:00:02"), "Number": n} for n in range(130, 60, -1)]
-    rows = 'document.querySelectorAll("#stored-table tbody a")'
+    rows = 'document.querySelectorAll("#stored-table .series a")'
     async with browse() as (page, _):
         await page.goto(url)
         await page.get_by_role("button", name="Show older").click()
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
+        await expect(page.locator("#stored-table .series")).to_have_count(60)
         uids = await page.evaluate(
             f"""async (Stored) => {{
                 const stored = await import("/web/stored.js");
                 stored.show(null, {{ Stored }});
-                return [...{rows}].map((link) => link.hash.slice(8));
+                return [...{rows}].map((link) => link.hash.slice(8)).filter(Boolean);
             }}""",
             many,
         )
         assert uids == [one["SeriesInstanceUID"] for one in many] + [f"{STUDY}.{n}" for n in range(59, 29, -1)]
         await page.get_by_role("button", name="Show older").click()
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(130)
+        await expect(page.locator("#stored-table .series")).to_have_count(130)
 
 
 async def test_the_table_is_asked_for_again_where_there_was_no_answer(browse: Browse, url: str) -> None:
@@ -539,18 +563,97 @@ async def test_the_table_is_asked_for_again_where_there_was_no_answer(browse: Br
         await page.route("**/overview/series*", lambda route: route.fulfill(status=503), times=1)
         await page.goto(url)
         await expect(page.locator("#search-result")).to_have_text("The server does not answer; try again.")
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(1)
+        await expect(page.locator("#stored-table .series")).to_have_count(1)
         await expect(page.locator("#search-result")).to_have_text("")
 
 
-async def test_a_search_that_finds_more_than_it_shows_says_so(browse: Browse, url: str) -> None:
+async def test_what_is_looked_for_stands_in_the_address_and_back_leads_back(browse: Browse, url: str) -> None:
+    for n, name in enumerate(("Doe^Jane", "Roe^Max", "Doe^John", "Doe^Jane")):
+        attributes = {"StudyDate": ["20260103"], "StudyDescription": ["CT Thorax"], "AccessionNumber": [f"A{n}"]}
+        of = {"StudyInstanceUID": f"{STUDY}.{n % 3}", "PatientName": name, "Attributes": attributes}
+        store(url, f"{STUDY}.{n % 3}.{n}", Verdict=("idle", "capped")[n % 2], **of)
+    series, study = ("#stored-table .series", "#stored-table .study")
+    permissions = ["clipboard-read", "clipboard-write"]
+    async with browse(locale="en-GB", permissions=permissions) as (page, watch):
+        await page.goto(f"{url}/?Verdict=odd&day=2026-02-31&sort=x&Modality=%00&Doubtful=1&search={'x' * 300}&more=1")
+        await expect(page.locator(series)).to_have_count(4)
+        await expect(page.locator(study)).to_have_count(3)
+        assert "2 series" in await page.locator(study).first.inner_text()
+        for words in ("Doe, Jane", "P1", "3 Jan 2026", "CT Thorax", "Acc. A3"):
+            await expect(page.locator(study).first).to_contain_text(words)
+
+        await page.locator("summary").click()
+        await page.get_by_role("combobox", name="Verdict").select_option("idle")
+        await expect(page.locator(series)).to_have_count(2)
+        await expect(page).to_have_url(f"{url}/?Verdict=idle")
+        await expect(page.locator(study).last).to_contain_text("1 of 2 series")
+        await page.get_by_role("searchbox").fill("thorax jane")
+        await expect(page.locator(series)).to_have_count(1)
+        await expect(page).to_have_url(f"{url}/?search=thorax+jane&Verdict=idle")
+        await page.reload()
+        await expect(page.locator(series)).to_have_count(1)
+        await expect(page.get_by_role("combobox", name="Verdict")).to_have_value("idle")
+        store(url, f"{STUDY}.9")  # what was looked for stays as it is
+        await expect(page.get_by_role("button", name="1 stored since: look again")).to_be_visible()
+        await page.go_back()
+        await expect(page.get_by_role("searchbox")).to_have_value("")
+        await expect(page.locator(series)).to_have_count(3)
+        await page.go_back()
+        await expect(page.locator(series)).to_have_count(5)
+        await expect(page.get_by_role("combobox", name="Verdict")).to_have_value("")
+
+        await page.get_by_role("button", name="Patient", exact=True).click()
+        await expect(page).to_have_url(f"{url}/?sort=Patient&ascending=true")
+        await expect(page.locator(".patient")).to_have_text(["Doe, Jane", "Doe, John", "Roe, Max", "Test, One"])
+        await page.get_by_role("button", name=f"Copy Series Instance UID {STUDY}.1.1").click()
+        await expect(page.locator(".copy.done")).to_have_count(1)
+        assert await page.evaluate("navigator.clipboard.readText()") == f"{STUDY}.1.1"
+        assert watch.problems == []
+
+
+async def test_what_was_looked_for_is_gone_from_the_address_after_the_logout(browse: Browse, running: Serving) -> None:
+    url, key = running.url, running.new_key("series:read")
     async with browse() as (page, _):
-        found: dict[str, Any] = {"series": [], "next": None, "more": True}
-        await page.route("**/overview/series?search=*", lambda route: route.fulfill(json=found))
+        await page.goto(f"{url}/?search=doe")
+        await log_in(page, key)
+        await expect(page.locator("#nothing-stored")).to_have_text("No match")
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
+        await expect(page).to_have_url(f"{url}/")
+        await expect(page.locator("#search")).to_have_value("")
+
+
+def source(name: str, silent_s: float, **change: Any) -> dict[str, Any]:
+    """As GET /sources has it."""
+    last = datetime.now(UTC) - timedelta(seconds=silent_s)
+    days = [{"Day": str(last.date()), "Images": 1200, "Series": 3}]
+    learnt = [{"GatewayID": "gateway-1", "LearntFrom": 17, "WaitS": {"open": 8.1, "released": 2.0}}]
+    times = {"FirstReceivedAt": last.isoformat(), "LastReceivedAt": last.isoformat(), "SilentForS": silent_s}
+    known = {"MissedHours": 0, "Unusual": False, "Days": days, "Verdicts": [], "Learnt": learnt}
+    return {"Source": name, **times, **known, **change}
+
+
+async def test_sources_are_told_and_trouble_is_seen_in_title_and_icon(browse: Browse, url: str) -> None:
+    tell(url, "g")
+    fared = [{"Verdict": "idle", "Series": 40, "Contradicted": 2}]
+    sources = [source("CT1 CT", 5, Verdicts=fared), source("MR2 MR", 7200, Unusual=True, MissedHours=3)]
+    async with browse() as (page, watch):
+        await page.route("**/sources?*", lambda route: route.fulfill(json={"sources": sources, "next": None}))
         await page.goto(url)
-        await expect(page.locator("#link")).to_have_text("live")
-        await page.get_by_role("searchbox").fill("doe")
-        await expect(page.locator("#search-result")).to_have_text("0 of more: type more")
+        rows = page.locator("#sources-table tbody tr")
+        await expect(rows).to_have_count(2)
+        await expect(rows.nth(0)).to_contain_text("MR2 MR")
+        await expect(rows.nth(0)).to_contain_text("3 usual hours missed")
+        for words in ("just now", "2 of 40 verdicts too early", "2.0 s to 8.1 s", "gateway-1, from 17 series"):
+            await expect(rows.nth(1)).to_contain_text(words)
+        await expect(rows.nth(1).get_by_role("img", name="Images on 1 day of five weeks")).to_be_visible()
+        await expect(page).to_have_title("Look at this: Source MR2 MR is unusually silent · Series gateway")
+        await expect(page.locator("#icon")).to_have_attribute("href", "web/icon-warn.svg")
+        tell(url, "g", Reason="the disk is full")
+        await expect(page).to_have_title("Wrong: Gateway g receives nothing · Series gateway")
+        await expect(page.locator("#icon")).to_have_attribute("href", "web/icon-bad.svg")
+        assert watch.problems == []
+        assert watch.asks_nobody_but(url)
 
 
 HIDDEN = """(hidden) => {
@@ -566,14 +669,14 @@ async def test_a_tab_that_is_not_seen_holds_no_connection(browse: Browse, url: s
     async with browse() as (page, watch):
         await page.goto(url)
         await page.get_by_role("button", name="Show older").click()
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
+        await expect(page.locator("#stored-table .series")).to_have_count(60)
         await page.evaluate(HIDDEN, True)
         await watchers(url, 0)
         store(url, f"{STUDY}.60")
         tell(url, "began-meanwhile")
         await page.evaluate(HIDDEN, False)
         await expect(page.get_by_role("heading", name="began-meanwhile")).to_be_visible()
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(61)  # older ones stay
+        await expect(page.locator("#stored-table .series")).to_have_count(61)  # older ones stay
         await watchers(url, 1)
         assert watch.problems == []
 
@@ -774,10 +877,10 @@ async def test_what_is_wrong_comes_first_then_what_arrives_and_what_is_stored(
         parts = ("#problems", "#arriving-title", "#stored-title", "#figures", "#throughput", "#latency")
         tops = [await page.locator(one).evaluate("(part) => part.getBoundingClientRect().top") for one in parts]
         assert tops == sorted(tops)
-        first = await page.locator("#stored-table tbody tr").first.bounding_box()
+        first = await page.locator("#stored-table .series").first.bounding_box()
         assert first is not None
         assert first["y"] + first["height"] < 1.5 * 844
-        verdict = page.locator("#stored-table tbody tr").first.locator("td").nth(3)
+        verdict = page.locator("#stored-table .series").first.locator("td").nth(3)
         await expect(verdict.get_by_text("quiet, not proven complete")).to_be_visible()  # with no pointer over it
         await expect(page.locator("#who")).to_have_text("no login set up")
 
@@ -787,7 +890,9 @@ async def test_what_is_wrong_comes_first_then_what_arrives_and_what_is_stored(
 
 async def fill(url: str) -> None:
     for n in range(60):
-        store(url, f"{STUDY}.{n}", PatientName=f"Long^Name{'x' * 50}", ExpectedInstances=3, ExpectedFrom="tags")
+        sent = {"Source": "CT1 CT", "LastReceivedAt": datetime.now(UTC).isoformat()}
+        name = f"Long^Name{'x' * 50}"
+        store(url, f"{STUDY}.{n}", PatientName=name, ExpectedInstances=3, ExpectedFrom="tags", **sent)
     tell(url, "g" * 64, Arriving=[arriving("1." + "7" * 62, 5, Expected=9)], Reason="the disk " + "is full " * 20)
 
 
@@ -796,14 +901,24 @@ async def test_the_keyboard_alone_opens_a_series_and_comes_back(browse: Browse, 
     await fill(url)
     async with browse() as (page, _):
         await page.goto(url)
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
+        await expect(page.locator("#stored-table .series")).to_have_count(50)
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("link", name="Skip to the stored series")).to_be_focused()
         await page.keyboard.press("Enter")
         await page.keyboard.press("Tab")
         await expect(page.get_by_role("searchbox", name="Search stored series")).to_be_focused()
         await page.keyboard.press("Tab")
-        link = page.locator("#stored-table a").first
+        await expect(page.locator("summary")).to_be_focused()
+        sorts = ("Patient", "Study", "Modality", "Verdict", "From", "Stored")
+        for name in sorts:
+            await page.keyboard.press("Tab")
+            await expect(page.get_by_role("button", name=name, exact=True)).to_be_focused()
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("link", name="show all")).to_be_focused()
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_role("button", name=f"Copy Study Instance UID {STUDY}", exact=True)).to_be_focused()
+        await page.keyboard.press("Tab")
+        link = page.locator("#stored-table .series a").first
         await expect(link).to_be_focused()
         assert await link.evaluate("(a) => getComputedStyle(a).outlineStyle") == "solid"
         await page.keyboard.press("Enter")
@@ -811,7 +926,7 @@ async def test_the_keyboard_alone_opens_a_series_and_comes_back(browse: Browse, 
         await expect(page.get_by_role("dialog", name=re.compile("Long, Name"))).to_be_visible()
         await page.keyboard.press("Escape")
         await expect(link).to_be_focused()
-        third = page.locator("#stored-table a").nth(2)
+        third = page.locator("#stored-table .series a").nth(2)
         await third.focus()
         uid = (await third.get_attribute("href") or "").removeprefix("#series/")
         store(url, uid, SOPInstanceUIDs=[f"{uid}.3"])  # it moves to the top, and is where it was for the keyboard
@@ -819,7 +934,7 @@ async def test_the_keyboard_alone_opens_a_series_and_comes_back(browse: Browse, 
         await expect(link).to_be_focused()
         older = page.get_by_role("button", name="Show older")
         await older.press("Enter")
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(60)
+        await expect(page.locator("#stored-table .series")).to_have_count(60)
         await expect(older).to_be_hidden()
 
 
@@ -828,8 +943,8 @@ async def test_a_screen_reader_finds_names_for_everything(browse: Browse, url: s
     await fill(url)
     async with browse() as (page, _):
         await page.goto(url)
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
-        for name in ("Stored series, those that changed last first", "Series that images come for now"):
+        await expect(page.locator("#stored-table .series")).to_have_count(50)
+        for name in ("Stored series by study, those that changed last first", "Series that images come for now"):
             await expect(page.get_by_role("table", name=name)).to_be_visible()
         for name in ("Patient", "Series", "Images", "Verdict"):
             await expect(page.get_by_role("columnheader", name=name).last).to_be_visible()
@@ -853,12 +968,37 @@ async def test_nothing_is_wider_than_the_screen(browse: Browse, url: str, width:
     await fill(url)
     async with browse(viewport={"width": width, "height": 800}) as (page, watch):
         await page.goto(url)
-        await expect(page.locator("#stored-table tbody tr")).to_have_count(50)
+        await expect(page.locator("#stored-table .series")).to_have_count(50)
         assert await page.evaluate("document.documentElement.scrollWidth") <= width
-        await page.locator("#stored-table a").first.click()
+        await page.locator("#stored-table .series a").first.click()
         await expect(page.get_by_role("dialog").get_by_role("listitem").first).to_be_visible()
         assert await page.get_by_role("dialog").evaluate("(d) => d.scrollWidth <= d.clientWidth")
         assert watch.problems == []
+
+
+@pytest.mark.slow
+async def test_axe_finds_no_violation_in_light_dark_and_on_a_phone(browse: Browse, url: str) -> None:
+    await fill(url)
+    store(url, f"{STUDY}.0", PatientID="another")
+    ways: list[dict[str, Any]] = [
+        {"color_scheme": "light"},
+        {"color_scheme": "dark"},
+        {"viewport": {"width": 390, "height": 844}, "has_touch": True},
+    ]
+    for options in ways:
+        async with browse(**options, reduced_motion="reduce") as (page, _):
+            await page.goto(f"{url}/?Verdict=idle")
+            await expect(page.locator("#sources-table tbody tr")).to_have_count(1)
+            await expect(page.locator("#stored-table .series")).to_have_count(50)
+            assert violations(await Axe().run(page)) == []
+            await page.locator("#stored-table .series a").first.click()
+            await expect(page.get_by_role("dialog").locator(".events li").first).to_be_visible()
+            assert violations(await Axe().run(page)) == []
+
+
+def violations(found: AxeResults) -> list[str]:
+    """Rules that are broken, and where."""
+    return [f"{one['id']}: {node['html']}" for one in found.response["violations"] for node in one["nodes"]]
 
 
 async def test_it_is_dark_where_the_system_is(browse: Browse, url: str) -> None:

@@ -83,19 +83,22 @@ def test_what_is_printed_names_no_patient_and_says_what_stays(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "exit_code", "said"),
     [
-        (["--before", "2999-01-01"], "2999-01-01 is in the future"),
-        (["--before", "tomorrow"], "tomorrow is no day and no time"),
-        (["--before", "0001-01-01"], "0001-01-01 is no day and no time"),
-        ([], "--before"),
+        (["--before", "2999-01-01"], 2, "2999-01-01 is in the future"),
+        (["--before", "tomorrow"], 2, "tomorrow is no day and no time"),
+        (["--before", "0001-01-01"], 2, "0001-01-01 is no day and no time"),
+        ([], 2, "--before"),
+        (["--before", "2020-01-01"], 1, "series.db does not exist"),  # in another folder than the server's
     ],
 )
-def test_a_wrong_day_removes_nothing_and_is_named(tmp_path: Path, words: list[str], said: str) -> None:
+def test_a_wrong_day_or_database_removes_nothing_and_is_named(
+    tmp_path: Path, words: list[str], exit_code: int, said: str
+) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     environment = without_settings() | {"DATABASE_URL": url, "TZ": "Pacific/Auckland"}
     done = subprocess.run([*PURGE, *words], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, said in done.stderr) == (2, True), done.stderr
+    assert (done.returncode, said in done.stderr) == (exit_code, True), done.stderr
     assert not (tmp_path / "series.db").exists()
 
 

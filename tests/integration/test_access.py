@@ -186,6 +186,13 @@ async def test_a_key_is_not_in_the_database(app: FastAPI) -> None:
 # --- limits -----------------------------------------------------------------------------------------------------
 
 
+async def test_an_empty_key_is_called_empty_also_where_none_is_needed(app: FastAPI) -> None:
+    """`-H "Authorization: Bearer $KEY"` without a KEY."""
+    async with asking(app) as http:
+        response = await http.get("/series", headers={"Authorization": "Bearer"})
+    assert (response.status_code, "empty" in response.json()["detail"]) == (401, True)
+
+
 async def test_wrong_keys_are_limited_by_address(app: FastAPI) -> None:
     good = await key(app, "admin")
     async with asking(app, "wrong", peer="10.0.0.7") as http:

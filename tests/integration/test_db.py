@@ -194,11 +194,16 @@ LISTINGS: list[tuple[Listing, str]] = [
     (Listing(Source="CT1 CT", UpdatedSince=BORN), "series_by_source"),
     (Listing(Incomplete=True), "incomplete_series"),
     (Listing(Incomplete=True, newest=True, UpdatedSince=BORN), "incomplete_series"),
+    (Listing(Incomplete=True, Modality="CT"), "incomplete_series"),
+    (Listing(Incomplete=True, Source="CT1 CT", StudyDate=("20260101", None), newest=True), "incomplete_series"),
     (Listing(Conflicts=True, newest=True), "series_in_conflict"),
+    (Listing(Conflicts=True, Verdict="idle"), "series_in_conflict"),
     (Listing(Doubtful=True), "doubtful_series"),
     (Listing(Doubtful=True, newest=True, UpdatedSince=BORN), "doubtful_series"),
     (Listing(StudyDate=("20260101", "20260131")), "studies_by_date"),
     (Listing(StudyDate=("20260101", None), Modality="CT"), "studies_by_modality_and_date"),
+    (Listing(StudyDate=("20180101", None), Modality="CT", newest=True), "series_by_modality_and_update"),
+    (Listing(StudyDate=("20180101", "20261231"), newest=True), "series_by_update"),
     (Listing(), "sqlite_autoindex_series_1"),
 ]
 

@@ -1,5 +1,6 @@
 """A person's word about a series, and the orders that gateways are given, on both databases."""
 
+import asyncio
 import itertools
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from db import Database
-from models import MAX_BECAUSE, MAX_ORDERS, Change, SeriesReport
+from models import MAX_BECAUSE, MAX_ORDERS, Change, GatewayState, SeriesReport
 from storage import orders as storage_orders
 from storage.declarations import ANSWERS_WITHIN
 from storage.orders import EXPIRE_AFTER, KEPT_FOR
@@ -280,6 +281,46 @@ async def test_incomplete_takes_back_the_order_to_close_it(site: Site) -> None:
     assert "incomplete" in order["Problem"]
 
 
+async def test_a_report_that_obeys_an_order_which_was_taken_back_brings_images_and_no_verdict(site: Site) -> None:
+    """The gateway had closed the series before the second word came."""
+    await site.post(report("1"))
+    await site.beat("g", SERIES)
+    await site.declare("complete")
+    (order,) = await site.beat("g", SERIES)
+    await site.declare("incomplete")
+    for _ in range(2):
+        await site.post(report("2", verdict="declared", Revision=2))
+    await site.beat("g", done=[order["Number"]])
+    record = await site.get()
+    assert (record["Verdict"], record["Withdrawn"], record["NumInstances"]) == (None, "idle", 2)
+    assert record["Basis"].startswith("declared incomplete by")
+    assert (await site.changes())[-1].Verdict is None
+    assert (await site.post(report("3", Revision=3)))["Verdict"] == "idle"
+
+
+async def test_incomplete_takes_back_the_order_to_close_a_series_that_is_not_stored_yet(site: Site) -> None:
+    await site.beat("g", SERIES)
+    await site.declare("complete")
+    done = await site.declare("incomplete")
+    assert (done.status_code, done.json()["Record"], done.json()["Changed"]) == (200, None, False)
+    assert "taken back" in done.json()["Did"]
+    assert await site.beat("g", SERIES) == []
+    assert (await site.declare("incomplete")).status_code == 404  # nothing more to take back
+    record = await site.post(report("1", verdict="declared"))
+    assert (record["Verdict"], record["Withdrawn"]) == (None, "declared")
+    assert (await site.changes())[-1].Kinds == ["created", "declared"]
+
+
+async def test_a_later_word_is_not_undone_by_a_report_for_one_that_was_taken_back(site: Site) -> None:
+    await site.post(report("1"))
+    await site.beat("g", SERIES)
+    await site.declare("complete")
+    await site.declare("incomplete")
+    await site.beat("g", Stopped=True)
+    assert (await site.declare("complete")).json()["Record"]["Verdict"] == "declared"
+    assert (await site.post(report("2", verdict="declared", Revision=2)))["Verdict"] == "declared"
+
+
 # --- what is taken ----------------------------------------------------------------------------------------------
 
 
@@ -442,10 +483,16 @@ async def test_a_full_answer_is_within_what_a_gateway_reads(site: Site) -> None:
     assert len(answer.content) < MAX_ANSWER_BYTES / 2
 
 
+async def test_words_at_the_same_time_for_a_series_that_is_not_stored_are_one_order(database: Database) -> None:
+    state = make_state("g", Arriving=[arriving(SERIES, 1)], OpenSeries=1)
+    await database.heard(GatewayState.model_validate(state))
+    said = [database.declare(SERIES, "complete", "somebody", "because") for _ in range(8)]
+    assert [done.closing for done in await asyncio.gather(*said) if done] == [["g"]] * 8
+    assert len(await database.orders.listed("g", 100)) == 1
+
+
 async def test_declarations_beside_reports_leave_one_of_both_and_no_deadlock(database: Database) -> None:
     """Any order will do; what is declared and what is stored is both there."""
-    import asyncio
-
     said = itertools.cycle(["complete", "incomplete"])
     await asyncio.gather(
         *(database.store(make_report(str(n)).model_copy(update={"Revision": n + 1})) for n in range(10)),

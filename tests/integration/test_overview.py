@@ -16,14 +16,17 @@ from sqlalchemy.dialects import sqlite
 
 import db
 from api.follower import Follower
-from api.overview import LATEST, MOST_FOUND, Overview
+from api.overview import LATEST, Overview
+from api.stored import MAX_SKIP
 from bench.rig.processes import Process, server
 from common.settings import ServerSettings
 from db import Database
 from models import MAX_ARRIVING
-from storage import latest
+from storage import latest, stored
 from storage.keys import Keys
+from storage.listing import Listing
 from storage.purge import SERIES_AT_ONCE
+from storage.stored import LOOKED_THROUGH, Wanted
 from tests.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
 
 
@@ -167,54 +170,121 @@ NAMES = {"1": "DOE^JANE", "2": "Doe^John", "3": "Doerr^Eva", "4": "van der Berg^
 NAMES |= {"7": "Strauß^Vanessa"}
 
 
-@pytest.mark.parametrize(
-    ("search", "found"),
-    [
-        ("doe", "123"),
-        ("DOE^", "12"),
-        ("Doe, Jane", "1"),
-        ("doe jane", "1"),
-        ("  doe^jane ", "1"),
-        ("van der Berg, J", "4"),
-        ("jane", ""),
-        ("müller", "6"),
-        ("MÜLLER^Ü", "6"),
-        ("Strauss, Vanessa", "7"),
-        ("strauß vaneß", "7"),
-        ("%", ""),
-        ("100%", "5"),
-        ("_oe", ""),
-        ("d*", ""),
-        ("doe\\", ""),
-        ("'; DROP TABLE series; --", ""),
-        ("PID-1", "1"),
-        ("PID", "1234567"),
-        ("ACC_4", "4"),
-        ("ACC%4", ""),
-        (f"{STUDY}.3", "3"),
-        (STUDY, "1234567"),
-        ("", "7654321"),
-    ],
+SEARCHES = (
+    ("doe", "123"),
+    ("DOE^", "12"),
+    ("Doe, Jane", "1"),
+    ("doe jane", "1"),
+    ("  doe^jane ", "1"),
+    ("van der Berg, J", "4"),
+    ("jane", "1"),
+    ("jane acc_1 doe", "1"),
+    ("jane acc_2", ""),
+    ("berg thorax", "4"),
+    ("SCHÄDEL", "24"),
+    ("schädel ct", "4"),
+    ("2026-01-04", "4"),
+    ("20260105", "5"),
+    (", ", "7654321"),
+    ("müller", "6"),
+    ("MÜLLER^Ü", "6"),
+    ("Strauss, Vanessa", "7"),
+    ("strauß vaneß", "7"),
+    ("%", "5"),
+    ("100%", "5"),
+    ("_oe", ""),
+    ("oe", "123"),
+    ("d*", ""),
+    ("doe\\", ""),
+    ("'; DROP TABLE series; --", ""),
+    ("PID-1", "1"),
+    ("PID", "1234567"),
+    ("ACC_4", "4"),
+    ("ACC%4", ""),
+    (f"{STUDY}.3", "3"),
+    (STUDY, "1234567"),
+    ("", "7654321"),
 )
-async def test_a_search_finds_what_begins_so(http: httpx.AsyncClient, search: str, found: str) -> None:
+
+
+async def test_a_search_finds_every_word_wherever_it_stands(http: httpx.AsyncClient) -> None:
     for n, name in NAMES.items():
         change = {"PatientName": name, "PatientID": f"PID-{n}"}
-        await stored_as(http, f"{STUDY}.{n}", **change, Attributes={"AccessionNumber": [f"ACC_{n}"]})
-    last = [uid.rpartition(".")[2] for uid in await uids(http, search=search)]
-    assert sorted(last, reverse=not search) == list(found)
+        said = {"2": "MR SCHÄDEL", "4": "CT Thorax, Schädel"}.get(n, "Knee")
+        attributes = {"AccessionNumber": [f"ACC_{n}"], "StudyDate": [f"2026010{n}"], "SeriesDescription": [said]}
+        await stored_as(http, f"{STUDY}.{n}", **change, Attributes=attributes)
+    for search, found in SEARCHES:
+        last = [uid.rpartition(".")[2] for uid in await uids(http, search=search)]
+        assert (search, sorted(last, reverse=not search.strip(", "))) == (search, [*found])
 
 
-async def test_a_search_shows_some_and_says_that_there_is_more(app: FastAPI, http: httpx.AsyncClient) -> None:
+async def test_what_is_found_is_told_page_by_page_up_to_a_bound(
+    app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     database: Database = app.state.database
-    for n in range(MOST_FOUND + 1):
+    for n in range(5):
         await database.store(make_report("1", series=f"{STUDY}.{n}"))
-    page = (await http.get("/overview/series", params={"search": "test"})).json()
-    assert (len(page["series"]), page["more"], page["next"]) == (MOST_FOUND, True, None)
-    assert page["series"][0]["SeriesInstanceUID"] == f"{STUDY}.{MOST_FOUND}"
-    assert not (await http.get("/overview/series", params={"search": f"{STUDY}.7"})).json()["more"]
+    seen: list[str] = []
+    query: dict[str, Any] = {"search": "test", "limit": 2}
+    for _ in range(3):
+        page = (await http.get("/overview/series", params=query)).json()
+        seen += [one["SeriesInstanceUID"].rpartition(".")[2] for one in page["series"]]
+        query["skip"] = page["next"]
+    assert (seen, page["next"], page["LookedThrough"]) == ([*"43210"], None, LOOKED_THROUGH)
+    assert {one["SeriesInStudy"] for one in page["series"]} == {5}
+    assert (await http.get("/overview/series", params={"skip": MAX_SKIP + 1})).status_code == 422
+    monkeypatch.setattr("api.stored.MAX_SKIP", 1)
+    page = (await http.get("/overview/series", params={"search": "test", "limit": 2})).json()
+    assert (len(page["series"]), page["next"], page["more"]) == (2, None, True)
 
 
-@pytest.mark.parametrize("query", [{"search": "x\n"}, {"search": "x" * 257}, {"before": 0}, {"limit": 201}])
+async def test_words_inside_are_found_among_the_latest_and_beginnings_among_all(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("storage.stored.LOOKED_THROUGH", 1)
+    for n, name in enumerate(("Old^Jane", "New^Jane")):
+        await stored_as(http, f"{STUDY}.{n}", PatientName=name)
+    found = {word: await uids(http, search=word) for word in ("jane", "old", "old jane")}
+    assert found == {"jane": [f"{STUDY}.1"], "old": [f"{STUDY}.0"], "old jane": [f"{STUDY}.0"]}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "1": {"PatientName": "B^B", "Verdict": "idle", "Source": "A CT", "Attributes": {"Modality": ["CT"]}},
+    "2": {"PatientName": "A^A", "Verdict": "capped", "Source": "C MR", "Attributes": {"Modality": ["MR"]}},
+    "3": {"PatientName": "C^C", "Verdict": "idle", "Source": "B US", "Doubtful": ["odd"]},
+    "4": {"PatientName": "D^D", "Verdict": None, "ExpectedInstances": 9, "ExpectedFrom": "tags"},
+}
+
+
+QUERIES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"Verdict": "idle"}, "31"),
+    ({"Verdict": "idle", "search": "b"}, "1"),
+    ({"Modality": "MR"}, "2"),
+    ({"Source": "B US"}, "3"),
+    ({"Doubtful": True}, "3"),
+    ({"Incomplete": True}, "4"),
+    ({"Conflicts": True}, "2"),
+    ({"UpdatedSince": "2030-01-01"}, ""),
+    ({"UpdatedUntil": "2030-01-01T00:00:00+02:00"}, "4321"),
+    ({"sort": "Patient", "descending": False}, "2134"),
+    ({"sort": "Patient"}, "4312"),
+    ({"sort": "Source", "descending": False, "Verdict": "idle"}, "13"),
+    ({"sort": "Stored", "descending": False}, "1234"),
+    ({"sort": "Patient", "search": "p1"}, "4312"),
+)
+
+
+async def test_filters_words_and_an_order_hold_together(http: httpx.AsyncClient) -> None:
+    for n, row in ROWS.items():
+        await stored_as(http, f"{STUDY}.{n}", **row)
+    await stored_as(http, f"{STUDY}.2", PatientID="another")
+    for query, found in QUERIES:
+        assert (query, [uid.rpartition(".")[2] for uid in await uids(http, **query)]) == (query, [*found])
+
+
+@pytest.mark.parametrize(
+    "query", [{"search": "x\n"}, {"search": "x" * 257}, {"before": 0}, {"limit": 201}, {"sort": "x"}]
+)
 async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str, Any]) -> None:
     assert (await http.get("/overview/series", params=query)).status_code == 422
 
@@ -225,12 +295,26 @@ async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str,
         (latest.select_newest(50, before=7), {"changes_by_number", "sqlite_autoindex_series_1"}),
         (latest.select_new(3, 9), {"changes_by_number"}),
         (latest.select_open_conflicts(), {"open_conflicts"}),
+        (latest.select_totals(["1.2"]), {"series_by_study"}),
         (
-            latest.select_found("1.2", 200),
+            stored.select_found(Wanted(Listing(), "1.2 2026"), 200),
             {
                 *("studies_by_name", "series_by_patient", "studies_by_accession", "series_by_study"),
-                "sqlite_autoindex_series_1",
+                *("studies_by_date", "series_by_update", "sqlite_autoindex_series_1"),
             },
+        ),
+        (stored.select_found(Wanted(Listing(Verdict="idle")), 50), {"series_by_verdict"}),
+        (stored.select_found(Wanted(Listing(Doubtful=True)), 50), {"doubtful_series"}),
+        *(
+            (stored.select_found(Wanted(Listing(), order=order), 50), {index})
+            for order, index in (
+                ("Stored", "series_by_update"),
+                ("Patient", "studies_by_name"),
+                ("StudyDate", "studies_by_date"),
+                ("Modality", "series_by_modality_and_update"),
+                ("Verdict", "series_by_verdict"),
+                ("Source", "series_by_source"),
+            )
         ),
     ],
 )

@@ -11,13 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.settings import ServerSettings
 from db import Database
-from models import SeriesReport
+from models import GatewayState, OrderDone, SeriesReport
 from storage import history, purge
 from storage.engine import Engine
 from storage.move import TABLES, move
 from storage.purge import CHANGES_AT_ONCE, ChangeBatch, SeriesBatch
 from storage.schema import changes, series, timeline
-from tests.factories import STUDY, make_report
+from tests.factories import STUDY, arriving, make_report, make_state
 
 OLD = datetime(2020, 1, 1, tzinfo=UTC)
 BEFORE = datetime(2021, 1, 1, tzinfo=UTC)
@@ -98,6 +98,22 @@ async def test_an_old_series_goes_with_all_that_refers_to_it_and_no_other_is_tou
         assert after[name] == [row for row in before[name] if row["SeriesInstanceUID"] != uid(1)], name
     (tombstone,) = after["purged"]
     assert (tombstone["NumInstances"], tombstone["At"] > OLD) == (1, True)
+
+
+async def test_what_was_said_of_a_series_goes_with_it_and_an_order_that_waits_says_it_no_more(
+    database: Database,
+) -> None:
+    await stored(database, 1)
+    await database.heard(state := GatewayState.model_validate(make_state("g", Arriving=[arriving(uid(1), 1)])))
+    await database.declare(uid(1), "complete", "somebody", "Mr Smith has left")
+    await aged(database, 1)
+    assert (await purged_of(database)).series == 1
+    assert "Smith" not in str(await database.orders.listed("g", 9))
+    (order,), _ = await database.heard(state)
+    record, created = await database.store(make_report("2", series=uid(1)).model_copy(update={"Verdict": "declared"}))
+    assert (record.Verdict, created, "Smith" in str(record)) == ("declared", True, False)
+    done = state.model_copy(update={"OrdersDone": [OrderDone(Number=order.Number, Problem="it was not open here")]})
+    assert await database.heard(done) == ([], [one for one in await database.orders.listed("g", 9) if one["DoneAt"]])
 
 
 async def test_a_series_that_changed_just_then_stays_and_one_before_goes(database: Database) -> None:
@@ -332,6 +348,31 @@ async def test_a_purge_that_waits_for_a_report_leaves_its_series(database: Datab
         await connection.execute(change)
     assert await purging == SeriesBatch(None)
     assert await database.get(uid(1)) is not None
+
+
+async def test_a_purge_that_waits_for_a_report_goes_on_behind_its_series(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "SERIES_AT_ONCE", 2)
+    await stored(database, *range(4))
+    await aged(database, *range(4))
+    async with database._engine._writer.begin() as connection:
+        change = series.update().where(series.c.SeriesInstanceUID == uid(1)).values(UpdatedAt=datetime.now(UTC))
+        await connection.execute(change)
+        purging = asyncio.create_task(purged_of(database))
+        await waits_for_lock(database)
+    assert (await purging).series == 3
+    assert await database.get(uid(1)) is not None
+
+
+async def test_two_purges_at_the_same_time_each_end_when_all_is_gone(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purge, "SERIES_AT_ONCE", 3)
+    await stored(database, *range(10))
+    await aged(database, *range(10))
+    first, second = await asyncio.gather(purged_of(database), purged_of(database))
+    assert first.series + second.series == 10
 
 
 async def test_a_report_finds_the_row_gone_between_its_two_statements(database: Database) -> None:

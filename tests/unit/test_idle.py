@@ -331,6 +331,21 @@ def test_how_an_association_ended_is_the_phase_of_the_silence(images: int, abort
     assert f", {phase}," in str(report.Basis)
 
 
+def test_a_verdicts_reason_and_its_timeline_tell_the_same_silence() -> None:
+    policy = adaptive()
+    collector = collector_of(policy)
+    learn(policy, CT1, {Phase.RELEASED: 0.5}, series=3)
+    carrier = send(collector, [0.1, 0.1], 0.0)
+    release(collector, carrier, 1.0)
+    assert collector.due(collector.next_deadline() or 0.0) == []  # idle, which the next image would take back
+    learn(policy, CT1, {Phase.RELEASED: 0.5})
+    _, report = due_at(collector)
+    silence = next(event.Details for event in report.Timeline if event.Event == "series.idle")
+    assert f"quiet for {silence['IdleTimeoutS']:g} s" in str(report.Basis)
+    assert f"learnt from {silence['LearntFrom']} series" in str(report.Basis)
+    assert policy.known(CT1) > int(str(silence["LearntFrom"]))
+
+
 def test_a_sender_that_aborts_is_given_time_to_begin_again() -> None:
     collector = collector_of(Adaptive(2.0, 400.0))
     carrier = send(collector, [0.1] * 9, 0.0)

@@ -1,0 +1,87 @@
+"""GET /overview/series: the live page's table, the newest first, or what filters and words find."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.params import Depends as Dependency
+from pydantic import Field
+
+from api.answers import StoredPage, StoredSeries
+from api.listing import IN_DIGITS, KNOWN_ONLY, NO_CONTROL, Which
+from db import Database
+from storage.listing import Listing
+from storage.stored import LOOKED_THROUGH, Wanted, words_of
+
+MAX_SKIP = 1000  # what stands further behind is for GET /series
+
+Responses = Mapping[int | str, dict[str, Any]]
+
+
+class Asked(Which):
+    """Filters, words, an order, and which page."""
+
+    search: Annotated[
+        str,
+        Field(
+            max_length=256,
+            pattern=NO_CONTROL,
+            description="Words, each of which stands in the patient's name (in any case), PatientID, accession number "
+            "or a description, or begins the study date or a UID.",
+        ),
+    ] = ""
+    sort: Annotated[
+        Literal["Stored", "Patient", "StudyDate", "Modality", "Verdict", "Source"], Field(description="By what.")
+    ] = "Stored"
+    descending: Annotated[bool, Field(description="The last come first.")] = True
+    before: Annotated[int | None, IN_DIGITS, Field(ge=1, lt=2**63, description="`next` of the newest.")] = None
+    skip: Annotated[int, IN_DIGITS, Field(ge=0, le=MAX_SKIP, description="`next` of anything else.")] = 0
+    limit: Annotated[int, IN_DIGITS, Field(ge=1, le=200)] = 50
+
+    def wanted(self) -> Wanted:
+        """As the database is asked. Raises RequestValidationError."""
+        return Wanted(self.listing(), self.search, self.sort, self.descending)
+
+
+def add_stored(app: FastAPI, *, responses: Responses, dependencies: Sequence[Dependency]) -> None:
+    """Add GET /overview/series; `app.state` has database."""
+    given = [*dependencies, KNOWN_ONLY]
+    app.get("/overview/series", responses={**responses}, dependencies=given, tags=["Overview"])(list_stored)
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+async def list_stored(
+    asked: Annotated[Asked, Query()], database: Annotated[Database, Depends(_database)]
+) -> StoredPage:
+    """Stored series, those that changed last first (`before` a number), or what filters and words find."""
+    wanted = asked.wanted()
+    if wanted == Wanted(Listing()):
+        return await _newest(database, asked.before, asked.limit)
+    rows = await database.stored.found(wanted, asked.limit + 1, asked.skip)
+    behind, more = asked.skip + asked.limit, len(rows) > asked.limit
+    return StoredPage(
+        series=await shown(database, rows[: asked.limit]),
+        next=behind if more and behind <= MAX_SKIP else None,
+        more=more and behind > MAX_SKIP,
+        LookedThrough=LOOKED_THROUGH if words_of(wanted.words) else None,
+    )
+
+
+async def _newest(database: Database, before: int | None, limit: int) -> StoredPage:
+    if before is None:
+        await database.last_change()  # which numbers them
+    rows = await database.latest.newest(limit + 1, before)
+    following = rows[limit - 1]["Number"] if len(rows) > limit else None
+    return StoredPage(series=await shown(database, rows[:limit]), next=following)
+
+
+async def shown(database: Database, rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:
+    """Return rows as the page has them, each with how many series its study has."""
+    totals = await database.latest.totals({row["StudyInstanceUID"] for row in rows})
+    return [
+        StoredSeries.model_validate({**row, "SeriesInStudy": totals.get(row["StudyInstanceUID"], 1)}) for row in rows
+    ]
