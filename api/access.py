@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import acting
+from api.routing import NeedsKey
 from api.tolerance import without_slash
 from common import metrics
 from common.errors import GatewayError
@@ -105,11 +108,32 @@ class Refused(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
+class Scopes:
+    """The scope that each request needs, as its route declares it (routing.py)."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._declared = [
+            (route.path_regex, route.methods or set(), given.dependency.scope)
+            for route in iter_route_contexts(routes)
+            for given in getattr(route, "dependencies", ())
+            if isinstance(given.dependency, NeedsKey)
+        ]
+
+    def needed(self, method: str, path: str) -> str | None:
+        """Return the scope that a request needs; None if any key will do. To read or to act, if no route is there."""
+        asked = "GET" if method == "HEAD" else method
+        for pattern, methods, scope in self._declared:
+            if asked in methods and pattern.match(path):
+                return scope
+        return "series:read" if method in acting.SAFE else "admin"
+
+
 class Guard:
     """ASGI middleware: lets a request in, or answers it with 401, 403 or 429; either way it is in the audit log."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, scopes: Scopes) -> None:
         self._app = app
+        self._scopes = scopes
         self._failures = Buckets(FAILURES, FAILURES_FADE_S)
         self._requests = Buckets(2 * settings.requests_per_s, 1 / settings.requests_per_s)
 
@@ -163,7 +187,7 @@ class Guard:
         if wait_s := self._requests.wait_s(key.id if key else address):
             raise Refused(429, "too many requests; see Retry-After", Retry_After=str(int(wait_s) + 1))
         self._requests.take(key.id if key else address)
-        scope_needed = needed(scope["method"], _path(scope))
+        scope_needed = self._needed(scope)
         if key and scope_needed and not key.may(scope_needed):
             challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
             raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
@@ -193,7 +217,7 @@ class Guard:
         """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
         keys: Keys = scope["app"].state.keys
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
-        session = None if scheme.lower() == "bearer" else _session(scope)  # Basic is a proxy's
+        session = None if scheme.lower() == "bearer" else self._session(scope)  # Basic is a proxy's
         if session is not None:
             key = await keys.recognize_session(session)
         else:
@@ -205,7 +229,7 @@ class Guard:
             if not _is_this_machine(scope):
                 raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
             return None
-        acts = scope["method"] not in acting.SAFE and needed(scope["method"], _path(scope)) == "admin"
+        acts = scope["method"] not in acting.SAFE and self._needed(scope) == "admin"
         if scheme.lower() != "bearer" and session is None:
             if acts and acting.TOKEN in Headers(scope=scope):  # its page was logged out
                 raise Refused(403, acting.ENDED)
@@ -221,24 +245,15 @@ class Guard:
             what = "this key is not valid" if presented.strip() else EMPTY_KEY
         raise Refused(401, what, WWW_Authenticate='Bearer error="invalid_token"')
 
+    def _session(self, scope: Scope) -> str | None:
+        """Return a browser's cookie: it reads, and acts as an operator. It posts no reports, nor prolongs itself."""
+        if scope["method"] not in ("GET", "HEAD") and self._needed(scope) != "admin":
+            return None
+        return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
 
-def _session(scope: Scope) -> str | None:
-    """A browser's cookie: it reads, and acts as an operator does. It posts no reports, nor prolongs itself."""
-    method, path = scope["method"], _path(scope)
-    if method not in ("GET", "HEAD") and needed(method, path) != "admin":
-        return None
-    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
-
-
-def needed(method: str, path: str) -> str | None:
-    """The scope that a request needs; None where any key will do."""
-    if path == "/session":
-        return "series:read" if method == "POST" else None
-    if (method, path) == ("POST", "/series") or (method == "PUT" and path.startswith("/gateways/")):
-        return "series:write"
-    if path == "/metrics":
-        return "metrics:read"
-    return "series:read" if method in ("GET", "HEAD", "OPTIONS") else "admin"
+    def _needed(self, scope: Scope) -> str | None:
+        """Return the scope that a request needs."""
+        return self._scopes.needed(scope["method"], _path(scope))
 
 
 def _is_open(scope: Scope) -> bool:
