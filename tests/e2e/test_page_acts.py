@@ -32,13 +32,14 @@ def running(tmp_path: Path) -> Iterator[Serving]:
 
 @asynccontextmanager
 async def logged_in(running: Serving, scope: str) -> AsyncIterator[Page]:
+    key = running.new_key(scope)  # before the page: while there is none, it asks for none
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
         page = await browser.new_page()
         page.set_default_timeout(TIMEOUT_MS)
         expect.set_options(timeout=TIMEOUT_MS)
         await page.goto(running.url)
-        await page.get_by_label("API key").fill(running.new_key(scope))
+        await page.get_by_label("API key").fill(key)
         await page.keyboard.press("Enter")
         await expect(page.locator("#link")).to_have_text("live")
         yield page
@@ -117,7 +118,7 @@ async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
         await page.keyboard.press("Enter")
         await expect(dialog).to_be_hidden()
         await expect(page.locator("#headline")).to_be_focused()  # the button went with the conflict
-        await page.locator("#stored-table a").first.press("Enter")
+        await page.locator("#stored-table .series a").first.press("Enter")
         declare = page.get_by_role("button", name="Declare it complete or not …")
         await declare.press("Enter")
         there(running, running._app.state.database.store(make_report("4", patient_id="P2")))
@@ -166,7 +167,7 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
         await action.get_by_role("button", name="Close").click()
         await expect(page.get_by_role("heading", name="gone")).to_have_count(0)
 
-        await page.locator("#stored-table a").first.click()
+        await page.locator("#stored-table .series a").first.click()
         await page.get_by_role("button", name="Declare it complete or not …").click()
         press = action.get_by_role("button", name="Declare", exact=True)
         await press.click()
@@ -190,7 +191,7 @@ async def test_a_reader_sees_all_that_is_wrong_and_no_action(running: Serving) -
     async with logged_in(running, "series:read") as page:
         await expect(page.locator("#problems li")).to_have_count(4)
         await expect(page.locator("#arriving tbody tr")).to_have_count(1)
-        await page.locator("#stored-table a").first.click()
+        await page.locator("#stored-table .series a").first.click()
         await expect(page.locator("#series .events")).to_be_visible()
         assert await page.locator(".act").count() == 0
         words = re.compile("settle|replay|discard|dismiss|declare|tell again", re.IGNORECASE)
