@@ -85,7 +85,7 @@ class Buckets:
     _left: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
 
     def wait_s(self, name: str) -> float:
-        """Seconds until there is a token; 0 where there is one."""
+        """Return the seconds until there is a token; 0 if there is one."""
         return max(0.0, (1 - self._now(name)) * self.every_s)
 
     def take(self, name: str) -> None:
@@ -208,13 +208,13 @@ class Guard:
             scope["state"]["done"]["via"] = "page"
 
     async def _token(self, scope: Scope) -> str | None:
-        """What a session's page has to show for this request; None where a key asks, or nothing is changed."""
+        """Return what a session's page has to show for this request; None if a key asks, or nothing is changed."""
         keys: Keys = scope["app"].state.keys
         session: str | None = scope["state"]["session"]
         return None if session is None or scope["method"] in acting.SAFE else await keys.token(session)
 
     async def _key(self, scope: Scope, address: str) -> Key | None:
-        """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
+        """Return the key of a request; None if this machine asks and there is no key yet. Raises Refused."""
         keys: Keys = scope["app"].state.keys
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
         session = None if scheme.lower() == "bearer" else self._session(scope)  # Basic is a proxy's
@@ -257,18 +257,18 @@ class Guard:
 
 
 def _is_open(scope: Scope) -> bool:
-    """Whether everyone is answered, and nothing is written down about it: there is no data behind it."""
+    """Return whether everyone is answered, and nothing is written down about it: there is no data behind it."""
     path = _path(scope)
     return path in OPEN or _is_page(path) or (scope["method"], path) == ("DELETE", "/session")
 
 
 def _is_routine(scope: Scope, status: int) -> bool:
-    """What comes every second and tells nobody anything of a patient: heartbeats that were taken, and metrics."""
+    """Return whether a request comes each second and tells nothing of a patient: a heartbeat taken, or metrics."""
     return status < 400 and (_path(scope) == "/metrics" or (scope["method"], _route(scope)) == HEARTBEAT)
 
 
 def _heartbeat_of(scope: Scope) -> str | None:
-    """The gateway whose heartbeat a request is, before any route is looked for; None where it is none."""
+    """Return the gateway whose heartbeat a request is, before any route is looked for; None if it is none."""
     name = _path(scope).removeprefix("/gateways/")
     is_heartbeat = scope["method"] == "PUT" and name != _path(scope) and 0 < len(name) <= MOST_OF_NAME
     return name if is_heartbeat else None
@@ -279,19 +279,19 @@ def _is_page(path: str) -> bool:
 
 
 def _of_page(path: str) -> dict[str, str]:
-    """What a browser may do with an answer: with most nothing."""
+    """Return the headers that say what a browser may do with an answer: with most nothing."""
     if _is_page(path):
         return {"Content-Security-Policy": ITS_OWN, "Cache-Control": "no-cache"}  # asks whether there is a newer one
     return {"Content-Security-Policy": DOCS if path == "/docs" else NOTHING_ELSE}
 
 
 def _path(scope: Scope) -> str:
-    """Of the application, behind what uvicorn's --root-path says is before it."""
+    """Return the application's path, behind what uvicorn's --root-path says is before it."""
     return without_slash(scope).removeprefix(scope.get("root_path", "")) or "/"
 
 
 def _peer(scope: Scope) -> str:
-    """The address; an IPv4 one also where it comes by way of an IPv6 socket."""
+    """Return the peer's address; an IPv4 one also if it comes by way of an IPv6 socket."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
         return str(getattr(ip_address(host), "ipv4_mapped", None) or host)
@@ -300,13 +300,13 @@ def _peer(scope: Scope) -> str:
 
 
 def _neighbourhood(scope: Scope) -> str:
-    """What one machine can have all of: an IPv4 address, an IPv6 network of 64 bits."""
+    """Return the addresses that one machine can have all of: an IPv4 address, an IPv6 network of 64 bits."""
     peer = _peer(scope)
     return str(ip_network((peer, 64), strict=False)) if ":" in peer else peer
 
 
 def _is_this_machine(scope: Scope) -> bool:
-    """Whether the peer is on this machine, and no proxy, and no web page that made a browser ask (DNS rebinding)."""
+    """Return whether a program on this machine asks: no proxy, and no web page in a browser (DNS rebinding)."""
     headers = Headers(scope=scope)
     host = re.sub(r":[0-9]*$", "", headers.get("host", "").lower()).strip("[]").removesuffix(".")
     proxied = any(PROXYS.fullmatch(name) for name in headers)
@@ -321,7 +321,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _what(scope: Scope) -> dict[str, Any]:
-    """Route and UID of a request, without what else its path or query could hold."""
+    """Return route and UID of a request, without what else its path or query could hold."""
     named = scope.get("path_params", {})
     uid = named.get("SeriesInstanceUID") or named.get("series") or ""
     of_series = {"series_instance_uid": uid} if uid and set(uid) <= set("0123456789.") else {}
@@ -333,7 +333,7 @@ def _method(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """The template of a request's path, `-` where there is none."""
+    """Return the template of a request's path, `-` if no route has it."""
     return getattr(scope.get("route"), "path_format", "-")
 
 
@@ -344,7 +344,7 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
 
 @contextmanager
 def audit_log(path: Path | None) -> Iterator[Audit]:
-    """Where `request.audited` goes: a file of its own, or the log. Raises CannotAudit."""
+    """Open what `request.audited` is written to: a file of its own, or the log. Raises CannotAudit."""
     if path is None:
         yield lambda **fields: log.info("request.audited", **fields)
         return

@@ -19,7 +19,7 @@ async def declare(database: Database, series_instance_uid: str, said: Declare, b
 
 
 def _words(said: Declare, done: Declared) -> str:
-    """What was done, and what is still to come."""
+    """Say what was done, and what is still to come."""
     parts = [_of_row(said, done)]
     if done.closing:
         parts.append(f"{_these(done.closing)} told to close it, and its row follows with the report")
@@ -51,7 +51,7 @@ def _of_row(said: Declare, done: Declared) -> str | None:
 
 
 def unknown(said: Declare, series_instance_uid: str) -> str:
-    """Why there is nothing that could be declared."""
+    """Say why there is nothing that could be declared."""
     if said.Declared == "incomplete":
         return f"no series {series_instance_uid} is stored: there is no verdict to withdraw"
     return f"no series {series_instance_uid} is stored, and no gateway says that it has it open"
