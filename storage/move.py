@@ -18,7 +18,7 @@ Progress = Callable[[int], None]
 
 
 async def rows_of(engine: Engine) -> int:
-    """How many rows there are to move."""
+    """Count the rows that there are to move."""
     return sum([await _count(engine, table) for table in TABLES])
 
 
@@ -84,7 +84,7 @@ async def _count(engine: Engine, table: Table) -> int:
 
 
 async def _finish(connection: AsyncConnection) -> None:
-    """The sequences go on behind what was copied; the mark goes."""
+    """Let the sequences go on behind what was copied, and remove the mark."""
     for table in WITH_SEQUENCE:
         highest = (await connection.execute(select(func.max(table.c.Id)))).scalar_one()
         if highest and connection.dialect.name == "postgresql":

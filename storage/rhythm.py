@@ -18,12 +18,12 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def hour_of(at: datetime) -> int:
-    """Which hour that is."""
+    """Return which hour that is."""
     return (at - EPOCH).days * 24 + (at - EPOCH).seconds // 3600
 
 
 def missed_hours(sent: Container[int], first: int, last: int, now: int) -> int:
-    """How many of a source's usual hours have passed whole since its last image, within a week before the hour `now`.
+    """Count the usual hours of a source that passed whole since its last image, within a week before the hour `now`.
 
     `sent`: the hours in which it sent, KEPT_HOURS back; `first` and `last`: of its first image and its last.
     """
@@ -31,6 +31,6 @@ def missed_hours(sent: Container[int], first: int, last: int, now: int) -> int:
 
 
 def _is_usual(hour: int, sent: Container[int], first: int) -> bool:
-    """Whether it sent in this hour of most weeks before."""
+    """Return whether a source sent in this hour of most weeks before."""
     known = [before for week in range(1, WEEKS + 1) if (before := hour - week * WEEK) >= first]
     return len(known) >= KNOWN_WEEKS and sum(before in sent for before in known) >= USUAL * len(known)

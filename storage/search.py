@@ -62,16 +62,16 @@ class Finder:
     _engine: Engine
 
     async def page(self, search: Search) -> list[dict[str, Any]]:
-        """The rows of a page, and one more where that is not the end."""
+        """Return the rows of a page, and one more if that is not the end."""
         return await self._engine.read(select_page(search))
 
     async def totals(self, study_instance_uids: Iterable[str]) -> list[dict[str, Any]]:
-        """Of each study and modality: how many series and instances."""
+        """Count the series and instances of each study and modality."""
         return await self._engine.read(_select_totals(study_instance_uids))
 
 
 def select_page(search: Search) -> Select[Any]:
-    """Which rows these are is found out by keys alone, so an index is read and not the table."""
+    """Return the query for a page. Its rows are found by keys alone, so an index is read and not the table."""
     of_instances = search.level is Level.INSTANCE
     table = series.join(instances) if of_instances else series
     keys = [series.c.SeriesInstanceUID, *([instances.c.SOPInstanceUID] if of_instances else [])]
@@ -87,7 +87,7 @@ def select_page(search: Search) -> Select[Any]:
 
 
 def _select_keys(search: Search, table: FromClause, order: Sequence[ColumnElement[Any]]) -> Select[Any]:
-    """The columns of `order`, in that order, of all that matches."""
+    """Return the query for the columns of `order`, in that order, of all that matches."""
     search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
     once = [~_is_earlier(search)] if search.level is Level.STUDY else []
     ways = [
@@ -110,7 +110,7 @@ def _select_totals(study_instance_uids: Iterable[str]) -> Select[Any]:
 
 
 def _conditions(search: Search, of: FromClause) -> Iterator[ColumnElement[bool]]:
-    """For a row of `of` (series, maybe by another name) to match."""
+    """Yield the conditions for a row of `of` (series, maybe by another name) to match."""
     for key, match in search.keys.items():
         if key == "ModalitiesInStudy" and (search.level > Level.STUDY or "Modality" in search.keys):
             yield _has_modality(match, of)
@@ -123,7 +123,7 @@ def _conditions(search: Search, of: FromClause) -> Iterator[ColumnElement[bool]]
 
 
 def _is_earlier(search: Search) -> ColumnElement[bool]:
-    """There is an earlier series of the same study that matches, too."""
+    """Hold of a series if an earlier one of the same study matches, too."""
     earlier = series.alias("earlier")
     same_study = earlier.c.StudyInstanceUID == series.c.StudyInstanceUID
     before = earlier.c.SeriesInstanceUID < series.c.SeriesInstanceUID
@@ -143,7 +143,7 @@ def _in_item(at: int, keys: Mapping[str, Match], of: FromClause) -> ColumnElemen
 
 
 def _value(key: str, match: Match, of: FromClause) -> ColumnElement[Any]:
-    """What an attribute is matched on: its column, or else its first value."""
+    """Return what an attribute is matched on: its column, or else its first value."""
     if KEYS[key] is Level.INSTANCE:
         return instances.c[key]
     if key not in COLUMNS:
@@ -155,7 +155,7 @@ def _value(key: str, match: Match, of: FromClause) -> ColumnElement[Any]:
 
 
 def _stored(keyword: str, at: int, of: FromClause) -> ColumnElement[Any]:
-    """The value in Attributes; of days and times without what ACR-NEMA wrote between their parts."""
+    """Return the value in Attributes; of days and times without what ACR-NEMA wrote between their parts."""
     text = ByBytes(of.c.Attributes[keyword, at].as_string())
     between = {"DA": ".", "TM": ":"}.get(_vr(keyword))
     return func.replace(text, between, "", type_=Text()) if between else text
@@ -165,7 +165,7 @@ def _stored(keyword: str, at: int, of: FromClause) -> ColumnElement[Any]:
 
 
 def _by_index(key: str, match: Match) -> Match:
-    """The same match as an index has it: names folded, text before a * as a range."""
+    """Return the same match as an index has it: names folded, text before a * as a range."""
     if key in FOLDED:
         names = [spelling for name in _texts(match) for spelling in spellings(name)]
         return AnyOf((*map(FirstGroups, names), *map(FurtherGroup, names)))
@@ -187,7 +187,7 @@ def _texts(match: Match) -> Iterator[str]:
 
 
 def _ways(search: Search) -> list[Search]:
-    """Searches that find the same together, each along an index: a name's first groups are in order there."""
+    """Return searches that find the same together, each along an index: a name's first groups are in order there."""
     match search.keys.get("PatientName"):
         case AnyOf(matches=names):
             first = [name for name in names if isinstance(name, FirstGroups)]
@@ -199,7 +199,7 @@ def _ways(search: Search) -> list[Search]:
 
 
 def _vr(keyword: str) -> str:
-    """As PS3.6 has it. Its dictionary takes a third of a second to import, and commands open a database, too."""
+    """Return the VR of PS3.6, whose dictionary takes a third of a second to import: commands open a database, too."""
     from pydicom.datadict import dictionary_VR
 
     return dictionary_VR(keyword)

@@ -34,12 +34,12 @@ def reports(draw: st.DrawFn) -> SeriesReport:
     return SeriesReport.model_validate(said)
 
 
-Rows = list[tuple[SeriesReport, dict[str, Any], dict[str, Any]]]
+Rows = list[tuple[SeriesReport, Any, Any]]
 
 
 def taken(reports: list[SeriesReport]) -> Rows:
     """Each report with the row before and after it."""
-    row = dict.fromkeys(series.c.keys()) | merge.new_row(make_report(), NOW)
+    row: Any = dict.fromkeys(series.c.keys()) | merge.new_row(make_report(), NOW)
     known: set[str] = set()
     rows = []
     for report in reports:
@@ -98,8 +98,8 @@ def test_a_repeat_changes_nothing_and_counts_nothing(some: list[SeriesReport]) -
 @settings(max_examples=300)
 @given(SEQUENCES)
 def test_no_verdict_is_contradicted_more_often_than_it_was_said(some: list[SeriesReport]) -> None:
-    said: Counter[tuple[str, ...]] = Counter()
-    late: Counter[tuple[str, ...]] = Counter()
+    said: Counter[tuple[str | None, str]] = Counter()
+    late: Counter[tuple[str | None, str]] = Counter()
     for report, before, after in taken(some):
         for of, column in merge.completions(report, before, after) if after is not before else ():
             key = (of["Verdict"], of["Source"] or "")
