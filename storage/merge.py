@@ -21,14 +21,14 @@ from storage.answers import Decision
 from storage.folding import FOLDED_LENGTH, folded
 from storage.rows import Claim, SeriesRow, with_changes
 
-STUDY_KEYWORDS = (  # of the patient and the study, and not of the series
+STUDY_KEYWORDS = (  # attributes that belong to patient and study, not to the series
     *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
-SEARCHED = {"Modality": 64, "StudyDate": 64, "AccessionNumber": FOLDED_LENGTH}  # characters that an index bears
+SEARCHED = {"Modality": 64, "StudyDate": 64, "AccessionNumber": FOLDED_LENGTH}  # characters that their index bears
 FOLDED = {"PatientName": "FoldedName", "ReferringPhysicianName": "FoldedReferrer"}
-BASIS_LENGTH = 256  # characters
-STANDS = ("verified", "declared")  # what a person says adds nothing to
+BASIS_LENGTH = 256  # characters of Basis
+STANDS = ("verified", "declared")  # verdicts to which a person's word adds nothing
 SETTLED = tuple(Claim.__annotations__)
 FIGURES = dict.fromkeys(FINAL_VERDICTS, "False") | {"capped": "AfterCapped"}
 """The verdicts that are counted, and the column in which images count that come after one."""
