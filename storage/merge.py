@@ -249,15 +249,15 @@ def _settled(report: SeriesReport, known: SeriesRow, union: int) -> Columns:
         Verdict=known["Verdict"], Basis=known["Basis"], Source=known["Source"], IdlePolicy=known["IdlePolicy"]
     )
     withdrawn = None
-    if not (added or first or gives_way or (verifies and not was_verified)):
+    if not (added or first or gives_way or (verifies and not was_verified)):  # 1
         told, withdrawn = stood, known["Withdrawn"]
-    elif gives_way and not added and report.Verdict is None:
+    elif gives_way and not added and report.Verdict is None:  # 2
         told = _as_idle(stood, f"then {expected[0]}, {union} are known")
-    elif report.Verdict == "verified" and not verifies:
+    elif report.Verdict == "verified" and not verifies:  # 3
         told = _as_idle(said, f"{union} are known")
-    elif report.Verdict == "expected" and expected[0] is None:
+    elif report.Verdict == "expected" and expected[0] is None:  # 4
         told = _as_idle(said)
-    else:
+    else:  # 5
         told = said
     return {**told, "ExpectedInstances": expected[0], "ExpectedFrom": expected[1], "Withdrawn": withdrawn}
 
