@@ -49,10 +49,10 @@ from storage.sources import Sources, note_sent
 from storage.stored import Stored
 from storage.webhooks import Webhooks
 
-NUMBERED_AT_ONCE = 1000
+NUMBERED_AT_ONCE = 1000  # changes in one transaction
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
-CONFLICTS_BYTES = 4 * 2**20  # of the reports in one page of conflicts
+CONFLICTS_BYTES = 4 * 2**20  # bytes of the reports in one page of conflicts
 FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
 MAX_GATEWAYS = 256  # known at once: those that spoke last
 ALL = Listing()

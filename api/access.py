@@ -38,11 +38,11 @@ PROXYS = re.compile(  # headers that say who asked before a proxy, or that there
     "(ip|ipv4|ipv6|addr|address|host)"
 )
 CONTROL = re.compile(r"[\0-\x1f\x7f]")
-CLOSE = {"Connection": "close"}  # nobody knows what is left on it
-FAILURES = 10  # wrong keys of one address, …
-FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
-REMEMBERED = 10_000  # addresses and keys
-MOST_OF_NAME = 64  # characters of a gateway's, as in GatewayState
+CLOSE = {"Connection": "close"}  # nobody knows what is left on the connection
+FAILURES = 10  # wrong keys that one address may show at once
+FAILURES_FADE_S = 6.0  # how often one of these is forgotten
+REMEMBERED = 10_000  # addresses and keys whose rate is known
+MOST_OF_NAME = 64  # characters of a gateway's name, as in GatewayState
 RETRY_AFTER_S = 2
 HEADERS = {
     "X-Content-Type-Options": "nosniff",

@@ -15,12 +15,12 @@ from db import Database
 from models import Change
 from storage.engine import DatabaseUnavailable
 
-POLL_S = 0.5  # what other server processes stored is seen so late
+POLL_S = 0.5  # how late what other server processes stored is seen
 AT_ONCE = 100  # changes of one read, and of one piece of a stream
-KEPT = 1000  # changes, for those who wait
-A_READER_S = 0.005  # between two looks, for each who waits: waking them takes a tenth of that
-UNREAD_S = 20.0  # of a stop, that clients have to read what they asked for
-STREAM_S = 600.0  # then whoever reads has to ask again, and to show a key that is still valid
+KEPT = 1000  # changes in memory, for those who wait
+A_READER_S = 0.005  # pause between two looks for each who waits: waking them takes a tenth of that
+UNREAD_S = 20.0  # how long a stop leaves clients to read what they asked for
+STREAM_S = 600.0  # length of a stream: then its reader asks again, with a key that is still valid
 
 
 class Follower:

@@ -16,7 +16,7 @@ from models import GatewayState
 from storage.heartbeats import StillHeard
 from storage.orders import TooManyOrders, state_of
 
-MOST_ORDERS = 100  # that one answer lists
+MOST_ORDERS = 100  # orders that one answer lists
 REFUSED: Responses = answers(408, 413) | {code: {"model": Problem} for code in (404, 409)}
 log = structlog.get_logger()
 router = APIRouter(tags=["Overview"])

@@ -5,9 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, params
 from fastapi.exceptions import RequestValidationError
-from fastapi.params import Depends as Dependency
 from pydantic import BeforeValidator
 
 from models import Timestamp
@@ -58,4 +57,4 @@ def _unknown(name: str, known: Sequence[str]) -> dict[str, Any]:
     return {"loc": ("query", name), "msg": f"is no parameter of this request; {cure}", "type": "unknown_parameter"}
 
 
-KNOWN_ONLY: Dependency = Depends(no_unknown_parameters)
+KNOWN_ONLY: params.Depends = Depends(no_unknown_parameters)

@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.follower import Follower
 
-SILENCE_S = 10.0  # between two pieces of a body
-WHOLE_S = 300.0  # from the headers to the last piece
-STOP_S = 1.0  # the same, from when the server is told to stop
-LOOK_S = 60.0  # between two looks whether it was
+SILENCE_S = 10.0  # how long the next piece of a body is waited for
+WHOLE_S = 300.0  # how long a whole body is waited for, from its headers on
+STOP_S = 1.0  # how long bodies are still waited for once the server is told to stop
+LOOK_S = 60.0  # how often is looked whether it was
 RETRY_AFTER_S = 2
 WITH_BODY = ("POST", "PUT")  # of other methods no body is read: who receives there waits for the client to go
 

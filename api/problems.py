@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from api.access import RETRY_AFTER_S
 from models import GatewayState, SeriesReport, valid_unicode
 
-MAX_PROBLEMS = 20  # that one answer names
-MAX_NAME = 64  # characters of a field that one names
+MAX_PROBLEMS = 20  # problems that one answer names
+MAX_NAME = 64  # characters of a field's name in one
 KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
 KNOWN_FIELDS |= {"after", "limit", "since", "Modality", "digest", "Resolution", "StudyDate", "order"}
 KNOWN_FIELDS |= {"Declared", "Because", "Kind", "DeadLetter", "Do"}

@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Security
-from fastapi.params import Depends as Dependency
+from fastapi import Depends, Request, Security, params
 from fastapi.security import HTTPBearer
 
 from api.answers import Problem
@@ -25,9 +24,9 @@ class NeedsKey(HTTPBearer):
         self.scope = scope
 
 
-def needs(scope: str | None) -> Dependency:
+def needs(scope: str | None) -> params.Depends:
     """Declare on a route the scope that a key needs for it."""
-    dependency: Dependency = Security(NeedsKey(scope))
+    dependency: params.Depends = Security(NeedsKey(scope))
     return dependency
 
 

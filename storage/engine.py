@@ -30,7 +30,7 @@ from common.settings import ServerSettings, without_password
 BUSY_TIMEOUT_MS = 5000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
 READERS = 4
-TRIES = 8  # of one transaction
+TRIES = 8  # how often one transaction is tried
 FIRST_BACKOFF_S = 0.01
 TRY_AGAIN = {"40001", "40P01"}  # serialization failure, deadlock: PostgreSQL, appendix A
 MIGRATING = 0x53475700  # key of the advisory lock: one server at a time brings the schema up to date

@@ -12,7 +12,7 @@ from storage.rows import SeriesRow, with_changes
 from storage.schema import timeline
 
 MOST = 1000  # events of a series
-FIRST, LAST = 500, 300  # of them, that stay where there are more
+FIRST, LAST = 500, 300  # events that stay of a series that has more
 
 PLACE = (timeline.c.At, timeline.c.Id)
 

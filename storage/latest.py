@@ -15,25 +15,15 @@ from storage.engine import Engine
 from storage.merge import truthful
 from storage.schema import IS_DOUBTFUL, IS_INCOMPLETE, changes, conflicts, counters, gateways, series
 
-COUNTED = 1000  # of what is wrong: beyond it, it is many
-STAYS, LATELY = timedelta(hours=1), timedelta(days=1)
+COUNTED = 1000  # rows at most for each figure of what is wrong: beyond it, it is many
+STAYS, LATELY = timedelta(hours=1), timedelta(days=1)  # how long a series is unchanged that stayed incomplete
 DESCRIPTIONS = ("StudyDescription", "SeriesDescription")
 DESCRIPTION_LENGTH = 1024  # characters that are shown
 CESU_8 = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # how SQLite puts a lone surrogate
-OF_SERIES = (
+SHOWN = (
     *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName", "StudyDate", "AccessionNumber"),
-    *(
-        "Modality",
-        "Source",
-        "Revision",
-        "NumInstances",
-        "ExpectedInstances",
-        "ExpectedFrom",
-        "Verdict",
-        "FalseCompletions",
-        "Conflicts",
-    ),
-    *("UpdatedAt", "LastReceivedAt"),
+    *("Modality", "Source", "Revision", "NumInstances", "ExpectedInstances", "ExpectedFrom", "Verdict"),
+    *("FalseCompletions", "Conflicts", "UpdatedAt", "LastReceivedAt"),
 )
 
 
@@ -118,7 +108,7 @@ def _begin_as_bytes(element: _Shown, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 COLUMNS = (
-    *(series.c[name] for name in OF_SERIES),
+    *(series.c[name] for name in SHOWN),
     IS_DOUBTFUL.label("Doubtful"),
     *(_Shown(series.c.Attributes[name, 0].as_string()).label(name) for name in DESCRIPTIONS),
 )

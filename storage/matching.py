@@ -156,7 +156,7 @@ def _after(begin: str) -> str:
 
 
 class ByBytes(FunctionElement[str]):
-    """Text in the order of bytes, as SQLite has it; a column says so itself (schema.KEY)."""
+    """Text in the order of bytes, as SQLite has it; a column says so itself (schema.ORDERED_TEXT)."""
 
     inherit_cache = True
     type = Text()

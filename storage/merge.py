@@ -21,14 +21,14 @@ from storage.answers import Decision
 from storage.folding import FOLDED_LENGTH, folded
 from storage.rows import Claim, SeriesRow, with_changes
 
-STUDY_KEYWORDS = (  # of the patient and the study, and not of the series
+STUDY_KEYWORDS = (  # attributes that belong to patient and study, not to the series
     *("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID", "StudyDescription"),
     *("AccessionNumber", "ReferringPhysicianName"),
 )
-SEARCHED = {"Modality": 64, "StudyDate": 64, "AccessionNumber": FOLDED_LENGTH}  # characters that an index bears
+SEARCHED = {"Modality": 64, "StudyDate": 64, "AccessionNumber": FOLDED_LENGTH}  # characters that their index bears
 FOLDED = {"PatientName": "FoldedName", "ReferringPhysicianName": "FoldedReferrer"}
-BASIS_LENGTH = 256  # characters
-STANDS = ("verified", "declared")  # what a person says adds nothing to
+BASIS_LENGTH = 256  # characters of Basis
+STANDS = ("verified", "declared")  # verdicts to which a person's word adds nothing
 SETTLED = tuple(Claim.__annotations__)
 FIGURES = dict.fromkeys(FINAL_VERDICTS, "False") | {"capped": "AfterCapped"}
 """The verdicts that are counted, and the column in which images count that come after one."""
@@ -249,15 +249,15 @@ def _settled(report: SeriesReport, known: SeriesRow, union: int) -> Columns:
         Verdict=known["Verdict"], Basis=known["Basis"], Source=known["Source"], IdlePolicy=known["IdlePolicy"]
     )
     withdrawn = None
-    if not (added or first or gives_way or (verifies and not was_verified)):
+    if not (added or first or gives_way or (verifies and not was_verified)):  # 1
         told, withdrawn = stood, known["Withdrawn"]
-    elif gives_way and not added and report.Verdict is None:
+    elif gives_way and not added and report.Verdict is None:  # 2
         told = _as_idle(stood, f"then {expected[0]}, {union} are known")
-    elif report.Verdict == "verified" and not verifies:
+    elif report.Verdict == "verified" and not verifies:  # 3
         told = _as_idle(said, f"{union} are known")
-    elif report.Verdict == "expected" and expected[0] is None:
+    elif report.Verdict == "expected" and expected[0] is None:  # 4
         told = _as_idle(said)
-    else:
+    else:  # 5
         told = said
     return {**told, "ExpectedInstances": expected[0], "ExpectedFrom": expected[1], "Withdrawn": withdrawn}
 

@@ -15,7 +15,7 @@ from storage.schema import gateways, orders
 
 EXPIRE_AFTER = timedelta(days=1)
 KEPT_FOR = timedelta(days=7)
-MAX_WAITING = 1000  # of one gateway
+MAX_WAITING = 1000  # orders that wait at one gateway
 WITHDRAWN = "withdrawn: the series was then declared incomplete"
 
 Row = Mapping[str, Any]

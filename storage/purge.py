@@ -30,9 +30,9 @@ from storage.schema import (
 )
 
 SERIES_AT_ONCE = 100
-IMAGES_AT_ONCE = 5000  # of a batch of several series
+IMAGES_AT_ONCE = 5000  # images in a batch of several series
 CHANGES_AT_ONCE = 1000
-OF_A_SERIES = (instances, conflicts, timeline, changes, purged, series)  # in the order in which they can go
+BY_SERIES = (instances, conflicts, timeline, changes, purged, series)  # in the order in which they can go
 PLACE = (series.c.UpdatedAt, series.c.SeriesInstanceUID)
 
 Place = tuple[datetime, str]
@@ -120,7 +120,7 @@ async def _purge_series(connection: AsyncConnection, before: datetime, after: Pl
         if row["SeriesInstanceUID"] not in kept
     ]
     if tombstones:
-        for table in OF_A_SERIES:
+        for table in BY_SERIES:
             of_series = table.c.SeriesInstanceUID.in_(_uids(tombstones))
             await connection.execute(table.delete().where(of_series))
         await forget_why(connection, _uids(tombstones))

@@ -8,9 +8,9 @@ from collections.abc import Container
 from datetime import UTC, datetime
 
 WEEK = 168  # hours
-WEEKS = 4  # that a rhythm rests on
-KNOWN_WEEKS = 2  # the fewest
-USUAL = 0.75  # of the weeks known: in so many it has to have sent in an hour
+WEEKS = 4  # weeks that a rhythm rests on
+KNOWN_WEEKS = 2  # the fewest weeks that make a rhythm
+USUAL = 0.75  # share of the weeks known in which a source has sent in a usual hour
 UNUSUAL = 3  # hours missed, from which on a silence is unusual
 KEPT_HOURS = (WEEKS + 1) * WEEK
 """How far back hours are looked at: of a week ago, four weeks."""

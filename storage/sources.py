@@ -168,7 +168,7 @@ def _select_days(of: Collection[str]) -> Select[Any]:
 
 
 def _select_verdicts(of: Collection[str]) -> Select[Any]:
-    key = (completions.c.Source, completions.c.Verdict)
+    by = (completions.c.Source, completions.c.Verdict)
     contradicted = func.sum(completions.c["False"] + completions.c.AfterCapped).label("Contradicted")
-    query = select(*key, func.sum(completions.c.Series).label("Series"), contradicted)
-    return query.where(completions.c.Source.in_(of)).group_by(*key).order_by(*key)
+    query = select(*by, func.sum(completions.c.Series).label("Series"), contradicted)
+    return query.where(completions.c.Source.in_(of)).group_by(*by).order_by(*by)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from models import MAX_DESCRIPTION, MAX_DOUBTS, SeriesReport
 from storage import merge
+from storage.rows import SeriesRow
 from storage.schema import series
 from tests.factories import RECEIVED_AT, SERIES, make_report
 
@@ -106,6 +107,10 @@ def test_no_verdict_is_contradicted_more_often_than_it_was_said(some: list[Serie
             (said if column == "Series" else late)[key] += 1
             assert column != "False" or of["Verdict"] != "capped"
     assert late <= said
+
+
+def test_the_rules_read_each_column_of_the_table_and_no_other() -> None:
+    assert [*SeriesRow.__annotations__] == series.c.keys()
 
 
 def test_a_stale_word_of_the_pacs_verifies_nothing() -> None:
