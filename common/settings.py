@@ -244,7 +244,7 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     )
     min_free_bytes: int = kinds.count_of_bytes(
         256 * 2**20,
-        "Least free space on the journal's disk; below it C-STORE is refused with 0xA700.",
+        "Least free disk space beside the journal; below it C-STORE is refused with 0xA700.",
         least=0,
     )
     max_pending_instances: int = kinds.number(
