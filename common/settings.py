@@ -148,9 +148,7 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
         None, "PEM file of the gateway's certificate chain. If it is set, the DICOM port speaks only TLS."
     )
     tls_key: Path | None = kinds.file(None, "PEM file of the certificate's key; by default the certificate's file.")
-    tls_ca: Path | None = kinds.file(
-        None, "PEM file of the certificates that senders' certificates are checked against."
-    )
+    tls_ca: Path | None = kinds.file(None, "PEM file of certificates to check senders' certificates against.")
     tls_client_certs: Literal["none", "optional", "required"] = kinds.choice(
         "none", "Whether senders must present a certificate.", "none", "optional", "required"
     )
