@@ -148,9 +148,7 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
         None, "PEM file of the gateway's certificate chain. If it is set, the DICOM port speaks only TLS."
     )
     tls_key: Path | None = kinds.file(None, "PEM file of the certificate's key; by default the certificate's file.")
-    tls_ca: Path | None = kinds.file(
-        None, "PEM file of the certificates that senders' certificates are checked against."
-    )
+    tls_ca: Path | None = kinds.file(None, "PEM file of certificates to check senders' certificates against.")
     tls_client_certs: Literal["none", "optional", "required"] = kinds.choice(
         "none", "Whether senders must present a certificate.", "none", "optional", "required"
     )
@@ -244,7 +242,7 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     )
     min_free_bytes: int = kinds.count_of_bytes(
         256 * 2**20,
-        "Least free space on the journal's disk; below it C-STORE is refused with 0xA700.",
+        "Least free disk space beside the journal; below it C-STORE is refused with 0xA700.",
         least=0,
     )
     max_pending_instances: int = kinds.number(

@@ -1,4 +1,4 @@
-"""One accepted connection, without what its bytes mean: TLS handshake, back-pressure, and its one deadline."""
+"""One accepted TCP connection: TLS handshake, back-pressure and one deadline. It does not interpret the bytes."""
 
 import asyncio
 import contextlib
@@ -6,22 +6,22 @@ import socket
 import ssl
 from typing import cast
 
-WRITE_BYTES = 2**16  # of answers that a peer does not fetch, beyond which it is not read any further
+WRITE_BYTES = 2**16  # answers that a peer has not fetched; beyond them nothing more is read from it
 TCP_QUICKACK = getattr(socket, "TCP_QUICKACK", None)  # Linux
 
 
 class Connection(asyncio.BufferedProtocol):
-    """Moves bytes between a peer and a subclass, which says in the methods named `on_…` what they mean.
+    """Moves bytes between a peer and a subclass, which interprets them in the methods named `on_…`.
 
-    The peer is not read while the subclass has paused it, nor while the peer does not fetch what was written.
+    Nothing is read from the peer while the subclass has paused it, or while the peer does not fetch what was written.
     """
 
     def __init__(self, address: str, read_buffer: memoryview) -> None:
-        """`read_buffer` may be shared: what is read is taken over before the next read."""
+        """Set up a connection. `read_buffer` may be shared, since bytes are handled before the next read."""
         self.address = address
         self.loop = asyncio.get_running_loop()
         self.heard_at = 0.0
-        """When bytes came last, in loop time."""
+        """When bytes last came, in loop time."""
         self.may_write = True
         self._read_buffer = read_buffer
         self._opening: asyncio.Task[None]
@@ -34,31 +34,31 @@ class Connection(asyncio.BufferedProtocol):
     # --- what a subclass does ---
 
     def on_connected(self) -> None:
-        """Begin: the connection stands, its TLS handshake included."""
+        """Begin: the connection is established, including its TLS handshake."""
 
     def on_bytes(self, data: memoryview) -> None:
-        """Take what was read; it is overwritten afterwards."""
+        """Handle bytes that were read; the buffer is overwritten afterwards."""
         raise NotImplementedError
 
     def on_writable(self) -> None:
-        """Go on: the peer has fetched enough of what was written."""
+        """Continue: the peer has fetched enough of what was written."""
 
     def on_timer(self) -> None:
-        """Move the deadline on, if the peer waits for us."""
+        """Move the deadline if the peer is waiting for us."""
 
     def on_late(self) -> None:
         """End: the deadline has passed."""
 
     def on_handshake_failed(self, error: OSError) -> None:
-        """Say that no connection came about."""
+        """Report that the connection was not established."""
 
     def on_gone(self) -> None:
-        """Forget the connection: it is closed, or about to be. May be called again."""
+        """Forget the connection: it is closed, or about to be. It may be called again."""
 
     # --- its life ---
 
     def open(self, sock: socket.socket, tls: ssl.SSLContext | None, handshake_timeout_s: float) -> None:
-        """Begin, with a TLS handshake where one is wanted."""
+        """Begin, with a TLS handshake if there is a TLS context."""
         self._opening = self.loop.create_task(self._open(sock, tls, handshake_timeout_s), name="open")
 
     async def _open(self, sock: socket.socket, tls: ssl.SSLContext | None, handshake_timeout_s: float) -> None:
@@ -81,31 +81,31 @@ class Connection(asyncio.BufferedProtocol):
         self.on_gone()
 
     def close(self) -> None:
-        """Close once what was written has gone."""
+        """Close once everything that was written has been sent."""
         self._transport.close()
         self.on_gone()
 
     def finish(self, last: bytes) -> None:
-        """Write the last bytes, and close once they have gone; if there are any, the peer is to close first."""
+        """Write the last bytes, after which the peer should close. Close at once if there are none."""
         if not last:
             self._transport.close()
             return
         self._transport.write(last)
         if self._transport.can_write_eof():
-            with contextlib.suppress(OSError):  # the peer is gone
+            with contextlib.suppress(OSError):  # the peer has already gone
                 self._transport.write_eof()
 
     def write(self, data: bytes) -> None:
-        """Send bytes; `may_write` says whether more are welcome."""
+        """Send bytes. `may_write` says if more may be written."""
         self._transport.write(data)
 
     def pause(self) -> None:
-        """Read no further: the peer has to wait."""
+        """Stop reading; the peer has to wait."""
         self._paused = True
         self._transport.pause_reading()
 
     def resume(self) -> bool:
-        """Read on; return whether that makes sense: not where nothing may be written, or the end has begun."""
+        """Read again; return False if it cannot: because nothing may be written, or the connection is closing."""
         if not self.may_write or self._transport.is_closing():
             return False
         if self._paused:
@@ -118,7 +118,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_BYTES)
-        self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())  # a view: connection_lost
+        self._socket = socket.socket(fileno=transport.get_extra_info("socket").fileno())  # shared; see connection_lost
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.on_connected()
 
@@ -131,7 +131,7 @@ class Connection(asyncio.BufferedProtocol):
         self.on_bytes(self._read_buffer[:nbytes])
 
     def _acknowledge(self) -> None:
-        """Acknowledge at once: a sender with Nagle's algorithm waits for it, and the kernel would delay it 40 ms."""
+        """Acknowledge at once. A sender with Nagle's algorithm waits for it, and the kernel would delay it by 40 ms."""
         if self._socket is not None and TCP_QUICKACK is not None:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, TCP_QUICKACK, 1)
@@ -158,7 +158,7 @@ class Connection(asyncio.BufferedProtocol):
     # --- time ---
 
     def expect_within(self, seconds: float) -> None:
-        """Set the deadline."""
+        """Set the deadline to so many seconds from now."""
         self._deadline = self.loop.time() + seconds
         if self._timer is None or self._timer.when() > self._deadline:
             if self._timer is not None:
@@ -166,7 +166,7 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = self.loop.call_at(self._deadline, self._look_at_time)
 
     def _look_at_time(self) -> None:
-        """Judge the deadline. There is one timer: a deadline that has moved on re-arms it."""
+        """Check the deadline. There is only one timer; if the deadline has moved, it is set again."""
         self._timer = None
         self.on_timer()
         if self._timer is not None:

@@ -1,8 +1,11 @@
-"""The gateway's organs in the order of an image, behind the door `client.py`.
+"""The parts of the gateway, in the order in which an image passes them. `client.py` connects them.
 
-`journal` (what is acknowledged, on disk: `journal_file`, `journal_rows`; read beside its owner by `journal_reader`),
-`collector` (which images make a series, and when it is reported; `open_series`, `idle`, `reporting`, `closed_series`),
-`questions` to `pacs` and its answers, `dispatcher` (reports out, large ones in `pieces`) by way of `server_client`.
-Beside that way: `heartbeat` and the `orders` that it brings, `spans`, `recorder`, `metrics_port`, `clock`, and
-`operations`, which the command line in `cli` asks for.
+- `journal` keeps what is acknowledged on disk (`journal_file`, `journal_rows`); `journal_reader` is for commands.
+- `collector` decides which images make a series, and when it is reported (`open_series`, `idle`, `reporting`,
+  `closed_series`).
+- `pacs` answers the collector's `questions`.
+- `dispatcher` posts reports, large ones in `pieces`, through `server_client`.
+
+Beside that way: `heartbeat` and the `orders` in its answers, `spans`, `recorder`, `metrics_port`, `clock`, and the
+`operations` that commands in `cli` ask for.
 """

@@ -1,4 +1,4 @@
-"""`python client.py check`: whether a gateway with these settings would work here, and the cure of what would not."""
+"""`python client.py check`: find out if a gateway with these settings works here, and how to fix what does not."""
 
 import contextlib
 import logging
@@ -26,13 +26,13 @@ from gateway.journal_file import SCHEMA_VERSION
 from gateway.journal_reader import JournalUnusable
 
 REQUEST_TIMEOUT_S = 5.0
-SOON_DAYS = 30  # before the end of a certificate
-OTHER_FILES = 60  # file descriptors beside those of associations: journal, posts, listeners, libraries
+SOON_DAYS = 30  # a certificate that expires within this time is a warning
+OTHER_FILES = 60  # file descriptors that are needed in addition to those of associations and posts
 
 
 async def check(settings: GatewaySettings) -> list[Finding]:
-    """What is well and what is not, everything asked side by side."""
-    for name in ("pynetdicom", "pydicom"):  # what they say of a peer, the findings say
+    """Run all checks at the same time; return what they find."""
+    for name in ("pynetdicom", "pydicom"):  # the findings say the same
         logging.getLogger(name).setLevel(logging.CRITICAL)
     alive = _running(settings)
     checks: dict[str, Check] = {
@@ -59,10 +59,10 @@ def _settings(settings: GatewaySettings) -> list[Finding]:
     given = ", ".join(f"GATEWAY_{name}".upper() for name in sorted(settings.model_fields_set))
     findings = [ok("settings", f"given: {given or 'none'}; the rest are defaults")]
     if "id" not in settings.model_fields_set:
-        cure = f"Give it a name that stays: GATEWAY_ID={socket.gethostname()[:51]}."
-        findings.append(warning("settings", "GATEWAY_ID is made up anew at each start", cure))
+        cure = f"Set a name that stays the same: GATEWAY_ID={socket.gethostname()[:51]}."
+        findings.append(warning("settings", "GATEWAY_ID is another one at each start", cure))
     if settings.trace_path is not None:
-        cure = "Remove it, unless you record traffic now: the file grows with every image."
+        cure = "Remove it unless you are recording traffic: the file grows with every image."
         findings.append(warning("settings", f"GATEWAY_TRACE_PATH={settings.trace_path} is on", cure))
     secret = [settings.api_key_file] if settings.api_key_file else [Path(".env")] if settings.api_key else []
     return findings + machine.readable_by_others("settings", secret)
@@ -71,8 +71,8 @@ def _settings(settings: GatewaySettings) -> list[Finding]:
 def _senders(settings: GatewaySettings) -> list[Finding]:
     local = is_loopback(settings.scp_host)
     if settings.allow_any_peer:
-        cure = "Name the senders in GATEWAY_ALLOWED_PEERS (AE titles, addresses, networks) and remove it."
-        told = "GATEWAY_ALLOW_ANY_PEER: everyone who reaches the port"
+        cure = "List the senders in GATEWAY_ALLOWED_PEERS (AE titles, addresses, networks), and remove it."
+        told = "GATEWAY_ALLOW_ANY_PEER: everyone who can reach the port"
         return [warning("who may send", told, cure) if not local else ok("who may send", told)]
     if settings.allowed_peers.strip():
         return [ok("who may send", settings.allowed_peers)]
@@ -82,8 +82,8 @@ def _senders(settings: GatewaySettings) -> list[Finding]:
 def _tls(settings: GatewaySettings) -> list[Finding]:
     if settings.tls_cert is None:
         if is_loopback(settings.scp_host):
-            return [ok("TLS", "off; the port is for this machine only")]
-        cure = "GATEWAY_TLS_CERT and GATEWAY_TLS_KEY, if senders speak DICOM TLS; else keep it in a network of its own."
+            return [ok("TLS", "off; only this machine can reach the port")]
+        cure = "Set GATEWAY_TLS_CERT and GATEWAY_TLS_KEY if senders can use DICOM TLS; otherwise separate the network."
         return [warning("TLS", "off: images and patients' names come in clear text", cure)]
     try:
         tls_context(settings)
@@ -99,7 +99,9 @@ def _descriptors(settings: GatewaySettings) -> list[Finding]:
     told = f"{limit} here, {needed} needed for GATEWAY_MAX_ASSOCIATIONS={settings.max_associations}"
     if limit in (-1, resource.RLIM_INFINITY) or limit >= needed:
         return [ok("file descriptors", told)]
-    cure = f"ulimit -n {2 * needed} before the start (systemd: LimitNOFILE={2 * needed}), or fewer associations."
+    cure = (
+        f"Run ulimit -n {2 * needed} before the start (systemd: LimitNOFILE={2 * needed}), or allow fewer associations."
+    )
     return [warning("file descriptors", told, cure)]
 
 
@@ -107,7 +109,7 @@ def _descriptors(settings: GatewaySettings) -> list[Finding]:
 
 
 def _running(settings: GatewaySettings) -> list[Finding]:
-    """What a gateway that runs on these journals says of itself; empty where none runs."""
+    """Ask the gateway that runs on each journal for its state; return nothing if none runs."""
     findings = []
     for path in settings.journals:
         try:
@@ -115,24 +117,26 @@ def _running(settings: GatewaySettings) -> list[Finding]:
         except NotRunning:
             continue
         except RequestFailed as error:
-            cure = "Run this as the user whom the gateway runs as."
+            cure = "Run this command as the user that the gateway runs as."
             findings.append(warning("gateway", f"one runs on {path.name}: {error}", cure))
             continue
         if said.get("ready"):
-            findings.append(ok("gateway", f"runs on {path.name} and takes images in"))
+            findings.append(ok("gateway", f"runs on {path.name} and accepts images"))
         else:
-            cure = "`python client.py status` shows what waits; free disk, or cure the server so that reports leave."
-            findings.append(failed("gateway", f"runs on {path.name} and takes nothing in: {said.get('reason')}", cure))
+            cure = (
+                "`python client.py status` shows what waits; free disk space, or fix the server so that reports leave."
+            )
+            findings.append(failed("gateway", f"runs on {path.name} but accepts no images: {said.get('reason')}", cure))
     return findings
 
 
 def _port(settings: GatewaySettings, alive: Sequence[Finding]) -> list[Finding]:
-    """A running gateway is called, where none runs its port is tried."""
+    """Call the running gateway; if none runs, check that its port can be bound."""
     host, port = settings.scp_host, settings.scp_port
     if not alive:
         return [bind("DICOM port", host, port, "GATEWAY_SCP_PORT or GATEWAY_SCP_HOST")]
     if port == 0:
-        return [*alive, warning("DICOM port", "0: any free one, another at each start", "Give senders one that stays.")]
+        return [*alive, warning("DICOM port", "0: another free port at each start", "Set a port that stays the same.")]
     return [*alive, dicom("DICOM port", settings, Peer(settings.ae_title, _callable(host), port), of_ours=True)[0]]
 
 
@@ -147,12 +151,12 @@ def _metrics_port(settings: GatewaySettings, alive: Sequence[Finding]) -> list[F
         with closing(socket.create_connection((_callable(settings.metrics_host), settings.metrics_port), 5)):
             return [ok("metrics port", f"{settings.metrics_port} is served")]
     except OSError as error:
-        cure = "Start the gateway again with this setting, or look what its log says."
+        cure = "Restart the gateway with this setting, or look at its log."
         return [warning("metrics port", f"the running gateway does not serve it: {error.strerror}", cure)]
 
 
 def _callable(host: str) -> str:
-    """Where this machine reaches what is bound to all of its addresses."""
+    """Return the address by which this machine can call a host that is bound to all addresses."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound, called
 
 
@@ -170,11 +174,9 @@ def _journal(settings: GatewaySettings, path: Path) -> list[Finding]:
         return findings
     if not path.exists():
         return (
-            [*findings, ok(what, "not there yet: made at the first start")]
-            if findings[0].state != "failed"
-            else findings
+            [*findings, ok(what, "none yet; the first start makes it")] if findings[0].state != "failed" else findings
         )
-    cure = "Copy it and its -wal away first; the next start sets it aside (….corrupt-…) and begins a new one."
+    cure = "Copy it and its -wal file first; the next start renames it (….corrupt-…) and begins a new journal."
     sound = machine.soundness(what, path, cure)
     if sound.state == "failed":
         return [*findings, sound]
@@ -186,14 +188,15 @@ def _contents(what: str, path: Path, told: str) -> list[Finding]:
     try:
         version = journal_reader.schema_version(path)
         if version > SCHEMA_VERSION:
-            cure = "Run the version that wrote it until the journal is empty, or name another file."
-            return [failed(what, f"schema {version} is of a newer version; this one knows {SCHEMA_VERSION}", cure)]
+            cure = "Run the version that wrote it until the journal is empty, or use another file."
+            told = f"schema {version} was made by a newer version; this one knows {SCHEMA_VERSION}"
+            return [failed(what, told, cure)]
         if version == 0:
             return [ok(what, f"{told}, and empty")]
         held = journal_reader.status(path)
     except JournalUnusable as error:
         return [failed(what, str(error), machine.AS_ITS_USER)]
-    age = f"schema {version}" + (f", brought up to {SCHEMA_VERSION} at the start" if version < SCHEMA_VERSION else "")
+    age = f"schema {version}" + (f", migrated to {SCHEMA_VERSION} at the start" if version < SCHEMA_VERSION else "")
     findings = [ok(what, f"{told}, {age}, {held['waiting_reports']} reports wait")]
     if held["dead_letters"]:
         cure = "`python client.py dead-letters list` shows why; then `dead-letters replay` or `discard`."
@@ -202,7 +205,7 @@ def _contents(what: str, path: Path, told: str) -> list[Finding]:
 
 
 def _left_out(settings: GatewaySettings) -> list[Finding]:
-    """Journals of an earlier number of workers, which nobody delivers."""
+    """Find journals of an earlier number of workers, which no worker delivers now."""
     path = settings.journal_path
     beside = {path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}")} - {*settings.journals}
     findings = []
@@ -210,11 +213,11 @@ def _left_out(settings: GatewaySettings) -> list[Finding]:
         try:
             undelivered = journal_reader.undelivered(other)
         except JournalUnusable:
-            continue  # something else of that name
+            continue  # another file with such a name
         if undelivered:
             cure = f"python client.py --workers 1 --journal-path {other} drain"
             findings.append(
-                warning("journals left out", f"{other} holds what is not delivered, and no worker has it", cure)
+                warning("journals left out", f"{other} holds undelivered images, but no worker uses it", cure)
             )
     return findings
 
@@ -223,7 +226,7 @@ def _left_out(settings: GatewaySettings) -> list[Finding]:
 
 
 def expiry(what: str, certificate: Path, key: Path | None) -> Finding:
-    """Whether a certificate is valid now, and in 30 days."""
+    """Check that a certificate is valid now, and will be in 30 days."""
     cure = f"Have {certificate} renewed, then send the gateway SIGHUP."
     try:
         ends_at = end_of(certificate, key)
@@ -231,11 +234,15 @@ def expiry(what: str, certificate: Path, key: Path | None) -> Finding:
         return failed(what, f"{certificate}: {error.verify_message}", cure)
     left = ends_at - datetime.now(UTC)
     told = f"{certificate} is valid until {stamp(ends_at)}"
-    return ok(what, told) if left.days >= SOON_DAYS else warning(what, f"{told}, {left.days} days more", cure)
+    return ok(what, told) if left.days >= SOON_DAYS else warning(what, f"{told}, {left.days} days left", cure)
 
 
 def end_of(certificate: Path, key: Path | None) -> datetime:
-    """When it expires, by a handshake in memory that trusts nothing but it. Raises SSLCertVerificationError."""
+    """Return when a certificate expires. Raises SSLCertVerificationError if it is not valid now.
+
+    Python reads a certificate only in a handshake. So this makes one in memory, in which only this certificate is
+    trusted.
+    """
     ours, theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     ours.load_cert_chain(certificate, key)
     theirs.check_hostname = False

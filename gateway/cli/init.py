@@ -1,4 +1,4 @@
-"""`python client.py init`: what a gateway has to know about its PACS and its server, and what the PACS has to know."""
+"""`python client.py init`: ask what the gateway has to know, write `.env`, and say what to enter in the PACS."""
 
 import json
 import os
@@ -17,24 +17,30 @@ from console.questions import Answers, Question, agreed, save
 
 PACS = Question(
     "pacs",
-    "PACS that can be asked how many images a series has, AE@HOST:PORT, several with commas",
+    "PACS that can be asked how many images a series has, AE@HOST:PORT, comma separated",
     "ORTHANC@10.0.0.5:4242",
 )
-PACS_CA = Question("pacs_ca", "PEM file of who signed the certificate of a tls:// PACS", "/etc/gateway/pacs-ca.pem")
+PACS_CA = Question("pacs_ca", "PEM file of the authority of a tls:// PACS's certificate", "/etc/gateway/pacs-ca.pem")
 HOST = Question("scp_host", "Address of this machine to receive images on", "10.0.0.7")
 PORT = Question("scp_port", "DICOM port", "6667")
 AE_TITLE = Question("ae_title", "AE title of this gateway", "STORESCP")
 PEERS = Question(
-    "allowed_peers", "Who may send: AE titles, addresses, networks, with commas", "ORTHANC@10.0.0.5,CT1,10.0.0.0/24"
+    "allowed_peers", "Who may send: AE titles, addresses, networks, comma separated", "ORTHANC@10.0.0.5,CT1,10.0.0.0/24"
 )
 SERVER = Question("server_url", "URL of the server", "https://10.0.0.9:8000")
 NAME = Question("id", "Name of this gateway", "gateway-1")
-KEY = Question("api_key_file", "File with the server's key for this gateway, - for standard input", "/etc/gateway/key")
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - named, not bound
+KEY = Question("api_key_file", "File with this gateway's key to the server, - for standard input", "/etc/gateway/key")
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 def set_up(given: Mapping[str, Any]) -> None:
-    """Ask what no flag says, write `.env`, say what to enter in the PACS. Raises click.UsageError or GatewayError."""
+    """Set the gateway up. Raises click.UsageError or GatewayError.
+
+    1. Ask for everything that no flag says: PACS, network, server, key.
+    2. Show what will change in `.env`, and ask if that is right.
+    3. Write `.env`.
+    4. Say what to enter in the PACS.
+    """
     key_flag = given.get(KEY.setting)
     answers = Answers(
         GatewaySettings, {name: value for name, value in given.items() if name != KEY.setting}, sys.stdin.isatty()
@@ -52,7 +58,7 @@ def _ask_network(answers: Answers) -> None:
     if "tls://" in pacs.lower() or PACS_CA.setting in answers.given:
         answers.ask(PACS_CA, needed=True)
     else:
-        answers.wanted[PACS_CA.setting] = None  # it would do nothing
+        answers.wanted[PACS_CA.setting] = None  # it would have no effect
     peers = _peers(pacs)
     own = address_towards(peers[0].host) if peers else "127.0.0.1"
     host = answers.ask(HOST, own, needed=True, meanwhile={"allow_any_peer": True})
@@ -64,7 +70,7 @@ def _ask_network(answers: Answers) -> None:
     if (not anyone or PEERS.setting in answers.given) and answers.ask(
         PEERS, _senders(peers), needed=bool(host) and not is_loopback(host)
     ):
-        answers.wanted.setdefault("allow_any_peer", None)  # or the list would do nothing
+        answers.wanted.setdefault("allow_any_peer", None)  # otherwise the list would have no effect
 
 
 def _ask_server(answers: Answers, key_flag: str | None) -> None:
@@ -80,7 +86,7 @@ def _ask_server(answers: Answers, key_flag: str | None) -> None:
 
 
 def _keep_key(answers: Answers, *, needed: bool) -> None:
-    """The one that environment or `.env` have."""
+    """Keep the key that the environment or `.env` has; note it as missing if there is none and it is needed."""
     for name in ("api_key", "api_key_file"):
         if value := answers.present(name):
             answers.wanted[name] = value
@@ -90,14 +96,14 @@ def _keep_key(answers: Answers, *, needed: bool) -> None:
 
 
 def _take_key(answers: Answers, line: str) -> None:
-    """A key that was piped in, or else typed without echo."""
+    """Take a key from standard input, or ask for it without showing it."""
     if not answers.interactive:
         if problem := key_problem(line.strip()):
-            raise click.UsageError(f"{KEY.flag} -: what came on standard input {problem}")
+            raise click.UsageError(f"{KEY.flag} -: the key on standard input {problem}")
         answers.wanted |= {"api_key": line.strip(), "api_key_file": None}
         return
     kept = next((name for name in ("api_key", "api_key_file") if answers.present(name)), None)
-    text = f"Key of `python server.py init`, not shown ({'Enter: the one that is there' if kept else 'Enter: none'})"
+    text = f"Key from `python server.py init`, not shown ({'Enter: keep the present one' if kept else 'Enter: none'})"
     while key := str(click.prompt(text, default="", show_default=False, hide_input=True)).strip():
         if (problem := key_problem(key)) is None:
             answers.wanted |= {"api_key": key, "api_key_file": None}
@@ -108,18 +114,18 @@ def _take_key(answers: Answers, line: str) -> None:
 
 
 def _with_key(path: Path) -> Path:
-    """A file that a key can be read from. Raises click.UsageError."""
+    """Check that a key can be read from a file; return its path. Raises click.UsageError."""
     try:
         problem = key_problem(path.read_text().strip())
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read: {getattr(error, 'strerror', 'it is no text')}"
+        problem = f"cannot be read: {getattr(error, 'strerror', 'it is not a text')}"
     if problem:
         raise click.UsageError(f"{KEY.flag} {path} {problem}. For example: {KEY.flag} {KEY.example}")
     return path
 
 
 def _peers(pacs: str) -> list[Peer]:
-    """Of an answer, whatever else is wrong with the settings; none where the answer itself will be refused."""
+    """Parse an answer for GATEWAY_PACS, whatever else is wrong; return nothing if the answer is wrong."""
     try:
         return list(GatewaySettings().model_copy(update={"pacs": pacs}).pacs_by_ae_title.values())
     except ValueError:
@@ -127,7 +133,7 @@ def _peers(pacs: str) -> list[Peer]:
 
 
 def _senders(peers: list[Peer]) -> str:
-    """The PACS as senders: from their address, where it is one."""
+    """Return the PACS as entries of GATEWAY_ALLOWED_PEERS, with their address if they are not known by name only."""
     return ",".join(f"{peer.ae_title}@{peer.host}" if _is_address(peer.host) else peer.ae_title for peer in peers)
 
 
@@ -139,7 +145,7 @@ def _is_address(host: str) -> bool:
 
 
 def for_the_pacs(settings: GatewaySettings) -> str:
-    """What to enter in the PACS, so that it sends here and answers what is asked."""
+    """Say what to enter in the PACS, so that it sends to this gateway and answers its questions."""
     peers = list(settings.pacs_by_ae_title.values())
     towards = peers[0].host if peers else settings.server_url.host
     host = address_towards(towards) if settings.scp_host in EVERYWHERE else settings.scp_host
@@ -149,21 +155,21 @@ def for_the_pacs(settings: GatewaySettings) -> str:
         modality = {"AET": title, "Host": host, "Port": port, "UseDicomTls": True}
     lines = [
         "",
-        "Enter in the PACS, as a destination that it may send to:",
+        "Enter this in the PACS, as a destination to send to:",
         f"  AE title {title}    host {host}    port {port}{'    TLS' if settings.tls_cert else ''}",
         "Orthanc, in its configuration:",
         f"  {json.dumps({'DicomModalities': {'GATEWAY': modality}})}",
         f"DCMTK's dcmqrscp, in its HostTable: gateway = ({title}, {host}, {port})",
-        f"dcm4chee: a device with the AE title {title} and the connection {host}:{port}, and an export rule to it.",
+        f"dcm4chee: a device with the AE title {title} and the connection {host}:{port}, and an export rule for it.",
     ]
     if peers:
-        lines.append(f"It has to answer C-FIND from {title}, too: Orthanc does, once it knows the modality.")
+        lines.append(f"It also has to answer C-FIND from {title}: Orthanc does, once it knows the modality.")
     return "\n".join([*lines, *_not_let_in(settings, peers), ""])
 
 
 def _not_let_in(settings: GatewaySettings, peers: list[Peer]) -> list[str]:
     return [
-        f"warning: {peer.ae_title} at {peer.host} is asked, and may not send: add it to GATEWAY_ALLOWED_PEERS"
+        f"warning: {peer.ae_title} at {peer.host} is asked, but may not send: add it to GATEWAY_ALLOWED_PEERS"
         for peer in peers
         if _is_address(peer.host) and not settings.may_associate(peer.ae_title, peer.host)
     ]

@@ -1,4 +1,4 @@
-"""What a gateway's log says on a terminal: beside the table a short line for each series, and how it stops."""
+"""The log lines of a gateway on a terminal: a short line for each series, and for each step of a stop."""
 
 import os
 from collections import OrderedDict
@@ -12,29 +12,29 @@ import structlog
 from common.errors import printable
 from models import GatewayState
 
-REMEMBERED = 1000  # reports whose delivery is awaited
+REMEMBERED = 1000  # reports that wait for delivery, whose verdicts are remembered
 UID_CHARACTERS = 28
-LONG_S = 100  # seconds from which on minutes are said
-SURE = ("verified", "declared", "expected")  # verdicts with evidence, or a person's word, that this was all
+LONG_S = 100  # from this many seconds on, minutes are shown
+SURE = ("verified", "declared", "expected")  # verdicts by evidence, or by a person's word
 
 
 class Lines:
-    """Writes log events as a person reads them (structlog's last processor)."""
+    """Formats log events for people. It is structlog's last processor."""
 
     def __init__(
         self, others: Callable[[Any, str, Any], Any], *, journal_path: Path, drain_timeout_s: float, beside_table: bool
     ) -> None:
-        """`others` writes what is no line of ours; beside the table it gets warnings and errors only."""
+        """Set up. `others` formats all other events; beside a table it gets only warnings and errors."""
         self._others = others
         self._journal_path = journal_path
         self._drain_timeout_s = drain_timeout_s
         self._reported: OrderedDict[tuple[str, int], str] = OrderedDict()
         self.beside_table = beside_table
         self.state: Callable[[], GatewayState] | None = None
-        """The gateway's, once it runs; its last one after that."""
+        """Returns the gateway's state, once it runs; after its end, the last one."""
 
     def __call__(self, logger: Any, method: str, event: Any) -> Any:
-        """Raises structlog.DropEvent."""
+        """Format an event. Raises structlog.DropEvent if it is not shown."""
         if text := self._text(event):
             return f"{str(event['timestamp'])[11:19]}Z {text}"
         if self.beside_table and event["level"] in ("debug", "info"):
@@ -42,7 +42,7 @@ class Lines:
         return self._others(logger, method, event)
 
     def _text(self, event: Mapping[str, Any]) -> str | None:
-        """The line for an event that has one; no patient data in it."""
+        """Return the line for an event, without patient data; None if the event has no line of ours."""
         name = event["event"]
         if self.state is not None and name == "gateway.draining":
             return stopping(self.state(), self._drain_timeout_s)
@@ -64,7 +64,10 @@ class Lines:
 
 
 def delivered(event: Mapping[str, Any], verdict: str | None) -> str:
-    """Say what the server has now of a series; green is what is known to be all. No verdict: of an earlier run."""
+    """Say what the server now has of a series. It is green if the series is known to be complete.
+
+    The verdict is None if an earlier run made the report.
+    """
     missing, conflicts = event.get("missing"), event.get("conflicts")
     words = [f"{_images(event)}{',' if missing else ''} {verdict or 'reported before this start'}"]
     if verdict and (took_s := event.get("row_latency_s")) is not None:
@@ -78,7 +81,7 @@ def delivered(event: Mapping[str, Any], verdict: str | None) -> str:
 
 
 def _images(event: Mapping[str, Any]) -> str:
-    """As the row counts them."""
+    """Say how many images the server's row has."""
     if not (missing := event.get("missing")):
         return counted(event["stored"], "image")
     expected = event.get("expected")
@@ -86,14 +89,14 @@ def _images(event: Mapping[str, Any]) -> str:
 
 
 def refused(event: Mapping[str, Any]) -> str:
-    """Say why a report is a dead letter."""
+    """Say why a report became a dead letter."""
     images = counted(event["instances"], "image")
     reason = printable(str(event["reason"]))
     return _coloured(f"✗ {_series(event, images)} refused, dead letter {event['dead_letter']}: {reason}", "red")
 
 
 def stopping(state: GatewayState, drain_timeout_s: float) -> str:
-    """Say what a stop waits for, and how long at most."""
+    """Say what a stop waits for, and for how long at most."""
     at_most = f"at most {drain_timeout_s:g} s for"
     waits = [f"{at_most} {counted(state.Associations, 'association')} to end"] if state.Associations else []
     if state.OpenSeries or state.UndeliveredReports or state.Associations:
@@ -101,11 +104,11 @@ def stopping(state: GatewayState, drain_timeout_s: float) -> str:
         waits.append(f"{at_most} the server to take {posts} and {counted(state.UndeliveredReports, 'waiting report')}")
     if not waits:
         return "stopping: nothing is open, nothing waits"
-    return f"stopping: {', then '.join(waits)} (GATEWAY_DRAIN_TIMEOUT_S); another Ctrl-C ends it now, and loses nothing"
+    return f"stopping: {', then '.join(waits)} (GATEWAY_DRAIN_TIMEOUT_S); Ctrl-C again ends it now and loses nothing"
 
 
 def stopped(state: GatewayState, undelivered: int, journal_path: Path) -> str:
-    """Say where what was not delivered is, and what becomes of it."""
+    """Say where everything is that was not delivered, and what happens to it."""
     journal = printable(str(journal_path.absolute()))
     kept = [counted(state.OpenInstances, "image")] if state.OpenInstances else []
     kept += [counted(undelivered, "report")] if undelivered else []
@@ -125,7 +128,7 @@ def _coloured(text: str, colour: str) -> str:
 
 
 def shortened(uid: str, characters: int = UID_CHARACTERS) -> str:
-    """Cut in the middle: a UID's ends are what tells it from others."""
+    """Shorten a UID in the middle, since its ends distinguish it from others."""
     uid = printable(uid)
     if len(uid) <= characters:
         return uid
@@ -133,12 +136,12 @@ def shortened(uid: str, characters: int = UID_CHARACTERS) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """The number and its noun."""
+    """Return a number with its noun, in the singular or the plural."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def seconds(seconds: float) -> str:
-    """Seconds, minutes or hours, as short as possible."""
+    """Format a length of time in seconds, minutes or hours."""
     return (
         f"{seconds:.1f} s"
         if seconds < LONG_S

@@ -1,4 +1,4 @@
-"""The gateway as a process: signals, workers, the event loop, and the table on its terminal."""
+"""Run the gateway as a process: signals, workers, the event loop, and the table on its terminal."""
 
 import asyncio
 import multiprocessing
@@ -32,11 +32,11 @@ from models import GatewayState
 SHOW_CURSOR = "\x1b[?25h"
 T = TypeVar("T")
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
-"""Shows a state for as long as it is entered."""
+"""Shows a state as long as the context is open."""
 
 
 class Run(Protocol):
-    """`client.run`."""
+    """The type of `client.run`."""
 
     def __call__(
         self, settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Show | None = None
@@ -44,7 +44,7 @@ class Run(Protocol):
 
 
 def run_gateway(settings: GatewaySettings, run: Run) -> None:
-    """Until it is told to stop; with several workers, them. Ends the process where those failed."""
+    """Run the gateway, or its workers, until a signal. With workers, exit the process with their exit code."""
     configure_logging()
     if settings.workers > 1:
         sys.exit(_supervise(settings, run))
@@ -52,13 +52,13 @@ def run_gateway(settings: GatewaySettings, run: Run) -> None:
 
 
 def run_drain(settings: GatewaySettings, run: Run) -> int:
-    """Deliver what the journal holds, and end; how many reports stay."""
+    """Deliver what the journal holds; return how many reports stay."""
     configure_logging()
     return run_main(run(settings, asyncio.Event(), listen=False), settings)
 
 
 def change_dead_letters(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
-    """What a running gateway would be asked to do, done on the journal of a stopped one."""
+    """Change dead letters in the journal of a stopped gateway, as a running one would; return the answer."""
 
     async def alone() -> dict[str, Any]:
         bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
@@ -70,7 +70,7 @@ def change_dead_letters(settings: GatewaySettings, do: str, **arguments: Any) ->
 
 
 def _on_terminal(settings: GatewaySettings) -> Show | None:
-    """What shows the gateway where stderr is a terminal: lines for a person, and the table where it can be drawn."""
+    """Set up lines for people, and the table if it can be drawn. Return None if stderr is not a terminal."""
     if not sys.stderr.isatty():
         return None
     *before, others = structlog.get_config()["processors"]
@@ -90,9 +90,10 @@ async def _until_signalled(
     signals: tuple[signal.Signals, ...] = (signal.SIGTERM, signal.SIGINT),
     show: Show | None = None,
 ) -> int:
-    """SIGTERM and Ctrl-C drain; a second one kills.
+    """Run the gateway until SIGTERM or Ctrl-C, which drains it. A second signal ends it at once.
 
-    The handler stays for that: a loop that reads both at once would drop the second one of a signal without a handler.
+    The handler stays in place for the second signal: if the loop reads both at the same time, and had no handler any
+    more, the second one would be lost.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -108,9 +109,9 @@ async def _until_signalled(
 
 
 def _end_by(number: signal.Signals) -> None:
-    """End as a program without a handler does: what is not done yet stands in the journal."""
+    """End by the signal's default action. What is not done yet is in the journal."""
     if sys.stderr.isatty():
-        sys.stderr.write(SHOW_CURSOR)  # which the table hides
+        sys.stderr.write(SHOW_CURSOR)  # the table hides it
         sys.stderr.flush()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
@@ -124,7 +125,7 @@ def _supervise(settings: GatewaySettings, run: Run) -> int:
 
 
 def _work(run: Run, settings: GatewaySettings, number: int) -> None:
-    """One worker's process: ends on SIGTERM (Ctrl-C reaches the supervisor too), or with the supervisor."""
+    """Run one worker's process until SIGTERM, or until the supervisor ends. Ctrl-C is handled by the supervisor."""
     configure_logging(worker=number)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     supervisor = multiprocessing.parent_process()
@@ -135,7 +136,7 @@ def _work(run: Run, settings: GatewaySettings, number: int) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except Exception as error:  # multiprocessing would print its text
+    except Exception as error:  # multiprocessing would print its text, which may hold patient data
         uncaught(error)
         sys.exit(1)
 
@@ -146,14 +147,14 @@ def _end_with(sentinel: int) -> None:
 
 
 def _new_event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's where it is installed (it is not made for every platform), else asyncio's own."""
+    """Return uvloop's event loop if it is installed, which is not possible on every platform; None for asyncio's."""
     if find_spec("uvloop") is None:
         return None
     return cast(Callable[[], asyncio.AbstractEventLoop], import_module("uvloop").new_event_loop)
 
 
 def run_main(main: Coroutine[Any, Any, T], settings: GatewaySettings) -> T:
-    """asyncio.run on uvloop, with what the operator can cure as one line instead of a traceback."""
+    """Run a coroutine on uvloop. Errors that the operator can fix are shown as one line, without a traceback."""
     try:
         with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
             return runner.run(main)

@@ -1,4 +1,4 @@
-"""Whether those whom a gateway talks to can be reached, and let it: DICOM peers, the server."""
+"""Check that the gateway's DICOM peers and the server can be reached, and accept the gateway."""
 
 import socket
 import ssl
@@ -21,8 +21,8 @@ from dicom.scu import Line, PacsUnavailable
 from dicom.tls import BadCertificate, Tls
 from gateway.server_client import CannotCall, server_client
 
-CLOCKS_S = 2.0  # how far apart clocks may be
-DATE_S = 1.0  # how exact an HTTP Date is
+CLOCKS_S = 2.0  # largest difference of clocks without a warning
+DATE_S = 1.0  # precision of an HTTP Date header
 MAKE_A_KEY = "python server.py keys create gateway --scope series:write --scope series:read --save FILE"
 
 
@@ -30,9 +30,9 @@ MAKE_A_KEY = "python server.py keys create gateway --scope series:write --scope 
 
 
 def dicom(what: str, settings: GatewaySettings, peer: Peer, *, of_ours: bool = False) -> list[Finding]:
-    """C-ECHO, and C-FIND unless it is a gateway of ours. Blocks."""
+    """Check a peer by C-ECHO and, unless it is a gateway of ours, by C-FIND. Blocks."""
     if problem := connect_problem(peer.host, peer.port, settings.pacs_timeout_s):
-        cure = f"Does it run, is {peer.host}:{peer.port} its DICOM port, does a firewall let this machine through?"
+        cure = f"Check that it runs, that {peer.host}:{peer.port} is its DICOM port, and that no firewall blocks it."
         return [failed(what, f"{peer} cannot be reached: {problem}", cure)]
     line = Line(peer, settings.ae_title, settings.pacs_timeout_s, _as_a_peer(settings))
     try:
@@ -44,21 +44,21 @@ def dicom(what: str, settings: GatewaySettings, peer: Peer, *, of_ours: bool = F
     answers = ok(what, f"{peer} answers C-ECHO")
     if of_ours or without_find is None:
         return [answers] if of_ours else [answers, ok(what, f"answers C-FIND from {settings.ae_title}")]
-    cure = f"Let it answer C-FIND from {settings.ae_title} (Orthanc: DicomModalities), or no series becomes verified."
+    cure = f"Allow C-FIND from {settings.ae_title} there (Orthanc: DicomModalities); else no series becomes verified."
     return [answers, failed(what, f"C-FIND: {without_find}", cure)]
 
 
 def _unavailable(what: str, settings: GatewaySettings, peer: Peer, problem: str, of_ours: bool) -> Finding:
     if of_ours and "Called AE title" in problem:
-        cure = f"Stop what listens there, or give the gateway another GATEWAY_SCP_PORT than {peer.port}."
-        return failed(what, f"{peer}: another AE title listens there", cure)
+        cure = f"Stop the program that listens there, or set another GATEWAY_SCP_PORT than {peer.port}."
+        return failed(what, f"{peer}: a program with another AE title listens there", cure)
     if of_ours and "Calling AE title" in problem:
-        return ok(what, f"{peer} listens; its allow-list does not hold this machine")
+        return ok(what, f"{peer} listens; this machine is not in its allow-list")
     return failed(what, f"{peer}: {problem}", _cure(settings, peer, problem))
 
 
 def connect_problem(host: str, port: int, timeout_s: float) -> str | None:
-    """Why no TCP connection comes about. Blocks."""
+    """Try a TCP connection; return why it fails, or None if it succeeds. Blocks."""
     try:
         with closing(socket.create_connection((host, port), timeout_s)):
             return None
@@ -72,30 +72,28 @@ def connect_problem(host: str, port: int, timeout_s: float) -> str | None:
 
 def _cure(settings: GatewaySettings, peer: Peer, problem: str) -> str:
     if "Calling AE title" in problem:
-        return f"Tell the PACS to let {settings.ae_title} at this machine's address ask (Orthanc: DicomModalities)."
+        return f"In the PACS, allow {settings.ae_title} at this machine's address to query (Orthanc: DicomModalities)."
     if "Called AE title" in problem:
-        return (
-            f"It has another AE title than {peer.ae_title}: write the one that the PACS itself shows into GATEWAY_PACS."
-        )
+        return f"Its AE title is not {peer.ae_title}: write the one that the PACS itself shows in GATEWAY_PACS."
     if "TLS" in problem:
         return _tls_cure(peer, problem)
-    other = f"With TLS, write {peer._replace(tls=True)} into GATEWAY_PACS."
+    other = f"If it uses TLS, write {peer._replace(tls=True)} in GATEWAY_PACS."
     return (
-        f"Is {peer.port} a DICOM port without TLS? Does the PACS know {settings.ae_title} at this machine's address? "
-        f"{other}"
+        f"Check that {peer.port} is a DICOM port without TLS, and that the PACS knows {settings.ae_title} at this "
+        f"machine's address. {other}"
     )
 
 
 def _tls_cure(peer: Peer, problem: str) -> str:
     if "certificate is not valid" in problem:
-        return "Name who signed it, or the certificate itself, in GATEWAY_PACS_CA; have it renewed where it expired."
+        return "Put its authority, or the certificate itself, into GATEWAY_PACS_CA; have it renewed if it has expired."
     if "our certificate" in problem:
-        return "Let the PACS trust the certificate in GATEWAY_TLS_CERT, which is shown to it, too."
-    return f"Does {peer.port} speak TLS? If not, write {peer._replace(tls=False)} into GATEWAY_PACS."
+        return "Let the PACS trust the certificate in GATEWAY_TLS_CERT, which the gateway presents to it."
+    return f"Check that {peer.port} uses TLS. If it does not, write {peer._replace(tls=False)} in GATEWAY_PACS."
 
 
 def _as_a_peer(settings: GatewaySettings) -> Callable[[], Tls] | None:
-    """TLS as a sender on this machine would speak it; whether the certificate is good is asked elsewhere."""
+    """Return TLS as a sender on this machine would use it. The certificate is not checked here, but in check.py."""
     if settings.tls_cert is None:
         return None
 
@@ -112,7 +110,7 @@ def _as_a_peer(settings: GatewaySettings) -> Callable[[], Tls] | None:
 
 
 async def server(settings: GatewaySettings) -> list[Finding]:
-    """Whether it answers, takes our key, and has the same time: asked as the gateway asks."""
+    """Check that the server answers, accepts our key, and has the same time. It is asked as the gateway would ask."""
     findings = _clear_text(settings) + machine.proxy("GATEWAY_PROXY_FROM_ENV", is_used=settings.proxy_from_env)
     try:
         http = await in_thread(partial(server_client, settings), "server")
@@ -136,13 +134,13 @@ def _clear_text(settings: GatewaySettings) -> list[Finding]:
     host = (settings.server_url.host or "").strip("[]")
     if settings.server_url.scheme == "https" or is_loopback(host):
         return []
-    what = "the key and patients' names travel" if settings.exposes_key else "patients' names travel"
-    cure = "Let the server speak TLS, and GATEWAY_SERVER_URL begin with https://."
+    what = "the key and patients' names are sent" if settings.exposes_key else "patients' names are sent"
+    cure = "Set TLS up at the server, and begin GATEWAY_SERVER_URL with https://."
     return [warning("server", f"{what} to {host} in clear text", cure)]
 
 
 def _said(error: httpx.HTTPError) -> str:
-    """Why there was no answer, as the operating system or TLS says it."""
+    """Say why there was no answer, in the words of the operating system or of TLS."""
     if problem := certificate_problem(error):
         return f"has a certificate that is not valid: {problem}"
     cause: BaseException | None = error
@@ -156,11 +154,11 @@ def _said(error: httpx.HTTPError) -> str:
 def _server_cure(settings: GatewaySettings, error: httpx.HTTPError) -> str:
     if certificate_problem(error):
         return (
-            "Name who signed it in GATEWAY_SERVER_CA, and in GATEWAY_SERVER_URL a host that the certificate names; "
-            "renew it where it expired."
+            "Put its authority into GATEWAY_SERVER_CA, and a host that the certificate names into GATEWAY_SERVER_URL; "
+            "renew it if it has expired."
         )
     if isinstance(error, httpx.RemoteProtocolError | httpx.ReadError) and settings.server_url.scheme == "http":
-        return "Does it speak TLS? Then let GATEWAY_SERVER_URL begin with https://."
+        return "If it uses TLS, begin GATEWAY_SERVER_URL with https://."
     return "Start it (`uvicorn server:app`), or correct GATEWAY_SERVER_URL; until then reports wait in the journal."
 
 
@@ -168,9 +166,9 @@ def _ready(settings: GatewaySettings, response: httpx.Response) -> Finding:
     url = settings.server_url
     if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
         cure = "Run `python server.py check` where the server runs."
-        return failed("server", f"{url} answers, and its database does not", cure)
+        return failed("server", f"{url} answers, but its database does not", cure)
     if response.status_code != HTTPStatus.OK or "ready" not in response.text[:1000]:
-        cure = "Correct GATEWAY_SERVER_URL (with the path, where a proxy adds one)."
+        cure = "Correct GATEWAY_SERVER_URL (with its path, if a proxy adds one)."
         return failed(
             "server", f"{url} answers health/ready with HTTP {response.status_code}: it is not our server", cure
         )
@@ -178,29 +176,27 @@ def _ready(settings: GatewaySettings, response: httpx.Response) -> Finding:
 
 
 def _version(response: httpx.Response) -> list[Finding]:
-    """Whether the server is of another version. One that says none is older."""
+    """Compare the server's version with this one. A server that does not say its version is older."""
     said = said_in(response.text)
     told = f"the server is {said or 'before 0.2'}, this gateway {version()}"
     match compared(said):
         case "older":
-            cure = "Upgrade the server: it refuses what it does not know of a newer gateway's reports and heartbeats."
+            cure = "Upgrade the server: it refuses what it does not know in a newer gateway's reports and heartbeats."
             return [warning("version", f"{told}: it is older", cure)]
         case "newer":
-            return [
-                warning("version", f"{told}: it is newer", "Upgrade this gateway; until then it is served as it is.")
-            ]
-    return [ok("version", f"{version()}, as the server")]
+            return [warning("version", f"{told}: it is newer", "Upgrade this gateway; it is served all the same.")]
+    return [ok("version", f"{version()}, the same as the server's")]
 
 
 def _clock(response: httpx.Response, asked_at: float) -> Finding:
     try:
         date = parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError):
-        return warning("clock", "the server does not say its time", "Let proxies pass the Date header on.")
-    apart_s = max(date - asked_at, asked_at - date - DATE_S, 0.0)  # the Date was cut to whole seconds
+        return warning("clock", "the server's answer has no time", "Let proxies pass on the Date header.")
+    apart_s = max(date - asked_at, asked_at - date - DATE_S, 0.0)  # the Date header has whole seconds
     if apart_s <= CLOCKS_S:
-        return ok("clock", "the same time as the server's, as far as its Date tells")
-    cure = "Synchronize both (chrony, systemd-timesyncd): timelines and latencies compare their times."
+        return ok("clock", "the same time as the server's, to the precision of its Date header")
+    cure = "Synchronize both (chrony, systemd-timesyncd); timelines and latencies compare their times."
     return warning("clock", f"{apart_s:.0f} s apart from the server's", cure)
 
 
@@ -210,18 +206,20 @@ async def _key(settings: GatewaySettings, http: httpx.AsyncClient) -> Finding:
         said = response.json()
         who, scopes = str(said.get("Who")), set(said.get("Scopes", ()))
     except (httpx.HTTPError, ValueError, AttributeError, TypeError) as error:
-        return warning("key", f"cannot tell: {type(error).__name__}", "Is it our server, and of this version?")
+        return warning("key", f"cannot be checked: {type(error).__name__}", "Is it our server, and of this version?")
     has_key = settings.api_key is not None or settings.api_key_file is not None
     return _judged(settings, response.status_code, has_key, who, scopes)
 
 
 def _judged(settings: GatewaySettings, status: int, has_key: bool, who: str, scopes: set[str]) -> Finding:
     if status == HTTPStatus.UNAUTHORIZED:
-        told = "the server does not know the key, or it has ended" if has_key else "the server wants a key"
-        return failed("key", told, f"On the server: `{MAKE_A_KEY}`; then GATEWAY_API_KEY_FILE=FILE here.")
+        told = "the server does not know the key, or it was revoked or expired" if has_key else "the server needs a key"
+        return failed("key", told, f"On the server: `{MAKE_A_KEY}`; then set GATEWAY_API_KEY_FILE=FILE here.")
     if status != HTTPStatus.OK:
         return warning(
-            "key", f"cannot tell: the server answers HTTP {status}", "An older server? Upgrade it before the gateways."
+            "key",
+            f"cannot be checked: the server answers HTTP {status}",
+            "If it is an older server, upgrade it before the gateways.",
         )
     missing = [scope for scope in ("series:write", "series:read") if scope not in scopes]
     if not missing:
@@ -229,5 +227,5 @@ def _judged(settings: GatewaySettings, status: int, has_key: bool, who: str, sco
     told = f"the key lacks {' and '.join(missing)}"
     cure = f"On the server: `{MAKE_A_KEY}`."
     if missing == ["series:read"] and not settings.pacs.strip():
-        return warning("key", f"{told}, which GATEWAY_PACS would need", cure)
+        return warning("key", f"{told}, which is needed for GATEWAY_PACS", cure)
     return failed("key", told, cure)

@@ -1,4 +1,4 @@
-"""`python client.py sources`: who has sent to this gateway, when last, and how long it waits for the next image."""
+"""`python client.py sources`: list who has sent to this gateway, when last, and how long it waits for more images."""
 
 import json
 import time
@@ -22,7 +22,7 @@ COLUMNS: dict[str, Any] = {
 
 
 def listed(workers: list[GatewaySettings]) -> list[dict[str, Any]]:
-    """A row for each source of all workers, in order of name. Raises JournalUnusable."""
+    """Return a row for each source of all workers, in order of name. Raises JournalUnusable."""
     found: dict[str, dict[str, Any]] = {}
     for settings in workers:
         for name, seen in (*_reported(settings.journal_path), *_open(settings.journal_path), *_learnt(settings)):
@@ -35,12 +35,12 @@ def listed(workers: list[GatewaySettings]) -> list[dict[str, Any]]:
 
 
 def as_text(row: dict[str, Any]) -> dict[str, Any]:
-    """For a table: the waits in words."""
+    """Return a row for a table, with its waits as text."""
     return row | {"wait_s": ", ".join(f"{phase} {seconds:g}" for phase, seconds in row["wait_s"].items()) or None}
 
 
 def _add(row: dict[str, Any], seen: dict[str, Any]) -> None:
-    """What one worker knows to what others do; of waits those stand that most was learnt for."""
+    """Add what one worker knows of a source. The waits are those of the worker that has learnt from most series."""
     if (at := seen.get("last_image_at")) is not None:
         row["last_image_at"] = max(at, row["last_image_at"] or 0.0)
     for name in ("open_images", "series", "images"):
@@ -54,7 +54,7 @@ def _reported(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _open(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Of what was not reported yet."""
+    """Return the sources of open series."""
     rows = journal_reader.open_series(path)
     named = [
         (source_of(str(row["calling_ae_title"]), _text(row["modality"]), _text(row["station"])), row) for row in rows
@@ -70,14 +70,14 @@ def _text(values: str | None) -> str:
 
 
 def _learnt(settings: GatewaySettings) -> list[tuple[str, dict[str, Any]]]:
-    """Of who sends, and not of those alike that stand for any of an AE title or a modality."""
+    """Return what was learnt about real sources, without the groups that stand for any of an AE title or modality."""
     policy = Adaptive(settings.idle_timeout_s, settings.idle_max_s)
     known: list[Source] = []
     for row in journal_reader.learnt(settings.journal_path) if settings.idle_policy == "adaptive" else ():
         source = Source(str(row["calling_ae_title"]), str(row["modality"]), str(row["station"]))
         try:
             policy.load(source, row["content"])
-        except Exception:  # noqa: S112 - spoilt, or of a version to come: the gateway learns it anew, and says so
+        except Exception:  # noqa: S112 - damaged, or of a newer version: the gateway learns it again, and logs that
             continue
         known.append(source)
     with_station = {source[:2] for source in known if source.station}

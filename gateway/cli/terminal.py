@@ -1,4 +1,4 @@
-"""What a gateway on a terminal shows below its log lines: itself, and the series that are open."""
+"""The table that a gateway shows on a terminal below its log lines: its state, and the open series."""
 
 import time
 from collections import deque
@@ -17,16 +17,16 @@ from console.machine import in_units
 from gateway.cli.lines import UID_CHARACTERS, Lines, counted, seconds, shortened
 from models import ArrivingSeries, GatewayState
 
-RATE_OVER_S = 3.0
-LOG_LINES = 6  # at least, above the table
-LEAST_LINES = 7  # of the table, where the log lines give way: the head, one series, how many more
-WITH_SOURCE = 60  # columns from which on a table says where a series is from
-WITH_WAITS = 45  # and how long it has been quiet, and what it waits for
+RATE_OVER_S = 3.0  # time over which images a second are counted
+LOG_LINES = 6  # log lines that are left above the table, if there is room
+LEAST_LINES = 7  # lines that the table always gets: the head, one series, and how many more there are
+WITH_SOURCE = 60  # columns of the terminal from which on the source of a series is shown
+WITH_WAITS = 45  # columns from which on it is shown how long a series has been quiet, and what it waits for
 
 
 @asynccontextmanager
 async def live(state: Callable[[], GatewayState], lines: Lines) -> AsyncIterator[None]:
-    """Let the lines know the state and, beside a table, show it until left; nothing of it stays on the terminal."""
+    """Give `lines` the state, and show the table as long as the context is open. It is removed at the end."""
     console = terminal()
     rate = Rate()
     lines.state = state
@@ -44,7 +44,7 @@ async def live(state: Callable[[], GatewayState], lines: Lines) -> AsyncIterator
 
 
 class Rate:
-    """Images a second, over the last few."""
+    """Computes images a second over the last few seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
@@ -58,7 +58,7 @@ class Rate:
 
 
 def render(state: GatewayState, per_s: float, width: int, height: int) -> RenderableType:
-    """What fits below the log lines on a terminal of this size: of the least what is wrong."""
+    """Return what fits on a terminal of this size. If there is little room, problems are shown first."""
     room = max(1, height - LOG_LINES, min(height - 1, LEAST_LINES))
     lines: list[RenderableType] = [*_head(state, per_s)[-room:]]
     if len(lines) < room:
@@ -88,14 +88,14 @@ def _head(state: GatewayState, per_s: float) -> list[Text]:
         third.append(f"  {counted(state.DeadLetters, 'dead letter')}", style="red")
     lines = [first, second, third]
     if state.Reason:
-        lines.append(Text(printable(f"TAKES NOTHING IN: {state.Reason}"), style="bold red"))
+        lines.append(Text(printable(f"ACCEPTS NO IMAGES: {state.Reason}"), style="bold red"))
     if state.LastProblem:
         lines.append(Text(printable(f"server: {state.LastProblem}"), style="yellow"))
     return [one_line(line) for line in lines]
 
 
 def _series(series: Sequence[ArrivingSeries], now: datetime, width: int) -> Table:
-    """The columns for which there is room; a UID keeps both its ends."""
+    """Return a table of series with the columns for which there is room."""
     counts = [f"{one.Instances:,}{'' if one.Expected is None else f'/{one.Expected:,}'}" for one in series]
     longest = max(map(len, ["images", *counts]))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")

@@ -1,4 +1,4 @@
-"""More cores: N gateways on one port (SO_REUSEPORT), each a process with its own journal, watched by this one."""
+"""Use several cores: run N gateways on one port (SO_REUSEPORT), each in a process with its own journal."""
 
 import multiprocessing
 import os
@@ -14,9 +14,9 @@ import structlog
 from common.settings import GatewaySettings
 from dicom.listening import reserve
 
-RESTART_AFTER_S = 1.0
-SHORT_LIFE_S = 5.0
-SHORT_LIVES = 3  # in a row: what is wrong will not go away by itself
+RESTART_AFTER_S = 1.0  # pause before a worker is started again
+SHORT_LIFE_S = 5.0  # a worker that ends within this time has had a short life
+SHORT_LIVES = 3  # after so many short lives in a row all workers are stopped: the problem will not solve itself
 
 log = structlog.get_logger()
 
@@ -32,14 +32,14 @@ class _Worker:
 def supervise(settings: GatewaySettings, work: Callable[[GatewaySettings, int], None]) -> int:
     """Run `work(settings of the worker, its number)` in each worker until SIGTERM or Ctrl-C; return the exit code.
 
-    A worker that ends by itself is started again and goes on with its journal. One that cannot start ends them all.
+    A worker that ends by itself is started again and continues with its journal. If one cannot start, all are stopped.
     """
     with reserve(settings) as reserved:
         return _Supervisor(settings, work, int(reserved.getsockname()[1])).run()
 
 
 class _Supervisor:
-    """Starts the workers, hands signals on, and starts again what ends."""
+    """Starts the workers, passes signals on, and restarts workers that end."""
 
     def __init__(self, settings: GatewaySettings, work: Callable[[GatewaySettings, int], None], port: int) -> None:
         self._settings = settings
@@ -60,19 +60,19 @@ class _Supervisor:
         self._workers += [_Worker(n, self._start(n), time.monotonic()) for n in numbers]
         while any(worker.process.is_alive() for worker in self._workers) or not self._stopping:
             wait([worker.process.sentinel for worker in self._workers if worker.process.is_alive()], RESTART_AFTER_S)
-            if self._stopping:  # also those that were being started then
+            if self._stopping:  # includes workers that were just being started
                 self._tell()
             for worker in self._workers:
                 if not self._stopping and not worker.process.is_alive():
                     self._restart(worker)
         exit_codes = {worker.process.exitcode for worker in self._workers}
-        failed = exit_codes - {0, -signal.SIGTERM}  # the latter by us, before it had a handler
+        failed = exit_codes - {0, -signal.SIGTERM}  # SIGTERM: stopped by us before it had a handler
         return int(self._failing or bool(failed))
 
     def _start(self, number: int) -> SpawnProcess:
         mine = self._settings.of_worker(number).model_copy(update={"scp_port": self._port})
         process = self._context.Process(target=self._work, args=(mine, number), name=f"worker {number}")
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # of workers for good: Ctrl-C reaches them all
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit this: Ctrl-C is not for them
         process.start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process

@@ -74,7 +74,7 @@ def test_all_is_well_beside_a_running_gateway_a_server_and_a_pacs(tmp_path: Path
     lines = {(line["what"], line["state"]): line["detail"] for line in report["findings"]}
     assert report["ok"]
     assert {state for _, state in lines} == {"ok"}, report
-    assert "takes images in" in lines["gateway", "ok"]
+    assert "accepts images" in lines["gateway", "ok"]
     assert "answers C-ECHO" in lines["DICOM port", "ok"]
     assert lines["PACS ORTHANC", "ok"] == "answers C-FIND from STORESCP"
     assert "series:read and series:write" in lines["key", "ok"]
@@ -122,14 +122,14 @@ async def test_settings_that_are_unsafe_or_left_on_are_warnings(tmp_path: Path) 
         server_url="http://nohost.invalid:8000",
     )
     settings = said(findings, "settings", "warning")
-    assert "GATEWAY_ID is made up anew at each start → Give it a name that stays: GATEWAY_ID=" in settings
+    assert "→ Set a name that stays the same: GATEWAY_ID=" in settings
     assert "GATEWAY_TRACE_PATH=" in settings
     assert f"chmod 600 {key}" in settings
-    assert "Name the senders in GATEWAY_ALLOWED_PEERS" in said(findings, "who may send", "warning")
-    assert "in clear text → GATEWAY_TLS_CERT" in said(findings, "TLS", "warning")
+    assert "List the senders in GATEWAY_ALLOWED_PEERS" in said(findings, "who may send", "warning")
+    assert "in clear text → Set GATEWAY_TLS_CERT" in said(findings, "TLS", "warning")
     exposed = said(findings, "server", "warning")
-    assert "the key and patients' names travel to nohost.invalid in clear text" in exposed
-    assert "begin with https://" in exposed
+    assert "the key and patients' names are sent to nohost.invalid in clear text" in exposed
+    assert "begin GATEWAY_SERVER_URL with https://" in exposed
 
 
 async def test_an_allow_list_and_loopback_are_fine(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ async def test_a_port_that_another_uses_is_named_with_the_cure(tmp_path: Path) -
         port = taken.getsockname()[1]
         findings = await found(tmp_path, scp_port=port, metrics_port=port)
     assert f"127.0.0.1:{port} cannot be bound: Address already in use" in said(findings, "DICOM port", "failed")
-    assert "it is none of ours on these files), or change GATEWAY_SCP_PORT" in said(findings, "DICOM port", "failed")
+    assert "or change GATEWAY_SCP_PORT" in said(findings, "DICOM port", "failed")
     assert "change GATEWAY_METRICS_PORT" in said(findings, "metrics port", "failed")
 
 
@@ -177,14 +177,14 @@ async def test_a_running_gateway_that_is_saturated_has_failed(tmp_path: Path) ->
     journal = tmp_path / "gateway-journal.db"
     with gateway(tmp_path, NOWHERE, min_free_bytes=2**60, drain_timeout_s=0.3):
         findings = await found(tmp_path, journal_path=journal)
-    assert "takes nothing in: less than min_free_bytes=" in said(findings, "gateway", "failed")
-    assert "0: any free one" in said(findings, "DICOM port", "warning")
+    assert "accepts no images: less than min_free_bytes=" in said(findings, "gateway", "failed")
+    assert "0: another free port" in said(findings, "DICOM port", "warning")
 
 
 async def test_a_running_gateway_whose_list_does_not_hold_this_machine_is_fine(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE, allowed_peers="CT1", drain_timeout_s=0.3) as (_, port):
         findings = await found(tmp_path, journal_path=tmp_path / "gateway-journal.db", scp_port=port)
-    assert "listens; its allow-list does not hold this machine" in said(findings, "DICOM port", "ok")
+    assert "listens; this machine is not in its allow-list" in said(findings, "DICOM port", "ok")
 
 
 async def test_a_running_gateway_is_asked_for_its_metrics(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ async def test_a_running_gateway_is_asked_for_its_metrics(tmp_path: Path) -> Non
         served = await found(tmp_path, journal_path=journal, metrics_port=metrics)
         not_served = await found(tmp_path, journal_path=journal, metrics_port=free_port())
     assert "is served" in said(served, "metrics port", "ok")
-    assert "Start the gateway again with this setting" in said(not_served, "metrics port", "warning")
+    assert "Restart the gateway with this setting" in said(not_served, "metrics port", "warning")
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ async def test_a_certificate_is_good_until_then(tmp_path: Path) -> None:
 
 async def test_a_certificate_that_ends_soon_is_a_warning(tmp_path: Path) -> None:
     findings = await found(tmp_path, **certificate(tmp_path, not_after=datetime.now(UTC) + timedelta(days=10)))
-    assert "9 days more → Have" in said(findings, "TLS", "warning")
+    assert "9 days left → Have" in said(findings, "TLS", "warning")
     assert "renewed, then send the gateway SIGHUP" in said(findings, "TLS", "warning")
 
 
@@ -277,10 +277,10 @@ async def test_a_pacs_that_answers_is_fine(tmp_path: Path) -> None:
         (
             {"require_calling_aet": ["OTHER"]},
             "Calling AE title",
-            "Tell the PACS to let STORESCP at this machine's address",
+            "allow STORESCP at this machine's address",
         ),
-        ({"require_called_aet": True}, "Called AE title", "write the one that the PACS itself shows into GATEWAY_PACS"),
-        ({"maximum_associations": 0}, "Local limit exceeded", "Does the PACS know STORESCP"),
+        ({"require_called_aet": True}, "Called AE title", "write the one that the PACS itself shows in GATEWAY_PACS"),
+        ({"maximum_associations": 0}, "Local limit exceeded", "the PACS knows STORESCP"),
     ],
 )
 async def test_a_pacs_that_rejects_is_named_with_the_cure(
@@ -312,7 +312,7 @@ async def test_on_our_own_port_another_title_than_ours_has_failed(
 
 async def test_a_pacs_that_cannot_be_reached_is_named_with_the_cure(tmp_path: Path) -> None:
     findings = await found(tmp_path, pacs="A@127.0.0.1:9,B@nohost.invalid:104")
-    assert "cannot be reached: Connection refused → Does it run" in said(findings, "PACS A", "failed")
+    assert "cannot be reached: Connection refused → Check that it runs" in said(findings, "PACS A", "failed")
     assert "no address belongs to the name nohost.invalid" in said(findings, "PACS B", "failed")
 
 
@@ -320,7 +320,7 @@ async def test_a_pacs_that_says_nothing_is_given_up_in_time(tmp_path: Path) -> N
     with closing(socket.create_server(("127.0.0.1", 0))) as silent:
         port = silent.getsockname()[1]
         findings = await found(tmp_path, pacs=f"A@127.0.0.1:{port}", pacs_timeout_s=0.5)
-    assert f"Is {port} a DICOM port without TLS?" in said(findings, "PACS A", "failed")
+    assert f"{port} is a DICOM port without TLS" in said(findings, "PACS A", "failed")
 
 
 @pytest.mark.peer("dcmtk")
@@ -332,8 +332,8 @@ async def test_a_pacs_without_c_find_cannot_verify(tmp_path: Path) -> None:
         findings = await found(tmp_path, pacs=f"STORE@127.0.0.1:{port}")
     assert "answers C-ECHO" in said(findings, "PACS STORE", "ok")
     failures = said(findings, "PACS STORE", "failed")
-    assert "does not offer Study Root C-FIND → Let it answer C-FIND from STORESCP" in failures
-    assert "or no series becomes verified" in failures
+    assert "does not offer Study Root C-FIND → Allow C-FIND from STORESCP" in failures
+    assert "else no series becomes verified" in failures
 
 
 @pytest.mark.peer("orthanc")
@@ -402,7 +402,7 @@ async def test_an_older_server_cannot_tell_about_the_key(tmp_path: Path) -> None
         findings = await found(tmp_path, server_url=f"http://127.0.0.1:{port}")
     assert "is ready" in said(findings, "server", "ok")
     assert "the same time" in said(findings, "clock", "ok")
-    assert "cannot tell: the server answers HTTP 404 → An older server?" in said(findings, "key", "warning")
+    assert "cannot be checked: the server answers HTTP 404" in said(findings, "key", "warning")
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ async def test_an_older_server_cannot_tell_about_the_key(tmp_path: Path) -> None
         ({}, "warning", "the server is before 0.2, this gateway {ours}: it is older → Upgrade the server"),
         ({"version": "0.1.0"}, "warning", "the server is 0.1.0, this gateway {ours}: it is older → Upgrade the server"),
         ({"version": "99.0"}, "warning", "the server is 99.0, this gateway {ours}: it is newer → Upgrade this gateway"),
-        ({"version": version()}, "ok", "{ours}, as the server"),
+        ({"version": version()}, "ok", "{ours}, the same as the server"),
     ],
 )
 async def test_a_server_of_another_version_is_named(
@@ -459,10 +459,10 @@ async def test_a_servers_certificate_is_named_where_it_is_not_good(tmp_path: Pat
         known = await found(tmp_path, server_url=f"https://localhost:{port}", server_ca=file)
         other_name = await found(tmp_path, server_url=f"https://127.0.0.1:{port}", server_ca=file)
         clear = await found(tmp_path, server_url=f"http://localhost:{port}")
-    assert "→ Name who signed it in GATEWAY_SERVER_CA" in said(unknown, "server", "failed")
+    assert "→ Put its authority into GATEWAY_SERVER_CA" in said(unknown, "server", "failed")
     assert "is ready" in said(known, "server", "ok")
     assert "a host that the certificate names" in said(other_name, "server", "failed")
-    assert "begin with https://" in said(clear, "server", "failed")
+    assert "begin GATEWAY_SERVER_URL with https://" in said(clear, "server", "failed")
 
 
 async def test_an_authority_that_cannot_be_read_has_failed(tmp_path: Path) -> None:
@@ -487,13 +487,13 @@ async def test_a_key_is_judged_by_its_scopes(tmp_path: Path) -> None:
         asking = await found(tmp_path, server_url=url, api_key=write, pacs="A@127.0.0.1:9")
         none = await found(tmp_path, server_url=url)
     assert "with series:read and series:write" in said(lines[both], "key", "ok")
-    assert "the key lacks series:read, which GATEWAY_PACS would need" in said(lines[write], "key", "warning")
+    assert "the key lacks series:read, which is needed for GATEWAY_PACS" in said(lines[write], "key", "warning")
     assert "the key lacks series:read →" in said(asking, "key", "failed")
     assert "the key lacks series:write → On the server: `python server.py keys create" in said(
         lines[read], "key", "failed"
     )
     assert "the server does not know the key" in said(lines["wrong"], "key", "failed")
-    assert "the server wants a key" in said(none, "key", "failed")
+    assert "the server needs a key" in said(none, "key", "failed")
     assert "GATEWAY_API_KEY_FILE=FILE" in said(none, "key", "failed")
 
 
@@ -512,17 +512,15 @@ async def test_a_folder_that_is_missing_read_only_or_full_has_failed(tmp_path: P
     assert "/nonexistent does not exist → Make the folder, or change GATEWAY_JOURNAL_PATH" in missing
     read_only = said(await found(tmp_path, journal_path="/proc/j.db"), "journal", "failed")
     assert "/proc cannot be written" in read_only
-    assert "Let the user that this runs as write /proc" in read_only
+    assert "Let the user that this runs as write to /proc" in read_only
     full = said(await found(tmp_path, min_free_bytes=2**60), "journal", "failed")
-    assert "nothing is taken in → Free some space" in full
+    assert "nothing is accepted → Free some space" in full
 
 
 @pytest.mark.peer("tmpfs")
 async def test_a_journal_in_memory_is_a_warning(tmp_path: Path) -> None:
     findings = await found(tmp_path, journal_path="/dev/shm/check-journal.db")  # noqa: S108 - not written
-    assert "tmpfs: memory, and gone after a reboot → Name a file on a local disk" in said(
-        findings, "journal", "warning"
-    )
+    assert "tmpfs: memory, and gone after a reboot → Use a file on a local disk" in said(findings, "journal", "warning")
 
 
 async def test_a_journal_of_a_newer_version_or_a_corrupt_one_has_failed(tmp_path: Path) -> None:
@@ -532,11 +530,11 @@ async def test_a_journal_of_a_newer_version_or_a_corrupt_one_has_failed(tmp_path
         connection.execute("CREATE TABLE x (y)")
     path.chmod(0o600)
     newer = said(await found(tmp_path), "journal", "failed")
-    assert "schema 99 is of a newer version" in newer
+    assert "schema 99 was made by a newer version" in newer
     assert "Run the version that wrote it until the journal is empty" in newer
     path.write_bytes(b"not a database, whatever its name says" * 100)
     corrupt = said(await found(tmp_path), "journal", "failed")
-    assert "is not a sound database: file is not a database → Copy it and its -wal away" in corrupt
+    assert "is not a sound database: file is not a database → Copy it and its -wal file first" in corrupt
 
 
 async def test_looking_at_a_journal_at_rest_leaves_nothing_beside_it(tmp_path: Path) -> None:
@@ -561,6 +559,6 @@ async def test_journals_of_more_workers_than_now_are_named(tmp_path: Path) -> No
     with gateway(tmp_path, NOWHERE, journal_path="journal-3.db", drain_timeout_s=0.2) as (_, port):
         send(port, new_series(1))
     two = said(await found(tmp_path, workers=2), "journals left out", "warning")
-    assert "journal-3.db holds what is not delivered" in two
+    assert "journal-3.db holds undelivered images" in two
     assert f"--workers 1 --journal-path {tmp_path}/journal-3.db drain" in two
     assert said(await found(tmp_path, workers=3), "journals left out", "warning") == ""

@@ -218,8 +218,8 @@ def test_a_pacs_is_probed_over_tls(files: Files) -> None:
     [
         ("ours", "(GATEWAY_TLS_CERT)", "Let the PACS trust the certificate in GATEWAY_TLS_CERT"),
         ("theirs", "its certificate is not valid", "GATEWAY_PACS_CA"),
-        ("no TLS", "does it speak TLS", "If not, write PACS1@127.0.0.1:"),
-        ("TLS", "cannot be reached", "With TLS, write PACS1@tls://127.0.0.1:"),
+        ("no TLS", "does it speak TLS", "write PACS1@127.0.0.1:"),
+        ("TLS", "cannot be reached", "write PACS1@tls://127.0.0.1:"),
     ],
 )
 def test_check_says_what_is_wrong_with_tls_and_the_cure(files: Files, wrong: str, problem: str, cure: str) -> None:

@@ -75,9 +75,9 @@ def test_what_is_wrong_is_said_in_colour() -> None:
     )
     text = "\n".join(shown(wrong))
     assert "3 reports undelivered, oldest 4 min  1 dead letter\n" in text
-    assert "TAKES NOTHING IN: journal_max_bytes=65536 reached\n" in text
+    assert "ACCEPTS NO IMAGES: journal_max_bytes=65536 reached\n" in text
     assert "server: ConnectError" in text
-    assert any("\x1b[1;31mTAKES NOTHING IN" in line for line in shown(wrong, colours=True))
+    assert any("\x1b[1;31mACCEPTS NO IMAGES" in line for line in shown(wrong, colours=True))
 
 
 def test_series_stand_in_the_order_of_their_last_image() -> None:
