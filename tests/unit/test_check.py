@@ -83,7 +83,7 @@ def test_the_innermost_and_last_mount_says_the_kind_of_file_system(path: str, ki
 def test_a_file_system_that_forgets_or_lies_is_a_warning(kind: str, words: str) -> None:
     finding = machine.judged("x", "GATEWAY_JOURNAL_PATH", kind)
     assert (finding.state, words in finding.detail) == ("warning", True)
-    assert finding.cure == "Name a file on a local disk (in a container: on a volume): change GATEWAY_JOURNAL_PATH."
+    assert finding.cure == "Use a file on a local disk (in a container: on a volume): change GATEWAY_JOURNAL_PATH."
     assert machine.judged("x", "GATEWAY_JOURNAL_PATH", "ext4").state == "ok"
 
 
@@ -138,7 +138,7 @@ def error_of(code: int) -> sqlite3.Error:
         (sqlite3.SQLITE_PERM, "failed", "cannot be read: said"),
         (sqlite3.SQLITE_BUSY, "failed", "cannot be read: said"),
         (sqlite3.SQLITE_IOERR_READ, "failed", "cannot be read: said"),
-        (sqlite3.SQLITE_INTERRUPT, "ok", "was read in part"),
+        (sqlite3.SQLITE_INTERRUPT, "ok", "the part that was read"),
     ],
 )
 def test_only_a_corrupt_file_wants_its_backup(code: int, state: str, words: str) -> None:
@@ -175,7 +175,7 @@ def test_what_is_only_in_the_log_is_seen(tmp_path: Path) -> None:
 def test_a_large_file_is_read_in_part(tmp_path: Path) -> None:
     path = database(tmp_path / "x.db", rows=50_000)
     finding = machine.soundness("x", path, "", patience_s=0.0)
-    assert (finding.state, "read in part" in finding.detail) == ("ok", True)
+    assert (finding.state, "the part that was read" in finding.detail) == ("ok", True)
 
 
 def test_an_unsound_file_is_named_with_the_last_that_is_said_of_it(tmp_path: Path) -> None:
