@@ -1,14 +1,16 @@
-"""The gateway process: images in by DICOM, one report per series out by HTTP.
+"""The gateway process: images come in by DICOM, one report for each series goes out by HTTP.
 
-The way of an image, from `Gateway.store` down: the SCP hands over each instance that it has received, and it goes on
-the inbox; `Gateway.collect` commits it to the journal, answers its sender, and hands it to the `SeriesCollector`, which
-says when its series is to be reported; the `SeriesDispatcher` posts the report until the server has it. What is
-committed outlives this process.
+The way of an image, from `Gateway.store` on:
+
+1. The SCP hands over each instance that it has received, and `store` puts it on the inbox.
+2. `collect` commits it to the journal, and then answers its sender. What is committed survives this process.
+3. `collect` hands it to the `SeriesCollector`, which decides when its series is reported.
+4. The `SeriesDispatcher` posts the report until the server has it.
 """
 
 # series-gateway: Tab completes this (console/shell_completion.py)
 
-if __name__ == "__main__":  # most commands need none of what follows
+if __name__ == "__main__":  # most commands need nothing of what follows
     from functools import partial
 
     from common.start import later, program
@@ -52,20 +54,20 @@ from gateway.spans import GatewaySpans
 from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKey, SeriesReport
 from scp import Arrival, enqueue, serve_scp
 
-CLOSED = None  # ends the inbox
-POLLS = 2  # rounds of the event loop after which what the sockets hold is on the inbox
+CLOSED = None  # the last item on the inbox
+POLLS = 2  # rounds of the event loop after which everything that the sockets hold is on the inbox
 
 log = structlog.get_logger()
 
 
 class Drain(NamedTuple):
-    """On the inbox: report what is open now; `closed` takes how many series that were."""
+    """A request on the inbox to report all open series. `closed` gets their number."""
 
     closed: asyncio.Future[int]
 
 
 class Declare(NamedTuple):
-    """On the inbox: report what is open of a series since before a time; `closed` takes how many reports that were."""
+    """A request on the inbox to report a series if it was open before a time. `closed` gets the number of reports."""
 
     series_instance_uid: str
     given_at: datetime
@@ -73,27 +75,27 @@ class Declare(NamedTuple):
 
 
 class Released(NamedTuple):
-    """On the inbox: an association ended."""
+    """A note on the inbox that an association ended."""
 
     association: Association
 
 
 class Answered(NamedTuple):
-    """On the inbox: what the PACS says of a series."""
+    """An answer of the PACS about a series, on the inbox."""
 
     key: SeriesKey
     answer: Answer
 
 
 class Made(NamedTuple):
-    """A report that is not in the journal yet, and its trace, as GatewaySpans.report gives it."""
+    """A report that is not in the journal yet, and its trace, as GatewaySpans.report returns it."""
 
     report: SeriesReport
     traceparent: str | None
 
 
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
-"""Shows a gateway's state while it runs: the table on a terminal."""
+"""Shows a gateway's state while it runs, such as the table on a terminal."""
 Item = Arrival | Released | Answered | Drain | Declare | None
 Inbox = asyncio.Queue[Item]
 
@@ -101,7 +103,7 @@ Inbox = asyncio.Queue[Item]
 async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Show | None = None) -> int:
     """Run a gateway until `stop`, then drain it; return how many reports stay in the journal for the next start.
 
-    With `listen` false it only drains what the journal holds. Raises CannotCall, CannotListen, CannotServeMetrics or
+    If `listen` is false, only drain what the journal holds. Raises CannotCall, CannotListen, CannotServeMetrics or
     JournalUnusable.
     """
     bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
@@ -127,7 +129,7 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
 
 @dataclass(eq=False)
 class Gateway:
-    """Owns what an image meets on its way, and moves it along; the methods stand in the order of that way."""
+    """Moves images from the SCP to the dispatcher, and owns everything on that way. Methods are in its order."""
 
     settings: GatewaySettings
     journal: Journal
@@ -136,7 +138,7 @@ class Gateway:
     spans: GatewaySpans | None = None
     recorder: Recorder | None = None
     ask: Callable[[Question], None] | None = None
-    """Asks the PACS; None while nobody can be asked."""
+    """Asks the PACS a question; None while no PACS can be asked."""
     inbox: Inbox = field(init=False)
 
     def __post_init__(self) -> None:
@@ -144,16 +146,22 @@ class Gateway:
         self._enqueue = enqueue(self.inbox, self.settings.inbox_timeout_s)
         self._unfiled: list[Made] = []
         self._declared: list[tuple[asyncio.Future[int], int]] = []
-        """Who wants to know, and how many reports, once those are in the journal."""
+        """Futures that get a number of reports, once those reports are in the journal."""
         self._pauses = Pauses()
-        self.putting: asyncio.TaskGroup  # while it listens: what waits for room on the inbox
+        self.putting: asyncio.TaskGroup  # items that wait for room on the inbox; set while the gateway listens
 
     # --- its life ---
 
     async def run(self, http: httpx.AsyncClient, stop: asyncio.Event, *, listen: bool, show: Show | None) -> int:
         """Take images until `stop`, then finish what was taken; return how many reports are not delivered.
 
-        The end has this order: no more associations, no more questions, the inbox, the reports, the last heartbeat.
+        At the end it
+
+        1. stops listening, and lets open associations end;
+        2. stops asking the PACS;
+        3. empties the inbox, and reports all open series;
+        4. delivers reports, within `drain_timeout_s`;
+        5. tells the server that it stops.
         """
         orders = Orders(obedience(self.declare, dead_letter_operations(self.journal, self.dispatcher.submit)))
         vitals = Vitals(self.settings, self.inbox, self.journal, self.collector, self.dispatcher, orders)
@@ -207,7 +215,7 @@ class Gateway:
     # --- onto the inbox ---
 
     def store(self, instance: Instance) -> asyncio.Future[int]:
-        """Put an instance on the inbox; the future takes its C-STORE status, once it is kept or refused."""
+        """Put an instance on the inbox; return a future that gets its C-STORE status once it is kept or refused."""
         status = asyncio.ensure_future(self._enqueue(instance))
         if self.recorder is not None:
             self.recorder.image(instance)
@@ -237,18 +245,18 @@ class Gateway:
     async def collect(self) -> None:
         """Move images from the inbox through the journal into their series, and reports to the dispatcher.
 
-        Until CLOSED is on the inbox, each round does this:
+        Each round does this, until CLOSED is on the inbox:
 
-        1. Take all that is on the inbox; wait for the first of it until something is due.
-        2. Commit its images together, with one fsync for every association that waits; count and answer them.
-        3. Tell the collector what else happened, then close what is asked for, and what is due.
+        1. Take everything on the inbox. If it is empty, wait for an item, or until a series is due.
+        2. Commit the images together, with one fsync for all waiting associations; then count and answer them.
+        3. Tell the collector what else happened. Close the series that somebody asked for, and those that are due.
         4. File the reports in the journal, and hand them to the dispatcher.
-        5. Ask the PACS what the collector wants to know; tell who asked for reports that they are filed.
+        5. Ask the PACS the collector's questions, and tell those who asked for reports that they are filed.
         """
         loop, closed = asyncio.get_running_loop(), False
         while not closed:
             items = await self._take()
-            now = loop.time()  # before the commit: what arrives meanwhile is seen before what falls due meanwhile
+            now = loop.time()  # before the commit, so that images which come during it are seen before a series is due
             self._pauses.woke(now)
             await self._commit([item for item in items if isinstance(item, Arrival)])
             made = self._heed(items, now)
@@ -266,14 +274,14 @@ class Gateway:
                 self._tell_declared()
 
     async def _take(self) -> list[Item]:
-        """Return all that is on the inbox; wait for the first until something is due, or can be tried again."""
+        """Return everything on the inbox. If it is empty, wait until something comes, is due, or can be tried again."""
         now = asyncio.get_running_loop().time()
         due_at = now + JOURNAL_RETRY_S if self._unfiled else self.collector.next_deadline()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(self._pauses.deadline(due_at, now)):
                 first = await self.inbox.get()
                 return [first, *self._waiting()]
-        for _ in range(POLLS):  # what has arrived is seen before what is due, and a loop may fire timers first
+        for _ in range(POLLS):  # see what has arrived before what is due, since a loop may run timers first
             await asyncio.sleep(0)
         return [*self._waiting()]
 
@@ -281,8 +289,8 @@ class Gateway:
         return (self.inbox.get_nowait() for _ in range(self.inbox.qsize()))
 
     async def _commit(self, arrivals: list[Arrival]) -> None:
-        """Commit images, then count, then answer them: 0x0000 means kept."""
-        arrivals = [arrival for arrival in arrivals if not arrival.status.done()]  # done: its sender was told otherwise
+        """Commit images, count them, and then answer their senders: 0x0000 means that an image is kept."""
+        arrivals = [arrival for arrival in arrivals if not arrival.status.done()]  # done: refused meanwhile
         if not arrivals:
             return
         status = SUCCESS
@@ -301,7 +309,7 @@ class Gateway:
                 arrival.status.set_result(status)
 
     def _heed(self, items: list[Item], now: float) -> list[SeriesReport]:
-        """Tell the collector what happened beside images; return what is to be reported at once."""
+        """Tell the collector everything that happened except images; return the reports that are due at once."""
         made: list[SeriesReport] = []
         for item in items:
             match item:
@@ -318,7 +326,7 @@ class Gateway:
     # --- out ---
 
     async def _set_aside(self, failures: list[Failure]) -> None:
-        """Say what could not be reported as it should; file what could not be at all as a dead letter."""
+        """Log series whose full report failed, and file those that cannot be reported at all as dead letters."""
         for key, revision, error, sop_instance_uids in failures:
             event = log.bind(series_instance_uid=key.series_instance_uid)
             if not sop_instance_uids:
@@ -327,11 +335,13 @@ class Gateway:
             event.error("series.set_aside", exc_info=error)
             try:
                 await self.journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
-            except JournalUnavailable as problem:  # they stay open there, and are reported after the next start
+            except (
+                JournalUnavailable
+            ) as problem:  # they stay open in the journal, and are reported after the next start
                 log.error("series.unreported", count=1, reason=str(problem))
 
     async def _file(self, reports: list[SeriesReport]) -> None:
-        """File reports in the journal, in their order, behind those that it could not take before."""
+        """File reports in the journal, in order, after those that could not be filed before."""
         self._unfiled += [Made(report, self.spans.report(report) if self.spans else None) for report in reports]
         while self._unfiled:
             some = self._unfiled[:DUE_AT_ONCE]
@@ -350,36 +360,36 @@ class Gateway:
                 self.dispatcher.submit(waiting)
 
     def _tell_declared(self) -> None:
-        """Tell who declared series that their reports are in the journal."""
+        """Tell those who declared series that the reports are in the journal."""
         for closed, count in self._declared:
-            if not closed.done():  # who wanted to know has waited too long
+            if not closed.done():  # done: the caller has given up waiting
                 closed.set_result(count)
         self._declared.clear()
 
     # --- beside that way ---
 
     async def answered(self, key: SeriesKey, answer: Answer) -> None:
-        """Put what the PACS says of a series on the inbox."""
+        """Put an answer of the PACS on the inbox."""
         await self.inbox.put(Answered(key, answer))
 
     async def declare(self, series_instance_uid: str, given_at: datetime) -> int:
-        """Have what is open of a series since before then reported; return how many reports are on disk for it."""
+        """Report a series if it was open before a time; return how many reports of it are on disk."""
         request = Declare(series_instance_uid, given_at, asyncio.get_running_loop().create_future())
         await self.inbox.put(request)
         return await request.closed
 
     def operations(self) -> Mapping[str, Operation]:
-        """Return what the operator's commands may ask for, by name."""
+        """Return the operations that the operator's commands may ask for, by name."""
         letters = dead_letter_operations(self.journal, self.dispatcher.submit)
         return {"status": self.status, "drain": self.drain, **letters}
 
     async def status(self) -> dict[str, Any]:
-        """Return whether images are taken, and why not."""
+        """Return if images are accepted, and the reason if not."""
         reason = self.journal.saturated()
         return {"running": True, "ready": reason is None, "reason": reason}
 
     async def drain(self) -> dict[str, Any]:
-        """Report what is open, and try to deliver all reports now; return how many were made, and how many stay."""
+        """Report all open series, and try to deliver all reports now; return how many were made, and how many stay."""
         request = Drain(asyncio.get_running_loop().create_future())
         await self.inbox.put(request)
         reported = await request.closed
@@ -387,7 +397,7 @@ class Gateway:
         return {"reported": reported, "undelivered": await self.dispatcher.drain(self.settings.drain_timeout_s)}
 
     async def watch(self) -> None:
-        """Say when the gateway stops and resumes taking images; try a failing journal until it works again."""
+        """Log when the gateway stops and resumes accepting images; try a failing journal until it works again."""
         before: str | None = None
         while True:
             if self.journal.failing:
@@ -403,7 +413,7 @@ class Gateway:
 
 
 def _say_reported(report: SeriesReport, waiting: Waiting) -> None:
-    """Log and count a report that is in the journal."""
+    """Log and count a report that was filed in the journal."""
     event = log.bind(
         series_instance_uid=report.SeriesInstanceUID,
         revision=report.Revision,
@@ -419,7 +429,7 @@ def _say_reported(report: SeriesReport, waiting: Waiting) -> None:
             metrics.false_completions.labels(entry.Details["Verdict"]).inc()
     if report.LastReceivedAt is not None:
         added_s = (datetime.now(UTC) - report.LastReceivedAt).total_seconds()
-        metrics.added_latency_seconds.observe(max(added_s, 0.0))  # clocks are set
+        metrics.added_latency_seconds.observe(max(added_s, 0.0))  # the clock may have been set back
     event.info("series.reported", verdict=report.Verdict, basis=report.Basis)
     if report.Doubtful:
         event.warning("series.doubtful", source=report.Source, reasons=report.Doubtful)
@@ -429,7 +439,7 @@ def _say_reported(report: SeriesReport, waiting: Waiting) -> None:
 
 
 def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:
-    """Re-arm what an earlier run left: open series with a full time-out from now, reports in their order."""
+    """Restore what an earlier run left: open series, with a full time-out from now, and reports in their order."""
     loop = asyncio.get_running_loop()
     collector = SeriesCollector(
         policy=_restored_policy(settings, journal),
@@ -454,13 +464,13 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
 
 
 def _restored_policy(settings: GatewaySettings, journal: Journal) -> IdlePolicy:
-    """Return the idle policy with what an earlier run has learnt."""
+    """Return the idle policy with everything that an earlier run has learnt."""
     if settings.idle_policy != "adaptive":
         return Fixed(settings.idle_timeout_s)
     policy = Adaptive(settings.idle_timeout_s, settings.idle_max_s)
     for source, learnt in journal.learnt().items():
         try:
             policy.load(Source(*source), learnt)
-        except Exception as error:  # of a version to come, or spoilt: it is learnt anew
+        except Exception as error:  # it is damaged, or of a newer version: it is learnt again
             log.warning("habits.unreadable", source=" ".join(source), exc_info=error)
     return policy

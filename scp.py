@@ -1,4 +1,4 @@
-"""DICOM in: a C-STORE SCP on asyncio that awaits `handle_store` for every instance (PS3.4 Annex B, PS3.7 §9.1.1)."""
+"""The C-STORE SCP on asyncio: it reads instances and awaits `handle_store` for each (PS3.4 Annex B, PS3.7 §9.1.1)."""
 
 import asyncio
 import contextlib
@@ -57,18 +57,18 @@ from dicom.upper_layer import (
 from dicom.walk import Walk
 from models import Association, Instance
 
-ACCEPT_RETRY_S = 0.5  # where the process has no file descriptors left
-GIVES_WAY_AFTER_S = 10.0  # without a PDU: an association this idle ends where another one is asked for beyond a limit
-READ_BYTES = 2**18
+ACCEPT_RETRY_S = 0.5  # pause if the process has no file descriptors left
+GIVES_WAY_AFTER_S = 10.0  # an association without a PDU for this long may be ended if a limit is reached
+READ_BYTES = 2**18  # of the buffer that sockets are read into
 
 HandleStore = Callable[[Instance], Awaitable[int]]
-"""Keeps one instance and returns its C-STORE status; must bound its own wait. A future costs less than a coroutine."""
+"""Keeps one instance and returns its C-STORE status, within a bounded time. A future is cheaper than a coroutine."""
 
 log = structlog.get_logger()
 
 
 class Arrival(NamedTuple):
-    """A received instance on its way to being kept; `status` takes its C-STORE status."""
+    """A received instance that is not kept yet. `status` gets its C-STORE status."""
 
     instance: Instance
     status: asyncio.Future[int]
@@ -78,18 +78,19 @@ class Rejection(NamedTuple):
     """Why an association is rejected."""
 
     numbers: tuple[int, int, int]
-    """Result, source and reason, PS3.8 table 9-21."""
+    """Result, source and reason (PS3.8 table 9-21)."""
     kind: str
-    """As it is counted."""
+    """The label under which it is counted."""
     reason: str
     near: str | None = None
-    """The entry of GATEWAY_ALLOWED_PEERS that may have been meant."""
+    """The entry of GATEWAY_ALLOWED_PEERS that was probably meant."""
 
 
 def enqueue(inbox: asyncio.Queue[Any], timeout_s: float) -> HandleStore:
-    """A `handle_store` that puts an Arrival on a bounded queue and waits until someone sets its status.
+    """Return a `handle_store` that puts an Arrival on a bounded queue, and waits until its status is set.
 
-    Not kept within `timeout_s` is OUT_OF_RESOURCES; an arrival whose status is set must not be kept.
+    If that takes longer than `timeout_s`, the status is OUT_OF_RESOURCES. An arrival whose status is already set must
+    not be kept.
     """
     loop = asyncio.get_running_loop()
 
@@ -121,12 +122,12 @@ async def serve_scp(
     saturated: Callable[[], str | None],
     observe: Callable[[Association], None] = lambda _: None,
 ) -> AsyncIterator[int]:
-    """Listen for associations; yields the port bound.
+    """Listen for associations; yield the port that is bound. Raises CannotListen.
 
-    While `saturated` gives a reason, new associations are rejected as transient, local limit exceeded (PS3.8 table
-    9-21), and instances on open ones are answered OUT_OF_RESOURCES. On exit: stops accepting, lets open associations
-    finish within `drain_timeout_s`, then aborts what is left. `observe` is told of every association when it
-    is established and when it has ended. Raises CannotListen where the address cannot be bound.
+    - While `saturated` returns a reason, new associations are rejected as transient, local limit exceeded (PS3.8 table
+      9-21), and instances on open ones are answered with OUT_OF_RESOURCES.
+    - `observe` is called with every association when it is established, and again when it has ended.
+    - On exit it stops accepting, lets open associations end within `drain_timeout_s`, and aborts the others.
     """
     scp = _Scp(settings, handle_store, saturated, observe)
     with listen(settings) as listener:
@@ -143,8 +144,8 @@ async def serve_scp(
 
 
 def _application_entity(settings: GatewaySettings) -> AE:
-    """pynetdicom's AE as our configuration: title, contexts besides storage."""
-    for name in ("pynetdicom", "pydicom"):  # what they would say of hostile bytes we say ourselves
+    """Return pynetdicom's AE, which holds our configuration: AE title, and contexts other than storage."""
+    for name in ("pynetdicom", "pydicom"):  # we log problems with hostile bytes ourselves
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"pydicom\.")
     ae = AE(ae_title=settings.ae_title)
@@ -153,7 +154,7 @@ def _application_entity(settings: GatewaySettings) -> AE:
 
 
 class _Scp:
-    """What the associations of one listener share: settings, and who is connected."""
+    """Everything that the associations of one listener share: settings, and who is connected."""
 
     def __init__(
         self,
@@ -172,15 +173,15 @@ class _Scp:
         self.saturated = saturated
         self.observe = observe
         self.numbers = itertools.count(1)
-        self.read_buffer = memoryview(bytearray(READ_BYTES))  # shared: what is read is taken over before the next read
-        self.waiting: dict[_Association, None] = {}  # connections without an association, not yet or no more, in order
+        self.read_buffer = memoryview(bytearray(READ_BYTES))  # shared, since bytes are handled before the next read
+        self.waiting: dict[_Association, None] = {}  # connections without an association, in the order they came
         self.established: dict[_Association, None] = {}
         self._empty = asyncio.Event()
 
     def reload_certificate(self) -> None:
-        """Use the certificate files as they are now for new handshakes, on SIGHUP; bad ones change nothing."""
+        """Read the certificate files again, on SIGHUP, for new handshakes. If they are bad, nothing changes."""
         try:
-            tls_context(self.settings)  # a bad file shows here
+            tls_context(self.settings)  # raises if a file is bad
             load_certificates(cast(ssl.SSLContext, self.tls), self.settings)
         except BadCertificate as error:
             log.error("certificate.refused", reason=str(error))
@@ -188,7 +189,7 @@ class _Scp:
             log.info("certificate.reloaded")
 
     async def accept(self, listener: socket.socket) -> None:
-        """Take connections until cancelled. Each counts from here on, its TLS handshake included."""
+        """Accept connections until cancelled. A connection counts towards limits even before its TLS handshake."""
         while True:
             try:
                 sock, address = await self.loop.sock_accept(listener)
@@ -201,10 +202,10 @@ class _Scp:
                 connection.open(sock, self.tls, self.settings.associate_timeout_s)
             else:
                 sock.close()
-            await asyncio.sleep(0)  # whoever connects as fast as we accept does not hold up the others
+            await asyncio.sleep(0)  # a peer that connects as fast as we accept must not block the others
 
     def admit(self, connection: "_Association") -> bool:
-        """Decide whether a connection may stay. Beyond its address's share, or all shares, the oldest waiting goes."""
+        """Decide if a connection may stay. Beyond a limit (of its address, of all) the oldest waiting one is closed."""
         settings, address = self.settings, connection.address
         if not settings.may_connect(address):
             _refused("address", address, "not in allowed_peers")
@@ -218,13 +219,13 @@ class _Scp:
         return True
 
     def establish(self, connection: "_Association") -> None:
-        """An association begins."""
+        """Note that an association begins on a connection."""
         del self.waiting[connection]
         self.established[connection] = None
         metrics.associations_open.set(len(self.established))
 
     def end(self, connection: "_Association") -> None:
-        """An association ended; its connection may still be there."""
+        """Note that an association has ended. Its connection may still be open."""
         del self.established[connection]
         self.waiting[connection] = None
         metrics.associations_open.set(len(self.established))
@@ -232,10 +233,15 @@ class _Scp:
             self._empty.set()
 
     def rejection(self, titles: Titles, address: str) -> Rejection | None:
-        """Why an association is rejected; None where it is accepted."""
+        """Decide if an association is rejected; return why, or None if it is accepted.
+
+        1. Its AE titles and address must be allowed.
+        2. The gateway must be able to keep images.
+        3. There must be room for one more association.
+        """
         for called, numbers, why in (
             (None, CALLING_AE_TITLE_NOT_RECOGNIZED, "not in allowed_peers"),
-            (titles.called, CALLED_AE_TITLE_NOT_RECOGNIZED, "called otherwise than in allowed_peers"),
+            (titles.called, CALLED_AE_TITLE_NOT_RECOGNIZED, "not with this called AE title in allowed_peers"),
         ):
             if not self.settings.may_associate(titles.calling, address, called):
                 near = self.settings.near(titles.calling, address, titles.called)
@@ -247,7 +253,7 @@ class _Scp:
         return None
 
     def _full(self, address: str) -> str | None:
-        """The limit that one more association would break; the one that is idle longest may give way to it."""
+        """Return the limit that one more association would exceed. If possible, end the longest idle one instead."""
         of_address = [other for other in self.established if other.address == address]
         for name, some in (("max_connections_per_peer", of_address), ("max_associations", [*self.established])):
             if len(some) < getattr(self.settings, name):
@@ -255,11 +261,11 @@ class _Scp:
             oldest = min(some, key=lambda other: other.idle_since)
             if self.loop.time() - oldest.idle_since < GIVES_WAY_AFTER_S:
                 return name
-            oldest.abort(f"idle, and gave way at {name}={len(some)}")
+            oldest.abort(f"idle, and ended to make room at {name}={len(some)}")
         return None
 
     async def drain(self) -> None:
-        """Close what is silent, wait for open associations to end, abort those that outlast `drain_timeout_s`."""
+        """Close connections without an association; let associations end, and abort them after `drain_timeout_s`."""
         for connection in [*self.waiting]:
             connection.drop()
         if self.established:
@@ -274,7 +280,7 @@ class _Scp:
 
 
 class _Association(Connection):
-    """One connection: moves bytes to and from its Acceptor, and instances to `handle_store`."""
+    """One connection. It passes bytes to and from its Acceptor, and instances to `handle_store`."""
 
     def __init__(self, scp: _Scp, address: str) -> None:
         super().__init__(address, scp.read_buffer)
@@ -282,17 +288,17 @@ class _Association(Connection):
         self._acceptor = Acceptor(scp.ae.supported_contexts, scp.limits)
         self._store: StoreStarted
         self._walk: Walk
-        self._unreadable = ""  # what the walk raised
+        self._unreadable = ""  # the kind of error that the walk raised
         self._storing: asyncio.Future[int] | None = None
-        self._association: Association | None = None  # while established
-        self._was_released = False  # as its peer asked (PS3.8 §7.2); else it was aborted
-        self._instances = 0  # kept
-        self._finished_at = 0.0  # when the last one had come
+        self._association: Association | None = None  # set while it is established
+        self._was_released = False  # true if the peer asked for it (PS3.8 §7.2); otherwise it was aborted
+        self._instances = 0  # how many were kept
+        self._finished_at = 0.0  # when the last instance had come completely
         self._pdus = 0
 
     @property
     def idle_since(self) -> float:
-        """When the last PDU came, in loop time; never in the middle of one, or of an instance."""
+        """Return when the last PDU came, in loop time; infinity in the middle of a PDU or an instance."""
         busy = self._storing is not None or self._acceptor.in_instance or self._acceptor.in_pdu
         return math.inf if busy else self.heard_at
 
@@ -301,7 +307,7 @@ class _Association(Connection):
 
     def on_bytes(self, data: memoryview) -> None:
         self._acceptor.receive_data(data)
-        if self._storing is not None:  # a sender that does not wait for answers waits here
+        if self._storing is not None:  # makes a sender wait that does not wait for answers
             self.pause()
         else:
             self._advance()
@@ -319,7 +325,7 @@ class _Association(Connection):
         self._scp.waiting.pop(self, None)
 
     def _leave(self) -> None:
-        """The association, if there is one, ended, however it did."""
+        """Note that the association has ended, if there is one, for whatever reason."""
         association, self._association = self._association, None
         if association is None:
             return
@@ -345,7 +351,7 @@ class _Association(Connection):
     # --- the upper layer's side ---
 
     def _advance(self) -> None:
-        """Handle events until more data, an answer of ours, or the peer's reading is needed."""
+        """Handle events until we need more data, have to answer first, or the peer has to read first."""
         while self.may_write:
             event = self._acceptor.next_event()
             if event is NEED_DATA:
@@ -406,15 +412,21 @@ class _Association(Connection):
         self.write(self._acceptor.accept())
 
     def _go_on(self, fragment: memoryview) -> None:
-        """Walk on in a data set."""
+        """Feed a fragment of a data set to the walk."""
         try:
             self._walk.feed(fragment)
-        except Exception as error:  # the edge to hostile bytes: the text may be a patient's
+        except Exception as error:  # hostile bytes may raise anything; the error's text may hold patient data
             self._unreadable = type(error).__name__
             self._acceptor.data_set = pass_over
 
     def _store_instance(self, length: int) -> None:
-        """Read the instance's identity and have it kept; what cannot be is answered at once."""
+        """Handle an instance that has come completely. The cases, in order:
+
+        1. The gateway is saturated: refuse it with OUT_OF_RESOURCES.
+        2. Its header cannot be read, or has no usable UIDs: refuse it with CANNOT_UNDERSTAND.
+        3. Command and data set name different instances: refuse it with DATA_SET_MISMATCH.
+        4. Otherwise hand it to `handle_store`, and answer with the status that this returns.
+        """
         store = self._store
         self._finished_at = self.loop.time()
         metrics.instances_received.inc()
@@ -438,7 +450,7 @@ class _Association(Connection):
             instance = replace(instance, called_ae_title=called, length=length, association=self._association)
         except HeaderError as error:
             self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)
-        except Exception as error:  # the edge to hostile bytes: the text may be a patient's
+        except Exception as error:  # hostile bytes may raise anything; the error's text may hold patient data
             self._refuse(CANNOT_UNDERSTAND, f"header unreadable: {type(error).__name__}")
         else:
             if instance.sop_instance_uid != _uid(store.sop_instance_uid):
@@ -449,7 +461,7 @@ class _Association(Connection):
                 self._storing.add_done_callback(self._answer)
 
     def _refuse(self, status: int, comment: str, offending: int | None = None) -> None:
-        """Answer with Error Comment and Offending Element (PS3.7 §C.4)."""
+        """Refuse an instance, with Error Comment and Offending Element (PS3.7 §C.4)."""
         self._log("instance.refused", status=f"0x{status:04X}", reason=comment)
         self._respond(status, comment, offending)
 
@@ -459,11 +471,11 @@ class _Association(Connection):
         metrics.store_seconds.observe(self.loop.time() - self._finished_at)
 
     def _answer(self, storing: asyncio.Future[int]) -> None:
-        """Answer what was kept, or not, and go on."""
+        """Answer with the status that `handle_store` returned, and continue."""
         self._storing = None
         if self._association is None or storing.cancelled():
             return
-        if (error := storing.exception()) is not None:  # the edge again: not kept is never Success
+        if (error := storing.exception()) is not None:  # an image that was not kept is never answered with Success
             uid = _uid(self._store.sop_instance_uid)
             log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=uid)
         status = PROCESSING_FAILURE if error else storing.result()
@@ -472,7 +484,7 @@ class _Association(Connection):
         self._advance()
 
     def _end(self, response: bytes) -> None:
-        """Write what is owed. What still comes is swallowed until the peer closes, or is late with it (PS3.8 Sta13)."""
+        """Write the last response. Ignore what still comes until the peer closes, or its time is over (PS3.8 Sta13)."""
         self._leave()
         self.finish(response)
         if response:
@@ -486,10 +498,10 @@ class _Association(Connection):
     # --- time ---
 
     def _set_deadline(self) -> None:
-        """A PDU that has begun has to end, and something has to come at all, each within its time-out."""
+        """Set the deadline for the end of the current PDU or, between two PDUs, for the next one to begin."""
         settings = self._scp.settings
         if self._acceptor.state is not State.STA6:
-            return  # the deadline for the A-ASSOCIATE-RQ stands
+            return  # the deadline for the A-ASSOCIATE-RQ stays
         if not self._acceptor.in_pdu:
             self._pdus = -1
             self.expect_within(settings.association_idle_timeout_s)
@@ -499,7 +511,7 @@ class _Association(Connection):
 
     def on_timer(self) -> None:
         if self._storing is not None:
-            self.expect_within(self._scp.settings.pdu_timeout_s)  # it waits for us
+            self.expect_within(self._scp.settings.pdu_timeout_s)  # the peer is waiting for us
 
     def on_late(self) -> None:
         if self._association is not None:
@@ -509,7 +521,7 @@ class _Association(Connection):
 
 
 def _refused(kind: str, address: str, reason: str) -> None:
-    """A connection that did not get as far as an association."""
+    """Log and count a connection that was closed before any association."""
     log.warning("connection.refused", peer_address=address, reason=reason)
     metrics.associations_refused.labels(kind).inc()
 

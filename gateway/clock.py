@@ -1,4 +1,4 @@
-"""The wall clock beside the event loop's: what is told to others is UTC, what is waited for is loop time."""
+"""Relate the wall clock to the event loop's clock: times that are reported are UTC, waits are in loop time."""
 
 import math
 import time
@@ -8,14 +8,14 @@ from datetime import UTC, datetime, timedelta
 from common.outgoing import RETRY_AFTER_MAX_S
 
 RECALIBRATE_S = 1.0  # how often the offset between loop time and wall-clock time is refreshed
-PAUSED_S = 0.1  # a wait that ends so late was no wait: the process was stopped, or its machine paused
-SETTLE_S = 0.5  # after that, in which senders that had to wait for us go on, and nothing is taken for idle
+PAUSED_S = 0.1  # if a wait ends this late, the process was stopped, or its machine was paused
+SETTLE_S = 0.5  # time after a pause in which senders continue, and no series is taken for idle
 
 
 def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:
-    """Return what tells the UTC time of a point of loop time.
+    """Return a function that converts loop time to UTC.
 
-    The offset stays the same within RECALIBRATE_S: so what was in order stays in order.
+    The offset stays the same for RECALIBRATE_S, so that times close to each other keep their order.
     """
     looked_at, there = -math.inf, datetime.now(UTC)
 
@@ -29,31 +29,31 @@ def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:
 
 
 def from_wall_clock(at: float) -> float:
-    """Return the seconds from now until `at` (since 1970), bounded, for the clock may have been set."""
+    """Return the seconds from now until `at` (since 1970). They are bounded, since the clock may have been set."""
     return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
 
 
 class Pauses:
-    """Notices that the process, or its machine, stood still: then its senders go on before anything is due."""
+    """Notices that the process or its machine was paused. Then senders may continue before any series is due."""
 
     def __init__(self) -> None:
         self._waits_until = math.inf
         self._over_at: float | None = None
 
     def deadline(self, due_at: float | None, now: float) -> float | None:
-        """Return until when to wait for what is due; None where nothing is."""
+        """Return until when to wait for what is due; None if nothing is."""
         if due_at is not None and self._over_at is not None:
             due_at = max(due_at, self._over_at)
         self._waits_until = math.inf if due_at is None or due_at < now else due_at
         return due_at
 
     def woke(self, now: float) -> None:
-        """Note when that wait ended: long after its deadline means that there was a pause."""
+        """Note when the wait ended. If that is long after its deadline, there was a pause."""
         if self._over_at is None and now > self._waits_until + PAUSED_S:
             self._over_at = now + SETTLE_S
 
     def over(self, now: float) -> bool:
-        """Decide whether what is due may be done: not while a pause is being made up for."""
+        """Tell if no pause is being made up for, so that due series may be handled."""
         if self._over_at is not None and now < self._over_at:
             return False
         self._over_at = None

@@ -1,7 +1,7 @@
-"""Which images make a series, and when it is reported: `SeriesCollector`. Pure: no I/O, and the time is passed in.
+"""Decide which images make a series, and when it is reported: `SeriesCollector`. No I/O; the time is passed in.
 
-`OpenSeries` knows what has come of one series, and when it is to be taken for over; reporting.py makes its report;
-closed_series.py remembers what late images are compared with.
+`OpenSeries` holds what has come of a series, and computes when it counts as over. reporting.py makes its report.
+closed_series.py remembers reported series, which late images are compared with.
 """
 
 import heapq
@@ -20,24 +20,24 @@ from gateway.open_series import OpenAssociation, OpenSeries, Rules, Trust
 from gateway.questions import Answer, Question
 from models import MAX_HEARD, ArrivingSeries, Association, HeardSource, Instance, SeriesKey, SeriesReport, SeriesVerdict
 
-DUE_AT_ONCE = 100  # reports made and journalled before the inbox is looked at again
+DUE_AT_ONCE = 100  # most reports that are made and filed before the inbox is read again
 
 
 class Failure(NamedTuple):
-    """A report that could not be made as it should."""
+    """A full report that could not be made."""
 
     key: SeriesKey
     revision: int
     error: Exception
     set_aside: Sequence[str] = ()
-    """The images of a series of which not even the least report could be made; else that went in its place."""
+    """The images, if not even the minimal report could be made. Empty if it was made instead."""
 
 
 class SeriesCollector:
-    """Groups instances by series and decides when each is reported. Pure: the time is always passed in.
+    """Groups instances by series, and decides when each series is reported. The time is always passed in.
 
-    A report closes the revision, but for one without Verdict: that is a part, and its series stays open. A later
-    instance of the series opens the next revision, which carries only what came since.
+    A report with a verdict closes the series. A later instance opens its next revision, which has only what came since.
+    A report without a verdict is a part; its series stays open.
     """
 
     def __init__(  # noqa: PLR0913 - one parameter a rule
@@ -56,30 +56,31 @@ class SeriesCollector:
     ) -> None:
         """Begin with no open series.
 
-        `pacs`: calling AE titles that can be asked; `patience_s`: how long to wait for what they say is missing.
-        `revisions` and `trust` (series in a row that a PACS held from the start) are of an earlier run.
+        `pacs` are the calling AE titles that can be asked; `patience_s` is how long to wait for images that they say
+        are missing. `revisions` and `trust` are of an earlier run; `trust` counts series in a row that a PACS had
+        completely from the start.
         """
         self.policy = policy
         self._rules = Rules(policy, max_open_s, gateway_id, wall_clock, pacs, patience_s, fetch, Trust(trust))
         self._open: dict[SeriesKey, OpenSeries] = {}
         self._closed = ClosedSeriesMemory(remember_s, revisions)
-        self._associations: dict[Association, OpenAssociation] = {}  # those that are open
-        self._latest: dict[Source, SeriesKey] = {}  # of each source the open series that an image came to last
-        self._heard: dict[Source, datetime] = {}  # when the last image of each came, the latest at the end
+        self._associations: dict[Association, OpenAssociation] = {}  # open ones only
+        self._latest: dict[Source, SeriesKey] = {}  # the open series that each source sent to last
+        self._heard: dict[Source, datetime] = {}  # when the last image of each source came, the latest at the end
         self._questions: list[Question] = []
         self._failures: list[Failure] = []
         self._broken: list[tuple[OpenSeries, Exception]] = []
-        # At least one entry per open series that is not later than its deadline; the number breaks ties.
+        # Each open series has at least one entry that is not later than its deadline. The number breaks ties.
         self._deadlines: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
 
     # --- what happens ---
 
     def observe(self, instance: Instance, now: float) -> None:
-        """Count one instance under its series; a repeated one counts once but shows that the series is alive."""
+        """Add an instance to its series. A repeated one counts once, but shows that the series is still being sent."""
         try:
             self._observe(instance, now)
-        except Exception as error:  # in depth, as in `_or_least`
+        except Exception as error:  # a bug of ours, as in `_or_least`
             series = self._open.get(instance.key) or self._begin(instance, now)
             series.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
             self._broken.append((series, error))
@@ -88,7 +89,7 @@ class SeriesCollector:
         series = self._open.get(instance.key)
         if series is None:
             series = self._open[instance.key] = self._begin(instance, now)
-        elif not series.fetches:  # a silence that we ended ourselves is not the sender's
+        elif not series.fetches:  # a silence that our own fetching ended says nothing about the sender
             series.end_silence(instance, now)
         series.add(instance, now)
         self._note_source(series)
@@ -99,21 +100,21 @@ class SeriesCollector:
             series.ask_at = series.ask_next(now)
         first = series.scheduled_at == math.inf
         if first or series.ask_at < math.inf or series.phase() is not series.scheduled_phase:
-            self._schedule(series)  # else the deadline only moved on
+            self._schedule(series)  # otherwise the deadline is only later than before
 
     def _begin(self, instance: Instance, now: float) -> OpenSeries:
         revision, previous = self._closed.take(instance.key, now)
         return OpenSeries.begin(self._rules, instance, now, revision + 1, previous)
 
     def _note_source(self, series: OpenSeries) -> None:
-        """Remember when its source was heard last; the one that was silent longest gives way."""
+        """Remember when its source was last heard. Beyond MAX_HEARD, the longest silent one is dropped."""
         before = self._heard.pop(series.source, series.last_received_at)
         self._heard[series.source] = max(before, series.last_received_at)
         if len(self._heard) > MAX_HEARD:
             del self._heard[next(iter(self._heard))]
 
     def _note_association(self, association: Association | None, series: OpenSeries, now: float) -> None:
-        """Note what brought an image; the series that it brought images of before may now be over sooner."""
+        """Note which association brought an image. The series that it brought before may now be over sooner."""
         if association is None:
             return
         series.brought_by(association, now)
@@ -128,7 +129,7 @@ class SeriesCollector:
             self._schedule(self._open[before])
 
     def _note_latest(self, series: OpenSeries) -> None:
-        """Note what its source sends now; the series that it sent before may now be over sooner."""
+        """Note which series its source sends now. The series that it sent before may now be over sooner."""
         latest = self._latest.get(series.source)
         series.followed = False
         if latest == series.key:
@@ -139,7 +140,7 @@ class SeriesCollector:
             self._schedule(self._open[latest])
 
     def released(self, association: Association, now: float) -> None:
-        """An association ended: that shortens the wait of its series, and is a reason to ask the PACS."""
+        """Note that an association ended. That shortens the wait of its series, and is a reason to ask the PACS."""
         if (one := self._associations.pop(association, None)) is None:
             return
         for series in [self._open[key] for key in one.series]:
@@ -147,9 +148,9 @@ class SeriesCollector:
             self._schedule(series)
 
     def answered(self, key: SeriesKey, answer: Answer, now: float) -> list[SeriesReport]:
-        """The PACS answered, or did not. A series that is verified by it is closed and reported at once."""
+        """Take an answer of the PACS, or its failure. If it verifies the series, close and report that at once."""
         series = self._open.get(key)
-        if series is None or answer.revision != series.revision:  # what it is about was reported in the meantime
+        if series is None or answer.revision != series.revision:  # the revision was reported in the meantime
             return []
         return self._or_least(series, self._take_answer, answer, now)
 
@@ -165,13 +166,13 @@ class SeriesCollector:
     # --- what is due ---
 
     def next_deadline(self) -> float | None:
-        """When to look again (loop time): no series falls due before; None where none is open. O(1) amortised."""
+        """Return the loop time before which no series is due; None if no series is open. O(1) amortised."""
         while self._deadlines:
             scheduled_at, _, key = self._deadlines[0]
             series = self._open.get(key)
             if series is not None and scheduled_at == series.scheduled_at:
                 return scheduled_at
-            heapq.heappop(self._deadlines)  # of a series reported since, or an earlier one was added
+            heapq.heappop(self._deadlines)  # its series was reported, or has an earlier entry
         return None
 
     def due(self, now: float) -> list[SeriesReport]:
@@ -190,13 +191,13 @@ class SeriesCollector:
         return broken + [report for reports in drained for report in reports]
 
     def declare(self, series_instance_uid: str, given_at: datetime, now: float) -> list[SeriesReport]:
-        """Close and report what is open of a series since before `given_at`: a person has said that it is complete."""
+        """Close and report a series that was open before `given_at`, since a person declared it complete."""
         of_series = [series for key, series in self._open.items() if key.series_instance_uid == series_instance_uid]
         meant = [series for series in of_series if series.first_received_at <= given_at]
         return [report for series in meant for report in self._or_least(series, self._close, "declared", now)]
 
     def _schedule(self, series: OpenSeries, *, again: bool = False) -> None:
-        """Put the deadline on the heap, if it is earlier than what is there (`again`: nothing of it is)."""
+        """Put the deadline on the heap, if it is earlier than the series' entry, or if there is none (`again`)."""
         deadline, series.scheduled_phase = series.deadline(), series.phase()
         if again or deadline < series.scheduled_at:
             series.scheduled_at = deadline
@@ -205,9 +206,9 @@ class SeriesCollector:
     # --- deciding ---
 
     def _look(self, series: OpenSeries, now: float) -> list[SeriesReport]:
-        """Decide if the deadline has come; put the next one on the heap if the series stays open."""
+        """Decide about a series if its deadline has come; put its next deadline on the heap if it stays open."""
         reports = self._decide(series, now) if series.deadline() <= now else []
-        if self._open.get(series.key) is series:  # images came since, or it waits for something else now
+        if self._open.get(series.key) is series:  # images came since, or it now waits for something else
             self._schedule(series, again=True)
         return reports
 
@@ -215,9 +216,9 @@ class SeriesCollector:
         """Decide what to do about a series whose deadline has come.
 
         1. Ask the PACS, if it is time for that.
-        2. While the series is not idle, wait on, but not beyond `max_open_s`.
-        3. Once it is, begin its grace period; tell what is here if others hold the rest.
-        4. After that, report it, unless one more answer of the PACS may verify it, or fetch what is missing.
+        2. While the series is not idle, keep waiting, but not beyond `max_open_s`.
+        3. Once it is idle, begin its grace period. If other gateways have the rest of it, report a part.
+        4. After the grace period, report it, unless another question to the PACS may verify it or fetch images.
         """
         if series.ask_at <= now and not series.asking:
             self._questions.append(series.ask(now, fetch=False))
@@ -226,7 +227,7 @@ class SeriesCollector:
         if not series.idle_hit:
             series.begin_grace(now)
             return self._part(series, now) if series.is_a_part() else []
-        if series.is_verified():  # by an answer of before the PACS was trusted
+        if series.is_verified():  # by an answer that came before the PACS was trusted
             return self._close(series, "verified", now)
         if series.should_ask_again():
             self._questions.append(series.ask(now, fetch=series.may_fetch()))
@@ -234,13 +235,13 @@ class SeriesCollector:
         return self._close(series, "expected" if series.phase() is Phase.COUNTED else "idle", now)
 
     def _part(self, series: OpenSeries, now: float) -> list[SeriesReport]:
-        """Report what is here of a series that is larger at its PACS or the server: who holds the rest waits for it."""
+        """Report the images here of a series that has more elsewhere, since other gateways may wait for them."""
         series.images_in_part = len(series.sop_instance_uids)
         series.note("series.parted", now, Images=series.images_in_part)
         return self._report(series, None, "a part: the PACS has more")
 
     def _close(self, series: OpenSeries, verdict: SeriesVerdict, now: float) -> list[SeriesReport]:
-        """Report a revision, learn from it, and keep it in mind."""
+        """Report a revision, learn from it, and remember it."""
         phase, basis = series.phase(), reporting.basis_of(series, verdict, now)
         reporting.note_end(series, verdict, now)
         reports = self._report(series, verdict, basis)
@@ -250,7 +251,7 @@ class SeriesCollector:
         return reports
 
     def _forget(self, series: OpenSeries) -> None:
-        """Note that it is open no more."""
+        """Remove a series from the open ones."""
         self._open.pop(series.key, None)
         for association in series.open_associations.values():
             association.series.discard(series.key)
@@ -266,14 +267,14 @@ class SeriesCollector:
     # --- where something of ours goes wrong ---
 
     def _report(self, series: OpenSeries, verdict: SeriesVerdict | None, basis: str) -> list[SeriesReport]:
-        """Make the report; the least one where something that strangers said cannot be reported."""
+        """Make the full report, or the minimal one if that fails because of something that a stranger sent."""
         try:
             return [reporting.full_report(series, verdict, basis)]
-        except Exception as error:  # in depth: what they say is checked where it comes in
+        except Exception as error:  # a second line of defence: input is checked where it comes in
             return self._least_report(series, verdict and "idle", error)
 
     def _least_report(self, series: OpenSeries, verdict: SeriesVerdict | None, error: Exception) -> list[SeriesReport]:
-        """Make the least report; none where not even that can be made: then the images are to be set aside."""
+        """Make the minimal report. If even that fails, return none, and note the images to be set aside."""
         try:
             report = reporting.least_report(series, verdict)
         except Exception as worse:
@@ -285,7 +286,7 @@ class SeriesCollector:
     def _or_least(
         self, series: OpenSeries, work: Callable[..., list[SeriesReport]], *arguments: Any
     ) -> list[SeriesReport]:
-        """Do that; a mistake of ours about one series costs its evidence, and nothing of the others."""
+        """Run `work` on a series. If it raises, report the series minimally, so that no other series is affected."""
         try:
             return work(series, *arguments)
         except Exception as error:
@@ -294,48 +295,48 @@ class SeriesCollector:
             return self._least_report(series, "idle", error)
 
     def _least_of_broken(self) -> list[SeriesReport]:
-        """Make the least reports of series that could not be counted as they should."""
+        """Make the minimal reports of series for which `observe` failed."""
         broken, self._broken = self._broken, []
         return [report for series, error in broken for report in self._or_least(series, _fail, error)]
 
     # --- what others want to know ---
 
     def questions(self) -> list[Question]:
-        """Return what to ask since the last time."""
+        """Return the questions that came up since the last call."""
         questions, self._questions = self._questions, []
         return questions
 
     def failures(self) -> list[Failure]:
-        """Return what could not be reported as it should, since the last time."""
+        """Return the failures since the last call."""
         failures, self._failures = self._failures, []
         return failures
 
     def trust_news(self) -> dict[str, int]:
-        """Return how many series in a row which PACS held from the start, where that changed since it was kept."""
+        """Return, by PACS, how many series in a row it had completely from the start; only changes since `kept`."""
         return self._rules.trust.news()
 
     def kept(self, learnt: Mapping[Source, str | None], trust: Mapping[str, int]) -> None:
-        """Note that this news of the policy's and of trust stands on disk."""
+        """Note that these changes of the policy and of trust are on disk."""
         self.policy.kept(learnt)
         self._rules.trust.kept(trust)
 
     @property
     def open_series(self) -> int:
-        """How many series are open."""
+        """Return how many series are open."""
         return len(self._open)
 
     @property
     def remembered_images(self) -> int:
-        """How many images of closed series are remembered."""
+        """Return how many images of closed series are remembered."""
         return self._closed.images
 
     def arriving(self, most: int) -> list[ArrivingSeries]:
-        """Return open series, those that images came to last first."""
+        """Return up to `most` open series, the latest images first."""
         latest = heapq.nlargest(most, self._open.values(), key=lambda series: series.last_seen)
         return [reporting.arriving(series) for series in latest]
 
     def heard(self) -> list[HeardSource]:
-        """Return the sources that were heard last since the start, and what was learnt of each."""
+        """Return the sources that were heard since the start, and what was learnt about each."""
         return [
             HeardSource.model_construct(
                 Source=source.name,

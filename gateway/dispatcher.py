@@ -1,4 +1,4 @@
-"""Reports out by HTTP, until the server has them: `SeriesDispatcher`."""
+"""Post reports by HTTP until the server has them: `SeriesDispatcher`."""
 
 import asyncio
 import contextlib
@@ -27,17 +27,17 @@ from gateway.server_client import MAX_REFUSAL, SeriesRejected, ServerUnavailable
 from gateway.spans import GatewaySpans
 from models import SeriesKey, SeriesRecord
 
-RETRY_BASE_S = 0.25  # half of the longest wait after a first attempt
-PROBE_S = 1.0  # longest pause where every report fails, but each perhaps for a reason of its own
-JOURNAL_RETRY_S = 1.0
-MAX_ERRORS = 3  # of one report in a row, that no answer explains, until it is set aside
-EARLY_S = 1e-6  # a loop may fire a timer a little before its time, and then must not spin until it has come
+RETRY_BASE_S = 0.25  # half of the longest pause after a first attempt
+PROBE_S = 1.0  # longest pause if every report fails, but perhaps each for its own reason
+JOURNAL_RETRY_S = 1.0  # pause before a failing journal is tried again
+MAX_ERRORS = 3  # bugs in a row with one report after which it becomes a dead letter
+EARLY_S = 1e-6  # the loop may run a timer this much too early; what is due then must not wait for another round
 
 log = structlog.get_logger()
 
 
 class _Posted(BaseModel):
-    """What is wanted of a report, once its row is there."""
+    """The fields of a report that are needed once its row is stored."""
 
     StudyInstanceUID: str
     PatientID: str | None = None
@@ -45,11 +45,12 @@ class _Posted(BaseModel):
 
 
 class SeriesDispatcher:
-    """Posts the journal's waiting reports until the server has them: in order within a series, side by side across.
+    """Posts the journal's waiting reports until the server has them.
 
-    A report that fails waits for its own next attempt, and only its series behind it. A server that fails (refuses
-    connections or our key, says 429, 502, 503 or 504, or fails every report) is left alone for a while, then asked with
-    one post.
+    - Reports of one series are posted in order; those of different series at the same time, up to `concurrency`.
+    - A report that fails waits for its own next attempt, and only later reports of its series wait with it.
+    - If the server itself fails (it refuses connections or our key, answers 429, 502, 503 or 504, or every report
+      fails), all posts pause. Then a single one is tried.
     """
 
     def __init__(
@@ -67,13 +68,13 @@ class SeriesDispatcher:
         self._concurrency = concurrency
         self._retry_max_s = retry_max_s
         self._lines: dict[SeriesKey, deque[Waiting]] = {}
-        self._undelivered: dict[int, float] = {}  # when each was reported, in the order in which they were taken
-        # One entry per series that has a report waiting and none being posted; the number breaks ties.
+        self._undelivered: dict[int, float] = {}  # by report: when it was made; in the order of `submit`
+        # One entry for each series that has waiting reports and none being posted. The number breaks ties.
         self._due: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
-        self._errors: dict[int, int] = {}  # by report: how often in a row a try has ended in a way of its own
+        self._errors: dict[int, int] = {}  # by report: how many attempts in a row met a bug
         self._posting = 0
-        self._failures = 0  # in a row; one of the whole server counts as many as may be posted at once
+        self._failures = 0  # failed attempts in a row; a failure of the whole server counts `concurrency` times
         self._paused_at = 0.0
         self._paused_until = 0.0
         self._changed = asyncio.Event()
@@ -84,20 +85,20 @@ class SeriesDispatcher:
 
     @property
     def undelivered(self) -> int:
-        """Reports that the server has not acknowledged."""
+        """Return how many reports the server has not acknowledged."""
         return len(self._undelivered)
 
     @property
     def oldest_undelivered_s(self) -> float:
-        """Age of the one that was taken first, 0 where there is none."""
+        """Return the age of the oldest undelivered report; 0 if there is none."""
         reported_at = next(iter(self._undelivered.values()), None)
         return 0.0 if reported_at is None else max(time.time() - reported_at, 0.0)
 
     def submit(self, waiting: Waiting) -> None:
-        """Take a report for delivery, behind earlier ones of the same series."""
+        """Take a report for delivery, after earlier ones of the same series."""
         self._empty.clear()
         line = self._lines.setdefault(waiting.key, deque())
-        while len(line) > 1 and line[-1].part:  # the journal has dropped it for this one; the first may be under way
+        while len(line) > 1 and line[-1].part:  # replaced by this report in the journal; the first may be under way
             self._undelivered.pop(line.pop().id, None)
         line.append(waiting)
         self._undelivered[waiting.id] = waiting.reported_at
@@ -105,25 +106,25 @@ class SeriesDispatcher:
             self._schedule(waiting.key, from_wall_clock(waiting.next_attempt_at))
 
     def pause(self, seconds: float) -> None:
-        """Post nothing for so long."""
+        """Post nothing for so many seconds."""
         self._paused_until = asyncio.get_running_loop().time() + seconds
 
     def hurry(self) -> None:
-        """Try everything now, whatever its next attempt: an operator asks for it."""
+        """Try every report now, whenever its next attempt is due, since an operator asked for it."""
         now = asyncio.get_running_loop().time()
         self._due = [(now, number, key) for _, number, key in sorted(self._due)]
         self._paused_until = now
         self._changed.set()
 
     async def drain(self, timeout_s: float) -> int:
-        """Wait until every report taken is delivered or refused, at most so long; returns how many are not."""
+        """Wait until every report is delivered or refused, but at most `timeout_s`; return how many are not."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._empty.wait()
         return self.undelivered
 
     async def run(self) -> None:
-        """Post what is due, until cancelled."""
+        """Post reports when they are due, until cancelled."""
         async with asyncio.TaskGroup() as posts:
             while True:
                 key = await self._next_due()
@@ -147,11 +148,11 @@ class SeriesDispatcher:
         self._changed.set()
 
     async def _deliver(self, key: SeriesKey) -> None:
-        """Try the first report in a series' line once. Whatever it meets, the others go on."""
+        """Try the first report of a series once. Whatever happens, other series are not affected."""
         line = self._lines[key]
         try:
             delay_s = await self._attempt(line)
-        except Exception as error:  # a bug that this report has met: see _erred
+        except Exception as error:  # a bug; see _erred
             delay_s = await self._erred(line, error)
         self._posting -= 1
         if delay_s is None:
@@ -167,7 +168,7 @@ class SeriesDispatcher:
             self._empty.set()
 
     async def _attempt(self, line: deque[Waiting]) -> float | None:
-        """Try once; return the seconds until the next attempt, None if this report needs none."""
+        """Try the first report once; return the seconds until its next attempt, or None if it needs none."""
         begun = asyncio.get_running_loop().time()
         try:
             await self._try(line[0])
@@ -181,9 +182,9 @@ class SeriesDispatcher:
         return None
 
     async def _erred(self, line: deque[Waiting], error: Exception) -> float | None:
-        """A try ended in a way that nobody foresaw: it is delayed, and after MAX_ERRORS in a row set aside.
+        """Handle a bug in an attempt: delay the report, and make it a dead letter after MAX_ERRORS in a row.
 
-        Kind and place are said and kept; the error's text may hold what it choked on.
+        The error's kind and place are logged and stored, but not its text, which may hold patient data.
         """
         waiting, at = line[0], "; ".join(places(error))
         errors = self._errors[waiting.id] = self._errors.get(waiting.id, 0) + 1
@@ -200,7 +201,7 @@ class SeriesDispatcher:
             metrics.dispatch_attempts.labels("delayed").inc()
             line[0] = replace(waiting, attempts=waiting.attempts + 1, next_attempt_at=time.time() + delay_s)
             await self._journal.delayed(line[0], at[:MAX_REFUSAL])
-        except Exception as again:  # nor may this
+        except Exception as again:  # this must not affect other series either
             event.error("report.unmarked", reason=places(again)[0])
             delay_s = max(delay_s, JOURNAL_RETRY_S)
         return delay_s
@@ -208,7 +209,7 @@ class SeriesDispatcher:
     async def _try(self, waiting: Waiting) -> None:
         """Post a report and mark it delivered or dead. Raises ServerUnavailable or JournalUnavailable."""
         report = await self._journal.report(waiting)
-        if report is None:  # a part that a newer report stands for
+        if report is None:  # a part that was replaced by a newer report
             return
         event = log.bind(
             series_instance_uid=waiting.key.series_instance_uid,
@@ -239,7 +240,7 @@ class SeriesDispatcher:
             event.warning("series.conflicted", conflicts=record.Conflicts)
 
     async def _delayed(self, waiting: Waiting, error: ServerUnavailable, begun: float) -> tuple[Waiting, float]:
-        """Note a failed try: the report with its next attempt, and the seconds until then."""
+        """Note a failed attempt; return the report with its next attempt, and the seconds until then."""
         attempts = waiting.attempts + 1
         metrics.dispatch_attempts.labels("delayed").inc()
         self.last_problem = str(error)
@@ -254,9 +255,9 @@ class SeriesDispatcher:
             reason=str(error),
             retry_in_s=round(delay_s, 3),
         )
-        with contextlib.suppress(JournalUnavailable):  # a restart then tries sooner
+        with contextlib.suppress(JournalUnavailable):  # in that case a restart only tries sooner
             await self._journal.delayed(waiting, str(error))
-            if begun >= self._paused_at:  # else it says no more than what began the pause
+            if begun >= self._paused_at:  # an attempt that began before the pause tells nothing new
                 await self._failed(error)
         return waiting, delay_s
 
@@ -273,7 +274,7 @@ class SeriesDispatcher:
         self.pause(pause_s)
 
     async def _post(self, report: str, traceparent: str | None) -> SeriesRecord:
-        """Post it once, in the report's trace, in pieces if it is large. Raises ServerUnavailable or SeriesRejected."""
+        """Post a report once, in its trace; in pieces if it is large. Raises ServerUnavailable or SeriesRejected."""
         headers: dict[str, str] = {}
         with self._spans.post(traceparent, headers) if self._spans else nullcontext():
             *parts, last = await asyncio.to_thread(pieces, report) if may_be_large(report) else [report]
@@ -283,7 +284,7 @@ class SeriesDispatcher:
 
 
 def _amiss(waiting: Waiting, record: SeriesRecord) -> dict[str, Any]:
-    """Return what the row lacks or is in doubt by; nothing where all is well."""
+    """Return what is wrong with the row, as fields for the log; nothing if it is complete."""
     said: dict[str, Any] = {"part": waiting.part, "missing": record.Missing, "conflicts": record.Conflicts}
     if record.Missing:
         said["expected"] = record.ExpectedInstances
@@ -291,16 +292,16 @@ def _amiss(waiting: Waiting, record: SeriesRecord) -> dict[str, Any]:
 
 
 def row_latency_s(report: str, record: SeriesRecord, now: datetime) -> float | None:
-    """Seconds from the report's last image to its row; None where that is not known.
+    """Return the seconds from a report's last image to its row; None if that is not known.
 
-    By the report's own time: the row's may be that of an image that came long before. And not of a report that the
-    server has kept aside as a conflict: then this row is not about it.
+    The report's own time is used, since the row's may be that of another image. There is none for a report that the
+    server has kept aside as a conflict, since the row is not about it.
     """
     try:
         posted = _Posted.model_validate_json(report)
-    except ValueError:  # this gateway is not the only one that has written to its journal
+    except ValueError:  # the journal may have been written by another version
         return None
     patients = {posted.PatientID, record.PatientID} - {None}
     if posted.LastReceivedAt is None or posted.StudyInstanceUID != record.StudyInstanceUID or len(patients) > 1:
         return None
-    return max((now - posted.LastReceivedAt).total_seconds(), 0.0)  # clocks are set
+    return max((now - posted.LastReceivedAt).total_seconds(), 0.0)  # the clock may have been set back

@@ -1,4 +1,4 @@
-"""What a gateway tells of itself: to Prometheus, to its terminal, and once a second to the server, that orders."""
+"""Tell the gateway's state to Prometheus, to its terminal, and every second to the server, which gives orders."""
 
 import asyncio
 from collections import deque
@@ -21,23 +21,23 @@ from gateway.orders import Orders
 from gateway.server_client import NoAnswer, ask
 from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, DeadReport, GatewayState, HeardSource
 
-BEAT_S = 1.0
-QUIET_BEAT_S = 5.0  # between two that would say the same
+BEAT_S = 1.0  # pause between two heartbeats
+QUIET_BEAT_S = 5.0  # pause between two heartbeats if nothing has changed
 BEAT_TIMEOUT_S = 10.0
-LAST_BEAT_TIMEOUT_S = 2.0
+LAST_BEAT_TIMEOUT_S = 2.0  # of the heartbeat that says that the gateway stops
 MAX_LINE = 256  # models.Line
-MAX_ANSWER_BYTES = 2**16  # of an answer to a heartbeat
+MAX_ANSWER_BYTES = 2**16  # longest answer to a heartbeat that is read
 UNPROCESSABLE = 422
 NEW: dict[str, Any] = {"OrdersDone": True, "Dead": {"__all__": {"Id"}}}
-"""What a server that gives no orders refuses as unknown."""
+"""The fields that an older server, which gives no orders, refuses as unknown."""
 
 log = structlog.get_logger()
 
 
 class Vitals:
-    """The state of one gateway, read when it is asked for."""
+    """The state of one gateway. It is read from its parts when somebody asks for it."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what there is to tell of
+    def __init__(  # noqa: PLR0913, PLR0917 - one parameter for each part
         self,
         settings: GatewaySettings,
         inbox: asyncio.Queue[Any],
@@ -59,11 +59,11 @@ class Vitals:
         self._dead: list[DeadReport] = []
         self._dead_known = 0
         self.port = settings.scp_port
-        """The one that is bound."""
+        """The DICOM port that is bound."""
         self._expose()
 
     def state(self) -> GatewayState:
-        """What there is to tell now."""
+        """Return the state at this moment."""
         reason, problem = self._journal.saturated(), self._dispatcher.last_problem
         return GatewayState.model_construct(
             GatewayID=self._settings.id,
@@ -95,13 +95,13 @@ class Vitals:
         )
 
     async def follow(self) -> None:
-        """Keep up with what happens, until cancelled."""
+        """Refresh the counts every BEAT_S, until cancelled."""
         while True:
             await self.refresh()
             await asyncio.sleep(BEAT_S)
 
     async def refresh(self) -> None:
-        """Count what came since the last time, and look up dead letters if there are others."""
+        """Count the images since the last call, and look up dead letters if their number has changed."""
         count, slot = metrics.total(metrics.instances_received), self._now_slot()
         self._slots.extend([0] * min(slot - self._slot, MAX_SLOTS))
         self._slots[-1] += int(count - self._before)
@@ -110,7 +110,7 @@ class Vitals:
             known = self._journal.dead_letters
             try:
                 self._dead = await self._journal.last_dead(MAX_DEAD)
-            except JournalUnavailable:  # the state says so
+            except JournalUnavailable:  # `Reason` in the state says so
                 return
             self._dead_known = known
 
@@ -119,7 +119,7 @@ class Vitals:
         return int(asyncio.get_running_loop().time() / SLOT_S)
 
     def _expose(self) -> None:
-        """Let Prometheus read what is a state, and no count of events, when it asks."""
+        """Let Prometheus read the gauges from the gateway's parts when it asks."""
         metrics.inbox_size.set(self._inbox.maxsize)
         metrics.journal_max_bytes.set(self._settings.journal_max_bytes)
         metrics.max_pending_instances.set(self._settings.max_pending_instances)
@@ -139,7 +139,11 @@ class Vitals:
 
 
 async def beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
-    """Tell the server, and do what it answers, until cancelled. One that does not want to know it is told seldom."""
+    """Send heartbeats and carry out the orders in their answers, until cancelled.
+
+    A heartbeat is sent when the state has changed, or QUIET_BEAT_S after the last one. A server that refuses heartbeats
+    gets them only every QUIET_BEAT_S.
+    """
     told: dict[str, Any] = {}
     told_at = refused = None
     loop = asyncio.get_running_loop()
@@ -155,7 +159,7 @@ async def beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
 
 
 async def last_beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
-    """Tell the server that this gateway stops, if it listens."""
+    """Tell the server that this gateway stops. If it does not answer, give up soon."""
     state = vitals.state().model_copy(update={"Stopped": True, "Arriving": []})
     await _tell(http, state, vitals.orders, LAST_BEAT_TIMEOUT_S)
 
@@ -163,9 +167,9 @@ async def last_beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
 async def _tell(
     http: httpx.AsyncClient, state: GatewayState, orders: Orders, timeout_s: float = BEAT_TIMEOUT_S
 ) -> str | None:
-    """One heartbeat, and what its answer orders, but of the last one; why it was not taken.
+    """Send a heartbeat; carry out the orders in its answer, unless it is the last one. Return why it was refused.
 
-    No answer, however slow or long, takes more than `timeout_s`.
+    This takes at most `timeout_s`, however slow or long the answer is.
     """
     headers, knows = {"Content-Type": "application/json"}, orders.given
     try:
@@ -176,10 +180,10 @@ async def _tell(
         )
     except NoAnswer as error:
         return str(error)
-    except ValueError as error:  # something of it is no text; what it tells is not worth the gateway
+    except ValueError as error:  # a text in it is not valid Unicode; a heartbeat must not stop the gateway
         return type(error).__name__
     if not 200 <= answer.status < 300:
-        orders.given &= answer.status != UNPROCESSABLE  # an earlier version, that was put in the place of a newer one
+        orders.given &= answer.status != UNPROCESSABLE  # a newer server was replaced by an older one
         return f"HTTP {answer.status}"
     orders.told(state.OrdersDone if knows else [])
     if not state.Stopped:
@@ -188,7 +192,7 @@ async def _tell(
 
 
 def _fits(one: ArrivingSeries | HeardSource) -> bool:
-    """Whether the server will take it: one that it refuses would cost the whole state."""
+    """Tell if the server will accept an entry. One invalid entry would make it refuse the whole state."""
     try:
         type(one).model_validate(one.model_dump())
     except ValueError:
@@ -197,5 +201,5 @@ def _fits(one: ArrivingSeries | HeardSource) -> bool:
 
 
 def _line(text: str) -> str:
-    """As long as the server takes it, and of characters only."""
+    """Return a text as short as the server requires, in valid Unicode."""
     return text[:MAX_LINE].encode(errors="replace").decode()

@@ -1,7 +1,7 @@
-"""How long a series may be quiet before it is taken to be over: fixed, or learnt per source. Pure: no clock, no I/O.
+"""Decide how long a series may be silent before it counts as over: always the same, or learnt. No clock, no I/O.
 
-A series' silence has a phase, which says how likely another image is. The adaptive policy learns, for each source and
-phase, the longest silences that another image did end, and waits a little longer than nearly all of them.
+A silence has a phase, which says how likely another image is. The adaptive policy learns, for each source and phase,
+the longest silences that were ended by another image, and waits a little longer than nearly all of them.
 """
 
 import json
@@ -13,37 +13,37 @@ from typing import Any, NamedTuple, Protocol
 
 from common.errors import printable
 
-CODE_LENGTH = 16  # characters of a CS or SH: PS3.5 table 6.2-1
+CODE_LENGTH = 16  # characters of a CS or SH, PS3.5 table 6.2-1
 
 
 class Phase(Enum):
-    """Where a silence stands; what stands further down is the stronger hint that the series is over."""
+    """The phase of a silence. The later a phase is listed, the more likely the series is over."""
 
-    ABORTED = "aborted"  # the association that carried the series last was aborted: its sender may begin again
-    OPEN = "open"  # an association that carried the series is open, and carried no other since
-    EACH = "each"  # every association that carried the series brought one image, and has ended
-    MOVED = "moved"  # the association went on to other series
-    NEXT = "next"  # the same, and their source has begun another series since
-    RELEASED = "released"  # every association that carried the series has ended
-    COUNTED = "counted"  # as many images as a tag that counts the series says have come
+    ABORTED = "aborted"  # the last association of the series was aborted; its sender may begin again
+    OPEN = "open"  # an association of the series is open, and has brought no other series since
+    EACH = "each"  # every association of the series brought one image, and has ended
+    MOVED = "moved"  # the open associations of the series have gone on to other series
+    NEXT = "next"  # as EACH, and the source has begun another series since
+    RELEASED = "released"  # every association of the series has ended
+    COUNTED = "counted"  # as many images have come as a tag says the series has
 
 
 class Source(NamedTuple):
-    """Who sends what: silences of one source resemble each other. An empty part stands for any."""
+    """Who sends what. The silences of one source are similar. An empty field stands for any."""
 
     calling_ae_title: str
     modality: str
     station: str = ""
-    """StationName (0008,1010): behind a PACS all scanners share its AE title."""
+    """StationName (0008,1010), since all scanners behind a PACS share its AE title."""
 
     @property
     def name(self) -> str:
-        """As reports have it."""
+        """Return the name of the source in reports."""
         return " ".join(filter(None, self))
 
 
 def source_of(calling_ae_title: str, modality: str, station: str) -> Source:
-    """Of these as they were sent."""
+    """Return the source of an image, from values as they were sent."""
     return Source(
         printable(calling_ae_title.strip()),
         printable(modality)[:CODE_LENGTH],
@@ -52,51 +52,51 @@ def source_of(calling_ae_title: str, modality: str, station: str) -> Source:
 
 
 class IdlePolicy(Protocol):
-    """Decides how long to wait, and learns from what came."""
+    """Decides how long to wait for the next image, and learns from series that are over."""
 
     @property
     def name(self) -> str: ...
 
     def timeout_s(self, source: Source, phase: Phase, longest_s: Mapping[Phase, float]) -> float:
-        """The idle time-out; `longest_s` are the longest silences that this series has ended so far, by phase."""
+        """Return the idle time-out. `longest_s` are the longest silences so far of this series, by phase."""
         ...
 
     def grace_s(self, timeout_s: float) -> float:
-        """How much longer to wait after it, before the series is reported."""
+        """Return how long to wait after the idle time-out, before the series is reported."""
         ...
 
     def learn(self, source: Source, longest_s: Mapping[Phase, float]) -> None:
-        """A series is over: its longest silence in each phase it was in, 0 where no image came after."""
+        """Learn from a series that is over: its longest silence in each phase, 0 if no image ended one."""
         ...
 
     def learn_count(self, source: Source, *, right: bool) -> None:
-        """A series is over that had ImagesInAcquisition (0020,1002): whether that was the number of its images."""
+        """Learn if ImagesInAcquisition (0020,1002) was the number of images of a series that is over."""
         ...
 
     def counts_series(self, source: Source) -> bool:
-        """Whether ImagesInAcquisition, which counts one acquisition, has proved to count this source's series."""
+        """Tell if ImagesInAcquisition counts the images of a series at this source, and not of an acquisition."""
         ...
 
     def known(self, source: Source) -> int:
-        """How many series the time-out of this source rests on."""
+        """Return from how many series of this source the time-outs were learnt."""
         ...
 
     def learnt_s(self, source: Source) -> dict[Phase, float]:
-        """The idle time-outs of this source, by the phases about which it has taught something."""
+        """Return the idle time-outs of this source, for the phases about which something was learnt."""
         ...
 
     def news(self) -> dict[Source, str | None]:
-        """What was learnt and is not kept yet, for `load` after a restart; None of a source that was forgotten."""
+        """Return what was learnt and is not on disk yet, in the form for `load`; None for a forgotten source."""
         ...
 
     def kept(self, news: Mapping[Source, str | None]) -> None:
-        """This news stands on disk."""
+        """Note that this news is on disk."""
         ...
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same for everyone."""
+    """Waits the same time for everyone."""
 
     idle_timeout_s: float
     name: str = "fixed"
@@ -133,28 +133,28 @@ class Fixed:
 
 
 class Estimator(Protocol):
-    """Bounds nearly all of the silences it was shown."""
+    """Estimates an upper bound of nearly all silences that it was given."""
 
     def add(self, seconds: float) -> None: ...
 
     def bound_s(self) -> float: ...
 
     def dump(self) -> Any:
-        """What was learnt, for `load`; JSON can hold it."""
+        """Return what was learnt, in the form for `load`. It can be written as JSON."""
         ...
 
     def load(self, dumped: Any) -> None: ...
 
 
 BINS_PER_DECADE = 30
-BINS_PER_DECADE_BEFORE = 10  # in what earlier versions learnt
-SHORTEST_S = 0.01
-BINS = 5 * BINS_PER_DECADE + 1  # to 1000 s
+BINS_PER_DECADE_BEFORE = 10  # in earlier versions
+SHORTEST_S = 0.01  # upper end of the first bin
+BINS = 5 * BINS_PER_DECADE + 1  # up to 1000 s
 
 
 @dataclass
 class Quantile:
-    """A quantile of a histogram on a logarithmic scale, in which what is old fades."""
+    """A quantile of a histogram on a logarithmic scale. Older values lose weight."""
 
     quantile: float = 0.99
     fading: float = 0.998
@@ -195,19 +195,19 @@ PRIORS = {
     Phase.RELEASED: 0.9,
     Phase.COUNTED: 0.25,
 }
-"""Waits of a source about which nothing is known yet, in times of `idle_timeout_s`."""
+"""The waits for an unknown source, as multiples of `idle_timeout_s`."""
 ONE_BY_ONE = {"CR", "DR", "DX", "MG", "NM", "PT", "RF", "RG", "US", "XA"}  # PS3.3 C.7.3.1.1.1
 ONE_BY_ONE_S = 240.0
-"""The least prior of modalities whose images are made one by one, minutes apart, while the sender has not moved on."""
-ENOUGH = 10  # series, from which on the prior fades
-FADED = 0.3  # what is left of it then; with twice as many series half of that, and so on
-MARGIN = 1.5  # times the longest silence that was learnt, or that this very series has ended in this phase
-WELL_KNOWN, WELL_KNOWN_MARGIN = 20, 1.2  # series, from which on less of a margin will do
-GRACE = 0.25  # of the time-out, once it has passed
-FLOOR_S = 0.3
-MAX_SOURCES = 1000  # whose habits are remembered; who sends chooses the AE title
-MAX_SERIES = 10**9  # that a journal may say were learnt from
-COUNTS_AFTER = 10  # series in a row that ended at ImagesInAcquisition, until it is taken to count the series
+"""The least wait, in early phases, for an unknown source of a modality whose images are made minutes apart."""
+ENOUGH = 10  # series after which the prior begins to fade
+FADED = 0.3  # part of the prior that is left then; with twice as many series half of that, and so on
+MARGIN = 1.5  # the wait is this many times the longest silence that was learnt, or that this series had in this phase
+WELL_KNOWN, WELL_KNOWN_MARGIN = 20, 1.2  # after so many series a smaller margin is enough
+GRACE = 0.25  # the grace period as a part of the idle time-out
+FLOOR_S = 0.3  # least idle time-out
+MAX_SOURCES = 1000  # sources that are remembered; senders choose their AE titles, so this is bounded
+MAX_SERIES = 10**9  # largest number of series that is believed when a journal is read
+COUNTS_AFTER = 10  # series in a row that had ImagesInAcquisition images, after which that tag counts the series
 
 
 @dataclass
@@ -221,16 +221,16 @@ class _Silences:
     def add(self, seconds: float) -> None:
         self.estimator.add(seconds)
         self.series += 1
-        self.bound_s = self.estimator.bound_s()  # asked for far more often than it changes
+        self.bound_s = self.estimator.bound_s()  # cached, since it is read far more often than it changes
 
 
 @dataclass
 class _Habits:
-    """What was learnt of one source."""
+    """What was learnt about one source."""
 
     silences: dict[Phase, _Silences] = field(default_factory=dict)
     counted: int = 0
-    """Series in a row that ended at ImagesInAcquisition."""
+    """How many series in a row had ImagesInAcquisition images."""
 
     @property
     def series(self) -> int:
@@ -239,7 +239,7 @@ class _Habits:
 
 @dataclass
 class Adaptive:
-    """Learnt per source and phase. A source not known yet is taken for others of its AE title, then of its modality."""
+    """Learns waits by source and phase. An unknown source is treated as others of its AE title, or of its modality."""
 
     idle_timeout_s: float
     ceiling_s: float
@@ -249,7 +249,12 @@ class Adaptive:
     _changed: dict[Source, None] = field(default_factory=dict)
 
     def timeout_s(self, source: Source, phase: Phase, longest_s: Mapping[Phase, float]) -> float:
-        """What source and series have taught; for a new source at least what those like it have, or a prior."""
+        """Return the idle time-out of a phase.
+
+        1. Begin with the longest silence of this series, and that of its source.
+        2. If the source has taught from enough series, add a margin, but do not go below what is left of the prior.
+        3. Otherwise also consider similar sources that have taught enough, or else the prior.
+        """
         shown_s, prior_s = longest_s.get(phase, 0.0), self._prior_s(source, phase)
         for alike in _alike(source):
             silences = habits.silences.get(phase) if (habits := self._habits.get(alike)) else None
@@ -272,7 +277,7 @@ class Adaptive:
         return min(GRACE * timeout_s, self.ceiling_s - timeout_s)
 
     def learn(self, source: Source, longest_s: Mapping[Phase, float]) -> None:
-        """A silence beyond the ceiling is learnt as the ceiling: nobody waits longer."""
+        """Learn from a series for its source and similar ones. Silences beyond the ceiling count as the ceiling."""
         for alike in _alike(source):
             habits = self._of(alike)
             for phase, seconds in longest_s.items():
@@ -304,7 +309,7 @@ class Adaptive:
             self._changed.pop(source, None)
 
     def load(self, source: Source, dumped: str) -> None:
-        """Go on from what an earlier run learnt. Raises ValueError, TypeError or IndexError where it is not that."""
+        """Load what an earlier run learnt. Raises ValueError, TypeError or IndexError if it is something else."""
         habits = _Habits()
         for name, content in json.loads(dumped).items():
             if name == "counted":
@@ -327,7 +332,7 @@ class Adaptive:
         return json.dumps(content | ({"counted": habits.counted} if habits.counted else {}))
 
     def _forget(self) -> None:
-        """Forget the sources with the least history, the oldest of them first: new names never evict known ones."""
+        """Forget the sources with the fewest series, the oldest first. So new names never replace well-known ones."""
         while len(self._habits) > MAX_SOURCES:
             least = min(self._habits, key=lambda source: self._habits[source].series)
             del self._habits[least]
@@ -339,7 +344,7 @@ def _within(number: Any, most: int) -> int:
 
 
 def _alike(source: Source) -> Iterator[Source]:
-    """The source, then those that it is one of: any station of its AE title, any sender of its modality."""
+    """Yield the source, and then its groups: any station of its AE title, its AE title, its modality."""
     yield source
     if source.station:
         yield source._replace(station="")

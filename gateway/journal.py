@@ -1,9 +1,11 @@
-"""What was acknowledged and not yet delivered, on disk. The gateway's only SQL.
+"""The journal on disk: everything that was acknowledged and not yet delivered. It has the gateway's only SQL.
 
-Rules. `instances` is a log of what was kept and not yet reported: replaying it rebuilds the open series. Closing a
-series moves its instances into a report in one transaction. A report is waiting until it is delivered (kept without
-content for a while, as history) or dead (kept with content until an operator replays or discards it). A part, a report
-without a verdict, moves nothing: its instances stay in the log, and a newer report of the series stands for it.
+- `instances` is a log of instances that are kept and not yet reported. Replaying it restores the open series.
+- Closing a series moves its instances into a report, in one transaction.
+- A report is `waiting` until it is `delivered` (then it stays for a while as history, without content) or `dead` (then
+  it stays with its content until an operator replays or discards it).
+- A part, which is a report without a verdict, moves nothing: its instances stay in the log, and a newer report of the
+  series replaces it.
 """
 
 import asyncio
@@ -38,14 +40,14 @@ from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport, ne
 OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
 MOVED = "CASE WHEN typeof(instances) = 'integer' AND verdict IS NOT NULL THEN min(max(instances, 0), 2147483647) END"
 """How many instances a report took out of the log: `Waiting.moved` in SQL."""
-HISTORY_REPORTS = 10_000
-HISTORY_AGE_S = 7 * 86400.0
-PRUNE_EVERY = 100  # deliveries
-VACUUM_PAGES = 2000
-MEASURED_FOR_S = 0.1  # how often the sizes of the journal, and of what is free on its disk, are refreshed
+HISTORY_REPORTS = 10_000  # most delivered or discarded reports that are kept
+HISTORY_AGE_S = 7 * 86400.0  # and for how long
+PRUNE_EVERY = 100  # deliveries after which the history is shortened
+VACUUM_PAGES = 2000  # pages that are given back to the file system at once
+MEASURED_FOR_S = 0.1  # how often the size of the journal and the free space on its disk are measured
 
 
-# One statement however many there are: each statement costs a switch of threads.
+# One statement for all instances, since each statement costs a switch of threads.
 INSERT_INSTANCES = """
 INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
 """
@@ -60,19 +62,19 @@ DELETE FROM sources WHERE name IN (SELECT name FROM sources ORDER BY series DESC
 """
 
 Learnt = Mapping[tuple[str, str, str], str | None]
-"""By calling AE title, modality and station; None where it is forgotten."""
+"""What the idle policy has learnt, by calling AE title, modality and station; None for a forgotten source."""
 P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger()
 
 
 class JournalUnavailable(GatewayError):
-    """Nothing can be written now; nothing was. Trying again may help."""
+    """The journal cannot be read or written now, and nothing was changed. Trying again may help."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much the journal may hold; beyond it nothing more is taken in."""
+    """How much the journal may hold. Beyond that no more images are accepted."""
 
     max_instances: int
     max_bytes: int
@@ -81,7 +83,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class _OpenSeries:
-    """What the log holds of a series, beside its instances."""
+    """A series in the log, without its instances."""
 
     id: int
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -90,7 +92,7 @@ class _OpenSeries:
 
 
 class Journal:
-    """One SQLite file with one writer. SQL runs in one thread; every method returns after its transaction."""
+    """One SQLite file with one writer. SQL runs in one thread, and every method returns after its transaction."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection, bounds: Bounds, thread: Executor) -> None:
         self._path = path
@@ -111,12 +113,12 @@ class Journal:
         )
         self.dead_letters: int = self._one("SELECT count(*) FROM reports WHERE state = 'dead'")
         self.identity = f"{self._one('PRAGMA application_id'):08x}"
-        """Of the file, for as long as there is one."""
+        """A random identifier of the file, by which the server knows a gateway again."""
 
     @classmethod
     @asynccontextmanager
     async def open(cls, path: Path, bounds: Bounds) -> AsyncIterator["Journal"]:
-        """Open for this process alone; a corrupt file is set aside, a missing one made. Raises JournalUnusable."""
+        """Open for this process alone; create a missing file, set a corrupt one aside. Raises JournalUnusable."""
         with exclusive(path):
             path = real(path)
             with _opened(path, bounds) as journal:
@@ -125,7 +127,7 @@ class Journal:
     # --- what comes in ---
 
     async def keep(self, instances: Sequence[Instance]) -> None:
-        """Log instances, all in one transaction with one fsync. Raises JournalUnavailable; then none is kept."""
+        """Log instances in one transaction with one fsync. If it raises JournalUnavailable, none is kept."""
         with metrics.commit_seconds.time():
             await self._write(self._keep, instances)
         metrics.commit_instances.observe(len(instances))
@@ -137,10 +139,10 @@ class Journal:
         traceparents: Sequence[str | None] = (),
         trust: Mapping[str, int] = MappingProxyType({}),
     ) -> list[Waiting]:
-        """Move the reports' instances from the log into the reports, in one transaction. Raises JournalUnavailable.
+        """File reports and move their instances out of the log, in one transaction. Raises JournalUnavailable.
 
-        Those of a part stay in the log. `learnt`: what the idle policy has learnt or forgotten; `traceparents`: of each
-        report; `trust`: of each PACS, by AE title.
+        The instances of a part stay in the log. `learnt` is what the idle policy has learnt or forgotten;
+        `traceparents` has one entry for each report; `trust` is by AE title of a PACS.
         """
         return await self._write(self._file_reports, reports, learnt, traceparents or [None] * len(reports), trust)
 
@@ -149,19 +151,19 @@ class Journal:
         await self._write(self._set_aside, key, list(sop_instance_uids), revision, reason)
 
     def learnt(self) -> dict[tuple[str, str, str], str]:
-        """Return what the idle policy had learnt, oldest first."""
+        """Return what the idle policy has learnt, the oldest first."""
         columns = ("calling_ae_title", "modality", "station", "content")
         found = [[rows.text(row[c]) for c in columns] for row in self._all("SELECT * FROM learnt ORDER BY rowid")]
         return {(title, modality, station): content for title, modality, station, content in found}
 
     def trust(self) -> dict[str, int]:
-        """Return how far each PACS was trusted, by AE title."""
+        """Return the trust in each PACS, by AE title."""
         return {rows.text(row["ae_title"]): rows.count(row["trust"]) for row in self._all("SELECT * FROM pacs")}
 
     def replay(self) -> Iterator[Instance]:
-        """Every instance of the log; call it once, before anything is kept.
+        """Yield every instance of the log. Call it once, before anything is kept.
 
-        The first of each series carries the series' attributes, and each its own, as far as they can be read.
+        The first instance of each series has the series' attributes; each has its own. Damaged ones are left out.
         """
         now = datetime.now(UTC)
         for series in self._all("SELECT * FROM open_series"):
@@ -177,15 +179,15 @@ class Journal:
                 attributes, undecoded, doubtful = rows.identity(attributes), {}, ()
 
     def revisions(self) -> dict[SeriesKey, int]:
-        """The last revision reported of each series, as far back as the history goes. Parts have none of their own."""
+        """Return the last reported revision of each series in the history. Parts do not count as revisions."""
         last = "max(CASE WHEN typeof(revision) = 'integer' THEN revision END) AS revision"
         query = f"SELECT {KEY}, {last} FROM reports WHERE verdict IS NOT NULL GROUP BY {KEY} ORDER BY max(id)"
         return {rows.key(row): rows.count(row["revision"], MAX_REVISION) for row in self._all(query)}
 
     async def undelivered(self, key: SeriesKey) -> list[str]:
-        """The SOP Instance UIDs in reports of a series that the server has not acknowledged. Raises JournalUnavailable.
+        """Return the SOP Instance UIDs in undelivered reports of a series. Raises JournalUnavailable.
 
-        The image is here, then, whatever the server says.
+        These images are known here, even if the server does not know them yet.
         """
         report = "CASE WHEN json_valid(report) THEN report ELSE '{}' END"
         query = (
@@ -197,20 +199,20 @@ class Journal:
     # --- what goes out ---
 
     def waiting(self) -> list[Waiting]:
-        """Return the reports to deliver, oldest first."""
+        """Return the reports that wait for delivery, the oldest first."""
         return [
             rows.waiting(row)
             for row in self._all(f"SELECT {WAITING_COLUMNS} FROM reports WHERE state = 'waiting' ORDER BY id")
         ]
 
     async def report(self, waiting: Waiting) -> str | None:
-        """The JSON to post, empty where the row holds none; None where the report does not wait any more."""
+        """Return a report's JSON, empty if the row has none; None if the report is not waiting any more."""
         query = "SELECT report FROM reports WHERE id = ? AND state = 'waiting'"
         found = await self._run(self._all, query, waiting.id)
         return rows.text(found[0]["report"]) if found else None
 
     async def delayed(self, waiting: Waiting, problem: str) -> None:
-        """Note a failed try, and when the next one is due."""
+        """Note a failed attempt, and when the next one is due."""
         schedule: dict[str, Any] = {"attempts": waiting.attempts, "next_attempt_at": waiting.next_attempt_at}
         await self._write(self._update, waiting.id, **schedule, answer=problem)
 
@@ -223,17 +225,17 @@ class Journal:
         await self._write(self._execute, "UPDATE server SET paused_until = ?", until)
 
     async def delivered(self, waiting: Waiting) -> None:
-        """The server has it: it becomes history."""
+        """Note that the server has a report, which becomes history."""
         await self._write(self._end, waiting, state="delivered", report=None, answer=None)
 
     async def refused(self, waiting: Waiting, answer: str) -> None:
-        """No retry will help: it becomes a dead letter with the server's answer."""
+        """Make a report a dead letter, with the server's answer, since trying again would not help."""
         await self._write(self._end, waiting, state="dead", answer=answer)
 
     # --- dead letters ---
 
     async def last_dead(self, most: int) -> list[DeadReport]:
-        """The latest dead letters, the latest first. Raises JournalUnavailable."""
+        """Return up to `most` dead letters, the latest first. Raises JournalUnavailable."""
         columns = "id, series_instance_uid, instances, answer, changed_at"
         query = f"SELECT {columns} FROM reports WHERE state = 'dead' ORDER BY id DESC LIMIT ?"
         now = datetime.now(UTC)
@@ -241,59 +243,59 @@ class Journal:
         return [report for report in found if report is not None]
 
     async def dead(self, ids: Sequence[int] | None) -> list[int]:
-        """Which of these reports (None: of all) are dead letters. Raises JournalUnavailable."""
+        """Return which of these reports (None for all) are dead letters. Raises JournalUnavailable."""
         return [waiting.id for waiting in await self._run(self._dead, ids)]
 
     async def replay_dead(self, ids: Sequence[int] | None) -> list[Waiting]:
-        """Put dead letters (None: all) back in line, made anew; returns those that could be."""
+        """Make the reports of dead letters (None for all) again, and let them wait for delivery; return those."""
         return await self._write(self._replay_dead, ids)
 
     async def discard_dead(self, ids: Sequence[int] | None, reason: str) -> list[int]:
-        """Give dead letters (None: all) up, with the reason in the history; returns those that were dead."""
+        """Give up dead letters (None for all), with the reason in the history; return the ids of those."""
         return await self._write(self._discard_dead, ids, reason)
 
     # --- pressure ---
 
     @property
     def used_bytes(self) -> int:
-        """Size of the file, without what is free in it."""
+        """Return the bytes of the file that are in use."""
         return self._used_bytes
 
     def saturated(self) -> str | None:
-        """Why nothing more is taken in, None where something is."""
+        """Return why no more images are accepted; None if they are."""
         if self.open_instances + self.waiting_instances >= self._bounds.max_instances:
             return f"max_pending_instances={self._bounds.max_instances} reached"
         if self._used_bytes >= self._bounds.max_bytes:
             return f"journal_max_bytes={self._bounds.max_bytes} reached"
         try:
             free = self._free_bytes()
-        except OSError as error:  # its folder is gone, and may come back
+        except OSError as error:  # the folder is missing, and may come back
             return f"the journal's folder: {error.strerror}"
         if free < self._bounds.min_free_bytes:
             return f"less than min_free_bytes={self._bounds.min_free_bytes} free"
         return self.failing
 
     def _free_bytes(self) -> int:
-        """Return what is free on the journal's disk; looked up once in MEASURED_FOR_S, as every instance asks."""
+        """Return the free space on the journal's disk. It is cached for MEASURED_FOR_S, since every instance asks."""
         if time.monotonic() >= self._free_until:
             disk = os.statvfs(self._path.parent)
             self._free, self._free_until = disk.f_bavail * disk.f_frsize, time.monotonic() + MEASURED_FOR_S
         return self._free
 
     async def probe(self) -> None:
-        """Try a write, so that a journal that failed is found to work again."""
+        """Try to write, to find out if a failing journal works again."""
         await self._write(self._execute, "UPDATE server SET probed_at = ?", time.time())
 
     # --- in the journal's thread ---
 
     async def _write(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run in the journal's thread; that it can write is known then. Raises JournalUnavailable."""
+        """Run a write in the journal's thread. If it succeeds, the journal works again. Raises JournalUnavailable."""
         result = await self._run(do, *args, **kwargs)
         self.failing = None
         return result
 
     async def _run(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run in the journal's thread: the edge to SQLite. Raises JournalUnavailable."""
+        """Run a function in the journal's thread. Every error of SQLite becomes JournalUnavailable."""
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._thread, lambda: do(*args, **kwargs))
@@ -314,10 +316,10 @@ class Journal:
             raise
 
     def _keep(self, instances: Sequence[Instance]) -> None:
-        changed: dict[SeriesKey, _OpenSeries] = {}  # copies: they hold once they are committed
+        changed: dict[SeriesKey, _OpenSeries] = {}  # copies, used once they are committed
         kept: list[tuple[int, str, float, InstanceValues]] = []
         teaching = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
-        with self._transaction() if teaching else nullcontext():  # one statement needs none
+        with self._transaction() if teaching else nullcontext():  # a single statement needs no transaction
             for instance in teaching:
                 series = changed.get(instance.key) or self._open.get(instance.key)
                 changed[instance.key] = self._learn(instance, series)
@@ -338,7 +340,7 @@ class Journal:
             self._measure()
 
     def _learn(self, instance: Instance, series: _OpenSeries | None) -> _OpenSeries:
-        """The series with what this instance adds: the first value of an attribute stays, as in the collector."""
+        """Return the series with what an instance adds. The first value of an attribute counts, as in the collector."""
         if series is None:
             series = _OpenSeries(self._insert_series(instance))
         more = news(instance.attributes, series.attributes)
@@ -377,7 +379,7 @@ class Journal:
             for report, traceparent in zip(reports, traceparents, strict=True):
                 waiting.append(self._insert_report(report, traceparent))
                 if report.Verdict is None or report.key in emptied:
-                    continue  # a part, or all of it stands in an earlier report
+                    continue  # it is a part, or an earlier report took all instances
                 moved += self._move(report.key, report.SOPInstanceUIDs or [], emptied)
         for key in emptied:
             del self._open[key]
@@ -396,7 +398,7 @@ class Journal:
         many("INSERT OR REPLACE INTO pacs VALUES (?, ?)", [(rows.storable(title), n) for title, n in trust.items()])
 
     def _count_sources(self, reports: Sequence[SeriesReport]) -> None:
-        """Note who has sent, and when: of at most MAX_SOURCES, and those with the fewest series are forgotten first."""
+        """Note who has sent, and when. Beyond MAX_SOURCES, those with the fewest series are forgotten first."""
         ended = [report for report in reports if report.Verdict is not None and report.Source]
         sent = [
             (r.Source, r.LastReceivedAt.timestamp(), int(r.Revision == 1), r.NumInstances)
@@ -407,9 +409,9 @@ class Journal:
         self._execute(FORGET_SOURCES, MAX_SOURCES)
 
     def _move(self, key: SeriesKey, sop_instance_uids: Sequence[str], emptied: list[SeriesKey]) -> int:
-        """Take instances out of the log, and their series with the last; returns how many they were.
+        """Take instances out of the log, and their series with the last one; return how many they were.
 
-        An instance kept since the report was made stays in the log, and with it its series.
+        An instance that was kept after the report was made stays in the log, and so does its series.
         """
         series = self._open.get(key)
         if series is None:
@@ -438,7 +440,7 @@ class Journal:
         return Waiting(id, report.key, report.Revision, report.NumInstances, 0, 0.0, now, traceparent, part)
 
     def _supersede(self, report: SeriesReport, id: int) -> None:
-        """Drop earlier parts of the series that are not delivered: what they held stands in this report."""
+        """Delete earlier undelivered parts of the series, since this report contains everything in them."""
         parts = f"{OF_KEY} AND id < ? AND verdict IS NULL AND state ="
         self._execute(f"DELETE FROM reports WHERE {parts} 'waiting'", *report.key, id)
         if report.Verdict is not None:
@@ -469,7 +471,7 @@ class Journal:
         self._measure()
 
     def _update(self, report_id: int, before: str = "waiting", **columns: Any) -> bool:
-        """Change a report that is in the state `before`; whether it was."""
+        """Change a report if it is in the state `before`; return if it was."""
         assignments = ", ".join(f"{column} = :{column}" for column in columns)
         cursor = self._connection.execute(
             f"UPDATE reports SET {assignments}, changed_at = :now WHERE id = :id AND state = :before",
@@ -487,7 +489,7 @@ class Journal:
         self._measure()
 
     def _prune(self) -> None:
-        """Bound the history by age and number; another time will do, too."""
+        """Shorten the history to its limits. If that fails, the next time will do."""
         ended = "state IN ('delivered', 'discarded')"
         with contextlib.suppress(sqlite3.Error):
             self._connection.execute(
@@ -504,12 +506,12 @@ class Journal:
         return replayed
 
     def _made_anew(self, dead: Waiting) -> Waiting | None:
-        """Put a dead letter back in line; None where no report can be made of it: it stays dead, with the reason."""
+        """Make a dead letter's report again, and let it wait. If that fails, note why, and return None."""
         again: dict[str, Any] = {"state": "waiting", "attempts": 0, "next_attempt_at": 0.0, "answer": None}
         try:
             report = rows.made(self._one("SELECT report FROM reports WHERE id = ?", dead.id))
             again |= {"report": report.model_dump_json(exclude_none=True), "instances": report.NumInstances}
-        except Exception as error:  # whatever stands there costs this one only
+        except Exception as error:  # whatever the row holds, only this report is affected
             self._update(dead.id, "dead", answer=rows.why_unmade(error))
             return None
         self._update(dead.id, "dead", **again)
@@ -532,16 +534,16 @@ class Journal:
         self._connection.execute(statement, parameters)
 
     def _measure(self) -> None:
-        """Measure how much of the file is used; give what is free in it back to the file system, some pages at a time.
+        """Measure how much of the file is in use; give free pages back to the file system, some at a time.
 
-        What was done before is committed: that this fails must not make it look undone.
+        Errors are ignored: what was done before is committed, and must not look as if it had failed.
         """
         self._measured_at = time.monotonic()
         with contextlib.suppress(sqlite3.Error):
             free = self._one("PRAGMA freelist_count")
             self._used_bytes = (self._one("PRAGMA page_count") - free) * self._one("PRAGMA page_size")
             if free > VACUUM_PAGES:
-                # execute() would step it once, which frees one page; this steps it to its end.
+                # execute() would run only one step, which frees one page; executescript() runs all.
                 self._connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
 
     def _all(self, query: str, *parameters: Any) -> list[sqlite3.Row]:
@@ -564,7 +566,7 @@ def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
         try:
             journal = Journal(path, connection, bounds, thread)
         except sqlite3.Error as error:
-            raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} is no journal: {error}. Name another file.") from error
+            raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} is no journal: {error}. Use another file.") from error
         yield journal
 
 
@@ -573,17 +575,17 @@ def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
 
 @dataclass(slots=True)
 class _Unreadable:
-    """Says once that a row cannot be read."""
+    """Logs once that a row cannot be read."""
 
     table: str
     row: int
     said: bool = False
 
     def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
-        """Return what `do` makes of a value; None if it fails."""
+        """Return `do(value)`; None if that fails."""
         try:
             return do(value)
-        except Exception as error:  # whatever stands there costs this row only
+        except Exception as error:  # whatever the row holds, only this row is affected
             if not self.said:
                 log.error("journal.unreadable", table=self.table, row=self.row, reason=places(error)[0])
             self.said = True

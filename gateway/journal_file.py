@@ -1,4 +1,4 @@
-"""The journal's file: locked for one process, made, brought up to date, or set aside where it is no sound database."""
+"""Open the journal's file: lock it for one process, create or migrate it, or set it aside if it is corrupt."""
 
 import contextlib
 import os
@@ -91,14 +91,14 @@ SCHEMAS = (
 )  # each leads from the version before to its own
 SCHEMA_VERSION = len(SCHEMAS)
 
-BESIDE = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, and reads with whatever file is there
+BESIDE = ("-wal", "-shm", "-journal")  # the files that SQLite keeps beside a database, and reads with it
 
 log = structlog.get_logger()
 
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the journal's lock file, which the kernel frees at exit. Raises JournalUnusable where another holds it."""
+    """Hold the journal's lock, which the kernel releases at exit. Raises JournalUnusable if another process has it."""
     used = f"GATEWAY_JOURNAL_PATH={path} is used by another gateway. Stop it, or give each gateway its own."
     with ExitStack() as held:
         try:
@@ -116,9 +116,9 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def _is_open_by_another_name(file: Path) -> bool:
-    """Whether SQLite has this file open in any process, as it can by way of a hard link only: the lock is by name.
+    """Tell if another process has this file open through a hard link. Our lock is by name and does not notice that.
 
-    A lock of our own on the file would meet SQLite's where both are one kind, as on NFS.
+    The file itself is not locked, since on some file systems, such as NFS, that would conflict with SQLite's locks.
     """
     try:
         status = file.stat()
@@ -129,11 +129,12 @@ def _is_open_by_another_name(file: Path) -> bool:
 
 
 def connect_or_set_aside(path: Path) -> sqlite3.Connection:
-    """Open the file, or a new one. Raises JournalUnusable.
+    """Open the journal, or create a new one. Raises JournalUnusable.
 
-    1. What an interrupted `_set_aside` left beside no file goes aside, too: SQLite would take it for the new file's.
-    2. A file that is not there is made.
-    3. It is opened; where it is no sound database it is set aside whole, and a new one made.
+    1. If there is no file, but files that belonged to one (left by an interrupted `_set_aside`), rename them: SQLite
+       would take them for those of the new file.
+    2. If there is no file, create it.
+    3. Open it. If it is corrupt, rename it with all its files, and create a new one.
     """
     try:
         if not path.exists() or not path.stat().st_size:
@@ -142,9 +143,9 @@ def connect_or_set_aside(path: Path) -> sqlite3.Connection:
             _make(path)
         try:
             return connect(path)
-        except sqlite3.OperationalError:  # cannot be opened: nobody's fault but the path's
+        except sqlite3.OperationalError:  # it cannot be opened; the path is wrong
             raise
-        except sqlite3.DatabaseError as error:  # opened, and not a sound database
+        except sqlite3.DatabaseError as error:  # it can be opened, but is corrupt
             _set_aside(path, str(error), ("", *BESIDE))
         _make(path)
         return connect(path)
@@ -153,13 +154,13 @@ def connect_or_set_aside(path: Path) -> sqlite3.Connection:
 
 
 def _make(path: Path) -> None:
-    """For its owner only: patients' names are nobody else's business. SQLite's other files take its mode."""
+    """Create the file, readable by its owner only: it holds patients' names. SQLite's other files get its mode."""
     path.touch(mode=0o600)
     _sync_folder(path)
 
 
 def _set_aside(path: Path, reason: str, suffixes: Sequence[str]) -> None:
-    """Rename the file, then what is beside it: whatever is done of it, nothing stands beside a file it is not of."""
+    """Rename the file first, and then those beside it, so that an interruption leaves none beside a wrong file."""
     now = datetime.now(UTC)
     names = (f"{path}.corrupt-{now:%Y%m%dT%H%M%SZ}{n}" for n in ("", *(f"-{n}" for n in range(2, 1000))))
     aside = next(name for name in names if not any(os.path.exists(f"{name}{suffix}") for suffix in ("", *BESIDE)))
@@ -171,8 +172,8 @@ def _set_aside(path: Path, reason: str, suffixes: Sequence[str]) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Have the folder's entries on disk: those of a file that is made or renamed are no part of the file."""
-    with contextlib.suppress(OSError):  # some file systems cannot; SQLite overlooks it, too
+    """Sync the folder to disk, since the name of a new or renamed file is not part of the file."""
+    with contextlib.suppress(OSError):  # some file systems cannot do that; SQLite ignores it as well
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -195,11 +196,11 @@ def connect(path: Path) -> sqlite3.Connection:
         if not 0 <= version <= SCHEMA_VERSION:
             raise JournalUnusable(
                 f"GATEWAY_JOURNAL_PATH={path} was written by a newer version (schema {version}, known "
-                f"{SCHEMA_VERSION}). Run that version until the journal is empty, or name another file."
+                f"{SCHEMA_VERSION}). Run that version until the journal is empty, or use another file."
             )
         if version and not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'open_series'").fetchone():
             raise JournalUnusable(
-                f"GATEWAY_JOURNAL_PATH={path} is no journal: it has no table open_series. Name another file."
+                f"GATEWAY_JOURNAL_PATH={path} is no journal: it has no table open_series. Use another file."
             )
         steps = "".join(SCHEMAS[version:])
         connection.executescript(f"BEGIN; {steps} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

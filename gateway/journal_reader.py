@@ -1,4 +1,4 @@
-"""The journal read beside a running gateway, or without one: what operators ask of it."""
+"""Read the journal for commands, whether the gateway runs or not."""
 
 import sqlite3
 from pathlib import Path
@@ -32,58 +32,58 @@ SELECT name, CAST(last_image_at AS REAL) AS last_image_at, CAST(series AS INTEGE
 FROM sources
 """
 UNDELIVERED = "SELECT (SELECT count(*) FROM instances) + count(*) AS n FROM reports WHERE state = 'waiting'"
-COUNTS_SOURCES = 7  # version of the tables
+COUNTS_SOURCES = 7  # schema version from which on sources are counted
 
 
 class JournalUnusable(GatewayError):
-    """The journal cannot be opened at all. The text says why and names the cure."""
+    """The journal cannot be opened. The text says why, and how to fix it."""
 
 
 def status(path: Path) -> dict[str, Any]:
-    """What the journal holds, in counts. Raises JournalUnusable."""
+    """Count what the journal holds. Raises JournalUnusable."""
     return read(path, STATUS)[0]
 
 
 def dead_letters(path: Path) -> list[dict[str, Any]]:
-    """Reports that the server refused for good, and why; no patient data. Raises JournalUnusable."""
+    """List reports that the server refused for good, and why, without patient data. Raises JournalUnusable."""
     return read(path, f"{DEAD.format(more='')} ORDER BY id")
 
 
 def dead_letter(path: Path, id: int) -> dict[str, Any] | None:
-    """One of them with its report: this is patient data. Raises JournalUnusable."""
+    """Return one dead letter with its report, which is patient data. Raises JournalUnusable."""
     return next(iter(read(path, f"{DEAD.format(more=', report')} AND id = ?", id)), None)
 
 
 def sources(path: Path) -> list[dict[str, Any]]:
-    """Who sent what was reported: none in the journal of a version that did not count. Raises JournalUnusable."""
+    """List the sources of reported series; none if the schema is too old to count them. Raises JournalUnusable."""
     return read(path, SOURCES) if schema_version(path) >= COUNTS_SOURCES else []
 
 
 def open_series(path: Path) -> list[dict[str, Any]]:
-    """Who sends what is open, a row a series; modality and station as JSON. Raises JournalUnusable."""
+    """List the sources of open series, a row for each series; modality and station are JSON. Raises JournalUnusable."""
     return read(path, OPEN)
 
 
 def learnt(path: Path) -> list[dict[str, Any]]:
-    """What the idle policy has learnt, by source: of the same versions. Raises JournalUnusable."""
+    """List what the idle policy has learnt, by source; nothing if the schema is too old. Raises JournalUnusable."""
     query = "SELECT calling_ae_title, modality, station, content FROM learnt ORDER BY rowid"
     return read(path, query) if schema_version(path) >= COUNTS_SOURCES else []
 
 
 def undelivered(path: Path) -> int:
-    """How many images and reports wait for the server. Raises JournalUnusable."""
+    """Count the images and reports that wait for the server. Raises JournalUnusable."""
     return int(read(path, UNDELIVERED)[0]["n"])
 
 
 def schema_version(path: Path) -> int:
-    """The version of its tables; 0 where it has none. Raises JournalUnusable."""
+    """Return the version of the tables; 0 if there are none. Raises JournalUnusable."""
     return int(read(path, "PRAGMA user_version")[0]["user_version"])
 
 
 def read(path: Path, query: str, *parameters: Any) -> list[dict[str, Any]]:
-    """Rows of a read-only query. Raises JournalUnusable."""
+    """Return the rows of a query. Raises JournalUnusable."""
     if not path.exists():
-        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path}: no journal there. Name the one that the gateway uses.")
+        raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path}: no journal there. Give the path that the gateway uses.")
     try:
         return rows(path, query, *parameters)
     except sqlite3.Error as error:

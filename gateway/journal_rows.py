@@ -1,6 +1,6 @@
-"""The journal's rows, read so that one that holds nonsense costs its own series at most. Pure: no I/O, no clock.
+"""Convert the journal's rows, so that a damaged row affects only its own series. No I/O, no clock.
 
-SQLite lets a column hold any type, and any bytes as text.
+SQLite lets a column hold values of any type, and any bytes as text.
 """
 
 import base64
@@ -23,15 +23,15 @@ WAITING_COLUMNS = (
 )
 Attributes = dict[str, tuple[str, ...]]
 MAX_COUNT = 2**31 - 1  # models.Count
-MAX_REVISION = 2**31 - 2  # the next one has to fit into SeriesReport.Revision
+MAX_REVISION = 2**31 - 2  # the next revision has to fit into SeriesReport.Revision
 MAX_LINE = 256  # models.Line
-MAX_FIELDS = 10  # that one reason names
+MAX_FIELDS = 10  # most fields that a reason names
 TRACEPARENT = re.compile(r"[0-9a-f]{1,2}(-[0-9a-f]{1,32}){3}")
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A report to deliver: its place in line, not its content."""
+    """A report that waits for delivery, without its content."""
 
     id: int
     key: SeriesKey
@@ -39,20 +39,20 @@ class Waiting:
     instances: int
     attempts: int
     next_attempt_at: float
-    """Wall-clock seconds since 1970; so is `reported_at`."""
+    """Wall-clock time in seconds since 1970, as is `reported_at`."""
     reported_at: float
     traceparent: str | None = None
     part: bool = False
-    """Its instances are in the log still."""
+    """True for a part, whose instances stay in the log."""
 
     @property
     def moved(self) -> int:
-        """How many instances it took out of the log."""
+        """Return how many instances the report took out of the log."""
         return 0 if self.part else self.instances
 
 
 def decode(stored: bytes) -> str:
-    """What SQLite holds as text: lone surrogates as they are, so that what is read finds its row again."""
+    """Decode text from SQLite. Lone surrogates are kept, so that a key that was read finds its row again."""
     try:
         return stored.decode("utf-8", "surrogatepass")
     except UnicodeDecodeError:
@@ -60,19 +60,19 @@ def decode(stored: bytes) -> str:
 
 
 def storable(value: Any) -> Any:
-    """Text that SQLite takes: it has no lone surrogates."""
+    """Return a text that SQLite accepts: without lone surrogates. Other values are returned unchanged."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def text(value: Any) -> str:
-    """A text column."""
+    """Read a text column."""
     if isinstance(value, bytes):
         return decode(value)
     return "" if value is None else str(value)
 
 
 def count(value: Any, most: int = MAX_COUNT, least: int = 0) -> int:
-    """A column of whole numbers, within its bounds."""
+    """Read a column of whole numbers; values out of range are brought within its bounds."""
     return min(max(value, least), most) if isinstance(value, int) else least
 
 
@@ -115,7 +115,7 @@ def waiting(row: Row) -> Waiting:
 
 
 def dead_report(row: Row, now: datetime) -> DeadReport | None:
-    """What a heartbeat says of a dead letter; None where it cannot be said."""
+    """Return a dead letter for a heartbeat; None if the row is damaged."""
     try:
         return DeadReport(
             SeriesInstanceUID=text(row["series_instance_uid"]),
@@ -132,14 +132,14 @@ def dead_report(row: Row, now: datetime) -> DeadReport | None:
 
 
 def pack(attributes: Mapping[str, tuple[str, ...]], undecoded: Mapping[str, bytes], doubtful: Sequence[str]) -> str:
-    """The content of an open series."""
+    """Return the content column of an open series."""
     return json.dumps([attributes, {k: base64.b64encode(v).decode() for k, v in undecoded.items()}, doubtful])
 
 
 def unpack(content: Any) -> tuple[Attributes, dict[str, bytes], tuple[str, ...]]:
-    """The series' attributes; those that each instance has of its own stand beside it. Raises ValueError or others.
+    """Read the content column of an open series, without attributes of single instances. Raises ValueError or others.
 
-    An earlier version kept no doubts.
+    Rows of an earlier version have no doubts.
     """
     *described, doubtful = [*json.loads(content), []][:3]
     attributes, undecoded = ({k: v for k, v in d.items() if k not in INSTANCE_KEYWORDS} for d in described)
@@ -154,7 +154,7 @@ def unpack(content: Any) -> tuple[Attributes, dict[str, bytes], tuple[str, ...]]
 
 
 def of_patient(attributes: Attributes, patient_id: str | None) -> Attributes:
-    """The attributes, with that patient's id and no other: it is what the series is collected under."""
+    """Return the attributes with this PatientID, since the series is collected under it, and no other."""
     if "\\".join(attributes.get("PatientID", ())) == (patient_id or ""):
         return attributes
     others = {k: v for k, v in attributes.items() if k != "PatientID"}
@@ -162,13 +162,13 @@ def of_patient(attributes: Attributes, patient_id: str | None) -> Attributes:
 
 
 def identity(attributes: Attributes) -> Attributes:
-    """The part of the attributes that `Instance.key` reads."""
+    """Return the attributes that `Instance.key` needs."""
     return {k: attributes[k] for k in ("PatientID",) if k in attributes}
 
 
-@lru_cache(maxsize=4096)  # the images of different series differ in little
+@lru_cache(maxsize=4096)  # most images have the values of many others
 def own_attributes(values: str | None) -> Mapping[str, tuple[str, ...]]:
-    """What an instance has of its own: those of INSTANCE_KEYWORDS. Raises ValueError or others."""
+    """Read the attributes of a single instance, those of INSTANCE_KEYWORDS. Raises ValueError or others."""
     found = json.loads(values or "[]")
     if not isinstance(found, list) or not all(isinstance(v, str | None) for v in found):
         raise TypeError
@@ -176,7 +176,7 @@ def own_attributes(values: str | None) -> Mapping[str, tuple[str, ...]]:
 
 
 def instance(series: Row, row: Row, attributes: Attributes, now: datetime) -> Instance:
-    """An instance as it was kept; `attributes` are all that it is to carry."""
+    """Make an instance of a row and its series' row. It gets only the given attributes."""
     return Instance(
         study_instance_uid=text(series["study_instance_uid"]),
         series_instance_uid=text(series["series_instance_uid"]),
@@ -195,7 +195,7 @@ def instance(series: Row, row: Row, attributes: Attributes, now: datetime) -> In
 
 
 def unmade(key: SeriesKey, sop_instance_uids: list[str], revision: int) -> str:
-    """What is kept of a series whose report cannot be made: who and which, whatever they hold."""
+    """Return the content of a dead letter for a series whose report cannot be made: only identity and UIDs."""
     report = {
         "SeriesInstanceUID": key.series_instance_uid,
         "PatientID": key.patient_id,
@@ -209,17 +209,17 @@ def unmade(key: SeriesKey, sop_instance_uids: list[str], revision: int) -> str:
 
 
 def made(content: Any) -> SeriesReport:
-    """The report that a dead letter holds. Raises ValueError or others where it still cannot be made."""
-    return SeriesReport.model_validate(json.loads(text(content)))  # of pydantic's own JSON a lone surrogate is no part
+    """Make the report that a dead letter holds. Raises ValueError or others if it still cannot be made."""
+    return SeriesReport.model_validate(json.loads(text(content)))  # json, since pydantic refuses lone surrogates
 
 
 def why_unmade(error: Exception) -> str:
-    """Which fields, and what kind of error; the error's own text would hold what stands there."""
+    """Say which fields are wrong, and how. The error's own text is not used, since it may quote patient data."""
     fields = []
     if hasattr(error, "errors"):
         problems = error.errors(include_input=False, include_context=False, include_url=False)[:MAX_FIELDS]
         fields = [f"{_field(problem['loc'])}{problem['type']}" for problem in problems]
-    return f"no report can be made of it: {'; '.join(fields) or type(error).__name__}"[:MAX_LINE]
+    return f"no report can be made from it: {'; '.join(fields) or type(error).__name__}"[:MAX_LINE]
 
 
 def _field(loc: tuple[Any, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Where Prometheus asks for the gateway's metrics (GATEWAY_METRICS_PORT)."""
+"""Serve the gateway's metrics to Prometheus (GATEWAY_METRICS_PORT)."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,7 +11,7 @@ from common import metrics
 from common.errors import GatewayError
 from common.settings import GatewaySettings
 
-MAX_SCRAPERS = 10  # connections to the metrics at once
+MAX_SCRAPERS = 10  # most connections at the same time
 MAX_REQUEST_BYTES = 2**14
 SCRAPE_TIMEOUT_S = 5.0
 
@@ -24,7 +24,7 @@ class CannotServeMetrics(GatewayError):
 
 @asynccontextmanager
 async def serve_metrics(settings: GatewaySettings) -> AsyncIterator[None]:
-    """Let Prometheus ask for the gateway's metrics, if a port is set. Raises CannotServeMetrics."""
+    """Serve the metrics as long as the context is open, if a port is set. Raises CannotServeMetrics."""
     if settings.metrics_port is None:
         yield
         return
@@ -33,8 +33,8 @@ async def serve_metrics(settings: GatewaySettings) -> AsyncIterator[None]:
         server = await asyncio.start_server(_Metrics().answer, host, port, limit=MAX_REQUEST_BYTES)
     except OSError as error:
         raise CannotServeMetrics(
-            f"cannot listen on GATEWAY_METRICS_HOST={host} GATEWAY_METRICS_PORT={port}: {error.strerror}. Stop what "
-            "uses it, or choose another address or port (port 0 takes a free one)."
+            f"cannot listen on GATEWAY_METRICS_HOST={host} GATEWAY_METRICS_PORT={port}: {error.strerror}. Stop the "
+            "program that uses it, or choose another address or port (port 0 takes a free one)."
         ) from error
     log.info("metrics.served", host=host, port=server.sockets[0].getsockname()[1])
     try:
@@ -44,7 +44,7 @@ async def serve_metrics(settings: GatewaySettings) -> AsyncIterator[None]:
 
 
 class _Metrics:
-    """Answers HTTP requests, each with all metrics, one a connection. Whoever is slow, or too many, is let go."""
+    """Answers one HTTP request on each connection with all metrics. Slow or too many clients are disconnected."""
 
     def __init__(self) -> None:
         self._open = 0
@@ -58,7 +58,7 @@ class _Metrics:
                     writer.write(_response())
                     await writer.drain()
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass  # theirs to try again
+            pass  # the client may try again
         finally:
             self._open -= 1
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()

@@ -1,7 +1,7 @@
-"""A series that is still receiving: what has come of it, and what follows from that. Pure: the time is passed in.
+"""A series that still receives images: what has come, and what follows from that. No I/O; the time is passed in.
 
-`SeriesCollector` (collector.py) owns the open series and decides; what it decides by is asked here: in which phase the
-silence of a series stands, when it is to be taken for idle, and what its PACS has said of it.
+`SeriesCollector` (collector.py) owns the open series and decides about them. This module gives it the facts: the phase
+of a series' silence, when the series counts as idle, and what its PACS has said.
 """
 
 import math
@@ -25,15 +25,15 @@ from models import (
     news,
 )
 
-ASK_AFTER_S = 0.3  # of silence, where there is a PACS to ask
-ASK_AGAIN_MAX_S = 10.0
-GREW = 1.25  # times the idle time-out that a count has to stand if the PACS may still be receiving this series
-RECEIVING_S = 10.0  # the least of it
-GREW_S = 45.0  # the least of it if the count grew and its source has not shown yet what its longest pauses are
-SHOWN_AFTER = 50  # series, until it has
-TRUSTED_AFTER = 10  # series in a row that a PACS held from the start, until its answer counts at once
-PARTS_S = 20.0  # the least time for the parts of others to come, once ours was posted
-FETCHES = 2  # how often the missing images of one revision are fetched
+ASK_AFTER_S = 0.3  # silence after which the PACS is asked
+ASK_AGAIN_MAX_S = 10.0  # longest pause between two questions
+GREW = 1.25  # a count must stay the same for this many idle time-outs if the PACS may still be receiving the series, …
+RECEIVING_S = 10.0  # … and at least for this long, …
+GREW_S = 45.0  # … or this long if the count grew and the longest pauses of its source are not known yet
+SHOWN_AFTER = 50  # series after which the longest pauses of a source are known
+TRUSTED_AFTER = 10  # series in a row that a PACS had from the start, after which its answer counts at once
+PARTS_S = 20.0  # least wait for the parts of other gateways, once ours was posted
+FETCHES = 2  # how often missing images of one revision are fetched
 IS_LENGTH = 12  # characters of an IS: PS3.5 table 6.2-1
 TEXT_LENGTH = 256  # characters of a text in a report or a heartbeat: models.SeriesReport
 MAX_ARRIVALS = 16  # points of a series' curve of arrivals in a report; at most twice as many are remembered
@@ -42,7 +42,7 @@ IMAGES_IN_SERIES = "NumberOfSeriesRelatedInstances"
 
 
 class Trust:
-    """Counts how many series in a row each PACS held from the start, by AE title; the count is kept in the journal."""
+    """Counts, by AE title, how many series in a row a PACS had completely from the start. The journal keeps it."""
 
     def __init__(self, by_title: Mapping[str, int]) -> None:
         self._by_title = dict(by_title)
@@ -62,67 +62,67 @@ class Trust:
         return dict(self._news)
 
     def kept(self, news: Mapping[str, int]) -> None:
-        """Note that these counts stand on disk."""
+        """Note that these counts are on disk."""
         for title in [title for title, series in news.items() if self._news.get(title) == series]:
             del self._news[title]
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What holds for all series of a gateway."""
+    """The rules for all series of a gateway."""
 
     policy: IdlePolicy
     max_open_s: float
     gateway_id: str
     wall_clock: Callable[[float], datetime]
     pacs: Container[str]
-    """Calling AE titles that can be asked."""
+    """The calling AE titles that can be asked."""
     patience_s: float
-    """How long to wait for what they say is missing."""
+    """How long to wait for images that the PACS says are missing."""
     fetch: bool
-    """Whether what is missing is fetched."""
+    """If true, missing images are fetched."""
     trust: Trust
 
 
 @dataclass(slots=True)
 class OpenAssociation:
-    """What an open association has brought."""
+    """An open association, and what it has brought."""
 
     last: SeriesKey
     """The series of its last image."""
     images: int = 0
     series: set[SeriesKey] = field(default_factory=set)
-    """Those that it brought images of and that are open."""
+    """The open series of which it brought images."""
 
 
 @dataclass(slots=True)
 class Said:
-    """What the PACS has said of an open series. Times are loop time."""
+    """What the PACS has said about an open series. Times are loop time."""
 
     answer: Answer
-    """Its last one with a count."""
+    """Its last answer with a count."""
     here: int
     """How many images were here when it was asked."""
     since: float
     """When it first gave that count."""
     ahead: bool | None
-    """Its first answer was ahead of what was here by more than the one image that may be on its way.
+    """True if its first answer counted more images than were here, not counting one that may be on its way.
 
-    None: of what was here when it was asked, and not of what was when it had answered. That cannot be told apart from
-    images that it got and forwarded meanwhile.
+    None if it counted more than were here when it was asked, but not more than were here when it answered. It may have
+    received and forwarded those in between, so this proves nothing.
     """
     grew: bool = False
-    """Its count has grown since the first answer: it is itself still receiving."""
+    """True if its count has grown since the first answer, so the PACS is itself still receiving."""
 
     @property
     def holds(self) -> bool:
-        """Whether it held the whole series from the start, for all one can tell; else it may still be receiving."""
+        """Tell if the PACS seems to have had the whole series from the start. If not, it may still be receiving it."""
         return self.ahead is True and not self.grew
 
 
 @dataclass(slots=True)
 class OpenSeries:
-    """A series that is still receiving. `opened`, `last_seen` and all that ends in `_at` are loop time."""
+    """A series that still receives images. `opened`, `last_seen` and all names that end in `_at` are loop time."""
 
     rules: Rules
     key: SeriesKey
@@ -135,60 +135,60 @@ class OpenSeries:
     called_ae_title: str = ""
 
     previous: ClosedSeries | None = None
-    """The revision before, as long as no image has come that it did not have."""
+    """The previous revision, until an image comes that it did not have."""
     held_before: Mapping[str, None] = field(default_factory=dict)
-    """The SOP Instance UIDs of earlier revisions, as far as they are remembered."""
+    """The SOP Instance UIDs of earlier revisions, if they are remembered."""
 
-    # What has come.
+    # The images that have come.
     attributes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     undecoded: dict[str, bytes] = field(default_factory=dict)
     doubtful: dict[str, None] = field(default_factory=dict)
-    """What its images break of the standard, in the order in which it came."""
+    """How its images violate the standard, in the order in which that was found."""
     sop_instance_uids: dict[str, InstanceValues] = field(default_factory=dict)
-    """With what is known of each beside its UID."""
+    """The images, with the values that are kept of each."""
     images_in_part: int = 0
-    """How many of them stand in the last part that was posted."""
+    """How many images the last part that was posted has."""
     arrivals: list[tuple[float, int]] = field(default_factory=list)
-    """When how many images had come: the first, and then every `arrivals_step`."""
+    """Points of time, and how many images had come by then: the first one, and then every `arrivals_step`."""
     arrivals_step: int = 1
     timeline: list[TimelineEntry] = field(default_factory=list)
 
-    # What brought it.
+    # The associations that brought them.
     images_brought: dict[Association, int] = field(default_factory=dict)
-    """How many images each association brought, open or not."""
+    """How many images each association brought, whether it is open or not."""
     open_associations: dict[Association, OpenAssociation] = field(default_factory=dict)
-    """Those of them that are open."""
+    """The ones that are open."""
     aborted: bool = False
-    """The one that ended last was aborted."""
+    """True if the one that ended last was aborted."""
     one_each: bool = True
-    """No association that has ended brought more than one image, of whatever series."""
+    """True if no association that has ended brought more than one image, of any series."""
     followed: bool = False
-    """Its source has sent an image of another series since its last one."""
+    """True if its source has sent an image of another series since."""
 
     # Its silence.
     longest_s: dict[Phase, float] = field(default_factory=dict)
-    """The longest silences that a new image has ended."""
+    """The longest silence in each phase that was ended by a new image."""
     unproven_s: dict[Phase, float] = field(default_factory=dict)
-    """The longest since then, that a repeated image has ended."""
+    """The longest silence in each phase since then that was ended by a repeated image."""
     idle_since: float = math.inf
-    """When the idle time-out passed; since then the grace period runs."""
+    """When the idle time-out passed, and the grace period began."""
     idle_reasons: dict[str, str | float] = field(default_factory=dict)
-    """What that rested on."""
+    """The reasons for that decision."""
 
     # Its place in the collector's heap of deadlines.
     scheduled_at: float = math.inf
-    """The earliest of its entries."""
+    """The time of its earliest entry."""
     scheduled_phase: Phase = Phase.OPEN
-    """The phase that its deadline was put there for."""
+    """The phase for which that entry was made."""
 
-    # What its PACS says.
+    # What its PACS has said.
     ask_at: float = math.inf
     answers_since_image: int = 0
     asking: bool = False
     asked_at: float = -math.inf
     """When the last question was asked."""
     asked_about: int = 0
-    """How many images were here then."""
+    """How many images were here when it was asked."""
     fetches: int = 0
     said: Said | None = None
     problem: str | None = None
@@ -198,7 +198,7 @@ class OpenSeries:
     def begin(
         cls, rules: Rules, first: Instance, now: float, revision: int, previous: ClosedSeries | None
     ) -> "OpenSeries":
-        """Open the revision that an image begins; count the image by `add`."""
+        """Open a revision that begins with an image. The image itself is added by `add`."""
         modality, station = (first.text(keyword) or "" for keyword in ("Modality", "StationName"))
         return cls(
             rules=rules,
@@ -217,7 +217,7 @@ class OpenSeries:
     # --- what comes ---
 
     def add(self, instance: Instance, now: float) -> None:
-        """Count an image, and take over what it says of its series; a repeated one shows that the series is alive."""
+        """Add an image and what it says about its series. A repeated one only shows that the series is still sent."""
         if self.previous is not None and instance.sop_instance_uid not in self.previous.held:
             self._contradict(self.previous, instance, now)
         self.last_seen = now
@@ -232,10 +232,10 @@ class OpenSeries:
         self.idle_since = math.inf
 
     def _contradict(self, previous: ClosedSeries, instance: Instance, now: float) -> None:
-        """Note that an image came which the revision before did not have: it was reported too early."""
+        """Note that an image came which the previous revision did not have, so that one was reported too early."""
         self.previous, late_s = None, now - previous.last_seen
         policy = self.rules.policy
-        if not self.sop_instance_uids:  # else the series was sent again, and more with it
+        if not self.sop_instance_uids:  # otherwise the series was sent again, with more images
             policy.learn(previous.source, {previous.phase: late_s} if previous.taught else {})
         if IMAGES_IN_ACQUISITION in instance.attributes:
             policy.learn_count(previous.source, right=False)
@@ -244,7 +244,7 @@ class OpenSeries:
         self.note("series.reopened", now, LateByS=round(late_s, 3), Verdict=previous.verdict)
 
     def _mark_arrival(self, now: float) -> None:
-        """Remember when images came, ever more coarsely."""
+        """Remember when images came. The more images there are, the coarser the steps."""
         count = len(self.sop_instance_uids)
         if self.arrivals and count < self.arrivals[-1][1] + self.arrivals_step:
             return
@@ -254,19 +254,19 @@ class OpenSeries:
             self.arrivals_step *= 2
 
     def end_silence(self, instance: Instance, now: float) -> None:
-        """Remember the silence that this image ends, by its phase. It ended with the image's first bytes."""
+        """Remember the silence that this image ended, by its phase. It ended with the image's first bytes."""
         phase = self.phase()
         began_at = instance.association.began_at if instance.association else None
         silence_s = (now if began_at is None else began_at) - self.last_seen
         self.unproven_s[phase] = max(self.unproven_s.get(phase, 0.0), silence_s)
         if instance.sop_instance_uid in self.sop_instance_uids:
-            return  # sent again: whether the series goes on, the next new image says
+            return  # a repeated image; only a new one shows that the series went on after this silence
         for phase, silence_s in self.unproven_s.items():
             self.longest_s[phase] = max(self.longest_s.get(phase, 0.0), silence_s)
         self.unproven_s.clear()
 
     def brought_by(self, association: Association, now: float) -> None:
-        """Note what brought an image."""
+        """Note which association brought an image."""
         if association not in self.images_brought:
             self.images_brought[association] = 0
             self.note(
@@ -281,7 +281,7 @@ class OpenSeries:
             self.aborted = association.aborted
 
     def released(self, association: Association, images: int, now: float) -> None:
-        """Note that an association which brought images has ended, and is a reason to ask the PACS sooner."""
+        """Note that an association which brought images has ended. That is a reason to ask the PACS sooner."""
         self.open_associations.pop(association, None)
         self.aborted = association.aborted
         self.one_each &= images == 1
@@ -290,7 +290,7 @@ class OpenSeries:
             self.ask_at = min(self.ask_at, soon)
 
     def note(self, event: str, now: float, **details: str | float | None) -> None:
-        """Keep one thing that happened as evidence; of very many, the first and the last."""
+        """Add an event to the timeline. If there are too many, the ones in the middle are dropped."""
         if len(self.timeline) == MAX_TIMELINE:
             del self.timeline[MAX_TIMELINE // 2]
         cut = {name: within_length(value) if isinstance(value, str) else value for name, value in details.items()}
@@ -300,11 +300,11 @@ class OpenSeries:
 
     @property
     def idle_hit(self) -> bool:
-        """Whether the idle time-out has passed."""
+        """Tell if the idle time-out has passed."""
         return self.idle_since < math.inf
 
     def phase(self) -> Phase:
-        """Return where its silence stands."""
+        """Return the phase of its silence."""
         if self.revision == 1 and len(self.sop_instance_uids) == self.count_in_tags():
             return Phase.COUNTED
         if not self.open_associations and self.images_brought:
@@ -323,7 +323,14 @@ class OpenSeries:
         return min(self.idle_at(), self.opened + self.rules.max_open_s, ask_at)
 
     def idle_at(self) -> float:
-        """Return when it is to be taken for idle, or its grace period ends. Bytes that still come are activity."""
+        """Return when it counts as idle or, once it is idle, when its grace period ends.
+
+        1. While the PACS is being asked, never.
+        2. Before it is idle: the idle time-out after the last image, or after bytes of one that is coming.
+        3. After that, in addition the grace period, but longer
+           - if its PACS has more images, which may still come or be part of other gateways' reports;
+           - if all images are here, until the count of the PACS has stayed the same for long enough.
+        """
         if self.asking:  # for at most pacs_timeout_s an answer
             return math.inf
         receiving = (a.receiving_at or 0.0 for a, one in self.open_associations.items() if one.last == self.key)
@@ -345,12 +352,12 @@ class OpenSeries:
         return self.rules.policy.timeout_s(self.source, self.phase(), self.longest_s)
 
     def begin_grace(self, now: float) -> None:
-        """Note that the idle time-out has passed, and what that rests on."""
+        """Begin the grace period: note that the idle time-out has passed, and why."""
         self.idle_since, self.idle_reasons = now, self.reasons()
         self.note("series.idle", now, **self.idle_reasons)
 
     def reasons(self) -> dict[str, str | float]:
-        """Return what an idle decision rests on now."""
+        """Return the reasons for an idle decision at this moment."""
         return {
             "IdleTimeoutS": round(self.timeout_s(), 3),
             "Policy": self.rules.policy.name,
@@ -359,7 +366,7 @@ class OpenSeries:
         }
 
     def waiting_for(self) -> WaitingFor:
-        """Return what it waits for, as a heartbeat says it."""
+        """Return what it waits for, in the words of a heartbeat."""
         if self.asking or self.has_more():
             return "for the PACS"
         if self.idle_hit:
@@ -367,8 +374,10 @@ class OpenSeries:
         return "for images" if self.phase() is Phase.OPEN else "for silence"
 
     def teach(self, phase: Phase, verdict: SeriesVerdict) -> None:
-        """Let policy and trust learn from it. Silences that an image did end always teach; the last one does if its
-        sender ended the series with it.
+        """Let the idle policy and the trust in the PACS learn from a reported series.
+
+        The policy learns all silences that an image ended. It learns the last silence only if the sender ended the
+        series with it, and not, for example, a person.
         """
         policy = self.rules.policy
         ended = verdict in FINAL_VERDICTS and verdict != "declared" and not self.fetches
@@ -384,30 +393,30 @@ class OpenSeries:
     # --- how many images there should be ---
 
     def count_in_tags(self) -> int | None:
-        """Return how many images a tag that counts the series says there are; None where none does."""
+        """Return the number of images by a tag that counts the series; None if there is no such tag."""
         count = count_in(self.attributes, IMAGES_IN_SERIES)
         if count is None and IMAGES_IN_ACQUISITION in self.attributes and self.rules.policy.counts_series(self.source):
             count = count_in(self.attributes, IMAGES_IN_ACQUISITION)
         return count
 
     def missing(self) -> list[str]:
-        """Return the SOP Instance UIDs that the PACS has named, and that have not come since."""
+        """Return the SOP Instance UIDs that the PACS named as missing and that have not come since."""
         missing = self.said.answer.missing if self.said else ()
         return [uid for uid in missing if uid not in self.sop_instance_uids]
 
     def lacking(self) -> int | None:
-        """Return how many images the PACS has and we have not, as it said last; None where it did not say."""
+        """Return how many images the PACS has that we do not have, by its last answer; None without an answer."""
         if self.said is None:
             return None
         answer = self.said.answer
         return (answer.count or 0) - answer.known - (len(self.sop_instance_uids) - self.said.here)
 
     def is_all(self) -> bool:
-        """Decide whether as many are known as the PACS said last."""
+        """Tell if as many images are known as the PACS last said it has."""
         return self.lacking() == 0
 
     def has_more(self) -> bool:
-        """Decide whether the PACS has images that we have not."""
+        """Tell if the PACS has images that we do not have."""
         return (self.lacking() or 0) > 0
 
     # --- asking its PACS ---
@@ -425,7 +434,12 @@ class OpenSeries:
         )
 
     def ask_next(self, now: float) -> float:
-        """Return when to ask again: at once at the first image, when what it said has stood, else ever more seldom."""
+        """Return when to ask the PACS again.
+
+        1. If all images are here: when its count has stayed the same for long enough.
+        2. If it was never asked: at once.
+        3. Otherwise after a pause, which doubles with each answer that came without a new image.
+        """
         stands_at = self.stands_at() if self.is_all() and self.problem is None else -math.inf
         if stands_at > now:
             return stands_at
@@ -435,11 +449,11 @@ class OpenSeries:
         return now + min(ASK_AFTER_S * 2.0 ** max(self.answers_since_image - 1, 0), ASK_AGAIN_MAX_S)
 
     def ask_sooner(self, at: float) -> None:
-        """Ask the PACS then, if that is sooner than what was intended."""
+        """Ask the PACS at this time, if that is sooner than planned."""
         self.ask_at = min(self.ask_at, at)
 
     def take_answer(self, answer: Answer, now: float) -> None:
-        """Note what the PACS answered, or that it did not."""
+        """Take an answer of the PACS, or note its failure."""
         self.note(
             "pacs.answered",
             now,
@@ -452,11 +466,11 @@ class OpenSeries:
         )
         self.asking = False
         self.problem = None if answer.confirmed else answer.problem
-        if answer.count is not None:  # else what it said before still stands
+        if answer.count is not None:  # otherwise its previous answer still counts
             self._take_count(answer, answer.count, now)
 
     def _take_count(self, answer: Answer, count: int, now: float) -> None:
-        """Remember since when the PACS says this, the most that it said, and whether it is itself still receiving."""
+        """Remember the largest count of the PACS, since when it gives that, and if it is itself still receiving."""
         said = self.said
         if said is None:
             came = len(self.sop_instance_uids) - self.asked_about
@@ -465,24 +479,26 @@ class OpenSeries:
             self.said = Said(answer, self.asked_about, now, ahead)
             return
         if count < (said.answer.count or 0):
-            return  # what it has said before stands, as if this question had failed
+            return  # a smaller count is ignored, as if this question had failed
         if count > (said.answer.count or 0):
             said.since, said.grew = now, True
             self.rules.trust.set(self.source.calling_ae_title, 0)
         said.answer, said.here = answer, self.asked_about
 
     def is_verified(self) -> bool:
-        """Decide whether the last answer holds just what is known, and was asked for after what it says had stood."""
+        """Tell if the PACS has exactly the known images, and said so after its count had been stable long enough."""
         if self.said is None or self.problem is not None or self.asked_at < self.stands_at():
             return False
         answer = self.said.answer
         return answer.confirmed and answer.here == self.sop_instance_uids.keys()
 
     def stands_at(self) -> float:
-        """Return when what the PACS says has stood for so long that a question from then on may verify it.
+        """Return when the count of the PACS has stayed the same for so long that an answer from then on may verify it.
 
-        At once where it has held its last TRUSTED_AFTER series, and this one, from the start; for the idle time-out
-        where it has held those; else for longer, for it may itself be receiving: then it says what it has so far.
+        1. Without an answer: never.
+        2. If the PACS is trusted, and had this series from the start: at once.
+        3. If it is trusted, and this cannot be told: after the idle time-out.
+        4. Otherwise later, since the PACS may itself still be receiving, and then counts only what it has so far.
         """
         said = self.said
         if said is None:
@@ -494,28 +510,28 @@ class OpenSeries:
         return said.since + max(GREW * self.timeout_s(), GREW_S if unknown else RECEIVING_S)
 
     def may_fetch(self) -> bool:
-        """Decide whether what only the PACS has is to be fetched."""
+        """Tell if the images that only the PACS has may be fetched."""
         return self.rules.fetch and self.fetches < FETCHES and self.has_more()
 
     def should_ask_again(self) -> bool:
-        """Decide whether a last question may verify or complete an idle series."""
+        """Tell if another question may verify an idle series, or fetch its missing images."""
         not_asked_since = self.asked_at < self.stands_at()
         return self.may_fetch() or (self.is_all() and self.problem is None and not_asked_since)
 
     def is_a_part(self) -> bool:
-        """Decide whether others hold some of it, and what is here has not been told them yet."""
+        """Tell if others have images of it, and the images here were not reported as a part yet."""
         said = self.said
         others_hold_some = said is not None and (self.has_more() or said.answer.known > said.here)
         return others_hold_some and not self.may_fetch() and self.images_in_part != len(self.sop_instance_uids)
 
 
 def within_length(text: str) -> str:
-    """Return a text that others had a part in as a report takes it."""
+    """Return a text in valid Unicode, and as short as a report requires."""
     return text.encode("utf-8", "replace").decode()[:TEXT_LENGTH]
 
 
 def count_in(attributes: Mapping[str, Sequence[str]], keyword: str) -> int | None:
-    """Return the number of images that a tag says; None where it says none. Senders fill it in loosely."""
+    """Return the number of images in a tag; None if it has no valid one. Senders fill these tags in carelessly."""
     text, *_ = attributes.get(keyword) or ("",)
     if text.isdecimal() and len(text) <= IS_LENGTH and 0 < int(text) < 2**31:
         return int(text)

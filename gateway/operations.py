@@ -1,4 +1,4 @@
-"""What operators ask a journal's owner for: the gateway that runs, or a command on a stopped one's journal."""
+"""The operations that a journal's owner does for operators: a running gateway, or a command if none runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ log = structlog.get_logger()
 
 
 def dead_letter_operations(journal: Journal, submit: Callable[[Waiting], None]) -> Mapping[str, Operation]:
-    """Replay dead letters, or give them up. `submit` takes what is to be posted again."""
+    """Return the operations that replay or discard dead letters. `submit` takes reports to be posted again."""
 
     async def replay(ids: Sequence[int] | None) -> dict[str, Any]:
         dead = await journal.dead(ids)

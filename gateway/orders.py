@@ -1,9 +1,9 @@
-"""What the server wants of this gateway: the answer to a heartbeat says it, the next one says what became of it.
+"""Carry out the server's orders. They come in the answer to a heartbeat; the next heartbeat tells their outcome.
 
-1. The server repeats an order in each answer until a heartbeat that it took says what became of it.
-2. One that is done, and comes again before that, is not done again. After a restart it may be, which does no harm: a
-   series that is not open is not closed, and what is no dead letter is neither replayed nor discarded.
-3. One that could not be done now is left for the next answer. One that is not understood is a problem to tell.
+1. The server repeats an order in each answer until a heartbeat has told it the outcome.
+2. An order that was carried out and comes again is not carried out again. After a restart it may be, which does no
+   harm: a series that is not open cannot be closed, and a report that is no dead letter is not replayed or discarded.
+3. An order that cannot be carried out now is left until it comes again. One that is not understood has failed.
 """
 
 import asyncio
@@ -19,34 +19,34 @@ from common.control import Operation
 from common.errors import GatewayError
 from models import MAX_ORDERS, Order, OrderDone
 
-ORDER_TIMEOUT_S = 5.0  # for one order; meanwhile no heartbeat goes out
+ORDER_TIMEOUT_S = 5.0  # for one order; no heartbeat is sent in that time
 MAX_NUMBER = 2**63 - 1
 
 Do = Callable[[Order], Awaitable[str | None]]
-"""Does an order; why there was nothing to do. Raises GatewayError where it may be possible later."""
+"""Carries out an order; returns why there was nothing to do, if so. Raises GatewayError if it may be possible later."""
 log = structlog.get_logger()
 
 
 class Orders:
-    """What was ordered of one gateway, and what became of it until the server knows."""
+    """The orders of one gateway, and their outcomes until the server knows them."""
 
     def __init__(self, do: Mapping[str, Do]) -> None:
         self._do = do
         self._done: dict[int, OrderDone] = {}
         self.given = False
-        """The server's last answer was one that gives orders: an earlier version's does not, and knows less."""
+        """True if the server's last answer could hold orders. An older server gives none, and knows fewer fields."""
 
     def done(self) -> list[OrderDone]:
-        """What the server is to be told."""
+        """Return the outcomes that the server does not know yet."""
         return list(islice(self._done.values(), MAX_ORDERS))
 
     def told(self, done: Sequence[OrderDone]) -> None:
-        """The server knows this."""
+        """Note that the server knows these outcomes."""
         for one in done:
             self._done.pop(one.Number, None)
 
     async def take(self, content: bytes) -> None:
-        """Do what an answer to a heartbeat orders, whatever it holds."""
+        """Carry out the orders in an answer to a heartbeat, whatever the answer contains."""
         try:
             orders = json.loads(content)["Orders"]
             numbers = [(_number(one), one) for one in orders[:MAX_ORDERS]]
@@ -72,23 +72,23 @@ class Orders:
         except (GatewayError, TimeoutError) as error:
             event.warning("order.delayed", kind=order.Kind, reason=str(error) or f"took more than {ORDER_TIMEOUT_S} s")
             return
-        except Exception as error:  # a bug of ours, which is no reason to end
+        except Exception as error:  # a bug of ours must not stop the gateway
             event.error("order.failed", kind=order.Kind, exc_info=error)
-            problem = "it failed: the gateway's log says where"
+            problem = "it failed; see the gateway's log"
         event.info("order.done", kind=order.Kind, problem=problem)
         self._done[number] = OrderDone(Number=number, Problem=problem)
 
 
 def _number(order: Any) -> int | None:
-    """By which an order can be answered at all."""
+    """Return the number of an order, by which its outcome is told; None if it has no valid one."""
     number = order.get("Number") if isinstance(order, dict) else None
     return number if type(number) is int and 0 < number <= MAX_NUMBER else None
 
 
 def obedience(declare: Callable[[str, datetime], Awaitable[int]], letters: Mapping[str, Operation]) -> Mapping[str, Do]:
-    """How each kind of order is done, with what operators ask of dead letters (operations.py).
+    """Return a function for each kind of order. `letters` are the operations on dead letters (operations.py).
 
-    `declare` reports what is open of a series since before a time; how many reports that were.
+    `declare` reports a series if it was open before a time, and returns the number of reports.
     """
 
     async def close(order: Order) -> str | None:
@@ -99,10 +99,10 @@ def obedience(declare: Callable[[str, datetime], Awaitable[int]], letters: Mappi
         done = await letters["replay"]([order.DeadLetter])
         if done["replayed"]:
             return None
-        return "no report can be made of it" if done.get("unmade") else "it is no dead letter here"
+        return "no report can be made from it" if done.get("unmade") else "it is not a dead letter here"
 
     async def discard(order: Order) -> str | None:
         done = await letters["discard"]([order.DeadLetter], f"order {order.Number} of the server")
-        return None if done["discarded"] else "it is no dead letter here"
+        return None if done["discarded"] else "it is not a dead letter here"
 
     return {"declare": close, "replay": replay, "discard": discard}

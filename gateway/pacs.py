@@ -1,7 +1,7 @@
-"""Asks the PACS: how many instances has this series, and which are missing (PS3.4 Annex C); fetches what is missing.
+"""Ask the PACS how many images a series has, and which are missing (PS3.4 Annex C); fetch missing ones.
 
-In threads beside the event loop; every question is bounded in time and in matches. What a foreign PACS says is checked
-here: what comes out of `ask` fits into a report.
+Questions run in threads beside the event loop, and are bounded in time and in matches. The answers of a foreign PACS
+are checked, so that what `ask` returns fits into a report.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from gateway.questions import Answer, Question
 from models import MAX_MISSING, Instance, SeriesKey
 
 INTERVAL_S = 0.02  # least time between two questions to one PACS
-AT_ONCE = 4  # questions to one PACS at the same time
-ABANDONED_S = 60.0  # how long a PACS is left alone then: its thread may hang in pynetdicom for ever
-LIMIT_FROM = 100  # matches, from which on a round number may be where a PACS cuts off
+AT_ONCE = 4  # most questions to one PACS at the same time
+ABANDONED_S = 60.0  # how long a PACS is not asked after a question to it hung, since its thread may hang for ever
+LIMIT_FROM = 100  # number of matches from which on a round number may be a limit of the PACS
 
 
 T = TypeVar("T")
 
 
 class Pacs:
-    """Asks the senders that can be asked."""
+    """Asks the PACS of GATEWAY_PACS."""
 
     def __init__(
         self,
@@ -43,13 +43,15 @@ class Pacs:
         *,
         undelivered: Callable[[SeriesKey], Awaitable[Collection[str]]] | None = None,
     ) -> None:
-        """`stored` gives the SOP Instance UIDs that the server has of a series, whichever gateway sent them; None
-        where it cannot tell. `undelivered` gives those that the journal holds for it. Raises BadCertificate.
+        """Set up. Raises BadCertificate.
+
+        `stored` returns the SOP Instance UIDs that the server has of a series, from any gateway, or None if it cannot
+        tell. `undelivered` returns those in the journal that wait for the server.
         """
         self._settings = settings
         self._peers: Mapping[str, Peer] = settings.pacs_by_ae_title
         if any(peer.tls for peer in self._peers.values()):
-            pacs_tls(settings)  # a bad file shows here
+            pacs_tls(settings)  # raises if a file is bad
         self._wanted = Wanted(settings.extras)
         self._stored = stored
         self._undelivered = undelivered
@@ -60,7 +62,13 @@ class Pacs:
         self._listed_most: dict[str, int] = defaultdict(int)
 
     async def ask(self, question: Question) -> Answer:
-        """Ask once. What fails is said in the answer, beside what the PACS had said until then."""
+        """Ask a question once. If something fails, the answer says so, and has what the PACS said before.
+
+        1. Ask for the number of images. If exactly the images of a first revision are there, that is confirmed.
+        2. Otherwise find out which images are known in all: here, in the journal, and at the server.
+        3. If the PACS has exactly those, that is confirmed.
+        4. Otherwise, once nothing comes any more, list what is missing, and fetch it if that is wanted.
+        """
         peer = self._peers[question.calling_ae_title.strip()]
         answer = Answer(peer.ae_title, question.here, len(question.here), revision=question.revision)
         try:
@@ -80,9 +88,9 @@ class Pacs:
         return await self._seek(peer, question, found, known_uids, answer)
 
     async def _all_known(self, question: Question) -> tuple[set[str], list[str]]:
-        """Return what is known here and at the server; what of that cannot be told.
+        """Return the images that are known here and at the server, and problems in finding that out.
 
-        The journal is asked first: what is delivered in between is at the server then.
+        The journal is asked first, so that a report which is delivered in between is found at the server.
         """
         known_uids, problems = set(question.here), []
         for who, told in (("the journal", self._undelivered), ("the server", self._stored)):
@@ -99,7 +107,7 @@ class Pacs:
         return known_uids, problems
 
     async def _seek(self, peer: Peer, question: Question, found: Found, known_uids: set[str], answer: Answer) -> Answer:
-        """Name what only the PACS has, and fetch it where that is wanted."""
+        """List the images that only the PACS has, and fetch them if that is wanted."""
         problems = [found.problem]
         if found.images is None and found.count is not None and found.count > len(known_uids):
             try:
@@ -118,7 +126,7 @@ class Pacs:
         return replace(answer, count=found.count, missing=named, fetched=fetched, problem=joined(*problems))
 
     def _trusted(self, peer: Peer, found: Found) -> Found:
-        """Without its count, where the list that it is of may have been cut off by a limit of this PACS."""
+        """Return the answer, but without its count if a limit of the PACS may have cut off the list it comes from."""
         length = self._note_length(peer, found)
         if found.count is None or not _may_be_a_limit(length) or self._listed_most[peer.ae_title] > length:
             return found
@@ -131,12 +139,15 @@ class Pacs:
         return length
 
     async def _fetch(self, peer: Peer, question: Question, missing: Mapping[str, str]) -> tuple[int, str | None]:
-        """How many came, and why not all did. Images of a class that the PACS did not say may be of those at hand."""
+        """Fetch missing images; return how many came, and why not all of them.
+
+        If the PACS did not say the SOP Class of an image, those of the images here are tried.
+        """
         loop = asyncio.get_running_loop()
         arrived: set[str] = set()
 
         def store(instance: Instance) -> int:
-            """In pynetdicom's thread."""
+            """Keep a fetched instance. Called in pynetdicom's thread."""
             status = asyncio.run_coroutine_threadsafe(self._handle_store(instance), loop).result()
             if status == SUCCESS and instance.sop_instance_uid in missing:
                 arrived.add(instance.sop_instance_uid)
@@ -151,10 +162,10 @@ class Pacs:
             fetched = await self._ask(peer, partial(do, key=question.key), patience(len(missing)))
         except PacsUnavailable as error:
             return len(arrived), f"fetching: {error}"
-        return fetched, None if fetched >= len(missing) else f"it gave {fetched} of {len(missing)} that are missing"
+        return fetched, None if fetched >= len(missing) else f"it gave {fetched} of {len(missing)} missing images"
 
     async def _ask(self, peer: Peer, do: Callable[..., T], patience: float = PATIENCE) -> T:
-        """Run in a thread, when it is this PACS's turn. Raises PacsUnavailable."""
+        """Run a question in a thread, when it is its turn. Raises PacsUnavailable."""
         loop, name, timeout_s = asyncio.get_running_loop(), peer.ae_title, self._settings.pacs_timeout_s
         if loop.time() < self._alone_until[name]:
             raise PacsUnavailable("left alone, for it did not end in time before")
@@ -171,7 +182,7 @@ class Pacs:
                 return await in_thread(partial(do, line), "pacs")
         except GatewayError as error:
             raise PacsUnavailable(str(error)) from error
-        except Exception as error:  # the edge to a foreign peer, which can say anything
+        except Exception as error:  # a foreign peer can send anything
             if not limit.expired():
                 raise PacsUnavailable(type(error).__name__) from error
             self._alone_until[name] = loop.time() + ABANDONED_S
@@ -182,14 +193,14 @@ class Pacs:
 
 
 def _may_be_a_limit(length: int) -> bool:
-    """Decide whether somebody may have set that as the most that a PACS lists."""
+    """Tell if a number may be a configured limit of a PACS: a round number, or a power of two."""
     return length >= LIMIT_FROM and (length % 100 == 0 or length % 250 == 0 or length & (length - 1) == 0)
 
 
 class Asking:
-    """Asks the PACS beside everything else while it is entered, and hands on what it answers.
+    """Asks questions in the background as long as the context is open, and passes the answers on.
 
-    At the end the questions that are open are dropped, and no more asked.
+    At the end open questions are cancelled, and no more are asked.
     """
 
     def __init__(self, pacs: Pacs, answered: Callable[[SeriesKey, Answer], Awaitable[None]]) -> None:
@@ -210,7 +221,7 @@ class Asking:
         await self._tasks.__aexit__(*raised)
 
     def ask(self, question: Question) -> None:
-        """Begin to ask."""
+        """Begin to ask a question."""
         if not self._ended:
             task = self._tasks.create_task(self._ask(question), name="ask")
             self._open.add(task)

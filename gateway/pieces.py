@@ -1,30 +1,30 @@
-"""A large report in pieces: each one is small enough for proxies, and holds up no other series at the server.
+"""Split a large report into pieces, each small enough for proxies, and quick enough not to block the server.
 
-Every piece but the last is a part, a report without a verdict: the server takes the union, so that pieces may come
-again, or be cut off by a restart, and change nothing.
+Every piece except the last is a part: a report without a verdict. The server takes the union of all, so pieces may be
+sent again, or be interrupted by a restart, without any effect.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-MAX_INSTANCES = 5_000  # of one piece: the server's one writer takes less than a second for as many
-MAX_BYTES = 700_000  # of one piece: nginx takes bodies of 1 MB by default
-ENOUGH = 100  # instances that a piece has at least, whatever the rest of a report weighs
-SHORTEST = 4  # characters that a UID takes there
-OF_A_PART = (  # each one may be what corrects a record: so all tell whose it is, and what of
+MAX_INSTANCES = 5_000  # of one piece; the server's single writer takes less than a second for that many
+MAX_BYTES = 700_000  # of one piece; nginx accepts bodies up to 1 MB by default
+ENOUGH = 100  # least number of instances in a piece, however large the rest of the report is
+SHORTEST = 4  # least number of characters that a UID takes in JSON
+OF_A_PART = (  # fields of every piece, since any of them may be the one that corrects a record
     *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName", "Attributes", "Undecoded", "Doubtful"),
     *("Revision", "GatewayID", "Source", "CalledAETitle", "FirstReceivedAt", "LastReceivedAt"),
 )
 
 
 def may_be_large(report: str) -> bool:
-    """Whether a report's JSON is long enough for more than one piece."""
+    """Tell if a report's JSON is long enough for more than one piece."""
     return len(report) > SHORTEST * MAX_INSTANCES
 
 
 def pieces(report: str) -> list[str]:
-    """A report's JSON as one or several, which are posted in this order. The last one says all but the other UIDs."""
+    """Split a report's JSON into pieces, to be posted in this order. The last one has everything except other UIDs."""
     whole = json.loads(report)
     uids, columns = whole.get("SOPInstanceUIDs") or [], whole.get("InstanceAttributes") or {}
     of_all = {name: values for name, values in columns.items() if len(values) == 1}
@@ -45,7 +45,7 @@ def pieces(report: str) -> list[str]:
 
 
 def _spans(uids: Sequence[str], of_each: Mapping[str, Sequence[Any]], room: int) -> Iterator[tuple[int, int]]:
-    """Where each piece begins and ends."""
+    """Yield where each piece begins and ends in the list of UIDs."""
     first = held = 0
     for at, uid in enumerate(uids):
         size = _size([uid, *(values[at] for values in of_each.values())]) + 2

@@ -1,4 +1,4 @@
-"""What the collector asks about a series, and what it is told: the words between it and the PACS."""
+"""The questions that the collector asks about a series, and their answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,39 +8,39 @@ from models import SeriesKey
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What to ask about a series."""
+    """A question to the PACS about a series."""
 
     key: SeriesKey
     calling_ae_title: str
-    """Of its sender, which is asked."""
+    """The AE title of its sender, which is the PACS that is asked."""
     here: frozenset[str]
     """The SOP Instance UIDs of the revision that is open."""
     fetch: bool
-    """Whether what is missing is to be fetched."""
+    """If true, missing images are fetched."""
     revision: int = 1
-    """Of the series; the answer carries it back."""
+    """The revision of the series. The answer has the same."""
     classes: frozenset[str] = frozenset()
-    """The SOP Class UIDs of the images at hand."""
+    """The SOP Class UIDs of the images that are here."""
     quiet: bool = True
-    """Nothing comes any more: what is missing is to be named, too."""
+    """If true, no images come any more, so missing ones are to be listed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the PACS says of a series, and what is known of it here and at the server."""
+    """What the PACS has of a series, compared with what is known here and at the server."""
 
     pacs: str
     here: frozenset[str]
-    """The SOP Instance UIDs of the revision when it was asked."""
+    """The SOP Instance UIDs of the revision when the question was asked."""
     known: int = 0
-    """How many those, the journal's and the server's are together."""
+    """How many images are known in all: in the revision, in the journal, and at the server."""
     count: int | None = None
-    """What the PACS has; None where it did not say."""
+    """How many images the PACS has; None if it did not say."""
     confirmed: bool = False
-    """It is just what is known: by UIDs where the PACS listed them, else by number."""
+    """True if the PACS has exactly the known images: by UIDs if it listed them, by number otherwise."""
     missing: Sequence[str] = ()
     fetched: int = 0
     problem: str | None = None
-    """What failed, in words; with a count, what failed after the PACS had said it."""
+    """Why the question failed; if there is a count, what failed after it was given."""
     revision: int = 1
-    """Of the question."""
+    """The revision in the question."""

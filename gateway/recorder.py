@@ -1,6 +1,7 @@
-"""Records when images come (GATEWAY_TRACE_PATH) as JSON Lines: what `make policies TRACES=folder` judges policies by.
+"""Record when images come (GATEWAY_TRACE_PATH), as JSON Lines for `make policies TRACES=folder`.
 
-One line an event, in order of time; docs/completion.md describes the fields. UIDs and AE titles, no patient data.
+There is one line for each event, in order of time; docs/completion.md describes the fields. They hold UIDs and AE
+titles, but no patient data.
 """
 
 import json
@@ -23,7 +24,7 @@ class CannotRecord(GatewayError):
 
 
 class Recorder:
-    """Appends to one file; a write that fails is said once and ends the recording, never the gateway."""
+    """Appends to one file. If a write fails, that is logged once, and only the recording ends."""
 
     def __init__(self, file: TextIOWrapper, clock: Callable[[], float]) -> None:
         self._file: TextIOWrapper | None = file
@@ -33,7 +34,7 @@ class Recorder:
     @classmethod
     @contextmanager
     def open(cls, path: Path | None, clock: Callable[[], float]) -> Iterator["Recorder | None"]:
-        """A new file, or the end of one that is there; None where no path is given. Raises CannotRecord."""
+        """Open a file to append to, and create it if needed; yield None without a path. Raises CannotRecord."""
         if path is None:
             yield None
             return
@@ -48,12 +49,12 @@ class Recorder:
             recorder._try(file.close)
 
     def association(self, association: Association) -> None:
-        """It was established, or it ended."""
+        """Record that an association was established, or has ended."""
         event = "opened" if association.released_at is None else "aborted" if association.aborted else "released"
         self._write(event, association.number, ae=association.calling_ae_title.strip())
 
     def image(self, instance: Instance) -> None:
-        """It has come whole."""
+        """Record that an image has come completely."""
         self._write(
             "image",
             instance.association.number if instance.association else 0,

@@ -1,4 +1,4 @@
-"""The report of a series: its content, what its verdict rests on, and the evidence for that. Pure."""
+"""Make the report of a series: its content, the basis of its verdict, and the evidence. No I/O."""
 
 import base64
 import itertools
@@ -61,7 +61,7 @@ def full_report(series: OpenSeries, verdict: SeriesVerdict | None, basis: str) -
 
 
 def least_report(series: OpenSeries, verdict: SeriesVerdict | None) -> SeriesReport:
-    """Return identity, images, source and what is odd, and nothing else."""
+    """Return a minimal report: only identity, images, source and doubts."""
     uids = sorted(series.sop_instance_uids)
     return SeriesReport(
         SeriesInstanceUID=series.key.series_instance_uid,
@@ -81,7 +81,7 @@ def least_report(series: OpenSeries, verdict: SeriesVerdict | None) -> SeriesRep
 
 
 def arriving(series: OpenSeries) -> ArrivingSeries:
-    """Return what a heartbeat tells of it."""
+    """Return what a heartbeat tells about an open series."""
     return ArrivingSeries.model_construct(
         SeriesInstanceUID=series.key.series_instance_uid,
         StudyInstanceUID=series.key.study_instance_uid,
@@ -99,10 +99,10 @@ def arriving(series: OpenSeries) -> ArrivingSeries:
 
 
 def expected_images(series: OpenSeries) -> tuple[int | None, Literal["pacs", "tags"] | None]:
-    """Return how many images there should be, and who says so; never fewer than are known."""
+    """Return how many images there should be, and who says so. Numbers below the known images are ignored."""
     if series.said is not None:
         count, missing = series.said.answer.count or 0, len(series.missing())
-        known = count - (series.lacking() or 0)  # it may have as many, and others
+        known = count - (series.lacking() or 0)  # the PACS may have the same number, but other images
         return (max(count, known + missing), "pacs") if count >= known else (None, None)
     in_tags = series.count_in_tags()
     enough = in_tags is not None and in_tags >= len(series.sop_instance_uids)
@@ -110,7 +110,7 @@ def expected_images(series: OpenSeries) -> tuple[int | None, Literal["pacs", "ta
 
 
 def basis_of(series: OpenSeries, verdict: SeriesVerdict, now: float) -> str:
-    """Return what a verdict rests on, in words."""
+    """Return the basis of a verdict in words."""
     reasons = series.idle_reasons if series.idle_hit else series.reasons()
     quiet = "quiet for {IdleTimeoutS:g} s ({Policy}, {Phase}, learnt from {LearntFrom} series)".format_map(reasons)
     said = "".join(f"; {evidence}" for evidence in _evidence(series))
@@ -132,7 +132,7 @@ def basis_of(series: OpenSeries, verdict: SeriesVerdict, now: float) -> str:
 
 
 def _evidence(series: OpenSeries) -> Iterator[str]:
-    """Yield what speaks for or against the end of a series, and decided nothing."""
+    """Yield facts about the end of a series that were not the reason for the decision."""
     if series.said is not None:
         answer = series.said.answer
         yield f"{answer.pacs}: {answer.count} images, {answer.known} known"
@@ -144,7 +144,7 @@ def _evidence(series: OpenSeries) -> Iterator[str]:
 
 
 def note_end(series: OpenSeries, verdict: SeriesVerdict, now: float) -> None:
-    """Keep as evidence what each association brought, when the images came, and the verdict."""
+    """Note as evidence what each association brought, when the images came, and the verdict."""
     for association, images in series.images_brought.items():
         released = association not in series.open_associations
         ended_at = association.released_at if released and association.released_at is not None else now
@@ -155,7 +155,7 @@ def note_end(series: OpenSeries, verdict: SeriesVerdict, now: float) -> None:
 
 
 def _arrivals(series: OpenSeries) -> str:
-    """Return when how many images had come, in seconds after the first: `0:1 0.31:12 …`; as a report takes it."""
+    """Return how many images had come by when, in seconds after the first: `0:1 0.31:12 …`. It fits into a report."""
     last = series.last_seen, len(series.sop_instance_uids)
     for step in itertools.count(max(1, math.ceil(len(series.arrivals) / MAX_ARRIVALS))):
         points = series.arrivals[::step]
@@ -163,15 +163,15 @@ def _arrivals(series: OpenSeries) -> str:
         text = " ".join(f"{at - series.opened:.4g}:{count}" for at, count in points)
         if len(text) <= TEXT_LENGTH or len(points) <= 2:
             return text
-    raise AssertionError  # the loop has no end of its own
+    raise AssertionError  # unreachable: the loop does not end by itself
 
 
 def _columns(instances: Sequence[InstanceValues]) -> dict[InstanceKeyword, list[str | None]]:
-    """Return per keyword the values of all instances, a single one where all have it; nothing where none has any."""
+    """Return the values of all instances by keyword: one value if all have the same, no entry if none has any."""
     columns = zip(INSTANCE_KEYWORDS, zip(*instances, strict=True), strict=True)
     return {k: list(column if len(set(column)) > 1 else column[:1]) for k, column in columns if any(column)}
 
 
 def _shown(text: str | None) -> str | None:
-    """Return as much of a text as a heartbeat tells, in valid Unicode."""
+    """Return a text in valid Unicode, and as short as a heartbeat requires."""
     return valid_unicode(text[:TEXT_LENGTH]) if text else None

@@ -1,7 +1,7 @@
-"""How the gateway calls the server: TLS, the key, answers within bounds, and what the server has of a series.
+"""Call the server: TLS, the API key, bounded answers, reports, and what the server has of a series.
 
-This is the edge to whatever answers there: a server, a proxy, a captive portal. `ask` bounds each answer in time and
-bytes, and turns all that goes wrong into NoAnswer.
+Whatever answers may be a server, a proxy or a captive portal. `ask` bounds each answer in time and bytes, and turns
+every error into NoAnswer.
 """
 
 import asyncio
@@ -25,29 +25,29 @@ from common.outgoing import http_client, retry_after_s
 from common.settings import GatewaySettings, key_problem
 from models import SeriesKey, SeriesRecord, SeriesReport, Uid
 
-PARTS = 4  # of a request (connect, send, wait, read): together they take at most so many times the client's time-out
-NO_TIMEOUT_S = 10.0  # what a client without a time-out is taken to have
-MAX_ANSWER_BYTES = 2**24  # of one answer: the server takes reports of as many, and a record is smaller
-MAX_STORED_BYTES = 2**25  # of the list of what is stored of a series
-MAX_STORED = 250_000  # SOP Instance UIDs in it
-MAX_WORDS = 200  # characters of why there is no answer
-RETRYABLE = {408, 425, 429}  # besides 5xx, RFC 9110 §15.5.9, RFC 8470, RFC 6585
-WHOLE_SERVER = {429, 502, 503, 504}
-KEY_PROBLEMS = {  # no fault of the report
+PARTS = 4  # parts of a request (connect, send, wait, read), each of which may take the client's time-out
+NO_TIMEOUT_S = 10.0  # used if a client has no time-out
+MAX_ANSWER_BYTES = 2**24  # longest answer that is read; reports have the same limit, and records are smaller
+MAX_STORED_BYTES = 2**25  # longest list of stored images that is read
+MAX_STORED = 250_000  # most SOP Instance UIDs in it
+MAX_WORDS = 200  # characters of the reason for a missing answer
+RETRYABLE = {408, 425, 429}  # statuses to retry, besides 5xx: RFC 9110 §15.5.9, RFC 8470, RFC 6585
+WHOLE_SERVER = {429, 502, 503, 504}  # statuses that other reports would get as well
+KEY_PROBLEMS = {  # statuses that are not caused by the report
     401: "GATEWAY_API_KEY is missing, wrong, expired or revoked",
     403: "the key lacks the scope series:write",
 }
-ELSEWHERE = "GATEWAY_SERVER_URL or a proxy's routes lead elsewhere: correct them"
-NOT_OF_THE_REPORT = {  # where a proxy, or a server at another path, says it (RFC 9110 §15.5)
+ELSEWHERE = "GATEWAY_SERVER_URL or a proxy's routes lead to something else: correct them"
+NOT_OF_THE_REPORT = {  # statuses that a proxy, or a server at another path, answers with (RFC 9110 §15.5)
     404: ELSEWHERE,
     405: ELSEWHERE,
     410: ELSEWHERE,
-    413: "a proxy takes no body of this size: raise its limit (nginx: client_max_body_size 16m)",
+    413: "a proxy refuses a body of this size: raise its limit (nginx: client_max_body_size 16m)",
     421: "a proxy does not know the host name of GATEWAY_SERVER_URL: correct it, or the proxy's server names",
 }
-UNREADABLE = "There was an error parsing the body"  # FastAPI's, of a body that is neither JSON nor broken JSON
+UNREADABLE = "There was an error parsing the body"  # FastAPI's answer to a body that cannot even be decoded
 TOO_LARGE = re.compile(r"the body has more than [0-9]+ bytes: SERVER_MAX_BODY_BYTES ")
-MAX_FIELDS = 10  # fields of a refusal
+MAX_FIELDS = 10  # most fields that a refusal names
 MAX_REFUSAL = 1000  # characters of a refusal
 STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
@@ -55,18 +55,18 @@ log = structlog.get_logger()
 
 
 class CannotCall(GatewayError):
-    """The server cannot be called as the settings want it. The text names the setting, its problem and the cure."""
+    """The server cannot be called with these settings. The text names the setting, its problem and how to fix it."""
 
 
 def server_client(settings: GatewaySettings) -> httpx.AsyncClient:
-    """What every request to the server goes through. Raises CannotCall."""
+    """Return the HTTP client for all requests to the server. Raises CannotCall."""
     try:
         tls = ssl.create_default_context(cafile=settings.server_ca)
     except OSError as error:  # ssl.SSLError is one
-        cure = "Name a readable PEM file of the certificates that the server's is checked against."
+        cure = "Give a readable PEM file of the certificates that the server's certificate is checked against."
         raise CannotCall(f"GATEWAY_SERVER_CA={settings.server_ca}: {error.strerror or error}. {cure}") from error
     if settings.exposes_key:
-        log.warning("key.exposed", host=settings.server_url.host, cure="let GATEWAY_SERVER_URL begin with https://")
+        log.warning("key.exposed", host=settings.server_url.host, cure="begin GATEWAY_SERVER_URL with https://")
     return http_client(
         base_url=str(settings.server_url),
         timeout=settings.request_timeout_s,
@@ -77,10 +77,10 @@ def server_client(settings: GatewaySettings) -> httpx.AsyncClient:
 
 
 class Bearer(httpx.Auth):
-    """Sends the key (RFC 6750 §2.1), if there is one; one from a file is read again when the server answers 401."""
+    """Sends the API key (RFC 6750 §2.1), if there is one. If it is in a file, the file is read again after a 401."""
 
     def __init__(self, key: str | None, file: Path | None) -> None:
-        """Raises CannotCall."""
+        """Take the key, or read it from a file. Raises CannotCall."""
         self._file = file
         self._key = key if file is None else read_key(file)
 
@@ -109,19 +109,19 @@ class Bearer(httpx.Auth):
 
 
 def read_key(file: Path) -> str:
-    """The key in a file. Raises CannotCall."""
+    """Read the key in a file. Raises CannotCall."""
     try:
         key = file.read_text("ascii", "replace").strip()
         problem = key_problem(key)
     except OSError as error:
         problem = error.strerror or str(error)
     if problem is not None:
-        raise CannotCall(f"GATEWAY_API_KEY_FILE={file}: {problem}. Name a readable file with nothing but the key.")
+        raise CannotCall(f"GATEWAY_API_KEY_FILE={file}: {problem}. Give a readable file with nothing but the key.")
     return key
 
 
 async def _unread(response: httpx.Response) -> None:
-    """Let httpx, which reads an answer to its end before it repeats the request, find that there is no more of it."""
+    """Drop the rest of an answer. httpx would read all of it, without a limit, before it repeats the request."""
     if isinstance(response.stream, httpx.AsyncByteStream):
         await response.stream.aclose()
     response.stream = httpx.ByteStream(b"")
@@ -131,26 +131,26 @@ async def _unread(response: httpx.Response) -> None:
 
 
 class NoAnswer(GatewayError):
-    """The server could not be asked, or did not answer as HTTP, whole and in time. The text has none of its words."""
+    """The server could not be asked, or gave no complete HTTP answer in time. The text quotes nothing of the answer."""
 
     def __init__(self, reason: str, *, connecting: bool) -> None:
         super().__init__(reason)
         self.connecting = connecting
-        """No connection came about."""
+        """True if no connection was established."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server said."""
+    """An answer of the server."""
 
     status: int
     retry_after: str | None
-    """The header, as it came."""
+    """The Retry-After header, as it came."""
     content: bytes
-    """Nothing where it was longer than the bound, or is coded so that it cannot be read."""
+    """The body; empty if it was too long, or had a content coding that cannot be read."""
 
 
-async def ask(  # noqa: PLR0913 - what a request has
+async def ask(  # noqa: PLR0913 - one parameter for each part of a request
     http: httpx.AsyncClient,
     method: str,
     path: str,
@@ -160,9 +160,9 @@ async def ask(  # noqa: PLR0913 - what a request has
     timeout_s: float | None = None,
     max_bytes: int = MAX_ANSWER_BYTES,
 ) -> Answer:
-    """Send one request and read its answer, in `timeout_s` altogether: httpx's time-outs hold for each read.
+    """Send a request and read its answer, in `timeout_s` altogether. (httpx's own time-outs are for each read.)
 
-    Raises NoAnswer, and nothing else, whatever is answered.
+    Raises NoAnswer and nothing else, whatever is answered.
     """
     if timeout_s is None:
         timeout_s = PARTS * (http.timeout.read or NO_TIMEOUT_S)
@@ -174,7 +174,7 @@ async def ask(  # noqa: PLR0913 - what a request has
         ):
             body = await _read(response, max_bytes)
             return Answer(response.status_code, response.headers.get("Retry-After"), body)
-    except Exception as error:  # the edge to a stranger, who can make httpx fail in ways of its own
+    except Exception as error:  # a strange answer can make httpx raise many kinds of errors
         connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         raise NoAnswer(_failure(error), connecting=connecting) from error
 
@@ -190,7 +190,7 @@ async def _read(response: httpx.Response, max_bytes: int) -> bytes:
 
 
 def _decoded(content: bytes, coding: str, max_bytes: int) -> bytes:
-    """Without its content coding, which nobody asked for; proxies were seen to add it all the same."""
+    """Return a body without its content coding. None was asked for, but some proxies add one all the same."""
     if coding in ("", "identity"):
         return content
     if coding not in ("gzip", "x-gzip"):
@@ -204,7 +204,10 @@ def _decoded(content: bytes, coding: str, max_bytes: int) -> bytes:
 
 
 def _failure(error: Exception) -> str:
-    """What kind; why it could not connect says the network or TLS, and no other text may hold the server's words."""
+    """Return the kind of an error, and the text of a connection error, which is from the network or TLS.
+
+    Other errors' texts may quote the server's answer, so they are not used.
+    """
     kind = type(error).__name__
     return f"{kind}: {error}"[:MAX_WORDS] if isinstance(error, httpx.ConnectError) else kind
 
@@ -217,7 +220,7 @@ class _Stored(BaseModel):
 
 
 async def stored_instances(http: httpx.AsyncClient, key: SeriesKey) -> list[str] | None:
-    """SOP Instance UIDs that the server has of a series; None where it cannot tell."""
+    """Return the SOP Instance UIDs that the server has of a series; None if it cannot tell."""
     uid = key.series_instance_uid
     try:
         answer = await ask(http, "GET", f"series/{quote(uid, safe='')}/instances", max_bytes=MAX_STORED_BYTES)
@@ -227,12 +230,12 @@ async def stored_instances(http: httpx.AsyncClient, key: SeriesKey) -> list[str]
         if answer.status == 404 and _is_unknown(uid, answer.content):
             return []
         return _Stored.model_validate_json(answer.content).SOPInstanceUIDs if answer.status == 200 else None
-    except (NoAnswer, ValueError):  # the latter: no such list
+    except (NoAnswer, ValueError):  # ValueError: the answer is not such a list
         return None
 
 
 def _is_unknown(uid: str, content: bytes) -> bool:
-    """Whether the server itself says that it has no such series: a 404 of a proxy, or of another path, says nothing."""
+    """Tell if a 404 is our server's word that it has no such series, and not from a proxy or another path."""
     try:
         detail = json.loads(content)["detail"]
         return isinstance(detail, str) and uid in detail.split()
@@ -244,23 +247,29 @@ def _is_unknown(uid: str, content: bytes) -> bool:
 
 
 class ServerUnavailable(GatewayError):
-    """The server could not take a report now: try again, not before `retry_after_s`."""
+    """The server could not take a report now. Try again, but not before `retry_after_s`."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0, *, whole_server: bool = False) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
         self.whole_server = whole_server
-        """Other reports would fare alike."""
+        """True if other reports would fail in the same way."""
 
 
 class SeriesRejected(GatewayError):
-    """The server refused a report and no retry will change that."""
+    """The server refused a report, and trying again would not help."""
 
 
 async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str, str]) -> SeriesRecord:
-    """Post a report once. Raises ServerUnavailable or SeriesRejected; neither text holds patient data."""
+    """Post a report once; return the stored record. Raises ServerUnavailable or SeriesRejected, without patient data.
+
+    1. No answer, a problem with the key, 5xx and retryable statuses: ServerUnavailable.
+    2. Another 4xx that is not our server's judgement of the report, but a proxy's, say: ServerUnavailable.
+    3. Another 4xx of our server: SeriesRejected.
+    4. 2xx with a record: success. Anything else: ServerUnavailable.
+    """
     if not report:
-        raise SeriesRejected("the journal holds no content of it")
+        raise SeriesRejected("the journal has no content of it")
     headers = {"Content-Type": "application/json", **headers}
     body = report.encode()
     try:
@@ -273,8 +282,8 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
     if status >= 500 or status in RETRYABLE:
         raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
     if 400 <= status < 500 and not _is_about_the_report(answer):
-        cure = NOT_OF_THE_REPORT.get(status, "what stands before the server refuses it: correct that")
-        problem = f"HTTP {status}, and not of our server's about the report: {cure}"
+        cure = NOT_OF_THE_REPORT.get(status, "something in front of the server refuses it: correct that")
+        problem = f"HTTP {status}, but not from our server: {cure}"
         raise ServerUnavailable(problem, wait_s, whole_server=status in NOT_OF_THE_REPORT.keys() - {413})
     if 400 <= status < 500:
         raise SeriesRejected(f"HTTP {status} {_problem(answer)}"[:MAX_REFUSAL])
@@ -287,7 +296,7 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
 
 
 def _is_about_the_report(answer: Answer) -> bool:
-    """Whether our server has looked at the report and refuses it, in its own words: others send JSON, too."""
+    """Tell if our server has checked the report and refuses it, by the form of its answer. Others send JSON as well."""
     try:
         detail = json.loads(answer.content)["detail"]
         match answer.status:
@@ -303,7 +312,7 @@ def _is_about_the_report(answer: Answer) -> bool:
 
 
 def _problem(answer: Answer) -> str:
-    """Which fields the server refused, from its 422 body, or what its status says; none of its own words."""
+    """Return the fields that the server refused, from its 422 body, or the meaning of its status; none of its texts."""
     try:
         details = json.loads(answer.content)["detail"][:MAX_FIELDS]
         fields = [_field(detail["loc"], str(detail.get("type"))) for detail in details]

@@ -1,4 +1,4 @@
-"""The gateway's spans: an association's, its series', and a report's way to the server (common/tracing.py)."""
+"""Make the gateway's spans: of associations, of series, and of a report's way to the server (common/tracing.py)."""
 
 import asyncio
 import time
@@ -16,8 +16,8 @@ from common.tracing import W3C, Spans, carried
 from dicom.statuses import PROCESSING_FAILURE
 from models import Association, Instance, SeriesKey, SeriesReport
 
-MAX_SERIES = 10_000  # whose images are being received
-SLOW_S = 0.1  # an answer that takes longer has a span of its own; a span for every image costs a seventh of all speed
+MAX_SERIES = 10_000  # series with an open span of their images
+SLOW_S = 0.1  # an image answered later than this gets a span; one for every image would cost a seventh of the speed
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class GatewaySpans(Spans):
         self._receives: dict[SeriesKey, dict[Association, _Receive]] = {}
 
     def association(self, association: Association) -> None:
-        """An association was established, or has ended."""
+        """Begin the span of an association, or end it."""
         if association.released_at is not None:
             span, _ = self._associations.pop(association)
             span.end()
@@ -52,7 +52,7 @@ class GatewaySpans(Spans):
         self._associations[association] = span, set_span_in_context(span)
 
     def image(self, instance: Instance, kept: "asyncio.Future[int]") -> None:
-        """An image has come; `kept` is the status that its sender is answered with."""
+        """Count an image in its spans. `kept` gets the status that its sender is answered with."""
         association = instance.association
         known = self._associations.get(association) if association else None
         if association is None or known is None or not known[0].is_recording():
@@ -69,7 +69,7 @@ class GatewaySpans(Spans):
             attributes: Attributes = {"dicom.series_instance_uid": key.series_instance_uid}
             span = self._tracer.start_span("receive", context, SpanKind.INTERNAL, attributes)
             receive = by_association[association] = _Receive(span)
-            if len(self._receives) > MAX_SERIES:  # series none of whose images were kept
+            if len(self._receives) > MAX_SERIES:  # the oldest: none of its images were kept
                 self._end(next(iter(self._receives)))
         return receive
 
@@ -81,7 +81,7 @@ class GatewaySpans(Spans):
         return [Link(receive.span.get_span_context()) for receive in receives]
 
     def _answered(self, uid: str, context: Context, came_at: float, kept: "asyncio.Future[int]") -> None:
-        if kept.cancelled():  # its association is gone
+        if kept.cancelled():  # its association has ended
             return
         took_s = self._monotonic() - came_at
         status = PROCESSING_FAILURE if kept.exception() else kept.result()
@@ -91,7 +91,7 @@ class GatewaySpans(Spans):
             self._tracer.start_span("C-STORE", context, SpanKind.SERVER, attributes, start_time=start_ns).end()
 
     def report(self, report: SeriesReport) -> str | None:
-        """The trace of a revision, up to its report; what carries it on (W3C Trace Context)."""
+        """Make the trace of a revision up to its report; return its traceparent (W3C Trace Context)."""
         links = self._end(report.key)
         attributes: Attributes = {
             "dicom.series_instance_uid": report.SeriesInstanceUID,
@@ -113,7 +113,7 @@ class GatewaySpans(Spans):
 
     @contextmanager
     def post(self, traceparent: str | None, headers: dict[str, str]) -> Iterator[None]:
-        """One post of a report; `headers` are given what takes its trace along."""
+        """Make a span for one post of a report, and add the trace to its `headers`."""
         with self.span("POST /series", SpanKind.CLIENT, carried(traceparent)):
             W3C.inject(headers)
             yield

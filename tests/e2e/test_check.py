@@ -157,7 +157,7 @@ async def test_a_port_that_another_uses_is_named_with_the_cure(tmp_path: Path) -
         (
             "nohost.invalid",
             "no address belongs to the name",
-            "Give an address of this machine: change GATEWAY_SCP_PORT or GATEWAY_SCP_HOST",
+            "Use an address of this machine: change GATEWAY_SCP_PORT or GATEWAY_SCP_HOST",
         ),
     ],
 )
@@ -296,7 +296,7 @@ async def test_a_pacs_that_rejects_is_named_with_the_cure(
 @pytest.mark.parametrize(
     ("requirements", "state", "words"),
     [
-        ({"require_calling_aet": ["OTHER"]}, "ok", "its allow-list does not hold this machine"),
+        ({"require_calling_aet": ["OTHER"]}, "ok", "this machine is not in its allow-list"),
         ({"require_called_aet": True}, "failed", "another AE title listens there"),
     ],
 )
@@ -468,7 +468,7 @@ async def test_a_servers_certificate_is_named_where_it_is_not_good(tmp_path: Pat
 async def test_an_authority_that_cannot_be_read_has_failed(tmp_path: Path) -> None:
     findings = await found(tmp_path, server_url="https://localhost:9", server_ca=tmp_path / "none.pem")
     assert "GATEWAY_SERVER_CA=" in said(findings, "server", "failed")
-    assert "→ Name a readable PEM file" in said(findings, "server", "failed")
+    assert "→ Give a readable PEM file" in said(findings, "server", "failed")
 
 
 @pytest.mark.slow
@@ -499,7 +499,7 @@ async def test_a_key_is_judged_by_its_scopes(tmp_path: Path) -> None:
 
 async def test_a_key_file_that_cannot_be_read_has_failed(tmp_path: Path) -> None:
     findings = await found(tmp_path, api_key_file=tmp_path / "none")
-    assert "No such file or directory → Name a readable file with nothing but the key" in said(
+    assert "No such file or directory → Give a readable file with nothing but the key" in said(
         findings, "server", "failed"
     )
 

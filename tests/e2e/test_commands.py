@@ -171,7 +171,7 @@ def test_wrong_use_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
     ("arguments", "cure"),
     [
         (["--tls-cert", "none.pem"], "Give readable PEM files"),
-        (["--api-key-file", "none"], "Name a readable file with nothing but the key"),
+        (["--api-key-file", "none"], "Give a readable file with nothing but the key"),
         (["--journal-path", "none/journal.db"], "Make its folder, writable by this user"),
         (["--scp-host", "192.0.2.1", "--allow-any-peer"], "choose another address or port"),
     ],
@@ -209,9 +209,9 @@ def test_what_was_set_aside_is_shown_and_replayed_as_far_as_it_can_be_made(tmp_p
         out = client(tmp_path, "dead-letters", "replay", "1", "2", "77", "--json", exit_code=1, url=url)
         assert json.JSONDecoder().raw_decode(out)[0] == {"replayed": [1], "unmade": [2]}
         assert "not dead letters: 77" in out
-        assert "no report can be made of 2" in out
+        assert "no report can be made from 2" in out
         (left,) = client_json(tmp_path, "dead-letters", "list", url=url)
-        assert left["answer"].startswith("no report can be made of it: StudyInstanceUID")
+        assert left["answer"].startswith("no report can be made from it: StudyInstanceUID")
         client(tmp_path, "drain", url=url)
         (row,) = httpx.get(f"{url}/series", trust_env=False).json()["series"]
         assert (row["SeriesInstanceUID"], row["NumInstances"], row["Verdict"]) == (SERIES, 1, "idle")

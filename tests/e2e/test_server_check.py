@@ -258,7 +258,7 @@ async def test_an_address_that_another_uses_is_named_with_the_cure(tmp_path: Pat
     assert "another program answers at" in told
     assert "run uvicorn with another --port" in told
     foreign = said(await found(url, host="192.0.2.1"), "HTTP", "failed")
-    assert "cannot be bound: Cannot assign requested address → Stop what uses it" in foreign
+    assert "cannot be bound: Cannot assign requested address → Stop the program" in foreign
     assert "change uvicorn's --port or --host" in foreign
 
 

@@ -391,7 +391,7 @@ async def test_images_of_more_classes_than_one_association_can_propose_are_fetch
 async def test_what_the_pacs_names_and_does_not_give_is_said() -> None:
     answer, fetched = await fetched_of([held(2)])
     assert (answer.count, answer.missing, answer.fetched) == (3, tuple(UIDS[1:]), 1)
-    assert answer.problem == "it gave 1 of 2 that are missing"
+    assert answer.problem == "it gave 1 of 2 missing images"
     assert len(fetched) == 1
 
 

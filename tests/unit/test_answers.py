@@ -237,7 +237,7 @@ async def test_what_is_refused_without_end_is_no_word_of_our_servers() -> None:
     with memory_journal() as journal:
         async with saying(head, lambda: bytes(2**20), 0.0) as (url, _), http_client(base_url=url, timeout=30) as http:
             dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=1.0)
-            with pytest.raises(ServerUnavailable, match=r"^HTTP 422, and not of our server's"):
+            with pytest.raises(ServerUnavailable, match=r"^HTTP 422, but not from our server"):
                 await dispatcher._post(REPORT, None)
 
 

@@ -138,7 +138,7 @@ def error_of(code: int) -> sqlite3.Error:
         (sqlite3.SQLITE_PERM, "failed", "cannot be read: said"),
         (sqlite3.SQLITE_BUSY, "failed", "cannot be read: said"),
         (sqlite3.SQLITE_IOERR_READ, "failed", "cannot be read: said"),
-        (sqlite3.SQLITE_INTERRUPT, "ok", "was read in part"),
+        (sqlite3.SQLITE_INTERRUPT, "ok", "the part that was read"),
     ],
 )
 def test_only_a_corrupt_file_wants_its_backup(code: int, state: str, words: str) -> None:

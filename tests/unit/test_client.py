@@ -190,7 +190,7 @@ def test_key_file_that_cannot_be_used_stops_the_start_with_the_cure(
         run_main(run(settings, asyncio.Event()), settings)
     assert str(error.value).startswith(f"--api-key-file={key_file}: ")
     assert problem in str(error.value)
-    assert str(error.value).endswith("Name a readable file with nothing but the key.")
+    assert str(error.value).endswith("Give a readable file with nothing but the key.")
     assert KEY not in str(error.value)
 
 
@@ -245,5 +245,5 @@ def test_authority_that_cannot_be_read_stops_the_start_with_the_cure(tmp_path: P
     ca = tmp_path / "ca.pem"
     if content is not None:
         ca.write_text(content)
-    with pytest.raises(CannotCall, match=rf"GATEWAY_SERVER_CA={ca}: .+\. Name a readable PEM file"):
+    with pytest.raises(CannotCall, match=rf"GATEWAY_SERVER_CA={ca}: .+\. Give a readable PEM file"):
         server_client(load(GatewaySettings, {"server_url": "https://server", "server_ca": str(ca)}))

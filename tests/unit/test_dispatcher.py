@@ -603,7 +603,7 @@ async def test_an_operator_is_told_which_dead_letters_cannot_be_made_into_report
         assert line.states() == ["delivered", "dead"]
         assert await operations["replay"](None) == {"replayed": [], "unmade": [2]}
         (reason,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
-    assert reason == "no report can be made of it: StudyInstanceUID: string_pattern_mismatch"
+    assert reason == "no report can be made from it: StudyInstanceUID: string_pattern_mismatch"
 
 
 # --- latency ---------------------------------------------------------------------------------------------------

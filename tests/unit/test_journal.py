@@ -555,7 +555,7 @@ async def test_what_no_report_can_be_made_of_is_set_aside_whole_and_costs_nothin
         (one,) = await journal.dead(None)
     (row,) = read(path, "SELECT * FROM reports")
     assert (row["id"], row["state"], row["instances"], row["verdict"]) == (one, "dead", 1, "idle")
-    assert row["answer"].startswith("no report can be made of it: ")
+    assert row["answer"].startswith("no report can be made from it: ")
     assert json.loads(row["report"])["SOPInstanceUIDs"] == ["\ud800"]
     assert json.loads(row["report"])["PatientID"] == BAD.patient_id
     (report,) = await after_restart(path)

@@ -182,7 +182,7 @@ async def test_the_names_of_files_made_and_set_aside_are_on_disk_before_it_goes_
 async def test_a_database_that_is_no_journal_is_refused_with_the_cure(path: Path, version: int) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute(f"PRAGMA user_version = {version}")
-    with pytest.raises(JournalUnusable, match=r"is no journal.*Name another file"):
+    with pytest.raises(JournalUnusable, match=r"is no journal.*Use another file"):
         async with Journal.open(path, UNBOUNDED):
             pass
 

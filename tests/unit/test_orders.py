@@ -158,7 +158,7 @@ async def test_dead_letters_are_replayed_and_discarded_by_their_id_and_nothing_e
         with capture_logs() as logs:
             given = enumerate(zip(kinds, letters, strict=True), 1)
             await orders.take(answer(*({"Number": n, "Kind": k, "DeadLetter": id} for n, (k, id) in given)))
-        nothing = "it is no dead letter here"
+        nothing = "it is not a dead letter here"
         said = {done.Number: done.Problem for done in orders.done()}
         assert said == {1: None, 2: None, 3: nothing, 4: nothing, 5: nothing}
         assert submitted == [dead[0].id]

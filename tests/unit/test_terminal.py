@@ -256,12 +256,12 @@ def test_no_colour_is_written_where_none_is_wanted(monkeypatch: pytest.MonkeyPat
         (
             {"Associations": 0, "OpenSeries": 3, "OpenInstances": 60, "UndeliveredReports": 1},
             "stopping: at most 30 s for the server to take 3 open series (60 images) and 1 waiting report "
-            "(GATEWAY_DRAIN_TIMEOUT_S); another Ctrl-C ends it now, and loses nothing",
+            "(GATEWAY_DRAIN_TIMEOUT_S); Ctrl-C again ends it now and loses nothing",
         ),
         (
             {"Associations": 2},
             "stopping: at most 30 s for 2 associations to end, then at most 30 s for the server to take 0 open series "
-            "(0 images) and 0 waiting reports (GATEWAY_DRAIN_TIMEOUT_S); another Ctrl-C ends it now, and loses nothing",
+            "(0 images) and 0 waiting reports (GATEWAY_DRAIN_TIMEOUT_S); Ctrl-C again ends it now and loses nothing",
         ),
     ],
 )
