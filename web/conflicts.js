@@ -93,7 +93,7 @@ function compared(name, stored, kept) {
 /** What a decision would change, and the button that takes it. */
 function confirm(digest, decision, changes, { SeriesInstanceUID }, still) {
   const items = changes.map(({ What, Before, After }) =>
-    el("li", {}, `${NAMES[What] ?? What}: `, el("del", {}, said(What, Before)), " → ", el("ins", {}, said(What, After))),
+    el("li", {}, `${Object.hasOwn(NAMES, What) ? NAMES[What] : What}: `, el("del", {}, said(What, Before)), " → ", el("ins", {}, said(What, After))),
   );
   const nothing = decision === "dismiss" ? "Nothing of the row." : "Nothing of the row: its images are known already.";
   const [, words] = DECISIONS.find(([value]) => value === decision);
