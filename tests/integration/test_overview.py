@@ -271,6 +271,10 @@ QUERIES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"sort": "Source", "descending": False, "Verdict": "idle"}, "13"),
     ({"sort": "Stored", "descending": False}, "1234"),
     ({"sort": "Patient", "search": "p1"}, "4312"),
+    ({"sort": "Modality", "Incomplete": True}, "4"),
+    ({"sort": "StudyDate", "Doubtful": True, "descending": False}, "3"),
+    ({"sort": "Patient", "Conflicts": True, "search": "another"}, ""),
+    ({"sort": "Source", "StudyDate": "19000101-", "search": "p1"}, ""),
 )
 
 
