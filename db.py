@@ -1,9 +1,9 @@
 """The server's database: what is known of each series, what contradicted it, and what changed, in order.
 
-SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), and
-how a database is opened and when a transaction is tried again (engine.py); what else is asked of a database stands in
-files of its own, and hangs on it: keys, webhooks, sources, the live page's `latest` and `stored`, QIDO-RS's `finder`,
-the `purger`.
+SQLite and PostgreSQL alike. Behind it, in storage/, stand the tables (schema.py), what a report changes (merge.py), how
+that becomes the next revision of a row (revisions.py), and how a database is opened and when a transaction is tried
+again (engine.py); what else is asked of a database stands in files of its own, and hangs on it: keys, webhooks,
+sources, the live page's `latest` and `stored`, QIDO-RS's `finder`, the `purger`.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -11,32 +11,27 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import accumulate
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from sqlalchemy import Select, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
-from common.errors import GatewayError
 from common.settings import ServerSettings
 from models import (
     Change,
-    ChangeKind,
     Completeness,
-    Completion,
-    Conflict,
-    Decision,
-    Gateway,
     GatewayState,
     Order,
     OrderKind,
-    SeriesEvent,
     SeriesRecord,
     SeriesReport,
     fitting,
     fitting_bytes,
 )
-from storage import history, merge, orders
+from storage import declarations, history, merge, orders
+from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
+from storage.declarations import Declared
 from storage.engine import Engine, insert
 from storage.heartbeats import Heartbeats
 from storage.keys import Keys
@@ -44,49 +39,27 @@ from storage.latest import Latest
 from storage.listing import Listing, select_listed
 from storage.matching import Octets
 from storage.merge import Word
-from storage.orders import Orders
+from storage.orders import Orders, TooManyOrders
 from storage.purge import Purger, recall
+from storage.revisions import as_record, count_verdict, locked, revise, select_series, tell, update
+from storage.rows import SeriesRow, with_changes
 from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.sources import Sources, note_sent
 from storage.stored import Stored
 from storage.webhooks import Webhooks
 
-NUMBERED_AT_ONCE = 1000
+NUMBERED_AT_ONCE = 1000  # changes in one transaction
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
-TOLD = (
-    *("SeriesInstanceUID", "StudyInstanceUID", "Modality", "Source", "CalledAETitle"),
-    *("Revision", "NumInstances", "ExpectedInstances", "Verdict", "Doubtful"),
-)
 MERGED = ("merge", "correct")
-CONFLICTS_BYTES = 4 * 2**20  # of the reports in one page of conflicts
-FORGOTTEN_AFTER = timedelta(days=1)  # a gateway that says nothing
-ANSWERS_WITHIN = timedelta(seconds=30)  # a gateway that runs; what one has open is waited for so long
+CONFLICTS_BYTES = 4 * 2**20  # bytes of the reports in one page of conflicts
+FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
 MAX_GATEWAYS = 256  # known at once: those that spoke last
 ALL = Listing()
-MAX_COMPLETIONS = 5000  # rows; figures of sources beyond that stand together under an empty name
 
 
-class TooManyOrders(GatewayError):
-    """A gateway has not taken those that it was given."""
-
-
-class Declaration(NamedTuple):
-    """What came of a person's word about a series. Gateways are named by their GatewayID."""
-
-    record: SeriesRecord | None
-    """As it is now; None where it is not stored yet."""
-    changed: bool
-    closing: list[str] = []
-    """Those that have it open, and are told to close it: the row follows with their report."""
-    told: list[str] = []
-    """Those that may have it open all the same, and are told, too."""
-    untold: list[str] = []
-    """Those of which too many orders wait."""
-
-
-class Outlook(NamedTuple):
-    """What each decision about an open conflict would make of its series' record, and what is stored."""
+class Foreseen(NamedTuple):
+    """An open conflict, the record of its series, and what each decision would make of that."""
 
     conflict: Conflict
     record: SeriesRecord
@@ -118,7 +91,7 @@ class Database:
     # --- reports in ---
 
     async def store(self, report: SeriesReport) -> tuple[SeriesRecord, bool]:
-        """Take the union of a report and what is known, in one transaction; the stored record, and whether it is new.
+        """Take the union of a report and what is known, in one transaction; return the record, and whether it is new.
 
         The result does not depend on repetition or order. A report that names another PatientID or
         StudyInstanceUID than the record is kept in `conflicts` and changes nothing else.
@@ -128,14 +101,12 @@ class Database:
         return record, created
 
     async def resolve(self, digest: str, decision: Decision, by: str) -> SeriesRecord | None:
-        """Settle a conflict; the record as it is then, None where there is no such open conflict."""
+        """Settle a conflict; return the record as it is then, None if there is no such open conflict."""
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
         return await self._engine.write(partial(_resolve, digest=digest, decision=decision, by=by, now=now))
 
-    async def declare(
-        self, series_instance_uid: str, declared: Completeness, by: str, because: str
-    ) -> Declaration | None:
-        """Take a person's word for a series; None where it is known neither here nor at a gateway.
+    async def declare(self, series_instance_uid: str, declared: Completeness, by: str, because: str) -> Declared | None:
+        """Take a person's word for a series; return None if it is known neither here nor at a gateway.
 
         1. "complete": gateways are ordered to report what they have open of it. Where one that runs has, the row
            follows with its report; else it is `declared` at once, unless it is that or `verified` already.
@@ -144,10 +115,10 @@ class Database:
         """
         now = datetime.now(UTC)
         word = Word(declared, by, because, now)
-        return await self._engine.write(partial(_declare, uid=series_instance_uid, word=word, now=now))
+        return await self._engine.write(partial(declarations.declare, uid=series_instance_uid, word=word, now=now))
 
     async def order(self, gateway_id: str, kind: OrderKind, dead_letter: int, by: str, because: str | None) -> Any:
-        """Order something about a dead letter of a gateway; its row, None where the gateway is not known.
+        """Order something about a dead letter of a gateway; return its row, None if the gateway is not known.
 
         Raises TooManyOrders.
         """
@@ -158,42 +129,42 @@ class Database:
     async def heard(self, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]]]:
         """Keep what a gateway says of itself, in place of what it said before.
 
-        What it is to do, and those of its orders of which it says for the first time what became of them.
+        Return what it is to do, and the orders of which it says for the first time what became of them.
         """
         return await self._engine.write(partial(_hear, state=state))
 
     # --- what is known ---
 
     async def get(self, series_instance_uid: str) -> SeriesRecord | None:
-        """The record of one series, None where it is not known."""
-        rows = await self._engine.read(_by_uid(series_instance_uid))
-        return _record(rows[0]) if rows else None
+        """Return the record of one series, None if it is not known."""
+        rows = await self._engine.read(select_series(series_instance_uid))
+        return as_record(rows[0]) if rows else None
 
     async def page(self, *, after: Sequence[Any] | None, limit: int, listing: Listing = ALL) -> list[SeriesRecord]:
-        """Up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
+        """Return up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
         rows = await self._engine.read(select_listed(listing, after, limit))
-        return [_record(row) for row in rows]
+        return [as_record(row) for row in rows]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
-        """The SOP Instance UIDs known of a series, in order; none where it is not known."""
+        """Return the SOP Instance UIDs known of a series, in order; none if it is not known."""
         query = select(instances.c.SOPInstanceUID).where(instances.c.SeriesInstanceUID == series_instance_uid)
         rows = await self._engine.read(query.order_by(instances.c.SOPInstanceUID))
         return [str(row["SOPInstanceUID"]) for row in rows]
 
     async def timeline(self, series_instance_uid: str) -> list[SeriesEvent]:
-        """What happened to a series, in order of time."""
+        """Return what happened to a series, in order of time."""
         query = select(timeline).where(timeline.c.SeriesInstanceUID == series_instance_uid)
         rows = await self._engine.read(query.order_by(timeline.c.At, timeline.c.Id))
         return [SeriesEvent.model_validate(row) for row in rows]
 
     async def completions(self) -> list[Completion]:
-        """How verdicts have fared, by source, policy and verdict."""
+        """Count how verdicts have fared, by source, policy and verdict."""
         return [Completion.model_validate(row) for row in await self._engine.read(select(completions))]
 
     async def conflicts(
         self, *, after: str | None, limit: int, resolved: bool, series_instance_uid: str | None = None
     ) -> list[Conflict]:
-        """Up to `limit` open or resolved conflicts, of one series or of all, in order of Digest behind `after`.
+        """Return up to `limit` open or resolved conflicts, of one series or of all, in order of Digest behind `after`.
 
         Together they have CONFLICTS_BYTES at most, or there is only one: a report can be as large as a body.
         """
@@ -207,44 +178,44 @@ class Database:
         return [_conflict(row) for row in await self._engine.read(query)]
 
     async def has_conflicts(self, *, after: str, resolved: bool, series_instance_uid: str | None = None) -> bool:
-        """Whether there are any behind `after`."""
+        """Return whether there are any behind `after`."""
         return bool(await self._engine.read(_digests(after, resolved, series_instance_uid).limit(1)))
 
-    async def foresee(self, digest: str) -> Outlook | None:
-        """What each decision would make of a conflict's series, as it is now; None where it is not open."""
+    async def foresee(self, digest: str) -> Foreseen | None:
+        """Return what each decision would make of a conflict's series, as it is now; None if it is not open."""
         is_open = (conflicts.c.Digest == digest) & conflicts.c.Resolution.is_(None)
         rows = await self._engine.read(select(conflicts).where(is_open))
-        known = await self._engine.read(_by_uid(rows[0]["SeriesInstanceUID"])) if rows else []
+        known = await self._engine.read(select_series(rows[0]["SeriesInstanceUID"])) if rows else []
         if not known:
             return None
-        conflict, row = _conflict(rows[0]), merge.truthful(known[0])
+        conflict, row = _conflict(rows[0]), cast("SeriesRow", merge.truthful(known[0]))
         union = {*await self.instances(conflict.SeriesInstanceUID), *(conflict.Report.SOPInstanceUIDs or ())}
         outcomes: dict[Decision, SeriesRecord] = {
-            decision: _record(merge.decided(decision, conflict.Report, row, len(union), datetime.now(UTC)))
+            decision: as_record(merge.decided(decision, conflict.Report, row, len(union), datetime.now(UTC)))
             for decision in get_args(Decision)
         }
-        return Outlook(conflict, _record(row), outcomes)
+        return Foreseen(conflict, as_record(row), outcomes)
 
     async def changes(self, *, since: int, limit: int) -> list[Change]:
-        """Up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
+        """Return up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
         await self._number_changes()
         query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
         return [_change(row) for row in await self._engine.read(query)]
 
     async def last_change(self) -> int:
-        """The highest number that was given, also if that change was purged."""
+        """Return the highest number that was given, also if that change was purged."""
         await self._number_changes()
         rows = await self._engine.read(select(counters.c.Value).where(counters.c.Name == "changes"))
         return int(rows[0]["Value"]) if rows else 0
 
     async def gateways(self) -> list[Gateway]:
-        """What each gateway said last, in order of GatewayID."""
+        """Return what each gateway said last, in order of GatewayID."""
         now = datetime.now(UTC)
         rows = await self._engine.read(select(gateways).order_by(gateways.c.GatewayID))
         return [_gateway(row, now) for row in rows]
 
     async def ping(self) -> None:
-        """Raises DatabaseUnavailable where the database cannot be read."""
+        """Read something. Raises DatabaseUnavailable if the database cannot be read."""
         await self._engine.read(select(series.c.NumInstances).limit(1))
 
     async def _number_changes(self) -> None:
@@ -265,13 +236,19 @@ def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> N
     metrics.reports_stored.labels("created" if created else "conflict" if in_conflict else changed).inc()
 
 
-async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, Mapping[str, Any], bool]:
-    """The record, the row before, and whether that was made for it."""
+async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, SeriesRow, bool]:
+    """Merge a report into its series' row; return the record, the row before, and whether that was made for it.
+
+    1. Lock the row of the series, made empty if the series is new; a series that was purged says so in its timeline.
+    2. A report that contradicts patient or study is kept aside (`_keep_conflict`), unless an operator has said that
+       what this patient and study send belongs to the series.
+    3. Any other is united with what is known (`_unite`).
+    """
     now = datetime.now(UTC)
     known = None
     while known is None:  # purged between the two statements, it is made anew
         inserted = await insert(connection, series, merge.new_row(report, now))
-        known = await _locked(connection, report.SeriesInstanceUID)
+        known = await locked(connection, report.SeriesInstanceUID)
     if inserted and (event := await recall(connection, report.SeriesInstanceUID, now)):
         await history.add(connection, report.SeriesInstanceUID, [event])
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
@@ -279,20 +256,17 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
         await note_sent(connection, report, now, images=0, series=0)
     else:
         changed = await _unite(connection, report, known, now)
-    return _record({**known, **changed}), known, inserted == 1
-
-
-async def _locked(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any] | None:
-    """The row of a series, which no other transaction changes or removes until this one ends; None: there is none."""
-    query = _by_uid(series_instance_uid).with_for_update()
-    row = (await connection.execute(query)).mappings().one_or_none()
-    return row and merge.truthful(row)
+    return as_record({**known, **changed}), known, inserted == 1
 
 
 async def _unite(
-    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], now: datetime
+    connection: AsyncConnection, report: SeriesReport, known: SeriesRow, now: datetime
 ) -> Mapping[str, Any]:
-    """Add what the report brings; the columns that changed."""
+    """Add what the report brings; return the columns that changed.
+
+    A report that a gateway made for a person's word has that as its basis; it says no verdict if the word was taken
+    back meanwhile.
+    """
     order = await orders.made_for(connection, report)
     word = None if order is None else orders.word_of(order)
     taken_back = order is not None and order["Problem"] == orders.WITHDRAWN and known["Verdict"] != "declared"
@@ -308,55 +282,28 @@ async def _unite(
     if taken_back:
         changed = merge.still_incomplete(changed, known)
     if changed:
-        await _revise(connection, known, changed)
+        await revise(connection, known, changed)
     await history.keep(connection, report, known, changed)
+    row = with_changes(known, changed)
     if word is not None:
-        await _note_word(connection, {**known, **changed}, word)
+        await declarations.note_word(connection, row, word)
     if changed:
-        for of, column in merge.completions(report, known, changed):
-            await _count_verdict(connection, of, column)
-    added = changed.get("NumInstances", known["NumInstances"]) - known["NumInstances"]
+        for counted_row, figure in merge.completions(report, known, row):
+            await count_verdict(connection, counted_row, figure)
+    added = row["NumInstances"] - known["NumInstances"]
     new = bool(changed) and not known["Revision"]
     await note_sent(connection, report, now, images=added, series=int(new))
     return changed
-
-
-async def _revise(connection: AsyncConnection, known: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-    """Make the next revision of a row, and let it be told."""
-    await _update(connection, known["SeriesInstanceUID"], changed)
-    row = {**known, **changed}
-    await _tell(connection, row, merge.kinds(known, row), row["UpdatedAt"])
-
-
-async def _tell(connection: AsyncConnection, row: Mapping[str, Any], kinds: Sequence[ChangeKind], at: datetime) -> None:
-    """Let those who follow know how a series stands now."""
-    values = {column: row[column] for column in TOLD}
-    await connection.execute(changes.insert().values(values | {"Kinds": " ".join(kinds), "At": at}))
-
-
-async def _update(connection: AsyncConnection, series_instance_uid: str, changed: Mapping[str, Any]) -> None:
-    await connection.execute(series.update().where(series.c.SeriesInstanceUID == series_instance_uid).values(changed))
-
-
-async def _count_verdict(connection: AsyncConnection, of: Mapping[str, Any], column: str) -> None:
-    """Last of the transaction: many reports want the same few rows."""
-    key = {"Source": of["Source"] or "", "IdlePolicy": of["IdlePolicy"] or "", "Verdict": of["Verdict"]}
-    key["Source"] = await _figures_of(connection, key["Source"])
-    counts = dict.fromkeys(("Series", "False", "AfterCapped"), 0) | {column: 1}
-    await insert(connection, completions, key | counts, or_update={column: completions.c[column] + 1})
-
-
-async def _figures_of(connection: AsyncConnection, source: str) -> str:
-    """The source that its verdicts are counted under: who sends chooses its names, and not how many rows there are."""
-    rows = select(func.count()).select_from(completions)
-    known = (await connection.execute(rows.where(completions.c.Source == source))).scalar_one()
-    return source if known or (await connection.execute(rows)).scalar_one() < MAX_COMPLETIONS else ""
 
 
 # --- gateways ---------------------------------------------------------------------------------------------------
 
 
 async def _hear(connection: AsyncConnection, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]]]:
+    """Keep a gateway's state, forget gateways that are gone, and take what it says of its orders.
+
+    Return what it is to do, and the orders that have ended.
+    """
     now = datetime.now(UTC)
     said = {"At": now, "State": state.model_dump(mode="json")}
     await insert(connection, gateways, {"GatewayID": state.GatewayID} | said, or_update=said)
@@ -366,22 +313,12 @@ async def _hear(connection: AsyncConnection, state: GatewayState) -> tuple[list[
     ended = await orders.acknowledge(connection, state, now)
     for order in ended:
         if order["Problem"] and order["Kind"] == "declare":
-            await _settle(connection, order, now)
+            await declarations.settle(connection, order, now)
     return await orders.waiting(connection, state.GatewayID, now), ended
 
 
-async def _settle(connection: AsyncConnection, order: Mapping[str, Any], now: datetime) -> None:
-    """A gateway that had a series open has reported it before it was ordered to: the row takes the person's word."""
-    word = orders.word_of(order)
-    if word is None or not await orders.closed_nowhere(connection, order):
-        return
-    uid = order["SeriesInstanceUID"]
-    known = (await connection.execute(_by_uid(uid).with_for_update())).mappings().one_or_none()
-    if known is not None:
-        await _take_word(connection, merge.truthful(known), word, now)
-
-
 async def _order(connection: AsyncConnection, gateway_id: str, what: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Give an order to a gateway; None if the gateway is not known. Raises TooManyOrders."""
     known = select(gateways.c.GatewayID).where(gateways.c.GatewayID == gateway_id)
     if (await connection.execute(known)).first() is None:
         return None
@@ -392,92 +329,25 @@ async def _order(connection: AsyncConnection, gateway_id: str, what: Mapping[str
 
 
 def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
-    """A newer server beside this one may keep fields that it does not know."""
+    """Return a gateway's row as it is answered; fields that a newer server beside this one has kept are left out."""
     state = GatewayState.model_validate(row["State"], extra="ignore")
     return Gateway(SeenAt=row["At"], SilentS=round(max(0.0, (now - row["At"]).total_seconds()), 3), State=state)
-
-
-# --- a person's word --------------------------------------------------------------------------------------------
-
-
-async def _declare(connection: AsyncConnection, uid: str, word: Word, now: datetime) -> Declaration | None:
-    known = await _locked(connection, uid)
-    if known is not None and known["UpdatedAt"] == now:  # by a try of ours whose answer was lost
-        return Declaration(_record(known), True)
-    if word.declared == "complete":
-        return await _declare_complete(connection, uid, known, word, now)
-    withdrawn = await orders.withdraw(connection, uid, now)
-    if known is None:
-        return Declaration(None, False) if withdrawn else None
-    changed = await _take_word(connection, known, word, now)
-    return Declaration(_record({**known, **changed}), bool(changed))
-
-
-async def _declare_complete(
-    connection: AsyncConnection, uid: str, known: Mapping[str, Any] | None, word: Word, now: datetime
-) -> Declaration | None:
-    running = await orders.running(connection, uid, alone=known is None)  # else its row is locked
-    closing = [gateway for gateway, (_, is_open) in running.items() if is_open]
-    if not closing and known is None:
-        return None
-    given: dict[str, Mapping[str, Any] | None] = {}
-    awaited: set[str] = set()
-    if closing or (known is not None and known["Verdict"] not in merge.STANDS):
-        late = await orders.waits_since(connection, uid, now - ANSWERS_WITHIN)
-        awaited = {gateway for gateway in closing if running[gateway][0] > now - ANSWERS_WITHIN} - late
-        for gateway in running:
-            what: dict[str, Any] = {"by": word.by, "because": word.because, "now": now, "settles": gateway in awaited}
-            given[gateway] = await orders.give(connection, gateway, "declare", {"SeriesInstanceUID": uid}, **what)
-    record, changed = None, False
-    if known is not None:
-        is_new = any(order is not None and order["At"] == now for order in given.values())
-        columns = {} if awaited else await _take_word(connection, known, word, now)
-        if is_new and not columns:
-            await _note_word(connection, known, word)
-        record, changed = _record({**known, **columns}), bool(columns)
-    told = [gateway for gateway, order in given.items() if order is not None]
-    told, closing = [one for one in told if one not in closing], [one for one in told if one in closing]
-    return Declaration(record, changed, closing, told, [one for one, order in given.items() if order is None])
-
-
-async def _take_word(
-    connection: AsyncConnection, known: Mapping[str, Any], word: Word, now: datetime
-) -> Mapping[str, Any]:
-    """Let a row say what a person has said; the columns that changed."""
-    changed = merge.declared(known, word, now)
-    if changed:
-        await _revise(connection, known, changed)
-        await _note_word(connection, {**known, **changed}, word)
-        if changed["Verdict"]:
-            await _count_verdict(connection, {**known, **changed}, "Series")
-    return changed
-
-
-async def _note_word(connection: AsyncConnection, row: Mapping[str, Any], word: Word) -> None:
-    """Say in the timeline of a series who has said what, and why, once."""
-    event = {"SeriesInstanceUID": row["SeriesInstanceUID"], "At": word.at, "Event": "series.declared"}
-    same = (timeline.c[name] == value for name, value in event.items())
-    if (await connection.execute(select(timeline.c.Id).where(*same).limit(1))).first() is None:
-        details = {"Declared": word.declared, "By": word.by, "Because": word.because}
-        if word.declared == "incomplete":
-            details["Withdrawn"] = row["Withdrawn"]
-        entry = event | {"GatewayID": None, "Revision": row["Revision"], "Details": details}
-        await history.add(connection, row["SeriesInstanceUID"], [entry])
 
 
 # --- conflicts --------------------------------------------------------------------------------------------------
 
 
 async def _keep_conflict(
-    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], now: datetime
+    connection: AsyncConnection, report: SeriesReport, known: SeriesRow, now: datetime
 ) -> Mapping[str, Any]:
-    """Keep a report aside, and let that be told, once."""
+    """Keep a report aside, and let that be told, once; return the columns that changed."""
     if await insert(connection, conflicts, merge.conflict_row(report, now)):
-        await _tell(connection, known, ["conflict"], now)
+        await tell(connection, known, ["conflict"], now)
     return await _count_conflicts(connection, report.SeriesInstanceUID)
 
 
 def _digests(after: str | None, resolved: bool, series_instance_uid: str | None = None) -> Select[Any]:
+    """Return the query for the names of conflicts, in order."""
     query = select(conflicts.c.Digest).order_by(conflicts.c.Digest)
     query = query.where(conflicts.c.Resolution.is_not(None) if resolved else conflicts.c.Resolution.is_(None))
     if series_instance_uid is not None:
@@ -486,25 +356,27 @@ def _digests(after: str | None, resolved: bool, series_instance_uid: str | None 
 
 
 def _conflict(row: Mapping[str, Any]) -> Conflict:
+    """Return a row of `conflicts` as it is answered."""
     before = row["Before"] and {**row["Before"], "Attributes": fitting(row["Before"]["Attributes"])}
     return Conflict.model_validate({**row, "Report": _kept_report(row["Report"]), "Before": before})
 
 
 def _kept_report(kept: Mapping[str, Any]) -> SeriesReport:
-    """An earlier version kept reports without bounds."""
+    """Return a report that was kept aside, within the bounds that an earlier version did not keep."""
     bounded = {"Attributes": fitting(kept["Attributes"]), "Undecoded": fitting_bytes(kept["Undecoded"])}
     return SeriesReport.model_validate({**kept, **bounded})
 
 
 async def _count_conflicts(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
+    """Count the open conflicts of a series into its row; return the column."""
     unresolved = (conflicts.c.SeriesInstanceUID == series_instance_uid) & conflicts.c.Resolution.is_(None)
     count = (await connection.execute(select(func.count()).select_from(conflicts).where(unresolved))).scalar_one()
-    await _update(connection, series_instance_uid, {"Conflicts": count})
+    await update(connection, series_instance_uid, {"Conflicts": count})
     return {"Conflicts": count}
 
 
 async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool:
-    """Whether an operator has said that what this patient and study send belongs to the series."""
+    """Return whether an operator has said that what this patient and study send belongs to the series."""
     of_series = conflicts.c.SeriesInstanceUID == report.SeriesInstanceUID
     merged = select(conflicts.c.Report, conflicts.c.Before).where(of_series & conflicts.c.Resolution.in_(MERGED))
     rows = (await connection.execute(merged)).mappings()
@@ -515,31 +387,38 @@ async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool
 async def _resolve(
     connection: AsyncConnection, digest: str, decision: Decision, by: str, now: datetime
 ) -> SeriesRecord | None:
+    """Settle an open conflict; return the record as it is then, None if there is no such open conflict.
+
+    1. The conflict takes the decision, and with `correct` what that replaces; if it has one already, nothing is done.
+    2. `correct` makes a revision with the patient and study of the report.
+    3. `merge` and `correct` unite the report with the row.
+    4. The row counts its open conflicts anew, and the timeline says what was decided.
+    """
     found = (await connection.execute(select(conflicts).where(conflicts.c.Digest == digest))).mappings().one_or_none()
     if found is None:
         return None
-    known = await _locked(connection, found["SeriesInstanceUID"])
+    known = await locked(connection, found["SeriesInstanceUID"])
     if known is None:  # it was settled, and purged in this moment
         return None
     report = _kept_report(found["Report"])
     resolution: dict[str, Any] = {"Resolution": decision, "ResolvedAt": now, "ResolvedBy": by}
     if decision == "correct":
-        resolution["Before"] = {column: known[column] for column in IDENTITY}
+        resolution["Before"] = {column: value for column, value in known.items() if column in IDENTITY}
     still_open = (conflicts.c.Digest == digest) & conflicts.c.Resolution.is_(None)
     resolved = await connection.execute(conflicts.update().where(still_open).values(resolution))
     if resolved.rowcount != 1:  # by another operator, or by a try of ours whose answer was lost
-        return _record(known) if found["ResolvedAt"] == now else None
+        return as_record(known) if found["ResolvedAt"] == now else None
     if decision == "correct":
         corrected = merge.corrected(report, known, now)
-        await _revise(connection, known, corrected)
-        known = {**known, **corrected}
+        await revise(connection, known, corrected)
+        known = with_changes(known, corrected)
     if decision in MERGED:
-        known = {**known, **await _unite(connection, report, known, now)}
+        known = with_changes(known, await _unite(connection, report, known, now))
     counted = await _count_conflicts(connection, report.SeriesInstanceUID)
     event = {"At": now, "GatewayID": None, "Revision": known["Revision"], "Event": "conflict.resolved"}
     details = {"Decision": decision, "Digest": digest}
     await history.add(connection, report.SeriesInstanceUID, [event | {"Details": details}])
-    return _record({**known, **counted})
+    return as_record({**known, **counted})
 
 
 # --- the order of changes ---------------------------------------------------------------------------------------
@@ -559,14 +438,6 @@ async def _number(connection: AsyncConnection) -> None:
         await connection.execute(counters.update().where(counter).values(Value=last + len(ids)))
 
 
-def _by_uid(series_instance_uid: str) -> Select[Any]:
-    return select(series).where(series.c.SeriesInstanceUID == series_instance_uid)
-
-
-def _record(row: Mapping[str, Any]) -> SeriesRecord:
-    told = merge.truthful(row)
-    return SeriesRecord.model_validate(told | {"Missing": merge.missing(told)})
-
-
 def _change(row: Mapping[str, Any]) -> Change:
+    """Return a row of `changes` as it is told."""
     return Change.model_validate({**row, "Kinds": (row["Kinds"] or "").split(), "Missing": merge.missing(row)})

@@ -22,21 +22,21 @@ from pydantic import (
 SeriesVerdict = Literal["verified", "declared", "expected", "idle", "capped", "drained"]
 """Why a series was reported: see docs/verdicts.md."""
 FINAL_VERDICTS = ("verified", "declared", "expected", "idle")
-"""Those that say that the series is over."""
+"""The verdicts that say that the series is over."""
 
 T = TypeVar("T")
 
 MAX_TIMELINE = 200  # entries of one report
 MAX_MISSING = 1000  # UIDs of one report
-MAX_DOUBTS = 32  # of one series
-MAX_DOUBT = 128  # characters
-MAX_ARRIVING = 500  # open series that one heartbeat names: those that images came to last
-MAX_HEARD = 50  # sources that one heartbeat names: those that were heard last
+MAX_DOUBTS = 32  # texts about what of one series breaks the standard
+MAX_DOUBT = 128  # characters of one of these
+MAX_ARRIVING = 500  # open series that one heartbeat names: the ones that images came to last
+MAX_HEARD = 50  # sources that one heartbeat names: the ones that were heard last
 MAX_DEAD = 20  # dead letters that one heartbeat names: the latest
-MAX_ORDERS = 20  # of one answer to a heartbeat, and of one heartbeat that says what became of them
-MAX_BECAUSE = 256  # characters of why a person wants something
+MAX_ORDERS = 20  # orders in one answer to a heartbeat, and in one heartbeat that says what became of them
+MAX_BECAUSE = 256  # characters of the reason that a person gives
 SLOT_S = 5  # seconds of each count of GatewayState.Received
-MAX_SLOTS = 120  # ten minutes
+MAX_SLOTS = 120  # counts of one heartbeat: ten minutes
 
 
 # What a record holds that describes a series, be it sent or stored.
@@ -73,11 +73,11 @@ class Association:
     peer_address: str
     opened_at: float
     began_at: float | None = None
-    """When the last instance began to come."""
+    """Time at which the last instance began to come."""
     receiving_at: float | None = None
-    """When bytes of an instance that has not ended last came; None between instances."""
+    """Time at which bytes of an instance that has not ended last came; None between instances."""
     released_at: float | None = None
-    """When it ended, however it did."""
+    """Time at which it ended, by A-RELEASE or otherwise."""
     aborted: bool = False
     """It ended without A-RELEASE: its sender may begin again."""
 
@@ -103,30 +103,30 @@ class Instance:
     undecoded: Mapping[str, bytes] = field(default_factory=dict)
     doubtful: tuple[str, ...] = ()
     called_ae_title: str = ""
-    """By what name its sender called us; empty where we fetched it, and of earlier versions."""
+    """The AE title that its sender called us by; empty if we fetched it, and of earlier versions."""
     length: int = field(default=0, compare=False)
     """Bytes of the encoded data set."""
     association: Association | None = field(default=None, compare=False, repr=False)
-    """What carried it; None where that is not known any more."""
+    """The association that carried it; None if that is not known any more."""
 
     @property
     def key(self) -> SeriesKey:
         return SeriesKey(self.study_instance_uid, self.series_instance_uid, self.text("PatientID"))
 
     def text(self, keyword: str) -> str | None:
-        """The attribute as one string, values joined by a backslash as on the wire; None where it has no value."""
+        """Return the attribute as one string, values joined by a backslash as on the wire; None if it has no value."""
         return "\\".join(self.attributes.get(keyword, ())) or None
 
 
 # --- attributes of many images ---------------------------------------------------------------------------------
 
 OF_IMAGES = "OfImages"
-"""Ends the names of attributes that hold the values of every image; of the others the first value stays."""
-MAX_OF_IMAGES = 200  # different values of one
+"""The end of the names of attributes that hold the values of every image; of others the first value stays."""
+MAX_OF_IMAGES = 200  # different values of one such attribute
 
 
 def news(said: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """What attributes add to those that are known."""
+    """Return what attributes add to those that are known."""
     found: dict[str, tuple[str, ...]] = {}
     for keyword, values in said.items():
         if not values:
@@ -144,13 +144,13 @@ def news(said: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) 
 
 
 def is_uid(text: str) -> bool:
-    """Whether a text, its padding removed, is taken as a UID."""
+    """Return whether a text, its padding removed, is taken as a UID."""
     return re.fullmatch(A_UID, text) is not None
 
 
 @lru_cache(maxsize=2**12)  # those of study, series and class come with each image
 def is_standard_uid(text: str) -> bool:
-    """Whether it is one of PS3.5 §9.1."""
+    """Return whether a text is a UID of PS3.5 §9.1."""
     return STANDARD_UID.fullmatch(text) is not None
 
 
@@ -158,7 +158,7 @@ def is_standard_uid(text: str) -> bool:
 
 
 def valid_unicode(value: Any) -> Any:
-    """A JSON value, with a replacement character for each lone surrogate: UTF-8 has none."""
+    """Return a JSON value with a replacement character for each lone surrogate: UTF-8 has none."""
     match value:
         case str():
             return value if value.isascii() else SURROGATES.sub("\ufffd", value)
@@ -170,12 +170,12 @@ def valid_unicode(value: Any) -> Any:
 
 
 def fitting(attributes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """As much of attributes as a record holds, in valid Unicode: values are cut, and of too many the first stay."""
+    """Return as much of attributes as a record holds, in valid Unicode: values are cut, of too many the first stay."""
     return _first({keyword: list(_cut(values)) for keyword, values in islice(attributes.items(), MOST)}, _size)
 
 
 def fitting_bytes(undecoded: Mapping[str, str]) -> dict[str, str]:
-    """As much of text that is undecoded as a record holds, in Base64, which is not cut."""
+    """Return as much of undecoded text (in Base64, which is not cut) as a record holds."""
     short = {keyword: text for keyword, text in undecoded.items() if len(text) <= MAX_ATTRIBUTE}
     return _first(dict(islice(short.items(), MOST)), len)
 
@@ -403,53 +403,6 @@ class Change(BaseModel):
     CalledAETitle: CalledTitle = None
 
 
-Decision = Literal["dismiss", "merge", "correct"]
-"""Of a conflict. dismiss: the images are not this series'. merge: they are, and what is stored of patient and study
-stays. correct: they are, and patient and study become those of the report."""
-
-
-class Conflict(BaseModel):
-    """A report that contradicts the record of its series, kept aside until an operator resolves it."""
-
-    Digest: Annotated[str, Field(description="Its name in the API.")]
-    SeriesInstanceUID: str
-    Report: SeriesReport
-    ReceivedAt: AwareDatetime
-    Resolution: Decision | None
-    ResolvedAt: AwareDatetime | None
-    ResolvedBy: str | None
-    Before: Annotated[
-        dict[str, str | dict[str, list[str]] | None] | None,
-        Field(description="Patient, study and Attributes that `correct` replaced."),
-    ]
-
-
-class SeriesEvent(BaseModel):
-    """One entry of a series' timeline, as stored."""
-
-    At: AwareDatetime
-    Event: str
-    Details: dict[str, bool | int | float | str | None]
-    GatewayID: Annotated[str | None, Field(description="Null: the server's own.")]
-    Revision: Annotated[int, Field(description="Of the gateway's report; in the server's own, of the record.")]
-
-
-class Completion(BaseModel):
-    """How the verdicts of one policy about one source have fared."""
-
-    Source: str
-    IdlePolicy: str
-    Verdict: str
-    Series: Annotated[int, Field(description="How many were reported so.")]
-    False_: Annotated[int, Field(alias="False", description="Of these, how many images came after.")]
-    AfterCapped: Annotated[
-        int,
-        Field(description="The same of those that were capped, which had not claimed to be over."),
-    ] = 0
-
-    model_config = ConfigDict(populate_by_name=True)
-
-
 class SeriesRecord(BaseModel):
     """A stored series: one row, the union of every report about it."""
 
@@ -643,11 +596,3 @@ class GatewayState(BaseModel):
     Sources: Annotated[
         list[HeardSource], Field(max_length=MAX_HEARD, description="Those that images came from last.")
     ] = []
-
-
-class Gateway(BaseModel):
-    """What the server knows of a gateway."""
-
-    SeenAt: Annotated[AwareDatetime, Field(description="When it said this, by the server's clock.")]
-    SilentS: Annotated[float, Field(description="Seconds since then.")]
-    State: GatewayState

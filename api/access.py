@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from fastapi.routing import iter_route_contexts
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import acting
+from api.routing import NeedsKey
 from api.tolerance import without_slash
 from common import metrics
 from common.errors import GatewayError
@@ -35,11 +38,11 @@ PROXYS = re.compile(  # headers that say who asked before a proxy, or that there
     "(ip|ipv4|ipv6|addr|address|host)"
 )
 CONTROL = re.compile(r"[\0-\x1f\x7f]")
-CLOSE = {"Connection": "close"}  # nobody knows what is left on it
-FAILURES = 10  # wrong keys of one address, …
-FAILURES_FADE_S = 6.0  # … of which one is forgotten so often
-REMEMBERED = 10_000  # addresses and keys
-MOST_OF_NAME = 64  # characters of a gateway's, as in GatewayState
+CLOSE = {"Connection": "close"}  # nobody knows what is left on the connection
+FAILURES = 10  # wrong keys that one address may show at once
+FAILURES_FADE_S = 6.0  # how often one of these is forgotten
+REMEMBERED = 10_000  # addresses and keys whose rate is known
+MOST_OF_NAME = 64  # characters of a gateway's name, as in GatewayState
 RETRY_AFTER_S = 2
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -82,7 +85,7 @@ class Buckets:
     _left: OrderedDict[str, tuple[float, float]] = field(default_factory=OrderedDict)
 
     def wait_s(self, name: str) -> float:
-        """Seconds until there is a token; 0 where there is one."""
+        """Return the seconds until there is a token; 0 if there is one."""
         return max(0.0, (1 - self._now(name)) * self.every_s)
 
     def take(self, name: str) -> None:
@@ -105,11 +108,32 @@ class Refused(Exception):
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
 
+class Scopes:
+    """The scope that each request needs, as its route declares it (routing.py)."""
+
+    def __init__(self, routes: Sequence[BaseRoute]) -> None:
+        self._declared = [
+            (route.path_regex, route.methods or set(), given.dependency.scope)
+            for route in iter_route_contexts(routes)
+            for given in getattr(route, "dependencies", ())
+            if isinstance(given.dependency, NeedsKey)
+        ]
+
+    def needed(self, method: str, path: str) -> str | None:
+        """Return the scope that a request needs; None if any key will do. To read or to act, if no route is there."""
+        asked = "GET" if method == "HEAD" else method
+        for pattern, methods, scope in self._declared:
+            if asked in methods and pattern.match(path):
+                return scope
+        return "series:read" if method in acting.SAFE else "admin"
+
+
 class Guard:
     """ASGI middleware: lets a request in, or answers it with 401, 403 or 429; either way it is in the audit log."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, scopes: Scopes) -> None:
         self._app = app
+        self._scopes = scopes
         self._failures = Buckets(FAILURES, FAILURES_FADE_S)
         self._requests = Buckets(2 * settings.requests_per_s, 1 / settings.requests_per_s)
 
@@ -163,7 +187,7 @@ class Guard:
         if wait_s := self._requests.wait_s(key.id if key else address):
             raise Refused(429, "too many requests; see Retry-After", Retry_After=str(int(wait_s) + 1))
         self._requests.take(key.id if key else address)
-        scope_needed = needed(scope["method"], _path(scope))
+        scope_needed = self._needed(scope)
         if key and scope_needed and not key.may(scope_needed):
             challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
             raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
@@ -184,16 +208,16 @@ class Guard:
             scope["state"]["done"]["via"] = "page"
 
     async def _token(self, scope: Scope) -> str | None:
-        """What a session's page has to show for this request; None where a key asks, or nothing is changed."""
+        """Return what a session's page has to show for this request; None if a key asks, or nothing is changed."""
         keys: Keys = scope["app"].state.keys
         session: str | None = scope["state"]["session"]
         return None if session is None or scope["method"] in acting.SAFE else await keys.token(session)
 
     async def _key(self, scope: Scope, address: str) -> Key | None:
-        """The key of a request; None where this machine asks and there is no key yet. Raises Refused."""
+        """Return the key of a request; None if this machine asks and there is no key yet. Raises Refused."""
         keys: Keys = scope["app"].state.keys
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
-        session = None if scheme.lower() == "bearer" else _session(scope)  # Basic is a proxy's
+        session = None if scheme.lower() == "bearer" else self._session(scope)  # Basic is a proxy's
         if session is not None:
             key = await keys.recognize_session(session)
         else:
@@ -205,7 +229,7 @@ class Guard:
             if not _is_this_machine(scope):
                 raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
             return None
-        acts = scope["method"] not in acting.SAFE and needed(scope["method"], _path(scope)) == "admin"
+        acts = scope["method"] not in acting.SAFE and self._needed(scope) == "admin"
         if scheme.lower() != "bearer" and session is None:
             if acts and acting.TOKEN in Headers(scope=scope):  # its page was logged out
                 raise Refused(403, acting.ENDED)
@@ -221,39 +245,30 @@ class Guard:
             what = "this key is not valid" if presented.strip() else EMPTY_KEY
         raise Refused(401, what, WWW_Authenticate='Bearer error="invalid_token"')
 
+    def _session(self, scope: Scope) -> str | None:
+        """Return a browser's cookie: it reads, and acts as an operator. It posts no reports, nor prolongs itself."""
+        if scope["method"] not in ("GET", "HEAD") and self._needed(scope) != "admin":
+            return None
+        return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
 
-def _session(scope: Scope) -> str | None:
-    """A browser's cookie: it reads, and acts as an operator does. It posts no reports, nor prolongs itself."""
-    method, path = scope["method"], _path(scope)
-    if method not in ("GET", "HEAD") and needed(method, path) != "admin":
-        return None
-    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
-
-
-def needed(method: str, path: str) -> str | None:
-    """The scope that a request needs; None where any key will do."""
-    if path == "/session":
-        return "series:read" if method == "POST" else None
-    if (method, path) == ("POST", "/series") or (method == "PUT" and path.startswith("/gateways/")):
-        return "series:write"
-    if path == "/metrics":
-        return "metrics:read"
-    return "series:read" if method in ("GET", "HEAD", "OPTIONS") else "admin"
+    def _needed(self, scope: Scope) -> str | None:
+        """Return the scope that a request needs."""
+        return self._scopes.needed(scope["method"], _path(scope))
 
 
 def _is_open(scope: Scope) -> bool:
-    """Whether everyone is answered, and nothing is written down about it: there is no data behind it."""
+    """Return whether everyone is answered, and nothing is written down about it: there is no data behind it."""
     path = _path(scope)
     return path in OPEN or _is_page(path) or (scope["method"], path) == ("DELETE", "/session")
 
 
 def _is_routine(scope: Scope, status: int) -> bool:
-    """What comes every second and tells nobody anything of a patient: heartbeats that were taken, and metrics."""
+    """Return whether a request comes each second and tells nothing of a patient: a heartbeat taken, or metrics."""
     return status < 400 and (_path(scope) == "/metrics" or (scope["method"], _route(scope)) == HEARTBEAT)
 
 
 def _heartbeat_of(scope: Scope) -> str | None:
-    """The gateway whose heartbeat a request is, before any route is looked for; None where it is none."""
+    """Return the gateway whose heartbeat a request is, before any route is looked for; None if it is none."""
     name = _path(scope).removeprefix("/gateways/")
     is_heartbeat = scope["method"] == "PUT" and name != _path(scope) and 0 < len(name) <= MOST_OF_NAME
     return name if is_heartbeat else None
@@ -264,19 +279,19 @@ def _is_page(path: str) -> bool:
 
 
 def _of_page(path: str) -> dict[str, str]:
-    """What a browser may do with an answer: with most nothing."""
+    """Return the headers that say what a browser may do with an answer: with most nothing."""
     if _is_page(path):
         return {"Content-Security-Policy": ITS_OWN, "Cache-Control": "no-cache"}  # asks whether there is a newer one
     return {"Content-Security-Policy": DOCS if path == "/docs" else NOTHING_ELSE}
 
 
 def _path(scope: Scope) -> str:
-    """Of the application, behind what uvicorn's --root-path says is before it."""
+    """Return the application's path, behind what uvicorn's --root-path says is before it."""
     return without_slash(scope).removeprefix(scope.get("root_path", "")) or "/"
 
 
 def _peer(scope: Scope) -> str:
-    """The address; an IPv4 one also where it comes by way of an IPv6 socket."""
+    """Return the peer's address; an IPv4 one also if it comes by way of an IPv6 socket."""
     host = scope["client"][0] if scope.get("client") else ""
     try:
         return str(getattr(ip_address(host), "ipv4_mapped", None) or host)
@@ -285,13 +300,13 @@ def _peer(scope: Scope) -> str:
 
 
 def _neighbourhood(scope: Scope) -> str:
-    """What one machine can have all of: an IPv4 address, an IPv6 network of 64 bits."""
+    """Return the addresses that one machine can have all of: an IPv4 address, an IPv6 network of 64 bits."""
     peer = _peer(scope)
     return str(ip_network((peer, 64), strict=False)) if ":" in peer else peer
 
 
 def _is_this_machine(scope: Scope) -> bool:
-    """Whether the peer is on this machine, and no proxy, and no web page that made a browser ask (DNS rebinding)."""
+    """Return whether a program on this machine asks: no proxy, and no web page in a browser (DNS rebinding)."""
     headers = Headers(scope=scope)
     host = re.sub(r":[0-9]*$", "", headers.get("host", "").lower()).strip("[]").removesuffix(".")
     proxied = any(PROXYS.fullmatch(name) for name in headers)
@@ -306,7 +321,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _what(scope: Scope) -> dict[str, Any]:
-    """Route and UID of a request, without what else its path or query could hold."""
+    """Return route and UID of a request, without what else its path or query could hold."""
     named = scope.get("path_params", {})
     uid = named.get("SeriesInstanceUID") or named.get("series") or ""
     of_series = {"series_instance_uid": uid} if uid and set(uid) <= set("0123456789.") else {}
@@ -318,7 +333,7 @@ def _method(scope: Scope) -> str:
 
 
 def _route(scope: Scope) -> str:
-    """The template of a request's path, `-` where there is none."""
+    """Return the template of a request's path, `-` if no route has it."""
     return getattr(scope.get("route"), "path_format", "-")
 
 
@@ -329,7 +344,7 @@ def _measure(scope: Scope, status: int, seconds: float) -> None:
 
 @contextmanager
 def audit_log(path: Path | None) -> Iterator[Audit]:
-    """Where `request.audited` goes: a file of its own, or the log. Raises CannotAudit."""
+    """Open what `request.audited` is written to: a file of its own, or the log. Raises CannotAudit."""
     if path is None:
         yield lambda **fields: log.info("request.audited", **fields)
         return

@@ -29,7 +29,7 @@ PORTS = {"http": "80", "https": "443"}
 
 
 def foreign(headers: Headers, *, must_say: bool) -> str | None:
-    """Why a request is not our own page's, as far as its browser says so; None where it is.
+    """Say why a request is not our own page's, as far as its browser says so; None if it is.
 
     `must_say`: what says nothing is foreign, too.
     """
@@ -42,12 +42,12 @@ def foreign(headers: Headers, *, must_say: bool) -> str | None:
 
 
 def shows(headers: Headers, token: str | None) -> bool:
-    """Whether a request has the token of its session."""
+    """Return whether a request has the token of its session."""
     return token is not None and hmac.compare_digest(headers.get(TOKEN, "").encode(), token.encode())
 
 
 def _asked_for(headers: Headers, scheme: str) -> set[str]:
-    """The host, with its port, that a browser has asked for; of each proxy before us it may be another."""
+    """Return the hosts, with port, that a browser may have asked for: each proxy before us may name another."""
     named = [headers.get("host", ""), *headers.get("x-forwarded-host", "").split(",")]
     return {_without_port(host.strip().lower(), scheme) for host in named if host.strip()}
 
@@ -58,5 +58,5 @@ def _host(origin: str) -> str:
 
 
 def _without_port(host: str, scheme: str) -> str:
-    """Without the port that the scheme has anyway."""
+    """Return a host without the port that the scheme has anyway."""
     return host.removesuffix(f":{PORTS[scheme]}") if scheme in PORTS else host

@@ -8,18 +8,14 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from models import (
     Change,
     Completeness,
-    Completion,
-    Conflict,
-    Decision,
-    Gateway,
     Order,
     OrderKind,
     Positive,
-    SeriesEvent,
     SeriesRecord,
     SeriesVerdict,
     Why,
 )
+from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
 
 
 class SeriesPage(BaseModel):

@@ -1,55 +1,34 @@
 """Reports that were kept aside: listed, looked at with what each decision would change, and settled."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import structlog
-from fastapi import Depends, FastAPI, HTTPException, Query, Request
-from fastapi.params import Depends as Dependency
+from fastapi import APIRouter, HTTPException, Query, Request
 from pydantic import Field
 
 from api.answers import ConflictPage, Outlook, Resolve, Would
-from api.follower import Follower
-from api.listing import IN_DIGITS, KNOWN_ONLY
+from api.parameters import KNOWN_ONLY, Limit
+from api.routing import DECIDES, READS, Changes, Db, answers
 from common import metrics
-from db import Database
 from models import SeriesRecord, Uid
 
 NOT_SHOWN = {"UpdatedAt", "Basis", "Conflicts", "Doubtful", "Undecoded", "Attributes", "Revision", "IdlePolicy"}
 UNKNOWN = "no open conflict with this digest"
-log = structlog.get_logger()
-
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Responses = Mapping[int | str, dict[str, Any]]
+log = structlog.get_logger()
+router = APIRouter()
 
 
-def add_conflicts(
-    app: FastAPI, *, responses: Responses, unknown: Responses, dependencies: Sequence[Dependency]
-) -> None:
-    """Add /conflicts; `app.state` has database and follower. `unknown`: what is answered where there is none."""
-    asked: dict[str, Any] = {"dependencies": [*dependencies, KNOWN_ONLY]}
-    app.get("/conflicts", responses={**responses}, **asked)(list_conflicts)
-    app.get("/conflicts/{digest}", responses={**responses, **unknown}, **asked)(foresee)
-    settled: dict[str, Any] = {"responses": {**responses, **unknown}, "dependencies": [*dependencies]}
-    app.post("/conflicts/{digest}", **settled)(resolve_conflict)
-
-
-def _database(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
-
-
-Db = Annotated[Database, Depends(_database)]
-
-
+@router.get("/conflicts", responses=answers(), dependencies=[READS, KNOWN_ONLY])
 async def list_conflicts(
     database: Db,
     resolved: Annotated[bool, Query(description="Those that are resolved instead of those that are open.")] = False,
     SeriesInstanceUID: Annotated[Uid | None, Query(description="Only those of this series.")] = None,
     after: Annotated[Digest | None, Query(description="`next` of the page before.")] = None,
-    limit: Annotated[int, IN_DIGITS, Query(ge=1, le=1000)] = 100,
+    limit: Limit = 100,
 ) -> ConflictPage:
-    """Reports that were kept aside because they name another patient or study for a known series.
+    """List reports that were kept aside because they name another patient or study for a known series.
 
     A page ends early where its reports are large.
     """
@@ -59,8 +38,9 @@ async def list_conflicts(
     return ConflictPage(conflicts=page, next=page[-1].Digest if more else None)
 
 
+@router.get("/conflicts/{digest}", responses=answers(404, 408, 413), dependencies=[READS, KNOWN_ONLY])
 async def foresee(digest: Digest, database: Db) -> Outlook:
-    """An open conflict beside the record of its series, and what of that each decision would change now."""
+    """Show an open conflict beside the record of its series, and what of that each decision would change now."""
     found = await database.foresee(digest)
     if found is None:
         raise HTTPException(404, UNKNOWN)
@@ -70,7 +50,7 @@ async def foresee(digest: Digest, database: Db) -> Outlook:
 
 
 def differences(before: SeriesRecord, after: SeriesRecord) -> Iterator[Would]:
-    """What a person would see change of a record, field by field, each attribute by itself."""
+    """Yield what a person would see change of a record, field by field, each attribute by itself."""
     for name in SeriesRecord.model_fields:
         if name not in NOT_SHOWN and getattr(before, name) != getattr(after, name):
             yield Would(What=name, Before=_shown(getattr(before, name)), After=_shown(getattr(after, name)))
@@ -81,15 +61,18 @@ def differences(before: SeriesRecord, after: SeriesRecord) -> Iterator[Would]:
 
 
 def _shown(value: Any) -> str | None:
+    """Return a value as it is read; several values as DICOM joins them."""
     return None if value is None else "\\".join(value) if isinstance(value, list) else str(value)
 
 
-async def resolve_conflict(digest: Digest, resolution: Resolve, database: Db, request: Request) -> SeriesRecord:
+@router.post("/conflicts/{digest}", responses=answers(404, 408, 413), dependencies=[DECIDES])
+async def resolve_conflict(
+    digest: Digest, resolution: Resolve, database: Db, follower: Changes, request: Request
+) -> SeriesRecord:
     """Settle a conflict, as an operator decides. What was stored before stays in the conflict."""
     record = await database.resolve(digest, resolution.Resolution, request.state.who)
     if record is None:
         raise HTTPException(404, UNKNOWN)
-    follower: Follower = request.app.state.follower
     follower.stored()
     uid, decision = record.SeriesInstanceUID, resolution.Resolution
     request.state.done |= {"conflict": digest, "decision": decision, "series_instance_uid": uid}

@@ -4,7 +4,7 @@ import structlog
 
 from api.answers import Declaration, Declare
 from db import Database
-from db import Declaration as Done
+from storage.declarations import Declared
 
 log = structlog.get_logger()
 
@@ -18,8 +18,8 @@ async def declare(database: Database, series_instance_uid: str, said: Declare, b
     return Declaration(Did=_words(said, done), Changed=done.changed, Closing=done.closing, Record=done.record)
 
 
-def _words(said: Declare, done: Done) -> str:
-    """What was done, and what is still to come."""
+def _words(said: Declare, done: Declared) -> str:
+    """Say what was done, and what is still to come."""
     parts = [_of_row(said, done)]
     if done.closing:
         parts.append(f"{_these(done.closing)} told to close it, and its row follows with the report")
@@ -34,7 +34,7 @@ def _these(gateways: list[str]) -> str:
     return f"{', '.join(gateways)} {'is' if len(gateways) == 1 else 'are'}"
 
 
-def _of_row(said: Declare, done: Done) -> str | None:
+def _of_row(said: Declare, done: Declared) -> str | None:
     if done.record is None:
         taken_back = "; the order to close it is taken back" if said.Declared == "incomplete" else ""
         return f"no report of it has come yet{taken_back}"
@@ -51,7 +51,7 @@ def _of_row(said: Declare, done: Done) -> str | None:
 
 
 def unknown(said: Declare, series_instance_uid: str) -> str:
-    """Why there is nothing that could be declared."""
+    """Say why there is nothing that could be declared."""
     if said.Declared == "incomplete":
         return f"no series {series_instance_uid} is stored: there is no verdict to withdraw"
     return f"no series {series_instance_uid} is stored, and no gateway says that it has it open"

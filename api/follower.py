@@ -15,12 +15,12 @@ from db import Database
 from models import Change
 from storage.engine import DatabaseUnavailable
 
-POLL_S = 0.5  # what other server processes stored is seen so late
+POLL_S = 0.5  # how late what other server processes stored is seen
 AT_ONCE = 100  # changes of one read, and of one piece of a stream
-KEPT = 1000  # changes, for those who wait
-A_READER_S = 0.005  # between two looks, for each who waits: waking them takes a tenth of that
-UNREAD_S = 20.0  # of a stop, that clients have to read what they asked for
-STREAM_S = 600.0  # then whoever reads has to ask again, and to show a key that is still valid
+KEPT = 1000  # changes in memory, for those who wait
+A_READER_S = 0.005  # pause between two looks for each who waits: waking them takes a tenth of that
+UNREAD_S = 20.0  # how long a stop leaves clients to read what they asked for
+STREAM_S = 600.0  # length of a stream: then its reader asks again, with a key that is still valid
 
 
 class Follower:
@@ -74,7 +74,7 @@ class Follower:
             self._news.notify_all()
 
     def stored(self) -> None:
-        """Something was stored by this process: look now."""
+        """Look now: this process has stored something."""
         self._look.set()
 
     def end(self) -> None:
@@ -94,7 +94,7 @@ class Follower:
             self._waiting -= number < math.inf
 
     async def events(self, since: int) -> AsyncIterator[bytes]:
-        """Every change behind `since` as server-sent events, those to come included, until the end or for STREAM_S.
+        """Yield all changes behind `since` as server-sent events, also those to come, until the end or for STREAM_S.
 
         Raises DatabaseUnavailable.
         """
@@ -110,7 +110,7 @@ class Follower:
                     yield PING
 
     async def _behind(self, since: int) -> tuple[int, bytes]:
-        """What comes next behind `since`, as events, and the number up to which nothing else is there."""
+        """Return what comes next behind `since`, as events, and the number up to which nothing else is there."""
         if self._last and since >= self._last:
             return since, b""
         if known := self._events.get(since):
@@ -122,7 +122,7 @@ class Follower:
         return told
 
     async def _read(self, since: int) -> tuple[int, bytes]:
-        """One read for all who ask for the same meanwhile; who leaves does not break it off."""
+        """Read once for all who ask for the same meanwhile; a listener that leaves does not break it off."""
         read = self._reads.get(since)
         if read is None:
             read = self._reads[since] = asyncio.create_task(self._read_behind(since), name="read changes")
@@ -130,7 +130,7 @@ class Follower:
         return await asyncio.shield(read)
 
     async def _read_behind(self, since: int) -> tuple[int, bytes]:
-        """Where nothing is found, all up to the last that was known before has been purged."""
+        """Read the changes behind `since`; if there are none, all up to the last one known before have been purged."""
         last = max(since, self._last)
         return _joined(await self._database.changes(since=since, limit=AT_ONCE), last)
 

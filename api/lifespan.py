@@ -81,6 +81,6 @@ async def _or_stop(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _administered(settings: ServerSettings, database: Database) -> AbstractAsyncContextManager[None]:
-    """On SQLite this process alone may write: it does what `python server.py` asks for on a Unix socket."""
+    """Do what `python server.py` asks for on a Unix socket: on SQLite this process alone may write."""
     path = settings.sqlite_path
     return serve_control(path, operations(database)) if path else nullcontext()

@@ -6,7 +6,7 @@ import math
 from api.follower import Follower
 from common.connections import notice_dead_clients
 
-STARTING_S = 10.0  # in which uvicorn opens its listener, once the application has started
+STARTING_S = 10.0  # how long uvicorn takes at most to open its listener, once the application has started
 LOOK_S = 0.2
 
 

@@ -1,59 +1,36 @@
 """GET /series: stored series by what is known of them, a page at a time."""
 
 import base64
-import difflib
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any, Literal, NoReturn
 
-from fastapi import Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.params import Depends as Dependency
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, TypeAdapter
+from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter
 
 from api import table
 from api.answers import SeriesPage
-from db import Database
-from models import SeriesRecord, SeriesVerdict, Timestamp, Uid
+from api.parameters import IN_DIGITS, KNOWN_ONLY, NO_CONTROL, Moment
+from api.routing import READS, Db, Responses, answers
+from models import SeriesRecord, SeriesVerdict, Uid
 from storage.engine import DatabaseUnavailable
 from storage.listing import BY_DATE, BY_UID, BY_UPDATE, Listing
 from storage.merge import searched
 
-NO_CONTROL = r"^[^\x00-\x1f\x7f]*$"
 DATES = re.compile(r"(\d{8})?(-)?(\d{8})?")
 AT_ONCE = 1000  # series that are read for one piece of a table
-IGNORED = {"_", "access_token"}  # which browsers and scripts add
 UID: TypeAdapter[str] = TypeAdapter(Uid)
 PLACES: dict[tuple[str, ...], TypeAdapter[tuple[Any, ...]]] = {
     BY_UPDATE: TypeAdapter(tuple[AwareDatetime, Uid]),
     BY_DATE: TypeAdapter(tuple[Annotated[str, Field(pattern=NO_CONTROL)], Uid, Uid]),
 }
-
-
-def _in_digits(value: object) -> object:
-    """A number of a query or a header is of digits: Python's 1_0 and +5 are a mistake of whoever wrote them."""
-    if isinstance(value, str) and not (value.isascii() and value.isdecimal()):
-        raise ValueError("is not a whole number in digits")
-    return value
-
-
-IN_DIGITS = BeforeValidator(_in_digits)
-
-
-def _at_midnight(value: object) -> object:
-    """A day alone begins at 00:00 in UTC; a + that was not quoted is a space; a number alone is no time."""
-    if not isinstance(value, str):
-        return value
-    if not re.match(r"\d{4}-\d\d-\d\d", value):
-        raise ValueError("is no time, such as 2026-01-31T08:00:00Z, and no day")
-    return re.sub(r" (?=\d\d:\d\d$)", "+", value) if len(value) > len("2026-01-31") else f"{value}T00:00:00Z"
-
-
-Moment = Annotated[Timestamp, BeforeValidator(_at_midnight)]
+AS_CSV: Responses = {200: {"content": {"text/csv": {}}, "description": "A line a series."}}
+router = APIRouter(dependencies=[READS, KNOWN_ONLY])
 
 
 class Which(BaseModel):
@@ -78,7 +55,7 @@ class Which(BaseModel):
     Doubtful: Annotated[bool | None, Field(description="Something of it breaks the standard, or nothing.")] = None
 
     def listing(self) -> Listing:
-        """As the database is asked. Raises RequestValidationError."""
+        """Return the question for the database. Raises RequestValidationError."""
         given = self.model_dump(include={*Which.model_fields} - {"StudyDate"})
         return Listing(**given, StudyDate=None if self.StudyDate is None else _days(self.StudyDate))
 
@@ -89,7 +66,7 @@ class Filters(Which):
     order: Annotated[Literal["newest"] | None, Field(description="Those that changed last come first.")] = None
 
     def listing(self) -> Listing:
-        """As the database is asked. Raises RequestValidationError."""
+        """Return the question for the database. Raises RequestValidationError."""
         return replace(super().listing(), newest=self.order == "newest")
 
 
@@ -100,21 +77,9 @@ class Page(Filters):
     limit: Annotated[int, IN_DIGITS, Field(ge=1, le=1000)] = 100
 
 
-def add_listing(app: FastAPI, *, responses: Mapping[int | str, dict[str, Any]], dependencies: Sequence[Any]) -> None:
-    """Add GET /series, and the same as CSV; `app.state` has database and follower."""
-    described: dict[str, Any] = {"dependencies": dependencies}
-    app.get("/series", responses={**responses}, **described)(list_series)
-    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}}, "description": "A line a series."}}
-    app.get("/series.csv", responses={**responses} | text, response_class=StreamingResponse, **described)(series_as_csv)
-
-
-def _database(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
-
-
-async def list_series(page: Annotated[Page, Query()], database: Annotated[Database, Depends(_database)]) -> SeriesPage:
-    """Stored series, a page at a time (keyset pagination); what matches every filter.
+@router.get("/series", responses=answers())
+async def list_series(page: Annotated[Page, Query()], database: Db) -> SeriesPage:
+    """List stored series, a page at a time (keyset pagination); what matches every filter.
 
     In order of SeriesInstanceUID; of StudyDate where that is asked for; of UpdatedAt where anything is asked for but
     PatientID, StudyInstanceUID, Modality and StudyDate.
@@ -126,10 +91,9 @@ async def list_series(page: Annotated[Page, Query()], database: Annotated[Databa
     return SeriesPage(series=some, next=_next(some[-1], listing) if len(records) > page.limit else None)
 
 
-async def series_as_csv(
-    filters: Annotated[Filters, Query()], database: Annotated[Database, Depends(_database)], request: Request
-) -> StreamingResponse:
-    """Every series that matches, as CSV (RFC 4180) with a line of names; in the order of GET /series.
+@router.get("/series.csv", responses=answers() | AS_CSV, response_class=StreamingResponse)
+async def series_as_csv(filters: Annotated[Filters, Query()], database: Db, request: Request) -> StreamingResponse:
+    """List every series that matches, as CSV (RFC 4180) with a line of names; in the order of GET /series.
 
     A cell that a spreadsheet would compute (=, +, -, @ in front) has an apostrophe before it.
     """
@@ -152,7 +116,7 @@ async def series_as_csv(
 
 
 def _days(text: str) -> tuple[str | None, str | None]:
-    """The first and the last day."""
+    """Return the first and the last day. Raises RequestValidationError."""
     found = DATES.fullmatch(text)
     if not found or not (found[1] or found[3]) or bool(found[1] and found[3]) > bool(found[2]):
         _refuse("StudyDate", "is no day and no range of days, such as 20260101-20260131")
@@ -160,6 +124,7 @@ def _days(text: str) -> tuple[str | None, str | None]:
 
 
 def _refuse(name: str, problem: str) -> NoReturn:
+    """Refuse a parameter. Raises RequestValidationError."""
     raise RequestValidationError([{"loc": ("query", name), "msg": problem, "type": "value_error"}])
 
 
@@ -167,7 +132,7 @@ def _refuse(name: str, problem: str) -> NoReturn:
 
 
 def _next(record: SeriesRecord, listing: Listing) -> str:
-    """The place behind a record: its UID, or what else the order goes by, which a client need not understand."""
+    """Return the place behind a record: its UID, or what else the order goes by, which a client need not understand."""
     if listing.order == BY_UID:
         return record.SeriesInstanceUID
     content = json.dumps(_place_behind(record, listing), default=datetime.isoformat)
@@ -175,13 +140,13 @@ def _next(record: SeriesRecord, listing: Listing) -> str:
 
 
 def _place_behind(record: SeriesRecord, listing: Listing) -> list[Any]:
-    """The values of the order's columns."""
+    """Return the values of the columns that the listing is in order of."""
     known = searched(record.Attributes, None) | {name: getattr(record, name) for name in (*BY_UPDATE, *BY_DATE[1:])}
     return [known[name] for name in listing.order]
 
 
 def _place(text: str, listing: Listing) -> list[Any]:
-    """The values behind which a page begins. Raises RequestValidationError."""
+    """Return the values behind which a page begins. Raises RequestValidationError."""
     try:
         if listing.order == BY_UID:
             return [UID.validate_python(text)]
@@ -189,27 +154,3 @@ def _place(text: str, listing: Listing) -> list[Any]:
         return [*PLACES[listing.order].validate_json(content)]
     except ValueError:
         _refuse("after", "is not `next` of a page that was asked for with the same filters and order")
-
-
-# --- what is asked for by a wrong name --------------------------------------------------------------------------
-
-
-def no_unknown_parameters(request: Request) -> None:
-    """Refuse what would be ignored, and be taken for a filter that found everything. Raises RequestValidationError."""
-    asked = set(request.query_params) - IGNORED
-    if not asked:
-        return
-    described = request.app.openapi()["paths"][request.scope["route"].path_format][request.method.lower()]
-    known = [one["name"] for one in described.get("parameters", ()) if one["in"] == "query"]
-    if problems := [_unknown(name, known) for name in sorted(asked - {*known})]:
-        raise RequestValidationError(problems)
-
-
-def _unknown(name: str, known: Sequence[str]) -> dict[str, Any]:
-    lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=1)
-    cure = f"did you mean {lower[near[0]]}?" if near else f"known: {', '.join(known) or 'none'}"
-    return {"loc": ("query", name), "msg": f"is no parameter of this request; {cure}", "type": "unknown_parameter"}
-
-
-KNOWN_ONLY: Dependency = Depends(no_unknown_parameters)

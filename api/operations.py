@@ -21,7 +21,7 @@ HEARD_OF = timedelta(days=1)
 
 
 def operations(database: Database) -> Mapping[str, Operation]:
-    """What an operator may ask for, by name; answers are JSON."""
+    """Return what an operator may ask for, by name; answers are JSON."""
     return {
         "create_key": partial(_create_key, database),
         "list_keys": partial(_list_keys, database),
@@ -43,7 +43,7 @@ def operations(database: Database) -> Mapping[str, Operation]:
 
 
 async def done_here(settings: ServerSettings, operation: str, **arguments: Any) -> dict[str, Any]:
-    """An operation on a database that no server of SQLite has open."""
+    """Do an operation on a database that no server of SQLite has open."""
     configure_logging()
     async with Database.open(settings) as database:
         return await operations(database)[operation](**arguments)
@@ -64,7 +64,7 @@ async def _revoke_key(database: Database, id: str) -> dict[str, Any]:
 
 
 async def _posters(database: Database) -> dict[str, Any]:
-    """Who may post reports: whether there ever was a key, whose may, and which gateways were heard of in a day."""
+    """Return who may post reports: whether there ever was a key, whose may, and which gateways spoke within a day."""
     made, since = await database.keys.all(), datetime.now(UTC) - HEARD_OF
     may_post = [key.name for key in made if key.is_valid and key.may("series:write")]
     heard = {name: at for name, at in (await database.latest.heard()).items() if at > since}
@@ -119,7 +119,7 @@ async def _rotate_webhook(database: Database, id: int, keep_old_s: float) -> dic
 
 
 async def _replay_webhook(database: Database, id: int) -> dict[str, Any]:
-    """What came after the first change that was given up is told again, too."""
+    """Tell again what was given up, and all that came after the first of it."""
     return {"from": await database.webhooks.replay(id)}
 
 
@@ -154,7 +154,7 @@ async def _count_old(database: Database, before: str) -> dict[str, Any]:
 
 
 async def _purge_series(database: Database, before: str, after: list[str] | None, dry: bool) -> dict[str, Any]:
-    """One batch; `after` is where the next one begins."""
+    """Remove one batch; `after` in the answer is where the next one begins."""
     if not dry:
         await database.last_change()  # which numbers them: what has no number keeps its series
     place = after and (datetime.fromisoformat(after[0]), after[1])

@@ -1,4 +1,4 @@
-"""What the live page shows: gateways and what arrives at them, what was stored last, what is wrong; and the table.
+"""What the live page shows: gateways and what arrives at them, what was stored last, what is wrong.
 
 The page is told by server-sent events. One look at the database a second serves all who watch a process, and is
 compared with the one before: what travels is what changed. Nobody watches, nobody looks.
@@ -12,132 +12,39 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-import structlog
-from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.params import Depends as Dependency
+from fastapi import APIRouter, Request
 from fastapi.sse import format_sse_event
 
-from api.answers import (
-    GatewayList,
-    GatewayOrder,
-    GatewayOrders,
-    GivenOrders,
-    Problem,
-    WantedOrder,
-)
 from api.follower import STREAM_S, Follower
-from api.listing import KNOWN_ONLY
-from api.stored import add_stored, shown
+from api.parameters import KNOWN_ONLY
+from api.routing import READS, answers
+from api.stored import shown
 from api.stream import DOCUMENTED, Events
 from common import metrics
 from common.version import version
-from db import Database, TooManyOrders
-from models import GatewayState
+from db import Database
 from storage.engine import DatabaseUnavailable
-from storage.heartbeats import StillHeard
-from storage.orders import state_of
 
 EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from
 
 LATEST = 200  # series that a page is told of at first, and at most at once
 REFUSED_LATELY = timedelta(seconds=30)  # a gateway that is refused asks again every five seconds
-MOST_ORDERS = 100
 
-log = structlog.get_logger()
-
-Responses = Mapping[int | str, dict[str, Any]]
+router = APIRouter(tags=["Overview"])
 
 
-def add_overview(app: FastAPI, *, responses: Responses, dependencies: Sequence[Dependency]) -> None:
-    """Add what gateways say of themselves, and what the page asks for. `app.state` has database and overview."""
-    described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Overview"]}
-    app.put("/gateways/{GatewayID}", **described)(hear)
-    refused: Responses = {code: {"model": Problem} for code in (404, 409)}
-    ordered = described | {"responses": {**responses, **refused}}
-    app.post("/gateways/{GatewayID}/orders", status_code=201, **ordered)(order)
-    app.delete("/gateways/{GatewayID}", status_code=204, **ordered)(dismiss)
-    described["dependencies"] = [*dependencies, KNOWN_ONLY]
-    app.get("/gateways", **described)(list_gateways)
-    app.get("/gateways/{GatewayID}/orders", **described)(list_orders)
-    add_stored(app, responses=responses, dependencies=dependencies)
-    told = {"responses": {**responses, **DOCUMENTED}}
-    app.get("/overview/stream", response_class=Events, **described | told)(stream)
-
-
-def _database(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
-
-
-Db = Annotated[Database, Depends(_database)]
-
-
-async def hear(GatewayID: str, state: GatewayState, database: Db) -> GivenOrders:
-    """A gateway's heartbeat: what it says of itself, in place of what it said before. The answer: what it is to do."""
-    if GatewayID != state.GatewayID:
-        problem = {"loc": ("body", "GatewayID"), "msg": "is not the one in the path", "type": "value_error"}
-        raise RequestValidationError([problem])
-    orders, ended = await database.heard(state)
-    metrics.heartbeats.inc()
-    for one in ended:
-        log.info("order.ended", gateway=GatewayID, number=one["Id"], kind=one["Kind"], done=one["Problem"] is None)
-    return GivenOrders(Orders=orders)
-
-
-async def order(GatewayID: str, wanted: WantedOrder, database: Db, request: Request) -> GatewayOrder:
-    """Have a gateway post a dead letter again, or give it up: it takes the order with its next heartbeat.
-
-    The same order, while it waits, is one. One that is not taken within a day expires.
-    """
-    who = request.state.who
-    try:
-        row = await database.order(GatewayID, wanted.Kind, wanted.DeadLetter, who, wanted.Because)
-    except TooManyOrders as error:
-        raise HTTPException(409, str(error)) from None
-    if row is None:
-        raise HTTPException(404, "no gateway of this name was heard of within a day")
-    told = {"gateway": GatewayID, "number": row["Id"], "kind": row["Kind"]}
-    request.state.done |= told | {"dead_letter": wanted.DeadLetter}
-    log.info("order.given", **told)
-    return _as_told(row)
-
-
-async def dismiss(GatewayID: str, database: Db, request: Request) -> None:
-    """Forget a gateway that is gone: what it said last, so that nobody is told of it any more.
-
-    Should it say something again, it is back. One that was heard of within 15 s, and has not stopped, is not gone.
-    """
-    try:
-        known = await database.heartbeats.dismiss(GatewayID, datetime.now(UTC))
-    except StillHeard as error:
-        raise HTTPException(409, str(error)) from None
-    if not known:
-        raise HTTPException(404, "no gateway of this name was heard of within a day")
-    request.state.done["gateway"] = GatewayID
-    log.info("gateway.dismissed", gateway=GatewayID)
-
-
-async def list_orders(GatewayID: str, database: Db) -> GatewayOrders:
-    """What a gateway was ordered to do within a week, the latest first, 100 at most, and what became of it."""
-    return GatewayOrders(orders=[_as_told(row) for row in await database.orders.listed(GatewayID, MOST_ORDERS)])
-
-
-def _as_told(row: Mapping[str, Any]) -> GatewayOrder:
-    return GatewayOrder.model_validate({**row, "Number": row["Id"], "State": state_of(row, datetime.now(UTC))})
-
-
-async def list_gateways(database: Db) -> GatewayList:
-    """Gateways that were heard of within a day, at most the latest 256, and what each said last."""
-    return GatewayList(gateways=await database.gateways())
-
-
+@router.get(
+    "/overview/stream",
+    response_class=Events,
+    responses=answers(408, 413) | DOCUMENTED,
+    dependencies=[READS, KNOWN_ONLY],
+)
 async def stream(request: Request) -> Events:
-    """Events `overview`, one a second: everything at first (`Full`), then what changed since the one before."""
+    """Tell events `overview`, one a second: everything at first (`Full`), then what changed since the one before."""
     overview: Overview = request.app.state.overview
 
     async def told() -> AsyncIterator[bytes]:
@@ -185,7 +92,7 @@ class Overview:
     """Gateways that a server process does not let in, and why."""
 
     async def frames(self) -> AsyncGenerator[str, None]:
-        """JSON, until the end or for STREAM_S. Raises DatabaseUnavailable."""
+        """Yield JSON, until the end or for STREAM_S. Raises DatabaseUnavailable."""
         loop = asyncio.get_running_loop()
         ends_at, seen = loop.time() + STREAM_S, -1
         while not self.follower.ended and loop.time() < ends_at:
@@ -239,22 +146,22 @@ class Overview:
         self._news = self._frame(news, changed_series, Forgotten=sorted(gone))
 
     def _hear(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Take what a gateway said; what of it is new."""
+        """Take what a gateway said; return what of it is new."""
         state = {**row["State"]}
         state.pop("Sources", None)  # the page shows no waits
-        arriving = {(key := _key(one)): {"Key": key, **one} for one in state.pop("Arriving", [])}
+        arriving = {(name := _open_series_name(one)): {"Key": name, **one} for one in state.pop("Arriving", [])}
         before = self._gateways.get(row["GatewayID"])
         known = before.arriving if before else {}
         self._gateways[row["GatewayID"]] = _Seen(row["At"], state, arriving)
         return {
             "SeenAt": row["At"].isoformat(),
             "State": state,
-            "Arriving": [one for key, one in arriving.items() if known.get(key) != one],
-            "Gone": [key for key in known if key not in arriving],
+            "Arriving": [one for name, one in arriving.items() if known.get(name) != one],
+            "Gone": [name for name in known if name not in arriving],
         }
 
     def _everything(self) -> str:
-        """For whoever has not seen the look before the last."""
+        """Return the frame of a watcher who has not seen the look before the last: all that is known."""
         if self._whole is None:
             gateways = {
                 id: {
@@ -269,6 +176,7 @@ class Overview:
         return self._whole
 
     def _frame(self, gateways: Mapping[str, Any], latest: Sequence[Any], **more: Any) -> str:
+        """Return one event as JSON."""
         frame = {
             "At": datetime.now(UTC).isoformat(),
             "Version": version(),
@@ -279,13 +187,13 @@ class Overview:
         return json.dumps(frame | {"Stored": latest, "Totals": self._totals} | more, separators=(",", ":"))
 
 
-def _key(series: Mapping[str, Any]) -> str:
-    """Of an open series: one Series Instance UID under two patients is two."""
+def _open_series_name(series: Mapping[str, Any]) -> str:
+    """Return the name of an open series: one Series Instance UID under two patients is two."""
     return json.dumps([series.get(name) for name in ("SeriesInstanceUID", "StudyInstanceUID", "PatientID")])
 
 
 def _webhook(row: Mapping[str, Any], last: int) -> dict[str, Any]:
-    """Without the path of its URL, which may hold a secret."""
+    """Return what is shown of a webhook: not the path of its URL, which may hold a secret."""
     behind = max(0, last - row["Position"])
     return {"Id": row["Id"], "Host": urlsplit(row["Url"]).hostname, "Behind": behind} | {
         name: row[name] for name in ("Attempts", "Ended", "Dead")

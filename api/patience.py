@@ -13,10 +13,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.follower import Follower
 
-SILENCE_S = 10.0  # between two pieces of a body
-WHOLE_S = 300.0  # from the headers to the last piece
-STOP_S = 1.0  # the same, from when the server is told to stop
-LOOK_S = 60.0  # between two looks whether it was
+SILENCE_S = 10.0  # how long the next piece of a body is waited for
+WHOLE_S = 300.0  # how long a whole body is waited for, from its headers on
+STOP_S = 1.0  # how long bodies are still waited for once the server is told to stop
+LOOK_S = 60.0  # how often is looked whether it was
 RETRY_AFTER_S = 2
 WITH_BODY = ("POST", "PUT")  # of other methods no body is read: who receives there waits for the client to go
 
@@ -30,7 +30,7 @@ class Patience:
     _waiting: set[asyncio.Timeout] = field(default_factory=set)
 
     async def run(self, follower: Follower) -> None:
-        """Lose it when the follower ends."""
+        """Let bodies no longer be waited for once the follower has ended."""
         while not follower.ended:
             await follower.beyond(math.inf, LOOK_S)
         self.ends_at = asyncio.get_running_loop().time() + STOP_S
@@ -40,7 +40,7 @@ class Patience:
 
     @asynccontextmanager
     async def until(self, deadline: float) -> AsyncIterator[None]:
-        """Raises TimeoutError at the deadline, or sooner when the server stops."""
+        """Bound a wait. Raises TimeoutError at the deadline, or sooner when the server stops."""
         async with asyncio.timeout_at(min(deadline, self.ends_at)) as timeout:
             self._waiting.add(timeout)
             try:
@@ -49,7 +49,7 @@ class Patience:
                 self._waiting.discard(timeout)
 
     def problem(self) -> HTTPException:
-        """What a request is answered whose body did not come in time; its connection is of no use any more."""
+        """Return the answer to a request whose body did not come in time; its connection is of no use any more."""
         if self.ends_at < math.inf:
             headers = {"Connection": "close", "Retry-After": str(RETRY_AFTER_S)}
             return HTTPException(503, "the server stops; send the request again", headers)
@@ -106,6 +106,6 @@ class WholeBodies:
 
 
 def _announced(scope: Scope) -> int:
-    """What Content-Length says, which the server has checked; 0 where a body comes without (RFC 9112 §6.3)."""
+    """Return what Content-Length says, which uvicorn has checked; 0 if a body comes without (RFC 9112 §6.3)."""
     length = Headers(scope=scope).get("content-length", "")
     return int(length) if length.isdecimal() else 0

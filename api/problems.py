@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse
 from api.access import RETRY_AFTER_S
 from models import GatewayState, SeriesReport, valid_unicode
 
-MAX_PROBLEMS = 20  # that one answer names
-MAX_NAME = 64  # characters of a field that one names
+MAX_PROBLEMS = 20  # problems that one answer names
+MAX_NAME = 64  # characters of a field's name in one
 KNOWN_FIELDS = set(SeriesReport.model_fields) | set(GatewayState.model_fields)
 KNOWN_FIELDS |= {"after", "limit", "since", "Modality", "digest", "Resolution", "StudyDate", "order"}
 KNOWN_FIELDS |= {"Declared", "Because", "Kind", "DeadLetter", "Do"}
@@ -18,7 +18,7 @@ log = structlog.get_logger()
 
 
 async def unavailable(_: Request, error: Exception) -> JSONResponse:
-    """503: the client asks again."""
+    """Answer 503: the client asks again."""
     log.error("database.unavailable", reason=str(error))
     return JSONResponse(
         {"detail": "the database is not available; try again"}, 503, {"Retry-After": str(RETRY_AFTER_S)}
@@ -26,7 +26,7 @@ async def unavailable(_: Request, error: Exception) -> JSONResponse:
 
 
 async def invalid(_: Request, error: Exception) -> JSONResponse:
-    """422 that names each field and its problem, without the value: that may be a patient's."""
+    """Answer 422, which names each field and its problem, without the value: that may be a patient's."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - what this handler is registered for
     details = [
         {"loc": [*map(_shown, e["loc"])], "msg": _plain(e["type"], e["msg"]), "type": e["type"]}
@@ -38,10 +38,10 @@ async def invalid(_: Request, error: Exception) -> JSONResponse:
 
 
 def _plain(kind: str, message: str) -> str:
-    """A problem in words: a regular expression is none."""
+    """Return a problem in words: a regular expression is none."""
     return "does not have the form that it must have: see /docs" if kind == "string_pattern_mismatch" else message
 
 
 def _shown(part: str | int) -> str | int:
-    """Part of where a problem is: a name there can be anything."""
+    """Return a part of where a problem is, cut: a name there can be anything."""
     return valid_unicode(part)[:MAX_NAME] if isinstance(part, str) else part

@@ -1,14 +1,14 @@
-"""Who sends: GET /sources, and the same for Prometheus."""
+"""Who sends, and how verdicts about it fared: GET /sources, the same for Prometheus, and GET /completions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import Depends, FastAPI, Query, Request
-from fastapi.params import Depends as Dependency
+from fastapi import APIRouter, Query
 
-from api.answers import LearntSource, SourceDay, SourcePage, SourceSent, SourceVerdict
-from api.listing import IN_DIGITS
+from api.answers import Completions, LearntSource, SourceDay, SourcePage, SourceSent, SourceVerdict
+from api.parameters import KNOWN_ONLY, Limit
+from api.routing import READS, Db, answers
 from common import metrics
 from db import Database
 from storage.rhythm import UNUSUAL
@@ -17,27 +17,23 @@ from storage.sources import Sent
 MAX_MEASURED = 100  # sources that Prometheus is told of: who sends chooses its names
 MEASURED_FOR = timedelta(weeks=5)  # since their last image: then they are gone
 EPOCH = date(1970, 1, 1)
+router = APIRouter(responses=answers(), dependencies=[READS, KNOWN_ONLY])
 
 
-def add_sources(
-    app: FastAPI, *, responses: Mapping[int | str, dict[str, Any]], dependencies: Sequence[Dependency]
-) -> None:
-    """Add GET /sources; `app.state` has database."""
-    app.get("/sources", responses={**responses}, dependencies=dependencies)(list_sources)
+@router.get("/completions")
+async def list_completions(database: Db) -> Completions:
+    """Count how verdicts have fared, by source, policy and verdict: series, and those that got more images after."""
+    return Completions(completions=await database.completions())
 
 
-def _database(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
-
-
+@router.get("/sources")
 async def list_sources(
-    database: Annotated[Database, Depends(_database)],
+    database: Db,
     Unusual: Annotated[bool | None, Query(description="Only those that are unusually silent, or are not.")] = None,
     after: Annotated[str | None, Query(max_length=64, description="`next` of the page before.")] = None,
-    limit: Annotated[int, IN_DIGITS, Query(ge=1, le=1000)] = 100,
+    limit: Limit = 100,
 ) -> SourcePage:
-    """Who sends, in order of Source: when each sent last, how much a day, how its verdicts fared, what is learnt.
+    """List who sends, in order of Source: when each sent last, how much a day, how its verdicts fared, what is learnt.
 
     Unusually silent is who has missed three of its usual hours (`MissedHours`).
     """
@@ -50,7 +46,7 @@ async def list_sources(
 
 
 async def _described(database: Database, page: Sequence[Sent], now: datetime) -> list[SourceSent]:
-    """With what else is known of them."""
+    """Return sources with what else is known of them: days, verdicts, and what gateways have learnt."""
     names = [one.Source for one in page]
     days: dict[str, list[SourceDay]] = {name: [] for name in names}
     verdicts: dict[str, list[SourceVerdict]] = {name: [] for name in names}
@@ -78,10 +74,12 @@ async def _described(database: Database, page: Sequence[Sent], now: datetime) ->
 
 
 def _is_unusual(one: Sent) -> bool:
+    """Return whether a source is unusually silent."""
     return one.MissedHours >= UNUSUAL
 
 
 def _silent_s(one: Sent, now: datetime) -> float:
+    """Return the seconds since a source sent last."""
     return round((now - one.LastReceivedAt).total_seconds(), 3)
 
 

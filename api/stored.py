@@ -3,19 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Query, Request
-from fastapi.params import Depends as Dependency
+from fastapi import APIRouter, Query
 from pydantic import Field
 
 from api.answers import StoredPage, StoredSeries
-from api.listing import IN_DIGITS, KNOWN_ONLY, NO_CONTROL, Which
+from api.listing import Which
+from api.parameters import IN_DIGITS, KNOWN_ONLY, NO_CONTROL
+from api.routing import READS, Db, answers
 from db import Database
 from storage.listing import Listing
 from storage.stored import LOOKED_THROUGH, Wanted, words_of
 
 MAX_SKIP = 1000  # what stands further behind is for GET /series
 
-Responses = Mapping[int | str, dict[str, Any]]
+router = APIRouter(tags=["Overview"])
 
 
 class Asked(Which):
@@ -39,25 +40,13 @@ class Asked(Which):
     limit: Annotated[int, IN_DIGITS, Field(ge=1, le=200)] = 50
 
     def wanted(self) -> Wanted:
-        """As the database is asked. Raises RequestValidationError."""
+        """Return the question for the database. Raises RequestValidationError."""
         return Wanted(self.listing(), self.search, self.sort, self.descending)
 
 
-def add_stored(app: FastAPI, *, responses: Responses, dependencies: Sequence[Dependency]) -> None:
-    """Add GET /overview/series; `app.state` has database."""
-    given = [*dependencies, KNOWN_ONLY]
-    app.get("/overview/series", responses={**responses}, dependencies=given, tags=["Overview"])(list_stored)
-
-
-def _database(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
-
-
-async def list_stored(
-    asked: Annotated[Asked, Query()], database: Annotated[Database, Depends(_database)]
-) -> StoredPage:
-    """Stored series, those that changed last first (`before` a number), or what filters and words find."""
+@router.get("/overview/series", responses=answers(408, 413), dependencies=[READS, KNOWN_ONLY])
+async def list_stored(asked: Annotated[Asked, Query()], database: Db) -> StoredPage:
+    """List stored series, those that changed last first (`before` a number), or what filters and words find."""
     wanted = asked.wanted()
     if wanted == Wanted(Listing()):
         return await _newest(database, asked.before, asked.limit)
@@ -72,6 +61,7 @@ async def list_stored(
 
 
 async def _newest(database: Database, before: int | None, limit: int) -> StoredPage:
+    """Return a page of the series that changed last."""
     if before is None:
         await database.last_change()  # which numbers them
     rows = await database.latest.newest(limit + 1, before)

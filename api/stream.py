@@ -38,7 +38,7 @@ class Events(StreamingResponse):
 
 
 def encoded(change: Change) -> bytes:
-    """One change as an event: `id` is its number."""
+    """Return one change as an event: `id` is its number."""
     return format_sse_event(data_str=change.model_dump_json(), event="change", id=str(change.Number))
 
 

@@ -19,18 +19,18 @@ ATTRIBUTES = (
     *("SeriesDate", "SeriesTime", "BodyPartExamined", "ProtocolName", "ImageType", "SliceThickness"),
     *("ConvolutionKernel", "ContrastBolusAgent", "Manufacturer", "ManufacturerModelName", "DeviceSerialNumber"),
 )
-"""Those of `Attributes` that a gateway sends; several values stand in one cell, a backslash between, as in DICOM."""
+"""The `Attributes` that a gateway sends; several values stand in one cell, a backslash between, as in DICOM."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the beginning of a formula: https://owasp.org/www-community/attacks/CSV_Injection."""
 
 
 def head() -> str:
-    """The line of the columns' names."""
+    """Return the line of the columns' names."""
     return _lines([[*ROW, *ATTRIBUTES]])
 
 
 def lines(records: Iterable[SeriesRecord]) -> str:
-    """A line for each series (RFC 4180)."""
+    """Return a line for each series (RFC 4180)."""
     return _lines([_safe(cell) for cell in _cells(record)] for record in records)
 
 
@@ -50,5 +50,5 @@ def _cells(record: SeriesRecord) -> Iterator[str]:
 
 
 def _safe(cell: str) -> str:
-    """With an apostrophe before what a spreadsheet would compute: a sender chooses these texts."""
+    """Put an apostrophe before what a spreadsheet would compute: a sender chooses these texts."""
     return f"'{cell}" if cell.startswith(FORMULA) else cell

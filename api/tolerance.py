@@ -45,7 +45,7 @@ class Tolerance:
 
 
 def without_slash(scope: Scope) -> str:
-    """The path without slashes at its end; that of the root has one. An encoded one (`%2F`) is of a UID, and stays."""
+    """Return the path without slashes at its end; the root's has one. An encoded one (`%2F`) is a UID's, and stays."""
     path: str = scope["path"]
     if path == f"{scope.get('root_path', '')}/":
         return path

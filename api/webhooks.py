@@ -86,7 +86,7 @@ class Teller:
             self._telling.discard(webhook["Id"])
 
     async def _told(self, webhook: Mapping[str, Any], change: Change) -> dict[str, Any]:
-        """One try of one change; what it changes of the webhook's row."""
+        """Try to tell one change; return what that changes of the webhook's row."""
         now = datetime.now(UTC)
         problem, wait_s = await self._post(webhook, change)
         if problem is None:
@@ -107,7 +107,7 @@ class Teller:
         return {"Attempts": attempts, "FirstAttemptAt": first, "NextAttemptAt": next_at, "Problem": problem}
 
     async def _post(self, webhook: Mapping[str, Any], change: Change) -> tuple[str | None, float]:
-        """What went wrong, if anything, and how long it wants to be left alone: for ever, where it is gone."""
+        """Post a change; return what went wrong, if anything, and how long the webhook wants to be left alone."""
         try:
             body = change.model_dump_json().encode()
             now = datetime.now(UTC)
@@ -131,7 +131,7 @@ class Teller:
 
 
 def wants(webhook: Mapping[str, Any], change: Change) -> bool:
-    """Whether a change has one of the values, in each field that the webhook filters by."""
+    """Return whether a change has one of the values, in each field that the webhook filters by."""
     has: dict[str, list[Any]] = {name: [getattr(change, name)] for name in ("Modality", "Source", "Verdict")}
     has["Kinds"] = change.Kinds
     filters: Mapping[str, list[str]] = webhook["Filters"] or {}
@@ -139,7 +139,7 @@ def wants(webhook: Mapping[str, Any], change: Change) -> bool:
 
 
 def _behind(number: int) -> dict[str, Any]:
-    """What it changes of a webhook's row that it is done with the change of this number, and those before."""
+    """Return what changes of a webhook's row once it is done with the change of this number, and those before."""
     return {
         "Position": number,
         "Attempts": 0,
@@ -150,7 +150,7 @@ def _behind(number: int) -> dict[str, Any]:
 
 
 def signed(secret: str, id: str, at: datetime, body: bytes, old_secret: str | None = None) -> dict[str, str]:
-    """The headers that prove who sent a body, and when: HMAC-SHA256 over id, timestamp and body, by each secret."""
+    """Return the headers that prove who sent a body, and when: HMAC-SHA256 over id, time and body, by each secret."""
     timestamp = str(int(at.timestamp()))
     content = f"{id}.{timestamp}.".encode() + body
     return {

@@ -1,41 +1,29 @@
 """The live page: its files, which hold no data and which everyone gets, and its login."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.params import Depends
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
-from fastapi.staticfiles import StaticFiles
 
 from api.access import COOKIE
 from api.answers import Session
+from api.routing import READS, answers, needs
 from storage.key_reader import SCOPES
 from storage.keys import SESSION_S, Key, Keys
 
 FILES = Path(__file__).parents[1] / "web"
-
-Responses = Mapping[int | str, dict[str, Any]]
-
-
-def add_webpage(app: FastAPI, *, responses: Responses, dependencies: Sequence[Depends]) -> None:
-    """Add the page at `/` and its login at `/session`. The guard lets in who asks (api/access.py)."""
-    app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)(index)
-    app.mount("/web", StaticFiles(directory=FILES), name="web")
-    described: dict[str, Any] = {"responses": {**responses}, "dependencies": dependencies, "tags": ["Session"]}
-    app.get("/session", **described)(who_asks)
-    app.post("/session", **described)(log_in)
-    app.delete("/session", status_code=204, tags=["Session"])(log_out)
+router = APIRouter()
 
 
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def index() -> FileResponse:
-    """The page."""
+    """Return the page."""
     return FileResponse(FILES / "index.html")
 
 
+@router.get("/session", responses=answers(), dependencies=[needs(None)], tags=["Session"])
 async def who_asks(request: Request) -> Session:
-    """Who the key, or the browser's session, belongs to. Every valid key may ask."""
+    """Say who the key, or the browser's session, belongs to. Every valid key may ask."""
     key: Key | None = request.state.key
     scopes = [scope for scope in SCOPES if key is None or key.may(scope)]
     viewer = getattr(request.app.state, "viewer_url", None)
@@ -44,12 +32,13 @@ async def who_asks(request: Request) -> Session:
 
 
 async def _token(request: Request, session: str | None) -> str | None:
-    """What the page of a session shows to act (acting.py); none where its key may not."""
+    """Return what the page of a session shows to act (acting.py); None if its key may not."""
     keys: Keys = request.app.state.keys
     key: Key | None = request.state.key
     return await keys.token(session) if session and key and key.may("admin") else None
 
 
+@router.post("/session", responses=answers(), dependencies=[READS], tags=["Session"])
 async def log_in(request: Request, response: Response) -> Session:
     """Let a browser read with this key for twelve hours: a cookie that scripts cannot see, and that is not the key.
 
@@ -69,6 +58,7 @@ async def log_in(request: Request, response: Response) -> Session:
     return await who_asks(request)
 
 
+@router.delete("/session", status_code=204, tags=["Session"])
 async def log_out(request: Request, response: Response) -> None:
     """Take the cookie away, and end its session for whoever has a copy."""
     if session := request.cookies.get(COOKIE):
@@ -78,5 +68,5 @@ async def log_out(request: Request, response: Response) -> None:
 
 
 def _root(request: Request) -> str:
-    """Where the server begins, behind what uvicorn's --root-path says: what stands beside it gets no cookie."""
+    """Return where the server begins, behind uvicorn's --root-path: what stands beside it gets no cookie."""
     return request.scope.get("root_path") or "/"

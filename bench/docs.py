@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic import BaseModel
 
-from api.access import needed
+from api.access import Scopes
 from bench.rig.processes import ROOT
 from bench.rooms import MAY_IMPORT
 from common import metrics
@@ -26,6 +26,7 @@ from server import app
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 MEASURED = dict.fromkeys(metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase))
+SCOPES = Scopes(app.routes)
 SHOWN_DEFAULTS = {"GATEWAY_ID": "host name and a random part"}  # those that are another each time
 
 Rows = Iterable[Iterable[str]]
@@ -121,7 +122,7 @@ def scope(method: str, path: str, route: dict[str, Any]) -> str:
     """Name the scope that a request needs."""
     if "security" not in route:
         return "no key"
-    return code(name) if (name := needed(method, path)) else "any key"
+    return code(name) if (name := SCOPES.needed(method, path)) else "any key"
 
 
 def meaning(route: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ from bench.rig.haproxy import OF_GATEWAYS, OF_SERVERS, haproxy_process, listen
 from bench.rig.network import SUBNET, Network, network
 from bench.rig.postgres import missing_own, postgresql_at
 from bench.rig.processes import ROOT, Process, command_line, make_key, start_gateway, start_server
-from bench.rig.senders import PynetdicomSender, synthetic_series
+from bench.rig.senders import PacedSender, synthetic_series
 from models import Change
 
 HOSTS = (
@@ -309,18 +309,9 @@ class Cut(Trial):
     """Changes that the webhook's receiver was told more than once."""
 
 
-class Sender(PynetdicomSender):
-    """Pauses between images, so that they come as long as hosts are cut off."""
-
-    def __init__(self, images: Sequence[Dataset], deadline: float, host: str, pause_s: float, seed: float) -> None:
-        super().__init__(DICOM, images, deadline, host)
-        self._pause_s = pause_s
-        self._rng = random.Random(seed)
-
-    def send(self, images: list[Dataset]) -> Iterator[int]:
-        for n in super().send(images):
-            yield n
-            time.sleep(self._rng.uniform(0, 2 * self._pause_s))
+def _sender(images: Sequence[Dataset], deadline: float, host: str, pause_s: float, seed: float) -> PacedSender:
+    """Return a sender to one of the gateways' addresses: its images come as long as hosts are cut off."""
+    return PacedSender(DICOM, images, deadline, pause_s, seed, host=host)
 
 
 def partition_test(
@@ -373,15 +364,15 @@ def _send_and_strike(
     again = round(TWICE * len(split))
     parts = [split[n::ASSOCIATIONS] + rng.sample(split, again) for n in range(ASSOCIATIONS)]
     senders = [
-        Sender(rng.sample(part, len(part)), deadline, addresses[n % 3], ASSOCIATIONS / IMAGES_PER_S, rng.random())
+        _sender(rng.sample(part, len(part)), deadline, addresses[n % 3], ASSOCIATIONS / IMAGES_PER_S, rng.random())
         for n, part in enumerate(parts)
     ]
 
-    def send_further(n: int, seed: float) -> tuple[list[list[Dataset]], list[Sender]]:
+    def send_further(n: int, seed: float) -> tuple[list[list[Dataset]], list[PacedSender]]:
         one, sent, through = random.Random(seed), [], []
         while not over.is_set():
             sent.append(synthetic_series(one.randint(1, 10)))
-            through.append(Sender(sent[-1], deadline, addresses[n % 3], 0.1, one.random()))
+            through.append(_sender(sent[-1], deadline, addresses[n % 3], 0.1, one.random()))
             through[-1].run()
         return sent, through
 

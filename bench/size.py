@@ -16,8 +16,8 @@ import asyncpg
 from rich.console import Console
 from sqlalchemy.engine import make_url
 
+from bench.curve import SERIES, example, finished_report, journal_size
 from bench.rig.postgres import missing, new_database, postgresql
-from bench.scale import SERIES, example, finished_report, journal_size
 from common.settings import ServerSettings
 from db import Database
 

@@ -30,7 +30,7 @@ from common.settings import ServerSettings, without_password
 BUSY_TIMEOUT_MS = 5000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
 READERS = 4
-TRIES = 8  # of one transaction
+TRIES = 8  # how often one transaction is tried
 FIRST_BACKOFF_S = 0.01
 TRY_AGAIN = {"40001", "40P01"}  # serialization failure, deadlock: PostgreSQL, appendix A
 MIGRATING = 0x53475700  # key of the advisory lock: one server at a time brings the schema up to date
@@ -71,7 +71,7 @@ class Engine:
                 await writer.dispose()
 
     async def read(self, query: Executable) -> list[dict[str, Any]]:
-        """The rows of a query. Raises DatabaseUnavailable."""
+        """Return the rows of a query. Raises DatabaseUnavailable."""
 
         async def rows(connection: AsyncConnection) -> list[dict[str, Any]]:
             return [{**row} for row in (await connection.execute(query)).mappings()]
@@ -181,7 +181,7 @@ def _sqlite(url: URL, *, writes: bool) -> AsyncEngine:
 
 
 def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
-    """READ COMMITTED: a row lock per series makes the union exact, and each statement sees what was committed."""
+    """Make the pool, in READ COMMITTED: a row lock makes the union exact, a statement sees what is committed."""
     timeout_s = settings.database_timeout_s
     return create_async_engine(
         url,
@@ -206,7 +206,7 @@ def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
 
 
 def _patient(url: URL) -> AsyncEngine:
-    """Without any time-out: a migration takes as long as it takes, and another server waits for it.
+    """Make connections without a time-out: a migration takes as long as it takes, and another server waits for it.
 
     But not for one that has vanished: PostgreSQL then ends its session, and with it the lock.
     """
@@ -256,12 +256,12 @@ def _upgrade(connection: Connection) -> None:
 
 
 def revision(connection: Connection) -> str | None:
-    """Of the schema as it is; None where there is none yet."""
+    """Return the revision of the schema as it is; None if there is none yet."""
     return MigrationContext.configure(connection).get_current_revision()
 
 
 def revisions() -> list[str]:
-    """Of the schemas that this version knows, the oldest first."""
+    """Return the revisions of the schema that this version knows, the oldest first."""
     scripts = ScriptDirectory.from_config(_migrations()).walk_revisions()
     return [script.revision for script in scripts][::-1]
 
@@ -281,7 +281,7 @@ class _TryAgain(Exception):
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """Database errors as DatabaseUnavailable: the edge to the driver, whose texts can hold patient data."""
+    """Raise the driver's errors as DatabaseUnavailable: their texts can hold patient data."""
     try:
         yield
     except exc.DBAPIError as error:

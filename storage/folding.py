@@ -15,24 +15,24 @@ DOTTED_I = "i\u0307", "\u0130"  # İ in small letters is two characters
 
 
 def folded(name: str) -> str:
-    """A name, or a pattern of one: carets and groups that are empty at an end mean nothing (PS3.5 §6.2.1)."""
+    """Fold a name, or a pattern of one: carets and groups that are empty at an end mean nothing (PS3.5 §6.2.1)."""
     return "=".join(group.rstrip("^ ") for group in small(name).split("=")).rstrip("=")
 
 
 def small(text: str) -> str:
-    """Text, or the beginning of one, in small letters and composed characters."""
+    """Return a text, or the beginning of one, in small letters and composed characters."""
     composed = unicodedata.normalize("NFC", text)
     return composed.lower() if text.isascii() else "".join(map(_small, composed)).replace(*DOTTED_I)
 
 
 def spellings(name: str) -> tuple[str, ...]:
-    """The patterns that a name asked for stands for; a group that it leaves out may be any."""
+    """Return the patterns that a name asked for stands for; a group that it leaves out may be any."""
     text = re.sub("=(?==)", "=*", folded(name))
     return tuple(each if {"*", "?"} & set(each) else each[:FOLDED_LENGTH] for each in with_sharp_s(text))
 
 
 def with_sharp_s(text: str) -> tuple[str, ...]:
-    """A text with ß and ss in the place of each of them; where there are many, as it is and all of one kind."""
+    """Spell a text with ß and with ss in the place of each of them; if there are many, as it is and all of one kind."""
     between = re.split("ß|ss", text)
     if len(between) > MAX_SHARP + 1:
         return tuple(dict.fromkeys((text, "ss".join(between), "ß".join(between))))
@@ -42,5 +42,5 @@ def with_sharp_s(text: str) -> tuple[str, ...]:
 
 @functools.cache
 def _small(character: str) -> str:
-    """The same character in small letters, where that is one."""
+    """Return the same character in small letters, if that is one."""
     return next((each for each in (character.casefold(), character.lower()) if len(each) == 1), character)

@@ -36,13 +36,13 @@ class Heartbeats:
         await self._engine.write(write)
 
     async def refused(self, since: datetime) -> dict[str, str]:
-        """The gateways that any server process has refused since then, and not let in after; why."""
+        """Return the gateways that any server process has refused since then, and not let in after, and why."""
         lately = (gateways.c.RefusedAt > since) & (gateways.c.RefusedAt > gateways.c.At)
         rows = await self._engine.read(select(gateways.c.GatewayID, gateways.c.Refused).where(lately))
         return {row["GatewayID"]: row["Refused"] for row in rows}
 
     async def dismiss(self, gateway_id: str, now: datetime) -> bool:
-        """Forget a gateway that is gone, until it says something; whether it was known. Raises StillHeard."""
+        """Forget a gateway that is gone, until it says something; return whether it was known. Raises StillHeard."""
         found = False
 
         async def forget(connection: AsyncConnection) -> None:

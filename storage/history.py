@@ -8,17 +8,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import SeriesReport
 from storage import merge
+from storage.rows import SeriesRow, with_changes
 from storage.schema import timeline
 
 MOST = 1000  # events of a series
-FIRST, LAST = 500, 300  # of them, that stay where there are more
+FIRST, LAST = 500, 300  # events that stay of a series that has more
 
 PLACE = (timeline.c.At, timeline.c.Id)
 
 
-async def keep(
-    connection: AsyncConnection, report: SeriesReport, known: Mapping[str, Any], changed: Mapping[str, Any]
-) -> None:
+async def keep(connection: AsyncConnection, report: SeriesReport, known: SeriesRow, changed: Mapping[str, Any]) -> None:
     """Add what the report tells and is not there yet, and what became of it."""
     mine = (timeline.c.SeriesInstanceUID == report.SeriesInstanceUID) & (timeline.c.Revision == report.Revision)
     told = select(timeline.c.At, timeline.c.Event).where(mine & (timeline.c.GatewayID == report.GatewayID))
@@ -29,7 +28,7 @@ async def keep(
         if (e.At, e.Event) not in before
     ]
     if changed:
-        events += merge.own_events(report, known, changed)
+        events += merge.own_events(report, known, with_changes(known, changed))
     await add(connection, report.SeriesInstanceUID, events)
 
 

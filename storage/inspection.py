@@ -61,51 +61,51 @@ class Inspection:
     # --- what it holds ---
 
     async def schemas(self) -> tuple[str | None, list[str]]:
-        """Which schema it has, None for none yet; and those that this version knows, the oldest first."""
+        """Return the database's schema (None: none yet), and those that this version knows, the oldest first."""
         return await self._connection.run_sync(revision), revisions()
 
     async def keys(self) -> list[Key]:
-        """Every key that was ever made."""
+        """Return every key that was ever made."""
         return [key_of(row) for row in await self._rows(select(api_keys))]
 
     async def webhooks(self) -> list[dict[str, Any]]:
-        """Each, and how many changes it does not know, those without a number included."""
+        """Return each webhook, and how many changes it does not know, those without a number included."""
         unnumbered = select(func.count()).where(changes.c.Number.is_(None)).scalar_subquery()
         last = select(func.coalesce(func.max(changes.c.Number), 0)).scalar_subquery()
         return await self._rows(select_all().add_columns((last + unnumbered - webhooks.c.Position).label("Behind")))
 
     async def open_conflicts(self) -> int:
-        """How many there are."""
+        """Count the open conflicts."""
         waiting = select(func.count()).select_from(conflicts).where(conflicts.c.Resolution.is_(None))
         return int((await self._connection.execute(waiting)).scalar_one())
 
     async def gateways(self) -> list[dict[str, Any]]:
-        """What each said last, and when, in order of GatewayID."""
+        """Return what each gateway said last, and when, in order of GatewayID."""
         return await self._rows(select(gateways).order_by(gateways.c.GatewayID))
 
     # --- of PostgreSQL ---
 
     async def version(self) -> int:
-        """150004 is 15.4."""
+        """Return PostgreSQL's version as a number: 150004 is 15.4."""
         return int(await self._one("SHOW server_version_num"))
 
     async def connections(self) -> tuple[int, int]:
-        """How many there may be, and how many there are."""
+        """Return how many connections there may be, and how many there are."""
         return int(await self._one("SHOW max_connections")), int(await self._one(USED))
 
     async def round_trip_s(self) -> float:
-        """How long it takes to ask for nothing."""
+        """Measure how long it takes to ask for nothing."""
         began = time.perf_counter()
         await self._one("SELECT 1")
         return time.perf_counter() - began
 
     async def clock(self) -> datetime:
-        """Its time."""
+        """Return PostgreSQL's time."""
         now: datetime = await self._one("SELECT clock_timestamp()")
         return now
 
     async def is_encrypted(self) -> bool:
-        """Whether this connection is."""
+        """Return whether this connection is encrypted."""
         return bool(await self._one(ENCRYPTED))
 
     async def _rows(self, query: Executable) -> list[dict[str, Any]]:

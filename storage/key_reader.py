@@ -18,7 +18,7 @@ ALL = "SELECT Id, Name, Scopes, CreatedAt, ExpiresAt, RevokedAt FROM api_keys OR
 
 
 def listed(path: Path) -> list[dict[str, Any]]:
-    """Every key that was ever made, the oldest first. Raises sqlite3.Error, also where there is no such table yet."""
+    """List every key that was ever made, the oldest first. Raises sqlite3.Error, also if there is no such table yet."""
     found = rows(path, ALL) if path.exists() else []
     return [shown(id, name, scopes.split(), *map(_utc, times)) for id, name, scopes, *times in map(dict.values, found)]
 
@@ -31,7 +31,7 @@ def shown(  # noqa: PLR0913, PLR0917 - keys.Key
     expires_at: datetime | None,
     revoked_at: datetime | None,
 ) -> dict[str, Any]:
-    """A key as an operator sees it."""
+    """Return a key as an operator sees it."""
     valid = revoked_at is None and (expires_at is None or expires_at > datetime.now(UTC))
     times = {"created_at": created_at, "expires_at": expires_at, "revoked_at": revoked_at}
     known = {"id": id, "name": name, "scopes": " ".join(sorted(scopes)), "valid": valid}
@@ -39,5 +39,5 @@ def shown(  # noqa: PLR0913, PLR0917 - keys.Key
 
 
 def _utc(stored: str | None) -> datetime | None:
-    """SQLite stores none with a zone."""
+    """Read a time, which SQLite stores without its zone."""
     return datetime.fromisoformat(stored).replace(tzinfo=UTC) if stored else None

@@ -37,7 +37,7 @@ class Key:
         return self.revoked_at is None and (self.expires_at is None or self.expires_at > datetime.now(UTC))
 
     def may(self, scope: str) -> bool:
-        """Whether it has this scope; admin has every one."""
+        """Return whether the key has this scope; admin has every one."""
         return scope in self.scopes or "admin" in self.scopes
 
 
@@ -49,7 +49,7 @@ class Keys:
     _seen: bool = field(default=False, init=False)
 
     async def create(self, name: str, scopes: Collection[str], expires_at: datetime | None = None) -> tuple[Key, str]:
-        """Make a key; what is stored of it, and the key itself, which nobody can show again."""
+        """Make a key; return what is stored of it, and the key itself, which nobody can show again."""
         key = Key(secrets.token_hex(6), name, frozenset(scopes), datetime.now(UTC), expires_at, None)
         secret, salt = secrets.token_urlsafe(32), secrets.token_hex(16)
         row = {
@@ -69,11 +69,11 @@ class Keys:
         return key, f"{PREFIX}_{key.id}_{secret}"
 
     async def all(self) -> list[Key]:
-        """Every key that was ever made, the oldest first."""
+        """Return every key that was ever made, the oldest first."""
         return [key_of(row) for row in await self._engine.read(select(api_keys).order_by(api_keys.c.CreatedAt))]
 
     async def revoke(self, id: str) -> bool:
-        """End a key at once; whether there was such a key that was not revoked."""
+        """End a key at once; return whether there was such a key that was not revoked."""
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
         this = (api_keys.c.Id == id) & (api_keys.c.RevokedAt.is_(None) | (api_keys.c.RevokedAt == now))
 
@@ -83,7 +83,7 @@ class Keys:
         return await self._engine.write(change) == 1
 
     async def recognize(self, presented: str) -> Key | None:
-        """The key, if it is one of ours and valid."""
+        """Return the key, if it is one of ours and valid."""
         prefix, _, rest = presented.partition("_")
         id, _, secret = rest.partition("_")
         found = await self._row(id)
@@ -93,7 +93,7 @@ class Keys:
         return key if key and key.is_valid else None
 
     async def session(self, id: str) -> str | None:
-        """What stands for a key in a browser for SESSION_S, and is not the key; None where there is no such key.
+        """Make what stands for a key in a browser for SESSION_S, and is not the key; None if there is no such key.
 
         It is signed with the stored hash: whatever ends the key ends it, on every server, and none has to remember it.
         """
@@ -102,12 +102,12 @@ class Keys:
         return f"{claim}.{_signature(row, 'session', claim)}" if row else None
 
     async def recognize_session(self, presented: str) -> Key | None:
-        """The key that a session stands for, if both are ours and valid."""
+        """Return the key that a session stands for, if both are ours and valid."""
         row = await self._row_of_session(presented)
         return key_of(row) if row else None
 
     async def token(self, session: str) -> str | None:
-        """What a page shows to act in a session, whose end is the token's; None where there is no such session."""
+        """Return what a page shows to act in a session, whose end is the token's; None if there is no such session."""
         row = await self._row_of_session(session)
         return _signature(row, "token", session.rpartition(".")[0]) if row else None
 
@@ -125,7 +125,7 @@ class Keys:
         await self._engine.write(end)
 
     async def were_made(self) -> bool:
-        """Whether there ever was a key: from then on everyone needs one, also when all are revoked."""
+        """Return whether there ever was a key: from then on everyone needs one, also when all are revoked."""
         self._seen = self._seen or bool(await self._engine.read(select(api_keys.c.Id).limit(1)))
         return self._seen
 
@@ -133,7 +133,7 @@ class Keys:
         return next(iter(await self._engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
 
     async def _row_of_session(self, presented: str) -> dict[str, Any] | None:
-        """The row of the key that a session stands for, if both are ours and valid."""
+        """Return the row of the key that a session stands for, if both are ours and valid."""
         parts = SESSION.fullmatch(presented)
         if parts is None:
             return None
@@ -147,7 +147,7 @@ class Keys:
 
 
 def _hash(salt: str, secret: str) -> str:
-    """One SHA-256 is enough: the secret is 256 random bits, which nobody guesses however fast the hash is."""
+    """Hash a secret: one SHA-256 is enough, since nobody guesses 256 random bits however fast the hash is."""
     return hashlib.sha256(f"{salt}{secret}".encode()).hexdigest()
 
 

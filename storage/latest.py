@@ -15,25 +15,15 @@ from storage.engine import Engine
 from storage.merge import truthful
 from storage.schema import IS_DOUBTFUL, IS_INCOMPLETE, changes, conflicts, counters, gateways, series
 
-COUNTED = 1000  # of what is wrong: beyond it, it is many
-STAYS, LATELY = timedelta(hours=1), timedelta(days=1)
+COUNTED = 1000  # rows at most for each figure of what is wrong: beyond it, it is many
+STAYS, LATELY = timedelta(hours=1), timedelta(days=1)  # how long a series is unchanged that stayed incomplete
 DESCRIPTIONS = ("StudyDescription", "SeriesDescription")
 DESCRIPTION_LENGTH = 1024  # characters that are shown
 CESU_8 = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")  # how SQLite puts a lone surrogate
-OF_SERIES = (
+SHOWN = (
     *("SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientName", "StudyDate", "AccessionNumber"),
-    *(
-        "Modality",
-        "Source",
-        "Revision",
-        "NumInstances",
-        "ExpectedInstances",
-        "ExpectedFrom",
-        "Verdict",
-        "FalseCompletions",
-        "Conflicts",
-    ),
-    *("UpdatedAt", "LastReceivedAt"),
+    *("Modality", "Source", "Revision", "NumInstances", "ExpectedInstances", "ExpectedFrom", "Verdict"),
+    *("FalseCompletions", "Conflicts", "UpdatedAt", "LastReceivedAt"),
 )
 
 
@@ -44,42 +34,42 @@ class Latest:
     _engine: Engine
 
     async def newest(self, limit: int, before: int | None = None, since: int = 0) -> list[dict[str, Any]]:
-        """Series by their last change, the newest first: those behind `since`, before `before`."""
+        """Return series by their last change, the newest first: those behind `since`, before `before`."""
         return [truthful(row) for row in await self._engine.read(select_newest(limit, before, since))]
 
     async def totals(self, studies: Collection[str]) -> dict[str, int]:
-        """How many series each of these studies has, by its StudyInstanceUID."""
+        """Count how many series each of these studies has, by its StudyInstanceUID."""
         rows = await self._engine.read(select_totals(studies)) if studies else ()
         return {row["StudyInstanceUID"]: row["Series"] for row in rows}
 
     async def ever_stored(self) -> int:
-        """How many series there are, and were before they were purged."""
+        """Count the series that there are, and were before they were purged."""
         there = select(func.count()).select_from(series).scalar_subquery()
         return await self._number(select((there + _select_purged()).label("n")))
 
     async def purged(self) -> int:
-        """How many series were purged."""
+        """Return how many series were purged."""
         return await self._number(select(_select_purged().label("n")))
 
     async def new_series(self, since: int, last: int) -> int:
-        """How many there are whose first revision is one of these changes."""
+        """Count the series whose first revision is one of these changes."""
         return await self._number(select_new(since, last))
 
     async def open_conflicts(self) -> int:
-        """How many there are, up to COUNTED."""
+        """Count the open conflicts, up to COUNTED."""
         return await self._number(select_open_conflicts())
 
     async def incomplete(self, now: datetime) -> int:
-        """How many series stayed incomplete: unchanged for an hour, and not for more than a day; up to COUNTED."""
+        """Count the series that stayed incomplete: unchanged for an hour, not for more than a day; up to COUNTED."""
         return await self._number(select_incomplete(now - STAYS, now - LATELY))
 
     async def heard(self) -> dict[str, datetime]:
-        """When each gateway said something, by its name."""
+        """Return when each gateway said something last, by its name."""
         rows = await self._engine.read(select(gateways.c.GatewayID, gateways.c.At))
         return {row["GatewayID"]: row["At"] for row in rows}
 
     async def said_by(self, ids: list[str]) -> list[dict[str, Any]]:
-        """What these gateways said last, and when."""
+        """Return what these gateways said last, and when."""
         columns = (gateways.c.GatewayID, gateways.c.At, gateways.c.State)
         return await self._engine.read(select(*columns).where(gateways.c.GatewayID.in_(ids)))
 
@@ -118,7 +108,7 @@ def _begin_as_bytes(element: _Shown, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 COLUMNS = (
-    *(series.c[name] for name in OF_SERIES),
+    *(series.c[name] for name in SHOWN),
     IS_DOUBTFUL.label("Doubtful"),
     *(_Shown(series.c.Attributes[name, 0].as_string()).label(name) for name in DESCRIPTIONS),
 )

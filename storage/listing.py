@@ -40,7 +40,7 @@ class Listing:
 
     @property
     def order(self) -> tuple[str, ...]:
-        """The columns that a page is in order of, and that tell the place behind it."""
+        """Return the columns that a page is in order of, and that tell the place behind it."""
         moments, states = (self.UpdatedSince, self.UpdatedUntil), (self.Incomplete, self.Conflicts, self.Doubtful)
         if self.newest or any(value is not None for value in (self.Verdict, self.Source, *moments, *states)):
             return BY_UPDATE
@@ -48,7 +48,7 @@ class Listing:
 
 
 def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> Select[Any]:
-    """Up to `limit` rows behind the values `after` of the columns of the order."""
+    """Return the query for up to `limit` rows behind the values `after` of the columns of the order."""
     columns: list[Column[Any]] = [series.c[name] for name in listing.order]
     query = select(series).where(*conditions(listing)).limit(limit)
     query = query.order_by(*(column.desc() if listing.newest else column for column in columns))
@@ -60,7 +60,7 @@ def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> 
 
 
 def _set_aside(listing: Listing) -> Collection[str]:
-    """The columns whose indexes would read more than that of what is asked for, too.
+    """Return the columns whose indexes would read more than that of what is asked for, too.
 
     1. Few series are in a state that is asked for.
     2. Of many days there are more series than a page: they are found in its order sooner than sorted.
@@ -73,7 +73,7 @@ def _set_aside(listing: Listing) -> Collection[str]:
 
 
 def _is_short(first: str | None, last: str | None) -> bool:
-    """Whether days are of one month, or of two that follow each other."""
+    """Return whether days are of one month, or of two that follow each other."""
     if first is None or last is None:
         return False
     months = [12 * int(day[:4]) + int(day[4:6]) for day in (first, last)]

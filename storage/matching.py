@@ -66,7 +66,7 @@ MAX_DIGITS = 12  # of an integer string (IS)
 def matches(
     value: ColumnElement[Any], match: Match, vr: str, time: ColumnElement[Any] | None = None
 ) -> ColumnElement[bool]:
-    """The value of an attribute matches; `time` is the other half of one whose match has times."""
+    """Match the value of an attribute; `time` is the other half of one whose match has times."""
     match match:
         case AnyOf():
             return or_(*(matches(value, each, vr, time) for each in match.matches))
@@ -110,14 +110,14 @@ def _has_first_groups(value: ColumnElement[Any], pattern: str) -> ColumnElement[
 
 
 def _has_further_group(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
-    """With the condition of an index of its own (schema.py), word by word: most names have no such group."""
+    """Repeat the condition of an index of its own (schema.py), word by word: most names have no such group."""
     has_any = _Wildcards(value, literal_column("'*=*'"), literal_column("'%=%'"))
     behind = f"*={pattern.removeprefix('=')}"
     return and_(has_any, or_(_is_like(value, behind), _is_like(value, f"{behind}=*")))
 
 
 def is_prefix(pattern: str) -> bool:
-    """Whether its only wildcard is a `*` at the end."""
+    """Return whether the only wildcard of a pattern is a `*` at its end."""
     return pattern.endswith("*") and not {"*", "?"} & set(pattern.rstrip("*"))
 
 
@@ -128,7 +128,7 @@ def _is_like(value: ColumnElement[Any], pattern: str) -> ColumnElement[bool]:
 
 
 def _is_number(value: ColumnElement[Any], match: OneOf) -> ColumnElement[bool]:
-    """A number equal to the one asked for, however that is written."""
+    """Match a number equal to the one asked for, however that is written."""
     numbers = [int(text) for text in match.values]
     if isinstance(value.type, Integer):
         return value.in_([number for number in numbers if abs(number) < 2**31])
@@ -144,7 +144,7 @@ def _written(number: int) -> Iterator[str]:
 
 
 def _after(begin: str) -> str:
-    """The first text behind all that begin so; empty where there is none."""
+    """Return the first text behind all that begin so; empty if there is none."""
     begin = begin.rstrip(LAST_CHARACTER)
     if not begin:
         return ""
@@ -156,7 +156,7 @@ def _after(begin: str) -> str:
 
 
 class ByBytes(FunctionElement[str]):
-    """Text in the order of bytes, as SQLite has it; a column says so itself (schema.KEY)."""
+    """Text in the order of bytes, as SQLite has it; a column says so itself (schema.ORDERED_TEXT)."""
 
     inherit_cache = True
     type = Text()

@@ -18,7 +18,7 @@ Progress = Callable[[int], None]
 
 
 async def rows_of(engine: Engine) -> int:
-    """How many rows there are to move."""
+    """Count the rows that there are to move."""
     return sum([await _count(engine, table) for table in TABLES])
 
 
@@ -43,14 +43,14 @@ async def _mark(target: Engine) -> None:
 
 
 async def _copy(source: Engine, target: Engine, table: Table, moved: Progress) -> None:
-    """Go on behind the last row that is there: rows go in the order of their key, a batch a transaction."""
-    key = list(table.primary_key)
-    last = await target.read(select(*key).order_by(*(column.desc() for column in key)).limit(1))
+    """Go on behind the last row that is there: rows go in the order of their primary key, a batch a transaction."""
+    primary_key = list(table.primary_key)
+    last = await target.read(select(*primary_key).order_by(*(column.desc() for column in primary_key)).limit(1))
     after = tuple(last[0].values()) if last and table is not counters else None
     moved(await _count(target, table) if after else 0)
     while rows := await _batch(source, table, after):
         await _insert(target, table, rows)
-        after = tuple(rows[-1][column.name] for column in key)
+        after = tuple(rows[-1][column.name] for column in primary_key)
         moved(len(rows))
 
 
@@ -59,24 +59,24 @@ async def _insert(target: Engine, table: Table, rows: list[dict[str, Any]]) -> N
 
 
 async def _compare(source: Engine, target: Engine, table: Table, compared: Progress) -> None:
-    key = list(table.primary_key)
+    primary_key = list(table.primary_key)
     after: tuple[Any, ...] | None = None
     while rows := await _batch(source, table, after):
         there = await _batch(target, table, after)
         if rows != there:
             raise DatabaseUnusable(f"table {table.name} differs: something else wrote to it. Begin with an empty one")
-        after = tuple(rows[-1][column.name] for column in key)
+        after = tuple(rows[-1][column.name] for column in primary_key)
         compared(len(rows))
     if await _batch(target, table, after):
         raise DatabaseUnusable(f"table {table.name} holds more: something else wrote to it. Begin with an empty one")
 
 
 async def _batch(engine: Engine, table: Table, after: tuple[Any, ...] | None) -> list[dict[str, Any]]:
-    key = list(table.primary_key)
-    query = select(table).order_by(*key).limit(AT_ONCE)
+    primary_key = list(table.primary_key)
+    query = select(table).order_by(*primary_key).limit(AT_ONCE)
     if table is counters:
         query = query.where(counters.c.Name != MARK)
-    return await engine.read(query if after is None else query.where(tuple_(*key) > after))
+    return await engine.read(query if after is None else query.where(tuple_(*primary_key) > after))
 
 
 async def _count(engine: Engine, table: Table) -> int:
@@ -84,7 +84,7 @@ async def _count(engine: Engine, table: Table) -> int:
 
 
 async def _finish(connection: AsyncConnection) -> None:
-    """The sequences go on behind what was copied; the mark goes."""
+    """Let the sequences go on behind what was copied, and remove the mark."""
     for table in WITH_SEQUENCE:
         highest = (await connection.execute(select(func.max(table.c.Id)))).scalar_one()
         if highest and connection.dialect.name == "postgresql":

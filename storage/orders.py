@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from common.errors import GatewayError
 from models import MAX_ORDERS, GatewayState, Order, OrderKind, SeriesReport
 from storage.engine import Engine
 from storage.merge import Word
@@ -14,10 +15,14 @@ from storage.schema import gateways, orders
 
 EXPIRE_AFTER = timedelta(days=1)
 KEPT_FOR = timedelta(days=7)
-MAX_WAITING = 1000  # of one gateway
+MAX_WAITING = 1000  # orders that wait at one gateway
 WITHDRAWN = "withdrawn: the series was then declared incomplete"
 
 Row = Mapping[str, Any]
+
+
+class TooManyOrders(GatewayError):
+    """A gateway has not taken the orders that it was given."""
 
 
 class Orders:
@@ -27,13 +32,13 @@ class Orders:
         self._engine = engine
 
     async def listed(self, gateway_id: str, limit: int) -> list[dict[str, Any]]:
-        """The latest of one gateway, the latest first."""
+        """Return the latest orders of one gateway, the latest first."""
         of_gateway = select(orders).where(orders.c.GatewayID == gateway_id)
         return await self._engine.read(of_gateway.order_by(orders.c.Id.desc()).limit(limit))
 
 
 def state_of(order: Row, now: datetime) -> str:
-    """What has become of an order: waiting, done, failed, expired."""
+    """Return what has become of an order: waiting, done, failed, expired."""
     if order["DoneAt"] is not None:
         return "failed" if order["Problem"] else "done"
     return "waiting" if order["At"] > now - EXPIRE_AFTER else "expired"
@@ -54,7 +59,7 @@ async def give(  # noqa: PLR0913 - what an order is made of
     now: datetime,
     settles: bool = False,
 ) -> dict[str, Any] | None:
-    """Order something of a gateway; None where too many of its orders wait.
+    """Order something of a gateway; return the order's row, None if too many wait there.
 
     `about`: the column and value that say which series or dead letter. The same, if it waits already, is that one.
     """
@@ -73,7 +78,7 @@ async def give(  # noqa: PLR0913 - what an order is made of
 
 
 async def waiting(connection: AsyncConnection, gateway_id: str, now: datetime) -> list[Order]:
-    """What a gateway is told now: as many of the first that wait as one answer holds."""
+    """Return what a gateway is told now: as many of the first that wait as one answer holds."""
     query = select(orders).where(orders.c.GatewayID == gateway_id, _waits(now)).order_by(orders.c.Id).limit(MAX_ORDERS)
     return [_order({**row}, now) for row in (await connection.execute(query)).mappings()]
 
@@ -85,7 +90,7 @@ def _order(row: Row, now: datetime) -> Order:
 
 
 async def acknowledge(connection: AsyncConnection, state: GatewayState, now: datetime) -> list[dict[str, Any]]:
-    """Write down what a gateway says became of its orders; those that waited until now."""
+    """Write down what a gateway says became of its orders; return those that waited until now."""
     ended = []
     for done in state.OrdersDone:
         this = (orders.c.Id == done.Number) & (orders.c.GatewayID == state.GatewayID) & orders.c.DoneAt.is_(None)
@@ -95,7 +100,7 @@ async def acknowledge(connection: AsyncConnection, state: GatewayState, now: dat
 
 
 async def withdraw(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> int:
-    """End the orders that close a series; how many."""
+    """End the orders that close a series; return how many these were."""
     of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & orders.c.DoneAt.is_(None)
     return (await connection.execute(orders.update().where(of_series).values(DoneAt=now, Problem=WITHDRAWN))).rowcount
 
@@ -107,7 +112,7 @@ async def forget_why(connection: AsyncConnection, series_instance_uids: Sequence
 
 
 async def made_for(connection: AsyncConnection, report: SeriesReport) -> Row | None:
-    """The order that a gateway's report obeys."""
+    """Return the order that a gateway's report obeys."""
     if report.Verdict != "declared":
         return None
     query = select(orders).where(orders.c.SeriesInstanceUID == report.SeriesInstanceUID)
@@ -116,7 +121,7 @@ async def made_for(connection: AsyncConnection, report: SeriesReport) -> Row | N
 
 
 def word_of(order: Row) -> Word | None:
-    """What a person has said by it; None if that was taken back, or the series purged."""
+    """Return what a person has said by an order; None if that was taken back, or the series purged."""
     if order["Because"] is None or order["Problem"] == WITHDRAWN:
         return None
     return Word("complete", order["By"], order["Because"], order["At"])
@@ -125,7 +130,7 @@ def word_of(order: Row) -> Word | None:
 async def running(
     connection: AsyncConnection, series_instance_uid: str, *, alone: bool = False
 ) -> dict[str, tuple[datetime, bool]]:
-    """Gateways that have not ended: when each was heard of last, and whether it had this series open then.
+    """Return the gateways that have not ended: when each was heard of last, and whether it had this series open then.
 
     `alone`: nobody else may order anything of them until this transaction ends.
     """
@@ -139,13 +144,13 @@ async def running(
 
 
 async def waits_since(connection: AsyncConnection, series_instance_uid: str, at: datetime) -> set[str]:
-    """Gateways that were told before `at` to close a series, and have not said what became of it."""
+    """Return the gateways that were told before `at` to close a series, and have not said what became of it."""
     of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & orders.c.DoneAt.is_(None) & (orders.c.At < at)
     return set((await connection.execute(select(orders.c.GatewayID).where(of_series))).scalars())
 
 
 async def closed_nowhere(connection: AsyncConnection, order: Row) -> bool:
-    """Whether all gateways that had a series open when this was ordered say that they had nothing to close."""
+    """Return whether all gateways that had a series open when this was ordered say that they had nothing to close."""
     same = (orders.c.SeriesInstanceUID == order["SeriesInstanceUID"]) & (orders.c.At == order["At"])
     others = select(func.count()).select_from(orders).where(same, orders.c.Settles, orders.c.Problem.is_(None))
     return bool(order["Settles"]) and not (await connection.execute(others)).scalar_one()

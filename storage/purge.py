@@ -30,9 +30,9 @@ from storage.schema import (
 )
 
 SERIES_AT_ONCE = 100
-IMAGES_AT_ONCE = 5000  # of a batch of several series
+IMAGES_AT_ONCE = 5000  # images in a batch of several series
 CHANGES_AT_ONCE = 1000
-OF_A_SERIES = (instances, conflicts, timeline, changes, purged, series)  # in the order in which they can go
+BY_SERIES = (instances, conflicts, timeline, changes, purged, series)  # in the order in which they can go
 PLACE = (series.c.UpdatedAt, series.c.SeriesInstanceUID)
 
 Place = tuple[datetime, str]
@@ -71,7 +71,7 @@ class Purger:
     _engine: Engine
 
     async def old(self, before: datetime) -> int:
-        """How many series have not changed since then."""
+        """Count the series that have not changed since then."""
         query = select(func.count().label("n")).select_from(series).where(series.c.UpdatedAt < before)
         return int((await self._engine.read(query))[0]["n"])
 
@@ -103,7 +103,7 @@ class Purger:
 
 
 async def _purge_series(connection: AsyncConnection, before: datetime, after: Place | None) -> SeriesBatch:
-    """One batch, in one transaction.
+    """Remove one batch, in one transaction.
 
     1. Lock the rows: each has then the last word of every report that has been stored.
     2. Only then look what keeps some of them: a new statement sees what was committed meanwhile.
@@ -120,7 +120,7 @@ async def _purge_series(connection: AsyncConnection, before: datetime, after: Pl
         if row["SeriesInstanceUID"] not in kept
     ]
     if tombstones:
-        for table in OF_A_SERIES:
+        for table in BY_SERIES:
             of_series = table.c.SeriesInstanceUID.in_(_uids(tombstones))
             await connection.execute(table.delete().where(of_series))
         await forget_why(connection, _uids(tombstones))
@@ -135,7 +135,7 @@ async def _delete_changes(connection: AsyncConnection, outdated: ColumnElement[b
 
 
 def _batch(found: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """The first of them, as many as have not too many images together; the first one in any case."""
+    """Return the first of them, as many as have not too many images together; the first one in any case."""
     sizes = accumulate(row["NumInstances"] for row in found)
     return found[: max(1, sum(size <= IMAGES_AT_ONCE for size in sizes))]
 
@@ -161,7 +161,7 @@ def _uids(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 async def recall(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> dict[str, Any] | None:
-    """Take the tombstone of a series that comes again; how its timeline begins, before what is stored at `now`.
+    """Take the tombstone of a series that comes again; return how its timeline begins, before what is stored at `now`.
 
     A report that has waited for the purge began before it.
     """
@@ -178,7 +178,7 @@ async def recall(connection: AsyncConnection, series_instance_uid: str, now: dat
 
 
 def select_old(before: datetime, after: Place | None) -> Select[Any]:
-    """The next series, in the order of the index of their last change."""
+    """Return the query for the next series, in the order of the index of their last change."""
     query = select(*PLACE, series.c.NumInstances).where(series.c.UpdatedAt < before)
     query = query.order_by(*PLACE).limit(SERIES_AT_ONCE)
     if after is None:
@@ -188,7 +188,7 @@ def select_old(before: datetime, after: Place | None) -> Select[Any]:
 
 
 def select_stays(series_instance_uids: Sequence[str], *, dry: bool) -> Select[Any]:
-    """Those of them that stay, and whether that is for a conflict.
+    """Return the query for those of them that stay, and whether that is for a conflict.
 
     A change without a number is known to nobody. If `dry` it is none that keeps: a purge would number it first.
     """
@@ -199,7 +199,7 @@ def select_stays(series_instance_uids: Sequence[str], *, dry: bool) -> Select[An
 
 
 def _is_untold() -> ColumnElement[bool]:
-    """Of a change: there is a webhook that comes to it later, or that it was given up for."""
+    """Hold of a change if there is a webhook that comes to it later, or that it was given up for."""
     given_up = exists().where(dead_changes.c.Webhook == webhooks.c.Id, dead_changes.c.Number == changes.c.Number)
     behind = or_(changes.c.Number.is_(None), webhooks.c.Position < changes.c.Number)
     return exists().where(or_(behind, given_up.correlate(webhooks, changes))).correlate(changes)
@@ -211,7 +211,7 @@ def select_next_changes(after: int) -> Select[Any]:
 
 
 def _outdated(before: datetime, after: int, until: int) -> ColumnElement[bool]:
-    """Of a change: its series has changed since `before`, a later change tells a revision, and all webhooks know it."""
+    """Hold of an old change of a series that stays, which all webhooks know and behind which a revision is told."""
     later = changes.alias("later")
     of_same = later.c.SeriesInstanceUID == changes.c.SeriesInstanceUID
     tells_revision = later.c.Kinds.is_distinct_from(literal_column("'conflict'"))

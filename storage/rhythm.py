@@ -8,9 +8,9 @@ from collections.abc import Container
 from datetime import UTC, datetime
 
 WEEK = 168  # hours
-WEEKS = 4  # that a rhythm rests on
-KNOWN_WEEKS = 2  # the fewest
-USUAL = 0.75  # of the weeks known: in so many it has to have sent in an hour
+WEEKS = 4  # weeks that a rhythm rests on
+KNOWN_WEEKS = 2  # the fewest weeks that make a rhythm
+USUAL = 0.75  # share of the weeks known in which a source has sent in a usual hour
 UNUSUAL = 3  # hours missed, from which on a silence is unusual
 KEPT_HOURS = (WEEKS + 1) * WEEK
 """How far back hours are looked at: of a week ago, four weeks."""
@@ -18,12 +18,12 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def hour_of(at: datetime) -> int:
-    """Which hour that is."""
+    """Return which hour that is."""
     return (at - EPOCH).days * 24 + (at - EPOCH).seconds // 3600
 
 
 def missed_hours(sent: Container[int], first: int, last: int, now: int) -> int:
-    """How many of a source's usual hours have passed whole since its last image, within a week before the hour `now`.
+    """Count the usual hours of a source that passed whole since its last image, within a week before the hour `now`.
 
     `sent`: the hours in which it sent, KEPT_HOURS back; `first` and `last`: of its first image and its last.
     """
@@ -31,6 +31,6 @@ def missed_hours(sent: Container[int], first: int, last: int, now: int) -> int:
 
 
 def _is_usual(hour: int, sent: Container[int], first: int) -> bool:
-    """Whether it sent in this hour of most weeks before."""
+    """Return whether a source sent in this hour of most weeks before."""
     known = [before for week in range(1, WEEKS + 1) if (before := hour - week * WEEK) >= first]
     return len(known) >= KNOWN_WEEKS and sum(before in sent for before in known) >= USUAL * len(known)

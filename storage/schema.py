@@ -76,7 +76,9 @@ class Undecoded(Document):
         return value and fitting_bytes(valid_unicode(value))
 
 
-KEY = Text().with_variant(Text(collation="C"), "postgresql")  # ordered by bytes, as SQLite does; a prefix is a range
+ORDERED_TEXT = Text().with_variant(
+    Text(collation="C"), "postgresql"
+)  # ordered by bytes, as SQLite does; a prefix is a range
 DOCUMENT = Document()
 NUMBER = BigInteger().with_variant(Integer(), "sqlite")  # SQLite's rowid is an INTEGER, of 64 bits
 
@@ -84,12 +86,12 @@ metadata = MetaData()
 series = Table(
     "series",
     metadata,
-    Column("SeriesInstanceUID", KEY, primary_key=True),
-    Column("PatientID", KEY),
+    Column("SeriesInstanceUID", ORDERED_TEXT, primary_key=True),
+    Column("PatientID", ORDERED_TEXT),
     Column("PatientName", Text),
-    Column("StudyInstanceUID", KEY, nullable=False),
+    Column("StudyInstanceUID", ORDERED_TEXT, nullable=False),
     Column("NumInstances", Integer, nullable=False),
-    Column("Modality", KEY),
+    Column("Modality", ORDERED_TEXT),
     Column("Attributes", Attributes, nullable=False),
     Column("Undecoded", Undecoded, nullable=False),
     Column("Revision", Integer, nullable=False),
@@ -105,10 +107,10 @@ series = Table(
     Column("Source", Text),
     Column("IdlePolicy", Text),
     # Out of Attributes, to be searched by:
-    Column("StudyDate", KEY),
-    Column("AccessionNumber", KEY),
-    Column("FoldedName", KEY),  # PatientName as names are compared (folding.py)
-    Column("FoldedReferrer", KEY),  # ReferringPhysicianName likewise
+    Column("StudyDate", ORDERED_TEXT),
+    Column("AccessionNumber", ORDERED_TEXT),
+    Column("FoldedName", ORDERED_TEXT),  # PatientName as names are compared (folding.py)
+    Column("FoldedReferrer", ORDERED_TEXT),  # ReferringPhysicianName likewise
     Column("CalledAETitle", Text),
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
     Column("Withdrawn", Text),  # the verdict that the series had when a person declared it incomplete, or `part`
@@ -148,14 +150,14 @@ for _name, _is_rare in (
 
 
 def _of_series() -> Column[str]:
-    return Column("SeriesInstanceUID", KEY, ForeignKey("series.SeriesInstanceUID"), primary_key=True)
+    return Column("SeriesInstanceUID", ORDERED_TEXT, ForeignKey("series.SeriesInstanceUID"), primary_key=True)
 
 
 instances = Table(
     "instances",
     metadata,
     _of_series(),
-    Column("SOPInstanceUID", KEY, primary_key=True),
+    Column("SOPInstanceUID", ORDERED_TEXT, primary_key=True),
     Column("SOPClassUID", Text),
     Column("InstanceNumber", Integer),
     Column("Rows", Integer),
@@ -169,7 +171,9 @@ conflicts = Table(
     "conflicts",
     metadata,
     _of_series(),
-    Column("Digest", KEY, primary_key=True),  # of the contradicting identity and instances: a repeat is kept once
+    Column(
+        "Digest", ORDERED_TEXT, primary_key=True
+    ),  # of the contradicting identity and instances: a repeat is kept once
     Column("Report", DOCUMENT, nullable=False),
     Column("ReceivedAt", UtcDateTime, nullable=False),
     Column("Resolution", Text),
@@ -189,7 +193,7 @@ timeline = Table(
     "timeline",
     metadata,
     Column("Id", NUMBER, primary_key=True),
-    Column("SeriesInstanceUID", KEY, ForeignKey("series.SeriesInstanceUID"), nullable=False),
+    Column("SeriesInstanceUID", ORDERED_TEXT, ForeignKey("series.SeriesInstanceUID"), nullable=False),
     Column("At", UtcDateTime, nullable=False),
     Column("GatewayID", Text),
     Column("Revision", Integer, nullable=False),
@@ -201,7 +205,7 @@ timeline = Table(
 purged = Table(
     "purged",
     metadata,
-    Column("SeriesInstanceUID", KEY, primary_key=True),
+    Column("SeriesInstanceUID", ORDERED_TEXT, primary_key=True),
     Column("At", UtcDateTime, nullable=False),
     Column("NumInstances", Integer, nullable=False),
     sqlite_with_rowid=False,
@@ -209,9 +213,9 @@ purged = Table(
 completions = Table(
     "completions",
     metadata,
-    Column("Source", KEY, primary_key=True),
-    Column("IdlePolicy", KEY, primary_key=True),
-    Column("Verdict", KEY, primary_key=True),
+    Column("Source", ORDERED_TEXT, primary_key=True),
+    Column("IdlePolicy", ORDERED_TEXT, primary_key=True),
+    Column("Verdict", ORDERED_TEXT, primary_key=True),
     Column("Series", Integer, nullable=False),
     Column("False", Integer, nullable=False),
     Column("AfterCapped", Integer, nullable=False, server_default="0"),
@@ -224,14 +228,14 @@ changes = Table(
     metadata,
     Column("Id", NUMBER, primary_key=True),
     Column("Number", NUMBER),
-    Column("SeriesInstanceUID", KEY, ForeignKey("series.SeriesInstanceUID"), nullable=False),
-    Column("StudyInstanceUID", KEY, nullable=False),
+    Column("SeriesInstanceUID", ORDERED_TEXT, ForeignKey("series.SeriesInstanceUID"), nullable=False),
+    Column("StudyInstanceUID", ORDERED_TEXT, nullable=False),
     Column("Revision", Integer, nullable=False),
     Column("NumInstances", Integer, nullable=False),
     Column("Verdict", Text),
     Column("At", UtcDateTime, nullable=False),
     Column("CalledAETitle", Text),
-    Column("Modality", KEY),
+    Column("Modality", ORDERED_TEXT),
     Column("Source", Text),
     Column("ExpectedInstances", Integer),
     Column("Kinds", Text),  # separated by spaces; null in what an earlier version told
@@ -245,11 +249,13 @@ Index(
     sqlite_where=changes.c.Number.is_(None),
     postgresql_where=changes.c.Number.is_(None),
 )
-counters = Table("counters", metadata, Column("Name", KEY, primary_key=True), Column("Value", NUMBER, nullable=False))
+counters = Table(
+    "counters", metadata, Column("Name", ORDERED_TEXT, primary_key=True), Column("Value", NUMBER, nullable=False)
+)
 api_keys = Table(
     "api_keys",
     metadata,
-    Column("Id", KEY, primary_key=True),
+    Column("Id", ORDERED_TEXT, primary_key=True),
     Column("Name", Text, nullable=False),
     Column("Salt", Text, nullable=False),
     Column("Hash", Text, nullable=False),
@@ -262,7 +268,7 @@ api_keys = Table(
 ended_sessions = Table(
     "ended_sessions",
     metadata,
-    Column("Session", KEY, primary_key=True),  # without its signature
+    Column("Session", ORDERED_TEXT, primary_key=True),  # without its signature
     Column("EndsAt", UtcDateTime, nullable=False),  # then it is forgotten
     sqlite_with_rowid=False,
 )
@@ -298,7 +304,7 @@ dead_changes = Table(
 gateways = Table(
     "gateways",
     metadata,
-    Column("GatewayID", KEY, primary_key=True),
+    Column("GatewayID", ORDERED_TEXT, primary_key=True),
     Column("At", UtcDateTime, nullable=False),  # by the server's clock
     Column("State", DOCUMENT, nullable=False),
     Column("RefusedAt", UtcDateTime),  # when a heartbeat of its name was not let in
@@ -308,14 +314,14 @@ gateways = Table(
 sources = Table(
     "sources",
     metadata,
-    Column("Source", KEY, primary_key=True),
+    Column("Source", ORDERED_TEXT, primary_key=True),
     Column("FirstReceivedAt", UtcDateTime, nullable=False),
     sqlite_with_rowid=False,
 )
 source_hours = Table(
     "source_hours",
     metadata,
-    Column("Source", KEY, ForeignKey("sources.Source", ondelete="CASCADE"), primary_key=True),
+    Column("Source", ORDERED_TEXT, ForeignKey("sources.Source", ondelete="CASCADE"), primary_key=True),
     Column("Hour", Integer, primary_key=True, autoincrement=False),  # since 1970, in UTC
     Column("LastReceivedAt", UtcDateTime, nullable=False),
     Column("Images", NUMBER, nullable=False),  # that were new to their series
@@ -327,9 +333,9 @@ orders = Table(
     "orders",
     metadata,
     Column("Id", NUMBER, primary_key=True),
-    Column("GatewayID", KEY, nullable=False),
+    Column("GatewayID", ORDERED_TEXT, nullable=False),
     Column("Kind", Text, nullable=False),
-    Column("SeriesInstanceUID", KEY),  # of declare; it may not be stored yet
+    Column("SeriesInstanceUID", ORDERED_TEXT),  # of declare; it may not be stored yet
     Column("DeadLetter", NUMBER),  # of the others
     Column("By", Text, nullable=False),
     Column("Because", Text),

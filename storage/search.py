@@ -26,7 +26,7 @@ class Level(IntEnum):
 
 
 REQUEST = "RequestAttributesSequence"
-REQUEST_ITEMS = 8  # of a series; those behind are not looked at
+REQUEST_ITEMS = 8  # items of a series' request that are looked at
 KEYS = {
     keyword: level
     for level, keywords in (
@@ -42,12 +42,12 @@ KEYS = {
 """What can be matched, and whose attribute it is."""
 COLUMNS = {keyword: keyword for keyword in KEYS if keyword in series.c} | FOLDED | {"ModalitiesInStudy": "Modality"}
 RANGES = ("PatientName", "PatientID", "AccessionNumber", "StudyDate")  # their index has them in order
-OF_SERIES = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "NumInstances", "Attributes")
+ANSWERED = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "NumInstances", "Attributes")
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is asked for: the entities of a level that match every one of `keys`."""
+    """What is asked for: the entities of a level that match every one of `keys` (PS3.4 §C.2.2.1), by keyword."""
 
     level: Level
     keys: Mapping[str, Match]
@@ -62,33 +62,33 @@ class Finder:
     _engine: Engine
 
     async def page(self, search: Search) -> list[dict[str, Any]]:
-        """The rows of a page, and one more where that is not the end."""
+        """Return the rows of a page, and one more if that is not the end."""
         return await self._engine.read(select_page(search))
 
     async def totals(self, study_instance_uids: Iterable[str]) -> list[dict[str, Any]]:
-        """Of each study and modality: how many series and instances."""
+        """Count the series and instances of each study and modality."""
         return await self._engine.read(_select_totals(study_instance_uids))
 
 
 def select_page(search: Search) -> Select[Any]:
-    """Which rows these are is found out by keys alone, so an index is read and not the table."""
+    """Return the query for a page. Its rows are found by their UIDs alone, so an index is read and not the table."""
     of_instances = search.level is Level.INSTANCE
     table = series.join(instances) if of_instances else series
-    keys = [series.c.SeriesInstanceUID, *([instances.c.SOPInstanceUID] if of_instances else [])]
-    in_order = [key for key in RANGES if isinstance(search.keys.get(key), Range | Like)]
+    uids = [series.c.SeriesInstanceUID, *([instances.c.SOPInstanceUID] if of_instances else [])]
+    in_order = [keyword for keyword in RANGES if isinstance(search.keys.get(keyword), Range | Like)]
     in_order = ["PatientName"] if "PatientName" in search.keys else in_order[:1]
-    order = [series.c[COLUMNS[key]] for key in in_order]
-    order += [series.c.StudyInstanceUID, *keys]
-    found_keys = _select_keys(search, table, order).limit(search.limit + 1).offset(search.offset).subquery()
-    columns = [series.c[name] for name in OF_SERIES]
+    order = [series.c[COLUMNS[keyword]] for keyword in in_order]
+    order += [series.c.StudyInstanceUID, *uids]
+    found = _select_order(search, table, order).limit(search.limit + 1).offset(search.offset).subquery()
+    columns = [series.c[name] for name in ANSWERED]
     columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_COLUMNS)] if of_instances else []
-    rows = table.join(found_keys, and_(*(key == found_keys.c[key.name] for key in keys)))
+    rows = table.join(found, and_(*(uid == found.c[uid.name] for uid in uids)))
     return select(*columns).select_from(rows).order_by(*order)
 
 
-def _select_keys(search: Search, table: FromClause, order: Sequence[ColumnElement[Any]]) -> Select[Any]:
-    """The columns of `order`, in that order, of all that matches."""
-    search = replace(search, keys={key: _by_index(key, match) for key, match in search.keys.items()})
+def _select_order(search: Search, table: FromClause, order: Sequence[ColumnElement[Any]]) -> Select[Any]:
+    """Return the query for the columns of `order`, in that order, of all that matches."""
+    search = replace(search, keys={keyword: _by_index(keyword, match) for keyword, match in search.keys.items()})
     once = [~_is_earlier(search)] if search.level is Level.STUDY else []
     ways = [
         select(*order).select_from(table).where(*_conditions(way, series), *once).order_by(*order)
@@ -110,20 +110,20 @@ def _select_totals(study_instance_uids: Iterable[str]) -> Select[Any]:
 
 
 def _conditions(search: Search, of: FromClause) -> Iterator[ColumnElement[bool]]:
-    """For a row of `of` (series, maybe by another name) to match."""
-    for key, match in search.keys.items():
-        if key == "ModalitiesInStudy" and (search.level > Level.STUDY or "Modality" in search.keys):
+    """Yield the conditions for a row of `of` (series, maybe by another name) to match."""
+    for keyword, match in search.keys.items():
+        if keyword == "ModalitiesInStudy" and (search.level > Level.STUDY or "Modality" in search.keys):
             yield _has_modality(match, of)
-        elif not key.startswith(REQUEST):
-            time = _stored(key.replace("Date", "Time"), 0, of) if isinstance(match, Range) and match.times else None
-            yield matches(_value(key, match, of), match, _vr(key), time)
-    request = {key.split(".")[1]: match for key, match in search.keys.items() if key.startswith(REQUEST)}
+        elif not keyword.startswith(REQUEST):
+            time = _stored(keyword.replace("Date", "Time"), 0, of) if isinstance(match, Range) and match.times else None
+            yield matches(_value(keyword, match, of), match, _vr(keyword), time)
+    request = {keyword.split(".")[1]: match for keyword, match in search.keys.items() if keyword.startswith(REQUEST)}
     if request:  # all in the same item (PS3.4 §C.2.2.2.6)
         yield or_(*(_in_item(at, request, of) for at in range(REQUEST_ITEMS)))
 
 
 def _is_earlier(search: Search) -> ColumnElement[bool]:
-    """There is an earlier series of the same study that matches, too."""
+    """Hold of a series if an earlier one of the same study matches, too."""
     earlier = series.alias("earlier")
     same_study = earlier.c.StudyInstanceUID == series.c.StudyInstanceUID
     before = earlier.c.SeriesInstanceUID < series.c.SeriesInstanceUID
@@ -142,20 +142,20 @@ def _in_item(at: int, keys: Mapping[str, Match], of: FromClause) -> ColumnElemen
     return and_(*(matches(_stored(keyword, at, of), match, "SH") for keyword, match in keys.items()))
 
 
-def _value(key: str, match: Match, of: FromClause) -> ColumnElement[Any]:
-    """What an attribute is matched on: its column, or else its first value."""
-    if KEYS[key] is Level.INSTANCE:
-        return instances.c[key]
-    if key not in COLUMNS:
-        return _stored(key, 0, of)
+def _value(keyword: str, match: Match, of: FromClause) -> ColumnElement[Any]:
+    """Return what an attribute is matched on: its column, or else its first value."""
+    if KEYS[keyword] is Level.INSTANCE:
+        return instances.c[keyword]
+    if keyword not in COLUMNS:
+        return _stored(keyword, 0, of)
     several = isinstance(match, AnyOf) or (isinstance(match, OneOf) and len(match.values) > 1)
     # By these no index is to be chosen: for several codes it is out of order, and series of one study are few.
-    no_index = of is not series or (several and _vr(key) == "CS")
-    return of.c[COLUMNS[key]].concat("") if no_index else of.c[COLUMNS[key]]
+    no_index = of is not series or (several and _vr(keyword) == "CS")
+    return of.c[COLUMNS[keyword]].concat("") if no_index else of.c[COLUMNS[keyword]]
 
 
 def _stored(keyword: str, at: int, of: FromClause) -> ColumnElement[Any]:
-    """The value in Attributes; of days and times without what ACR-NEMA wrote between their parts."""
+    """Return the value in Attributes; of days and times without what ACR-NEMA wrote between their parts."""
     text = ByBytes(of.c.Attributes[keyword, at].as_string())
     between = {"DA": ".", "TM": ":"}.get(_vr(keyword))
     return func.replace(text, between, "", type_=Text()) if between else text
@@ -164,12 +164,12 @@ def _stored(keyword: str, at: int, of: FromClause) -> ColumnElement[Any]:
 # --- the way along an index -------------------------------------------------------------------------------------
 
 
-def _by_index(key: str, match: Match) -> Match:
-    """The same match as an index has it: names folded, text before a * as a range."""
-    if key in FOLDED:
+def _by_index(keyword: str, match: Match) -> Match:
+    """Return the same match as an index has it: names folded, text before a * as a range."""
+    if keyword in FOLDED:
         names = [spelling for name in _texts(match) for spelling in spellings(name)]
         return AnyOf((*map(FirstGroups, names), *map(FurtherGroup, names)))
-    if key in RANGES and isinstance(match, Like) and is_prefix(match.pattern):
+    if keyword in RANGES and isinstance(match, Like) and is_prefix(match.pattern):
         begin = match.pattern.rstrip("*")
         return Range(begin, begin)
     return match
@@ -187,7 +187,7 @@ def _texts(match: Match) -> Iterator[str]:
 
 
 def _ways(search: Search) -> list[Search]:
-    """Searches that find the same together, each along an index: a name's first groups are in order there."""
+    """Return searches that find the same together, each along an index: a name's first groups are in order there."""
     match search.keys.get("PatientName"):
         case AnyOf(matches=names):
             first = [name for name in names if isinstance(name, FirstGroups)]
@@ -199,7 +199,7 @@ def _ways(search: Search) -> list[Search]:
 
 
 def _vr(keyword: str) -> str:
-    """As PS3.6 has it. Its dictionary takes a third of a second to import, and commands open a database, too."""
+    """Return the VR of PS3.6, whose dictionary takes a third of a second to import: commands open a database, too."""
     from pydicom.datadict import dictionary_VR
 
     return dictionary_VR(keyword)

@@ -34,7 +34,7 @@ class Sources:
     """Of each source the hour of its last image, the hour it was asked in, and the answer: that holds as long."""
 
     async def all(self, now: datetime) -> list[Sent]:
-        """Every source, in order of its name: some MAX_SOURCES at most.
+        """Return every source, in order of its name: some MAX_SOURCES at most.
 
         An image of a series that is still open counts, too: gateways tell of those.
         """
@@ -50,7 +50,7 @@ class Sources:
     async def _all_missed(
         self, first: Mapping[str, datetime], last: Mapping[str, datetime], now: int
     ) -> dict[str, int]:
-        """How many hours each has missed; a source's hours are read where that may be another number than before."""
+        """Count the hours each has missed; a source's hours are read only if that may be another number than before."""
         asked = {source: (hour_of(at), now) for source, at in last.items()}
         known = {source: (*at, 0) for source, at in asked.items() if at[0] >= now - 1}
         known |= {source: before for source, before in self._missed.items() if asked.get(source) == before[:2]}
@@ -63,15 +63,15 @@ class Sources:
         return {source: missed for source, (_, _, missed) in known.items()}
 
     async def days(self, of: Collection[str]) -> list[dict[str, Any]]:
-        """The Images and Series of each Source of these and each Day (since 1970, in UTC), the latest first."""
+        """Return the Images and Series of each of these Sources and each Day (since 1970, in UTC), the latest first."""
         return await self._engine.read(_select_days(of))
 
     async def verdicts(self, of: Collection[str]) -> list[dict[str, Any]]:
-        """How many Series of each Source of these got each Verdict, and how many of those were Contradicted."""
+        """Count how many Series of each of these Sources got each Verdict, and how many of those were Contradicted."""
         return await self._engine.read(_select_verdicts(of))
 
     async def heard(self) -> list[tuple[str, HeardSource]]:
-        """What gateways say of the sources that they heard last, with the gateway's GatewayID, in its order."""
+        """Return what gateways say of the sources that they heard last, with the gateway's GatewayID, in its order."""
         rows = [(row["GatewayID"], one) for row in await self._engine.read(HEARD) for one in row["Sources"] or ()]
         return [(gateway, HeardSource.model_validate(one, extra="ignore")) for gateway, one in rows]
 
@@ -168,7 +168,7 @@ def _select_days(of: Collection[str]) -> Select[Any]:
 
 
 def _select_verdicts(of: Collection[str]) -> Select[Any]:
-    key = (completions.c.Source, completions.c.Verdict)
+    by = (completions.c.Source, completions.c.Verdict)
     contradicted = func.sum(completions.c["False"] + completions.c.AfterCapped).label("Contradicted")
-    query = select(*key, func.sum(completions.c.Series).label("Series"), contradicted)
-    return query.where(completions.c.Source.in_(of)).group_by(*key).order_by(*key)
+    query = select(*by, func.sum(completions.c.Series).label("Series"), contradicted)
+    return query.where(completions.c.Source.in_(of)).group_by(*by).order_by(*by)

@@ -66,7 +66,7 @@ class Stored:
     _engine: Engine
 
     async def found(self, wanted: Wanted, limit: int, skip: int = 0) -> list[dict[str, Any]]:
-        """Up to `limit` series behind the first `skip`."""
+        """Return up to `limit` series behind the first `skip`."""
         return [truthful(row) for row in await self._engine.read(select_found(wanted, limit, skip))]
 
 
@@ -97,7 +97,7 @@ def _candidates(text: str, words: list[str], listing: Listing) -> CompoundSelect
 
 
 def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:
-    """Columns and what they have to begin with; a comma or a space in a name may be the ^ that DICOM writes."""
+    """Yield columns and what they have to begin with; a comma or a space in a name may be the ^ that DICOM writes."""
     name = small(text)[:FOLDED_LENGTH]
     names = (name, re.sub(r"[,\s]+", "^", name), re.sub(r",\s*", "^", name))
     for begin in dict.fromkeys(spelt for each in names for spelt in with_sharp_s(each)):
@@ -112,13 +112,13 @@ def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:
 
 
 def _first(column: ColumnElement[str], begin: str) -> Select[Any]:
-    """Along the column's index."""
+    """Return the query for the first series along the column's index."""
     within = matches(column, Range(begin, begin), "LO")
     return select(series.c.SeriesInstanceUID).where(within).order_by(column).limit(BEGINNINGS)
 
 
 def _says(word: str) -> ColumnElement[bool]:
-    """A word stands in a text of the series, or a UID or the study date begins so.
+    """Hold of a series if a word stands in one of its texts, or a UID or the study date begins so.
 
     Names are folded. What else has no folded column is compared as small letters, where SQLite knows those of ASCII
     alone, and as it would be in capitals.

@@ -9,12 +9,12 @@ def has_password(url: str) -> bool:
 
 
 def host_of(url: str) -> str:
-    """Of PostgreSQL; this machine where none is named."""
+    """Return the host of PostgreSQL; this machine if none is named."""
     return make_url(url).host or "localhost"
 
 
 def user_without_password(url: str) -> str | None:
-    """Who opens PostgreSQL by a URL that holds no password, maybe empty; None of any other URL. Raises ValueError."""
+    """Return the user in a PostgreSQL URL without a password, maybe empty; None of any other URL. Raises ValueError."""
     try:
         parts = make_url(url)
     except ArgumentError as error:

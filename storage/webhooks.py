@@ -32,7 +32,7 @@ class Webhooks:
     async def add(
         self, url: str, position: int, filters: Mapping[str, Sequence[str]], *, link_local: bool = False
     ) -> tuple[int, str]:
-        """Make one that knows the changes up to `position`; its id, and the secret that bodies are signed with.
+        """Make one that knows the changes up to `position`; return its id, and the secret that bodies are signed with.
 
         `filters`: a change's field to the values that it is told for.
         """
@@ -50,11 +50,11 @@ class Webhooks:
         return await self._engine.write(add), secret
 
     async def all(self) -> list[dict[str, Any]]:
-        """Each: how far it is, its last problem, and how many changes were given up; without its secret."""
+        """Return each webhook: how far it is, its last problem, how many changes were given up; without its secret."""
         return await self._engine.read(select_all())
 
     async def remove(self, id: int) -> bool:
-        """Tell it no more; whether there was such a webhook."""
+        """Remove a webhook; return whether there was such a one."""
 
         async def remove(connection: AsyncConnection) -> int:
             await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
@@ -85,7 +85,7 @@ class Webhooks:
     async def replay(self, id: int) -> int | None:
         """Go back to before the first change that was given up, and forget those; or go on where one was ended.
 
-        The number that comes next; None where it is neither.
+        Return the number that comes next; None if it is neither.
         """
 
         async def back(connection: AsyncConnection) -> int | None:
@@ -105,14 +105,14 @@ class Webhooks:
         return await self._engine.write(back)
 
     async def failed(self, id: int, limit: int) -> list[dict[str, Any]]:
-        """Changes that were given up, the first first, and the series of those that were not purged since."""
+        """Return changes that were given up, the first first, and the series of those that were not purged since."""
         columns = (dead_changes.c.Number, dead_changes.c.Problem, dead_changes.c.At, changes.c.SeriesInstanceUID)
         query = select(*columns).outerjoin_from(dead_changes, changes, changes.c.Number == dead_changes.c.Number)
         query = query.where(dead_changes.c.Webhook == id).order_by(dead_changes.c.Number)
         return await self._engine.read(query.limit(limit))
 
     async def discard(self, id: int) -> int:
-        """Forget the changes that were given up: nobody tells them again. How many that were."""
+        """Forget the changes that were given up: nobody tells them again. Return how many these were."""
         done = 0
 
         async def forget(connection: AsyncConnection) -> None:
@@ -126,11 +126,11 @@ class Webhooks:
     # --- what tells them ---
 
     async def were_added(self) -> bool:
-        """Whether there is any."""
+        """Return whether there is any webhook."""
         return bool(await self._engine.read(select(webhooks.c.Id).limit(1)))
 
     async def claim(self, owner: str, last: int, telling: Collection[int]) -> list[dict[str, Any]]:
-        """Those, but for `telling`, that do not know change `last`, are due, and are told by no other process."""
+        """Claim those, but for `telling`, that do not know change `last`, are due, and are told by no other process."""
         now = datetime.now(UTC)
         behind = (webhooks.c.Position < last) & webhooks.c.Id.not_in(telling)
         due = or_(webhooks.c.NextAttemptAt.is_(None), webhooks.c.NextAttemptAt <= now)
@@ -149,7 +149,7 @@ class Webhooks:
         return await self._engine.write(claim)
 
     async def keep(self, id: int, owner: str, update: dict[str, Any]) -> dict[str, Any] | None:
-        """Write down how far a webhook is; its secrets as they are now, None where it is no longer this owner's."""
+        """Write down how far a webhook is; return its secrets as they are now, None if it is no longer this owner's."""
 
         async def change(connection: AsyncConnection) -> dict[str, Any] | None:
             mine = (webhooks.c.Id == id) & (webhooks.c.Owner == owner)
@@ -181,5 +181,5 @@ def _claimed(owner: str) -> dict[str, Any]:
 
 
 def new_secret() -> str:
-    """A secret in the form of the Standard Webhooks specification."""
+    """Make a secret in the form of the Standard Webhooks specification."""
     return f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"

@@ -122,5 +122,6 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    async with Database.open(ServerSettings(database_url=database_url)) as database:
+    patient = ServerSettings(database_url=database_url, database_timeout_s=120)  # hundreds of reports wait at once
+    async with Database.open(patient) as database:
         yield database

@@ -13,6 +13,7 @@ from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
+from bench.rig.senders import ct_image
 from common.version import version
 from gateway.collector import SeriesCollector
 from gateway.idle import IdlePolicy
@@ -94,19 +95,7 @@ def arriving(series: str, instances: int, **change: Any) -> dict[str, Any]:
 
 def make_dataset(sop: str = "1", *, study: str = STUDY, series: str = SERIES) -> Dataset:
     """A small CT data set with everything a C-STORE needs, for the explicit VR little endian syntax."""
-    ds = Dataset()
-    ds.SOPClassUID = CTImageStorage
-    ds.SOPInstanceUID = f"{series}.{sop}"
-    ds.StudyInstanceUID = study
-    ds.SeriesInstanceUID = series
-    ds.PatientID = "P1"
-    ds.PatientName = "Test^One"
-    ds.Modality = "CT"
-    ds.Rows = ds.Columns = 8
-    ds.BitsAllocated = 16
-    ds.PixelData = bytes(128)
-    ds["PixelData"].VR = "OW"
-    return ds
+    return ct_image(study, series, f"{series}.{sop}")
 
 
 def encode(ds: Dataset, *, implicit: bool = False, little_endian: bool = True) -> bytes:

@@ -89,7 +89,7 @@ class Totals:
 
 
 def add_up(rows: Iterable[Row]) -> dict[str, Totals]:
-    """The totals of each study, of rows by study and modality (search.totals)."""
+    """Add up the totals of each study, from rows by study and modality (search.totals)."""
     totals: dict[str, Totals] = {}
     for row in rows:
         of_study = totals.setdefault(row["StudyInstanceUID"], Totals())
@@ -102,14 +102,14 @@ def add_up(rows: Iterable[Row]) -> dict[str, Totals]:
 def data_set(
     row: Row, level: Level, wanted: Iterable[str], totals: Totals, retrieve_url: str | None
 ) -> dict[str, Element]:
-    """The wanted attributes of what a row (search.page) stands for, by tag."""
+    """Return the wanted attributes of what a row (search.page) stands for, by tag."""
     values = _values(row, totals, retrieve_url and retrieve_url.rstrip("/") + _path(row, level))
     elements = {keyword: _element(keyword, values.get(keyword, ())) for keyword in wanted}
     return _by_tag({k: element for k, element in elements.items() if "Value" in element or k not in IF_KNOWN})
 
 
 def _values(row: Row, totals: Totals, url: str | None) -> dict[str, Any]:
-    """By keyword: as the gateway sent them, except for what the server itself knows."""
+    """Return the values by keyword: as the gateway sent them, except for what the server itself knows."""
     attributes: Mapping[str, list[str]] = row["Attributes"]
     return {
         **attributes,
@@ -137,7 +137,7 @@ def _path(row: Row, level: Level) -> str:
 
 
 def _element(keyword: str, values: Iterable[Any]) -> Element:
-    """An attribute; without Value where none of its values can be told."""
+    """Return an attribute; without Value if none of its values can be told."""
     vr = _tag_and_vr(keyword)[1]
     told = list(map(CONVERT.get(vr, _text), values))
     if vr in ("DS", "IS", "US"):
@@ -167,14 +167,14 @@ def _name(value: str) -> dict[str, str] | None:
 
 
 def _integer(low: int, high: int, value: str | int | None) -> int | None:
-    """The number, where it is one that the VR can hold."""
+    """Return the number if it is one that the VR can hold."""
     if isinstance(value, str):
         value = int(value) if AN_INTEGER.fullmatch(value) else None
     return value if value is not None and low <= value <= high else None
 
 
 def _decimal(value: str) -> float | None:
-    """The number of a DS, where it is one (PS3.5 table 6.2-1)."""
+    """Return the number of a DS if it is one (PS3.5 table 6.2-1)."""
     return float(value) if A_DECIMAL.fullmatch(value) else None
 
 

@@ -94,14 +94,14 @@ def parse(level: Level, parameters: Iterable[tuple[str, str]], path: Mapping[str
 
 
 def _shown(name: str) -> str:
-    """A parameter's name, where it can be one: else it may be a value."""
+    """Return a parameter's name if it can be one: else it may be a value."""
     return name if A_NAME.fullmatch(name) else "a parameter"
 
 
 def _attribute(shown: str, path: str) -> str | None:
-    """The keyword of an attribute given by keyword or tag, or several with dots: those of nested sequences.
+    """Return the keyword of an attribute given by keyword or tag, or several with dots: those of nested sequences.
 
-    None where it is none. Raises BadQuery where it is nearly one: ignored, it would find more than was asked for.
+    None if it is none. Raises BadQuery if it is nearly one: ignored, it would find more than was asked for.
     """
     keywords = [_keyword(part) for part in path.split(".")]
     if all(keywords):
@@ -113,7 +113,7 @@ def _attribute(shown: str, path: str) -> str | None:
 
 
 def _keyword(given: str) -> str:
-    """Empty where there is none."""
+    """Return the keyword of an attribute; empty if there is none."""
     if A_TAG.fullmatch(given):
         tag = int(given, 16)
         return keyword_for_tag(tag) or (given.upper() if (tag >> 16) % 2 else "")  # a private one has none
@@ -121,7 +121,7 @@ def _keyword(given: str) -> str:
 
 
 def _keys(level: Level, values: Mapping[str, list[tuple[str, str]]]) -> tuple[dict[str, Match], list[str]]:
-    """What is to be matched, and the names of what cannot be."""
+    """Return what is to be matched, and the names of what cannot be."""
     keys: dict[str, Match] = {}
     ignored = []
     for key, given in values.items():
@@ -145,12 +145,12 @@ def _keys(level: Level, values: Mapping[str, list[tuple[str, str]]]) -> tuple[di
 
 
 def _is_universal(key: str, value: str) -> bool:
-    """Whether it matches all there is, also what has no value (PS3.4 §C.2.2.2.3)."""
+    """Return whether a value matches all there is, also what has no value (PS3.4 §C.2.2.2.3)."""
     return not value.strip("*") or (key in FOLDED and not value.strip("^= "))
 
 
 def _any_of(name: str, matches: list[Match]) -> Match:
-    """What a key that is given several times finds: all that one of them finds."""
+    """Join what one key is given for several times: it finds all that one of them finds."""
     single = dict.fromkeys(value for match in matches if isinstance(match, OneOf) for value in match.values)
     others = dict.fromkeys(match for match in matches if not isinstance(match, OneOf))
     different = (*([OneOf(tuple(single))] if single else []), *others)
@@ -160,7 +160,7 @@ def _any_of(name: str, matches: list[Match]) -> Match:
 
 
 def _within(path: Mapping[str, str], keys: dict[str, Match]) -> dict[str, Match]:
-    """With the study and series of the path."""
+    """Return the keys with the study and series of the path among them."""
     for name, key in (("study", "StudyInstanceUID"), ("series", "SeriesInstanceUID")):
         if name not in path:
             continue
@@ -196,7 +196,7 @@ def _warnings(controls: Mapping[str, str], unknown: list[str], ignored: list[str
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Few enough for a header that every proxy lets through."""
+    """Name as many as a header may hold that every proxy lets through."""
     different = list(dict.fromkeys(names))
     more = [f"and {len(different) - SHOWN} more"] if len(different) > SHOWN else []
     return ", ".join([*different[:SHOWN], *more])
@@ -206,7 +206,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _matches(name: str, key: str, value: str) -> Iterable[Match]:
-    """How an attribute is to match: in one of these ways. Raises BadQuery."""
+    """Return the ways in one of which an attribute is to match. Raises BadQuery."""
     if CONTROL.search(value):
         raise BadQuery(f"{name}: has a control character; leave it out")
     vr = _vr(key)
@@ -234,7 +234,7 @@ def _vr(key: str) -> str:
 
 
 def _uids(name: str, value: str) -> OneOf:
-    """A list; a comma may also stand in a UID that is none of PS3.5 §9.1."""
+    """Read a list of UIDs; a comma may also stand in a UID that is none of PS3.5 §9.1."""
     uids = re.split(r"[,\\]", value)
     if not all(map(is_uid, uids)):
         raise BadQuery(f"{name}: is not a UID; {UIDS}; separate several by commas")
@@ -263,7 +263,7 @@ def _is_day(text: str) -> bool:
 
 
 def _times(name: str, value: str) -> Range:
-    """A time stands for all that begin so: 0930 for 093059.999, too."""
+    """Read a time or a range; a time stands for all that begin so: 0930 for 093059.999, too."""
     first, dash, last = (text.strip(" ") for text in value.partition("-"))
     if not (first or last) or not all(A_TIME.fullmatch(text) for text in (first, last) if text):
         raise BadQuery(f"{name}: is not a time; {TIMES}")
@@ -277,7 +277,7 @@ def _is_reversed(times: Match) -> bool:
 
 
 def _shortest(time: str) -> str:
-    """The same time without zeros at its end: what is as late or later, of any precision, is no smaller as text."""
+    """Cut the zeros at the end of a time: what is as late or later, of any precision, is then no smaller as text."""
     whole, _, fraction = time.partition(".")
     if fraction.strip("0"):
         return f"{whole}.{fraction.rstrip('0')}"

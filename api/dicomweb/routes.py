@@ -2,17 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.request import parse_http_list
 
-from fastapi import FastAPI, Request, Response
-from fastapi.params import Depends
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from api.dicomweb.answer import OPTIONAL, REQUIRED, Totals, add_up, data_set
 from api.dicomweb.request import MAX_LIMIT, MAX_VALUE, UNSUPPORTED, BadQuery, Query, parse
-from db import Database
+from api.routing import READS, Responses, answers, database_of
 from models import A_UID
 from storage.search import Level
 
@@ -20,33 +19,9 @@ ROOT = "/dicom-web"
 MEDIA_TYPE = "application/dicom+json"
 MEDIA_TYPES = (MEDIA_TYPE, "application/json")
 NOT_AT_ALL = re.compile(r"q\s*=\s*0(\.0*)?")
-OF_STUDY = {"ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"}
+TOTALS_OF_STUDY = {"ModalitiesInStudy", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances"}
 NOT_ACCEPTABLE = f"JSON is spoken, and no XML: accept {MEDIA_TYPE}, or application/json"
 MORE = "There are additional results that can be requested"
-
-Responses = Mapping[int | str, dict[str, Any]]
-
-
-def add_searches(app: FastAPI, *, responses: Responses | None = None, dependencies: Sequence[Depends] = ()) -> None:
-    """Add the search transactions. `app.state` has the database and maybe retrieve_url, where the images are."""
-    routes = (  # the longest first: a UID that is none of PS3.5 §9.1 may have a slash
-        ("/studies/{study}/series/{series}/instances", instances),
-        ("/studies/{study}/instances", instances),
-        ("/studies/{study}/series", series),
-        ("/studies", studies),
-        ("/series", series),
-        ("/instances", instances),
-    )
-    for path, search_for in routes:
-        app.get(
-            ROOT + path.replace("}", ":path}"),
-            response_class=Response,
-            responses={**ANSWERS, **(responses or {})},
-            dependencies=dependencies,
-            operation_id="search" + re.sub(r"[/{}]+", "_", path).rstrip("_"),
-            openapi_extra={"parameters": [*_path_parameters(path), *PARAMETERS]},
-            tags=["QIDO-RS"],
-        )(search_for)
 
 
 async def studies(request: Request) -> Response:
@@ -69,6 +44,7 @@ async def instances(request: Request) -> Response:
 
 
 async def _answer(level: Level, request: Request) -> Response:
+    """Answer a search for the entities of a level."""
     try:
         query = parse(level, request.query_params.multi_items(), request.path_params)
     except BadQuery as problem:
@@ -88,7 +64,7 @@ async def _answer(level: Level, request: Request) -> Response:
 
 
 def _acceptable(accept: str) -> str | None:
-    """The first media type that may be sent: the closest range decides, and 0 is no (RFC 9110 §12.5.1)."""
+    """Return the first media type that may be sent: the closest range decides, and 0 is no (RFC 9110 §12.5.1)."""
     allowed = {}
     for part in parse_http_list(accept or "*/*"):
         media_range, *parameters = (text.strip().lower() for text in part.split(";"))
@@ -102,13 +78,13 @@ def _acceptable(accept: str) -> str | None:
 
 
 async def _find(query: Query, request: Request) -> tuple[list[dict[str, Any]], bool]:
-    """What matches, up to the limit, and whether there is more."""
-    database: Database = request.app.state.database
+    """Return what matches, up to the limit, and whether there is more."""
+    database = database_of(request)
     rows = await database.finder.page(query.search)
     page = rows[: query.search.limit]
     wanted = _wanted(query, request.path_params)
     totals: dict[str, Totals] = {}
-    if wanted & OF_STUDY and page:
+    if wanted & TOTALS_OF_STUDY and page:
         totals = add_up(await database.finder.totals({row["StudyInstanceUID"] for row in page}))
     url: str | None = getattr(request.app.state, "retrieve_url", None)
     level = query.search.level
@@ -118,7 +94,7 @@ async def _find(query: Query, request: Request) -> tuple[list[dict[str, Any]], b
 
 
 def _wanted(query: Query, path: Mapping[str, str]) -> set[str]:
-    """Keywords of what is to be returned: the levels above too, unless the path names their entity."""
+    """Return the keywords of what is to be returned: the levels above too, unless the path names their entity."""
     level = query.search.level
     named = Level.SERIES if "series" in path else Level.STUDY if "study" in path else 0
     levels = [each for each in Level if named < each <= level]
@@ -133,10 +109,12 @@ def _wanted(query: Query, path: Mapping[str, str]) -> set[str]:
 
 
 def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    """Describe one parameter of the query."""
     return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 def _path_parameters(path: str) -> Iterable[dict[str, Any]]:
+    """Describe the UIDs in a path."""
     uid = {"type": "string", "pattern": f"^{A_UID}$"}
     return ({"name": name, "in": "path", "required": True, "schema": uid} for name in re.findall(r"\{(\w+)\}", path))
 
@@ -167,3 +145,21 @@ ANSWERS: Responses = {
     400: PROBLEM | {"description": "A parameter is wrong: which, and the cure."},
     406: PROBLEM | {"description": NOT_ACCEPTABLE},
 }
+ROUTES = (  # the longest first: a UID that is none of PS3.5 §9.1 may have a slash
+    ("/studies/{study}/series/{series}/instances", instances),
+    ("/studies/{study}/instances", instances),
+    ("/studies/{study}/series", series),
+    ("/studies", studies),
+    ("/series", series),
+    ("/instances", instances),
+)
+searches = APIRouter(tags=["QIDO-RS"], dependencies=[READS])
+"""The search transactions. `app.state` has the database and maybe retrieve_url, where the images are."""
+for _path, _search in ROUTES:
+    searches.get(
+        ROOT + _path.replace("}", ":path}"),
+        response_class=Response,
+        responses={**ANSWERS, **answers()},
+        operation_id="search" + re.sub(r"[/{}]+", "_", _path).rstrip("_"),
+        openapi_extra={"parameters": [*_path_parameters(_path), *PARAMETERS]},
+    )(_search)

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pydicom
@@ -31,7 +31,15 @@ def synthetic_series(n: int) -> list[Dataset]:
 
 
 def synthetic_image(study: str, series: str, sop: str) -> Dataset:
-    """A small CT image with everything that a C-STORE needs."""
+    """Return a small CT image with everything that a C-STORE needs."""
+    ds = ct_image(study, series, sop)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return ds
+
+
+def ct_image(study: str, series: str, sop: str) -> Dataset:
+    """Return a small CT image without File Meta Information."""
     ds = Dataset()
     ds.SOPClassUID, ds.SOPInstanceUID = CTImageStorage, sop
     ds.StudyInstanceUID, ds.SeriesInstanceUID = study, series
@@ -40,8 +48,6 @@ def synthetic_image(study: str, series: str, sop: str) -> Dataset:
     ds.BitsAllocated = 16
     ds.PixelData = bytes(128)
     ds["PixelData"].VR = "OW"
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     return ds
 
 
@@ -170,6 +176,33 @@ class PynetdicomSender(Sender):
                 time.sleep(AGAIN_AFTER_S)
         if assoc.is_established:
             assoc.release()
+
+
+class PacedSender(PynetdicomSender):
+    """Stock pynetdicom that pauses between images, as a modality does: faults meet images on their way."""
+
+    def __init__(  # noqa: PLR0913 - a sender's, and how it is paced
+        self,
+        port: int,
+        images: Sequence[Dataset],
+        deadline: float,
+        pause_s: float,
+        seed: float,
+        *,
+        host: str = "127.0.0.1",
+        told: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`pause_s` is the mean; `told` is called for each image that was acknowledged."""
+        super().__init__(port, images, deadline, host)
+        self._pause_s = pause_s
+        self._rng = random.Random(seed)
+        self._told = told
+
+    def send(self, images: list[Dataset]) -> Iterator[int]:
+        for n in super().send(images):
+            self._told()
+            yield n
+            time.sleep(self._rng.uniform(0, 2 * self._pause_s))
 
 
 class StorescuSender(Sender):

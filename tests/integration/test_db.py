@@ -939,7 +939,7 @@ async def test_images_after_a_verdict_that_claims_nothing_are_no_false_completio
 async def test_figures_of_more_sources_than_are_kept_stand_together(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("db.MAX_COMPLETIONS", 3)
+    monkeypatch.setattr("storage.revisions.MAX_COMPLETIONS", 3)
     for n in range(6):
         report = make_report("1", series=f"1.{n}").model_copy(update={"Source": f"NAME{n} CT"})
         await database.store(report)

@@ -11,9 +11,10 @@ import time_machine
 from fastapi import FastAPI
 from structlog.testing import capture_logs
 
-from db import ANSWERS_WITHIN, Database
+from db import Database
 from models import MAX_BECAUSE, MAX_ORDERS, Change, GatewayState, SeriesReport
 from storage import orders as storage_orders
+from storage.declarations import ANSWERS_WITHIN
 from storage.orders import EXPIRE_AFTER, KEPT_FOR
 from tests.factories import SERIES, arriving, make_report, make_state
 

@@ -21,7 +21,7 @@ from sqlalchemy import text
 from sqlalchemy.dialects import sqlite
 
 from api.dicomweb.request import MAX_LIMIT
-from api.dicomweb.routes import MEDIA_TYPE, add_searches
+from api.dicomweb.routes import MEDIA_TYPE, searches
 from common.settings import ServerSettings
 from db import Database
 from models import SeriesReport
@@ -36,7 +36,7 @@ OHIF = {"limit": "101", "offset": "0", "fuzzymatching": "false", "includefield":
 def app(database: Database) -> FastAPI:
     app = FastAPI()
     app.state.database = database
-    add_searches(app)
+    app.include_router(searches)
     return app
 
 

@@ -1,6 +1,7 @@
 """GATEWAY_EXTRA_ATTRIBUTES: what it may say, and that what it names is kept, of the first image or of each."""
 
 import struct
+from typing import Any
 
 import pytest
 
@@ -139,7 +140,7 @@ def test_of_a_series_the_first_value_is_kept_or_those_of_every_image() -> None:
 
 
 def test_the_values_of_every_image_are_joined_in_the_row() -> None:
-    known = merge.new_row(make_report("1"), RECEIVED_AT) | {"PatientName": None, "ExpectedInstances": None}
+    known: Any = merge.new_row(make_report("1"), RECEIVED_AT) | {"PatientName": None, "ExpectedInstances": None}
     known |= dict.fromkeys(
         (
             *("Verdict", "Basis", "Source", "IdlePolicy", "ExpectedFrom", "LastReceivedAt", "FirstReceivedAt"),

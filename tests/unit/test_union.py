@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from models import MAX_DESCRIPTION, MAX_DOUBTS, SeriesReport
 from storage import merge
+from storage.rows import SeriesRow
 from storage.schema import series
 from tests.factories import RECEIVED_AT, SERIES, make_report
 
@@ -34,12 +35,12 @@ def reports(draw: st.DrawFn) -> SeriesReport:
     return SeriesReport.model_validate(said)
 
 
-Rows = list[tuple[SeriesReport, dict[str, Any], dict[str, Any]]]
+Rows = list[tuple[SeriesReport, Any, Any]]
 
 
 def taken(reports: list[SeriesReport]) -> Rows:
     """Each report with the row before and after it."""
-    row = dict.fromkeys(series.c.keys()) | merge.new_row(make_report(), NOW)
+    row: Any = dict.fromkeys(series.c.keys()) | merge.new_row(make_report(), NOW)
     known: set[str] = set()
     rows = []
     for report in reports:
@@ -98,14 +99,18 @@ def test_a_repeat_changes_nothing_and_counts_nothing(some: list[SeriesReport]) -
 @settings(max_examples=300)
 @given(SEQUENCES)
 def test_no_verdict_is_contradicted_more_often_than_it_was_said(some: list[SeriesReport]) -> None:
-    said: Counter[tuple[str, ...]] = Counter()
-    late: Counter[tuple[str, ...]] = Counter()
+    said: Counter[tuple[str | None, str]] = Counter()
+    late: Counter[tuple[str | None, str]] = Counter()
     for report, before, after in taken(some):
         for of, column in merge.completions(report, before, after) if after is not before else ():
             key = (of["Verdict"], of["Source"] or "")
             (said if column == "Series" else late)[key] += 1
             assert column != "False" or of["Verdict"] != "capped"
     assert late <= said
+
+
+def test_the_rules_read_each_column_of_the_table_and_no_other() -> None:
+    assert [*SeriesRow.__annotations__] == series.c.keys()
 
 
 def test_a_stale_word_of_the_pacs_verifies_nothing() -> None:

@@ -1,0 +1,61 @@
+"""What the server alone knows, as it is answered: conflicts, timelines, how verdicts fared, gateways."""
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from models import GatewayState, SeriesReport
+
+Decision = Literal["dismiss", "merge", "correct"]
+"""Of a conflict. dismiss: the images are not this series'. merge: they are, and what is stored of patient and study
+stays. correct: they are, and patient and study become those of the report."""
+
+
+class Conflict(BaseModel):
+    """A report that contradicts the record of its series, kept aside until an operator resolves it."""
+
+    Digest: Annotated[str, Field(description="Its name in the API.")]
+    SeriesInstanceUID: str
+    Report: SeriesReport
+    ReceivedAt: AwareDatetime
+    Resolution: Decision | None
+    ResolvedAt: AwareDatetime | None
+    ResolvedBy: str | None
+    Before: Annotated[
+        dict[str, str | dict[str, list[str]] | None] | None,
+        Field(description="Patient, study and Attributes that `correct` replaced."),
+    ]
+
+
+class SeriesEvent(BaseModel):
+    """One entry of a series' timeline, as stored."""
+
+    At: AwareDatetime
+    Event: str
+    Details: dict[str, bool | int | float | str | None]
+    GatewayID: Annotated[str | None, Field(description="Null: the server's own.")]
+    Revision: Annotated[int, Field(description="Of the gateway's report; in the server's own, of the record.")]
+
+
+class Completion(BaseModel):
+    """How the verdicts of one policy about one source have fared."""
+
+    Source: str
+    IdlePolicy: str
+    Verdict: str
+    Series: Annotated[int, Field(description="How many were reported so.")]
+    False_: Annotated[int, Field(alias="False", description="Of these, how many images came after.")]
+    AfterCapped: Annotated[
+        int,
+        Field(description="The same of those that were capped, which had not claimed to be over."),
+    ] = 0
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class Gateway(BaseModel):
+    """What the server knows of a gateway."""
+
+    SeenAt: Annotated[AwareDatetime, Field(description="When it said this, by the server's clock.")]
+    SilentS: Annotated[float, Field(description="Seconds since then.")]
+    State: GatewayState
