@@ -91,7 +91,7 @@ class _Caller(AE):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """How to reach a PACS."""
+    """A way to reach a PACS."""
 
     peer: Peer
     ae_title: str

@@ -7,21 +7,21 @@ DATA_SET_MISMATCH = 0xA900
 CANNOT_UNDERSTAND = 0xC000
 PROCESSING_FAILURE = 0x0110  # PS3.7 §C.5.14
 STORE_STATUSES = {
-    SUCCESS: "Kept: committed in the journal, it will be in a report.",
-    OUT_OF_RESOURCES: "Not kept: journal or disk is full or failing (`python client.py status` says which), or "
+    SUCCESS: "Kept: the image is committed to the journal and will be in a report.",
+    OUT_OF_RESOURCES: "Not kept: the journal or the disk is full or failing (`python client.py status` says which), or "
     "`GATEWAY_INBOX_TIMEOUT_S` passed before it was kept. The sender should send it again later.",
     DATA_SET_MISMATCH: "Command and data set name different SOP Instance UIDs.",
-    CANNOT_UNDERSTAND: "Study, Series or SOP Instance UID is missing, empty, multiple, or not a UID: Error Comment "
-    "names which. Or the header cannot be read.",
-    PROCESSING_FAILURE: "An error of ours; the log says more.",
+    CANNOT_UNDERSTAND: "Study, Series or SOP Instance UID is missing, empty, multiple or not a UID, which the Error "
+    "Comment says; or the header cannot be read.",
+    PROCESSING_FAILURE: "An internal error of the gateway; see its log.",
 }
-"""What each tells the sender, as docs/gateway.md lists them."""
+"""The meaning of each status for the sender, as listed in docs/gateway.md."""
 
-# Of any operation, PS3.7 Annex C
+# Statuses of any operation, PS3.7 Annex C
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 UNRECOGNIZED_OPERATION = 0x0211
 
-# What a PACS says to C-FIND, C-MOVE and C-GET
+# Statuses that a PACS answers to C-FIND, C-MOVE and C-GET
 PENDING = (0xFF00, 0xFF01)  # PS3.4 §C.4.1.1.4, §C.4.2.1.5
 SUB_OPERATIONS_FAILED = 0xB000  # some of them: PS3.4 §C.4.2.1.5
 

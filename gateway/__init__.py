@@ -1,11 +1,8 @@
 """The parts of the gateway, in the order in which an image passes them. `client.py` connects them.
 
 - `journal` keeps what is acknowledged on disk (`journal_file`, `journal_rows`); `journal_reader` is for commands.
-- `collector` decides which images make a series, and when it is reported (`open_series`, `idle`, `reporting`,
-  `closed_series`).
-- `pacs` answers the collector's `questions`.
-- `dispatcher` posts reports, large ones in `pieces`, through `server_client`.
-
-Beside that way: `heartbeat` and the `orders` in its answers, `spans`, `recorder`, `metrics_port`, `clock`, and the
-`operations` that commands in `cli` ask for.
+- `collector` decides when a series is reported (`open_series`, `idle`, `reporting`, `closed_series`).
+- `pacs` answers the collector's `questions`; `dispatcher` posts reports, large ones in `pieces`, by `server_client`.
+- Beside that way: `heartbeat` and the `orders` in its answers, `spans`, `recorder`, `metrics_port`, `clock`, and the
+  `operations` that commands in `cli` ask for.
 """

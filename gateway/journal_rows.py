@@ -76,12 +76,12 @@ def count(value: Any, most: int = MAX_COUNT, least: int = 0) -> int:
 
 
 def seconds(value: Any) -> float:
-    """A column of seconds; 0 where it holds none."""
+    """Read a column of seconds; 0 if it has no valid number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
 def point(value: Any, otherwise: datetime) -> datetime:
-    """A column of seconds since 1970, as a time."""
+    """Read a column of seconds since 1970 as a time."""
     try:
         return datetime.fromtimestamp(value, UTC)
     except (TypeError, ValueError, OverflowError, OSError):
@@ -89,12 +89,12 @@ def point(value: Any, otherwise: datetime) -> datetime:
 
 
 def traceparent(value: Any) -> str | None:
-    """A column of W3C Trace Context."""
+    """Read a column with a W3C traceparent."""
     return value if isinstance(value, str) and TRACEPARENT.fullmatch(value) else None
 
 
 def key(row: Row) -> SeriesKey:
-    """The identity of a row's series."""
+    """Return the identity of a row's series."""
     return SeriesKey(text(row["study_instance_uid"]), text(row["series_instance_uid"]), text(row["patient_id"]) or None)
 
 

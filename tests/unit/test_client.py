@@ -195,7 +195,7 @@ def test_key_file_that_cannot_be_used_stops_the_start_with_the_cure(
 
 
 def test_directory_is_no_key_file(key_file: Path) -> None:
-    with pytest.raises(CannotCall, match=r"GATEWAY_API_KEY_FILE=.*: Is a directory\. Name a readable file"):
+    with pytest.raises(CannotCall, match=r"GATEWAY_API_KEY_FILE=.*: Is a directory\. Give a readable file"):
         server_client(load(GatewaySettings, {"api_key_file": str(key_file.parent)}))
 
 
