@@ -38,7 +38,7 @@ def _at_midnight(value: object) -> object:
 Moment = Annotated[Timestamp, BeforeValidator(_at_midnight)]
 
 
-def no_unknown_parameters(request: Request) -> None:
+async def no_unknown_parameters(request: Request) -> None:  # not in threads, where FastAPI would describe itself twice
     """Refuse what would be ignored, and be taken for a filter that found everything. Raises RequestValidationError."""
     asked = set(request.query_params) - IGNORED
     if not asked:

@@ -38,13 +38,13 @@ def answers(*codes: int) -> Responses:
     return {code: {"model": Problem} for code in (*codes, 400, 401, 403, 429, 503)}
 
 
-def database_of(request: Request) -> Database:
+async def database_of(request: Request) -> Database:
     """Return the database of the process that answers."""
     database: Database = request.app.state.database
     return database
 
 
-def follower_of(request: Request) -> Follower:
+async def follower_of(request: Request) -> Follower:
     """Return what wakes those who wait for changes in the process that answers."""
     follower: Follower = request.app.state.follower
     return follower

@@ -79,7 +79,7 @@ def _acceptable(accept: str) -> str | None:
 
 async def _find(query: Query, request: Request) -> tuple[list[dict[str, Any]], bool]:
     """Return what matches, up to the limit, and whether there is more."""
-    database = database_of(request)
+    database = await database_of(request)
     rows = await database.finder.page(query.search)
     page = rows[: query.search.limit]
     wanted = _wanted(query, request.path_params)

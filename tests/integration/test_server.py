@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import fastapi.openapi.utils
 import httpx
 import pytest
 from sqlalchemy.engine import make_url
@@ -329,3 +330,20 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
         "/webhooks/{Id}/untold",
     }
     assert {path for path in document["paths"] if not path.startswith("/dicom-web/")} == named | others
+
+
+async def test_the_first_requests_of_a_process_are_answered_also_at_the_same_time(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described_by = set()
+    describe = fastapi.openapi.utils.get_openapi_path
+
+    def path(**route: Any) -> Any:
+        described_by.add(threading.current_thread().name)
+        return describe(**route)
+
+    monkeypatch.setattr(fastapi.openapi.utils, "get_openapi_path", path)
+    paths = ["/series?limit=1", "/sources?limit=1", "/overview/series?limit=1", "/changes?limit=1", "/openapi.json"]
+    answers = await asyncio.gather(*(http.get(path) for path in paths))
+    assert {answer.status_code for answer in answers} == {200}
+    assert described_by == {threading.current_thread().name}  # in two at once, one of them finds half of it
