@@ -23,7 +23,7 @@ from api import acting
 from api.routing import NeedsKey
 from api.tolerance import without_slash
 from common import metrics
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import ServerSettings
 from storage.engine import DatabaseUnavailable
 from storage.keys import Key, Keys
@@ -71,7 +71,7 @@ Audit = Callable[..., None]
 log = structlog.get_logger()
 
 
-class CannotAudit(GatewayError):
+class CannotAudit(SeriesGatewayError):
     """The file of the audit log cannot be opened."""
 
 

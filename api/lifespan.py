@@ -19,7 +19,7 @@ from api.patience import Patience
 from api.refusals import Refusals
 from api.webhooks import REQUEST_TIMEOUT_S, Teller
 from common.control import serve_control
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.outgoing import http_client
 from common.settings import ServerSettings, without_password
 from common.tracing import Spans, open_spans
@@ -63,7 +63,7 @@ def _told() -> Iterator[None]:
     """Say why the server does not start, or goes down, before uvicorn shows a traceback with texts of exceptions."""
     try:
         yield
-    except GatewayError as error:
+    except SeriesGatewayError as error:
         log.error("server.refused", reason=str(error))
         raise
     except Exception:

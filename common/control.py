@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,11 +23,11 @@ MAX_LINE_BYTES = 2**20  # of a request
 Operation = Callable[..., Awaitable[dict[str, Any]]]
 
 
-class NotRunning(GatewayError):
+class NotRunning(SeriesGatewayError):
     """No process listens on the file's socket."""
 
 
-class RequestFailed(GatewayError):
+class RequestFailed(SeriesGatewayError):
     """The request could not be carried out. The text says why."""
 
 
@@ -60,7 +60,7 @@ async def _answer(operations: Mapping[str, Operation], reader: "asyncio.StreamRe
     try:
         arguments = json.loads(await reader.readline())
         return await operations[arguments.pop("do")](**arguments)
-    except GatewayError as error:
+    except SeriesGatewayError as error:
         return {"error": str(error)}
     except Exception as error:  # the line may hold anything
         return {"error": f"this process does not know the request ({type(error).__name__}): is it another version?"}

@@ -3,7 +3,7 @@
 import re
 
 
-class GatewayError(Exception):
+class SeriesGatewayError(Exception):
     """Base class of the errors that one of our modules raises and another handles."""
 
 

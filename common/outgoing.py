@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.version import agent
 
 RETRY_AFTER_MAX_S = 3600.0  # the longest that anybody may ask us to wait
@@ -34,7 +34,7 @@ def http_client(*, trust_env: bool = False, **options: Any) -> httpx.AsyncClient
     )
 
 
-class LinkLocalAddress(GatewayError):
+class LinkLocalAddress(SeriesGatewayError):
     """The host has a link-local address, where cloud providers serve their machines' secrets."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from common import kinds
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.extras import Extra, extras
 from common.kinds import Secret, Setting, Url
 
@@ -24,7 +24,7 @@ IN_VIEWER_URL = ("StudyInstanceUID", "SeriesInstanceUID")
 ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")  # the form browsers send (RFC 6454 §6.2)
 
 
-class SettingsError(GatewayError):
+class SettingsError(SeriesGatewayError):
     """A setting is unknown or wrong. The text names each one, its problem and the cure."""
 
 

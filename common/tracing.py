@@ -22,7 +22,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.threads import in_thread
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -32,7 +32,7 @@ W3C = TraceContextTextMapPropagator()
 S = TypeVar("S", bound="Spans")
 
 
-class CannotTrace(GatewayError):
+class CannotTrace(SeriesGatewayError):
     """OpenTelemetry rejects its environment variables. The text says which."""
 
 

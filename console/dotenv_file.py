@@ -15,7 +15,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 
 MODE = 0o600  # of the file, since it may hold a key or a password
 BARE = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")  # values that python-dotenv, shells and systemd read without quotes
@@ -29,7 +29,7 @@ LINE = re.compile(  # the same syntax as in dotenv/parser.py
 )
 
 
-class DotenvUnusable(GatewayError):
+class DotenvUnusable(SeriesGatewayError):
     """The file cannot be read, or cannot be changed without damage to its other lines. It was not changed."""
 
 

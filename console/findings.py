@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from common.errors import GatewayError, printable
+from common.errors import SeriesGatewayError, printable
 from common.logs import places
 from common.settings import SettingsError
 from common.threads import in_thread
@@ -51,7 +51,7 @@ def failed(what: str, detail: str, cure: str) -> Finding:
     return Finding(what, "failed", detail, cure)
 
 
-def of_error(what: str, error: GatewayError) -> Finding:
+def of_error(what: str, error: SeriesGatewayError) -> Finding:
     """Make a failed finding of one of our errors, whose last sentence says how to fix it."""
     problem, _, cure = str(error).rpartition(". ")
     return failed(what, problem or cure, cure)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import data_element_generator
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.extras import NUMBERS, TEXTS, Extra
 from dicom.text import decode_text, guess, is_defined_term
 from dicom.walk import MAX_VALUE_BYTES, Encoding, Walk
@@ -91,7 +91,7 @@ InstanceValues = tuple[str | None, ...]
 """The values of INSTANCE_KEYWORDS, in their order."""
 
 
-class HeaderError(GatewayError):
+class HeaderError(SeriesGatewayError):
     """The data set cannot be assigned to a series. The text names the element and the problem, never the value."""
 
     def __init__(self, tag: int, keyword: str, problem: str) -> None:

@@ -3,13 +3,13 @@
 import socket
 
 from common.connections import notice_death
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings
 
 BACKLOG = 1024  # most connections that wait to be accepted
 
 
-class CannotListen(GatewayError):
+class CannotListen(SeriesGatewayError):
     """The DICOM port cannot be bound."""
 
     def __init__(self, settings: GatewaySettings, error: OSError) -> None:

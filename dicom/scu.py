@@ -19,7 +19,7 @@ from pynetdicom.presentation import PresentationContext, build_context
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 from pynetdicom.transport import T_CONNECT, AssociationSocket
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings, Peer
 from dicom.statuses import PENDING, SUB_OPERATIONS_FAILED, SUCCESS
 from dicom.tls import Tls, pacs_tls
@@ -40,7 +40,7 @@ _Answer = tuple[Dataset, Dataset | None]
 """Status and identifier."""
 
 
-class PacsUnavailable(GatewayError):
+class PacsUnavailable(SeriesGatewayError):
     """The PACS gave no answer, or an unusable one. The text says why."""
 
 

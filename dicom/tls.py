@@ -3,14 +3,14 @@
 import ssl
 from typing import Any, cast
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings
 
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2, BCP 195
 CALLED_CIPHERS = f"{CIPHERS}:DHE+AESGCM"  # for calls, since the other side has the DH parameters
 
 
-class BadCertificate(GatewayError):
+class BadCertificate(SeriesGatewayError):
     """The certificate files cannot be used."""
 
 

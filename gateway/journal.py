@@ -27,7 +27,7 @@ import structlog
 
 from common import metrics
 from common.at_rest import real
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.logs import places
 from dicom.header import InstanceValues, instance_values
 from gateway import journal_rows as rows
@@ -68,7 +68,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class JournalUnavailable(GatewayError):
+class JournalUnavailable(SeriesGatewayError):
     """The journal cannot be read or written now, and nothing was changed. Trying again may help."""
 
 

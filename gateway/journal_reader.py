@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.at_rest import rows
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 
 DEAD = "SELECT id, series_instance_uid, revision, instances, answer, changed_at{more} FROM reports WHERE state = 'dead'"
 STATUS = """
@@ -35,7 +35,7 @@ UNDELIVERED = "SELECT (SELECT count(*) FROM instances) + count(*) AS n FROM repo
 COUNTS_SOURCES = 7  # schema version from which on sources are counted
 
 
-class JournalUnusable(GatewayError):
+class JournalUnusable(SeriesGatewayError):
     """The journal cannot be opened. The text says why, and how to fix it."""
 
 

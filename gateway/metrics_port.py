@@ -8,7 +8,7 @@ import prometheus_client
 import structlog
 
 from common import metrics
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings
 
 MAX_SCRAPERS = 10  # most connections at the same time
@@ -18,7 +18,7 @@ SCRAPE_TIMEOUT_S = 5.0
 log = structlog.get_logger()
 
 
-class CannotServeMetrics(GatewayError):
+class CannotServeMetrics(SeriesGatewayError):
     """The port of the metrics cannot be bound."""
 
 

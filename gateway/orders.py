@@ -16,14 +16,14 @@ from typing import Any
 import structlog
 
 from common.control import Operation
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from models import MAX_ORDERS, Order, OrderDone
 
 ORDER_TIMEOUT_S = 5.0  # for one order; no heartbeat is sent in that time
 MAX_NUMBER = 2**63 - 1
 
 Do = Callable[[Order], Awaitable[str | None]]
-"""Carries out an order; returns why there was nothing to do, if so. Raises GatewayError if it may be possible later."""
+"""Carries out an order; returns why there was nothing to do, if so. Raises SeriesGatewayError if later it may work."""
 log = structlog.get_logger()
 
 
@@ -69,7 +69,7 @@ class Orders:
         try:
             async with asyncio.timeout(ORDER_TIMEOUT_S):
                 problem = await self._do[order.Kind](order)
-        except (GatewayError, TimeoutError) as error:
+        except (SeriesGatewayError, TimeoutError) as error:
             event.warning("order.delayed", kind=order.Kind, reason=str(error) or f"took more than {ORDER_TIMEOUT_S} s")
             return
         except Exception as error:  # a bug of ours must not stop the gateway

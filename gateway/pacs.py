@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from common import metrics
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings, Peer
 from common.threads import in_thread
 from dicom.header import Wanted
@@ -98,7 +98,7 @@ class Pacs:
             if told is not None:
                 try:
                     uids = await told(question.key)
-                except GatewayError:
+                except SeriesGatewayError:
                     uids = None
             if uids is None:
                 problems.append(f"{who} cannot tell what it has")
@@ -180,7 +180,7 @@ class Pacs:
                 at = self._next_at[name] = max(loop.time(), self._next_at[name] + INTERVAL_S)
                 await asyncio.sleep(at - loop.time())
                 return await in_thread(partial(do, line), "pacs")
-        except GatewayError as error:
+        except SeriesGatewayError as error:
             raise PacsUnavailable(str(error)) from error
         except Exception as error:  # a foreign peer can send anything
             if not limit.expired():

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import structlog
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from models import Association, Instance
 
 log = structlog.get_logger()
 
 
-class CannotRecord(GatewayError):
+class CannotRecord(SeriesGatewayError):
     """The trace file cannot be opened."""
 
 

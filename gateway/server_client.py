@@ -20,7 +20,7 @@ import httpx
 import structlog
 from pydantic import BaseModel, Field
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.outgoing import http_client, retry_after_s
 from common.settings import GatewaySettings, key_problem
 from models import SeriesKey, SeriesRecord, SeriesReport, Uid
@@ -54,7 +54,7 @@ STATUS_PHRASES = {status.value: status.phrase for status in HTTPStatus}
 log = structlog.get_logger()
 
 
-class CannotCall(GatewayError):
+class CannotCall(SeriesGatewayError):
     """The server cannot be called with these settings. The text names the setting, its problem and how to fix it."""
 
 
@@ -130,7 +130,7 @@ async def _unread(response: httpx.Response) -> None:
 # --- answers within bounds -----------------------------------------------------------------------------------
 
 
-class NoAnswer(GatewayError):
+class NoAnswer(SeriesGatewayError):
     """The server could not be asked, or gave no complete HTTP answer in time. The text quotes nothing of the answer."""
 
     def __init__(self, reason: str, *, connecting: bool) -> None:
@@ -246,7 +246,7 @@ def _is_unknown(uid: str, content: bytes) -> bool:
 # --- reports -------------------------------------------------------------------------------------------------
 
 
-class ServerUnavailable(GatewayError):
+class ServerUnavailable(SeriesGatewayError):
     """The server could not take a report now. Try again, but not before `retry_after_s`."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0, *, whole_server: bool = False) -> None:
@@ -256,7 +256,7 @@ class ServerUnavailable(GatewayError):
         """True if other reports would fail in the same way."""
 
 
-class SeriesRejected(GatewayError):
+class SeriesRejected(SeriesGatewayError):
     """The server refused a report, and trying again would not help."""
 
 

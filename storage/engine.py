@@ -24,7 +24,7 @@ from sqlalchemy.pool import NullPool
 from common import metrics
 from common.at_rest import locked
 from common.connections import OF_POSTGRESQL, notice_death
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import ServerSettings, without_password
 
 BUSY_TIMEOUT_MS = 5000
@@ -39,11 +39,11 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 
-class DatabaseUnavailable(GatewayError):
+class DatabaseUnavailable(SeriesGatewayError):
     """The database cannot answer now; nothing was changed, and trying again may help."""
 
 
-class DatabaseUnusable(GatewayError):
+class DatabaseUnusable(SeriesGatewayError):
     """The database cannot be opened at all. The text says why and names the cure."""
 
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from storage.engine import Engine
 from storage.schema import gateways
 
@@ -15,7 +15,7 @@ Refusals = Mapping[str, tuple[datetime, str]]
 """When a heartbeat under a gateway's name was not let in, and why."""
 
 
-class StillHeard(GatewayError):
+class StillHeard(SeriesGatewayError):
     """A gateway is not gone: it would be back with its next heartbeat."""
 
 

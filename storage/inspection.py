@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from common.at_rest import read_only
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import ServerSettings
 from storage.engine import revision, revisions
 from storage.keys import Key, key_of
@@ -25,7 +25,7 @@ USED = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backe
 ENCRYPTED = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)"
 
 
-class CannotInspect(GatewayError):
+class CannotInspect(SeriesGatewayError):
     """The database cannot be opened or read. The text is the driver's."""
 
     def __init__(self, error: BaseException) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from models import MAX_ORDERS, GatewayState, Order, OrderKind, SeriesReport
 from storage.engine import Engine
 from storage.merge import Word
@@ -21,7 +21,7 @@ WITHDRAWN = "withdrawn: the series was then declared incomplete"
 Row = Mapping[str, Any]
 
 
-class TooManyOrders(GatewayError):
+class TooManyOrders(SeriesGatewayError):
     """A gateway has not taken the orders that it was given."""
 
 

@@ -17,7 +17,7 @@ import click
 
 from api.cli.readers import VERDICTS, export, moment, on_complete, sources
 from common.control import NotRunning, RequestFailed, request
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.kinds import http_url
 from common.settings import ServerSettings, SettingsError, load, without_password
 from console.options import Group, environment
@@ -131,7 +131,7 @@ def init(**given: Any) -> None:
 
     try:
         settings, host, port = set_up({name: v for name, v in given.items() if v is not None}, _do, _make_key)
-    except GatewayError as error:
+    except SeriesGatewayError as error:
         raise click.ClickException(str(error)) from None
     sys.exit(findings_of.show(_run(check_server(settings, host, port, None)), as_json=False))
 
@@ -540,5 +540,5 @@ def _run(main: Coroutine[Any, Any, T]) -> T:
 
     try:
         return asyncio.run(main)
-    except GatewayError as error:
+    except SeriesGatewayError as error:
         raise click.ClickException(str(error)) from None

@@ -31,7 +31,7 @@ MakeKey = Callable[[ServerSettings, str, list[str], Path | None], dict[str, Any]
 
 
 def set_up(given: Mapping[str, Any], do: Do, make_key: MakeKey) -> tuple[ServerSettings, str, int]:
-    """Set the server up; return the settings, host and port for `check`. Raises click.UsageError or GatewayError.
+    """Set the server up; return the settings, host and port for `check`. Raises click.UsageError or SeriesGatewayError.
 
     1. Ask for everything that no flag says.
     2. Show what will change in `.env`, and ask if that is right.

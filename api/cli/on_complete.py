@@ -14,7 +14,7 @@ import structlog
 from api.cli.backlog import Backlog, Lock
 from api.cli.remote import Remote
 from api.cli.runner import Order, Runner, unknown_places
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.logs import configure_logging
 from console.tables import show
 
@@ -37,14 +37,14 @@ def replay(state: Path) -> None:
 
 def _existing(state: Path) -> Path:
     if not state.exists():
-        raise GatewayError(f"{state} does not exist: give --state the file that on-complete works on")
+        raise SeriesGatewayError(f"{state} does not exist: give --state the file that on-complete works on")
     return state
 
 
 def follow(remote: Remote, state: Path, order: Order, *, once: bool) -> int:
-    """Work until told to stop, or with `once` until everything is done; return the exit code. Raises GatewayError."""
+    """Work until told to stop, or with `once` until all is done; return the exit code. Raises SeriesGatewayError."""
     if unknown := unknown_places(order.command):
-        raise GatewayError(f"{{{unknown[0]}}} is not known: docs/jobs.md lists the names that are replaced")
+        raise SeriesGatewayError(f"{{{unknown[0]}}} is not known: docs/jobs.md lists the names that are replaced")
     configure_logging()
     with _backlog(state) as backlog:
         return asyncio.run(_follow(remote, state, backlog, order, once=once))
@@ -56,10 +56,10 @@ def _backlog(state: Path) -> Iterator[Backlog]:
         with Backlog.open(state) as backlog:
             yield backlog
     except sqlite3.Error as error:
-        raise GatewayError(f"{state} cannot be used: {error}") from None
+        raise SeriesGatewayError(f"{state} cannot be used: {error}") from None
     except BaseExceptionGroup as group:  # of scripts whose outcome could not be stored
         if group.subgroup(sqlite3.Error):
-            raise GatewayError(f"{state} cannot be written") from None
+            raise SeriesGatewayError(f"{state} cannot be written") from None
         raise
 
 
@@ -85,7 +85,7 @@ async def _taken(lock: Lock, stop: asyncio.Event, *, once: bool) -> bool:
         if lock.try_to_take():
             return True
         if once:
-            raise GatewayError(
+            raise SeriesGatewayError(
                 "another on-complete works on this --state, or a script of one that was killed still runs"
             )
         if not told:

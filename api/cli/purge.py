@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from api.operations import operations
 from common.control import NotRunning, request
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import ServerSettings
 from common.times import stamp
 from console.tables import show
@@ -31,7 +31,7 @@ Do = Callable[..., Awaitable[dict[str, Any]]]
 
 
 async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_json: bool) -> None:
-    """Delete what is older, and print how much that was and what stays. Raises GatewayError."""
+    """Delete what is older, and print how much that was and what stays. Raises SeriesGatewayError."""
     counted: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     ended = False
     async with _operations(settings, before) as (do, old):
@@ -39,7 +39,7 @@ async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_jso
             await _purge(partial(do, before=before.isoformat(), dry=dry), old, counted)
             ended = True
         except NotRunning:
-            raise GatewayError("the server was stopped in the meantime; run the same command again") from None
+            raise SeriesGatewayError("the server was stopped in the meantime; run the same command again") from None
         finally:
             _tell(before, counted, dry=dry, ended=ended, as_json=as_json)
 

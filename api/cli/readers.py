@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.kinds import http_url
 from common.times import stamp
 from console.tables import as_json, show
@@ -145,7 +145,7 @@ def on_complete(url: str, key_file: Path | None, ca: Path | None, **given: Any) 
                 **{name: given[name] for name in ("first_only", "jobs", "tries", "timeout_s")},
             )
             sys.exit(work.follow(Remote(url, key_file, ca), state, order, once=given["once"]))
-    except GatewayError as error:
+    except SeriesGatewayError as error:
         raise click.ClickException(str(error)) from None
 
 
@@ -228,7 +228,7 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     query |= {name: "true" for name in ("Incomplete", "Conflicts", "Doubtful") if given[name.lower()]}
     try:
         count = write(Remote(url, key_file, ca), query, form, output)
-    except GatewayError as error:
+    except SeriesGatewayError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{output or 'the output'} cannot be written: {error.strerror}") from None
@@ -250,7 +250,7 @@ def sources(url: str, key_file: Path | None, ca: Path | None, unusual: bool, as_
 
     try:
         found = listed(Remote(url, key_file, ca), {"Unusual": "true"} if unusual else {})
-    except GatewayError as error:
+    except SeriesGatewayError as error:
         raise click.ClickException(str(error)) from None
     show([one.model_dump(mode="json") if as_json else as_row(one) for one in found], as_json)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.outgoing import http_client, retry_after_s
 
 TIMEOUT_S = 20.0
@@ -21,7 +21,7 @@ CURES = {
 }
 
 
-class Unreadable(GatewayError):
+class Unreadable(SeriesGatewayError):
     """The server gave no usable answer. The text says no more about it than its status."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0, *, may_pass: bool = True) -> None:

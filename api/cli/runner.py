@@ -22,7 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from api.answers import ChangePage
 from api.cli.backlog import Backlog, Job, now
 from api.cli.remote import Remote, Unreadable
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.outgoing import backoff_s
 from models import Change, Uid
 
@@ -90,8 +90,8 @@ class Runner:
     async def run(self, stop: asyncio.Event, *, once: bool) -> None:
         """Work until told to stop, or with `once` until the present changes are handled. Wait for running scripts.
 
-        Raises GatewayError if a person has to decide, or with `once` if the server cannot be read; the waiting jobs are
-        done first.
+        Raises SeriesGatewayError if a person has to decide, or with `once` if the server cannot be read; the waiting
+        jobs are done first.
         """
         self.backlog.hurry()
         stopping = asyncio.create_task(self._wake_on(stop), name="stop")
@@ -162,7 +162,7 @@ class Runner:
             place = last if self.order.since == "now" else int(self.order.since)
             self.backlog.take([], place, first_only=False)
         if place > last:
-            raise GatewayError(
+            raise SeriesGatewayError(
                 f"the server's last change is {last}, but {place} was read before: is it another server, or was it "
                 "restored from a backup? Move the file of --state away, and give --since"
             )

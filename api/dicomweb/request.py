@@ -9,7 +9,7 @@ from unicodedata import normalize
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from models import MAX_UID, is_standard_uid, is_uid
 from storage.matching import AnyOf, Like, Match, OneOf, Range
 from storage.merge import FOLDED
@@ -47,7 +47,7 @@ TIMES = "give a time as 0930, 093000 or 093000.5, or a range as 09-1730; either 
 UIDS = f"a UID is ASCII without backslash, at most {MAX_UID} characters"
 
 
-class BadQuery(GatewayError):
+class BadQuery(SeriesGatewayError):
     """The request cannot be understood. The text names the parameter and the cure, never the value."""
 
 

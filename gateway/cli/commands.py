@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from common.control import NotRunning, RequestFailed, request
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings, SettingsError, load
 from console.options import Group, flag
 from console.shell_completion import NAMES, tab
@@ -247,7 +247,7 @@ def _init() -> click.Command:
 
         try:
             set_up({**context.obj, **{name: value for name, value in own.items() if value is not None}})
-        except GatewayError as error:
+        except SeriesGatewayError as error:
             raise click.ClickException(str(error)) from None
         try:
             settings: GatewaySettings | SettingsError = load(GatewaySettings)

@@ -34,7 +34,7 @@ EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 def set_up(given: Mapping[str, Any]) -> None:
-    """Set the gateway up. Raises click.UsageError or GatewayError.
+    """Set the gateway up. Raises click.UsageError or SeriesGatewayError.
 
     1. Ask for everything that no flag says: PACS, network, server, key.
     2. Show what will change in `.env`, and ask if that is right.

@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar, cast
 import click
 import structlog
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.logs import configure_logging, uncaught
 from common.settings import GatewaySettings
 from console.live import can_draw
@@ -158,7 +158,7 @@ def run_main(main: Coroutine[Any, Any, T], settings: GatewaySettings) -> T:
     try:
         with asyncio.Runner(loop_factory=_new_event_loop()) as runner:
             return runner.run(main)
-    except* GatewayError as errors:
+    except* SeriesGatewayError as errors:
         problem = errors.exceptions[0]
         while isinstance(problem, BaseExceptionGroup):  # task groups nest
             problem = problem.exceptions[0]

@@ -41,7 +41,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 from pynetdicom.transport import ThreadedAssociationServer
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings, Peer
 from dicom.query_retrieve import Found, find, get
 from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, retrieved, status_of
@@ -486,7 +486,7 @@ async def test_what_waits_in_the_journal_is_not_missing() -> None:
 
 
 async def unreadable(_: SeriesKey) -> list[str]:
-    raise GatewayError("the journal")
+    raise SeriesGatewayError("the journal")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from common.at_rest import read_only
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from console import machine
 from console.findings import Check, Finding, failed, find, of_error, ok, show, table
 
@@ -59,7 +59,7 @@ async def test_a_check_that_breaks_or_hangs_is_a_failed_line_without_the_errors_
 
 
 def test_the_last_sentence_of_an_error_is_its_cure() -> None:
-    error = GatewayError("GATEWAY_X=/a.b: it is wrong. Make it right.")
+    error = SeriesGatewayError("GATEWAY_X=/a.b: it is wrong. Make it right.")
     assert of_error("x", error) == failed("x", "GATEWAY_X=/a.b: it is wrong", "Make it right.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from common.errors import GatewayError
+from common.errors import SeriesGatewayError
 from gateway.operations import dead_letter_operations
 from gateway.orders import ORDER_TIMEOUT_S, Orders, obedience
 from models import MAX_ORDERS, Order
@@ -108,7 +108,7 @@ async def test_no_more_is_done_of_one_answer_than_a_server_gives() -> None:
     assert len(it.closed) == len(it.said) == MAX_ORDERS
 
 
-@pytest.mark.parametrize("failure", [GatewayError("disk full"), 2 * ORDER_TIMEOUT_S])
+@pytest.mark.parametrize("failure", [SeriesGatewayError("disk full"), 2 * ORDER_TIMEOUT_S])
 async def test_what_cannot_be_done_now_is_done_when_it_comes_again(failure: BaseException | float) -> None:
     it = Obedient()
     it.fails.append(failure)
