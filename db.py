@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common import metrics
 from common.settings import ServerSettings
 from models import (
+    INSTANCE_KEYWORDS,
     Change,
     Completeness,
     GatewayState,
@@ -275,7 +276,7 @@ async def _unite(
     elif taken_back:
         report = merge.without_verdict(report, known)
     if rows := list(merge.instance_rows(report)):
-        await insert(connection, instances, rows, fill=merge.INSTANCE_COLUMNS)
+        await insert(connection, instances, rows, fill=INSTANCE_KEYWORDS)
     of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
     counted = (await connection.execute(select(func.count()).select_from(instances).where(of_series))).scalar_one()
     changed = merge.changes(report, known, merge.count(report, known, int(counted)), now)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -245,6 +245,7 @@ Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 InstanceValues = Annotated[list[Annotated[str, Field(max_length=MAX_UID), WithoutNul] | None], Field(fail_fast=True)]
 InstanceKeyword = Literal["SOPClassUID", "InstanceNumber", "Rows", "Columns", "BitsAllocated", "NumberOfFrames"]
 """What is known of each instance beside its UID (PS3.18 table 10.6.3-5)."""
+INSTANCE_KEYWORDS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
 
 
 def _in_utc(value: datetime) -> datetime:

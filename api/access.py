@@ -302,7 +302,10 @@ def _peer(scope: Scope) -> str:
 def _neighbourhood(scope: Scope) -> str:
     """Return the addresses that one machine can have all of: an IPv4 address, an IPv6 network of 64 bits."""
     peer = _peer(scope)
-    return str(ip_network((peer, 64), strict=False)) if ":" in peer else peer
+    try:
+        return str(ip_network((peer, 64), strict=False)) if ":" in peer else peer
+    except ValueError:  # a proxy has named something else
+        return peer
 
 
 def _is_this_machine(scope: Scope) -> bool:

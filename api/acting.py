@@ -9,7 +9,6 @@ A session's cookie alone only reads. To act, it needs all of these; a key in `Au
 """
 
 import hmac
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
@@ -38,7 +37,7 @@ def foreign(headers: Headers, *, must_say: bool) -> str | None:
         return None if site == "same-origin" else FOREIGN
     if origin is None:
         return UNSAID if must_say else None
-    return None if _host(origin) in _asked_for(headers, urlsplit(origin).scheme) else FOREIGN
+    return None if _host(origin) in _asked_for(headers, origin.lower().partition("://")[0]) else FOREIGN
 
 
 def shows(headers: Headers, token: str | None) -> bool:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import get_args
 
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import data_element_generator
@@ -19,7 +18,7 @@ from common.errors import GatewayError
 from common.extras import NUMBERS, TEXTS, Extra
 from dicom.text import decode_text, guess, is_defined_term
 from dicom.walk import MAX_VALUE_BYTES, Encoding, Walk
-from models import MAX_UID, OF_IMAGES, Instance, InstanceKeyword, is_standard_uid, is_uid
+from models import INSTANCE_KEYWORDS, MAX_UID, OF_IMAGES, Instance, is_standard_uid, is_uid
 
 PYDICOM_BYTES = 2**16  # how much of a data set pydicom reads if our own walk fails
 MAX_PATIENT_ID_BYTES = 256  # an LO has at most 64 characters; databases index it
@@ -73,7 +72,6 @@ COUNTS = {  # how many images there should be; only hints, since senders fill th
     0x00201209: ("NumberOfSeriesRelatedInstances", "IS"),
 }
 WANTED = INSTANCE_LEVEL | SERIES_LEVEL | COUNTS
-INSTANCE_KEYWORDS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
 MAX_INSTANCE_VALUE = MAX_UID  # characters of an instance's attribute; the longest are UIDs
 REMEMBERED_VALUES = 2**14  # entries of the cache of instance values
 REMEMBERED_BYTES = 128  # longest value whose decoding is cached; senders choose the values, so caches are bounded

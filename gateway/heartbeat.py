@@ -1,6 +1,7 @@
 """Tell the gateway's state to Prometheus, to its terminal, and every second to the server, which gives orders."""
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -57,7 +58,6 @@ class Vitals:
         self._slots: deque[int] = deque([0], MAX_SLOTS)
         self._slot = self._now_slot()
         self._dead: list[DeadReport] = []
-        self._dead_known = 0
         self.port = settings.scp_port
         """The DICOM port that is bound."""
         self._expose()
@@ -101,18 +101,14 @@ class Vitals:
             await asyncio.sleep(BEAT_S)
 
     async def refresh(self) -> None:
-        """Count the images since the last call, and look up dead letters if their number has changed."""
+        """Count the images since the last call, and look up dead letters while there are any."""
         count, slot = metrics.total(metrics.instances_received), self._now_slot()
         self._slots.extend([0] * min(slot - self._slot, MAX_SLOTS))
         self._slots[-1] += int(count - self._before)
         self._before, self._slot = count, slot
-        if self._journal.dead_letters != self._dead_known:
-            known = self._journal.dead_letters
-            try:
+        if self._journal.dead_letters or self._dead:  # as many as before may be others
+            with contextlib.suppress(JournalUnavailable):  # the state says so
                 self._dead = await self._journal.last_dead(MAX_DEAD)
-            except JournalUnavailable:  # `Reason` in the state says so
-                return
-            self._dead_known = known
 
     @staticmethod
     def _now_slot() -> int:

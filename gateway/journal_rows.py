@@ -14,8 +14,7 @@ from functools import lru_cache
 from sqlite3 import Row
 from typing import Any
 
-from dicom.header import INSTANCE_KEYWORDS
-from models import MAX_DOUBT, DeadReport, Instance, SeriesKey, SeriesReport
+from models import INSTANCE_KEYWORDS, MAX_DOUBT, DeadReport, Instance, SeriesKey, SeriesReport
 
 KEY = "study_instance_uid, series_instance_uid, patient_id"
 WAITING_COLUMNS = (

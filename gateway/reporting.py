@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-from dicom.header import COUNTS, INSTANCE_KEYWORDS, INSTANCE_LEVEL, InstanceValues
+from dicom.header import COUNTS, INSTANCE_LEVEL, InstanceValues
 from gateway.open_series import IMAGES_IN_ACQUISITION, MAX_ARRIVALS, TEXT_LENGTH, OpenSeries, count_in, within_length
 from models import (
+    INSTANCE_KEYWORDS,
     MAX_DOUBTS,
     ArrivingSeries,
     InstanceKeyword,

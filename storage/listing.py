@@ -50,7 +50,7 @@ class Listing:
 def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> Select[Any]:
     """Return the query for up to `limit` rows behind the values `after` of the columns of the order."""
     columns: list[Column[Any]] = [series.c[name] for name in listing.order]
-    query = select(series).where(*conditions(listing)).limit(limit)
+    query = select(series).where(*conditions(listing, listing.order)).limit(limit)
     query = query.order_by(*(column.desc() if listing.newest else column for column in columns))
     if after is None:
         return query
@@ -59,15 +59,20 @@ def select_listed(listing: Listing, after: Sequence[Any] | None, limit: int) -> 
     return query.where(row < place if listing.newest else row > place)
 
 
-def _set_aside(listing: Listing) -> Collection[str]:
-    """Return the columns whose indexes would read more than that of what is asked for, too.
+def asks_for_few(listing: Listing) -> bool:
+    """Tell if only series in a rare state are asked for."""
+    return bool(listing.Incomplete or listing.Conflicts or listing.Doubtful)
+
+
+def _set_aside(listing: Listing, order: Sequence[str]) -> Collection[str]:
+    """Return the columns whose indexes would read more than that of what is asked for, too, or of the order.
 
     1. Few series are in a state that is asked for.
     2. Of many days there are more series than a page: they are found in its order sooner than sorted.
     """
-    if listing.Incomplete or listing.Conflicts or listing.Doubtful:
+    if asks_for_few(listing):
         return COMMON
-    if listing.StudyDate is not None and listing.order == BY_UPDATE and not _is_short(*listing.StudyDate):
+    if listing.StudyDate is not None and order[0] != "StudyDate" and not _is_short(*listing.StudyDate):
         return ("StudyDate",)
     return ()
 
@@ -80,9 +85,12 @@ def _is_short(first: str | None, last: str | None) -> bool:
     return months[1] - months[0] <= 1
 
 
-def conditions(listing: Listing) -> Iterator[ColumnElement[bool]]:
-    """Yield what is true of a series that is asked for, in SQL that goes along the index which gives a page soonest."""
-    aside = _set_aside(listing)
+def conditions(listing: Listing, order: Sequence[str]) -> Iterator[ColumnElement[bool]]:
+    """Yield what is true of a series that is asked for, in SQL that goes along the index which gives a page soonest.
+
+    `order`: the columns that the page is in order of.
+    """
+    aside = _set_aside(listing, order)
     columns = {name: Unindexed(series.c[name]) if name in aside else series.c[name] for name in ASKED}
     for name in EQUAL:
         if (value := getattr(listing, name)) is not None:

@@ -4,14 +4,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 from models import (
     FINAL_VERDICTS,
+    INSTANCE_KEYWORDS,
     MAX_DOUBTS,
     ChangeKind,
     Completeness,
-    InstanceKeyword,
     SeriesReport,
     fitting,
     fitting_bytes,
@@ -32,7 +32,6 @@ STANDS = ("verified", "declared")  # verdicts to which a person's word adds noth
 SETTLED = tuple(Claim.__annotations__)
 FIGURES = dict.fromkeys(FINAL_VERDICTS, "False") | {"capped": "AfterCapped"}
 """The verdicts that are counted, and the column in which images count that come after one."""
-INSTANCE_COLUMNS: tuple[InstanceKeyword, ...] = get_args(InstanceKeyword)
 
 Columns = dict[str, Any]
 """Columns of a row, with their new values."""
@@ -106,7 +105,7 @@ def decided(decision: Decision, report: SeriesReport, known: SeriesRow, instance
 def instance_rows(report: SeriesReport) -> Iterator[dict[str, Any]]:
     """Yield a row for each instance of a report; a value that is no number is left out."""
     uids = report.SOPInstanceUIDs or []
-    columns = {name: report.InstanceAttributes.get(name) or [None] for name in INSTANCE_COLUMNS}
+    columns = {name: report.InstanceAttributes.get(name) or [None] for name in INSTANCE_KEYWORDS}
     constant = {name: _value(name, values[0]) for name, values in columns.items() if len(values) == 1}
     varying = {name: values for name, values in columns.items() if len(values) > 1}
     for at, uid in enumerate(uids):

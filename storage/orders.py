@@ -111,6 +111,12 @@ async def forget_why(connection: AsyncConnection, series_instance_uids: Sequence
     await connection.execute(orders.update().where(of_series).values(Because=None))
 
 
+async def forget_old_whys(connection: AsyncConnection, before: datetime, now: datetime) -> None:
+    """Delete what was said in giving old orders, also of what was never stored: a dead letter, a series."""
+    old = orders.c.At < min(before, now - KEPT_FOR)
+    await connection.execute(orders.update().where(old, orders.c.Because.is_not(None)).values(Because=None))
+
+
 async def made_for(connection: AsyncConnection, report: SeriesReport) -> Row | None:
     """Return the order that a gateway's report obeys."""
     if report.Verdict != "declared":

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Select, exists, func, literal, literal_col
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine import Engine, insert
-from storage.orders import forget_why
+from storage.orders import forget_old_whys, forget_why
 from storage.schema import (
     IS_IN_CONFLICT,
     changes,
@@ -103,7 +103,7 @@ class Purger:
 
 
 async def _purge_series(connection: AsyncConnection, before: datetime, after: Place | None) -> SeriesBatch:
-    """Remove one batch, in one transaction.
+    """Remove one batch, in one transaction; with the first one go the reasons of old orders.
 
     1. Lock the rows: each has then the last word of every report that has been stored.
     2. Only then look what keeps some of them: a new statement sees what was committed meanwhile.
@@ -114,6 +114,8 @@ async def _purge_series(connection: AsyncConnection, before: datetime, after: Pl
     stays = [{**row} for row in (await connection.execute(select_stays(_uids(batch), dry=False))).mappings()]
     kept = {row["SeriesInstanceUID"] for row in stays}
     now = datetime.now(UTC)
+    if after is None:
+        await forget_old_whys(connection, before, now)
     tombstones = [
         {"SeriesInstanceUID": row["SeriesInstanceUID"], "At": now, "NumInstances": row["NumInstances"]}
         for row in batch

@@ -10,10 +10,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, Select, Text, and_, exists, func, or_, select, union
 
+from models import INSTANCE_KEYWORDS
 from storage.engine import Engine
 from storage.folding import spellings
 from storage.matching import AnyOf, ByBytes, FirstGroups, FurtherGroup, Like, Match, OneOf, Range, is_prefix, matches
-from storage.merge import FOLDED, INSTANCE_COLUMNS
+from storage.merge import FOLDED
 from storage.schema import instances, series
 
 
@@ -35,7 +36,7 @@ KEYS = {
         (Level.SERIES, "SeriesInstanceUID SeriesNumber SeriesDescription Modality"),
         (Level.SERIES, "PerformedProcedureStepStartDate PerformedProcedureStepStartTime"),
         (Level.SERIES, f"{REQUEST}.ScheduledProcedureStepID {REQUEST}.RequestedProcedureID"),
-        (Level.INSTANCE, " ".join(("SOPInstanceUID", *INSTANCE_COLUMNS))),
+        (Level.INSTANCE, " ".join(("SOPInstanceUID", *INSTANCE_KEYWORDS))),
     )
     for keyword in keywords.split()
 }
@@ -81,7 +82,7 @@ def select_page(search: Search) -> Select[Any]:
     order += [series.c.StudyInstanceUID, *uids]
     found = _select_order(search, table, order).limit(search.limit + 1).offset(search.offset).subquery()
     columns = [series.c[name] for name in ANSWERED]
-    columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_COLUMNS)] if of_instances else []
+    columns += [instances.c[name] for name in ("SOPInstanceUID", *INSTANCE_KEYWORDS)] if of_instances else []
     rows = table.join(found, and_(*(uid == found.c[uid.name] for uid in uids)))
     return select(*columns).select_from(rows).order_by(*order)
 

@@ -30,8 +30,8 @@ from models import is_uid
 from storage.engine import Engine
 from storage.folding import FOLDED_LENGTH, small, with_sharp_s
 from storage.latest import COLUMNS, DESCRIPTIONS
-from storage.listing import Listing, conditions
-from storage.matching import Range, matches
+from storage.listing import BY_UPDATE, Listing, asks_for_few, conditions
+from storage.matching import Range, Unindexed, matches
 from storage.merge import truthful
 from storage.schema import series
 
@@ -75,11 +75,15 @@ class Stored:
 
 def select_found(wanted: Wanted, limit: int, skip: int = 0) -> Select[Any]:
     """Return the rows, in order. Where words are given, of the candidates alone."""
-    query = select(literal(None).label("Number"), *COLUMNS).where(*conditions(wanted.listing))
+    names = ORDERS[wanted.order]
+    query = select(literal(None).label("Number"), *COLUMNS).where(*conditions(wanted.listing, names))
     if words := words_of(wanted.words):
         query = query.where(series.c.SeriesInstanceUID.in_(_candidates(wanted.words.strip(), words, wanted.listing)))
         query = query.where(*(_says(word) for word in words))
-    order = [series.c[name].desc() if wanted.descending else series.c[name] for name in ORDERS[wanted.order]]
+    columns: list[ColumnElement[Any]] = [series.c[name] for name in names]
+    if asks_for_few(wanted.listing) and names != BY_UPDATE:  # sorted sooner than all are read in the order's index
+        columns[0] = Unindexed(columns[0])
+    order = [column.desc() if wanted.descending else column for column in columns]
     return query.order_by(*order).limit(limit).offset(skip)
 
 
@@ -92,8 +96,8 @@ def _candidates(text: str, words: list[str], listing: Listing) -> CompoundSelect
     begins = dict.fromkeys(begin for each in (text, *words) for begin in _begins(each))
     kinds = [_first(column, begin) for column, begin in begins]
     newest = series.c.UpdatedAt.desc(), series.c.SeriesInstanceUID.desc()
-    latest = select(series.c.SeriesInstanceUID).where(*conditions(listing)).order_by(*newest).limit(LOOKED_THROUGH)
-    return union(*(select(kind.subquery()) for kind in (*kinds, latest)))
+    latest = select(series.c.SeriesInstanceUID).where(*conditions(listing, BY_UPDATE)).order_by(*newest)
+    return union(*(select(kind.subquery()) for kind in (*kinds, latest.limit(LOOKED_THROUGH))))
 
 
 def _begins(text: str) -> Iterator[tuple[ColumnElement[str], str]]:

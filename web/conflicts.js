@@ -93,7 +93,7 @@ function compared(name, stored, kept) {
 /** Return the list of what a decision would change, and the button that takes it. */
 function confirm(digest, decision, changes, { SeriesInstanceUID }, still) {
   const items = changes.map(({ What, Before, After }) =>
-    el("li", {}, `${NAMES[What] ?? What}: `, el("del", {}, said(What, Before)), " → ", el("ins", {}, said(What, After))),
+    el("li", {}, `${Object.hasOwn(NAMES, What) ? NAMES[What] : What}: `, el("del", {}, said(What, Before)), " → ", el("ins", {}, said(What, After))),
   );
   const nothing = decision === "dismiss" ? "Nothing." : "Nothing: its images are already known.";
   const [, words] = DECISIONS.find(([value]) => value === decision);

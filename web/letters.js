@@ -10,6 +10,7 @@ const STATES = {
   expired: "the gateway did not take the order within a day: give it again",
 };
 const DONE = { replay: "posted again", discard: "discarded" };
+const AGAIN = "refused again since";
 
 /** Open the dialog of a gateway's dead letters. `world` knows the latest of them; orders reach the gateway with its next heartbeat. */
 export function settleLetters(world, id) {
@@ -38,12 +39,20 @@ export function settleLetters(world, id) {
     list.append(item);
   }
 
-  function tell({ DeadLetter, Kind, State, Problem }) {
+  /** Tell if it is still a dead letter, or one again: a heartbeat that came after its order was done names it. */
+  function isDead(letter, doneAt) {
+    const gateway = world.gateways.get(id);
+    const dead = gateway && Date.parse(gateway.seenAt) > Date.parse(doneAt) ? (gateway.state.Dead ?? []) : [];
+    return dead.some(({ Id }) => Id === letter);
+  }
+
+  function tell({ DeadLetter, Kind, State, Problem, DoneAt }) {
     const row = rows.get(DeadLetter);
     if (!row) return;
-    const words = State === "done" ? DONE[Kind] : State === "failed" ? `nothing was done: ${Problem}` : STATES[State];
-    write(row.state, words);
-    row.place.hidden = State === "waiting" || State === "done";
+    const done = State === "done" && !isDead(DeadLetter, DoneAt);
+    const ended = State === "done" ? (done ? DONE[Kind] : AGAIN) : `nothing was done: ${Problem}`;
+    write(row.state, STATES[State] ?? ended);
+    row.place.hidden = State === "waiting" || done;
   }
 
   async function look(still) {

@@ -142,7 +142,7 @@ function learnt({ GatewayID, LearntFrom, WaitS }) {
   const times = Object.values(WaitS).sort((a, b) => a - b);
   if (!times.length) return [];
   const [least, most] = [seconds(times[0]), seconds(times.at(-1))];
-  const each = Object.entries(WaitS).map(([phase, s]) => `${PHASES[phase] ?? phase}: ${seconds(s)}`);
+  const each = Object.entries(WaitS).map(([phase, s]) => `${Object.hasOwn(PHASES, phase) ? PHASES[phase] : phase}: ${seconds(s)}`);
   return [
     el("span", { className: "wait" }, least === most ? least : `${least} to ${most}`),
     el("span", { className: "second" }, each.join("; ")),

@@ -18,7 +18,7 @@ export class World {
     this.lastImages = new Map(); // UID: LastReceivedAt
     this.version = ""; // the server's
     this.totals = { Series: 0, Conflicts: 0, Webhooks: [] };
-    this.refused = {}; // id of a gateway: why its heartbeats are refused
+    this.refused = new Map(); // id of a gateway: why its heartbeats are refused
     this.storedAt = null;
     this.now = 0; // the server's, in ms
   }
@@ -27,7 +27,7 @@ export class World {
     if (frame.Full) this.forget();
     this.now = Date.parse(frame.At);
     this.totals = frame.Totals;
-    this.refused = frame.Refused ?? {};
+    this.refused = new Map(Object.entries(frame.Refused ?? {}));
     this.version = frame.Version;
     for (const id of frame.Forgotten ?? []) this.gateways.delete(id);
     for (const [id, news] of Object.entries(frame.Gateways)) this.#hear(id, news);
@@ -98,7 +98,7 @@ export class World {
       free.delete(heir);
       gateway.over = gateway.state.Stopped || renamed || Boolean(heir);
       gateway.silent &&= !gateway.over;
-      gateway.refused = gateway.silent ? this.refused[gateway.id] : undefined;
+      gateway.refused = gateway.silent ? this.refused.get(gateway.id) : undefined;
     }
   }
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from storage.merge import INSTANCE_COLUMNS
+from models import INSTANCE_KEYWORDS
 from storage.search import REQUEST, Level
 
 Row = Mapping[str, Any]
@@ -56,7 +56,7 @@ REQUIRED = {
         "TimezoneOffsetFromUTC",
         "RetrieveURL",
         "SOPInstanceUID",
-        *INSTANCE_COLUMNS,
+        *INSTANCE_KEYWORDS,
     ),
 }
 OPTIONAL = {
@@ -113,7 +113,7 @@ def _values(row: Row, totals: Totals, url: str | None) -> dict[str, Any]:
     attributes: Mapping[str, list[str]] = row["Attributes"]
     return {
         **attributes,
-        **{keyword: [row[keyword]] for keyword in ("SOPInstanceUID", *INSTANCE_COLUMNS) if keyword in row},
+        **{keyword: [row[keyword]] for keyword in ("SOPInstanceUID", *INSTANCE_KEYWORDS) if keyword in row},
         "SpecificCharacterSet": ["ISO_IR 192"],
         "InstanceAvailability": ["ONLINE" if url else "UNAVAILABLE"],
         "RetrieveURL": [url],

@@ -179,6 +179,42 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
         await expect(page.locator("#series")).to_contain_text("declared it incomplete: the last phase is missing")
 
 
+async def test_a_dead_letter_that_is_refused_again_can_be_settled_again(running: Serving) -> None:
+    at = datetime.now(UTC).isoformat()
+    dead = {"Id": 7, "SeriesInstanceUID": "1.2", "Instances": 3, "Answer": "422", "At": at}
+    async with logged_in(running, "admin") as page:
+        tell(running, "here", DeadLetters=1, Dead=[dead])
+        await page.get_by_role("button", name="Replay or discard …").click()
+        action = page.locator("#action")
+        await action.get_by_role("button", name="Replay").click()
+        await expect(action.locator(".order")).to_have_text("waits for the gateway's next heartbeat")
+        (order,) = tell(running, "here")["Orders"]
+        tell(running, "here", OrdersDone=[{"Number": order["Number"]}])
+        await expect(action.locator(".order")).to_have_text("posted again")
+        await expect(action.get_by_role("button", name="Replay")).to_be_hidden()
+        tell(running, "here", DeadLetters=1, Dead=[dead])
+        await expect(action.locator(".order")).to_have_text("refused again since")
+        await action.get_by_role("button", name="Replay").click()
+        await expect(action.locator(".order")).to_have_text("waits for the gateway's next heartbeat")
+        (again,) = tell(running, "here")["Orders"]
+        assert again["Number"] > order["Number"]
+
+
+async def test_a_name_that_javascript_gives_to_all_objects_is_a_name_like_others(running: Serving) -> None:
+    names, silent = ("constructor", "__proto__"), datetime.now(UTC) - timedelta(minutes=2)
+    for name in names:
+        tell(running, name)
+    there(
+        running,
+        running._app.state.database._engine.write(lambda one: one.execute(update(gateways).values(At=silent))),
+    )
+    async with logged_in(running, "series:read") as page:
+        wrong = page.get_by_role("list", name="What is wrong")
+        for name in names:
+            await expect(wrong).to_contain_text(f"Gateway {name} is silent")
+        await expect(page.locator("body")).not_to_contain_text("native code")
+
+
 async def refuse_post(route: Route, request: Request) -> None:
     if request.method == "POST":
         await route.fulfill(status=409, json={"detail": "1000 orders wait"})

@@ -248,6 +248,15 @@ async def test_an_ipv4_address_is_itself_on_an_ipv6_socket(app: FastAPI) -> None
         assert (await http.get("/series")).status_code == 401
 
 
+@pytest.mark.parametrize("peer", ["unix:", "a:b", ""])
+async def test_a_proxy_may_name_a_peer_that_has_no_address(app: FastAPI, peer: str) -> None:
+    """As nginx behind a Unix socket does, in X-Forwarded-For."""
+    async with asking(app, await key(app, "series:read"), peer=peer) as http:
+        assert (await http.get("/series")).status_code == 200
+    async with asking(app, "wrong", peer=peer) as http:
+        assert [(await http.get("/series")).status_code for _ in range(FAILURES + 1)] == [401] * FAILURES + [429]
+
+
 async def test_scopes_are_those_of_the_path_behind_a_root_path(app: FastAPI) -> None:
     made = await key(app, "series:write")
     transport = httpx.ASGITransport(app, root_path="/gw")

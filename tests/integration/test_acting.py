@@ -189,6 +189,7 @@ FORGED: dict[str, Forge] = {
     "another origin": lambda token: {"Origin": "https://evil.example", TOKEN: token},
     "another port, which is the same site": lambda token: {"Origin": f"https://{HOST}:8443", TOKEN: token},
     "an origin that ends alike": lambda token: {"Origin": f"https://evil.{HOST}", TOKEN: token},
+    "an origin that is no URL": lambda token: {"Origin": "https://[", TOKEN: token},
     "a page in a sandbox": lambda token: {"Origin": "null", TOKEN: token},
     "another site, of which the browser says so": lambda token: {"Sec-Fetch-Site": "cross-site", **OWN, TOKEN: token},
     "another host of the site": lambda token: {"Sec-Fetch-Site": "same-site", **OWN, TOKEN: token},

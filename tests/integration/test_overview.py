@@ -271,6 +271,10 @@ QUERIES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"sort": "Source", "descending": False, "Verdict": "idle"}, "13"),
     ({"sort": "Stored", "descending": False}, "1234"),
     ({"sort": "Patient", "search": "p1"}, "4312"),
+    ({"sort": "Modality", "Incomplete": True}, "4"),
+    ({"sort": "StudyDate", "Doubtful": True, "descending": False}, "3"),
+    ({"sort": "Patient", "Conflicts": True, "search": "another"}, ""),
+    ({"sort": "Source", "StudyDate": "19000101-", "search": "p1"}, ""),
 )
 
 
@@ -289,6 +293,9 @@ async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str,
     assert (await http.get("/overview/series", params=query)).status_code == 422
 
 
+YEARS = ("20100101", "20261231")
+
+
 @pytest.mark.parametrize(
     ("query", "index"),
     [
@@ -305,6 +312,11 @@ async def test_a_wrong_question_is_422(http: httpx.AsyncClient, query: dict[str,
         ),
         (stored.select_found(Wanted(Listing(Verdict="idle")), 50), {"series_by_verdict"}),
         (stored.select_found(Wanted(Listing(Doubtful=True)), 50), {"doubtful_series"}),
+        (stored.select_found(Wanted(Listing(Incomplete=True), order="Patient"), 50), {"incomplete_series"}),
+        (stored.select_found(Wanted(Listing(Conflicts=True), order="Source"), 50), {"series_in_conflict"}),
+        (stored.select_found(Wanted(Listing(StudyDate=YEARS), order="Patient"), 50), {"studies_by_name"}),
+        (stored.select_found(Wanted(Listing(StudyDate=YEARS), order="StudyDate"), 50), {"studies_by_date"}),
+        (stored.select_found(Wanted(Listing(StudyDate=YEARS), "x"), 50), {"series_by_update"}),
         *(
             (stored.select_found(Wanted(Listing(), order=order), 50), {index})
             for order, index in (

@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from storage import history, purge
 from storage.engine import Engine
 from storage.move import TABLES, move
 from storage.purge import CHANGES_AT_ONCE, ChangeBatch, SeriesBatch
-from storage.schema import changes, series, timeline
+from storage.schema import changes, orders, series, timeline
 from tests.factories import STUDY, arriving, make_report, make_state
 
 OLD = datetime(2020, 1, 1, tzinfo=UTC)
@@ -114,6 +115,19 @@ async def test_what_was_said_of_a_series_goes_with_it_and_an_order_that_waits_sa
     assert (record.Verdict, created, "Smith" in str(record)) == ("declared", True, False)
     done = state.model_copy(update={"OrdersDone": [OrderDone(Number=order.Number, Problem="it was not open here")]})
     assert await database.heard(done) == ([], [one for one in await database.orders.listed("g", 9) if one["DoneAt"]])
+
+
+async def test_what_was_said_in_ordering_goes_with_its_age_though_nothing_of_it_was_stored(database: Database) -> None:
+    await database.heard(GatewayState.model_validate(make_state("g", Arriving=[arriving("1.9", 1)])))
+    await database.declare("1.9", "complete", "somebody", "Mr Smith has left")
+    await database.order("g", "discard", 7, "somebody", "Mr Smith, sent twice")
+    for age in (timedelta(days=6), timedelta(days=8)):
+        at = datetime.now(UTC) - age
+        given = orders.update().values(At=at)
+        await database._engine.write(partial(AsyncConnection.execute, statement=given))
+        await purged_of(database, before=at + timedelta(hours=1))
+        found = await database.orders.listed("g", 9)
+        assert (len(found), str(found).count("Smith")) == (2, 2 if age.days == 6 else 0)
 
 
 async def test_a_series_that_changed_just_then_stays_and_one_before_goes(database: Database) -> None:

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-from dicom.header import INSTANCE_KEYWORDS, WANTED, read_instance
+from dicom.header import WANTED, read_instance
 from gateway.collector import DUE_AT_ONCE, SeriesCollector
 from gateway.idle import PRIORS, Adaptive, Fixed, Phase, Source
 from gateway.open_series import MAX_ARRIVALS, OpenSeries
 from gateway.questions import Answer
-from models import Association, Instance, SeriesReport
+from models import INSTANCE_KEYWORDS, Association, Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 
 IDLE_S = 2.0

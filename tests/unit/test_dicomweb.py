@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset
 
 from api.dicomweb.answer import IF_KNOWN, OPTIONAL, REQUIRED, Totals, add_up, data_set
 from api.dicomweb.request import MAX_LIMIT, BadQuery, Query, parse
+from models import INSTANCE_KEYWORDS
 from storage.matching import Like, OneOf, Range, _after
-from storage.merge import INSTANCE_COLUMNS
 from storage.search import KEYS, Level
 
 
@@ -414,7 +414,7 @@ def test_totals_are_of_each_study() -> None:
 
 
 WANTED = {keyword for level in Level for keyword in (*REQUIRED[level], *OPTIONAL[level])}
-STORED = (WANTED | {"ScheduledProcedureStepID", "RequestedProcedureID"}) - set(INSTANCE_COLUMNS)
+STORED = (WANTED | {"ScheduledProcedureStepID", "RequestedProcedureID"}) - set(INSTANCE_KEYWORDS)
 NUMBERS = st.none() | st.integers(-(2**31), 2**31 - 1)
 
 
@@ -434,7 +434,7 @@ def test_any_stored_text_is_json_that_pydicom_reads(
     numbers: list[int | None],
     sop_class: str | None,
 ) -> None:
-    instance = dict(zip(INSTANCE_COLUMNS, [sop_class, *numbers], strict=True))
+    instance = dict(zip(INSTANCE_KEYWORDS, [sop_class, *numbers], strict=True))
     row = ROW | instance | {"Attributes": attributes, "PatientName": name, "PatientID": patient}
     text = json.dumps(data_set(row, Level.INSTANCE, WANTED, TOTALS, "http://pacs"))
     text.encode("ascii")

@@ -28,7 +28,6 @@ from pydicom.uid import (
 from dicom.deflate import MAX_INFLATED_BYTES
 from dicom.header import (
     ALWAYS,
-    INSTANCE_KEYWORDS,
     INSTANCE_LEVEL,
     MAX_INSTANCE_VALUE,
     OTHER_VR,
@@ -43,7 +42,7 @@ from dicom.header import (
 )
 from dicom.walk import MAX_ITEMS, MAX_VALUE_BYTES
 from gateway.idle import Fixed
-from models import Instance
+from models import INSTANCE_KEYWORDS, Instance
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset
 
 SHIPPED = sorted(path for path in (Path(pydicom.__file__).parent / "data").rglob("*") if path.is_file())

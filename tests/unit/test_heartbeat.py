@@ -128,6 +128,19 @@ async def test_dead_letters_are_named_until_they_are_gone() -> None:
     assert (gone.DeadLetters, gone.Dead) == (0, [])
 
 
+async def test_dead_letters_are_those_that_there_are_though_they_are_as_many_as_before() -> None:
+    async with watched() as gateway:
+        reports = [make_report("1", series=f"1.2.{n}") for n in range(2)]
+        first, second = await gateway.journal.file_reports(reports)
+        await gateway.journal.refused(first, "HTTP 422")
+        await asyncio.sleep(2.5)
+        await gateway.journal.discard_dead(None, "test")
+        await gateway.journal.refused(second, "HTTP 413")
+        await asyncio.sleep(2.5)
+        _, state = gateway.beats[-1]
+    assert [(one.SeriesInstanceUID, one.Answer) for one in state.Dead] == [("1.2.1", "HTTP 413")]
+
+
 async def test_a_replayed_dead_letter_is_undelivered_again() -> None:
     async with watched() as gateway:
         (waiting,) = await gateway.journal.file_reports([make_report("1")])
