@@ -340,7 +340,7 @@ def test_the_server_asks_for_the_databases_password_and_shows_the_key_once(tmp_p
         answers(
             terminal, {"Address of this machine": "http://x", r"10\.0\.0\.9[^~]*Address of this machine": "127.0.0.1"}
         )
-        answers(terminal, {"Name of the gateway that gets a key": "", r"Write this to \.env": "y"})
+        answers(terminal, {"Name of the gateway": "", r"Write this to \.env": "y"})
         assert terminal.ended() == 0
     (key,) = re.findall(r"sgk_\w+_[\w-]+", plain(terminal.written))
     assert (tmp_path / ".env").read_text().startswith("DATABASE_URL=")
@@ -384,7 +384,7 @@ def test_the_first_day_goes_as_its_page_says(tmp_path: Path) -> None:
     assert make == "make .venv/running"
     with ExitStack() as both:
         terminal = both.enter_context(on_a_terminal(shlex.split(server_init), one, width=250))
-        answers(terminal, {"Where series are stored": "", "Name of the gateway that gets": "", "Write this": ""})
+        answers(terminal, {"Where series are stored": "", "Name of the gateway": "", "Write this": ""})
         assert terminal.ended() == 0
         (key,) = re.findall(r"sgk_\w+_[\w-]+", plain(terminal.written))
         program = uvicorn.replace(".venv/bin/uvicorn", f"{PYTHON} -m uvicorn --app-dir {ROOT}")
