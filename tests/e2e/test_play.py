@@ -19,7 +19,7 @@ from bench.rig.processes import ROOT, Process, running, without_settings
 from tests.terminals import on_a_terminal
 
 PLAY = [sys.executable, "-m", "bench.play", "--pause-s", "0.05"]
-PATIENCE_S = 100.0
+PATIENCE_S = 600.0
 LIVE_PAGE = r"live page is (http://127\.0\.0\.1:\d+)"
 
 Row = dict[str, Any]

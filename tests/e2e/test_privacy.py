@@ -25,6 +25,9 @@ pytestmark = pytest.mark.slow
 MARK = "QZMARK"
 
 
+TEXTS = ("SeriesDescription", "ProtocolName", "StationName", "Manufacturer", "ManufacturerModelName")
+
+
 def marked(count: int, **elements: str) -> list[Dataset]:
     """A series of a patient of whom everything is marked."""
     series = new_series(count)
@@ -118,7 +121,7 @@ def test_a_gateway_tells_nobody_of_a_patient(tmp_path: Path) -> None:
             again, port = start_gateway(tmp_path, url, environment=environment)
             with running(again):
                 again.wait_for_event("report.delivered")
-                send(port, marked(100))  # its report is too long for this server
+                send(port, marked(3, **dict.fromkeys(TEXTS, "x" * 1000)))  # its report is too long for this server
                 again.wait_for_event("report.rejected")
                 send(port, first := marked(1))
                 again.wait_for_event("report.delivered", series_instance_uid=first[0].SeriesInstanceUID)
