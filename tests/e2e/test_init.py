@@ -280,7 +280,7 @@ def test_the_gateway_asks_judges_at_once_and_never_shows_the_key(tmp_path: Path)
                 "Name of this gateway": "gateway-7",
             },
         )
-        terminal.wait_for("Key of .*not shown")
+        terminal.wait_for("Key from .*not shown")
         terminal.type(f"{KEY}\n")
         terminal.wait_for(r"Write this to \.env")
         assert KEY not in arguments_of(terminal.process.pid)
@@ -303,7 +303,7 @@ def test_the_gateway_asks_judges_at_once_and_never_shows_the_key(tmp_path: Path)
     assert mode(tmp_path / ".env") == 0o600
 
 
-@pytest.mark.parametrize("at", ["Address of this machine", "Key of ", r"Write this to \.env"])
+@pytest.mark.parametrize("at", ["Address of this machine", "Key from ", r"Write this to \.env"])
 def test_ctrl_c_leaves_everything_as_it_was(tmp_path: Path, at: str) -> None:
     (tmp_path / ".env").write_text("GATEWAY_SCP_PORT=0 # ours\n")
     with on_a_terminal([*CLIENT, "init", "--id", "g"], tmp_path) as terminal:
@@ -393,7 +393,7 @@ def test_the_first_day_goes_as_its_page_says(tmp_path: Path) -> None:
         pacs = both.enter_context(orthanc(tmp_path, dicom, dicom_port=pacs_port))
 
         terminal = both.enter_context(on_a_terminal(shlex.split(client_init), two, width=250))
-        typed = {"Name of this gateway": "", "Key of ": key, "Write this": ""}
+        typed = {"Name of this gateway": "", "Key from ": key, "Write this": ""}
         answers(terminal, {"AE title of": "", **typed})
         assert terminal.ended() == 0, plain(terminal.written)
         (modalities,) = re.findall(r'\{"DicomModalities": .*\}', plain(terminal.written))
