@@ -107,13 +107,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Three for two cores, since many tests wait for processes of theirs. One named test needs no other process."""
+    """Return three for two cores, four with slow tests: many wait for processes of theirs.
+
+    One named test needs no other process.
+    """
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None  # xdist reads it
     if len(config.args) == 1 and "::" in config.args[0]:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores + (cores + 1) // 2, MAX_PROCESSES)
+    return min(2 * cores if asks_for_slow(config) else cores + (cores + 1) // 2, MAX_PROCESSES)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -202,5 +202,5 @@ def test_a_second_gateway_has_a_journal_and_a_port_of_its_own(compose: Project) 
     send(compose, of_study("MR2"), "GATEWAY2")
     verified(compose, key, of_study("MR1") + of_study("MR2"))
     heard = compose.inside("server", "python server.py check")
-    assert "2 heard of" in heard
+    assert "2 heard from" in heard
     assert "port is already allocated" in refused(compose, "docker compose up --detach --scale client=2 client")

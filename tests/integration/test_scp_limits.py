@@ -444,7 +444,7 @@ async def test_store_without_a_data_set_is_answered() -> None:
         ({"scp_host": "0.0.0.0"}, "can be reached from other machines. Name who may send in GATEWAY_ALLOWED_PEERS"),  # noqa: S104
         ({"allowed_peers": "CT1,,CT2"}, "empty entry"),
         ({"allowed_peers": "CT1@nowhere"}, "'CT1@nowhere' is not of the form AE@address"),
-        ({"allowed_peers": "CT1="}, "'CT1=' names nothing behind the ="),
+        ({"allowed_peers": "CT1="}, "'CT1=' has no name after the ="),
         ({"tls_key": "key.pem"}, "GATEWAY_TLS_CERT is missing"),
         ({"tls_cert": "c.pem", "tls_client_certs": "required"}, "needs GATEWAY_TLS_CA"),
     ],
@@ -612,7 +612,7 @@ async def _serial(port: int) -> bytes:
 
 
 async def test_certificate_that_cannot_be_used_stops_the_start_with_the_cure(tmp_path: Path) -> None:
-    with pytest.raises(BadCertificate, match="Name readable PEM files"):
+    with pytest.raises(BadCertificate, match="Give readable PEM files"):
         async with serving(tls_cert=tmp_path / "missing.pem"):
             pass
 
