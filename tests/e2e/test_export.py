@@ -92,7 +92,7 @@ def test_lines_of_json_are_whole_records(tmp_path: Path, url: str) -> None:
 @pytest.mark.parametrize(
     ("words", "exit_code", "said"),
     [
-        (("--updated-since", "tomorrow"), 2, "tomorrow is no day and no time"),
+        (("--updated-since", "tomorrow"), 2, "tomorrow is not a day or time"),
         (("--study-date", "2026"), 1, "HTTP 422"),
         (("--url", "ftp://x"), 2, "is not an http or https URL"),
     ],

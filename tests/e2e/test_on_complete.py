@@ -249,7 +249,7 @@ def test_a_script_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path
     [
         ((), "a command is missing"),
         (("--", "./no-such-program"), "chmod +x"),
-        (("--verdict", "complete", "--", "true"), "complete is none of verified, declared, expected"),
+        (("--verdict", "complete", "--", "true"), "complete is not one of verified, declared, expected"),
         (("--since", "yesterday", "--", "true"), "neither 'now' nor the number of a change"),
         (("--url", "ftp://x", "--", "true"), "is not an http or https URL"),
     ],

@@ -86,8 +86,8 @@ def test_what_is_printed_names_no_patient_and_says_what_stays(tmp_path: Path) ->
     ("words", "exit_code", "said"),
     [
         (["--before", "2999-01-01"], 2, "2999-01-01 is in the future"),
-        (["--before", "tomorrow"], 2, "tomorrow is no day and no time"),
-        (["--before", "0001-01-01"], 2, "0001-01-01 is no day and no time"),
+        (["--before", "tomorrow"], 2, "tomorrow is not a day or time"),
+        (["--before", "0001-01-01"], 2, "0001-01-01 is not a day or time"),
         ([], 2, "--before"),
         (["--before", "2020-01-01"], 1, "series.db does not exist"),  # in another folder than the server's
     ],
