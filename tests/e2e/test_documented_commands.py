@@ -237,9 +237,11 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
         assert shell(asked("curl … '/dicom-web/studies"), **key) == ""  # nobody is called so: 204
         (series,) = json.loads(shell(asked("curl … '/dicom-web/series"), **key))
         assert series["0020000E"]["Value"] == [SERIES]
-        (conflict,) = json.loads(shell(asked("curl … /conflicts"), **key))["conflicts"]
+        (conflict,) = json.loads(shell(asked("curl … /conflicts "), **key))["conflicts"]
+        shown = json.loads(shell(asked("curl … /conflicts/DIGEST", DIGEST=conflict["Digest"]), **key))
+        assert shown["Record"]["SeriesInstanceUID"] == SERIES
         shell(asked("curl … -X POST /conflicts", DIGEST=conflict["Digest"]), **key)
-        assert json.loads(shell(asked("curl … /conflicts"), **key))["conflicts"] == []
+        assert json.loads(shell(asked("curl … /conflicts "), **key))["conflicts"] == []
         changes = json.loads(shell(asked("curl … '/changes"), **key))
         assert [change["SeriesInstanceUID"] for change in changes["changes"]] == [SERIES] * 3
         with terminal(asked("curl -N … /changes/stream"), no_proxy="*", **key) as stream:

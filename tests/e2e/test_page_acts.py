@@ -209,7 +209,7 @@ async def test_a_name_that_javascript_gives_to_all_objects_is_a_name_like_others
         running._app.state.database._engine.write(lambda one: one.execute(update(gateways).values(At=silent))),
     )
     async with logged_in(running, "series:read") as page:
-        wrong = page.get_by_role("list", name="What is wrong")
+        wrong = page.get_by_role("list", name="Problems")
         for name in names:
             await expect(wrong).to_contain_text(f"Gateway {name} is silent")
         await expect(page.locator("body")).not_to_contain_text("native code")
