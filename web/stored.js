@@ -33,7 +33,9 @@ function make(series) {
   cells[0].append(el("a", { href }, series.SeriesDescription || "no description"));
   cells[0].append(uid(series.SeriesInstanceUID, "Series Instance UID"));
   cells[1].append(series.Modality ?? "–");
-  cells[2].append(images(series.NumInstances, series.ExpectedInstances));
+  const counted = images(series.NumInstances, series.ExpectedInstances);
+  cells[2].append(counted);
+  cells[2].classList.toggle("one", counted === "1");
   const verdict = series.Verdict ?? "none";
   cells[3].append(badge(series.Verdict ?? "no verdict", verdict), ...flags(series));
   cells[3].append(el("span", { className: "second" }, VERDICTS[verdict] ?? ""));
