@@ -79,8 +79,11 @@ hypothesis.settings.load_profile("a busy machine is no failure")
 
 
 def pytest_configure() -> None:
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so a shell starts what runs in its background
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # and no Ctrl-C would reach what tests start
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if (
+            signal.getsignal(number) is signal.SIG_IGN
+        ):  # as a shell's background and nohup have it; so had what tests start
+            signal.signal(number, lambda *_: None)
     asyncio.set_event_loop(None)  # else pytest-asyncio's first look at "the current loop" makes one it never closes
 
 
