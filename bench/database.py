@@ -96,7 +96,7 @@ def database(name: str) -> Iterator[tuple[str, Path]]:
 
 
 async def union(console: Console, name: str, url: str, rounds: int) -> int:
-    """How many rounds ended with another row than the union of what was reported."""
+    """Return how many rounds ended with another row than the union of what was reported."""
     rng = random.Random(rounds)
     wrong = 0
     began = time.monotonic()

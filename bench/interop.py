@@ -97,7 +97,7 @@ def command(folder: Path, words: list[str]) -> Iterator[int]:
 
 
 def versions() -> str:
-    """Of what is compared."""
+    """Return the names and versions of what is compared."""
     told = {"DCMTK": [str(STORESCP), "--version"], "Orthanc": [str(ORTHANC), "--version"]}
     found = []
     for name, words in told.items():
@@ -123,7 +123,7 @@ def associations() -> Section:
 
 
 def judge(odd: Odd, outcomes: dict[str, Outcome]) -> Iterator[str]:
-    """What is wrong with ours: less than others accept, without a reason, or a reason for nothing."""
+    """Yield what is wrong with ours: less than others accept, without a reason, or a reason for nothing."""
     ours = outcomes[OURS]
     more = [name for name, other in outcomes.items() if other.contexts - ours.contexts]
     if more and not odd.refused:
@@ -160,7 +160,7 @@ def ask(peer: Peer, odd: Odd) -> Outcome:
 
 
 def outcome_of(kind: bytes, body: bytes) -> Outcome:
-    """In words."""
+    """Say in words what the first byte and the rest of an answer mean."""
     match kind:
         case b"\2":
             results = dict(results_of(body))

@@ -54,7 +54,7 @@ def implicit(tag: int, value: bytes) -> bytes:
 
 
 def item(content: bytes) -> bytes:
-    """One that says its length."""
+    """Return an item that says its length."""
     return struct.pack("<HHL", 0xFFFE, 0xE000, len(content)) + content
 
 
@@ -141,12 +141,12 @@ Form = Callable[[Parts], bytes]
 
 
 def between(more: bytes) -> Form:
-    """Behind group 0008, before the patient and the identity."""
+    """Return the form that has `more` behind group 0008, before the patient and the identity."""
     return lambda p: p.head + p.order + more + p.patient + p.identity + p.rest
 
 
 def behind(more: bytes) -> Form:
-    """Behind the identity."""
+    """Return the form that has `more` behind the identity."""
     return lambda p: (
         p.head + p.order + p.patient + p.identity + p.image[:10] + more + p.image[10:] + p.step + p.asked + p.pixels
     )
