@@ -178,6 +178,7 @@ class Guard:
         if CONTROL.search(scope["path"]):  # routes forgive a newline at the end; the scopes that they need do not
             raise Refused(400, "the path has control characters")
         address = _neighbourhood(scope)
+        scope_needed = state["needs"] = self._scopes.needed(scope["method"], _path(scope))
         try:
             key = await self._key(scope, address)
             token = await self._token(scope)
@@ -187,7 +188,6 @@ class Guard:
         if wait_s := self._requests.wait_s(key.id if key else address):
             raise Refused(429, "too many requests; see Retry-After", Retry_After=str(int(wait_s) + 1))
         self._requests.take(key.id if key else address)
-        scope_needed = self._needed(scope)
         if key and scope_needed and not key.may(scope_needed):
             challenge = f'Bearer error="insufficient_scope", scope="{scope_needed}"'
             raise Refused(403, f"this key lacks the scope {scope_needed}", WWW_Authenticate=challenge)
@@ -217,7 +217,7 @@ class Guard:
         """Return the key of a request; None if this machine asks and there is no key yet. Raises Refused."""
         keys: Keys = scope["app"].state.keys
         scheme, _, presented = Headers(scope=scope).get("authorization", "").partition(" ")
-        session = None if scheme.lower() == "bearer" else self._session(scope)  # Basic is a proxy's
+        session = None if scheme.lower() == "bearer" else _session(scope)  # Basic is a proxy's
         if session is not None:
             key = await keys.recognize_session(session)
         else:
@@ -229,7 +229,7 @@ class Guard:
             if not _is_this_machine(scope):
                 raise Refused(401, NO_KEY_YET, WWW_Authenticate="Bearer")
             return None
-        acts = scope["method"] not in acting.SAFE and self._needed(scope) == "admin"
+        acts = scope["method"] not in acting.SAFE and scope["state"]["needs"] == "admin"
         if scheme.lower() != "bearer" and session is None:
             if acts and acting.TOKEN in Headers(scope=scope):  # its page was logged out
                 raise Refused(403, acting.ENDED)
@@ -245,15 +245,12 @@ class Guard:
             what = "this key is not valid" if presented.strip() else EMPTY_KEY
         raise Refused(401, what, WWW_Authenticate='Bearer error="invalid_token"')
 
-    def _session(self, scope: Scope) -> str | None:
-        """Return a browser's cookie: it reads, and acts as an operator. It posts no reports, nor prolongs itself."""
-        if scope["method"] not in ("GET", "HEAD") and self._needed(scope) != "admin":
-            return None
-        return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
 
-    def _needed(self, scope: Scope) -> str | None:
-        """Return the scope that a request needs."""
-        return self._scopes.needed(scope["method"], _path(scope))
+def _session(scope: Scope) -> str | None:
+    """Return a browser's cookie: it reads, and acts as an operator. It posts no reports, nor prolongs itself."""
+    if scope["method"] not in ("GET", "HEAD") and scope["state"]["needs"] != "admin":
+        return None
+    return cookie_parser(Headers(scope=scope).get("cookie", "")).get(COOKIE)
 
 
 def _is_open(scope: Scope) -> bool:
