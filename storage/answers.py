@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from models import GatewayState, SeriesReport
+from models import GatewayState, SeriesReport, SeriesVerdict
 
 Decision = Literal["dismiss", "merge", "correct"]
 """Of a conflict. dismiss: the images are not this series'. merge: they are, and what is stored of patient and study
@@ -51,6 +51,43 @@ class Completion(BaseModel):
     ] = 0
 
     model_config = ConfigDict(populate_by_name=True)
+
+
+class StudyRecord(BaseModel):
+    """A study: what its stored series come to, and whether that is all of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    StudyInstanceUID: str
+    PatientID: str | None
+    PatientName: str | None
+    StudyDate: str | None
+    StudyTime: str | None
+    StudyDescription: str | None
+    AccessionNumber: str | None
+    Modalities: Annotated[list[str], Field(description="Of its series.")]
+    Source: Annotated[str | None, Field(description="Of its first series: calling AE title, modality, station.")]
+    NumSeries: Annotated[int, Field(description="How many are stored.")]
+    NumInstances: Annotated[int, Field(description="How many these have.")]
+    OpenSeries: Annotated[int, Field(description="How many of its series gateways name as open now.")] = 0
+    Unsettled: Annotated[int, Field(description="How many have no verdict that says that they are over.")]
+    Incomplete: Annotated[int, Field(description="How many lack images that are expected.")]
+    Contradicted: Annotated[int, Field(description="To how many images came after such a verdict.")]
+    Verdict: Annotated[SeriesVerdict | None, Field(description="Why it is taken to be over; null: it is not.")]
+    Policy: Annotated[str | None, Field(description="What decided that.")]
+    Basis: Annotated[str | None, Field(description="What the verdict, or its absence, rests on, in words.")]
+    MissingSeries: Annotated[list[str], Field(description="Required series (SERVER_REQUIRED_SERIES) not here.")]
+    ExpectedSeries: Annotated[int | None, Field(description="How many its PACS has, as it said last.")]
+    ExpectedInstances: Annotated[int | None, Field(description="How many images its PACS has, as it said last.")]
+    Withdrawn: Annotated[
+        SeriesVerdict | Literal["part"] | None,
+        Field(description="A person has declared it incomplete: the verdict that it had; `part`: none."),
+    ]
+    FalseCompletions: Annotated[int, Field(description="How often images came after it was told complete.")]
+    Revision: Annotated[int, Field(description="Counts the changes of this record.")]
+    FirstReceivedAt: AwareDatetime | None
+    LastReceivedAt: AwareDatetime | None
+    UpdatedAt: AwareDatetime
 
 
 class Gateway(BaseModel):

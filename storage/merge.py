@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
+from common.attributes import news
 from models import (
     FINAL_VERDICTS,
     INSTANCE_KEYWORDS,
@@ -15,7 +16,6 @@ from models import (
     SeriesReport,
     fitting,
     fitting_bytes,
-    news,
 )
 from storage.answers import Decision
 from storage.folding import FOLDED_LENGTH, folded

@@ -153,6 +153,70 @@ def _of_series() -> Column[str]:
     return Column("SeriesInstanceUID", ORDERED_TEXT, ForeignKey("series.SeriesInstanceUID"), primary_key=True)
 
 
+# One row per study, of what its series' rows say; a transaction locks its series first, then their study.
+studies = Table(
+    "studies",
+    metadata,
+    Column("StudyInstanceUID", ORDERED_TEXT, primary_key=True),
+    Column("PatientID", ORDERED_TEXT),
+    Column("PatientName", Text),
+    Column("StudyDate", ORDERED_TEXT),
+    Column("StudyTime", Text),
+    Column("StudyDescription", Text),
+    Column("AccessionNumber", ORDERED_TEXT),
+    Column("Source", Text),  # of its first series: what was learnt of whom
+    Column("Modalities", DOCUMENT, nullable=False),  # how many series each has
+    Column("Verdicts", DOCUMENT, nullable=False),  # how many series have each; "" for none
+    Column("NumSeries", Integer, nullable=False),
+    Column("NumInstances", NUMBER, nullable=False),
+    Column("Unsettled", Integer, nullable=False),  # series without a final verdict
+    Column("Incomplete", Integer, nullable=False),  # series of which images are missing
+    Column("Contradicted", Integer, nullable=False),  # series with false completions
+    Column("Verdict", Text),
+    Column("Policy", Text),  # what decided
+    Column("Basis", Text),
+    Column("MissingSeries", DOCUMENT, nullable=False, server_default="[]"),  # descriptions of required ones
+    Column("Withdrawn", Text),  # the verdict that the study had when a person declared it incomplete, or `part`
+    Column("FalseCompletions", Integer, nullable=False, server_default="0"),
+    Column("Revision", Integer, nullable=False),
+    Column("FirstReceivedAt", UtcDateTime),
+    Column("LastReceivedAt", UtcDateTime),
+    Column("UpdatedAt", UtcDateTime, nullable=False),
+    Column("ExpectedSeries", Integer),  # what the PACS said of it last
+    Column("ExpectedInstances", NUMBER),
+    Column("CountedAt", UtcDateTime),  # when it said so
+    Column("CountedSince", UtcDateTime),  # since when it has said the same
+    Column("CountedAhead", Boolean),  # it had more than had come when it was first asked; null: not asked yet
+    Column("CountGrew", Boolean, nullable=False, server_default=false()),
+    Column("DueAt", UtcDateTime),  # when it is decided about next; null: not before something comes
+    Index("study_by_due", "DueAt", "StudyInstanceUID"),
+    Index("study_by_update", "UpdatedAt", "StudyInstanceUID"),
+    Index("study_by_verdict", "Verdict", "UpdatedAt", "StudyInstanceUID"),
+    Index("study_by_patient", "PatientID", "StudyInstanceUID"),
+    Index("study_by_accession", "AccessionNumber", "StudyInstanceUID"),
+    Index("study_by_date", "StudyDate", "StudyInstanceUID"),
+)
+# How the verdicts of studies have fared, as `completions` does for series.
+study_completions = Table(
+    "study_completions",
+    metadata,
+    Column("Source", ORDERED_TEXT, primary_key=True),
+    Column("Policy", ORDERED_TEXT, primary_key=True),
+    Column("Verdict", ORDERED_TEXT, primary_key=True),
+    Column("Studies", Integer, nullable=False),
+    Column("False", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+# What was learnt of each source's studies: its silences between series, and how often its PACS held all from the start.
+study_sources = Table(
+    "study_sources",
+    metadata,
+    Column("Source", ORDERED_TEXT, primary_key=True),
+    Column("Learnt", DOCUMENT, nullable=False),
+    Column("Trust", Integer, nullable=False),
+    Column("UpdatedAt", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
 instances = Table(
     "instances",
     metadata,
@@ -240,6 +304,7 @@ changes = Table(
     Column("ExpectedInstances", Integer),
     Column("Kinds", Text),  # separated by spaces; null in what an earlier version told
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
+    Column("Subject", Text, nullable=False, server_default="series"),  # of a study, SeriesInstanceUID is its last one
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index("changes_by_series", changes.c.SeriesInstanceUID)
@@ -335,7 +400,9 @@ orders = Table(
     Column("Id", NUMBER, primary_key=True),
     Column("GatewayID", ORDERED_TEXT, nullable=False),
     Column("Kind", Text, nullable=False),
-    Column("SeriesInstanceUID", ORDERED_TEXT),  # of declare; it may not be stored yet
+    Column("SeriesInstanceUID", ORDERED_TEXT),  # of declare and count; it may not be stored yet
+    Column("StudyInstanceUID", ORDERED_TEXT),  # of count
+    Column("CallingAETitle", Text),  # of count
     Column("DeadLetter", NUMBER),  # of the others
     Column("By", Text, nullable=False),
     Column("Because", Text),
