@@ -13,7 +13,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, cast, get_args
 
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import Select, bindparam, func, not_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
@@ -27,6 +27,7 @@ from models import (
     OrderKind,
     SeriesRecord,
     SeriesReport,
+    Subjects,
     fitting,
     fitting_bytes,
 )
@@ -44,10 +45,21 @@ from storage.orders import Orders, TooManyOrders
 from storage.purge import Purger, recall
 from storage.revisions import as_record, count_verdict, locked, revise, select_series, tell, update
 from storage.rows import SeriesRow, with_changes
-from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
+from storage.schema import (
+    IS_OF_STUDY,
+    changes,
+    completions,
+    conflicts,
+    counters,
+    gateways,
+    instances,
+    series,
+    timeline,
+)
 from storage.search import Finder
 from storage.sources import Sources, note_sent
 from storage.stored import Stored
+from storage.study_views import StudyViews
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000  # changes in one transaction
@@ -80,6 +92,7 @@ class Database:
         self.orders = Orders(engine)
         self.purger = Purger(engine)
         self.sources = Sources(engine)
+        self.study_views = StudyViews(engine)
         self.webhooks = Webhooks(engine)
 
     @classmethod
@@ -197,10 +210,12 @@ class Database:
         }
         return Foreseen(conflict, as_record(row), outcomes)
 
-    async def changes(self, *, since: int, limit: int) -> list[Change]:
+    async def changes(self, *, since: int, limit: int, subject: Subjects = "any") -> list[Change]:
         """Return up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
         await self._number_changes()
         query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
+        if subject != "any":
+            query = query.where(IS_OF_STUDY if subject == "study" else not_(IS_OF_STUDY))
         return [_change(row) for row in await self._engine.read(query)]
 
     async def last_change(self) -> int:
@@ -441,4 +456,6 @@ async def _number(connection: AsyncConnection) -> None:
 
 def _change(row: Mapping[str, Any]) -> Change:
     """Return a row of `changes` as it is told."""
-    return Change.model_validate({**row, "Kinds": (row["Kinds"] or "").split(), "Missing": merge.missing(row)})
+    of_series = {"SeriesInstanceUID": None} if row["Subject"] == "study" else {}
+    told = {"Kinds": (row["Kinds"] or "").split(), "Missing": merge.missing(row)} | of_series
+    return Change.model_validate({**row, **told})

@@ -280,14 +280,19 @@ LOG_EVENTS = (
     LogEvent(
         "script.delayed",
         "warning",
-        "series_instance_uid revision change seconds reason",
+        "series_instance_uid study_instance_uid revision change seconds reason",
         "on-complete: a script failed; it is run again.",
     ),
-    LogEvent("script.ended", "info", "series_instance_uid revision change seconds", "on-complete: a script succeeded."),
+    LogEvent(
+        "script.ended",
+        "info",
+        "series_instance_uid study_instance_uid revision change seconds",
+        "on-complete: a script succeeded.",
+    ),
     LogEvent(
         "script.rejected",
         "error",
-        "series_instance_uid revision change reason",
+        "series_instance_uid study_instance_uid revision change reason",
         "on-complete: a script was given up, until `--replay`.",
     ),
     LogEvent(

@@ -170,6 +170,15 @@ incomplete_series = Gauge(
     "Series with missing images whose last change is between an hour and a day old. Counted up to 1000.",
     registry=SERVER,
 )
+open_studies = Gauge(
+    "server_open_studies", "Studies without a verdict: they are not over yet. Counted up to 1000.", registry=SERVER
+)
+incomplete_study_seconds = Gauge(
+    "server_incomplete_study_seconds",
+    "Time since the last image of the study that has lacked images or series longest, among those that changed within "
+    "a day; 0 if there is none.",
+    registry=SERVER,
+)
 source_silent_seconds = Gauge(
     "server_source_silent_seconds",
     "Time since the last image of a source (calling AE title, modality, station), for the 100 sources known longest.",

@@ -90,6 +90,18 @@ class StudyRecord(BaseModel):
     UpdatedAt: AwareDatetime
 
 
+class StudyCompletion(BaseModel):
+    """How the verdicts of one policy about the studies of one source have fared."""
+
+    Source: Annotated[str, Field(description="Of the study's first series.")]
+    Policy: Annotated[str, Field(description="What decided.")]
+    Verdict: str
+    Studies: Annotated[int, Field(description="How many were told so.")]
+    False_: Annotated[int, Field(alias="False", description="Of these, how many images or series came after.")]
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
 class Gateway(BaseModel):
     """What the server knows of a gateway."""
 

@@ -16,7 +16,9 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    func,
     literal_column,
+    or_,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -196,6 +198,21 @@ studies = Table(
     Index("study_by_accession", "AccessionNumber", "StudyInstanceUID"),
     Index("study_by_date", "StudyDate", "StudyInstanceUID"),
 )
+# In the words of its index, as those of series above. What is missing: images of series, required series, or what the
+# PACS says that it has.
+IS_INCOMPLETE_STUDY = or_(
+    studies.c.Incomplete > literal_column("0"),
+    studies.c.MissingSeries != literal_column("'[]'"),
+    func.coalesce(studies.c.ExpectedSeries, literal_column("0")) > studies.c.NumSeries,
+    func.coalesce(studies.c.ExpectedInstances, literal_column("0")) > studies.c.NumInstances,
+)
+Index(
+    "incomplete_studies",
+    studies.c.UpdatedAt,
+    studies.c.StudyInstanceUID,
+    sqlite_where=IS_INCOMPLETE_STUDY,
+    postgresql_where=IS_INCOMPLETE_STUDY,
+)
 # How the verdicts of studies have fared, as `completions` does for series.
 study_completions = Table(
     "study_completions",
@@ -305,9 +322,12 @@ changes = Table(
     Column("Kinds", Text),  # separated by spaces; null in what an earlier version told
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
     Column("Subject", Text, nullable=False, server_default="series"),  # of a study, SeriesInstanceUID is its last one
+    Column("NumSeries", Integer),  # of a study
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index("changes_by_series", changes.c.SeriesInstanceUID)
+IS_OF_STUDY = changes.c.Subject == literal_column("'study'")  # few are, among those of series
+Index("changes_of_studies", changes.c.Number, sqlite_where=IS_OF_STUDY, postgresql_where=IS_OF_STUDY)
 Index(
     "changes_without_number",
     changes.c.Id,
