@@ -31,7 +31,7 @@ from models import (
     fitting_bytes,
 )
 from storage import declarations, history, merge, orders
-from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
+from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
 from storage.declarations import Declared
 from storage.engine import Engine, insert
 from storage.heartbeats import Heartbeats
@@ -48,6 +48,7 @@ from storage.schema import changes, completions, conflicts, counters, gateways, 
 from storage.search import Finder
 from storage.sources import Sources, note_sent
 from storage.stored import Stored
+from storage.study_listing import as_study, open_series, select_studies, select_study
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000  # changes in one transaction
@@ -145,6 +146,19 @@ class Database:
         """Return up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
         rows = await self._engine.read(select_listed(listing, after, limit))
         return [as_record(row) for row in rows]
+
+    async def study(self, study_instance_uid: str) -> StudyRecord | None:
+        """Return the record of one study, None if no series of it is stored."""
+        rows = await self._engine.read(select_study(study_instance_uid))
+        if not rows:
+            return None
+        return as_study(rows[0], (await open_series(self._engine)).get(study_instance_uid, 0))
+
+    async def studies(self, *, after: str | None, limit: int) -> list[StudyRecord]:
+        """Return up to `limit` records of studies in order of StudyInstanceUID, behind `after`."""
+        rows = await self._engine.read(select_studies(after, limit))
+        are_open = await open_series(self._engine) if rows else {}
+        return [as_study(row, are_open.get(row["StudyInstanceUID"], 0)) for row in rows]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
         """Return the SOP Instance UIDs known of a series, in order; none if it is not known."""

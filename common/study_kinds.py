@@ -1,4 +1,4 @@
-"""Sorts series into kinds and studies into groups, for what is learnt about the silences of studies. Names no patient."""
+"""Sorts series into kinds and studies into groups, for what is learnt about silences of studies. Names no patient."""
 
 from datetime import datetime, timedelta
 from hashlib import blake2b
