@@ -32,13 +32,13 @@ from models import (
     fitting_bytes,
 )
 from storage import declarations, history, merge, orders
-from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
+from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
 from storage.declarations import Declared
 from storage.engine import Engine, insert
 from storage.heartbeats import Heartbeats
 from storage.keys import Keys
 from storage.latest import Latest
-from storage.listing import Listing, select_listed
+from storage.listing import Listing, StudyListing, select_listed
 from storage.matching import Octets
 from storage.merge import Word
 from storage.orders import Orders, TooManyOrders
@@ -59,6 +59,7 @@ from storage.schema import (
 from storage.search import Finder
 from storage.sources import Sources, note_sent
 from storage.stored import Stored
+from storage.study_listing import as_study, open_series, select_study
 from storage.study_views import StudyViews
 from storage.webhooks import Webhooks
 
@@ -68,7 +69,7 @@ MERGED = ("merge", "correct")
 CONFLICTS_BYTES = 4 * 2**20  # bytes of the reports in one page of conflicts
 FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
 MAX_GATEWAYS = 256  # known at once: those that spoke last
-ALL = Listing()
+ALL, ALL_STUDIES = Listing(), StudyListing()
 
 
 class Foreseen(NamedTuple):
@@ -158,6 +159,21 @@ class Database:
         """Return up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
         rows = await self._engine.read(select_listed(listing, after, limit))
         return [as_record(row) for row in rows]
+
+    async def study(self, study_instance_uid: str) -> StudyRecord | None:
+        """Return the record of one study, None if no series of it is stored."""
+        rows = await self._engine.read(select_study(study_instance_uid))
+        if not rows:
+            return None
+        return as_study(rows[0], (await open_series(self._engine)).get(study_instance_uid, 0))
+
+    async def studies(
+        self, *, after: Sequence[Any] | None, limit: int, listing: StudyListing = ALL_STUDIES
+    ) -> list[StudyRecord]:
+        """Return up to `limit` records of studies of a listing, in its order, behind the values `after`."""
+        rows = await self._engine.read(select_listed(listing, after, limit))
+        are_open = await open_series(self._engine) if rows else {}
+        return [as_study(row, are_open.get(row["StudyInstanceUID"], 0)) for row in rows]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
         """Return the SOP Instance UIDs known of a series, in order; none if it is not known."""

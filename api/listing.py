@@ -187,7 +187,8 @@ def unpacked(text: str, kinds: tuple[Any, ...]) -> list[Any]:
 @functools.cache
 def _adapter(kinds: tuple[Any, ...]) -> TypeAdapter[Any]:
     """Return what checks the values of a place."""
-    return TypeAdapter(tuple.__class_getitem__(kinds))
+    several: Any = tuple
+    return TypeAdapter(several[kinds])
 
 
 def _next(record: Record, listing: Listed) -> str:

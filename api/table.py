@@ -66,9 +66,11 @@ def _lines(rows: Iterable[list[str]]) -> str:
 
 
 def _cell(name: str, value: Any) -> str:
-    """Return a value as it stands in its cell; several modalities are joined as in DICOM, several texts as in a list."""
+    """Return a value as it stands in its cell; several modalities are joined as in DICOM."""
     if isinstance(value, list):
         return ("\\" if name == "Modalities" else "; ").join(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{uid}: {numbers}" for uid, numbers in value.items())
     return "" if value is None else str(value)
 
 

@@ -23,6 +23,12 @@ class Event:
     sop: str = ""
     bytes: int = 0
     station: str = ""
+    study: str = ""
+    """Without one, its series is a study of its own."""
+    kind: str = ""
+    """The kind of its series, and below the group of its study: common/study_kinds.py."""
+    group: str = ""
+    gateway: str = ""
 
 
 class BadTrace(Exception):
@@ -58,12 +64,12 @@ def _check_types(event: Event) -> None:
         raise TypeError("t is not a number of seconds")
     if not isinstance(event.association, int):
         raise TypeError("association is not a whole number")
-    for name in ("ae", "modality", "station", "series", "sop"):
+    for name in ("ae", "modality", "station", "series", "sop", "study", "kind", "group", "gateway"):
         if not isinstance(getattr(event, name), str):
             raise TypeError(f"{name} is not text")
 
 
-def write_trace(path: Path, events: list[Event]) -> None:
+def write_trace(path: Path, events: Sequence[Event]) -> None:
     """The inverse of `read_trace`."""
     path.write_text("".join(json.dumps({k: v for k, v in asdict(e).items() if v != ""}) + "\n" for e in events))
 

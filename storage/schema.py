@@ -190,7 +190,14 @@ studies = Table(
     Column("CountedSince", UtcDateTime),  # since when it has said the same
     Column("CountedAhead", Boolean),  # it had more than had come when it was first asked; null: not asked yet
     Column("CountGrew", Boolean, nullable=False, server_default=false()),
-    Column("DueAt", UtcDateTime),  # when it is decided about next; null: not before something comes
+    Column("CountedBy", Text),  # the gateway that asked last, …
+    Column("PACS", Text),  # … and the AE title of whom
+    Column(
+        "Kinds", DOCUMENT, nullable=False, server_default="[]"
+    ),  # of its series, for what is learnt (study_kinds.py)
+    Column("Gaps", DOCUMENT, nullable=False, server_default="{}"),  # series to the numbers that it seems to lack
+    Column("OpenSince", UtcDateTime, nullable=False),  # by the server's clock: stored first, or contradicted last
+    Column("DueAt", UtcDateTime),  # when it is looked at next; null: not before something comes
     Index("study_by_due", "DueAt", "StudyInstanceUID"),
     Index("study_by_update", "UpdatedAt", "StudyInstanceUID"),
     Index("study_by_verdict", "Verdict", "UpdatedAt", "StudyInstanceUID"),
@@ -421,8 +428,6 @@ orders = Table(
     Column("GatewayID", ORDERED_TEXT, nullable=False),
     Column("Kind", Text, nullable=False),
     Column("SeriesInstanceUID", ORDERED_TEXT),  # of declare and count; it may not be stored yet
-    Column("StudyInstanceUID", ORDERED_TEXT),  # of count
-    Column("CallingAETitle", Text),  # of count
     Column("DeadLetter", NUMBER),  # of the others
     Column("By", Text, nullable=False),
     Column("Because", Text),
@@ -430,6 +435,8 @@ orders = Table(
     Column("Settles", Boolean, nullable=False, server_default=false()),
     Column("DoneAt", UtcDateTime),
     Column("Problem", Text),
+    Column("StudyInstanceUID", ORDERED_TEXT),  # of count, and of declare where a whole study was declared
+    Column("CallingAETitle", Text),  # of count
     Index("orders_by_gateway", "GatewayID", "Id"),
     Index("orders_by_series", "SeriesInstanceUID", "Id"),
 )

@@ -107,9 +107,9 @@ class Webhooks:
     async def failed(self, id: int, limit: int) -> list[dict[str, Any]]:
         """Return changes that were given up, the first first; what those are about that were not purged since."""
         of_series = case((changes.c.Subject == "series", changes.c.SeriesInstanceUID)).label("SeriesInstanceUID")
-        columns = (dead_changes.c.Number, dead_changes.c.Problem, dead_changes.c.At)
-        columns += (of_series, changes.c.StudyInstanceUID)
-        query = select(*columns).outerjoin_from(dead_changes, changes, changes.c.Number == dead_changes.c.Number)
+        about = (of_series, changes.c.StudyInstanceUID)
+        query = select(dead_changes.c.Number, dead_changes.c.Problem, dead_changes.c.At, *about)
+        query = query.outerjoin_from(dead_changes, changes, changes.c.Number == dead_changes.c.Number)
         query = query.where(dead_changes.c.Webhook == id).order_by(dead_changes.c.Number)
         return await self._engine.read(query.limit(limit))
 

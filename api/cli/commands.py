@@ -291,7 +291,7 @@ def webhooks_() -> None:
 )
 @as_json
 @click.pass_obj
-def add(  # noqa: PLR0913 - one parameter an option
+def add(  # noqa: PLR0913, PLR0917 - one parameter an option
     settings: ServerSettings,
     /,
     url: str,

@@ -239,7 +239,6 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     from api.cli.export import export as write
     from api.cli.remote import Remote
 
-    what = STUDIES if given["studies"] else SERIES
     if given["studies"] and (wrong := [name for name in OF_SERIES if given[name]]):
         raise click.UsageError(f"--{wrong[0]} is for series: leave it out, or --studies")
     for name in ("updated_since", "updated_until"):
@@ -247,12 +246,16 @@ def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: 
     query = {FILTERS[name]: given[name] for name in FILTERS if given[name]}
     query |= {name: "true" for name in ("Incomplete", "Conflicts", "Doubtful") if given[name.lower()]}
     try:
-        count = write(Remote(url, key_file, ca), what, query, form, output)
+        remote = Remote(url, key_file, ca)
+        if given["studies"]:
+            count = write(remote, STUDIES, query, form, output)
+        else:
+            count = write(remote, SERIES, query, form, output)
     except SeriesGatewayError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{output or 'the output'} cannot be written: {error.strerror}") from None
-    click.echo(f"{count:,} {what.name}", err=True)
+    click.echo(f"{count:,} {'studies' if given['studies'] else 'series'}", err=True)
 
 
 @click.command
