@@ -366,6 +366,12 @@ LOG_EVENTS = (
         "study_instance_uid declared changed",
         "A person declared the study complete or incomplete; `changed` says if its row changed at once.",
     ),
+    LogEvent(
+        "study.told",
+        "info",
+        "study_instance_uid revision verdict policy contradicted",
+        "Server: the verdict of a study changed, as `policy` decided; images came after one that is `contradicted`.",
+    ),
     LogEvent("trace.ended", "error", "reason", "`GATEWAY_TRACE_PATH` cannot be written any more."),
     LogEvent("warning.raised", "warning", "category place", "A Python library gave a warning."),
     LogEvent(
@@ -427,6 +433,11 @@ TIMELINE_EVENTS = (
         "Server: a person declared the series complete or incomplete; `Withdrawn` is the verdict that it lost by that.",
     ),
     TimelineEvent(
+        "series.gapped",
+        "Numbers",
+        "Server: the series is over, and these InstanceNumbers between its first and its last are not here.",
+    ),
+    TimelineEvent(
         "series.idle",
         "IdleTimeoutS Policy Phase LearntFrom",
         "The idle time-out passed; the grace period begins.",
@@ -440,6 +451,11 @@ TIMELINE_EVENTS = (
     ),
     TimelineEvent("series.reopened", "LateByS Verdict", "An image came after this verdict."),
     TimelineEvent("series.reported", "Verdict Images", "The series was closed with this verdict."),
+    TimelineEvent(
+        "study.told",
+        "Verdict Policy Basis Withdrawn",
+        "Server: the verdict of the study changed, or a person withdrew it. It stands at one of its series.",
+    ),
     TimelineEvent(
         "timeline.shortened",
         "Dropped Until",

@@ -424,7 +424,9 @@ def dismiss(settings: ServerSettings, name: str) -> None:
 @click.option("--because", metavar="TEXT", required=True, help="The reason; it is stored and shown with the series.")
 @as_json
 @click.pass_obj
-def declare(settings: ServerSettings, uid: str, declared: str, study: bool, because: str, as_json: bool) -> None:
+def declare(  # noqa: PLR0913, PLR0917 - one parameter an option
+    settings: ServerSettings, uid: str, declared: str, study: bool, because: str, as_json: bool
+) -> None:
     """Declare a series or study complete, or incomplete.
 
     UID is the Series Instance UID, or with --study the Study Instance UID. complete: gateways that still have it open

@@ -327,9 +327,7 @@ async def test_a_stream_tells_what_it_was_asked_for_now_and_later(database: Data
         await follower._look_once()
     running = asyncio.create_task(follower.run())
     wanted = {"series": 3, "study": 2, "any": 5}
-    readers = {
-        subject: asyncio.create_task(streamed(follower, subject, count)) for subject, count in wanted.items()
-    }
+    readers = {subject: asyncio.create_task(streamed(follower, subject, count)) for subject, count in wanted.items()}
     await database.store(part("1.2", 2))  # which contradicts
     await database.store(part("1.2", 3))
     follower.stored()
