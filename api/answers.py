@@ -63,8 +63,8 @@ class Declare(BaseModel):
     Declared: Annotated[
         Completeness,
         Field(
-            description="complete: what is open of it is reported now, and it is `declared`. incomplete: its verdict is "
-            "withdrawn until images come, or a PACS has just what is here."
+            description="complete: what is open of it is reported now, and it is `declared`. incomplete: its verdict "
+            "is withdrawn until images come, or a PACS has just what is here."
         ),
     ]
     Because: Why
@@ -88,9 +88,7 @@ class StudyDeclaration(BaseModel):
     Changed: Annotated[bool, Field(description="The record has changed by it.")]
     Closing: Annotated[
         list[str],
-        Field(
-            description="Gateways that have series of it open and are told to close them: it is declared once they have."
-        ),
+        Field(description="Gateways that have series of it open and are told to close them: then it is declared."),
     ]
     Record: Annotated[StudyRecord, Field(description="As it is now.")]
 

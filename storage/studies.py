@@ -313,7 +313,7 @@ async def _decided(
     told = await write(connection, row, after, change.series_instance_uid, now)
     await _learn(connection, after["Source"], learnt, now)
     for one in told:
-        await _count_verdicts(connection, row, after, one)
+        await count_verdicts(connection, row, after, one)
     return told
 
 
@@ -422,7 +422,7 @@ async def _learn(connection: AsyncConnection, source: str | None, learnt: _Learn
         await connection.execute(update(study_sources).where(this).values(values))
 
 
-async def _count_verdicts(connection: AsyncConnection, row: StudyRow, after: StudyRow, told: Told) -> None:
+async def count_verdicts(connection: AsyncConnection, row: StudyRow, after: StudyRow, told: Told) -> None:
     """Count a verdict that is told, and one that images have contradicted, in the figures."""
     counted = []
     if told.contradicted in FINAL_VERDICTS:
