@@ -1,15 +1,17 @@
-"""Sorts series into kinds and studies into groups, for what is learnt about the silences of studies. Names no patient."""
+"""Sorts series into kinds and studies into groups, for what is learnt of the silences of studies. Names no patient."""
 
+import re
 from datetime import datetime, timedelta
 from hashlib import blake2b
 
+NUMBER = re.compile(r"(?<![^\W\d_])\d+")
 STORED = "stored"
 """The group of studies that were made on an earlier day than they came."""
 STORED_AFTER = timedelta(days=2)  # a StudyDate this long ago is an earlier day in every time zone
 
 
 def kind_of(modality: str | None, description: str | None) -> str:
-    """Return the kind of a series. Numbers in its description (a thickness, a count) tell no kinds apart."""
+    """Return the kind of a series. Numbers that stand alone (a thickness, a count) tell no kinds apart; T1 and T2 do."""
     return f"{(modality or '')[:4]}{_digest(description)}"
 
 
@@ -27,6 +29,6 @@ def _is_stored(study_date: str | None, received_at: datetime) -> bool:
 
 
 def _digest(text: str | None) -> str:
-    """Return six characters for the letters of a text: people write names into descriptions, too."""
-    letters = "".join(filter(str.isalpha, (text or "").casefold()))
+    """Return six characters for a text: people write names into descriptions, too."""
+    letters = "".join(filter(str.isalnum, NUMBER.sub("", (text or "").casefold())))
     return blake2b(letters.encode("utf-8", "replace"), digest_size=3).hexdigest() if letters else ""

@@ -22,7 +22,8 @@ from common.study_kinds import STORED
 PRIOR_S = 1800.0  # least wait of a source that is not known yet; reconstructions come within half an hour
 PRIOR_STORED_S = 300.0  # the same, of stored studies: nothing more is made of them, only sent
 FADED = 0.3  # part of the prior that is left of KNOWN studies; of twice as many half of that, and so on
-KNOWN = 10  # studies that make a source known, or a description
+KNOWN = 10  # studies that make a source known
+KNOWN_GROUP = 5  # studies that make a description known
 MARGIN = 1.2  # the wait is this many times the longest silence
 RARE = 40  # studies of which one may be told too early
 FLOOR_S = 60.0  # least wait; also covers a sender that begins again
@@ -89,19 +90,19 @@ def _case(row: _Row) -> tuple[str, str, int]:
 def timeout_s(learnt: Mapping[str, Any], study: Study = ANY, *, sure: bool = False) -> float:
     """Return how long a study has to be silent to have ended; if `sure`, no silence is taken to be too rare."""
     seen = _groups(learnt).get(study.group, 0)
-    known = seen >= KNOWN
+    known = seen >= KNOWN_GROUP
     if not known:
         seen = learnt.get("studies", 0)
     awaited = (row for row in _late(learnt) if (row[_KIND] in study.kinds) == bool(row[_AGAIN]))
     silences = sorted((row[_SILENCE] for row in awaited if not known or row[_GROUP] == study.group), reverse=True)
     rare = 0 if sure else min(seen, MEMORY) // RARE
     longest_s = silences[rare] if len(silences) > rare else 0.0
-    return max(FLOOR_S, MARGIN * longest_s, _prior_s(study, seen))
+    return max(FLOOR_S, MARGIN * longest_s, _prior_s(study, seen, KNOWN_GROUP if known else KNOWN))
 
 
-def _prior_s(study: Study, seen: int) -> float:
+def _prior_s(study: Study, seen: int, enough: int) -> float:
     prior_s = PRIOR_STORED_S if study.group == STORED else PRIOR_S
-    return prior_s if seen < KNOWN else prior_s * FADED * KNOWN / seen
+    return prior_s if seen < enough else prior_s * FADED * enough / seen
 
 
 def _groups(learnt: Mapping[str, Any]) -> Mapping[str, int]:
