@@ -321,7 +321,7 @@ class Server:
 
     def _verdict(self, study: str, row: Row, t: float) -> tuple[str | None, float]:
         """Return a verdict, or when to decide again."""
-        silent_s = timeout_s(self._learnt[row.source], row.so_far, sure=self._heard.counts is not None)
+        silent_s = timeout_s(self._learnt[row.source], row.so_far)
         needed = self._required.get(row.group)
         if row.counts == row.known and self._trust[row.source] >= TRUSTED_AFTER and row.ahead and not row.grew:
             return "verified", t
