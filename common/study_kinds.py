@@ -11,7 +11,7 @@ STORED_AFTER = timedelta(days=2)  # a StudyDate this long ago is an earlier day 
 
 
 def kind_of(modality: str | None, description: str | None) -> str:
-    """Return the kind of a series. Numbers that stand alone (a thickness) tell no kinds apart, those of T1 and T2 do."""
+    """Return the kind of a series. Numbers that stand alone (a thickness) tell no kinds apart; T1 and T2 do."""
     return f"{(modality or '')[:4]}{_digest(description)}"
 
 
