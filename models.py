@@ -372,6 +372,9 @@ person has said that it is complete, or that it is not (then Verdict is null). c
 verdict had said that the series was over. conflict: a report was kept aside; no revision."""
 
 
+Subjects = Literal["series", "study", "any"]
+
+
 class Change(BaseModel):
     """One revision of a record, or a report kept aside, in the order in which they came about. Names no patient.
 
@@ -384,11 +387,12 @@ class Change(BaseModel):
     Subject: Annotated[Literal["series", "study"], Field(description="What has changed.")] = "series"
     SeriesInstanceUID: Annotated[str | None, Field(description="Null of a study.")]
     StudyInstanceUID: str
-    Modality: str | None = None
+    Modality: Annotated[str | None, Field(description="Of a study all of its series', a backslash between.")] = None
     Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
     Kinds: list[ChangeKind] = []
     Revision: Annotated[int, Field(description="A conflict makes none: it tells the one that stands.")]
     NumInstances: int
+    NumSeries: Annotated[int | None, Field(description="Of a study.")] = None
     ExpectedInstances: int | None = None
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Verdict: SeriesVerdict | None

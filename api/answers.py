@@ -15,7 +15,7 @@ from models import (
     SeriesVerdict,
     Why,
 )
-from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
+from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyCompletion, StudyRecord
 
 
 class SeriesPage(BaseModel):
@@ -29,8 +29,33 @@ class Timeline(BaseModel):
     events: list[SeriesEvent]
 
 
+class StudyPage(BaseModel):
+    """One page of studies, in order of StudyInstanceUID, or another that was asked for."""
+
+    studies: list[StudyRecord]
+    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
+
+
+class StudyEvent(SeriesEvent):
+    """One entry of a study's timeline."""
+
+    SeriesInstanceUID: Annotated[str | None, Field(description="Of the series that it is about; null: the study.")]
+
+
+class StudyTimeline(BaseModel):
+    """What happened to a study and its series, in order of time."""
+
+    events: list[StudyEvent]
+    next: Annotated[str | None, Field(description="Pass it as `after` to go on; null at the end.")]
+    NotShown: Annotated[int, Field(description="How many of its series have no events here: it has too many.")]
+
+
+class StudyCompletions(BaseModel):
+    completions: list[StudyCompletion]
+
+
 class Declare(BaseModel):
-    """What a person says of a series."""
+    """What a person says of a series or study."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -218,7 +243,8 @@ class UntoldChange(BaseModel):
     Number: int
     Problem: Annotated[str, Field(description="Of the last try.")]
     At: Annotated[AwareDatetime, Field(description="When it was given up.")]
-    SeriesInstanceUID: Annotated[str | None, Field(description="Null where the change was purged.")]
+    SeriesInstanceUID: Annotated[str | None, Field(description="Null of a study, and where the change was purged.")]
+    StudyInstanceUID: Annotated[str | None, Field(description="Null where the change was purged.")]
 
 
 class Untold(BaseModel):
@@ -273,10 +299,29 @@ class StoredSeries(BaseModel):
     LastReceivedAt: AwareDatetime | None
 
 
+class StoredStudy(BaseModel):
+    """A study as the live page's table has it."""
+
+    StudyInstanceUID: str
+    Verdict: SeriesVerdict | None
+    Withdrawn: str | None
+    Basis: Annotated[str | None, Field(description="What the verdict, or its absence, rests on.")]
+    NumSeries: int
+    NumInstances: int
+    Unsettled: Annotated[int, Field(description="How many series are not over.")]
+    Incomplete: Annotated[int, Field(description="How many series lack images.")]
+    MissingSeries: Annotated[list[str], Field(description="Required series that are not here.")]
+    ExpectedSeries: Annotated[int | None, Field(description="How many its PACS has.")]
+    ExpectedInstances: Annotated[int | None, Field(description="How many images its PACS has.")]
+    FalseCompletions: int
+    UpdatedAt: AwareDatetime
+
+
 class StoredPage(BaseModel):
     """One page of the live page's table."""
 
     series: list[StoredSeries]
+    studies: Annotated[list[StoredStudy], Field(description="Of these series.")]
     next: Annotated[
         int | None,
         Field(

@@ -84,10 +84,25 @@ class StudyRecord(BaseModel):
         Field(description="A person has declared it incomplete: the verdict that it had; `part`: none."),
     ]
     FalseCompletions: Annotated[int, Field(description="How often images came after it was told complete.")]
-    Revision: Annotated[int, Field(description="Counts the changes of this record.")]
-    FirstReceivedAt: AwareDatetime | None
-    LastReceivedAt: AwareDatetime | None
-    UpdatedAt: AwareDatetime
+    Gaps: Annotated[
+        dict[str, str], Field(description="By SeriesInstanceUID: which InstanceNumbers seem to be missing. Some only.")
+    ] = {}
+    Revision: Annotated[int, Field(description="Counts the changes of its verdict that were told.")]
+    FirstReceivedAt: Annotated[AwareDatetime | None, Field(description="When its first image came.")]
+    LastReceivedAt: Annotated[AwareDatetime | None, Field(description="When its last image came.")]
+    UpdatedAt: Annotated[AwareDatetime, Field(description="When this record last changed.")]
+
+
+class StudyCompletion(BaseModel):
+    """How the verdicts of one policy about the studies of one source have fared."""
+
+    Source: Annotated[str, Field(description="Of the study's first series.")]
+    Policy: Annotated[str, Field(description="What decided.")]
+    Verdict: str
+    Studies: Annotated[int, Field(description="How many were told so.")]
+    False_: Annotated[int, Field(alias="False", description="Of these, how many images or series came after.")]
+
+    model_config = ConfigDict(populate_by_name=True)
 
 
 class Gateway(BaseModel):

@@ -16,7 +16,9 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    func,
     literal_column,
+    or_,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -188,13 +190,35 @@ studies = Table(
     Column("CountedSince", UtcDateTime),  # since when it has said the same
     Column("CountedAhead", Boolean),  # it had more than had come when it was first asked; null: not asked yet
     Column("CountGrew", Boolean, nullable=False, server_default=false()),
-    Column("DueAt", UtcDateTime),  # when it is decided about next; null: not before something comes
+    Column("CountedBy", Text),  # the gateway that asked last, …
+    Column("PACS", Text),  # … and the AE title of whom
+    Column(
+        "Kinds", DOCUMENT, nullable=False, server_default="[]"
+    ),  # of its series, for what is learnt (study_kinds.py)
+    Column("Gaps", DOCUMENT, nullable=False, server_default="{}"),  # series to the numbers that it seems to lack
+    Column("OpenSince", UtcDateTime, nullable=False),  # by the server's clock: stored first, or contradicted last
+    Column("DueAt", UtcDateTime),  # when it is looked at next; null: not before something comes
     Index("study_by_due", "DueAt", "StudyInstanceUID"),
     Index("study_by_update", "UpdatedAt", "StudyInstanceUID"),
     Index("study_by_verdict", "Verdict", "UpdatedAt", "StudyInstanceUID"),
     Index("study_by_patient", "PatientID", "StudyInstanceUID"),
     Index("study_by_accession", "AccessionNumber", "StudyInstanceUID"),
     Index("study_by_date", "StudyDate", "StudyInstanceUID"),
+)
+# In the words of its index, as those of series above. What is missing: images of series, required series, or what the
+# PACS says that it has.
+IS_INCOMPLETE_STUDY = or_(
+    studies.c.Incomplete > literal_column("0"),
+    studies.c.MissingSeries != literal_column("'[]'"),
+    func.coalesce(studies.c.ExpectedSeries, literal_column("0")) > studies.c.NumSeries,
+    func.coalesce(studies.c.ExpectedInstances, literal_column("0")) > studies.c.NumInstances,
+)
+Index(
+    "incomplete_studies",
+    studies.c.UpdatedAt,
+    studies.c.StudyInstanceUID,
+    sqlite_where=IS_INCOMPLETE_STUDY,
+    postgresql_where=IS_INCOMPLETE_STUDY,
 )
 # How the verdicts of studies have fared, as `completions` does for series.
 study_completions = Table(
@@ -305,9 +329,12 @@ changes = Table(
     Column("Kinds", Text),  # separated by spaces; null in what an earlier version told
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
     Column("Subject", Text, nullable=False, server_default="series"),  # of a study, SeriesInstanceUID is its last one
+    Column("NumSeries", Integer),  # of a study
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index("changes_by_series", changes.c.SeriesInstanceUID)
+IS_OF_STUDY = changes.c.Subject == literal_column("'study'")  # few are, among those of series
+Index("changes_of_studies", changes.c.Number, sqlite_where=IS_OF_STUDY, postgresql_where=IS_OF_STUDY)
 Index(
     "changes_without_number",
     changes.c.Id,
@@ -401,8 +428,6 @@ orders = Table(
     Column("GatewayID", ORDERED_TEXT, nullable=False),
     Column("Kind", Text, nullable=False),
     Column("SeriesInstanceUID", ORDERED_TEXT),  # of declare and count; it may not be stored yet
-    Column("StudyInstanceUID", ORDERED_TEXT),  # of count
-    Column("CallingAETitle", Text),  # of count
     Column("DeadLetter", NUMBER),  # of the others
     Column("By", Text, nullable=False),
     Column("Because", Text),
@@ -410,6 +435,8 @@ orders = Table(
     Column("Settles", Boolean, nullable=False, server_default=false()),
     Column("DoneAt", UtcDateTime),
     Column("Problem", Text),
+    Column("StudyInstanceUID", ORDERED_TEXT),  # of count, and of declare where a whole study was declared
+    Column("CallingAETitle", Text),  # of count
     Index("orders_by_gateway", "GatewayID", "Id"),
     Index("orders_by_series", "SeriesInstanceUID", "Id"),
 )

@@ -259,38 +259,52 @@ def webhooks_() -> None:
 
 @webhooks_.command
 @click.argument("url")
+@click.option(
+    "--subject",
+    default="series",
+    show_default=True,
+    type=click.Choice(["series", "study", "any"]),
+    help="Send the revisions of series, the verdicts of studies, or both.",
+)
 @click.option("--from-start", is_flag=True, help="Send all past changes, too; by default only those from now on.")
 @click.option(
     "--link-local",
     is_flag=True,
     help="Allow an address in 169.254.0.0/16 or fe80::/10, where cloud providers serve machines' secrets.",
 )
-@click.option("--modality", "Modality", multiple=True, help="Only series of this modality; repeatable.")
+@click.option("--modality", "Modality", multiple=True, help="Only changes of this modality; repeatable.")
 @click.option(
     "--source",
     "Source",
     multiple=True,
-    help="Only series from this source: calling AE title and modality, such as 'CT1 CT'; repeatable.",
+    help="Only changes from this source: calling AE title and modality, such as 'CT1 CT'; repeatable.",
 )
 @click.option(
     "--verdict",
     "Verdict",
     multiple=True,
     type=click.Choice(VERDICTS),
-    help="Only series with this verdict; repeatable.",
+    help="Only changes to this verdict; repeatable.",
 )
 @click.option(
     "--kind", "Kinds", multiple=True, type=click.Choice(CHANGE_KINDS), help="Only changes of this kind; repeatable."
 )
 @as_json
 @click.pass_obj
-def add(
-    settings: ServerSettings, /, url: str, from_start: bool, link_local: bool, as_json: bool, **only: tuple[str, ...]
+def add(  # noqa: PLR0913, PLR0917 - one parameter an option
+    settings: ServerSettings,
+    /,
+    url: str,
+    subject: str,
+    from_start: bool,
+    link_local: bool,
+    as_json: bool,
+    **only: tuple[str, ...],
 ) -> None:
     """Add a webhook; show once the secret that its bodies are signed with.
 
-    Without filters URL is sent every change. With filters it is sent those that match one of the given values in every
-    field that is given.
+    Without filters URL is sent every change of a series. With filters it is sent those that match one of the given
+    values in every field that is given.
     """
     from common.outgoing import is_link_local
 
@@ -301,6 +315,8 @@ def add(
     if is_link_local(host) and not link_local:
         raise click.UsageError(f"{host} is a link-local address: add --link-local if you mean it")
     filters = {name: [*values] for name, values in only.items() if values}
+    if subject != "series":
+        filters["Subject"] = ["series", "study"] if subject == "any" else [subject]
     asked = {"url": url, "from_start": from_start, "link_local": link_local, "filters": filters}
     show(_do(settings, "add_webhook", **asked), as_json)
 

@@ -302,7 +302,6 @@ YEARS = ("20100101", "20261231")
         (latest.select_newest(50, before=7), {"changes_by_number", "sqlite_autoindex_series_1"}),
         (latest.select_new(3, 9), {"changes_by_number"}),
         (latest.select_open_conflicts(), {"open_conflicts"}),
-        (latest.select_totals(["1.2"]), {"series_by_study"}),
         (
             stored.select_found(Wanted(Listing(), "1.2 2026"), 200),
             {

@@ -159,7 +159,7 @@ async def test_a_reader_passes_over_what_was_purged_and_waits_behind_it(database
     assert (await database.purger.series(after, None, dry=False)).series == 5
     await follower._look_once()
     for since in (1, 3, 5):  # else a reader would ask for ever, and never wait
-        assert await follower._behind(since) == (5, b"")
+        assert await follower._behind((since, "series")) == (5, b"")
     running = asyncio.create_task(follower.run())
     readers = [Reader(follower, since) for since in (1, 3, 5)]
     await store(database, 9)
