@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Literal
 
-from bench.simulation import EPOCH
 from bench.sites import BEHIND, Place
 from bench.traces import Event, Image, Sender
-from common.study_kinds import STORED, group_of, kind_of
+from common.required import Required
 
 Pacs = Literal["", "receives", "series by series", "holds"]
 """No PACS; one that forwards what it receives, by image or by series; one that holds all from the start."""
@@ -23,8 +22,9 @@ class Made:
     """A study that a site makes: its series and what is said of them."""
 
     uid: str
-    group: str
-    kinds: dict[str, str] = field(default_factory=dict)
+    description: str
+    stored: bool
+    descriptions: dict[str, str] = field(default_factory=dict)
     """By series."""
 
 
@@ -36,16 +36,15 @@ class StudyPlace(Place):
         self.pacs: Pacs = pacs
         self.whole: set[str] = set()
         """Series that the PACS has whole before it forwards them."""
-        self.required: dict[str, frozenset[str]] = {}
-        """The kinds of series that studies of a group always have, where somebody has said so."""
+        self.required: tuple[Required, ...] = ()
+        """The series that studies of a description always have, as SERVER_REQUIRED_SERIES would say."""
         self._of: dict[str, Made] = {}
         self._gateways: dict[str, str] = {}
         self._studies = count(1)
 
     def study(self, description: str, *, stored: bool = False) -> Made:
         """Begin a study."""
-        group = STORED if stored else group_of(description, None, EPOCH)
-        return Made(f"1.2.826.0.1.3680043.10.8.{self.seed}.{next(self._studies)}", group)
+        return Made(f"1.2.826.0.1.3680043.10.8.{self.seed}.{next(self._studies)}", description, stored)
 
     def come(  # noqa: PLR0913 - what a series is
         self,
@@ -63,7 +62,7 @@ class StudyPlace(Place):
         """Let a series come in one go on an association of its own; returns when its last image has come."""
         series, sops = self.series(self.rng.randint(*size))
         self._of[series], self._gateways[series] = made, gateway
-        made.kinds[series] = kind_of(modality or sender.modality, description)
+        made.descriptions[series] = description
         if self.pacs != "holds" and not holds:
             self.growing.add(series)
             self.whole |= {series} if self.pacs == "series by series" else set()
@@ -80,7 +79,8 @@ class StudyPlace(Place):
         if event.event != "image":
             return replace(event, gateway=gateway)
         made = self._of[event.series]
-        return replace(event, study=made.uid, kind=made.kinds[event.series], group=made.group, gateway=gateway)
+        said = {"study_description": made.description, "description": made.descriptions[event.series]}
+        return replace(event, study=made.uid, stored=made.stored, gateway=gateway, **said)
 
 
 Play = Callable[[StudyPlace, Sender, float], float]
@@ -104,8 +104,7 @@ def ct(place: StudyPlace, sender: Sender, t: float) -> float:
         t = place.come(sender, made, scanned + place.between(600, 1800), f"{protocol} thin", (20, 40))
         for plane in ("cor", "sag"):
             t = place.come(sender, made, t + place.between(60, 420), f"MPR {plane}", (10, 30))
-    if n < 2:
-        place.required[made.group] = frozenset({kind_of("CT", "MPR sag")})
+    place.required = tuple(Required("*", f"CT {name}", ("MPR sag",)) for name in PROTOCOLS[:2])
     return scanned
 
 
@@ -121,7 +120,6 @@ def pet(place: StudyPlace, sender: Sender, t: float) -> float:
         t = place.come(sender, made, t + place.between(180, 600), f"PET {description}", (20, 40))
     if place.one_in(2):
         place.come(sender, made, t + place.between(120, 600), "Fused", (5, 20))
-    place.required[made.group] = frozenset({kind_of("PT", "PET uncorrected")})
     return scanned
 
 
@@ -144,15 +142,23 @@ def mr(place: StudyPlace, sender: Sender, t: float) -> float:
 
 
 def reported(place: StudyPlace, sender: Sender, t: float) -> float:
-    """Two to four series; of some studies a report 5 min to 2 h later, of some key images up to 1 h later."""
+    """Two to four series; of 20 to 50 % of the studies a report 5 min to 2 h later, of some key images up to 1 h later."""
+    return _reported(place, sender, t, 0.2 + 0.1 * (place.seed % 4), 1 / 6)
+
+
+def seldom_reported(place: StudyPlace, sender: Sender, t: float) -> float:
+    """The same, of 3 % of the studies."""
+    return _reported(place, sender, t, 0.03, 0.03)
+
+
+def _reported(place: StudyPlace, sender: Sender, t: float, reports: float, keys: float) -> float:
     made = place.study(place.rng.choice(("US Abdomen", "CT Thorax", "MR Head")))
     for n in range(place.rng.randint(2, 4)):
         t = place.come(sender, made, t + place.between(5, 60), f"{'abcd'[n]}", (5, 30))
     scanned = t
-    if place.rng.random() < 0.2 + 0.1 * (place.seed % 4):
-        at = place.come(sender, made, scanned + place.between(300, 7200), "Report", (1, 1), modality="SR")
-        t = max(t, at)
-    if place.one_in(6):
+    if place.rng.random() < reports:
+        place.come(sender, made, scanned + place.between(300, 7200), "Report", (1, 1), modality="SR")
+    if place.rng.random() < keys:
         place.come(sender, made, scanned + place.between(120, 3600), "Key", (1, 1), modality="KO")
     return scanned
 
@@ -221,12 +227,13 @@ KINDS = [
     StudyKind("MR, eight series over 40 min", mr, MR, 600),
     StudyKind("migration", migrated, Sender("ARCHIVE", ""), 2),
     StudyKind("late reports and key images", reported, Sender("PACS", "CT", "CT01"), 900),
+    StudyKind("late reports of few studies", seldom_reported, Sender("PACS", "CT", "CT01"), 900),
     StudyKind("two gateways", spread, Sender("PACS", "CT", "CT01"), 600),
     StudyKind("stored ones, then live ones", stored_then_live, Sender("PACS", ""), 600, studies=16),
 ]
 ASKED = [
     *(replace(kind, name=f"{kind.name}; PACS receives", pacs="receives") for kind in KINDS if kind.play != migrated),
     replace(KINDS[0], name=f"{KINDS[0].name}; PACS forwards whole series", pacs="series by series"),
-    *(replace(KINDS[n], name=f"{KINDS[n].name}; PACS holds all", pacs="holds") for n in (0, 3, 4, 5)),
+    *(replace(KINDS[n], name=f"{KINDS[n].name}; PACS holds all", pacs="holds") for n in (0, 3, 4, 6)),
 ]
 """The same behind a PACS that can be asked."""

@@ -3,7 +3,7 @@
 1. A silence of a study that a further series ended is remembered for the next MEMORY studies: how long it was, of what
    kind that series was, if the study had one of that kind already, and the study's description.
 2. A study waits for the longest of these that may still end in it, before a kind of series that it lacks or another of
-   a kind that it has: twice as long if no other of that kind is remembered, half as long again if one of two, and so on.
+   a kind that it has: twice as long if no other of that kind is known, half as long again if one, and so on.
 3. Of a description that KNOWN_GROUP studies had, only what came to studies of that description counts; studies that are
    STORED, of an earlier day, are a description of their own.
 4. One study in RARE may be told too early: as many of the longest silences are left out.
