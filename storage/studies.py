@@ -124,9 +124,10 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
         await _leave(connection, rows[before["StudyInstanceUID"]], before, now)
     row = rows[after["StudyInstanceUID"]]
     is_new = moved or not before["Revision"]
+    change = _Change(row, {}, after["SeriesInstanceUID"])
     if not row["NumSeries"] and not is_new:  # a server of an earlier version has stored the series
-        row = await _recounted(connection, row, before)
-    change = _Change(row, study_rules.counted(row, None if is_new else before, after), after["SeriesInstanceUID"])
+        change = await _recounted(connection, change, before)
+    change = change.with_columns(study_rules.counted(change.after, None if is_new else before, after))
     if before["Revision"] and (moved or before["PatientID"] != after["PatientID"]):
         change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
     change = change.with_columns(study_rules.described(change.after, after))
@@ -198,14 +199,14 @@ async def _refolded(connection: AsyncConnection, study_instance_uid: str) -> dic
     return columns | {"FirstReceivedAt": first, "LastReceivedAt": last}
 
 
-async def _recounted(connection: AsyncConnection, row: StudyRow, changed: SeriesRow) -> StudyRow:
-    """Return the row of a study that has none yet, of all its series; of one that has just changed as it was before."""
-    of_study = series.c.StudyInstanceUID == row["StudyInstanceUID"]
+async def _recounted(connection: AsyncConnection, change: _Change, changed: SeriesRow) -> _Change:
+    """Return what a study that has no row yet comes to by all its series; the one that has changed as it was before."""
+    of_study = series.c.StudyInstanceUID == change.row["StudyInstanceUID"]
     for one in (await connection.execute(select(series).where(of_study))).mappings().all():
         was = changed if one["SeriesInstanceUID"] == changed["SeriesInstanceUID"] else cast("SeriesRow", one)
-        row = _with(row, study_rules.counted(row, None, was))
-        row = _with(row, study_rules.described(row, was))
-    return row
+        change = change.with_columns(study_rules.counted(change.after, None, was))
+        change = change.with_columns(study_rules.described(change.after, was))
+    return change
 
 
 async def _find_gap(connection: AsyncConnection, row: SeriesRow, now: datetime) -> str | None:
