@@ -7,47 +7,64 @@ sources, the live page's `latest` and `stored`, QIDO-RS's `finder`, the `purger`
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, cast, get_args
 
-from sqlalchemy import Select, bindparam, func, select
+from sqlalchemy import Select, bindparam, func, not_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
+from common.required import required_series
 from common.settings import ServerSettings
 from models import (
     INSTANCE_KEYWORDS,
     Change,
     Completeness,
+    CountsOfStudy,
     GatewayState,
     Order,
     OrderKind,
     SeriesRecord,
     SeriesReport,
+    Subjects,
     fitting,
     fitting_bytes,
 )
-from storage import declarations, history, merge, orders
-from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
+from storage import declarations, history, merge, orders, studies, study_declarations
+from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
 from storage.declarations import Declared
-from storage.engine import Engine, insert
+from storage.engine import DatabaseUnavailable, Engine, insert
 from storage.heartbeats import Heartbeats
 from storage.keys import Keys
 from storage.latest import Latest
-from storage.listing import Listing, select_listed
+from storage.listing import Listing, StudyListing, select_listed
 from storage.matching import Octets
 from storage.merge import Word
 from storage.orders import Orders, TooManyOrders
 from storage.purge import Purger, recall
 from storage.revisions import as_record, count_verdict, locked, revise, select_series, tell, update
 from storage.rows import SeriesRow, with_changes
-from storage.schema import changes, completions, conflicts, counters, gateways, instances, series, timeline
+from storage.schema import (
+    IS_OF_STUDY,
+    changes,
+    completions,
+    conflicts,
+    counters,
+    gateways,
+    instances,
+    series,
+    timeline,
+)
 from storage.search import Finder
 from storage.sources import Sources, note_sent
 from storage.stored import Stored
+from storage.studies import Terms, Told
+from storage.study_declarations import DeclaredStudy
+from storage.study_listing import as_study, open_series, select_study
+from storage.study_views import StudyViews
 from storage.webhooks import Webhooks
 
 NUMBERED_AT_ONCE = 1000  # changes in one transaction
@@ -56,7 +73,9 @@ MERGED = ("merge", "correct")
 CONFLICTS_BYTES = 4 * 2**20  # bytes of the reports in one page of conflicts
 FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
 MAX_GATEWAYS = 256  # known at once: those that spoke last
-ALL = Listing()
+LOOKED_AT = 20  # studies that a heartbeat lets go and that are decided before it is answered; others follow
+DUE_AT_ONCE = 100  # studies of one look at what is due
+ALL, ALL_STUDIES = Listing(), StudyListing()
 
 
 class Foreseen(NamedTuple):
@@ -70,8 +89,9 @@ class Foreseen(NamedTuple):
 class Database:
     """Series, as every server process on the same database sees them."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, terms: Terms = Terms()) -> None:  # noqa: B008 - it never changes
         self._engine = engine
+        self._terms = terms
         self.finder = Finder(engine)
         self.heartbeats = Heartbeats(engine)
         self.keys = Keys(engine)
@@ -80,14 +100,16 @@ class Database:
         self.orders = Orders(engine)
         self.purger = Purger(engine)
         self.sources = Sources(engine)
+        self.study_views = StudyViews(engine)
         self.webhooks = Webhooks(engine)
 
     @classmethod
     @asynccontextmanager
     async def open(cls, settings: ServerSettings) -> AsyncIterator["Database"]:
         """Open the database, bringing its schema up to date. Raises DatabaseUnusable."""
+        terms = Terms(timedelta(seconds=settings.study_max_open_s), required_series(settings.required_series))
         async with Engine.open(settings) as engine:
-            yield cls(engine)
+            yield cls(engine, terms)
 
     # --- reports in ---
 
@@ -97,14 +119,18 @@ class Database:
         The result does not depend on repetition or order. A report that names another PatientID or
         StudyInstanceUID than the record is kept in `conflicts` and changes nothing else.
         """
-        record, known, created = await self._engine.write(partial(_store, report=report))
+        record, known, created, told = await self._engine.write(partial(_store, report=report, terms=self._terms))
         _measure(record, known, created)
+        studies.measure(told)
         return record, created
 
     async def resolve(self, digest: str, decision: Decision, by: str) -> SeriesRecord | None:
         """Settle a conflict; return the record as it is then, None if there is no such open conflict."""
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
-        return await self._engine.write(partial(_resolve, digest=digest, decision=decision, by=by, now=now))
+        resolve = partial(_resolve, digest=digest, decision=decision, by=by, now=now, terms=self._terms)
+        record, told = await self._engine.write(resolve)
+        studies.measure(told)
+        return record
 
     async def declare(self, series_instance_uid: str, declared: Completeness, by: str, because: str) -> Declared | None:
         """Take a person's word for a series; return None if it is known neither here nor at a gateway.
@@ -118,6 +144,47 @@ class Database:
         word = Word(declared, by, because, now)
         return await self._engine.write(partial(declarations.declare, uid=series_instance_uid, word=word, now=now))
 
+    async def declare_study(
+        self, study_instance_uid: str, declared: Completeness, by: str, because: str
+    ) -> DeclaredStudy | None:
+        """Take a person's word for a study; return None if it is not stored.
+
+        1. "complete": gateways are ordered to report what they have open of it. Where one that runs has, it is
+           `declared` once that is here; else at once, unless it is that or `verified` already.
+        2. "incomplete": these orders are taken back, and it loses its verdict until images come or it is verified.
+        """
+        now = datetime.now(UTC)
+        word = Word(declared, by, because, now)
+        declare = partial(study_declarations.declare, study_instance_uid=study_instance_uid, word=word, now=now)
+        done, told = await self._engine.write(declare)
+        studies.measure(told)
+        return done
+
+    async def count_study(
+        self, study_instance_uid: str, counts: CountsOfStudy, gateway_id: str | None
+    ) -> StudyRecord | None:
+        """Take what its PACS has of a study, and decide with it; return the record, None if it is not stored."""
+        asked = partial(studies.look, study_instance_uid=study_instance_uid, terms=self._terms, now=datetime.now(UTC))
+        row, told = await self._engine.write(partial(asked, counts=counts, gateway_id=gateway_id))
+        studies.measure(told)
+        return as_study(row) if row else None
+
+    async def decide_due(self) -> int:
+        """Decide about studies that are due, DUE_AT_ONCE at most; return how many were. Others may do the same.
+
+        What another transaction changes meanwhile is left to that.
+        """
+        now = datetime.now(UTC)
+        due = await self._engine.read(studies.select_due(now, DUE_AT_ONCE))
+        return sum([await self._look(row["StudyInstanceUID"]) for row in due])
+
+    async def _look(self, study_instance_uid: str) -> bool:
+        """Decide about a study as it is now; return whether it was there, and free."""
+        asked = partial(studies.look, study_instance_uid=study_instance_uid, terms=self._terms, now=datetime.now(UTC))
+        row, told = await self._engine.write(partial(asked, wait=False))
+        studies.measure(told)
+        return row is not None
+
     async def order(self, gateway_id: str, kind: OrderKind, dead_letter: int, by: str, because: str | None) -> Any:
         """Order something about a dead letter of a gateway; return its row, None if the gateway is not known.
 
@@ -130,9 +197,17 @@ class Database:
     async def heard(self, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]]]:
         """Keep what a gateway says of itself, in place of what it said before.
 
-        Return what it is to do, and the orders of which it says for the first time what became of them.
+        Return what it is to do, and the orders of which it says for the first time what became of them. Studies that it
+        no longer names are decided: the first LOOKED_AT now, others soon.
         """
-        return await self._engine.write(partial(_hear, state=state))
+        orders, ended, freed = await self._engine.write(partial(_hear, state=state))
+        with suppress(DatabaseUnavailable):  # they are looked at later, too
+            if later := freed[LOOKED_AT:]:
+                now = datetime.now(UTC)
+                await self._engine.write(lambda connection: studies.make_due(connection, later, now))
+            for uid in freed[:LOOKED_AT]:
+                await self._look(uid)
+        return orders, ended
 
     # --- what is known ---
 
@@ -145,6 +220,21 @@ class Database:
         """Return up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
         rows = await self._engine.read(select_listed(listing, after, limit))
         return [as_record(row) for row in rows]
+
+    async def study(self, study_instance_uid: str) -> StudyRecord | None:
+        """Return the record of one study, None if no series of it is stored."""
+        rows = await self._engine.read(select_study(study_instance_uid))
+        if not rows:
+            return None
+        return as_study(rows[0], (await open_series(self._engine)).get(study_instance_uid, 0))
+
+    async def studies(
+        self, *, after: Sequence[Any] | None, limit: int, listing: StudyListing = ALL_STUDIES
+    ) -> list[StudyRecord]:
+        """Return up to `limit` records of studies of a listing, in its order, behind the values `after`."""
+        rows = await self._engine.read(select_listed(listing, after, limit))
+        are_open = await open_series(self._engine) if rows else {}
+        return [as_study(row, are_open.get(row["StudyInstanceUID"], 0)) for row in rows]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
         """Return the SOP Instance UIDs known of a series, in order; none if it is not known."""
@@ -197,11 +287,10 @@ class Database:
         }
         return Foreseen(conflict, as_record(row), outcomes)
 
-    async def changes(self, *, since: int, limit: int) -> list[Change]:
+    async def changes(self, *, since: int, limit: int, subject: Subjects = "any") -> list[Change]:
         """Return up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
         await self._number_changes()
-        query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
-        return [_change(row) for row in await self._engine.read(query)]
+        return [_change(row) for row in await self._engine.read(select_changes(since, limit, subject))]
 
     async def last_change(self) -> int:
         """Return the highest number that was given, also if that change was purged."""
@@ -237,8 +326,12 @@ def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> N
     metrics.reports_stored.labels("created" if created else "conflict" if in_conflict else changed).inc()
 
 
-async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[SeriesRecord, SeriesRow, bool]:
+async def _store(
+    connection: AsyncConnection, report: SeriesReport, terms: Terms
+) -> tuple[SeriesRecord, SeriesRow, bool, list[Told]]:
     """Merge a report into its series' row; return the record, the row before, and whether that was made for it.
+
+    Return also what is told of its study.
 
     1. Lock the row of the series, made empty if the series is new; a series that was purged says so in its timeline.
     2. A report that contradicts patient or study is kept aside (`_keep_conflict`), unless an operator has said that
@@ -252,21 +345,29 @@ async def _store(connection: AsyncConnection, report: SeriesReport) -> tuple[Ser
         known = await locked(connection, report.SeriesInstanceUID)
     if inserted and (event := await recall(connection, report.SeriesInstanceUID, now)):
         await history.add(connection, report.SeriesInstanceUID, [event])
+    told: list[Told] = []
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
         changed = await _keep_conflict(connection, report, known, now)
         await note_sent(connection, report, now, images=0, series=0)
     else:
-        changed = await _unite(connection, report, known, now)
-    return as_record({**known, **changed}), known, inserted == 1
+        changed, told = await _unite(connection, report, known, now, terms=terms)
+    return as_record({**known, **changed}), known, inserted == 1, told
 
 
-async def _unite(
-    connection: AsyncConnection, report: SeriesReport, known: SeriesRow, now: datetime
-) -> Mapping[str, Any]:
-    """Add what the report brings; return the columns that changed.
+async def _unite(  # noqa: PLR0913 - a report, and how it came
+    connection: AsyncConnection,
+    report: SeriesReport,
+    known: SeriesRow,
+    now: datetime,
+    *,
+    terms: Terms,
+    corrected: SeriesRow | None = None,
+    decided: bool = False,
+) -> tuple[Mapping[str, Any], list[Told]]:
+    """Add what the report brings; return the columns that changed, and what is told of its study.
 
     A report that a gateway made for a person's word has that as its basis; it says no verdict if the word was taken
-    back meanwhile.
+    back meanwhile. `corrected`: the row as it was before an operator corrected it; `decided`: one let the report in.
     """
     order = await orders.made_for(connection, report)
     word = None if order is None else orders.word_of(order)
@@ -288,24 +389,32 @@ async def _unite(
     row = with_changes(known, changed)
     if word is not None:
         await declarations.note_word(connection, row, word)
+    told: list[Told] = []
+    if changed or corrected or report.StudyCounts:
+        told = await studies.keep(connection, corrected or known, row, now, terms=terms, report=report, decided=decided)
     if changed:
         for counted_row, figure in merge.completions(report, known, row):
             await count_verdict(connection, counted_row, figure)
     added = row["NumInstances"] - known["NumInstances"]
     new = bool(changed) and not known["Revision"]
     await note_sent(connection, report, now, images=added, series=int(new))
-    return changed
+    return changed, told
 
 
 # --- gateways ---------------------------------------------------------------------------------------------------
 
 
-async def _hear(connection: AsyncConnection, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]]]:
+async def _hear(
+    connection: AsyncConnection, state: GatewayState
+) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
     """Keep a gateway's state, forget gateways that are gone, and take what it says of its orders.
 
-    Return what it is to do, and the orders that have ended.
+    Return what it is to do, the orders that have ended, and the studies that it does not name any more.
     """
     now = datetime.now(UTC)
+    named = select(gateways.c.State["OpenStudies"]).where(gateways.c.GatewayID == state.GatewayID)
+    before = (await connection.execute(named)).scalar() or ()
+    freed = sorted({*before} - {*(state.OpenStudies or ())})
     said = {"At": now, "State": state.model_dump(mode="json")}
     await insert(connection, gateways, {"GatewayID": state.GatewayID} | said, or_update=said)
     await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
@@ -315,7 +424,7 @@ async def _hear(connection: AsyncConnection, state: GatewayState) -> tuple[list[
     for order in ended:
         if order["Problem"] and order["Kind"] == "declare":
             await declarations.settle(connection, order, now)
-    return await orders.waiting(connection, state.GatewayID, now), ended
+    return await orders.waiting(connection, state.GatewayID, now), ended, freed
 
 
 async def _order(connection: AsyncConnection, gateway_id: str, what: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -385,10 +494,12 @@ async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool
     return any(merge.same_identity(report, identity) for identity in identities)
 
 
-async def _resolve(
-    connection: AsyncConnection, digest: str, decision: Decision, by: str, now: datetime
-) -> SeriesRecord | None:
+async def _resolve(  # noqa: PLR0913 - a decision, and how it came
+    connection: AsyncConnection, digest: str, decision: Decision, *, by: str, now: datetime, terms: Terms
+) -> tuple[SeriesRecord | None, list[Told]]:
     """Settle an open conflict; return the record as it is then, None if there is no such open conflict.
+
+    Return also what is told of its study.
 
     1. The conflict takes the decision, and with `correct` what that replaces; if it has one already, nothing is done.
     2. `correct` makes a revision with the patient and study of the report.
@@ -396,11 +507,9 @@ async def _resolve(
     4. The row counts its open conflicts anew, and the timeline says what was decided.
     """
     found = (await connection.execute(select(conflicts).where(conflicts.c.Digest == digest))).mappings().one_or_none()
-    if found is None:
-        return None
-    known = await locked(connection, found["SeriesInstanceUID"])
-    if known is None:  # it was settled, and purged in this moment
-        return None
+    known = await locked(connection, found["SeriesInstanceUID"]) if found is not None else None
+    if found is None or known is None:  # or it was settled, and purged in this moment
+        return None, []
     report = _kept_report(found["Report"])
     resolution: dict[str, Any] = {"Resolution": decision, "ResolvedAt": now, "ResolvedBy": by}
     if decision == "correct":
@@ -408,18 +517,21 @@ async def _resolve(
     still_open = (conflicts.c.Digest == digest) & conflicts.c.Resolution.is_(None)
     resolved = await connection.execute(conflicts.update().where(still_open).values(resolution))
     if resolved.rowcount != 1:  # by another operator, or by a try of ours whose answer was lost
-        return as_record(known) if found["ResolvedAt"] == now else None
+        return as_record(known) if found["ResolvedAt"] == now else None, []
+    told: list[Told] = []
+    before = known
     if decision == "correct":
         corrected = merge.corrected(report, known, now)
         await revise(connection, known, corrected)
         known = with_changes(known, corrected)
     if decision in MERGED:
-        known = with_changes(known, await _unite(connection, report, known, now))
+        changed, told = await _unite(connection, report, known, now, terms=terms, corrected=before, decided=True)
+        known = with_changes(known, changed)
     counted = await _count_conflicts(connection, report.SeriesInstanceUID)
     event = {"At": now, "GatewayID": None, "Revision": known["Revision"], "Event": "conflict.resolved"}
     details = {"Decision": decision, "Digest": digest}
     await history.add(connection, report.SeriesInstanceUID, [event | {"Details": details}])
-    return as_record({**known, **counted})
+    return as_record({**known, **counted}), told
 
 
 # --- the order of changes ---------------------------------------------------------------------------------------
@@ -439,6 +551,14 @@ async def _number(connection: AsyncConnection) -> None:
         await connection.execute(counters.update().where(counter).values(Value=last + len(ids)))
 
 
+def select_changes(since: int, limit: int, subject: Subjects) -> Select[Any]:
+    """Return the query for the changes behind a number, in order."""
+    query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
+    return query if subject == "any" else query.where(IS_OF_STUDY if subject == "study" else not_(IS_OF_STUDY))
+
+
 def _change(row: Mapping[str, Any]) -> Change:
     """Return a row of `changes` as it is told."""
-    return Change.model_validate({**row, "Kinds": (row["Kinds"] or "").split(), "Missing": merge.missing(row)})
+    of_series = {"SeriesInstanceUID": None} if row["Subject"] == "study" else {}
+    told = {"Kinds": (row["Kinds"] or "").split(), "Missing": merge.missing(row)} | of_series
+    return Change.model_validate({**row, **told})

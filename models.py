@@ -31,6 +31,7 @@ MAX_MISSING = 1000  # UIDs of one report
 MAX_DOUBTS = 32  # texts about what of one series breaks the standard
 MAX_DOUBT = 128  # characters of one of these
 MAX_ARRIVING = 500  # open series that one heartbeat names: the ones that images came to last
+MAX_OPEN_STUDIES = 1000  # studies that one heartbeat names
 MAX_HEARD = 50  # sources that one heartbeat names: the ones that were heard last
 MAX_DEAD = 20  # dead letters that one heartbeat names: the latest
 MAX_ORDERS = 20  # orders in one answer to a heartbeat, and in one heartbeat that says what became of them
@@ -116,28 +117,6 @@ class Instance:
     def text(self, keyword: str) -> str | None:
         """Return the attribute as one string, values joined by a backslash as on the wire; None if it has no value."""
         return "\\".join(self.attributes.get(keyword, ())) or None
-
-
-# --- attributes of many images ---------------------------------------------------------------------------------
-
-OF_IMAGES = "OfImages"
-"""The end of the names of attributes that hold the values of every image; of others the first value stays."""
-MAX_OF_IMAGES = 200  # different values of one such attribute
-
-
-def news(said: Mapping[str, Sequence[str]], known: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """Return what attributes add to those that are known."""
-    found: dict[str, tuple[str, ...]] = {}
-    for keyword, values in said.items():
-        if not values:
-            continue
-        if keyword not in known:
-            found[keyword] = tuple(values)
-        elif keyword.endswith(OF_IMAGES):
-            union = tuple(dict.fromkeys((*known[keyword], *values)))[:MAX_OF_IMAGES]
-            if len(union) > len(known[keyword]):
-                found[keyword] = union
-    return found
 
 
 # --- UIDs -------------------------------------------------------------------------------------------------------
@@ -278,6 +257,16 @@ class TimelineEntry(BaseModel):
     ] = {}
 
 
+class CountsOfStudy(BaseModel):
+    """What a PACS has of a study: NumberOfStudyRelatedSeries and NumberOfStudyRelatedInstances (PS3.4 C.3.4)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    Series: Count
+    Instances: Count
+    At: Annotated[Timestamp, Field(description="When it said so, by the gateway's clock.")]
+
+
 class SeriesReport(BaseModel):
     """What `POST /series` takes. The first five fields are all a minimal client needs."""
 
@@ -329,6 +318,7 @@ class SeriesReport(BaseModel):
         Field(fail_fast=True),
         Field(max_length=MAX_MISSING, description="Of what the PACS has: what neither side had when asked."),
     ] = []
+    StudyCounts: CountsOfStudy | None = None
     Basis: Annotated[
         Annotated[str, Field(max_length=256), WithoutNul] | None,
         Field(description="What the verdict rests on, in words."),
@@ -376,6 +366,7 @@ class SeriesReport(BaseModel):
 
 
 CalledTitle = Annotated[str | None, Field(description="By what name the series' sender called first.")]
+Subjects = Literal["series", "study", "any"]
 ChangeKind = Literal["created", "revised", "verified", "declared", "contradicted", "conflict"]
 """What a change is. created: revision 1. revised: a later one. verified: it is now, with these images. declared: a
 person has said that it is complete, or that it is not (then Verdict is null). contradicted: images came after a
@@ -385,17 +376,21 @@ verdict had said that the series was over. conflict: a report was kept aside; no
 class Change(BaseModel):
     """One revision of a record, or a report kept aside, in the order in which they came about. Names no patient.
 
+    A study is told of when its verdict changes. Its revision, verdict and counts then stand in place of a series'.
+
     Those of a server before 0.3 name no Kinds, and leave Modality, Source and ExpectedInstances null.
     """
 
     Number: Annotated[int, Field(description="Only ever grows; pass the last one as `since` to go on.")]
-    SeriesInstanceUID: str
+    Subject: Annotated[Literal["series", "study"], Field(description="What has changed.")] = "series"
+    SeriesInstanceUID: Annotated[str | None, Field(description="Null of a study.")]
     StudyInstanceUID: str
-    Modality: str | None = None
+    Modality: Annotated[str | None, Field(description="Of a study all of its series', a backslash between.")] = None
     Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
     Kinds: list[ChangeKind] = []
     Revision: Annotated[int, Field(description="A conflict makes none: it tells the one that stands.")]
     NumInstances: int
+    NumSeries: Annotated[int | None, Field(description="Of a study.")] = None
     ExpectedInstances: int | None = None
     Missing: Annotated[int, Field(description="How many of the expected are not known; 0 where none are expected.")] = 0
     Verdict: SeriesVerdict | None
@@ -462,9 +457,9 @@ Why = Annotated[
         max_length=MAX_BECAUSE, pattern=r"^[^\x00-\x1f\x7f]+$", description="Why, in a person's words; never logged."
     ),
 ]
-OrderKind = Literal["declare", "replay", "discard"]
+OrderKind = Literal["declare", "replay", "discard", "count"]
 """What the server wants of a gateway. declare: report what is open of a series now, as `declared`. replay: post a dead
-letter again. discard: give it up."""
+letter again. discard: give it up. count: ask the PACS what it has of the study of a series, and post the answer."""
 
 
 class Order(BaseModel):
@@ -478,12 +473,14 @@ class Order(BaseModel):
     Number: Annotated[Positive, Field(description="Only ever grows.")]
     Kind: OrderKind
     AgeS: Annotated[FiniteFloat, Field(ge=0, le=1e9, description="Seconds since it was wanted.")]
-    SeriesInstanceUID: Annotated[Uid | None, Field(description="Of declare.")] = None
+    SeriesInstanceUID: Annotated[Uid | None, Field(description="Of declare and count.")] = None
+    StudyInstanceUID: Annotated[Uid | None, Field(description="Of count.")] = None
+    CallingAETitle: Annotated[Line | None, Field(description="Of count: the PACS's, as sender of the series.")] = None
     DeadLetter: Annotated[Positive | None, Field(description="Of replay and discard: its Id.")] = None
 
     @model_validator(mode="after")
     def _names_what_it_is_about(self) -> Self:
-        if (self.SeriesInstanceUID if self.Kind == "declare" else self.DeadLetter) is None:
+        if (self.DeadLetter if self.Kind in ("replay", "discard") else self.SeriesInstanceUID) is None:
             raise ValueError("names no series, or no dead letter")
         return self
 
@@ -585,6 +582,10 @@ class GatewayState(BaseModel):
     DeadLetters: Count
     Dead: Annotated[list[DeadReport], Field(max_length=MAX_DEAD)] = []
     Arriving: Annotated[list[ArrivingSeries], Field(max_length=MAX_ARRIVING)] = []
+    OpenStudies: Annotated[
+        list[Uid] | None,
+        Field(max_length=MAX_OPEN_STUDIES, description="Of open series and undelivered reports; null: not all fit."),
+    ] = None
     OrdersDone: Annotated[
         list[OrderDone],
         Field(max_length=MAX_ORDERS, description="What became of the server's orders, said until it has heard it."),

@@ -16,7 +16,20 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from api import changes, conflicts, gateways, health, listing, overview, series, sources, stored, untold, webpage
+from api import (
+    changes,
+    conflicts,
+    gateways,
+    health,
+    listing,
+    overview,
+    series,
+    sources,
+    stored,
+    studies,
+    untold,
+    webpage,
+)
 from api.access import Guard, Scopes
 from api.dicomweb.routes import searches
 from api.lifespan import running
@@ -31,6 +44,7 @@ from storage.engine import DatabaseUnavailable
 ROUTERS = (
     series.router,  # reports in, one series out
     listing.router,
+    studies.router,
     sources.router,
     conflicts.router,
     changes.router,

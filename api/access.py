@@ -316,9 +316,12 @@ def _is_this_machine(scope: Scope) -> bool:
 def _what(scope: Scope) -> dict[str, Any]:
     """Return route and UID of a request, without what else its path or query could hold."""
     named = scope.get("path_params", {})
-    uid = named.get("SeriesInstanceUID") or named.get("series") or ""
-    of_series = {"series_instance_uid": uid} if uid and set(uid) <= set("0123456789.") else {}
-    return {"method": _method(scope), "route": _route(scope), "peer": _peer(scope)} | of_series
+    uids = {
+        "series_instance_uid": named.get("SeriesInstanceUID") or named.get("series") or "",
+        "study_instance_uid": named.get("StudyInstanceUID") or "",
+    }
+    about = {name: uid for name, uid in uids.items() if uid and set(uid) <= set("0123456789.")}
+    return {"method": _method(scope), "route": _route(scope), "peer": _peer(scope)} | about
 
 
 def _method(scope: Scope) -> str:

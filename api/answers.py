@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from models import (
     Change,
     Completeness,
+    CountsOfStudy,
     Order,
     OrderKind,
     Positive,
@@ -15,7 +16,7 @@ from models import (
     SeriesVerdict,
     Why,
 )
-from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
+from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyCompletion, StudyRecord
 
 
 class SeriesPage(BaseModel):
@@ -29,16 +30,41 @@ class Timeline(BaseModel):
     events: list[SeriesEvent]
 
 
+class StudyPage(BaseModel):
+    """One page of studies, in order of StudyInstanceUID, or another that was asked for."""
+
+    studies: list[StudyRecord]
+    next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
+
+
+class StudyEvent(SeriesEvent):
+    """One entry of a study's timeline."""
+
+    SeriesInstanceUID: Annotated[str | None, Field(description="Of the series that it is about; null: the study.")]
+
+
+class StudyTimeline(BaseModel):
+    """What happened to a study and its series, in order of time."""
+
+    events: list[StudyEvent]
+    next: Annotated[str | None, Field(description="Pass it as `after` to go on; null at the end.")]
+    NotShown: Annotated[int, Field(description="How many of its series have no events here: it has too many.")]
+
+
+class StudyCompletions(BaseModel):
+    completions: list[StudyCompletion]
+
+
 class Declare(BaseModel):
-    """What a person says of a series."""
+    """What a person says of a series or study."""
 
     model_config = ConfigDict(extra="forbid")
 
     Declared: Annotated[
         Completeness,
         Field(
-            description="complete: it is reported now, and `declared`. incomplete: its verdict is withdrawn until "
-            "images come, or a PACS has just what is here."
+            description="complete: what is open of it is reported now, and it is `declared`. incomplete: its verdict "
+            "is withdrawn until images come, or a PACS has just what is here."
         ),
     ]
     Because: Why
@@ -53,6 +79,24 @@ class Declaration(BaseModel):
         list[str], Field(description="Gateways that have it open and are told to close it: their reports follow.")
     ]
     Record: Annotated[SeriesRecord | None, Field(description="As it is now; null if no report of it has come yet.")]
+
+
+class StudyDeclaration(BaseModel):
+    """What came of a person's word about a study."""
+
+    Did: Annotated[str, Field(description="In words, for whoever asked.")]
+    Changed: Annotated[bool, Field(description="The record has changed by it.")]
+    Closing: Annotated[
+        list[str],
+        Field(description="Gateways that have series of it open and are told to close them: then it is declared."),
+    ]
+    Record: Annotated[StudyRecord, Field(description="As it is now.")]
+
+
+class StudyCounts(CountsOfStudy):
+    """What a PACS has of a study, as a gateway was told."""
+
+    GatewayID: Annotated[str, Field(min_length=1, max_length=64, description="The gateway that asked.")]
 
 
 class ConflictPage(BaseModel):
@@ -218,7 +262,8 @@ class UntoldChange(BaseModel):
     Number: int
     Problem: Annotated[str, Field(description="Of the last try.")]
     At: Annotated[AwareDatetime, Field(description="When it was given up.")]
-    SeriesInstanceUID: Annotated[str | None, Field(description="Null where the change was purged.")]
+    SeriesInstanceUID: Annotated[str | None, Field(description="Null of a study, and where the change was purged.")]
+    StudyInstanceUID: Annotated[str | None, Field(description="Null where the change was purged.")]
 
 
 class Untold(BaseModel):
@@ -273,10 +318,29 @@ class StoredSeries(BaseModel):
     LastReceivedAt: AwareDatetime | None
 
 
+class StoredStudy(BaseModel):
+    """A study as the live page's table has it."""
+
+    StudyInstanceUID: str
+    Verdict: SeriesVerdict | None
+    Withdrawn: str | None
+    Basis: Annotated[str | None, Field(description="What the verdict, or its absence, rests on.")]
+    NumSeries: int
+    NumInstances: int
+    Unsettled: Annotated[int, Field(description="How many series are not over.")]
+    Incomplete: Annotated[int, Field(description="How many series lack images.")]
+    MissingSeries: Annotated[list[str], Field(description="Required series that are not here.")]
+    ExpectedSeries: Annotated[int | None, Field(description="How many its PACS has.")]
+    ExpectedInstances: Annotated[int | None, Field(description="How many images its PACS has.")]
+    FalseCompletions: int
+    UpdatedAt: AwareDatetime
+
+
 class StoredPage(BaseModel):
     """One page of the live page's table."""
 
     series: list[StoredSeries]
+    studies: Annotated[list[StoredStudy], Field(description="Of these series.")]
     next: Annotated[
         int | None,
         Field(

@@ -12,7 +12,7 @@ from types import FrameType
 
 from api.stream import PING, PING_S, encoded
 from db import Database
-from models import Change
+from models import Change, Subjects
 from storage.engine import DatabaseUnavailable
 
 POLL_S = 0.5  # how late what other server processes stored is seen
@@ -20,6 +20,7 @@ AT_ONCE = 100  # changes of one read, and of one piece of a stream
 KEPT = 1000  # changes in memory, for those who wait
 A_READER_S = 0.005  # pause between two looks for each who waits: waking them takes a tenth of that
 UNREAD_S = 20.0  # how long a stop leaves clients to read what they asked for
+Asked = tuple[int, Subjects]  # behind which number, and of what
 STREAM_S = 600.0  # length of a stream: then its reader asks again, with a key that is still valid
 
 
@@ -34,8 +35,8 @@ class Follower:
         self._database = database
         self._last = 0
         self._tail: deque[Change] = deque(maxlen=KEPT)  # up to the last one, all that there are
-        self._events: dict[int, tuple[int, bytes]] = {}  # of the tail, as those who wait are sent them, by `since`
-        self._reads: dict[int, asyncio.Task[tuple[int, bytes]]] = {}  # under way, by `since`
+        self._events: dict[Asked, tuple[int, bytes]] = {}  # of the tail, as those who wait are sent them
+        self._reads: dict[Asked, asyncio.Task[tuple[int, bytes]]] = {}  # under way
         self._waiting = 0
         self._look = asyncio.Event()
         self._news = asyncio.Condition()
@@ -93,7 +94,7 @@ class Follower:
         finally:
             self._waiting -= number < math.inf
 
-    async def events(self, since: int) -> AsyncIterator[bytes]:
+    async def events(self, since: int, subject: Subjects = "series") -> AsyncIterator[bytes]:
         """Yield all changes behind `since` as server-sent events, also those to come, until the end or for STREAM_S.
 
         Raises DatabaseUnavailable.
@@ -101,7 +102,7 @@ class Follower:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + STREAM_S
         while not self.ended and loop.time() < ends_at:
-            since, told = await self._behind(since)
+            since, told = await self._behind((since, subject))
             if told:
                 yield told
             else:
@@ -109,34 +110,37 @@ class Follower:
                 if self._last <= since:
                     yield PING
 
-    async def _behind(self, since: int) -> tuple[int, bytes]:
-        """Return what comes next behind `since`, as events, and the number up to which nothing else is there."""
+    async def _behind(self, asked: Asked) -> tuple[int, bytes]:
+        """Return what comes next behind a place, as events, and the number up to which nothing else is there."""
+        since, subject = asked
         if self._last and since >= self._last:
             return since, b""
-        if known := self._events.get(since):
+        if known := self._events.get(asked):
             return known
         if not (self._tail and self._tail[0].Number <= since + 1):
-            return await self._read(since)
+            return await self._read(asked)
         news = [change for change in self._tail if change.Number > since][:AT_ONCE]
-        told = self._events[since] = _joined(news, self._last)
+        told = self._events[asked] = _joined(news, self._last, subject)
         return told
 
-    async def _read(self, since: int) -> tuple[int, bytes]:
+    async def _read(self, asked: Asked) -> tuple[int, bytes]:
         """Read once for all who ask for the same meanwhile; a listener that leaves does not break it off."""
-        read = self._reads.get(since)
+        read = self._reads.get(asked)
         if read is None:
-            read = self._reads[since] = asyncio.create_task(self._read_behind(since), name="read changes")
-            read.add_done_callback(lambda done: (self._reads.pop(since), done.cancelled() or done.exception()))
+            read = self._reads[asked] = asyncio.create_task(self._read_behind(*asked), name="read changes")
+            read.add_done_callback(lambda done: (self._reads.pop(asked), done.cancelled() or done.exception()))
         return await asyncio.shield(read)
 
-    async def _read_behind(self, since: int) -> tuple[int, bytes]:
+    async def _read_behind(self, since: int, subject: Subjects) -> tuple[int, bytes]:
         """Read the changes behind `since`; if there are none, all up to the last one known before have been purged."""
         last = max(since, self._last)
-        return _joined(await self._database.changes(since=since, limit=AT_ONCE), last)
+        return _joined(await self._database.changes(since=since, limit=AT_ONCE, subject=subject), last, subject)
 
 
-def _joined(changes: Sequence[Change], last: int) -> tuple[int, bytes]:
-    return (changes[-1].Number if changes else last), b"".join(map(encoded, changes))
+def _joined(changes: Sequence[Change], last: int, subject: Subjects) -> tuple[int, bytes]:
+    """Return the changes of a subject as events, and the number of the last of all."""
+    told = b"".join(encoded(change) for change in changes if subject in ("any", change.Subject))
+    return (changes[-1].Number if changes else last), told
 
 
 @contextmanager

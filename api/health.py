@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from api.answers import Health, Problem
 from api.routing import Db, Responses, answers, needs
 from api.sources import measure_sources
+from api.studies import measure_studies
 from common import metrics
 from common.version import version
 from storage.engine import DatabaseUnavailable
@@ -23,6 +24,7 @@ async def measured(database: Db) -> Response:
     """Return what is measured of this process, for Prometheus. Names no patient."""
     with contextlib.suppress(DatabaseUnavailable):  # which is a number of its own
         metrics.incomplete_series.set(await database.latest.incomplete(datetime.now(UTC)))
+        await measure_studies(database)
         await measure_sources(database)
     return Response(prometheus_client.generate_latest(metrics.SERVER), media_type=METRICS_TYPE)
 

@@ -11,6 +11,7 @@ import structlog
 from fastapi import FastAPI
 
 from api.access import audit_log
+from api.deciding import decide_due
 from api.follower import Follower, ended_by_signals
 from api.listeners import notice_the_dead
 from api.operations import operations
@@ -49,6 +50,7 @@ async def running(app: FastAPI, settings: ServerSettings, patience: Patience) ->
             tasks.create_task(_or_stop(patience.run(follower)), name="patience")
             tasks.create_task(_or_stop(notice_the_dead(follower)), name="listeners")
             tasks.create_task(_or_stop(refusals.run()), name="refusals")
+            tasks.create_task(_or_stop(decide_due(database, follower)), name="studies")
             tasks.create_task(_or_stop(Teller(database, follower, http).run()), name="webhooks")
             stack.callback(follower.end)
             await stack.enter_async_context(_administered(settings, database))

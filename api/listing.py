@@ -1,12 +1,13 @@
-"""GET /series: stored series by what is known of them, a page at a time."""
+"""GET /series: stored series by what is known of them, a page at a time; GET /studies (studies.py) is made alike."""
 
 import base64
+import functools
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,28 +19,31 @@ from api.answers import SeriesPage
 from api.parameters import IN_DIGITS, KNOWN_ONLY, NO_CONTROL, Moment
 from api.routing import READS, Db, Responses, answers
 from models import SeriesRecord, SeriesVerdict, Uid
+from storage.answers import StudyRecord
 from storage.engine import DatabaseUnavailable
-from storage.listing import BY_DATE, BY_UID, BY_UPDATE, Listing
+from storage.listing import Listed, Listing
 from storage.merge import searched
 
 DATES = re.compile(r"(\d{8})?(-)?(\d{8})?")
 AT_ONCE = 1000  # series that are read for one piece of a table
 UID: TypeAdapter[str] = TypeAdapter(Uid)
-PLACES: dict[tuple[str, ...], TypeAdapter[tuple[Any, ...]]] = {
-    BY_UPDATE: TypeAdapter(tuple[AwareDatetime, Uid]),
-    BY_DATE: TypeAdapter(tuple[Annotated[str, Field(pattern=NO_CONTROL)], Uid, Uid]),
-}
-AS_CSV: Responses = {200: {"content": {"text/csv": {}}, "description": "A line a series."}}
+PLACES: dict[str, Any] = {"UpdatedAt": AwareDatetime, "StudyDate": Annotated[str, Field(pattern=NO_CONTROL)]}
+"""What may stand in a place beside UIDs, by column."""
+AS_CSV: Responses = {200: {"content": {"text/csv": {}}, "description": "A line for each."}}
+Record = SeriesRecord | StudyRecord
+R = TypeVar("R", SeriesRecord, StudyRecord)
 router = APIRouter(dependencies=[READS, KNOWN_ONLY])
 
 
-class Which(BaseModel):
-    """Which series, each by an exact match."""
+class Common(BaseModel):
+    """What is asked of series and of studies alike, each by an exact match."""
 
     PatientID: Annotated[str | None, Field(max_length=256, pattern=NO_CONTROL)] = None
     StudyInstanceUID: Uid | None = None
     Modality: Annotated[str | None, Field(max_length=16, pattern=NO_CONTROL)] = None
-    Verdict: SeriesVerdict | None = None
+    Verdict: Annotated[
+        Literal[SeriesVerdict, "null"] | None, Field(description="`null`: those without one, which are still open.")
+    ] = None
     Source: Annotated[
         str | None, Field(max_length=64, pattern=NO_CONTROL, description="Calling AE title and modality: `CT1 CT`.")
     ] = None
@@ -50,31 +54,53 @@ class Which(BaseModel):
         Moment | None, Field(description="Last changed then or later: `2026-01-31T08:00:00Z`, or a day in UTC.")
     ] = None
     UpdatedUntil: Annotated[Moment | None, Field(description="Last changed before then.")] = None
+
+    def given(self, names: Iterable[str]) -> dict[str, Any]:
+        """Return what is asked for by these names; days as two. Raises RequestValidationError."""
+        given = {name: getattr(self, name) for name in names}
+        return given | {"StudyDate": None if self.StudyDate is None else _days(self.StudyDate)}
+
+
+class Which(Common):
+    """Which series."""
+
     Incomplete: Annotated[bool | None, Field(description="`Missing` is above 0, or is not.")] = None
     Conflicts: Annotated[bool | None, Field(description="It has open conflicts, or none.")] = None
     Doubtful: Annotated[bool | None, Field(description="Something of it breaks the standard, or nothing.")] = None
 
     def listing(self) -> Listing:
         """Return the question for the database. Raises RequestValidationError."""
-        given = self.model_dump(include={*Which.model_fields} - {"StudyDate"})
-        return Listing(**given, StudyDate=None if self.StudyDate is None else _days(self.StudyDate))
+        return Listing(**self.given(Which.model_fields))
 
 
-class Filters(Which):
-    """The same, and the order."""
+class Ordered(BaseModel):
+    """The order of what is listed."""
 
     order: Annotated[Literal["newest"] | None, Field(description="Those that changed last come first.")] = None
 
-    def listing(self) -> Listing:
-        """Return the question for the database. Raises RequestValidationError."""
-        return replace(super().listing(), newest=self.order == "newest")
+    @property
+    def newest(self) -> bool:
+        """Return whether those that changed last come first."""
+        return self.order == "newest"
 
 
-class Page(Filters):
-    """Filters, and which page of what matches."""
+class Paged(BaseModel):
+    """Which page of what matches."""
 
     after: Annotated[str | None, Field(max_length=1024, description="`next` of the page before.")] = None
     limit: Annotated[int, IN_DIGITS, Field(ge=1, le=1000)] = 100
+
+
+class Filters(Which, Ordered):
+    """Which series, and their order."""
+
+    def listing(self) -> Listing:
+        """Return the question for the database. Raises RequestValidationError."""
+        return replace(super().listing(), newest=self.newest)
+
+
+class Page(Filters, Paged):
+    """Filters, and which page of what matches."""
 
 
 @router.get("/series", responses=answers())
@@ -84,11 +110,8 @@ async def list_series(page: Annotated[Page, Query()], database: Db) -> SeriesPag
     In order of SeriesInstanceUID; of StudyDate where that is asked for; of UpdatedAt where anything is asked for but
     PatientID, StudyInstanceUID, Modality and StudyDate.
     """
-    listing = page.listing()
-    after = None if page.after is None else _place(page.after, listing)
-    records = await database.page(after=after, limit=page.limit + 1, listing=listing)
-    some = records[: page.limit]
-    return SeriesPage(series=some, next=_next(some[-1], listing) if len(records) > page.limit else None)
+    some, following = await one_page(page, page.listing(), database.page)
+    return SeriesPage(series=some, next=following)
 
 
 @router.get("/series.csv", responses=answers() | AS_CSV, response_class=StreamingResponse)
@@ -97,60 +120,96 @@ async def series_as_csv(filters: Annotated[Filters, Query()], database: Db, requ
 
     A cell that a spreadsheet would compute (=, +, -, @ in front) has an apostrophe before it.
     """
-    listing = filters.listing()
-    first = await database.page(after=None, limit=AT_ONCE, listing=listing)  # where it fails, that is the answer
-
-    async def told() -> AsyncIterator[str]:
-        yield table.head()
-        records = first
-        while records:
-            yield table.lines(records)
-            if request.app.state.follower.ended:
-                raise DatabaseUnavailable("the server stops")  # cut off, which the client sees
-            after = _place_behind(records[-1], listing)
-            full = len(records) == AT_ONCE
-            records = await database.page(after=after, limit=AT_ONCE, listing=listing) if full else []
-
-    file = {"Content-Disposition": 'attachment; filename="series.csv"'}
-    return StreamingResponse(told(), media_type="text/csv; charset=utf-8", headers=file)
+    return await as_csv(filters.listing(), database.page, table.SERIES, request)
 
 
 def _days(text: str) -> tuple[str | None, str | None]:
     """Return the first and the last day. Raises RequestValidationError."""
     found = DATES.fullmatch(text)
     if not found or not (found[1] or found[3]) or bool(found[1] and found[3]) > bool(found[2]):
-        _refuse("StudyDate", "is no day and no range of days, such as 20260101-20260131")
+        refuse("StudyDate", "is no day and no range of days, such as 20260101-20260131")
     return found[1], found[3] if found[2] else found[1]
 
 
-def _refuse(name: str, problem: str) -> NoReturn:
+def refuse(name: str, problem: str) -> NoReturn:
     """Refuse a parameter. Raises RequestValidationError."""
     raise RequestValidationError([{"loc": ("query", name), "msg": problem, "type": "value_error"}])
+
+
+# --- pages ------------------------------------------------------------------------------------------------------
+
+Read = Callable[..., Awaitable[list[R]]]
+"""What returns up to `limit` records of a `listing`, behind the values `after` of its order's columns."""
+
+
+async def one_page(page: Paged, listing: Listed, read: Read[R]) -> tuple[list[R], str | None]:
+    """Return the records of a page, and what to ask for the next one with. Raises RequestValidationError."""
+    after = None if page.after is None else _place(page.after, listing)
+    records = await read(after=after, limit=page.limit + 1, listing=listing)
+    some = records[: page.limit]
+    return some, _next(some[-1], listing) if len(records) > page.limit else None
+
+
+async def as_csv(listing: Listed, read: Read[R], columns: table.Table[R], request: Request) -> StreamingResponse:
+    """Answer all that a listing names, a line each, in its order."""
+    first = await read(after=None, limit=AT_ONCE, listing=listing)  # where it fails, that is the answer
+
+    async def told() -> AsyncIterator[str]:
+        yield columns.head()
+        records = first
+        while records:
+            yield columns.lines(records)
+            if request.app.state.follower.ended:
+                raise DatabaseUnavailable("the server stops")  # cut off, which the client sees
+            after = _place_behind(records[-1], listing)
+            full = len(records) == AT_ONCE
+            records = await read(after=after, limit=AT_ONCE, listing=listing) if full else []
+
+    file = {"Content-Disposition": f'attachment; filename="{listing.table.name}.csv"'}
+    return StreamingResponse(told(), media_type="text/csv; charset=utf-8", headers=file)
 
 
 # --- places -----------------------------------------------------------------------------------------------------
 
 
-def _next(record: SeriesRecord, listing: Listing) -> str:
-    """Return the place behind a record: its UID, or what else the order goes by, which a client need not understand."""
-    if listing.order == BY_UID:
-        return record.SeriesInstanceUID
-    content = json.dumps(_place_behind(record, listing), default=datetime.isoformat)
+def packed(place: Sequence[Any]) -> str:
+    """Return a place as one word, which a client need not understand."""
+    content = json.dumps(place, default=datetime.isoformat)
     return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
 
 
-def _place_behind(record: SeriesRecord, listing: Listing) -> list[Any]:
+def unpacked(text: str, kinds: tuple[Any, ...]) -> list[Any]:
+    """Return the values of a packed place. Raises ValueError."""
+    content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+    return [*_adapter(kinds).validate_json(content)]
+
+
+@functools.cache
+def _adapter(kinds: tuple[Any, ...]) -> TypeAdapter[Any]:
+    """Return what checks the values of a place."""
+    several: Any = tuple
+    return TypeAdapter(several[kinds])
+
+
+def _next(record: Record, listing: Listed) -> str:
+    """Return the place behind a record: its UID, or what else the order goes by, which a client need not understand."""
+    place = _place_behind(record, listing)
+    if len(place) == 1:
+        return str(place[0])
+    return packed(place)
+
+
+def _place_behind(record: Record, listing: Listed) -> list[Any]:
     """Return the values of the columns that the listing is in order of."""
-    known = searched(record.Attributes, None) | {name: getattr(record, name) for name in (*BY_UPDATE, *BY_DATE[1:])}
-    return [known[name] for name in listing.order]
+    known = searched(record.Attributes, None) if isinstance(record, SeriesRecord) else {}
+    return [known[name] if name in known else getattr(record, name) for name in listing.order]
 
 
-def _place(text: str, listing: Listing) -> list[Any]:
+def _place(text: str, listing: Listed) -> list[Any]:
     """Return the values behind which a page begins. Raises RequestValidationError."""
     try:
-        if listing.order == BY_UID:
+        if len(listing.order) == 1:
             return [UID.validate_python(text)]
-        content = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-        return [*PLACES[listing.order].validate_json(content)]
+        return unpacked(text, tuple(PLACES.get(name, Uid) for name in listing.order))
     except ValueError:
-        _refuse("after", "is not `next` of a page that was asked for with the same filters and order")
+        refuse("after", "is not `next` of a page that was asked for with the same filters and order")

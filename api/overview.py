@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from fastapi import APIRouter, Request
 from fastapi.sse import format_sse_event
 
+from api.answers import StoredStudy
 from api.follower import STREAM_S, Follower
 from api.parameters import KNOWN_ONLY
 from api.routing import READS, answers
@@ -32,6 +33,8 @@ EVERY_S = 1.0
 STALE_S = 30.0  # what was seen before is then not counted on from
 
 LATEST = 200  # series that a page is told of at first, and at most at once
+MAX_STUDIES = 1000  # studies that are kept in mind, so that nobody is told of one twice
+UNCOMMITTED = timedelta(seconds=5)  # by how much a study may be younger by its own time than when it is seen
 REFUSED_LATELY = timedelta(seconds=30)  # a gateway that is refused asks again every five seconds
 
 router = APIRouter(tags=["Overview"])
@@ -80,9 +83,13 @@ class Overview:
     _looks: int = 0
     _gateways: dict[str, _Seen] = field(default_factory=dict)
     _latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
+    _studies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By StudyInstanceUID, those told of last at the end."""
     _last: int = 0
     _ever_stored: int = 0
     """Series, those that were purged included."""
+    _seen_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """When studies were looked at last, by this process's clock."""
     _totals: dict[str, Any] = field(default_factory=dict)
     _silent: dict[str, float] = field(default_factory=dict)
     _news: str = ""
@@ -126,7 +133,10 @@ class Overview:
         changed = [id for id, at in heard.items() if id not in self._gateways or self._gateways[id].at != at]
         said = await latest.said_by(changed) if changed else []
         conflicts = await latest.open_conflicts()
-        changed_series = [one.model_dump(mode="json") for one in await shown(self.database, rows)]
+        stored, studies = await shown(self.database, rows)
+        lately = await self.database.study_views.changed(self._seen_at - UNCOMMITTED, LATEST) if since else []
+        studies += map(StoredStudy.model_validate, lately)
+        changed_series = [one.model_dump(mode="json") for one in stored]
         webhooks = [_webhook(row, last) for row in await self.database.webhooks.all()]
         now = datetime.now(UTC)
         refused = await self.database.heartbeats.refused(now - REFUSED_LATELY)
@@ -141,9 +151,9 @@ class Overview:
         if not since:
             self._latest.clear()
         self._latest.extendleft(reversed(changed_series))
-        self._last, self._ever_stored = last, ever
+        self._last, self._ever_stored, self._seen_at = last, ever, now
         self._looked_at, self._looks, self._whole = began, self._looks + 1, None
-        self._news = self._frame(news, changed_series, Forgotten=sorted(gone))
+        self._news = self._frame(news, changed_series, self._learn(studies), Forgotten=sorted(gone))
 
     def _hear(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Take what a gateway said; return what of it is new."""
@@ -160,6 +170,18 @@ class Overview:
             "Gone": [name for name in known if name not in arriving],
         }
 
+    def _learn(self, studies: Sequence[StoredStudy]) -> list[dict[str, Any]]:
+        """Take how studies stand; return those of which that is new."""
+        news = []
+        for one in studies:
+            told = one.model_dump(mode="json")
+            if self._studies.pop(one.StudyInstanceUID, None) != told:
+                news.append(told)
+            self._studies[one.StudyInstanceUID] = told
+        for uid in list(self._studies)[:-MAX_STUDIES]:
+            del self._studies[uid]
+        return news
+
     def _everything(self) -> str:
         """Return the frame of a watcher who has not seen the look before the last: all that is known."""
         if self._whole is None:
@@ -172,10 +194,12 @@ class Overview:
                 }
                 for id, seen in self._gateways.items()
             }
-            self._whole = self._frame(gateways, list(self._latest), Full=True)
+            of_latest = dict.fromkeys(one["StudyInstanceUID"] for one in self._latest)
+            studies = [self._studies[uid] for uid in of_latest if uid in self._studies]
+            self._whole = self._frame(gateways, list(self._latest), studies, Full=True)
         return self._whole
 
-    def _frame(self, gateways: Mapping[str, Any], latest: Sequence[Any], **more: Any) -> str:
+    def _frame(self, gateways: Mapping[str, Any], latest: Sequence[Any], studies: Sequence[Any], **more: Any) -> str:
         """Return one event as JSON."""
         frame = {
             "At": datetime.now(UTC).isoformat(),
@@ -184,7 +208,9 @@ class Overview:
             "Silent": self._silent,
             "Refused": self._refused,
         }
-        return json.dumps(frame | {"Stored": latest, "Totals": self._totals} | more, separators=(",", ":"))
+        return json.dumps(
+            frame | {"Stored": latest, "Studies": studies, "Totals": self._totals} | more, separators=(",", ":")
+        )
 
 
 def _open_series_name(series: Mapping[str, Any]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from api.answers import Completions, LearntSource, SourceDay, SourcePage, SourceSent, SourceVerdict
+from api.answers import Completions, LearntSource, SourceDay, SourcePage, SourceSent, SourceVerdict, StudyCompletions
 from api.parameters import KNOWN_ONLY, Limit
 from api.routing import READS, Db, answers
 from common import metrics
@@ -24,6 +24,12 @@ router = APIRouter(responses=answers(), dependencies=[READS, KNOWN_ONLY])
 async def list_completions(database: Db) -> Completions:
     """Count how verdicts have fared, by source, policy and verdict: series, and those that got more images after."""
     return Completions(completions=await database.completions())
+
+
+@router.get("/completions/studies")
+async def list_study_completions(database: Db) -> StudyCompletions:
+    """Count how verdicts of studies have fared: those told so, and those that images or series came to after."""
+    return StudyCompletions(completions=await database.study_views.completions())
 
 
 @router.get("/sources")

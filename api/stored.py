@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from pydantic import Field
 
-from api.answers import StoredPage, StoredSeries
+from api.answers import StoredPage, StoredSeries, StoredStudy
 from api.listing import Which
 from api.parameters import IN_DIGITS, KNOWN_ONLY, NO_CONTROL
 from api.routing import READS, Db, answers
@@ -52,8 +52,10 @@ async def list_stored(asked: Annotated[Asked, Query()], database: Db) -> StoredP
         return await _newest(database, asked.before, asked.limit)
     rows = await database.stored.found(wanted, asked.limit + 1, asked.skip)
     behind, more = asked.skip + asked.limit, len(rows) > asked.limit
+    series, studies = await shown(database, rows[: asked.limit])
     return StoredPage(
-        series=await shown(database, rows[: asked.limit]),
+        series=series,
+        studies=studies,
         next=behind if more and behind <= MAX_SKIP else None,
         more=more and behind > MAX_SKIP,
         LookedThrough=LOOKED_THROUGH if words_of(wanted.words) else None,
@@ -66,12 +68,15 @@ async def _newest(database: Database, before: int | None, limit: int) -> StoredP
         await database.last_change()  # which numbers them
     rows = await database.latest.newest(limit + 1, before)
     following = rows[limit - 1]["Number"] if len(rows) > limit else None
-    return StoredPage(series=await shown(database, rows[:limit]), next=following)
+    series, studies = await shown(database, rows[:limit])
+    return StoredPage(series=series, studies=studies, next=following)
 
 
-async def shown(database: Database, rows: Sequence[Mapping[str, Any]]) -> list[StoredSeries]:
-    """Return rows as the page has them, each with how many series its study has."""
-    totals = await database.latest.totals({row["StudyInstanceUID"] for row in rows})
-    return [
+async def shown(database: Database, rows: Sequence[Mapping[str, Any]]) -> tuple[list[StoredSeries], list[StoredStudy]]:
+    """Return rows as the page has them, and their studies."""
+    found = await database.study_views.shown({row["StudyInstanceUID"] for row in rows})
+    totals = {study["StudyInstanceUID"]: study["NumSeries"] for study in found}
+    series = [
         StoredSeries.model_validate({**row, "SeriesInStudy": totals.get(row["StudyInstanceUID"], 1)}) for row in rows
     ]
+    return series, [StoredStudy.model_validate(study) for study in found]

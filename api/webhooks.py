@@ -20,6 +20,7 @@ import httpx
 import structlog
 
 from api.follower import Follower
+from api.told import modalities_of
 from common.outgoing import LinkLocalAddress, backoff_s, refuse_link_local, retry_after_s
 from db import Database
 from models import Change
@@ -131,10 +132,13 @@ class Teller:
 
 
 def wants(webhook: Mapping[str, Any], change: Change) -> bool:
-    """Return whether a change has one of the values, in each field that the webhook filters by."""
-    has: dict[str, list[Any]] = {name: [getattr(change, name)] for name in ("Modality", "Source", "Verdict")}
-    has["Kinds"] = change.Kinds
-    filters: Mapping[str, list[str]] = webhook["Filters"] or {}
+    """Return whether a change has one of the values, in each field that the webhook filters by.
+
+    One that was told nothing of studies is told of series alone; each modality of a study is looked for.
+    """
+    has: dict[str, list[Any]] = {name: [getattr(change, name)] for name in ("Subject", "Source", "Verdict")}
+    has |= {"Kinds": change.Kinds, "Modality": modalities_of(change)}
+    filters: Mapping[str, list[str]] = {"Subject": ["series"]} | (webhook["Filters"] or {})
     return all(any(value in has[name] for value in values) for name, values in filters.items())
 
 

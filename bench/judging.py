@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 from pydicom.dataset import Dataset
 
+from api.told import uid_of
 from models import Change
 
 CATCH_UP_S = 60.0
@@ -141,32 +142,37 @@ async def judge_rows(
             trial.problems.append(f"{uid}: its last change is {last}, its row has {revision=} {count=}")
 
 
+async def changes_of_series(http: httpx.AsyncClient, trial: Trial) -> list[Change]:
+    """Return every change of a series; those of studies stand between them, and together they have no gap."""
+    every = [Change.model_validate(change) for change in await everything(http, "changes", subject="any")]
+    if [change.Number for change in every] != list(range(1, len(every) + 1)):
+        trial.problems.append(f"a reader of all changes was told {len(every)}, not in order from 1 on")
+    return [change for change in every if change.Subject == "series"]
+
+
 def judge_changes(told: Sequence[list[Change]], trial: Trial) -> None:
-    """Each reader was told the same, numbers without gap or repeat, revisions of each series in order.
+    """Each reader was told the same, no number twice, revisions of each series in order.
 
     A conflict is no revision: it tells the one that stands.
     """
     trial.changes = len(told[0])
     for changes in told:
-        numbers = [change.Number for change in changes]
-        trial.doubled += len(numbers) - len(set(numbers))
-        if numbers != list(range(1, len(numbers) + 1)):
-            trial.problems.append(f"a reader of changes was told {len(numbers)}, not in order from 1 on")
+        trial.doubled += len(changes) - len({change.Number for change in changes})
         if changes != told[0]:
             trial.problems.append("two readers of changes were not told the same")
     revisions: Counter[str] = Counter()
     for change in told[0]:
-        revisions[change.SeriesInstanceUID] += change.Kinds != ["conflict"]
-        if change.Revision != revisions[change.SeriesInstanceUID]:
+        revisions[uid_of(change)] += change.Kinds != ["conflict"]
+        if change.Revision != revisions[uid_of(change)]:
             trial.problems.append(f"change {change.Number} is revision {change.Revision} of its series, out of order")
 
 
-async def everything(http: httpx.AsyncClient, what: str) -> list[dict[str, Any]]:
+async def everything(http: httpx.AsyncClient, what: str, **which: str) -> list[dict[str, Any]]:
     """Every series, or every change, a page after the other."""
     found: list[dict[str, Any]] = []
     place: dict[str, Any] = {}
     while True:
-        page = (await http.get(what, params={"limit": 1000, **place})).raise_for_status().json()
+        page = (await http.get(what, params={"limit": 1000, **which, **place})).raise_for_status().json()
         found += page[what]
         if not page.get("next") and page.get("done", True):
             return found

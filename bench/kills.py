@@ -12,14 +12,14 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from sqlalchemy.engine import URL
 
+from api.told import uid_of
 from bench.faults import broken_copy
-from bench.judging import PageFollower, StreamFollower, Trial, everything, judge_changes, judge_rows
+from bench.judging import PageFollower, StreamFollower, Trial, changes_of_series, judge_changes, judge_rows
 from bench.rig.cluster import Member, Site, site
 from bench.rig.haproxy import redispatched
 from bench.rig.postgres import new_database
 from bench.rig.processes import ROOT, copy_to_break
 from bench.rig.senders import PacedSender, synthetic_series
-from models import Change
 
 IMAGES, ASSOCIATIONS = 1000, 8
 FURTHER, FURTHER_SENDERS = 48, 4  # series of up to 20 images at the same time
@@ -95,12 +95,12 @@ async def _trial(site: Site, images: int, rng: random.Random, *, forgets: bool) 
         following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
         acknowledged = await asyncio.to_thread(send_and_strike, site, series, rng, trial)
         await asyncio.to_thread(site.drain)
-        changes = [Change.model_validate(change) for change in (await everything(http, "changes"))]
+        changes = await changes_of_series(http, trial)
         for follower in followers:
             await follower.reach(len(changes))
         for task in following:
             task.cancel()
-        await judge_rows(http, series, acknowledged, trial, {change.SeriesInstanceUID: change for change in changes})
+        await judge_rows(http, series, acknowledged, trial, {uid_of(change): change for change in changes})
     judge_changes([changes, *(follower.seen for follower in followers)], trial)
     trial.broken = followers[0].broken
     trial.repeated = sum(gateway.events("report.delayed") for gateway in site.gateways)

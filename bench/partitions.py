@@ -28,7 +28,8 @@ from pynetdicom.fsm import InvalidEventError
 from rich.box import MARKDOWN
 from rich.table import Table
 
-from bench.judging import Follower, PageFollower, StreamFollower, Trial, everything, judge_changes, judge_rows
+from api.told import uid_of
+from bench.judging import Follower, PageFollower, StreamFollower, Trial, changes_of_series, judge_changes, judge_rows
 from bench.rig import network as hosts_of_our_own
 from bench.rig.haproxy import OF_GATEWAYS, OF_SERVERS, haproxy_process, listen
 from bench.rig.network import SUBNET, Network, network
@@ -338,13 +339,13 @@ async def _trial(
         following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
         series, acknowledged = await asyncio.to_thread(_send_and_strike, made, lanes, rng, cut, done)
         await asyncio.to_thread(made.drain)
-        changes = [Change.model_validate(change) for change in await everything(http, "changes")]
+        changes = await changes_of_series(http, cut)
         for follower in followers:
             await follower.reach(len(changes))
         await asyncio.to_thread(made.hook.reach, len(changes))
         for task in following:
             task.cancel()
-        await judge_rows(http, series, acknowledged, cut, {change.SeriesInstanceUID: change for change in changes})
+        await judge_rows(http, series, acknowledged, cut, {uid_of(change): change for change in changes})
     judge_changes([changes, *(follower.seen for follower in followers), made.hook.seen], cut)
     cut.broken, cut.told_again = sum(follower.broken for follower in followers), made.hook.again
     cut.repeated = sum(len(gateway.events("report.delayed")) for gateway in made.gateways)

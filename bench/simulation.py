@@ -88,13 +88,17 @@ def total(outcomes: Iterable[Outcome]) -> Outcome:
 class SimulatedPacs:
     """Answers with how many images of a series it has at that moment."""
 
-    def __init__(self, events: Sequence[Event], growing: Collection[str]) -> None:
-        """It receives the series `growing` while it forwards them, and has all of the others from the start."""
+    def __init__(self, events: Sequence[Event], growing: Collection[str], whole: Collection[str] = ()) -> None:
+        """It receives the series `growing` while it forwards them, and has all of the others from the start.
+
+        Those of the growing that are `whole` it forwards once it has all of their images.
+        """
         rng = random.Random(len(events))
         self._has: dict[str, list[float]] = {}
         for series, times in new_images(events).items():
+            came = [times[0]] * len(times) if series in whole else times
             grows = series in growing
-            self._has[series] = sorted(at - rng.uniform(*AHEAD_S) if grows else -math.inf for at in times)
+            self._has[series] = sorted(at - rng.uniform(*AHEAD_S) if grows else -math.inf for at in came)
 
     def count(self, series: str, at: float) -> int:
         """How many it has."""
@@ -115,9 +119,15 @@ def new_images(events: Iterable[Event]) -> dict[str, list[float]]:
 class Run:
     """One trace through one collector, in virtual time."""
 
-    def __init__(self, events: Sequence[Event], candidate: Candidate, growing: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        events: Sequence[Event],
+        candidate: Candidate,
+        growing: Collection[str] = (),
+        whole: Collection[str] = (),
+    ) -> None:
         self._events, self._asks = events, candidate.asks
-        self._pacs = SimulatedPacs(events, growing)
+        self._pacs = SimulatedPacs(events, growing, whole)
         self._associations: dict[int, Association] = {}
         self._seen: dict[str, set[str]] = defaultdict(set)
         self._answers: list[tuple[float, int, Question, Answer]] = []
@@ -130,18 +140,26 @@ class Run:
             pacs={event.ae for event in events} if candidate.asks else (),
             patience_s=MISSING_TIMEOUT_S,
         )
-        self._reports: dict[str, list[tuple[float, str | None]]] = defaultdict(list)
-        self._questions = 0
+        self.reports: list[tuple[float, SeriesReport]] = []
+        self.answers: list[tuple[float, str]] = []
+        """When the PACS said something of which series."""
         self._now = -math.inf
 
     def judge(self) -> Outcome:
         """Play the trace to its end and say what came of it."""
+        self.play()
+        verdicts: dict[str, list[tuple[float, str | None]]] = defaultdict(list)
+        for at, report in self.reports:
+            verdicts[report.SeriesInstanceUID].append((at, report.Verdict))
+        outcomes = [verdicts_of(times, verdicts[series]) for series, times in new_images(self._events).items()]
+        return total([*outcomes, Outcome(questions=len(self.answers))])
+
+    def play(self) -> None:
+        """Play the trace to its end."""
         for event in self._events:
             self._until(event.t)
             self._happen(event)
         self._until(math.inf)
-        outcomes = [verdicts_of(times, self._reports[series]) for series, times in new_images(self._events).items()]
-        return total([*outcomes, Outcome(questions=self._questions)])
 
     def _until(self, t: float) -> None:
         """Let pass what falls due before `t`."""
@@ -162,8 +180,7 @@ class Run:
     def _reported(self, reports: Iterable[SeriesReport], now: float) -> None:
         for failure in self._collector.failures():
             raise failure.error
-        for report in reports:
-            self._reports[report.SeriesInstanceUID].append((now, report.Verdict))
+        self.reports += [(now, report) for report in reports]
 
     def _happen(self, event: Event) -> None:
         if event.event == "opened":
@@ -180,7 +197,7 @@ class Run:
     def _instance(self, event: Event) -> Instance:
         station = {"StationName": (event.station,)} if event.station else {}
         return Instance(
-            study_instance_uid="1.2.3",
+            study_instance_uid=event.study or event.series,
             series_instance_uid=event.series,
             sop_instance_uid=event.sop,
             sop_class_uid="",
@@ -197,9 +214,9 @@ class Run:
         if not self._asks:
             return
         for question in self._collector.questions():
-            self._questions += 1
             series = question.key.series_instance_uid
             known, count = len(self._seen[series]), self._pacs.count(series, now + ANSWER_S / 2)
+            self.answers.append((now + ANSWER_S, series))
             answer = Answer(
                 "simulated", question.here, known, count, confirmed=count == known, revision=question.revision
             )

@@ -272,22 +272,27 @@ LOG_EVENTS = (
     LogEvent(
         "request.audited",
         "info",
-        "method route peer who status series_instance_uid via decision conflict gateway number kind dead_letter "
-        "webhook",
+        "method route peer who status series_instance_uid study_instance_uid via decision conflict gateway number kind "
+        "dead_letter webhook",
         "The audit log: every request except probes, the page's files, log-outs, and successful heartbeats and "
         "metrics. `via` is `page` if a browser's session acted; the fields after it say what was done.",
     ),
     LogEvent(
         "script.delayed",
         "warning",
-        "series_instance_uid revision change seconds reason",
+        "series_instance_uid study_instance_uid revision change seconds reason",
         "on-complete: a script failed; it is run again.",
     ),
-    LogEvent("script.ended", "info", "series_instance_uid revision change seconds", "on-complete: a script succeeded."),
+    LogEvent(
+        "script.ended",
+        "info",
+        "series_instance_uid study_instance_uid revision change seconds",
+        "on-complete: a script succeeded.",
+    ),
     LogEvent(
         "script.rejected",
         "error",
-        "series_instance_uid revision change reason",
+        "series_instance_uid study_instance_uid revision change reason",
         "on-complete: a script was given up, until `--replay`.",
     ),
     LogEvent(
@@ -355,6 +360,18 @@ LOG_EVENTS = (
         "reason",
         "A reader of /changes/stream or of the page was too slow and was disconnected; it can continue where it was.",
     ),
+    LogEvent(
+        "study.declared",
+        "info",
+        "study_instance_uid declared changed",
+        "A person declared the study complete or incomplete; `changed` says if its row changed at once.",
+    ),
+    LogEvent(
+        "study.told",
+        "info",
+        "study_instance_uid revision verdict policy contradicted",
+        "Server: the verdict of a study changed, as `policy` decided; images came after one that is `contradicted`.",
+    ),
     LogEvent("trace.ended", "error", "reason", "`GATEWAY_TRACE_PATH` cannot be written any more."),
     LogEvent("warning.raised", "warning", "category place", "A Python library gave a warning."),
     LogEvent(
@@ -416,6 +433,11 @@ TIMELINE_EVENTS = (
         "Server: a person declared the series complete or incomplete; `Withdrawn` is the verdict that it lost by that.",
     ),
     TimelineEvent(
+        "series.gapped",
+        "Numbers",
+        "Server: the series is over, and these InstanceNumbers between its first and its last are not here.",
+    ),
+    TimelineEvent(
         "series.idle",
         "IdleTimeoutS Policy Phase LearntFrom",
         "The idle time-out passed; the grace period begins.",
@@ -429,6 +451,11 @@ TIMELINE_EVENTS = (
     ),
     TimelineEvent("series.reopened", "LateByS Verdict", "An image came after this verdict."),
     TimelineEvent("series.reported", "Verdict Images", "The series was closed with this verdict."),
+    TimelineEvent(
+        "study.told",
+        "Verdict Policy Basis Withdrawn",
+        "Server: the verdict of the study changed, or a person withdrew it. It stands at one of its series.",
+    ),
     TimelineEvent(
         "timeline.shortened",
         "Dropped Until",

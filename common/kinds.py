@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 TRUTHS = {"true": True, "yes": True, "on": True, "t": True, "y": True, "1": True}
 TRUTHS |= {"false": False, "no": False, "off": False, "f": False, "n": False, "0": False}
+DATABASE_URL = r"sqlite\+aiosqlite:///.+|postgresql\+asyncpg://[^/]*/.+"
 
 Read = Callable[[Any], Any]
 """Turns what was given, text or a value, into the value. Raises ValueError; its text is shown after the name."""
@@ -194,8 +195,8 @@ def url(default: str | None, description: str, *, example: str) -> Any:
     return Setting(default and http_url(default), description, _or_none(read, default), unit="URL")
 
 
-def checked(default: str, description: str, *, variable: str, check: Callable[[str], None]) -> Any:
-    """Declare a text with an environment variable of its own. `check` raises ValueError if the text is wrong."""
+def checked(default: str, description: str, *, check: Callable[[str], Any], variable: str = "") -> Any:
+    """Declare a text for which `check` raises ValueError if it is wrong. `variable`: its own environment variable."""
 
     def read(given: Any) -> str:
         check(_text(given))
@@ -211,6 +212,15 @@ def secret(description: str) -> Any:
         return given if isinstance(given, Secret) else Secret(_text(given))
 
     return Setting(None, description, _or_none(read, None), is_secret=True)
+
+
+def is_database(url: str) -> None:
+    """Raise ValueError if a text names no database that the server can use."""
+    if ":memory:" in url or not re.fullmatch(DATABASE_URL, url):
+        raise ValueError(
+            "must have the form sqlite+aiosqlite:///FILE, such as sqlite+aiosqlite:///series.db, or "
+            "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
+        )
 
 
 def _or_none(read: Callable[[Any], T], default: object) -> Callable[[Any], T | None]:

@@ -170,6 +170,22 @@ incomplete_series = Gauge(
     "Series with missing images whose last change is between an hour and a day old. Counted up to 1000.",
     registry=SERVER,
 )
+studies_told = Counter("server_studies_told", "Verdicts of studies that were told.", ["verdict"], registry=SERVER)
+study_false_completions = Counter(
+    "server_study_false_completions",
+    "Studies that got more images or series after this verdict.",
+    ["verdict"],
+    registry=SERVER,
+)
+open_studies = Gauge(
+    "server_open_studies", "Studies without a verdict: they are not over yet. Counted up to 1000.", registry=SERVER
+)
+incomplete_study_seconds = Gauge(
+    "server_incomplete_study_seconds",
+    "Time since the last image of the study that has lacked images or series longest, among those that changed within "
+    "a day; 0 if there is none.",
+    registry=SERVER,
+)
 source_silent_seconds = Gauge(
     "server_source_silent_seconds",
     "Time since the last image of a source (calling AE title, modality, station), for the 100 sources known longest.",
@@ -193,6 +209,8 @@ KNOWN: dict[Counter, str] = {
     dispatch_attempts: "delivered delayed rejected",
     reports_stored: "created revised unchanged conflict",
     conflicts_resolved: "dismiss merge correct",
+    studies_told: "verified declared expected idle capped",
+    study_false_completions: "verified declared expected idle",
 }
 for _counter, _labels in KNOWN.items():
     for _label in _labels.split():

@@ -13,12 +13,7 @@ from common import kinds
 from common.errors import SeriesGatewayError
 from common.extras import Extra, extras
 from common.kinds import Secret, Setting, Url
-
-DATABASE_URL = re.compile(r"sqlite\+aiosqlite:///.+|postgresql\+asyncpg://[^/]*/.+")
-DATABASE_URLS = (
-    "must have the form sqlite+aiosqlite:///FILE, such as sqlite+aiosqlite:///series.db, or "
-    "postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
-)
+from common.required import required_series
 
 IN_VIEWER_URL = ("StudyInstanceUID", "SeriesInstanceUID")
 ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")  # the form browsers send (RFC 6454 §6.2)
@@ -444,19 +439,14 @@ def key_problem(key: str) -> str | None:
     return None
 
 
-def _is_known(url: str) -> None:
-    if ":memory:" in url or not DATABASE_URL.fullmatch(url):
-        raise ValueError(DATABASE_URLS)
-
-
 class ServerSettings(Settings, prefix="SERVER_"):
     """The server's settings: from the environment (`SERVER_…`, `DATABASE_URL`), then `.env`, then these defaults."""
 
     database_url: str = kinds.checked(
         "sqlite+aiosqlite:///series.db",
         "Where series are stored: sqlite+aiosqlite:///FILE, or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE.",
+        check=kinds.is_database,
         variable="DATABASE_URL",
-        check=_is_known,
     )
     database_pool_size: int = kinds.number(10, "Most PostgreSQL connections of one server process.", least=1, most=1000)
     database_timeout_s: float = kinds.seconds(
@@ -479,16 +469,25 @@ class ServerSettings(Settings, prefix="SERVER_"):
         "URL of the DICOMweb service that holds the images; QIDO-RS answers then say to retrieve them there.",
         example="https://pacs.example/dicom-web",
     )
-
     allowed_origins: str = kinds.text(
         "",
         "Origins of web pages that may read from this server, with a key: https://viewer.example, comma separated.",
     )
-
     viewer_url: str = kinds.text(
         "",
         "URL of the viewer that the live page links to: https://viewer.example/?StudyInstanceUIDs={StudyInstanceUID}. "
         "{SeriesInstanceUID} is replaced as well.",
+    )
+
+    required_series: str = kinds.checked(
+        "",
+        "Series that a study has to have, entries separated by semicolons: CT1*:CHEST*=Thorax 1.0|MPR cor. Before the "
+        "= a source (sender, modality, station) and a StudyDescription, behind it SeriesDescriptions, all patterns of "
+        "the shell in whatever case; the first entry that matches a study holds.",
+        check=required_series,
+    )
+    study_max_open_s: float = kinds.seconds(
+        86400.0, "A study that has been open for this long gets the verdict capped, even if something is still missing."
     )
 
     def _fits_together(self) -> None:

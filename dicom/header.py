@@ -14,11 +14,12 @@ from datetime import datetime
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import data_element_generator
 
+from common.attributes import OF_IMAGES
 from common.errors import SeriesGatewayError
 from common.extras import NUMBERS, TEXTS, Extra
 from dicom.text import decode_text, guess, is_defined_term
 from dicom.walk import MAX_VALUE_BYTES, Encoding, Walk
-from models import INSTANCE_KEYWORDS, MAX_UID, OF_IMAGES, Instance, is_standard_uid, is_uid
+from models import INSTANCE_KEYWORDS, MAX_UID, Instance, is_standard_uid, is_uid
 
 PYDICOM_BYTES = 2**16  # how much of a data set pydicom reads if our own walk fails
 MAX_PATIENT_ID_BYTES = 256  # an LO has at most 64 characters; databases index it

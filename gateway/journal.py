@@ -27,6 +27,7 @@ import structlog
 
 from common import metrics
 from common.at_rest import real
+from common.attributes import news
 from common.errors import SeriesGatewayError
 from common.logs import places
 from dicom.header import InstanceValues, instance_values
@@ -35,7 +36,7 @@ from gateway.idle import MAX_SOURCES
 from gateway.journal_file import connect_or_set_aside, exclusive
 from gateway.journal_reader import JournalUnusable
 from gateway.journal_rows import KEY, MAX_REVISION, WAITING_COLUMNS, Waiting
-from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport, news
+from models import MAX_DOUBTS, DeadReport, Instance, SeriesKey, SeriesReport
 
 OF_KEY = "study_instance_uid = ? AND series_instance_uid = ? AND patient_id IS ?"
 MOVED = "CASE WHEN typeof(instances) = 'integer' AND verdict IS NOT NULL THEN min(max(instances, 0), 2147483647) END"

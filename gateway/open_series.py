@@ -9,6 +9,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from common.attributes import news
 from dicom.header import InstanceValues, instance_values
 from gateway.closed_series import ClosedSeries
 from gateway.idle import IdlePolicy, Phase, Source, source_of
@@ -22,7 +23,6 @@ from models import (
     SeriesVerdict,
     TimelineEntry,
     WaitingFor,
-    news,
 )
 
 ASK_AFTER_S = 0.3  # silence after which the PACS is asked

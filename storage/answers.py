@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from models import GatewayState, SeriesReport
+from models import GatewayState, SeriesReport, SeriesVerdict
 
 Decision = Literal["dismiss", "merge", "correct"]
 """Of a conflict. dismiss: the images are not this series'. merge: they are, and what is stored of patient and study
@@ -49,6 +49,58 @@ class Completion(BaseModel):
         int,
         Field(description="The same of those that were capped, which had not claimed to be over."),
     ] = 0
+
+    model_config = ConfigDict(populate_by_name=True)
+
+
+class StudyRecord(BaseModel):
+    """A study: what its stored series come to, and whether that is all of it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    StudyInstanceUID: str
+    PatientID: str | None
+    PatientName: str | None
+    StudyDate: str | None
+    StudyTime: str | None
+    StudyDescription: str | None
+    AccessionNumber: str | None
+    Modalities: Annotated[list[str], Field(description="Of its series.")]
+    Source: Annotated[str | None, Field(description="Of its first series: calling AE title, modality, station.")]
+    NumSeries: Annotated[int, Field(description="How many are stored.")]
+    NumInstances: Annotated[int, Field(description="How many these have.")]
+    OpenSeries: Annotated[int, Field(description="How many of its series gateways name as open now.")] = 0
+    Unsettled: Annotated[int, Field(description="How many have no verdict that says that they are over.")]
+    Incomplete: Annotated[int, Field(description="How many lack images that are expected.")]
+    Contradicted: Annotated[int, Field(description="To how many images came after such a verdict.")]
+    Verdict: Annotated[SeriesVerdict | None, Field(description="Why it is taken to be over; null: it is not.")]
+    Policy: Annotated[str | None, Field(description="What decided that.")]
+    Basis: Annotated[str | None, Field(description="What the verdict, or its absence, rests on, in words.")]
+    MissingSeries: Annotated[list[str], Field(description="Required series (SERVER_REQUIRED_SERIES) not here.")]
+    ExpectedSeries: Annotated[int | None, Field(description="How many its PACS has, as it said last.")]
+    ExpectedInstances: Annotated[int | None, Field(description="How many images its PACS has, as it said last.")]
+    Withdrawn: Annotated[
+        SeriesVerdict | Literal["part"] | None,
+        Field(description="A person has declared it incomplete: the verdict that it had; `part`: none."),
+    ]
+    FalseCompletions: Annotated[int, Field(description="How often images came after it was told complete.")]
+    Gaps: Annotated[
+        dict[str, str], Field(description="By SeriesInstanceUID: which InstanceNumbers seem to be missing. Some only.")
+    ] = {}
+    Revision: Annotated[int, Field(description="Counts the changes of its verdict that were told.")]
+    FirstReceivedAt: Annotated[AwareDatetime | None, Field(description="When its first image came.")]
+    LastReceivedAt: Annotated[AwareDatetime | None, Field(description="When its last image came.")]
+    UpdatedAt: Annotated[AwareDatetime, Field(description="When this record last changed.")]
+
+
+class StudyCompletion(BaseModel):
+    """How the verdicts of one policy about the studies of one source have fared."""
+
+    Source: Annotated[str, Field(description="Of the study's first series.")]
+    Policy: Annotated[str, Field(description="What decided.")]
+    Verdict: str
+    Studies: Annotated[int, Field(description="How many were told so.")]
+    False_: Annotated[int, Field(alias="False", description="Of these, how many images or series came after.")]
 
     model_config = ConfigDict(populate_by_name=True)
 

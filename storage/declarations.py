@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import SeriesRecord
-from storage import history, merge, orders
+from storage import history, merge, orders, studies
 from storage.merge import Word
 from storage.revisions import as_record, count_verdict, locked, revise
 from storage.rows import SeriesRow, with_changes
@@ -104,6 +104,7 @@ async def _take_word(connection: AsyncConnection, known: SeriesRow, word: Word, 
         await revise(connection, known, changed)
         row = with_changes(known, changed)
         await note_word(connection, row, word)
+        await studies.keep(connection, known, row, now)
         if row["Verdict"]:
             await count_verdict(connection, row, "Series")
     return changed

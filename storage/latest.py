@@ -1,19 +1,18 @@
 """What the live page asks again and again: the newest series, how much is stored and what is wrong."""
 
 import re
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, FunctionElement, Select, Text, and_, func, literal_column, select
+from sqlalchemy import ColumnElement, FunctionElement, Select, Text, and_, func, literal_column, not_, select
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeDecorator
 
 from storage.engine import Engine
 from storage.merge import truthful
-from storage.schema import IS_DOUBTFUL, IS_INCOMPLETE, changes, conflicts, counters, gateways, series
+from storage.schema import IS_DOUBTFUL, IS_INCOMPLETE, IS_OF_STUDY, changes, conflicts, counters, gateways, series
 
 COUNTED = 1000  # rows at most for each figure of what is wrong: beyond it, it is many
 STAYS, LATELY = timedelta(hours=1), timedelta(days=1)  # how long a series is unchanged that stayed incomplete
@@ -36,11 +35,6 @@ class Latest:
     async def newest(self, limit: int, before: int | None = None, since: int = 0) -> list[dict[str, Any]]:
         """Return series by their last change, the newest first: those behind `since`, before `before`."""
         return [truthful(row) for row in await self._engine.read(select_newest(limit, before, since))]
-
-    async def totals(self, studies: Collection[str]) -> dict[str, int]:
-        """Count how many series each of these studies has, by its StudyInstanceUID."""
-        rows = await self._engine.read(select_totals(studies)) if studies else ()
-        return {row["StudyInstanceUID"]: row["Series"] for row in rows}
 
     async def ever_stored(self) -> int:
         """Count the series that there are, and were before they were purged."""
@@ -114,7 +108,7 @@ COLUMNS = (
 )
 
 
-IS_REVISION = changes.c.Kinds.is_distinct_from(literal_column("'conflict'"))
+IS_REVISION = and_(not_(IS_OF_STUDY), changes.c.Kinds.is_distinct_from(literal_column("'conflict'")))  # of a series
 
 
 def select_newest(limit: int, before: int | None = None, since: int = 0) -> Select[Any]:
@@ -128,11 +122,6 @@ def select_newest(limit: int, before: int | None = None, since: int = 0) -> Sele
 def _select_purged() -> ColumnElement[int]:
     purged = select(counters.c.Value).where(counters.c.Name == "purged").scalar_subquery()
     return func.coalesce(purged, 0)
-
-
-def select_totals(studies: Collection[str]) -> Select[Any]:
-    query = select(series.c.StudyInstanceUID, func.count().label("Series"))
-    return query.where(series.c.StudyInstanceUID.in_(studies)).group_by(series.c.StudyInstanceUID)
 
 
 def select_new(since: int, last: int) -> Select[Any]:

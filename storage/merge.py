@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
+from common.attributes import news
 from models import (
     FINAL_VERDICTS,
     INSTANCE_KEYWORDS,
@@ -15,7 +16,6 @@ from models import (
     SeriesReport,
     fitting,
     fitting_bytes,
-    news,
 )
 from storage.answers import Decision
 from storage.folding import FOLDED_LENGTH, folded
@@ -201,11 +201,11 @@ def completions(report: SeriesReport, known: SeriesRow, row: SeriesRow) -> Itera
     claimed = _claimed(known)
     if claimed in FIGURES and _is_late(report, known, row["NumInstances"]):
         yield with_changes(known, {"Verdict": claimed}), FIGURES[claimed]
-    if row["Verdict"] in FIGURES and _says_more(known, row):
+    if row["Verdict"] in FIGURES and says_more(known, row):
         yield row, "Series"
 
 
-def _says_more(known: SeriesRow, row: SeriesRow) -> bool:
+def says_more(known: SeriesRow, row: SeriesRow) -> bool:
     """Return whether a row has more images than before, or another verdict."""
     return row["NumInstances"] > known["NumInstances"] or row["Verdict"] != known["Verdict"]
 
@@ -303,7 +303,7 @@ def own_events(report: SeriesReport, known: SeriesRow, row: SeriesRow) -> Iterat
 def kinds(known: SeriesRow, row: SeriesRow) -> list[ChangeKind]:
     """Return what the next revision of a series is to those who are told of it."""
     told: list[ChangeKind] = ["revised" if known["Revision"] else "created"]
-    more = _says_more(known, row)
+    more = says_more(known, row)
     if more and row["Verdict"] == "verified":
         told.append("verified")
     if (more and row["Verdict"] == "declared") or (row["Withdrawn"] and not known["Withdrawn"]):

@@ -18,6 +18,8 @@ KEPT_FOR = timedelta(days=7)
 MAX_WAITING = 1000  # orders that wait at one gateway
 WITHDRAWN = "withdrawn: the series was then declared incomplete"
 
+CLOSES = orders.c.Kind == "declare"
+
 Row = Mapping[str, Any]
 
 
@@ -86,6 +88,8 @@ async def waiting(connection: AsyncConnection, gateway_id: str, now: datetime) -
 def _order(row: Row, now: datetime) -> Order:
     age_s = max(0.0, (now - row["At"]).total_seconds())
     named = {name: row[name] for name in ("Kind", "SeriesInstanceUID", "DeadLetter")}
+    if row["Kind"] == "count":
+        named |= {name: row[name] for name in ("StudyInstanceUID", "CallingAETitle")}
     return Order(Number=row["Id"], AgeS=round(age_s, 3), **named)
 
 
@@ -101,8 +105,14 @@ async def acknowledge(connection: AsyncConnection, state: GatewayState, now: dat
 
 async def withdraw(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> int:
     """End the orders that close a series; return how many these were."""
-    of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & orders.c.DoneAt.is_(None)
+    of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
     return (await connection.execute(orders.update().where(of_series).values(DoneAt=now, Problem=WITHDRAWN))).rowcount
+
+
+async def withdraw_study(connection: AsyncConnection, study_instance_uid: str, now: datetime) -> None:
+    """End the orders that close series since their study was declared complete."""
+    of_study = (orders.c.StudyInstanceUID == study_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
+    await connection.execute(orders.update().where(of_study).values(DoneAt=now, Problem=WITHDRAWN))
 
 
 async def forget_why(connection: AsyncConnection, series_instance_uids: Sequence[str]) -> None:
@@ -121,7 +131,7 @@ async def made_for(connection: AsyncConnection, report: SeriesReport) -> Row | N
     """Return the order that a gateway's report obeys."""
     if report.Verdict != "declared":
         return None
-    query = select(orders).where(orders.c.SeriesInstanceUID == report.SeriesInstanceUID)
+    query = select(orders).where(orders.c.SeriesInstanceUID == report.SeriesInstanceUID, CLOSES)
     row = (await connection.execute(query.order_by(orders.c.Id.desc()).limit(1))).mappings().first()
     return None if row is None else {**row}
 
@@ -151,8 +161,9 @@ async def running(
 
 async def waits_since(connection: AsyncConnection, series_instance_uid: str, at: datetime) -> set[str]:
     """Return the gateways that were told before `at` to close a series, and have not said what became of it."""
-    of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & orders.c.DoneAt.is_(None) & (orders.c.At < at)
-    return set((await connection.execute(select(orders.c.GatewayID).where(of_series))).scalars())
+    of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
+    told = select(orders.c.GatewayID).where(of_series, orders.c.At < at)
+    return set((await connection.execute(told)).scalars())
 
 
 async def closed_nowhere(connection: AsyncConnection, order: Row) -> bool:

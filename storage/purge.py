@@ -1,8 +1,9 @@
 """Forgets series that have not changed since a time, and old changes of those that stay: a batch a transaction.
 
-A series goes with all that refers to it; what stays is its tombstone. A report that comes at the same moment waits for
-the same lock, of the series' row: either the series has then changed and stays, or it is gone and the report makes it
-anew. Webhooks are told first: a change that one of them does not know keeps its series.
+A series goes with all that refers to it, the last one of a study with that; what stays is its tombstone. A report that
+comes at the same moment waits for the same lock, of the series' row: either the series has then changed and stays, or
+it is gone and the report makes it anew. Webhooks are told first: a change that one of them does not know keeps its
+series.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, exists, func, literal, literal_column, not_, or_, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from storage import studies
 from storage.engine import Engine, insert
 from storage.orders import forget_old_whys, forget_why
 from storage.schema import (
@@ -33,6 +35,7 @@ SERIES_AT_ONCE = 100
 IMAGES_AT_ONCE = 5000  # images in a batch of several series
 CHANGES_AT_ONCE = 1000
 BY_SERIES = (instances, conflicts, timeline, changes, purged, series)  # in the order in which they can go
+COUNTED = ("StudyInstanceUID", "Modality", "Verdict", "NumInstances", "ExpectedInstances", "FalseCompletions")
 PLACE = (series.c.UpdatedAt, series.c.SeriesInstanceUID)
 
 Place = tuple[datetime, str]
@@ -122,10 +125,14 @@ async def _purge_series(connection: AsyncConnection, before: datetime, after: Pl
         if row["SeriesInstanceUID"] not in kept
     ]
     if tombstones:
+        gone = [series.c[name] for name in (*COUNTED, "SeriesInstanceUID")]
+        found_gone = select(*gone).where(series.c.SeriesInstanceUID.in_(_uids(tombstones)))
+        of_studies = [{**row} for row in (await connection.execute(found_gone)).mappings()]
         for table in BY_SERIES:
             of_series = table.c.SeriesInstanceUID.in_(_uids(tombstones))
             await connection.execute(table.delete().where(of_series))
         await forget_why(connection, _uids(tombstones))
+        await studies.forget(connection, of_studies)
         await connection.execute(purged.insert(), tombstones)
         more = {"Value": counters.c.Value + len(tombstones)}
         await insert(connection, counters, {"Name": "purged", "Value": len(tombstones)}, or_update=more)
@@ -215,7 +222,7 @@ def select_next_changes(after: int) -> Select[Any]:
 def _outdated(before: datetime, after: int, until: int) -> ColumnElement[bool]:
     """Hold of an old change of a series that stays, which all webhooks know and behind which a revision is told."""
     later = changes.alias("later")
-    of_same = later.c.SeriesInstanceUID == changes.c.SeriesInstanceUID
+    of_same = (later.c.SeriesInstanceUID == changes.c.SeriesInstanceUID) & (later.c.Subject == changes.c.Subject)
     tells_revision = later.c.Kinds.is_distinct_from(literal_column("'conflict'"))
     is_later = or_(later.c.Number.is_(None), later.c.Number > changes.c.Number)  # without one it will get a higher one
     superseded = exists().where(of_same, is_later, tells_revision).correlate(changes)

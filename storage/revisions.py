@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import ChangeKind, SeriesRecord
@@ -61,14 +61,14 @@ async def count_verdict(connection: AsyncConnection, row: SeriesRow, figure: str
 
     Last of the transaction: many reports want the same few rows.
     """
-    source = await _figures_of(connection, row["Source"] or "")
+    source = await figures_of(connection, completions, row["Source"] or "", MAX_COMPLETIONS)
     counted = {"Source": source, "IdlePolicy": row["IdlePolicy"] or "", "Verdict": row["Verdict"]}
     counts = dict.fromkeys(("Series", "False", "AfterCapped"), 0) | {figure: 1}
     await insert(connection, completions, counted | counts, or_update={figure: completions.c[figure] + 1})
 
 
-async def _figures_of(connection: AsyncConnection, source: str) -> str:
-    """Return the name that a source's verdicts are counted under: senders choose names, and not how many rows exist."""
-    rows = select(func.count()).select_from(completions)
-    known = (await connection.execute(rows.where(completions.c.Source == source))).scalar_one()
-    return source if known or (await connection.execute(rows)).scalar_one() < MAX_COMPLETIONS else ""
+async def figures_of(connection: AsyncConnection, table: Table, source: str, most: int) -> str:
+    """Return the name that a source's figures stand under: senders choose names, and not how many rows exist."""
+    rows = select(func.count()).select_from(table)
+    known = (await connection.execute(rows.where(table.c.Source == source))).scalar_one()
+    return source if known or (await connection.execute(rows)).scalar_one() < most else ""

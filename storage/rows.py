@@ -1,4 +1,4 @@
-"""The row of a series as the rules read it (merge.py), and what they say of it."""
+"""The rows of a series and of a study as the rules read them (merge.py, study_rules.py), and what they say of them."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -37,6 +37,48 @@ class SeriesRow(TypedDict):
     CalledAETitle: str | None
     Doubtful: list[str]
     Withdrawn: str | None
+
+
+class StudyRow(TypedDict):
+    """A row of the table `studies` (schema.py), each column by its name."""
+
+    StudyInstanceUID: str
+    PatientID: str | None
+    PatientName: str | None
+    StudyDate: str | None
+    StudyTime: str | None
+    StudyDescription: str | None
+    AccessionNumber: str | None
+    Source: str | None
+    Modalities: dict[str, int]
+    Verdicts: dict[str, int]
+    NumSeries: int
+    NumInstances: int
+    Unsettled: int
+    Incomplete: int
+    Contradicted: int
+    Verdict: SeriesVerdict | None
+    Policy: str | None
+    Basis: str | None
+    MissingSeries: list[str]
+    Withdrawn: str | None
+    FalseCompletions: int
+    Revision: int
+    FirstReceivedAt: datetime | None
+    LastReceivedAt: datetime | None
+    UpdatedAt: datetime
+    ExpectedSeries: int | None
+    ExpectedInstances: int | None
+    CountedAt: datetime | None
+    CountedSince: datetime | None
+    CountedAhead: bool | None
+    CountGrew: bool
+    CountedBy: str | None
+    PACS: str | None
+    Kinds: list[str]
+    Gaps: dict[str, str]
+    OpenSince: datetime
+    DueAt: datetime | None
 
 
 class Claim(TypedDict):

@@ -16,7 +16,9 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    func,
     literal_column,
+    or_,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -153,6 +155,92 @@ def _of_series() -> Column[str]:
     return Column("SeriesInstanceUID", ORDERED_TEXT, ForeignKey("series.SeriesInstanceUID"), primary_key=True)
 
 
+# One row per study, of what its series' rows say; a transaction locks its series first, then their study.
+studies = Table(
+    "studies",
+    metadata,
+    Column("StudyInstanceUID", ORDERED_TEXT, primary_key=True),
+    Column("PatientID", ORDERED_TEXT),
+    Column("PatientName", Text),
+    Column("StudyDate", ORDERED_TEXT),
+    Column("StudyTime", Text),
+    Column("StudyDescription", Text),
+    Column("AccessionNumber", ORDERED_TEXT),
+    Column("Source", Text),  # of its first series: what was learnt of whom
+    Column("Modalities", DOCUMENT, nullable=False),  # how many series each has
+    Column("Verdicts", DOCUMENT, nullable=False),  # how many series have each; "" for none
+    Column("NumSeries", Integer, nullable=False),
+    Column("NumInstances", NUMBER, nullable=False),
+    Column("Unsettled", Integer, nullable=False),  # series without a final verdict
+    Column("Incomplete", Integer, nullable=False),  # series of which images are missing
+    Column("Contradicted", Integer, nullable=False),  # series with false completions
+    Column("Verdict", Text),
+    Column("Policy", Text),  # what decided
+    Column("Basis", Text),
+    Column("MissingSeries", DOCUMENT, nullable=False, server_default="[]"),  # descriptions of required ones
+    Column("Withdrawn", Text),  # the verdict that the study had when a person declared it incomplete, or `part`
+    Column("FalseCompletions", Integer, nullable=False, server_default="0"),
+    Column("Revision", Integer, nullable=False),
+    Column("FirstReceivedAt", UtcDateTime),
+    Column("LastReceivedAt", UtcDateTime),
+    Column("UpdatedAt", UtcDateTime, nullable=False),
+    Column("ExpectedSeries", Integer),  # what the PACS said of it last
+    Column("ExpectedInstances", NUMBER),
+    Column("CountedAt", UtcDateTime),  # when it said so
+    Column("CountedSince", UtcDateTime),  # since when it has said the same
+    Column("CountedAhead", Boolean),  # it had more than had come when it was first asked; null: not asked yet
+    Column("CountGrew", Boolean, nullable=False, server_default=false()),
+    Column("CountedBy", Text),  # the gateway that asked last, …
+    Column("PACS", Text),  # … and the AE title of whom
+    Column(
+        "Kinds", DOCUMENT, nullable=False, server_default="[]"
+    ),  # of its series, for what is learnt (study_kinds.py)
+    Column("Gaps", DOCUMENT, nullable=False, server_default="{}"),  # series to the numbers that it seems to lack
+    Column("OpenSince", UtcDateTime, nullable=False),  # by the server's clock: stored first, or contradicted last
+    Column("DueAt", UtcDateTime),  # when it is looked at next; null: not before something comes
+    Index("study_by_due", "DueAt", "StudyInstanceUID"),
+    Index("study_by_update", "UpdatedAt", "StudyInstanceUID"),
+    Index("study_by_verdict", "Verdict", "UpdatedAt", "StudyInstanceUID"),
+    Index("study_by_patient", "PatientID", "StudyInstanceUID"),
+    Index("study_by_accession", "AccessionNumber", "StudyInstanceUID"),
+    Index("study_by_date", "StudyDate", "StudyInstanceUID"),
+)
+# In the words of its index, as those of series above. What is missing: images of series, required series, or what the
+# PACS says that it has.
+IS_INCOMPLETE_STUDY = or_(
+    studies.c.Incomplete > literal_column("0"),
+    studies.c.MissingSeries != literal_column("'[]'"),
+    func.coalesce(studies.c.ExpectedSeries, literal_column("0")) > studies.c.NumSeries,
+    func.coalesce(studies.c.ExpectedInstances, literal_column("0")) > studies.c.NumInstances,
+)
+Index(
+    "incomplete_studies",
+    studies.c.UpdatedAt,
+    studies.c.StudyInstanceUID,
+    sqlite_where=IS_INCOMPLETE_STUDY,
+    postgresql_where=IS_INCOMPLETE_STUDY,
+)
+# How the verdicts of studies have fared, as `completions` does for series.
+study_completions = Table(
+    "study_completions",
+    metadata,
+    Column("Source", ORDERED_TEXT, primary_key=True),
+    Column("Policy", ORDERED_TEXT, primary_key=True),
+    Column("Verdict", ORDERED_TEXT, primary_key=True),
+    Column("Studies", Integer, nullable=False),
+    Column("False", Integer, nullable=False),
+    sqlite_with_rowid=False,
+)
+# What was learnt of each source's studies: its silences between series, and how often its PACS held all from the start.
+study_sources = Table(
+    "study_sources",
+    metadata,
+    Column("Source", ORDERED_TEXT, primary_key=True),
+    Column("Learnt", DOCUMENT, nullable=False),
+    Column("Trust", Integer, nullable=False),
+    Column("UpdatedAt", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
 instances = Table(
     "instances",
     metadata,
@@ -240,9 +328,13 @@ changes = Table(
     Column("ExpectedInstances", Integer),
     Column("Kinds", Text),  # separated by spaces; null in what an earlier version told
     Column("Doubtful", DOCUMENT, nullable=False, server_default="[]"),
+    Column("Subject", Text, nullable=False, server_default="series"),  # of a study, SeriesInstanceUID is its last one
+    Column("NumSeries", Integer),  # of a study
 )
 Index("changes_by_number", changes.c.Number, unique=True)
 Index("changes_by_series", changes.c.SeriesInstanceUID)
+IS_OF_STUDY = changes.c.Subject == literal_column("'study'")  # few are, among those of series
+Index("changes_of_studies", changes.c.Number, sqlite_where=IS_OF_STUDY, postgresql_where=IS_OF_STUDY)
 Index(
     "changes_without_number",
     changes.c.Id,
@@ -335,7 +427,7 @@ orders = Table(
     Column("Id", NUMBER, primary_key=True),
     Column("GatewayID", ORDERED_TEXT, nullable=False),
     Column("Kind", Text, nullable=False),
-    Column("SeriesInstanceUID", ORDERED_TEXT),  # of declare; it may not be stored yet
+    Column("SeriesInstanceUID", ORDERED_TEXT),  # of declare and count; it may not be stored yet
     Column("DeadLetter", NUMBER),  # of the others
     Column("By", Text, nullable=False),
     Column("Because", Text),
@@ -343,6 +435,8 @@ orders = Table(
     Column("Settles", Boolean, nullable=False, server_default=false()),
     Column("DoneAt", UtcDateTime),
     Column("Problem", Text),
+    Column("StudyInstanceUID", ORDERED_TEXT),  # of count, and of declare where a whole study was declared
+    Column("CallingAETitle", Text),  # of count
     Index("orders_by_gateway", "GatewayID", "Id"),
     Index("orders_by_series", "SeriesInstanceUID", "Id"),
 )

@@ -1,6 +1,6 @@
 """What QIDO-RS asks: which studies, series and instances match, streamed in the order of an index.
 
-A study has no row of its own: it is known by those of its series that match, and the first of them stands for it.
+A study is found by those of its series that match, and the first of them stands for it; its totals are its own row's.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from storage.engine import Engine
 from storage.folding import spellings
 from storage.matching import AnyOf, ByBytes, FirstGroups, FurtherGroup, Like, Match, OneOf, Range, is_prefix, matches
 from storage.merge import FOLDED
-from storage.schema import instances, series
+from storage.schema import instances, series, studies
 
 
 class Level(IntEnum):
@@ -42,6 +42,7 @@ KEYS = {
 }
 """What can be matched, and whose attribute it is."""
 COLUMNS = {keyword: keyword for keyword in KEYS if keyword in series.c} | FOLDED | {"ModalitiesInStudy": "Modality"}
+MOST_MODALITIES = 50  # of one study that its row names
 RANGES = ("PatientName", "PatientID", "AccessionNumber", "StudyDate")  # their index has them in order
 ANSWERED = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "NumInstances", "Attributes")
 
@@ -67,8 +68,15 @@ class Finder:
         return await self._engine.read(select_page(search))
 
     async def totals(self, study_instance_uids: Iterable[str]) -> list[dict[str, Any]]:
-        """Count the series and instances of each study and modality."""
-        return await self._engine.read(_select_totals(study_instance_uids))
+        """Return parts of studies, each with how many Series and Instances it has, and of which Modalities.
+
+        A study's own row says it, but for more modalities than that names.
+        """
+        known = await self._engine.read(_select_known(study_instance_uids))
+        whole = [{**row, "Modalities": [*filter(None, row["Modalities"])]} for row in known if _names_all(row)]
+        others = {*study_instance_uids} - {row["StudyInstanceUID"] for row in whole}
+        counted = await self._engine.read(_select_totals(others)) if others else []
+        return whole + [{**row, "Modalities": [*filter(None, [row["Modality"]])]} for row in counted]
 
 
 def select_page(search: Search) -> Select[Any]:
@@ -99,6 +107,17 @@ def _select_order(search: Search, table: FromClause, order: Sequence[ColumnEleme
         return ways[0]
     found = union(*(select(way.limit(search.offset + search.limit + 1).subquery()) for way in ways)).subquery()
     return select(found).order_by(*(found.c[str(column.name)] for column in order))
+
+
+def _names_all(study: Mapping[str, Any]) -> bool:
+    """Return whether the row of a study names all modalities that its series have."""
+    return len(study["Modalities"]) < MOST_MODALITIES
+
+
+def _select_known(study_instance_uids: Iterable[str]) -> Select[Any]:
+    counted = (studies.c.NumSeries.label("Series"), studies.c.NumInstances.label("Instances"))
+    query = select(studies.c.StudyInstanceUID, studies.c.Modalities, *counted)
+    return query.where(studies.c.StudyInstanceUID.in_(list(study_instance_uids)))
 
 
 def _select_totals(study_instance_uids: Iterable[str]) -> Select[Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Select, false, func, or_, select
+from sqlalchemy import Select, case, false, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage.engine import Engine, insert
@@ -105,9 +105,11 @@ class Webhooks:
         return await self._engine.write(back)
 
     async def failed(self, id: int, limit: int) -> list[dict[str, Any]]:
-        """Return changes that were given up, the first first, and the series of those that were not purged since."""
-        columns = (dead_changes.c.Number, dead_changes.c.Problem, dead_changes.c.At, changes.c.SeriesInstanceUID)
-        query = select(*columns).outerjoin_from(dead_changes, changes, changes.c.Number == dead_changes.c.Number)
+        """Return changes that were given up, the first first; what those are about that were not purged since."""
+        of_series = case((changes.c.Subject == "series", changes.c.SeriesInstanceUID)).label("SeriesInstanceUID")
+        about = (of_series, changes.c.StudyInstanceUID)
+        query = select(dead_changes.c.Number, dead_changes.c.Problem, dead_changes.c.At, *about)
+        query = query.outerjoin_from(dead_changes, changes, changes.c.Number == dead_changes.c.Number)
         query = query.where(dead_changes.c.Webhook == id).order_by(dead_changes.c.Number)
         return await self._engine.read(query.limit(limit))
 

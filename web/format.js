@@ -28,6 +28,16 @@ export const VERDICTS = {
   none: "no verdict yet; more images may come",
 };
 
+/** What a study's verdict means, where nothing else is known of it. */
+export const STUDY_VERDICTS = {
+  verified: "the PACS has exactly these series and images",
+  declared: "a person said that it is complete",
+  expected: "all required series are here",
+  idle: "quiet, not proven complete",
+  capped: "open for too long",
+  drained: "reported early, on request or at a stop",
+};
+
 export const count = (n) => plain.format(n);
 
 export const many = (n, one, several) => `${count(n)} ${n === 1 ? one : several}`;

@@ -89,8 +89,8 @@ export function settleWebhook(id) {
       const { Did } = await send("POST", path, { Do });
       if (still()) done(`Webhook ${id} (${Host}): ${Did}.`);
     };
-    const items = changes.map(({ Number, Problem: why, At, SeriesInstanceUID }) =>
-      el("li", {}, `Change ${Number}, given up ${when(At)}: ${why}`, el("span", { className: "second uid" }, SeriesInstanceUID ?? "purged since")),
+    const items = changes.map(({ Number, Problem: why, At, SeriesInstanceUID, StudyInstanceUID }) =>
+      el("li", {}, `Change ${Number}, given up ${when(At)}: ${why}`, el("span", { className: "second uid" }, SeriesInstanceUID ?? StudyInstanceUID ?? "purged since")),
     );
     const ended = Ended ? `${Host} answered that it wants no more changes: ${Problem ?? ""}` : "";
     const said = Count ? `${Host} did not accept ${many(Count, "change", "changes")} within a day.` : ended;

@@ -2,7 +2,7 @@
 
 import { badge, byId, el, row, write } from "./dom.js";
 import * as filters from "./filters.js";
-import { VERDICTS, count, date, images, many, patient, utc, when } from "./format.js";
+import { STUDY_VERDICTS, VERDICTS, count, date, images, many, patient, utc, when } from "./format.js";
 import { ask } from "./stream.js";
 import { uid } from "./uid.js";
 
@@ -10,9 +10,11 @@ const LABELS = [["Series"], ["Modality"], ["Images", "number"], ["Verdict"], ["F
 const PAGE = 50;
 const AGAIN_MS = 5000; // pause before the first page is asked for again
 const MOST_PENDING = 200; // series that are kept until the first page is there
+const MOST_NAMED = 3; // missing series that a study's heading names
 
 const rows = new Map(); // UID of a series: { tr, number of its change, study }
 const studies = new Map(); // UID: { body, its rows, how many it has, the parts that change }
+const states = new Map(); // UID: how a study stands; of those that are shown, or will be
 let newest = 0;
 let next = null; // where the next page begins
 let pages = 0; // pages that are shown
@@ -61,11 +63,13 @@ function makeStudy(of) {
     event.preventDefault();
     filters.want({ search: of });
   });
-  const parts = [name, about, el("span", { className: "of-study" }, shown, all), uid(of, "Study Instance UID")];
+  const state = el("span", { className: "state-of-study" });
+  const parts = [name, about, el("span", { className: "of-study" }, shown, all), state, uid(of, "Study Instance UID")];
   const head = el("th", { role: "rowheader", scope: "rowgroup", colSpan: LABELS.length }, ...parts);
   const body = el("tbody", { role: "rowgroup" }, el("tr", { role: "row", className: "study" }, head));
-  const study = { uid: of, body, has: new Set(), total: 0, name, about, shown, all };
+  const study = { uid: of, body, has: new Set(), total: 0, name, about, shown, all, state };
   studies.set(of, study);
+  judge(study);
   return study;
 }
 
@@ -79,7 +83,47 @@ function tell(study, series) {
     series.AccessionNumber && `Acc. ${series.AccessionNumber}`,
   ];
   write(study.about, about.filter(Boolean).join(" · "));
-  study.total = series.SeriesInStudy ?? 0;
+  study.total = Math.max(series.SeriesInStudy ?? 0, states.get(study.uid)?.NumSeries ?? 0);
+}
+
+/** Write how a study stands: its verdict, with what it rests on as a title, its images, and what is missing. */
+function judge(study) {
+  const known = states.get(study.uid);
+  if (!known) return;
+  study.total = known.NumSeries;
+  const verdict = badge(known.Verdict ? `study ${known.Verdict}` : "study open", known.Verdict ?? "none");
+  verdict.title = known.Basis ?? (known.Verdict ? STUDY_VERDICTS[known.Verdict] : "its verdict is still to come");
+  study.state.replaceChildren(verdict, el("span", { className: "hint" }, imagesOf(known)), ...lacks(known));
+  countRows(study);
+}
+
+const imagesOf = ({ NumInstances: here, ExpectedInstances: expected }) =>
+  expected > here ? `${count(here)} of ${many(expected, "image", "images")}` : many(here, "image", "images");
+
+function* lacks({ MissingSeries: required, ExpectedSeries, NumSeries, Incomplete, FalseCompletions }) {
+  const titled = (made, title) => Object.assign(made, { title });
+  const series = Math.max(required.length, (ExpectedSeries ?? 0) - NumSeries);
+  if (required.length) {
+    const names = required.slice(0, MOST_NAMED).join(", ") + (required.length > MOST_NAMED ? ", …" : "");
+    yield titled(badge(`missing: ${names}`, "bad"), `Required series that are not here: ${required.join(", ")}`);
+  } else if (series) {
+    yield titled(badge(`${many(series, "series", "series")} missing`, "bad"), `Its PACS has ${count(ExpectedSeries)} series`);
+  }
+  if (Incomplete) yield badge(`${many(Incomplete, "series lacks", "series lack")} images`, "bad");
+  if (FalseCompletions) yield badge("was too early", "warn");
+}
+
+/** Take how studies stand, and write it where they are shown. */
+function take(told) {
+  for (const one of told) {
+    states.delete(one.StudyInstanceUID);
+    states.set(one.StudyInstanceUID, one);
+    if (studies.has(one.StudyInstanceUID)) judge(studies.get(one.StudyInstanceUID));
+  }
+  for (const of of states.keys()) {
+    if (states.size <= studies.size + MOST_PENDING) break;
+    if (!studies.has(of)) states.delete(of);
+  }
 }
 
 function countRows(study) {
@@ -126,6 +170,7 @@ function clear() {
   for (const study of studies.values()) study.body.remove();
   studies.clear();
   rows.clear();
+  states.clear();
   newest = 0;
 }
 
@@ -147,6 +192,7 @@ function top(stored) {
 export function show(_, frame) {
   if (!filters.isPlain()) return frame.Full && !pages && !asking ? begin() : sinceThen(frame);
   if (frame.Full && !follows(frame.Stored)) return begin();
+  take(frame.Studies ?? []);
   if (!pages) {
     pending = [...frame.Stored, ...pending].slice(0, MOST_PENDING);
     return undefined;
@@ -200,10 +246,13 @@ async function more() {
   asking -= 1;
   if (!page) return page;
   if (!pages) {
+    const pendingStates = [...states.values()];
     clear();
+    take(pendingStates);
     since = 0;
   }
   pages += 1;
+  take(page.studies.filter((study) => !(states.get(study.StudyInstanceUID)?.UpdatedAt > study.UpdatedAt)));
   const others = page.series.filter((series) => !rows.has(series.SeriesInstanceUID)); // the others have moved up
   for (const series of others) keep(series, false);
   next = page.next;

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from api.told import uid_of
 from models import Change
 
 BUSY_TIMEOUT_S = 10.0  # longest wait for another command that writes to the file
@@ -25,8 +26,10 @@ CREATE TABLE IF NOT EXISTS jobs (Number INTEGER PRIMARY KEY, Series TEXT NOT NUL
   Attempts INTEGER NOT NULL DEFAULT 0, NextAt REAL NOT NULL DEFAULT 0, Problem TEXT, Failed INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX IF NOT EXISTS jobs_of_series ON jobs (Failed, Series, Number);
 CREATE TABLE IF NOT EXISTS seen (Series TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS subject (Name TEXT NOT NULL);
 PRAGMA user_version = 1;
 """
+# Series: in a file of jobs for studies, the study's UID.
 FIRST_OF_SERIES = "SELECT min(Number) FROM jobs WHERE Failed = 0 GROUP BY Series"
 
 
@@ -56,6 +59,16 @@ class Backlog:
         finally:
             connection.close()
 
+    def belongs_to(self, subject: str) -> bool:
+        """Tell if the file has jobs for this subject alone, series or study; a new file is then for this one."""
+        with self._transaction():
+            row = self._connection.execute("SELECT Name FROM subject").fetchone()
+            if row is None:
+                known = "series" if self.place() is not None else subject  # files of earlier versions do not say it
+                self._connection.execute("INSERT INTO subject VALUES (?)", [known])
+                row = (known,)
+        return bool(row[0] == subject)
+
     def place(self) -> int | None:
         """Return the number of the last change that was read; None if none was read yet."""
         row = self._connection.execute("SELECT Number FROM place").fetchone()
@@ -65,8 +78,8 @@ class Backlog:
         """Store the wanted changes as jobs, and `last` as the last change that was read."""
         with self._transaction():
             for change in wanted:
-                if not first_only or self._is_first(change.SeriesInstanceUID):
-                    values = [change.Number, change.SeriesInstanceUID, change.model_dump_json()]
+                if not first_only or self._is_first(uid_of(change)):
+                    values = [change.Number, uid_of(change), change.model_dump_json()]
                     self._connection.execute("INSERT INTO jobs (Number, Series, Change) VALUES (?, ?, ?)", values)
             self._connection.execute("DELETE FROM place")
             self._connection.execute("INSERT INTO place VALUES (?)", [last])
@@ -118,7 +131,7 @@ class Backlog:
         return [
             {
                 "change": change.Number,
-                "series": change.SeriesInstanceUID,
+                change.Subject: uid_of(change),
                 "revision": change.Revision,
                 "attempts": attempts,
                 "problem": problem,

@@ -259,38 +259,52 @@ def webhooks_() -> None:
 
 @webhooks_.command
 @click.argument("url")
+@click.option(
+    "--subject",
+    default="series",
+    show_default=True,
+    type=click.Choice(["series", "study", "any"]),
+    help="Send the revisions of series, the verdicts of studies, or both.",
+)
 @click.option("--from-start", is_flag=True, help="Send all past changes, too; by default only those from now on.")
 @click.option(
     "--link-local",
     is_flag=True,
     help="Allow an address in 169.254.0.0/16 or fe80::/10, where cloud providers serve machines' secrets.",
 )
-@click.option("--modality", "Modality", multiple=True, help="Only series of this modality; repeatable.")
+@click.option("--modality", "Modality", multiple=True, help="Only changes of this modality; repeatable.")
 @click.option(
     "--source",
     "Source",
     multiple=True,
-    help="Only series from this source: calling AE title and modality, such as 'CT1 CT'; repeatable.",
+    help="Only changes from this source: calling AE title and modality, such as 'CT1 CT'; repeatable.",
 )
 @click.option(
     "--verdict",
     "Verdict",
     multiple=True,
     type=click.Choice(VERDICTS),
-    help="Only series with this verdict; repeatable.",
+    help="Only changes to this verdict; repeatable.",
 )
 @click.option(
     "--kind", "Kinds", multiple=True, type=click.Choice(CHANGE_KINDS), help="Only changes of this kind; repeatable."
 )
 @as_json
 @click.pass_obj
-def add(
-    settings: ServerSettings, /, url: str, from_start: bool, link_local: bool, as_json: bool, **only: tuple[str, ...]
+def add(  # noqa: PLR0913, PLR0917 - one parameter an option
+    settings: ServerSettings,
+    /,
+    url: str,
+    subject: str,
+    from_start: bool,
+    link_local: bool,
+    as_json: bool,
+    **only: tuple[str, ...],
 ) -> None:
     """Add a webhook; show once the secret that its bodies are signed with.
 
-    Without filters URL is sent every change. With filters it is sent those that match one of the given values in every
-    field that is given.
+    Without filters URL is sent every change of a series. With filters it is sent those that match one of the given
+    values in every field that is given.
     """
     from common.outgoing import is_link_local
 
@@ -301,6 +315,8 @@ def add(
     if is_link_local(host) and not link_local:
         raise click.UsageError(f"{host} is a link-local address: add --link-local if you mean it")
     filters = {name: [*values] for name, values in only.items() if values}
+    if subject != "series":
+        filters["Subject"] = ["series", "study"] if subject == "any" else [subject]
     asked = {"url": url, "from_start": from_start, "link_local": link_local, "filters": filters}
     show(_do(settings, "add_webhook", **asked), as_json)
 
@@ -402,23 +418,27 @@ def dismiss(settings: ServerSettings, name: str) -> None:
 
 
 @click.command
-@click.argument("series", metavar="SERIES")
+@click.argument("uid", metavar="UID")
 @click.argument("declared", type=click.Choice(["complete", "incomplete"]))
+@click.option("--study", is_flag=True, help="UID is that of a study; by default that of a series.")
 @click.option("--because", metavar="TEXT", required=True, help="The reason; it is stored and shown with the series.")
 @as_json
 @click.pass_obj
-def declare(settings: ServerSettings, series: str, declared: str, because: str, as_json: bool) -> None:
-    """Declare a series complete, or incomplete.
+def declare(  # noqa: PLR0913, PLR0917 - one parameter an option
+    settings: ServerSettings, uid: str, declared: str, study: bool, because: str, as_json: bool
+) -> None:
+    """Declare a series or study complete, or incomplete.
 
-    SERIES is its Series Instance UID. complete: gateways that still have it open report it within seconds, with the
-    verdict `declared`. incomplete: its verdict is withdrawn until more images come, or until its PACS confirms that the
-    images here are all of them. Your name and reason are written into the series' timeline.
+    UID is the Series Instance UID, or with --study the Study Instance UID. complete: gateways that still have it open
+    report it within seconds, with the verdict `declared`. incomplete: its verdict is withdrawn until more images come,
+    or until its PACS confirms that the images here are all of them. Your name and reason are written into its timeline.
     """
     if not because.strip() or len(because.strip()) > MAX_BECAUSE or not because.strip().isprintable():
         raise click.UsageError(f"--because must be one line of 1 to {MAX_BECAUSE} characters")
     _need_database(settings)
-    asked = {"series_instance_uid": series, "declared": declared, "because": because.strip(), "by": _operator()}
-    done = _do(settings, "declare", **asked)
+    asked = {"declared": declared, "because": because.strip(), "by": _operator()}
+    what, operation = ("study", "declare_study") if study else ("series", "declare")
+    done = _do(settings, operation, **{f"{what}_instance_uid": uid}, **asked)
     if "unknown" in done:
         raise click.ClickException(done["unknown"])
     show(done, as_json)

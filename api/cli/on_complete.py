@@ -1,4 +1,4 @@
-"""`python server.py on-complete … -- COMMAND`: run a command for each complete series, on any machine."""
+"""`python server.py on-complete … -- COMMAND`: run a command for each complete series or study, on any machine."""
 
 import asyncio
 import contextlib
@@ -43,10 +43,13 @@ def _existing(state: Path) -> Path:
 
 def follow(remote: Remote, state: Path, order: Order, *, once: bool) -> int:
     """Work until told to stop, or with `once` until all is done; return the exit code. Raises SeriesGatewayError."""
-    if unknown := unknown_places(order.command):
+    if unknown := unknown_places(order.command, order.places):
         raise SeriesGatewayError(f"{{{unknown[0]}}} is not known: docs/jobs.md lists the names that are replaced")
     configure_logging()
     with _backlog(state) as backlog:
+        if not backlog.belongs_to(order.subject):
+            other = "studies (--study)" if order.subject == "series" else "series"
+            raise SeriesGatewayError(f"{state} has jobs for {other}: give --state another file")
         return asyncio.run(_follow(remote, state, backlog, order, once=once))
 
 

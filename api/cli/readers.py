@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -64,8 +64,13 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
 @click.command("on-complete")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @_of_server
+@click.option("--study", is_flag=True, help="Run for each complete study; by default for each complete series.")
 @click.option(
-    "--modality", "modalities", multiple=True, metavar="CT[,MR…]", help="Only for series of these modalities."
+    "--modality",
+    "modalities",
+    multiple=True,
+    metavar="CT[,MR…]",
+    help="Only for series of these modalities, or studies with such a series.",
 )
 @click.option(
     "--verdict",
@@ -74,10 +79,12 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
     metavar="VERDICT[,…]",
     default=["verified,declared,expected,idle"],
     show_default=True,
-    help=f"Only for series with these verdicts, among {', '.join(VERDICTS)}.",
+    help=f"Only for these verdicts, among {', '.join(VERDICTS)}.",
 )
 @click.option(
-    "--first-only", is_flag=True, help="Run once for each series; by default it runs again for each later revision."
+    "--first-only",
+    is_flag=True,
+    help="Run once for each series or study; by default it runs again for each later revision.",
 )
 @click.option(
     "--since",
@@ -87,10 +94,9 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
 )
 @click.option(
     "--state",
-    default="on-complete.db",
-    show_default=True,
     type=FILE,
-    help="File that remembers which changes were read and which commands are still to run.",
+    help="File that remembers which changes were read and which commands are still to run.  [default: "
+    "on-complete.db; with --study on-complete-studies.db]",
 )
 @click.option(
     "--jobs", default=1, show_default=True, type=click.IntRange(1, 256), help="Commands that run at the same time."
@@ -118,19 +124,22 @@ def _checked_url(_: click.Context, __: click.Parameter, url: str) -> str:
 @click.option("--replay", is_flag=True, help="Try the changes that were given up again.")
 @as_json
 def on_complete(url: str, key_file: Path | None, ca: Path | None, **given: Any) -> None:
-    """Run a command of yours for each complete series.
+    """Run a command of yours for each complete series, or study.
 
     It runs on any machine that reaches the server, with a key of scope series:read. The command runs at least once for
     each change of a series, in order. {SeriesInstanceUID} in the command is replaced; no shell is used. On SIGTERM
     commands that run are allowed to finish.
 
     python server.py on-complete --modality CT -- ./run.sh {SeriesInstanceUID}
+
+    python server.py on-complete --study -- ./run.sh {StudyInstanceUID}
     """
     from api.cli import on_complete as work
     from api.cli.remote import Remote
     from api.cli.runner import Order
 
-    state: Path = given["state"]
+    subject: Literal["series", "study"] = "study" if given["study"] else "series"
+    state: Path = given["state"] or Path("on-complete-studies.db" if given["study"] else "on-complete.db")
     try:
         if given["failed"]:
             work.list_failed(state, given["as_json"])
@@ -142,6 +151,7 @@ def on_complete(url: str, key_file: Path | None, ca: Path | None, **given: Any) 
                 modalities=_words(given["modalities"]),
                 verdicts=_words(given["verdicts"], VERDICTS),
                 since=_place(given["since"]),
+                subject=subject,
                 **{name: given[name] for name in ("first_only", "jobs", "tries", "timeout_s")},
             )
             sys.exit(work.follow(Remote(url, key_file, ca), state, order, once=given["once"]))
@@ -183,15 +193,19 @@ FILTERS = {
 }
 
 
+OF_SERIES = ("conflicts", "doubtful")  # filters that studies have not
+
+
 @click.command
 @_of_server
+@click.option("--studies", is_flag=True, help="Export a row for each study; by default one for each series.")
 @click.option(
     "--format",
     "form",
     default="csv",
     show_default=True,
     type=click.Choice(["csv", "jsonl"]),
-    help="csv: the main columns of each series; jsonl: its whole record.",
+    help="csv: the main columns of each; jsonl: its whole record.",
 )
 @click.option(
     "--output",
@@ -202,37 +216,46 @@ FILTERS = {
 @click.option(
     "--updated-since",
     metavar="DAY",
-    help="Only series last changed then or later: 2026-01-31, a time, yesterday or today.",
+    help="Only what last changed then or later: 2026-01-31, a time, yesterday or today.",
 )
-@click.option("--updated-until", metavar="DAY", help="Only series last changed before then.")
-@click.option("--modality", help="Only series of this modality.")
-@click.option("--verdict", type=click.Choice(VERDICTS), help="Only series with this verdict.")
-@click.option("--source", help="Only series from this source: calling AE title and modality, such as 'CT1 CT'.")
+@click.option("--updated-until", metavar="DAY", help="Only what last changed before then.")
+@click.option("--modality", help="Only series of this modality, or studies with such a series.")
+@click.option("--verdict", type=click.Choice([*VERDICTS, "null"]), help="Only what has this verdict; null: none.")
+@click.option("--source", help="Only what comes from this source: calling AE title and modality, such as 'CT1 CT'.")
 @click.option("--study-date", metavar="DAYS", help="Only studies of this day or range: 20260131, 20260101-20260131.")
-@click.option("--patient-id", help="Only series of this patient.")
-@click.option("--study", metavar="UID", help="Only series of this study.")
-@click.option("--incomplete", is_flag=True, help="Only series with missing images.")
+@click.option("--patient-id", help="Only this patient's.")
+@click.option("--study", metavar="UID", help="Only this study.")
+@click.option(
+    "--incomplete", is_flag=True, help="Only series with missing images, or studies that lack images or series."
+)
 @click.option("--conflicts", is_flag=True, help="Only series with open conflicts.")
 @click.option("--doubtful", is_flag=True, help="Only series in which something breaks the DICOM standard.")
 def export(url: str, key_file: Path | None, ca: Path | None, form: str, output: Path | None, **given: Any) -> None:
-    """Export the stored series as CSV or JSON Lines.
+    """Export the stored series, or studies, as CSV or JSON Lines.
 
     It runs on any machine that reaches the server, with a key of scope series:read. The output holds patients' names.
     """
+    from api.cli.export import SERIES, STUDIES
     from api.cli.export import export as write
     from api.cli.remote import Remote
 
+    if given["studies"] and (wrong := [name for name in OF_SERIES if given[name]]):
+        raise click.UsageError(f"--{wrong[0]} is for series: leave it out, or --studies")
     for name in ("updated_since", "updated_until"):
         given[name] = given[name] and moment(given[name])
     query = {FILTERS[name]: given[name] for name in FILTERS if given[name]}
     query |= {name: "true" for name in ("Incomplete", "Conflicts", "Doubtful") if given[name.lower()]}
     try:
-        count = write(Remote(url, key_file, ca), query, form, output)
+        remote = Remote(url, key_file, ca)
+        if given["studies"]:
+            count = write(remote, STUDIES, query, form, output)
+        else:
+            count = write(remote, SERIES, query, form, output)
     except SeriesGatewayError as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{output or 'the output'} cannot be written: {error.strerror}") from None
-    click.echo(f"{count:,} series", err=True)
+    click.echo(f"{count:,} {'studies' if given['studies'] else 'series'}", err=True)
 
 
 @click.command

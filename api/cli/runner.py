@@ -1,4 +1,4 @@
-"""Follow a server's changes and run a command for each wanted one: at least once, and in order for each series.
+"""Follow a server's changes and run a command for each wanted one: at least once, in order for each series or study.
 
 `_follow` stores new changes as jobs (backlog.py); `run` starts the jobs that are due, with one task for each script.
 Neither waits for the other: scripts run while the server is down, and changes are stored while a script is slow.
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryFile
-from typing import IO, Annotated
+from typing import IO, Annotated, Literal
 
 import structlog
 from pydantic import Field, TypeAdapter, ValidationError
@@ -22,6 +22,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from api.answers import ChangePage
 from api.cli.backlog import Backlog, Job, now
 from api.cli.remote import Remote, Unreadable
+from api.told import modalities_of, uid_of
 from common.errors import SeriesGatewayError
 from common.outgoing import backoff_s
 from models import Change, Uid
@@ -35,6 +36,8 @@ UNREADABLE_MAX_S = 60.0  # longest pause if the server cannot be read
 KILL_AFTER_S = 10.0  # how long a script may run after SIGTERM before SIGKILL
 PLACES = ("SeriesInstanceUID", "StudyInstanceUID", "Number", "Revision", "NumInstances", "Missing", "Verdict")
 """The names that are replaced in braces. Their values are never empty and cannot be taken for an option."""
+STUDY_PLACES = ("StudyInstanceUID", "Number", "Revision", "NumSeries", "NumInstances", "Missing", "Verdict")
+"""Those that a study has."""
 UID: TypeAdapter[str] = TypeAdapter(Annotated[Uid, Field(pattern=r"^[0-9A-Za-z.]+$")])  # safe in options, paths, shells
 
 log = structlog.get_logger()
@@ -52,12 +55,18 @@ class Order:
     jobs: int
     tries: int
     timeout_s: float
+    subject: Literal["series", "study"] = "series"
+
+    @property
+    def places(self) -> Sequence[str]:
+        """Return the names that are replaced in braces."""
+        return PLACES if self.subject == "series" else STUDY_PLACES
 
     def wants(self, change: Change) -> bool:
         """Tell if the command has to run for a change. A conflict alone is not a new revision, so it does not."""
-        if change.Kinds == ["conflict"] or change.Verdict not in self.verdicts:
+        if change.Kinds == ["conflict"] or change.Verdict not in self.verdicts or change.Subject != self.subject:
             return False
-        return not self.modalities or change.Modality in self.modalities
+        return not self.modalities or not self.modalities.isdisjoint(modalities_of(change))
 
 
 @dataclass(slots=True)
@@ -79,7 +88,7 @@ class Runner:
     show: Callable[[str], None] | None = None
     """Shows a script's output once it has ended. If None, scripts write to our own output."""
     running: dict[str, Running] = field(default_factory=dict)
-    """The running scripts, by SeriesInstanceUID."""
+    """The running scripts, by SeriesInstanceUID, or StudyInstanceUID of those for studies."""
     ended: int = 0
     given_up: int = 0
     problem: str | None = None
@@ -148,7 +157,8 @@ class Runner:
             place = await self._begin(place)
         if self.backlog.counts()[0] >= MOST_WAITING:
             return False
-        page = await self.remote.get("changes", ChangePage, since=place, limit=PAGE)
+        only = {} if self.order.subject == "series" else {"subject": self.order.subject}
+        page = await self.remote.get("changes", ChangePage, since=place, limit=PAGE, **only)
         if page.last > place:
             wanted = [change for change in page.changes if self.order.wants(change)]
             self.backlog.take(wanted, page.last, first_only=self.order.first_only)
@@ -175,19 +185,19 @@ class Runner:
     def _start(self, scripts: asyncio.TaskGroup) -> None:
         free = self.order.jobs - len(self.running)
         for job in self.backlog.due(now(), self.running, free) if free > 0 else ():
-            self.running[job.change.SeriesInstanceUID] = Running(job.change, time.monotonic())
+            self.running[uid_of(job.change)] = Running(job.change, time.monotonic())
             scripts.create_task(self._run(job), name=f"change {job.change.Number}")
 
     async def _run(self, job: Job) -> None:
         """Run the command once for one change, and store the outcome."""
         change, began = job.change, time.monotonic()
         told: dict[str, str | int] = {
-            "series_instance_uid": change.SeriesInstanceUID,
+            f"{self.order.subject}_instance_uid": uid_of(change),
             "revision": change.Revision,
             "change": change.Number,
         }
         try:
-            argv = filled(self.order.command, change)
+            argv = filled(self.order.command, change, self.order.places)
         except ValidationError:
             self._give_up(change, "its UID contains other characters than letters, digits and dots", told)
         else:
@@ -204,7 +214,7 @@ class Runner:
                 self.backlog.delay(change.Number, now() + delay_s, problem)
                 log.warning("script.delayed", **told, seconds=seconds, reason=problem)
         finally:
-            del self.running[change.SeriesInstanceUID]
+            del self.running[uid_of(change)]
             self._news.set()
 
     def _give_up(self, change: Change, problem: str, told: Mapping[str, str | int]) -> None:
@@ -258,16 +268,16 @@ def _text(output: IO[bytes]) -> str:
     return output.read().decode(errors="replace")
 
 
-def unknown_places(command: Sequence[str]) -> list[str]:
+def unknown_places(command: Sequence[str], places: Sequence[str] = PLACES) -> list[str]:
     """Return the names in braces that are not replaced."""
-    return [name for item in command for name in re.findall(r"\{([A-Za-z]\w*)\}", item) if name not in PLACES]
+    return [name for item in command for name in re.findall(r"\{([A-Za-z]\w*)\}", item) if name not in places]
 
 
-def filled(command: Sequence[str], change: Change) -> list[str]:
+def filled(command: Sequence[str], change: Change, places: Sequence[str] = PLACES) -> list[str]:
     """Return the command for one change; no shell reads it. Raises ValidationError if a UID is unsafe."""
-    for uid in (change.SeriesInstanceUID, change.StudyInstanceUID):
+    for uid in (uid_of(change), change.StudyInstanceUID):
         UID.validate_python(uid)
-    values = {name: str(getattr(change, name)) for name in PLACES}
+    values = {name: str(getattr(change, name)) for name in places}
     return [re.sub(r"\{(\w+)\}", lambda found: values.get(found[1], found[0]), item) for item in command]
 
 
@@ -281,6 +291,7 @@ def variables(change: Change) -> dict[str, str]:
         "KIND": " ".join(change.Kinds),
         "REVISION": change.Revision,
         "VERDICT": change.Verdict,
+        "NUM_SERIES": change.NumSeries,
         "NUM_INSTANCES": change.NumInstances,
         "EXPECTED_INSTANCES": change.ExpectedInstances,
         "MISSING": change.Missing,

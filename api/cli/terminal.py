@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from api.cli.runner import Runner
+from api.told import uid_of
 from common.errors import printable
 from console.live import below_the_log, one_line, terminal
 
@@ -48,11 +49,11 @@ def render(runner: Runner, width: int, height: int) -> RenderableType:
 
 def _scripts(runner: Runner, room: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("series", overflow="ellipsis", no_wrap=True)
+    table.add_column(runner.order.subject, overflow="ellipsis", no_wrap=True)
     for name in ("revision", "images", "verdict", "runs"):
         table.add_column(name, justify="right" if name != "verdict" else "left", no_wrap=True)
     for one in list(runner.running.values())[:room]:
         change, seconds = one.change, time.monotonic() - one.since
-        uid, verdict = printable(change.SeriesInstanceUID), str(change.Verdict)
+        uid, verdict = printable(uid_of(change)), str(change.Verdict)
         table.add_row(Text(uid), str(change.Revision), f"{change.NumInstances:,}", verdict, f"{seconds:.0f} s")
     return table

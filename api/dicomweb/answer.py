@@ -89,13 +89,13 @@ class Totals:
 
 
 def add_up(rows: Iterable[Row]) -> dict[str, Totals]:
-    """Add up the totals of each study, from rows by study and modality (search.totals)."""
+    """Add up the totals of each study, from those of its parts (search.totals)."""
     totals: dict[str, Totals] = {}
     for row in rows:
         of_study = totals.setdefault(row["StudyInstanceUID"], Totals())
         of_study.series += row["Series"]
         of_study.instances += row["Instances"]
-        of_study.modalities |= {row["Modality"]} - {None}
+        of_study.modalities.update(row["Modalities"])
     return totals
 
 

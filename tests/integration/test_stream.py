@@ -13,7 +13,7 @@ from api import follower as follower_module
 from api.follower import AT_ONCE, KEPT, Follower
 from api.stream import Events
 from db import Database
-from models import Change
+from models import Change, Subjects
 from tests.factories import STUDY, make_report
 
 
@@ -31,12 +31,12 @@ class Counted:
     async def last_change(self) -> int:
         return await self._database.last_change()
 
-    async def changes(self, since: int, limit: int) -> list[Change]:
+    async def changes(self, since: int, limit: int, subject: Subjects = "any") -> list[Change]:
         self.reads.append(since)
         self.asked.set()
         try:
             await self.gate.wait()
-            return await self._database.changes(since=since, limit=limit)
+            return await self._database.changes(since=since, limit=limit, subject=subject)
         except asyncio.CancelledError:
             self.broken_off += 1
             raise
@@ -159,7 +159,7 @@ async def test_a_reader_passes_over_what_was_purged_and_waits_behind_it(database
     assert (await database.purger.series(after, None, dry=False)).series == 5
     await follower._look_once()
     for since in (1, 3, 5):  # else a reader would ask for ever, and never wait
-        assert await follower._behind(since) == (5, b"")
+        assert await follower._behind((since, "series")) == (5, b"")
     running = asyncio.create_task(follower.run())
     readers = [Reader(follower, since) for since in (1, 3, 5)]
     await store(database, 9)

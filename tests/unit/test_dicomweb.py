@@ -408,8 +408,8 @@ def test_images_are_retrieved_where_the_setting_says(level: Level, path: str, sl
 
 
 def test_totals_are_of_each_study() -> None:
-    row = {"StudyInstanceUID": "1", "Modality": "CT", "Series": 2, "Instances": 20}
-    rows = [row, row | {"Modality": None, "Series": 1}, row | {"StudyInstanceUID": "2", "Modality": "MR"}]
+    row = {"StudyInstanceUID": "1", "Modalities": ["CT"], "Series": 2, "Instances": 20}
+    rows = [row, row | {"Modalities": [], "Series": 1}, row | {"StudyInstanceUID": "2", "Modalities": ["MR"]}]
     assert add_up(rows) == {"1": Totals(3, 40, {"CT"}), "2": Totals(2, 20, {"MR"})}
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
+from common.attributes import MAX_OF_IMAGES, OF_IMAGES, news
 from common.extras import MOST, Extra, extras
 from common.settings import GatewaySettings, SettingsError
 from dicom.header import Wanted, read_instance
 from gateway.idle import Fixed
-from models import MAX_OF_IMAGES, OF_IMAGES, Instance, news
+from models import Instance
 from storage import merge
 from tests.factories import RECEIVED_AT, collector_of, make_report
 from tests.unit.test_header import element, identity

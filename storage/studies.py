@@ -1,0 +1,479 @@
+"""The row of a study in a transaction: kept with each change of a series, looked at when it is due, told to others.
+
+A transaction locks rows in this order: a series, its study (of two studies the lower UID first), then what many want:
+what was learnt of a source, and the figures of verdicts. Who looks at a study without changing a series holds one
+series all the same: a change names one, and to lock that later would be another order.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, cast
+
+import structlog
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from common import metrics
+from common.required import Required, missing_of, required_of
+from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
+from storage import history, merge, orders, study_rules, study_silence
+from storage.engine import insert
+from storage.gaps import gaps
+from storage.revisions import figures_of
+from storage.rows import SeriesRow, StudyRow
+from storage.schema import changes, instances, series, studies, study_completions, study_sources
+from storage.study_holders import Reporter, held
+from storage.study_rules import Decision, Evidence
+
+MAX_SOURCES = 1000  # rows of what was learnt; sources beyond that learn together under an empty name
+MAX_FIGURES = 5000  # the same of how verdicts have fared
+MAX_NUMBERED = 20_000  # images of a series whose numbers are looked at
+MAX_DESCRIPTIONS = 10_000  # different descriptions of a study's series that are looked at
+LARGEST = 2**31 - 1  # that `changes` holds: reports without UIDs may claim more images than there are
+NOBODY = Reporter(None, None)
+OF_STUDY = ("PatientID", "PatientName", "StudyDate", "StudyTime", "StudyDescription", "AccessionNumber", "Source")
+REFOLDED = 100  # series of a study that are read to know anew whose it is
+
+log = structlog.get_logger()
+
+
+class Terms(NamedTuple):
+    """What a site has set for its studies."""
+
+    max_open: timedelta = timedelta(days=1)
+    required: tuple[Required, ...] = ()
+
+
+class Told(NamedTuple):
+    """A change of a study that others are told of."""
+
+    study_instance_uid: str
+    revision: int
+    verdict: str | None
+    policy: str | None
+    contradicted: str | None
+    """The verdict that images contradicted, if they did."""
+
+
+class _Learnt(NamedTuple):
+    """What a change of a study teaches about its source."""
+
+    silence_s: float = 0.0
+    came: str = ""
+    """The kind of the series that ended the silence."""
+    before: StudyRow | None = None
+    """The study as it was then."""
+    ended: StudyRow | None = None
+    """The study, if it is told complete for the first time."""
+    trust: int | None = None
+    """1: its PACS held one more study whole from the start. 0: it did not."""
+
+
+class _Change(NamedTuple):
+    """What changes of a study."""
+
+    row: StudyRow
+    """The row as it was."""
+    columns: dict[str, Any]
+    series_instance_uid: str
+    """One of its series, which is locked: what is told names it."""
+    learnt: _Learnt = _Learnt()
+
+    @property
+    def after(self) -> StudyRow:
+        """Return the row as it will be."""
+        return cast("StudyRow", {**self.row, **self.columns})
+
+    def with_columns(self, columns: Mapping[str, Any]) -> "_Change":
+        """Return the change with more columns."""
+        return self._replace(columns={**self.columns, **columns})
+
+
+def measure(told: Sequence[Told]) -> None:
+    """Count and log what is told, once it is committed."""
+    for one in told:
+        if one.verdict is not None:
+            metrics.studies_told.labels(one.verdict).inc()
+        if one.contradicted is not None:
+            metrics.study_false_completions.labels(one.contradicted).inc()
+        said = {"verdict": one.verdict, "policy": one.policy, "contradicted": one.contradicted}
+        log.info("study.told", study_instance_uid=one.study_instance_uid, revision=one.revision, **said)
+
+
+# --- a series has changed ---------------------------------------------------------------------------------------
+
+
+async def keep(  # noqa: PLR0913 - a change, and how it came
+    connection: AsyncConnection,
+    before: SeriesRow,
+    after: SeriesRow,
+    now: datetime,
+    *,
+    terms: Terms | None = None,
+    report: SeriesReport | None = None,
+    decided: bool = False,
+) -> list[Told]:
+    """Let the study of a series follow its change; return what of that is told. The series' row is locked.
+
+    Without `terms` nothing is decided now: the study is due at once. `decided`: an operator has brought the images.
+    """
+    moved = before["Revision"] > 0 and before["StudyInstanceUID"] != after["StudyInstanceUID"]
+    uids = {after["StudyInstanceUID"]} | ({before["StudyInstanceUID"]} if moved else set())
+    rows = {uid: await _made(connection, uid, now) for uid in sorted(uids)}
+    if moved:
+        await _leave(connection, rows[before["StudyInstanceUID"]], before, now)
+    row = rows[after["StudyInstanceUID"]]
+    is_new = moved or not before["Revision"]
+    change = _Change(row, {}, after["SeriesInstanceUID"])
+    if not row["NumSeries"] and not is_new:  # a server of an earlier version has stored the series
+        change = await _recounted(connection, change, before)
+    change = change.with_columns(study_rules.counted(change.after, None if is_new else before, after))
+    if before["Revision"] and (moved or before["PatientID"] != after["PatientID"]):
+        change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
+    change = change.with_columns(study_rules.described(change.after, after))
+    if is_new or after["NumInstances"] > before["NumInstances"]:
+        change = _brought(change, after, now, report, counts=not decided)
+    if merge.says_more(before, after) and after["Verdict"] in FINAL_VERDICTS:
+        gap = await _find_gap(connection, after, now)
+        change = change.with_columns(study_rules.with_gap(row, after["SeriesInstanceUID"], gap))
+    if before != after:
+        change = change.with_columns({"UpdatedAt": now})
+    reporter = None
+    if report is not None and report.StudyCounts is not None:
+        pacs, ahead = study_rules.asked_whom(report)
+        change = _counted(change, report.StudyCounts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+        reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
+    return await _decided(connection, change, now, terms, reporter)
+
+
+def _brought(
+    change: _Change, series_row: SeriesRow, now: datetime, report: SeriesReport | None, *, counts: bool
+) -> _Change:
+    """Let a study follow images that have come: it is open again, and its silence has ended."""
+    row = change.row
+    obeys = report is not None and report.Verdict == "declared"
+    reopened = study_rules.reopened(row, now, obeys=obeys, counts=counts)
+    change = change.with_columns(reopened)
+    if report is None:
+        return change
+    if report.LastReceivedAt is None:
+        change = change.with_columns({"LastReceivedAt": now})
+    if not counts:
+        return change
+    silence_s = study_rules.silence_s(row, report.FirstReceivedAt)
+    learnt = change.learnt._replace(silence_s=silence_s, came=study_rules.kind_of_series(series_row), before=row)
+    wrong = reopened.get("FalseCompletions", 0) > row["FalseCompletions"] and row["Policy"] == "verified"
+    return change._replace(learnt=learnt._replace(trust=0) if wrong else learnt)
+
+
+def _counted(
+    change: _Change, counts: CountsOfStudy, *, by: str | None, pacs: str | None = None, ahead: bool = False
+) -> _Change:
+    """Take what a PACS has into what changes, and into what is learnt of it."""
+    said = study_rules.taken(change.after, counts, by=by, pacs=pacs, ahead=ahead)
+    wrong = study_rules.disappoints(change.after, said)
+    learnt = change.learnt._replace(trust=0) if wrong else change.learnt
+    return change._replace(learnt=learnt).with_columns(said)
+
+
+async def _leave(connection: AsyncConnection, row: StudyRow, before: SeriesRow, now: datetime) -> None:
+    """Take a series out of the study that it was in; without any, that goes. It is due: it may lose its verdict."""
+    uid = row["StudyInstanceUID"]
+    columns = study_rules.counted(row, before, None)
+    if columns["NumSeries"] <= 0:
+        await connection.execute(delete(studies).where(studies.c.StudyInstanceUID == uid))
+        return
+    columns |= study_rules.with_gap(row, before["SeriesInstanceUID"], None) | await _refolded(connection, uid)
+    await _update(connection, uid, columns | {"UpdatedAt": now, "DueAt": now})
+
+
+async def _refolded(connection: AsyncConnection, study_instance_uid: str) -> dict[str, Any]:
+    """Return whose a study is and when it came, out of its series as they are now: one of them was corrected."""
+    of_study = series.c.StudyInstanceUID == study_instance_uid
+    some = select(series).where(of_study).order_by(series.c.SeriesInstanceUID).limit(REFOLDED)
+    columns: dict[str, Any] = dict.fromkeys(OF_STUDY) | {"Kinds": []}
+    for one in (await connection.execute(some)).mappings().all():
+        columns |= study_rules.described(columns, cast("SeriesRow", one))
+    times = select(func.min(series.c.FirstReceivedAt), func.max(series.c.LastReceivedAt)).where(of_study)
+    first, last = (await connection.execute(times)).one()
+    return columns | {"FirstReceivedAt": first, "LastReceivedAt": last}
+
+
+async def _recounted(connection: AsyncConnection, change: _Change, changed: SeriesRow) -> _Change:
+    """Return what a study that has no row yet comes to by all its series; the one that has changed as it was before."""
+    of_study = series.c.StudyInstanceUID == change.row["StudyInstanceUID"]
+    for one in (await connection.execute(select(series).where(of_study))).mappings().all():
+        was = changed if one["SeriesInstanceUID"] == changed["SeriesInstanceUID"] else cast("SeriesRow", one)
+        change = change.with_columns(study_rules.counted(change.after, None, was))
+        change = change.with_columns(study_rules.described(change.after, was))
+    return change
+
+
+async def _find_gap(connection: AsyncConnection, row: SeriesRow, now: datetime) -> str | None:
+    """Return which InstanceNumbers a series seems to lack, and say so in its timeline.
+
+    The numbers are read only if there are fewer than from the first to the last.
+    """
+    if row["NumInstances"] > MAX_NUMBERED:
+        return None
+    numbers = instances.c.InstanceNumber
+    of_series = (instances.c.SeriesInstanceUID == row["SeriesInstanceUID"]) & numbers.is_not(None)
+    count = func.count(numbers.distinct())
+    span = select(func.min(numbers), func.max(numbers), count).where(of_series)
+    first, last, known = (await connection.execute(span)).one()
+    if not known or last - first + 1 == known:
+        return None
+    gap = gaps((await connection.execute(select(numbers).where(of_series).limit(MAX_NUMBERED))).scalars())
+    if gap is not None:
+        event = {"At": now, "GatewayID": None, "Revision": row["Revision"], "Event": "series.gapped"}
+        await history.add(connection, row["SeriesInstanceUID"], [event | {"Details": {"Numbers": gap}}])
+    return gap
+
+
+# --- a study is looked at ---------------------------------------------------------------------------------------
+
+
+async def look(  # noqa: PLR0913 - what is asked, and what was heard
+    connection: AsyncConnection,
+    study_instance_uid: str,
+    now: datetime,
+    terms: Terms,
+    *,
+    counts: CountsOfStudy | None = None,
+    gateway_id: str | None = None,
+    wait: bool = True,
+) -> tuple[StudyRow | None, list[Told]]:
+    """Decide about a study as it is now, and let its row say so; return the row, and what is told.
+
+    `counts`: what its PACS has said to a gateway. Unless told to `wait`, a study that another transaction changes is
+    left to that. None: it is not stored, or was left.
+    """
+    row, one = await hold(connection, study_instance_uid, wait=wait)
+    if row is None or one is None:
+        return None, []
+    change = _Change(row, {}, one)
+    if counts is not None:
+        change = _counted(change.with_columns({"UpdatedAt": now}), counts, by=gateway_id)
+    told = await _decided(connection, change, now, terms, NOBODY)
+    rows = select(studies).where(studies.c.StudyInstanceUID == study_instance_uid)
+    return cast("StudyRow", {**(await connection.execute(rows)).mappings().one()}), told
+
+
+async def hold(
+    connection: AsyncConnection, study_instance_uid: str, *, wait: bool = True
+) -> tuple[StudyRow | None, str | None]:
+    """Lock the row of a study, and one of its series against being purged; return both. None: there is no such."""
+    for _ in range(3 if wait else 1):  # the series may be moved to another study while it is waited for
+        of_study = select(series.c.SeriesInstanceUID).where(series.c.StudyInstanceUID == study_instance_uid)
+        first = of_study.order_by(series.c.SeriesInstanceUID).limit(1)
+        first = first.with_for_update(read=True, key_share=True, skip_locked=not wait)
+        one = (await connection.execute(first)).scalar()
+        if one is not None:
+            return await _locked(connection, study_instance_uid, wait=wait), str(one)
+    return None, None
+
+
+async def _locked(connection: AsyncConnection, study_instance_uid: str, *, wait: bool = True) -> StudyRow | None:
+    this = select(studies).where(studies.c.StudyInstanceUID == study_instance_uid)
+    row = (await connection.execute(this.with_for_update(skip_locked=not wait))).mappings().one_or_none()
+    return cast("StudyRow", {**row}) if row else None
+
+
+async def _made(connection: AsyncConnection, study_instance_uid: str, now: datetime) -> StudyRow:
+    """Return the row of a study, locked; it is made if it is not there."""
+    while (row := await _locked(connection, study_instance_uid)) is None:
+        await insert(connection, studies, study_rules.new_study(study_instance_uid, now))
+    return row
+
+
+async def _decided(
+    connection: AsyncConnection, change: _Change, now: datetime, terms: Terms | None, reporter: Reporter | None
+) -> list[Told]:
+    """Decide about a study that has changed so, write its row, and let it be told; return what is.
+
+    1. Without `terms` it is due, and nothing is decided.
+    2. Who holds the study is looked at if it could get a verdict and a report has brought counts, so that this may be
+       all; and for who looks at what is due (NOBODY). Else it is due.
+    3. What many transactions want comes last: what is learnt, and the figures.
+    """
+    row, learnt = change.row, change.learnt
+    decision = Decision({"DueAt": now})
+    if terms is not None:
+        evidence = await _evidence(connection, change.after, now, terms)
+        decision = study_rules.decide(change.after, evidence)
+        if reporter is not None and (decision.look or reporter == NOBODY):
+            evidence = await _looked(connection, change.after, evidence, terms, reporter)
+            decision = study_rules.decide(change.after, evidence)
+    after = change.with_columns(decision.columns).after
+    if decision.ask:
+        await _order_count(connection, after, change.series_instance_uid, now)
+    if decision.trusted:
+        learnt = learnt._replace(trust=1)
+    if _ends(row, after):
+        learnt = learnt._replace(ended=after)
+    told = await write(connection, row, after, change.series_instance_uid, now)
+    await _learn(connection, after["Source"], learnt, now)
+    for one in told:
+        await count_verdicts(connection, row, after, one)
+    return told
+
+
+def _ends(row: StudyRow, after: StudyRow) -> bool:
+    """Return whether a study is told complete for the first time."""
+    first = not after["FalseCompletions"] and row["Withdrawn"] is None
+    return first and after["Verdict"] in FINAL_VERDICTS and row["Verdict"] not in FINAL_VERDICTS
+
+
+async def _evidence(connection: AsyncConnection, row: StudyRow, now: datetime, terms: Terms) -> Evidence:
+    """Return what is known beside a study's row, without a look at gateways and descriptions."""
+    if row["Unsettled"]:  # nothing of that matters
+        return Evidence(now, timedelta(), 0, terms.max_open, looked=False)
+    names = [row["Source"] or "", ""]
+    found = (await connection.execute(select(study_sources).where(study_sources.c.Source.in_(names)))).mappings()
+    known: dict[str, Mapping[str, Any]] = {one["Source"]: {**one} for one in found}
+    source = known.get(names[0]) or known.get("") or {"Learnt": {}, "Trust": 0}
+    silence_s = study_silence.timeout_s(source["Learnt"], study_rules.learnt_of(row))
+    required = bool(required_of(terms.required, row["Source"], row["StudyDescription"]))
+    silence = timedelta(seconds=silence_s)
+    return Evidence(now, silence, source["Trust"], terms.max_open, required, looked=False)
+
+
+async def _looked(
+    connection: AsyncConnection, row: StudyRow, evidence: Evidence, terms: Terms, reporter: Reporter
+) -> Evidence:
+    """Return the same with what is missing, and who holds the study."""
+    missing: tuple[str, ...] = ()
+    if evidence.required:
+        wanted = required_of(terms.required, row["Source"], row["StudyDescription"])
+        description = series.c.Attributes["SeriesDescription", 0].as_string()
+        of_study = series.c.StudyInstanceUID == row["StudyInstanceUID"]
+        found = await connection.execute(select(description).where(of_study).distinct().limit(MAX_DESCRIPTIONS))
+        missing = missing_of(wanted, [text for text in found.scalars() if text])
+    by, elsewhere = await held(connection, row["StudyInstanceUID"], evidence.now, reporter)
+    return evidence._replace(missing=missing, held=by, held_elsewhere=elsewhere, looked=True)
+
+
+async def _order_count(connection: AsyncConnection, row: StudyRow, series_instance_uid: str, now: datetime) -> None:
+    """Have the gateway that asked the PACS last ask it again."""
+    if row["CountedBy"] is not None and row["PACS"] is not None:
+        about = {"SeriesInstanceUID": series_instance_uid, "StudyInstanceUID": row["StudyInstanceUID"]}
+        about |= {"CallingAETitle": row["PACS"]}
+        await orders.give(connection, row["CountedBy"], "count", about, by="the server", because=None, now=now)
+
+
+# --- what is written --------------------------------------------------------------------------------------------
+
+
+async def write(
+    connection: AsyncConnection, row: StudyRow, after: StudyRow, series_instance_uid: str, now: datetime
+) -> list[Told]:
+    """Write what has changed of a study, and let it be told if that is news for others."""
+    kinds = study_rules.kinds(row, after)
+    if kinds:
+        after = _with(after, {"Revision": row["Revision"] + 1, "UpdatedAt": now})
+    before = cast("Mapping[str, Any]", row)
+    changed = {name: value for name, value in after.items() if before[name] != value}
+    if changed:
+        await _update(connection, row["StudyInstanceUID"], changed)
+    if not kinds:
+        return []
+    expected = after["ExpectedInstances"]
+    told = {
+        "Subject": "study",
+        "SeriesInstanceUID": series_instance_uid,
+        **{name: after[name] for name in ("StudyInstanceUID", "Source", "Revision", "Verdict")},
+        "NumInstances": min(after["NumInstances"], LARGEST),
+        "ExpectedInstances": expected and min(expected, LARGEST),
+        "NumSeries": after["NumSeries"],
+        "Modality": "\\".join(sorted(filter(None, after["Modalities"]))) or None,
+        "Kinds": " ".join(kinds),
+        "At": now,
+    }
+    await connection.execute(changes.insert().values(told))
+    details = {name: after[name] for name in ("Verdict", "Policy", "Basis", "Withdrawn")}
+    event = {"At": now, "GatewayID": None, "Revision": after["Revision"], "Event": "study.told", "Details": details}
+    await history.add(connection, series_instance_uid, [event])
+    contradicted = (row["Verdict"] or row["Withdrawn"]) if "contradicted" in kinds else None
+    return [Told(row["StudyInstanceUID"], after["Revision"], after["Verdict"], after["Policy"], contradicted)]
+
+
+async def _update(connection: AsyncConnection, study_instance_uid: str, changed: Mapping[str, Any]) -> None:
+    this = studies.c.StudyInstanceUID == study_instance_uid
+    await connection.execute(update(studies).where(this).values(changed))
+
+
+async def _learn(connection: AsyncConnection, source: str | None, learnt: _Learnt, now: datetime) -> None:
+    """Learn of a source what a study has shown."""
+    if not learnt.silence_s and learnt.ended is None and learnt.trust is None:
+        return
+    name = await figures_of(connection, study_sources, source or "", MAX_SOURCES)
+    await insert(connection, study_sources, {"Source": name, "Learnt": {}, "Trust": 0, "UpdatedAt": now})
+    this = study_sources.c.Source == name
+    known = (await connection.execute(select(study_sources).where(this).with_for_update())).mappings().one()
+    content, trust = known["Learnt"], known["Trust"]
+    if learnt.silence_s and learnt.before is not None:
+        study = study_rules.learnt_of(learnt.before)
+        content = study_silence.learn(content, learnt.silence_s, study, learnt.came)
+    if learnt.ended is not None:
+        content = study_silence.ended(content, study_rules.learnt_of(learnt.ended))
+    if learnt.trust is not None:
+        trust = min(trust + 1, study_rules.MAX_TRUST) if learnt.trust else 0
+    if (content, trust) != (known["Learnt"], known["Trust"]):
+        values = {"Learnt": content, "Trust": trust, "UpdatedAt": now}
+        await connection.execute(update(study_sources).where(this).values(values))
+
+
+async def count_verdicts(connection: AsyncConnection, row: StudyRow, after: StudyRow, told: Told) -> None:
+    """Count a verdict that is told, and one that images have contradicted, in the figures."""
+    counted = []
+    if told.contradicted in FINAL_VERDICTS:
+        counted.append((row["Policy"] or "", told.contradicted, "False"))
+    if after["Verdict"] is not None and (told.contradicted or after["Verdict"] != row["Verdict"]):
+        counted.append((after["Policy"] or "", after["Verdict"], "Studies"))
+    if counted:
+        source = await figures_of(connection, study_completions, after["Source"] or "", MAX_FIGURES)
+        for policy, verdict, figure in counted:
+            values = {"Source": source, "Policy": policy, "Verdict": verdict, "Studies": 0, "False": 0} | {figure: 1}
+            more = {figure: study_completions.c[figure] + 1}
+            await insert(connection, study_completions, values, or_update=more)
+
+
+def _with(row: StudyRow, changed: Mapping[str, Any]) -> StudyRow:
+    return cast("StudyRow", {**row, **changed})
+
+
+# --- series are purged, gateways let go -------------------------------------------------------------------------
+
+
+async def forget(connection: AsyncConnection, purged: Sequence[Mapping[str, Any]]) -> None:
+    """Take series that are purged out of their studies; a study whose last series goes, goes too.
+
+    What a study says stays: nobody has found that it was wrong.
+    """
+    for uid in sorted({str(one["StudyInstanceUID"]) for one in purged}):
+        row = await _locked(connection, uid)
+        if row is None:
+            continue
+        for one in (cast("SeriesRow", each) for each in purged if each["StudyInstanceUID"] == uid):
+            row = _with(row, study_rules.counted(row, one, None))
+            row = _with(row, study_rules.with_gap(row, one["SeriesInstanceUID"], None))
+        this = studies.c.StudyInstanceUID == uid
+        if row["NumSeries"] <= 0:
+            await connection.execute(delete(studies).where(this))
+        else:
+            await connection.execute(update(studies).where(this).values(row))
+
+
+def select_due(now: datetime, limit: int) -> Select[Any]:
+    """Return the query for the studies that are due, the longest due first."""
+    order = (studies.c.DueAt, studies.c.StudyInstanceUID)
+    return select(studies.c.StudyInstanceUID).where(studies.c.DueAt <= now).order_by(*order).limit(limit)
+
+
+async def make_due(connection: AsyncConnection, study_instance_uids: Sequence[str], now: datetime) -> None:
+    """Let studies be looked at soon; those that others change now are left to them."""
+    these = studies.c.StudyInstanceUID.in_(study_instance_uids) & (studies.c.DueAt > now)
+    free = select(studies.c.StudyInstanceUID).where(these).order_by(studies.c.StudyInstanceUID)
+    uids = list((await connection.execute(free.with_for_update(skip_locked=True))).scalars())
+    if uids:
+        await connection.execute(update(studies).where(studies.c.StudyInstanceUID.in_(uids)).values(DueAt=now))

@@ -1,0 +1,74 @@
+"""Which gateways hold images of a study, or may: by what each said last of itself."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from storage.heartbeats import SPEAKS_WITHIN
+from storage.schema import gateways
+
+_SAID = ("Stopped", "OpenStudies", "OpenSeries", "UndeliveredReports", "InboxInstances")
+_STATES = select(gateways.c.GatewayID, gateways.c.At, *(gateways.c.State[name].label(name) for name in _SAID))
+NAME_LENGTH = 64  # characters of a GatewayID
+
+
+class Reporter(NamedTuple):
+    """The gateway whose report has just come, and the series that this is about."""
+
+    gateway_id: str | None
+    series_instance_uid: str | None
+
+
+async def held(
+    connection: AsyncConnection, study_instance_uid: str, now: datetime, reporter: Reporter
+) -> tuple[str | None, str | None]:
+    """Say which gateway holds images of a study or may hold them; and the same if the reporter's report was its last.
+
+    None: nobody does. The reporter named the study before it was told that the report has come. It holds no more of it
+    if that was the only series of the study that it named as open, and it named all; what it has not delivered yet, the
+    count of its PACS contains.
+    """
+    rows = [{**row} for row in (await connection.execute(_STATES)).mappings()]
+    whys = {row["GatewayID"]: why for row in rows if (why := _holds(row, study_instance_uid, now)) is not None}
+    first = next(iter(whys.values()), None)
+    others = {gateway: why for gateway, why in whys.items() if gateway != reporter.gateway_id}
+    if first is None or len(others) == len(whys) or others:
+        return first, first if len(others) == len(whys) else next(iter(others.values()))
+    row = next(row for row in rows if row["GatewayID"] == reporter.gateway_id)
+    speaks = now - row["At"] <= SPEAKS_WITHIN
+    return first, None if speaks and await _was_its_last(connection, study_instance_uid, reporter) else first
+
+
+def _holds(row: Mapping[str, Any], study_instance_uid: str, now: datetime) -> str | None:
+    """Say why a gateway counts as holding images of a study; None if it holds none.
+
+    1. It names the study: it has series of it open, or reports of them undelivered, if it has stopped in its journal.
+    2. It has stopped: it has nothing else of it.
+    3. It is silent, and had something open or undelivered: what may have come since is not known.
+    4. It has something open, and does not say of which studies.
+    """
+    name, named = row["GatewayID"][:NAME_LENGTH], row["OpenStudies"]
+    if study_instance_uid in (named or ()):  # 1
+        return f"gateway {name} has images of it that it has not reported"
+    if row["Stopped"]:  # 2
+        return None
+    has_any = any(row[count] for count in ("OpenSeries", "UndeliveredReports", "InboxInstances"))
+    if now - row["At"] > SPEAKS_WITHIN and has_any:  # 3
+        since = row["At"].isoformat(timespec="seconds")
+        return f"gateway {name} is silent since {since}, and had images that it had not reported"
+    if named is None and has_any:  # 4
+        return f"gateway {name} has images that it has not reported, and does not say of which studies"
+    return None
+
+
+async def _was_its_last(connection: AsyncConnection, study_instance_uid: str, reporter: Reporter) -> bool:
+    """Return whether a gateway names no other open series of the study, and names all that it has open."""
+    columns = (gateways.c.State[name].label(name) for name in ("Arriving", "OpenSeries"))
+    row = (await connection.execute(select(*columns).where(gateways.c.GatewayID == reporter.gateway_id))).one_or_none()
+    if row is None or row.OpenSeries > len(row.Arriving or ()):
+        return False
+    of_study = (one for one in row.Arriving or () if one.get("StudyInstanceUID") in (None, study_instance_uid))
+    return all(one["SeriesInstanceUID"] == reporter.series_instance_uid for one in of_study)

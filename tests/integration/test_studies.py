@@ -1,0 +1,628 @@
+"""The rows of studies on both databases: they follow their series, get verdicts, and lose them again."""
+
+import asyncio
+import itertools
+import random
+import tempfile
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import alembic.command
+import alembic.config
+import httpx
+import pytest
+import time_machine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from common import metrics
+from common.required import required_series
+from common.settings import ServerSettings
+from db import LOOKED_AT, Database
+from models import FINAL_VERDICTS, Change, CountsOfStudy, GatewayState, SeriesReport
+from storage.answers import StudyRecord
+from storage.schema import series, studies
+from storage.studies import Terms
+from storage.study_declarations import DeclaredStudy
+from storage.study_rules import COUNT_WAIT, DECLARED_WITHIN, TRUSTED_AFTER
+from tests.factories import STUDY, arriving, make_report, make_state
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+BECAUSE = "the ward has called"
+
+
+@pytest.fixture
+def clock() -> Any:
+    """The time that the server has; it stands still until it is shifted."""
+    with time_machine.travel(NOW, tick=False) as travelled:
+        yield travelled
+
+
+def of(
+    series: int, *sops: str, study: str = STUDY, verdict: str | None = "verified", ago_s: float = 0.0, **change: Any
+) -> SeriesReport:
+    """A report of one series, whose images have just come."""
+    said = make_report(*sops, series=f"{study}.{series}", study=study).model_dump()
+    at = datetime.now(UTC) - timedelta(seconds=ago_s)
+    said |= {"FirstReceivedAt": at, "LastReceivedAt": at, "Source": "CT1 CT", "GatewayID": "one", "Verdict": verdict}
+    if verdict == "verified":
+        said |= {"ExpectedInstances": len(sops), "ExpectedFrom": "pacs"}
+    return SeriesReport.model_validate(said | change)
+
+
+def asked(series: int, *sops: str, has: tuple[int, int], ahead: bool = True, **change: Any) -> SeriesReport:
+    """The same, with what its PACS has of the study."""
+    now = datetime.now(UTC)
+    details = {"PACS": "ORTHANC", "Count": len(sops), "Known": 0 if ahead else len(sops)}
+    told = {"Timeline": [{"At": now, "Event": "pacs.answered", "Details": details}]}
+    return of(series, *sops, StudyCounts={"Series": has[0], "Instances": has[1], "At": now}, **told, **change)
+
+
+def counts(series: int, images: int) -> CountsOfStudy:
+    return CountsOfStudy(Series=series, Instances=images, At=datetime.now(UTC))
+
+
+async def beat(database: Database, name: str = "one", *open_studies: str, **change: Any) -> list[Any]:
+    """A heartbeat; what its answer orders."""
+    said = make_state(name, OpenStudies=list(open_studies), **change)
+    orders, _ = await database.heard(GatewayState.model_validate(said))
+    return orders
+
+
+async def record(database: Database, study: str = STUDY) -> StudyRecord:
+    found = await database.study(study)
+    assert found is not None
+    return found
+
+
+async def told(database: Database) -> list[Change]:
+    return await database.changes(since=0, limit=1000, subject="study")
+
+
+async def rows(database: Database, query: str) -> list[Any]:
+    return [tuple(row.values()) for row in await database._engine.read(text(query))]
+
+
+async def pass_silence(database: Database, clock: Any, study: str = STUDY, *, more_s: float = 0.0) -> None:
+    """Let the time pass at which a study is due next."""
+    query = text('SELECT "DueAt" AS at FROM studies WHERE "StudyInstanceUID" = :uid').columns()
+    found = await database._engine.read(query.bindparams(uid=study))
+    at = found[0]["at"]
+    at = datetime.fromisoformat(at) if isinstance(at, str) else at
+    clock.move_to(at.replace(tzinfo=UTC) + timedelta(seconds=more_s))
+    await database.decide_due()
+
+
+# --- the row follows its series ---------------------------------------------------------------------------------
+
+
+async def test_a_study_is_counted_from_its_series(database: Database) -> None:
+    described = {"Modality": ["CT"], "StudyDescription": ["Chest"], "StudyTime": ["120000"], "StudyDate": ["20260601"]}
+    await database.store(of(1, "1", "2", Attributes=described))
+    await database.store(of(2, "1", verdict="capped", Attributes={"Modality": ["SR"]}))
+    await database.store(of(3, "1", verdict="expected", ExpectedInstances=3, ExpectedFrom="tags"))
+    study = await record(database)
+    assert (study.NumSeries, study.NumInstances, study.Unsettled, study.Incomplete) == (3, 4, 1, 1)
+    assert (study.Modalities, study.PatientID, study.StudyDescription) == (["CT", "SR"], "P1", "Chest")
+    assert (study.StudyDate, study.StudyTime, study.Source) == ("20260601", "120000", "CT1 CT")
+    assert (study.Verdict, study.Revision) == (None, 0)
+    assert await database.studies(after=None, limit=9) == [study]
+    assert await told(database) == []
+
+
+def recounted(series: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the rows of studies have to say, from all series."""
+    by_study: dict[str, dict[str, Any]] = {}
+    for one in series:
+        study = by_study.setdefault(one["StudyInstanceUID"], {"Verdicts": Counter(), "Modalities": Counter()})
+        study["Verdicts"][one["Verdict"] or ""] += 1
+        study["Modalities"][one["Modality"] or ""] += 1
+        numbers = {"NumSeries": 1, "NumInstances": one["NumInstances"], "Contradicted": one["FalseCompletions"] > 0}
+        numbers["Unsettled"] = one["Verdict"] not in FINAL_VERDICTS
+        numbers["Incomplete"] = (one["ExpectedInstances"] or 0) > one["NumInstances"]
+        for name, value in numbers.items():
+            study[name] = study.get(name, 0) + value
+    return by_study
+
+
+async def compare(database: Database) -> None:
+    """Hold the rows of studies against those of their series."""
+    wanted = recounted(await database._engine.read(select(series)))
+    found = {row["StudyInstanceUID"]: row for row in await database._engine.read(select(studies))}
+    assert found.keys() == wanted.keys()
+    for uid, study in wanted.items():
+        assert {name: found[uid][name] for name in study} == study
+
+
+OPERATION = st.tuples(
+    st.sampled_from(["store", "store", "store", "conflict", "declare", "declare study", "count", "purge"]),
+    st.integers(0, 2),
+    st.integers(0, 3),
+    st.integers(0, 7),
+)
+
+
+async def operate(database: Database, base: str, operations: list[tuple[str, int, int, int]]) -> None:
+    """Do anything that changes series and studies; a number chooses what exactly."""
+    verdicts = [None, "idle", "verified", "expected", "capped", "drained", "declared", "idle"]
+    for what, study, one, number in operations:
+        uid, series_uid = f"{base}.{study}", f"{base}.9.{one}"
+        sops = [str(n) for n in range(number // 2 + 1)]
+        report = of(one, *sops, study=uid, verdict=verdicts[number], Revision=1 + number % 3)
+        report = report.model_copy(
+            update={
+                "SeriesInstanceUID": series_uid,
+                "Attributes": {"Modality": ["CT", "MR", "SR"][number % 3 :][:1]},
+                "StudyCounts": counts(1 + number % 2, number) if number > 4 else None,
+            }
+        )
+        if what in ("store", "conflict"):
+            await database.store(report)
+        if what == "conflict":
+            for conflict in await database.conflicts(after=None, limit=1, resolved=False):
+                await database.resolve(conflict.Digest, ["correct", "merge", "dismiss"][number % 3], "me")  # type: ignore[arg-type]
+        word: Any = "complete" if number % 2 else "incomplete"
+        if what == "declare":
+            await database.declare(series_uid, word, "me", BECAUSE)
+        elif what == "declare study":
+            await database.declare_study(uid, word, "me", BECAUSE)
+        elif what == "count":
+            await database.count_study(uid, counts(number % 4, number), "one")
+        elif what == "purge":
+            await database.last_change()
+            before = datetime.now(UTC) + timedelta(days=1 if number < 4 else -1)
+            await database.purger.series(before, None, dry=False)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.lists(OPERATION, min_size=1, max_size=14), min_size=1, max_size=4))
+def test_deltas_equal_a_recount_whatever_happens(rounds: list[list[tuple[str, int, int, int]]]) -> None:
+    async def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            url = f"sqlite+aiosqlite:///{folder}/series.db"
+            async with Database.open(ServerSettings(database_url=url)) as database:
+                for number, operations in enumerate(rounds):
+                    await operate(database, f"1.{number + 1}", operations)
+                    await database.decide_due()
+                    await compare(database)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_deltas_equal_a_recount_where_many_write_at_once(database: Database, seed: int) -> None:
+    rng = random.Random(seed)
+    kinds = ["store", "store", "store", "store", "conflict", "declare", "declare study", "count", "purge"]
+    lists = [
+        [(rng.choice(kinds), rng.randrange(3), rng.randrange(4), rng.randrange(8)) for _ in range(12)] for _ in range(6)
+    ]
+    due = asyncio.create_task(database.decide_due())
+    await asyncio.gather(*(operate(database, "1.7", operations) for operations in lists), due)
+    await compare(database)
+
+
+@pytest.mark.peer("postgresql")
+async def test_twenty_series_of_one_study_at_once_by_two_servers_are_counted_exactly(postgresql_url: str) -> None:
+    patient = ServerSettings(database_url=postgresql_url, database_timeout_s=120)
+    async with Database.open(patient) as one, Database.open(patient) as other:
+        reports = [asked(n, "1", "2", has=(20, 40)) for n in range(20)]
+        await asyncio.gather(*(db.store(report) for report, db in zip(reports, itertools.cycle((one, other)))))
+        study = await record(one)
+        assert (study.NumSeries, study.NumInstances, study.Unsettled) == (20, 40, 0)
+        assert (study.ExpectedSeries, study.ExpectedInstances) == (20, 40)
+        await compare(one)
+
+
+async def test_a_series_that_is_corrected_moves_to_its_study_and_an_empty_one_goes(database: Database) -> None:
+    await database.store(of(1, "1"))
+    await database.store(of(2, "1", "2", study="1.9"))
+    moved = of(1, "1", "3", study="1.9").model_copy(update={"SeriesInstanceUID": f"{STUDY}.1", "PatientID": "P9"})
+    await database.store(moved)
+    (conflict,) = await database.conflicts(after=None, limit=9, resolved=False)
+    await database.resolve(conflict.Digest, "correct", "me")
+    assert await database.study(STUDY) is None
+    study = await record(database, "1.9")
+    assert (study.NumSeries, study.NumInstances, study.FalseCompletions) == (2, 5, 0)
+    await compare(database)
+
+
+async def test_a_study_goes_with_its_last_series(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1"))
+    await database.store(of(2, "1", study="1.9"))
+    clock.shift(timedelta(hours=1))
+    await database.store(of(2, "1", "2"))
+    await database.last_change()
+    await database.purger.series(datetime.now(UTC) - timedelta(minutes=1), None, dry=False)
+    assert await database.study("1.9") is None
+    study = await record(database)
+    assert (study.NumSeries, study.NumInstances) == (1, 2)
+    await compare(database)
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_study_is_idle_once_its_source_was_silent_and_images_after_that_contradict(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    await database.store(of(2, "1", verdict="idle"))
+    assert await database.decide_due() == 0
+    before = metrics.total(metrics.studies_told), metrics.total(metrics.study_false_completions)
+    await pass_silence(database, clock)
+    study = await record(database)
+    assert (study.Verdict, study.Policy, study.Revision) == ("idle", "idle", 1)
+    (change,) = await told(database)
+    assert (change.Subject, change.StudyInstanceUID, change.SeriesInstanceUID) == ("study", STUDY, None)
+    assert (change.Kinds, change.Verdict, change.Revision) == (["revised"], "idle", 1)
+    assert (change.NumSeries, change.NumInstances) == (2, 2)
+    assert await database.decide_due() == 0
+    await database.store(of(1, "1", "2", verdict="idle", Revision=2))
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions, study.Revision) == (None, 1, 2)
+    assert (await told(database))[-1].Kinds == ["revised", "contradicted"]
+    await pass_silence(database, clock)
+    await pass_silence(database, clock)  # it has been learnt that silences are longer
+    assert (await record(database)).Verdict == "idle"
+    figures = await rows(database, 'SELECT "Source", "Policy", "Verdict", "Studies", "False" FROM study_completions')
+    assert figures == [("CT1 CT", "idle", "idle", 2, 1)]
+    after = metrics.total(metrics.studies_told), metrics.total(metrics.study_false_completions)
+    assert (after[0] - before[0], after[1] - before[1]) == (2, 1)
+    events = [event for event in await database.timeline(f"{STUDY}.1") if event.Event == "study.told"]
+    assert [event.Details["Verdict"] for event in events] == ["idle", None, "idle"]
+
+
+async def test_a_repeated_report_contradicts_nothing(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    await pass_silence(database, clock)
+    await database.store(of(1, "1", verdict="idle", Revision=2))
+    await database.store(of(1, "1", Revision=3))  # verified: it is only better known
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions, study.NumInstances) == ("idle", 0, 1)
+
+
+async def test_the_pacs_is_asked_again_after_the_silence_and_verifies(database: Database, clock: Any) -> None:
+    await beat(database, "one", STUDY)
+    await database.store(asked(1, "1", has=(2, 3)))
+    await database.store(asked(2, "1", "2", has=(2, 3)))
+    assert await beat(database) == []
+    assert (await record(database)).Verdict is None
+    await pass_silence(database, clock)
+    (order,) = await beat(database)
+    assert (order.Kind, order.StudyInstanceUID, order.CallingAETitle) == ("count", STUDY, "ORTHANC")
+    assert order.SeriesInstanceUID == f"{STUDY}.1"
+    assert (await record(database)).Verdict is None
+    answered = await database.count_study(STUDY, counts(2, 3), "one")
+    assert answered is not None
+    assert (answered.Verdict, answered.Policy) == ("verified", "verified")
+    assert (await told(database))[-1].Kinds == ["revised", "verified"]
+    assert await rows(database, 'SELECT "Trust" FROM study_sources') == [(1,)]
+    assert await database.count_study("9.9", counts(1, 1), "one") is None
+
+
+async def test_a_pacs_that_does_not_answer_leaves_it_to_silence_and_may_verify_later(
+    database: Database, clock: Any
+) -> None:
+    await database.store(asked(1, "1", has=(1, 1)))
+    await pass_silence(database, clock)
+    clock.shift(COUNT_WAIT)
+    await database.decide_due()
+    assert (await record(database)).Verdict == "idle"
+    await database.count_study(STUDY, counts(1, 1), "one")
+    assert (await record(database)).Verdict == "verified"
+    assert [change.Verdict for change in await told(database)] == ["idle", "verified"]
+
+
+async def test_what_the_pacs_has_more_takes_the_verdict_and_counts_as_nobodys_fault(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1"))
+    await pass_silence(database, clock)
+    assert (await record(database)).Verdict == "idle"
+    await database.count_study(STUDY, counts(2, 9), "one")
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions) == (None, 0)
+    assert "2 series with 9 images" in (study.Basis or "")
+
+
+async def earn_trust(database: Database, clock: Any) -> None:
+    """Let a PACS hold as many studies whole from the start as make it trusted."""
+    for n in range(TRUSTED_AFTER):
+        uid = f"1.7.{n}"
+        await database.store(asked(1, "1", study=uid, has=(1, 1)))
+        await pass_silence(database, clock, uid)
+        await database.count_study(uid, counts(1, 1), "one")
+        assert (await record(database, uid)).Verdict == "verified"
+
+
+async def test_a_trusted_pacs_verifies_with_the_last_report_and_loses_its_trust_when_it_was_wrong(
+    database: Database, clock: Any
+) -> None:
+    await earn_trust(database, clock)
+    open_series = {"Arriving": [arriving(f"{STUDY}.2", 1, StudyInstanceUID=STUDY)], "OpenSeries": 1}
+    await beat(database, "one", STUDY, **open_series)
+    await database.store(asked(1, "1", has=(2, 2)))
+    assert (await record(database)).Verdict is None
+    await database.store(asked(2, "1", has=(2, 2)))
+    study = await record(database)
+    assert (study.Verdict, study.Policy, study.Revision) == ("verified", "verified", 1)
+    await database.store(asked(3, "1", has=(3, 3)))  # of which the count has grown: it is asked again, later
+    assert ((await record(database)).Verdict, await rows(database, 'SELECT "Trust" FROM study_sources')) == (
+        None,
+        [(0,)],
+    )
+
+
+async def test_another_open_series_of_the_same_gateway_keeps_the_verdict_away(database: Database, clock: Any) -> None:
+    await earn_trust(database, clock)
+    both = [arriving(f"{STUDY}.{n}", 1, StudyInstanceUID=STUDY) for n in (1, 2)]
+    await beat(database, "one", STUDY, Arriving=both, OpenSeries=2)
+    await database.store(asked(1, "1", has=(1, 1)))  # its PACS does not hold the other one
+    assert (await record(database)).Verdict is None
+    await beat(database, "one")
+    assert (await record(database)).Verdict == "verified"
+
+
+# --- gateways that hold it --------------------------------------------------------------------------------------
+
+
+async def test_a_gateway_that_names_it_keeps_it_open_and_lets_it_go_with_a_heartbeat(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1", ago_s=7200))
+    await beat(database, "two", STUDY, OpenSeries=1)
+    await database.decide_due()
+    study = await record(database)
+    assert study.Verdict is None
+    assert "gateway two" in (study.Basis or "")
+    await beat(database, "two")
+    assert (await record(database)).Verdict == "idle"
+
+
+async def test_what_one_heartbeat_lets_go_is_decided_however_much_it_is(database: Database, clock: Any) -> None:
+    uids = [f"1.7.{n}" for n in range(LOOKED_AT + 5)]
+    for uid in uids:
+        await database.store(of(1, "1", study=uid, ago_s=7200))
+    await beat(database, "two", *uids, OpenSeries=len(uids))
+    await database.decide_due()
+    assert await told(database) == []
+    await beat(database, "two")
+    assert len(await told(database)) == LOOKED_AT
+    assert await database.decide_due() == 5
+    assert {change.StudyInstanceUID for change in await told(database)} == set(uids)
+
+
+@pytest.mark.parametrize(
+    ("said", "holds"),
+    [
+        ({"OpenStudies": ["9.9"], "OpenSeries": 1}, True),  # silent: what has come since is not known
+        ({"OpenStudies": []}, False),
+        ({"OpenStudies": ["9.9"], "OpenSeries": 1, "Stopped": True}, False),
+        ({"OpenStudies": None, "InboxInstances": 3}, True),
+        ({"OpenStudies": None}, False),
+    ],
+)
+async def test_a_silent_gateway_may_hold_what_began_before_it_fell_silent(
+    database: Database, clock: Any, said: dict[str, Any], holds: bool
+) -> None:
+    await database.heard(GatewayState.model_validate(make_state("two", **said)))
+    clock.shift(timedelta(seconds=30))
+    await database.store(of(1, "1", ago_s=7200))
+    await database.decide_due()
+    study = await record(database)
+    assert (study.Verdict is None) == holds
+    assert ("gateway two" in (study.Basis or "")) == holds
+    clock.shift(timedelta(hours=23))
+    await database.decide_due()
+    assert ((await record(database)).Verdict is None) == holds
+    clock.shift(timedelta(hours=2))
+    await beat(database)  # the other one is forgotten, after a day
+    await database.decide_due()
+    assert (await record(database)).Verdict in ("idle", "capped")
+
+
+# --- what is required, and for how long at most -----------------------------------------------------------------
+
+
+def site(database: Database, **change: Any) -> Database:
+    """The same database, as a server with other settings sees it."""
+    given = ServerSettings(**change)
+    terms = Terms(timedelta(seconds=given.study_max_open_s), required_series(given.required_series))
+    return Database(database._engine, terms)
+
+
+async def declare(database: Database, clock: Any, word: Any, study: str = STUDY) -> DeclaredStudy | None:
+    """A person's word, some time after what was before."""
+    clock.shift(timedelta(seconds=1))
+    return await database.declare_study(study, word, "me", BECAUSE)
+
+
+async def test_a_required_series_is_waited_for_and_then_decides(database: Database, clock: Any) -> None:
+    demanding = site(database, required_series="CT1*:Chest*=Thorax 1.0|MPR*")
+    first = {"StudyDescription": ["Chest"], "SeriesDescription": ["Thorax 1.0"]}
+    tag: dict[str, Any] = {"verdict": "expected", "ExpectedInstances": 1, "ExpectedFrom": "tags"}
+    await demanding.store(of(1, "1", Attributes=first, ago_s=7200, **tag))
+    await demanding.decide_due()
+    study = await record(demanding)
+    assert (study.Verdict, study.MissingSeries) == (None, ["MPR*"])
+    await demanding.store(of(2, "1", Attributes={"SeriesDescription": ["mpr cor"]}, **tag))
+    await demanding.decide_due()
+    study = await record(demanding)
+    assert (study.Verdict, study.Policy, study.MissingSeries) == ("expected", "expected", [])
+
+
+async def test_a_study_that_stays_open_is_capped(database: Database, clock: Any) -> None:
+    impatient = site(database, study_max_open_s=600)
+    await impatient.store(of(1, "1", verdict="capped"))
+    await impatient.decide_due()
+    assert (await record(impatient)).Verdict is None
+    await pass_silence(impatient, clock)
+    study = await record(impatient)
+    assert (study.Verdict, datetime.now(UTC)) == ("capped", NOW + timedelta(seconds=600))
+    await impatient.store(of(1, "1", "2", verdict="capped", Revision=2))
+    assert ((await record(impatient)).Verdict, (await record(impatient)).FalseCompletions) == ("capped", 0)
+    await impatient.store(of(1, "1", "2", "3", verdict="idle", Revision=3))
+    await pass_silence(impatient, clock)
+    assert (await record(impatient)).Verdict == "idle"
+
+
+# --- a person's word --------------------------------------------------------------------------------------------
+
+
+async def test_a_study_that_nobody_holds_is_declared_at_once(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1", verdict="capped"))
+    done = await declare(database, clock, "complete")
+    assert done is not None
+    assert (done.record, done.changed, done.closing) == (await record(database), True, [])
+    assert (done.record.Verdict, done.record.Basis) == ("declared", f"declared complete by me: {BECAUSE}")
+    assert (await told(database))[-1].Kinds == ["revised", "declared"]
+    again = await declare(database, clock, "complete")
+    assert again is not None
+    assert not again.changed
+    taken = await declare(database, clock, "incomplete")
+    assert taken is not None
+    assert (taken.record.Verdict, taken.record.Withdrawn) == (None, "declared")
+    clock.shift(timedelta(days=3))
+    await database.decide_due()
+    assert (await record(database)).Verdict is None
+    assert await declare(database, clock, "complete", "9.9") is None
+
+
+async def test_gateways_are_told_to_close_what_they_have_open_of_a_declared_study(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1"))
+    open_series = {"Arriving": [arriving(f"{STUDY}.2", 1, StudyInstanceUID=STUDY)], "OpenSeries": 1}
+    await beat(database, "one", STUDY, **open_series)
+    done = await declare(database, clock, "complete")
+    assert done is not None
+    assert (done.changed, done.closing, done.record.Verdict) == (True, ["one"], None)
+    (order,) = await beat(database, "one", STUDY, **open_series)
+    assert (order.Kind, order.SeriesInstanceUID) == ("declare", f"{STUDY}.2")
+    await database.store(of(2, "1", verdict="declared", Revision=1))
+    await beat(database, "one", OrdersDone=[{"Number": order.Number, "Problem": None}])
+    study = await record(database)
+    assert (study.Verdict, study.NumSeries, study.FalseCompletions) == ("declared", 2, 0)
+
+
+async def test_a_gateway_that_does_not_answer_holds_a_declaration_up_for_a_while(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1"))
+    await beat(database, "one", STUDY, OpenSeries=1)
+    await declare(database, clock, "complete")
+    await database.decide_due()
+    assert (await record(database)).Verdict is None
+    clock.shift(DECLARED_WITHIN)
+    await database.decide_due()
+    assert (await record(database)).Verdict == "declared"
+
+
+async def test_incomplete_takes_orders_back_and_leaves_those_for_one_series(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1"))
+    open_series = {"Arriving": [arriving(f"{STUDY}.2", 1, StudyInstanceUID=STUDY)], "OpenSeries": 1}
+    await beat(database, "one", STUDY, **open_series)
+    await declare(database, clock, "complete")
+    assert len(await beat(database, "one", STUDY, **open_series)) == 1
+    done = await declare(database, clock, "incomplete")
+    assert done is not None
+    assert (done.record.Verdict, done.record.Withdrawn) == (None, "part")
+    assert await beat(database, "one", STUDY, **open_series) == []
+
+
+async def test_a_series_that_is_declared_incomplete_takes_its_studys_verdict(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1"))
+    await pass_silence(database, clock)
+    assert (await record(database)).Verdict == "idle"
+    await database.declare(f"{STUDY}.1", "incomplete", "me", BECAUSE)
+    await database.decide_due()
+    study = await record(database)
+    assert (study.Verdict, study.Unsettled, study.FalseCompletions) == (None, 1, 0)
+
+
+# --- numbers that are missing -----------------------------------------------------------------------------------
+
+
+async def test_a_gap_in_numbers_is_told_and_filled(database: Database, clock: Any) -> None:
+    def numbered(*numbers: int, revision: int = 1) -> SeriesReport:
+        told = {"InstanceAttributes": {"InstanceNumber": [str(n) for n in numbers]}, "Revision": revision}
+        return of(1, *map(str, numbers), verdict="idle", **told)
+
+    await database.store(numbered(*range(1, 21), *range(23, 31)))
+    assert (await record(database)).Gaps == {f"{STUDY}.1": "21 to 22 missing?"}
+    (event,) = [event for event in await database.timeline(f"{STUDY}.1") if event.Event == "series.gapped"]
+    assert event.Details == {"Numbers": "21 to 22 missing?"}
+    await pass_silence(database, clock)
+    study = await record(database)
+    assert (study.Verdict, "21 to 22 missing?" in (study.Basis or "")) == ("idle", True)
+    await database.store(numbered(*range(1, 31), revision=2))
+    assert (await record(database)).Gaps == {}
+
+
+# --- what was stored before -------------------------------------------------------------------------------------
+
+
+async def test_studies_of_an_earlier_version_are_filled_from_their_series(database_url: str) -> None:
+    given = ServerSettings(database_url=database_url)
+    async with Database.open(given) as database:
+        for n in range(5):
+            described = {"Modality": [("CT", "MR")[n % 2]], "StudyDescription": ["Chest"]}
+            await database.store(of(n, *map(str, range(n + 1)), Attributes=described))
+        await database.store(of(1, "1", study="1.9", verdict="capped"))
+        old = of(1, "1", study="1.8", ago_s=90_000)
+        await database.store(old)
+        await database.store(of(1, "1", study="1.7", verdict="capped", ago_s=90_000))
+        before = {study.StudyInstanceUID: study for study in await database.studies(after=None, limit=9)}
+        await migrate(database_url, "0015")
+    async with Database.open(given) as database:
+        await compare(database)
+        after = {study.StudyInstanceUID: study for study in await database.studies(after=None, limit=9)}
+        same = {"NumSeries", "NumInstances", "Modalities", "Unsettled", "StudyDescription", "PatientID", "Source"}
+        same |= {"FirstReceivedAt", "LastReceivedAt", "PatientName"}
+        assert {u: s.model_dump(include=same) for u, s in after.items()} == {
+            u: s.model_dump(include=same) for u, s in before.items()
+        }
+        assert [after[uid].Verdict for uid in (STUDY, "1.9", "1.8", "1.7")] == [None, None, "idle", "capped"]
+        assert await told(database) == []
+        await database.store(of(2, "1", study="1.8"))
+        assert (await record(database, "1.8")).FalseCompletions == 1
+
+
+async def migrate(url: str, version: str) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parents[2] / "storage" / "migrations"))
+
+    def downgrade(connection: Connection) -> None:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, version)
+
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.run_sync(downgrade)
+    await engine.dispose()
+
+
+async def test_what_an_older_server_has_stored_meanwhile_is_counted_when_it_changes(database: Database) -> None:
+    await database.store(of(1, "1"))
+    await database.store(of(2, "1"))
+    await database._engine.write(lambda connection: connection.execute(text("DELETE FROM studies")))
+    await database.store(of(2, "1", "2", Revision=2))
+    await compare(database)
+
+
+# --- a server that runs -----------------------------------------------------------------------------------------
+
+
+async def test_a_running_server_decides_what_is_due(http: httpx.AsyncClient) -> None:
+    report = of(1, "1", verdict="idle", ago_s=7200)
+    answer = await http.post("/series", json=report.model_dump(mode="json"))
+    assert answer.status_code == 201
+    async with asyncio.timeout(20):
+        while not (found := (await http.get("/changes", params={"subject": "study"})).json()["changes"]):
+            await http.get("/changes", params={"subject": "study", "since": 1, "wait": 1})
+    assert [(one["StudyInstanceUID"], one["Verdict"]) for one in found] == [(STUDY, "idle")]
+    assert [one["Subject"] for one in (await http.get("/changes")).json()["changes"]] == ["series"]
