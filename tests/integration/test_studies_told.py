@@ -362,13 +362,17 @@ async def test_prometheus_reads_how_many_are_open_and_how_long_one_is_incomplete
 
 
 @pytest.mark.parametrize("modalities", [3, 60])
-async def test_qido_counts_a_study_of_any_number_of_modalities(http: httpx.AsyncClient, modalities: int) -> None:
+@pytest.mark.parametrize("without", [0, 1])
+async def test_qido_counts_a_study_of_any_number_of_modalities(
+    http: httpx.AsyncClient, modalities: int, without: int
+) -> None:
     for n in range(modalities):
         await post(http, part("1.2", n, "1", "2", Attributes={"Modality": [f"M{n}"]}))
-    await post(http, part("1.2", 999, Attributes={}))
+    for n in range(without):
+        await post(http, part("1.2", 999 + n, Attributes={}))
     (found,) = (await http.get("/dicom-web/studies", params={"StudyInstanceUID": "1.2"})).json()
-    assert found["00201206"]["Value"] == [modalities + 1]
-    assert found["00201208"]["Value"] == [2 * modalities + 1]
+    assert found["00201206"]["Value"] == [modalities + without]
+    assert found["00201208"]["Value"] == [2 * modalities + without]
     assert found["00080061"]["Value"] == sorted(f"M{n}" for n in range(modalities))
 
 
