@@ -16,6 +16,7 @@ from sqlalchemy import Select, text
 from sqlalchemy.dialects.sqlite import dialect
 
 from api.follower import Follower
+from api.operations import operations
 from common.settings import ServerSettings
 from db import Database, select_changes
 from models import SeriesReport
@@ -404,3 +405,15 @@ async def test_what_is_asked_of_studies_goes_along_an_index_and_sorts_nothing(
         steps = [row["detail"] for row in await database._engine.read(explained)]
     assert any(re.search(rf" INDEX {index}\b", step) for step in steps), steps
     assert not any("USE TEMP B-TREE" in step for step in steps), steps
+
+
+async def test_the_command_line_declares_a_study_or_says_why_not(database: Database) -> None:
+    await database.store(part("1.2", 1))
+    said = {"declared": "complete", "because": "over", "by": "me, command line"}
+    declare_study = operations(database)["declare_study"]
+    done = await declare_study(study_instance_uid="1.2", **said)
+    assert (done["study"], done["verdict"], done["series"], done["images"]) == ("1.2", "declared", 1, 1)
+    back = await declare_study(study_instance_uid="1.2", **said | {"declared": "incomplete"})
+    assert back["verdict"] == "none (declared was withdrawn)"
+    for unknown in ("9", "no UID\\at all"):
+        assert unknown in (await declare_study(study_instance_uid=unknown, **said))["unknown"]
