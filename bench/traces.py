@@ -25,10 +25,15 @@ class Event:
     station: str = ""
     study: str = ""
     """Without one, its series is a study of its own."""
-    kind: str = ""
-    """The kind of its series, and below the group of its study: common/study_kinds.py."""
-    group: str = ""
+    study_description: str = ""
+    description: str = ""
+    """Of the series; both may be digests, which are the same for the same text."""
+    stored: bool = False
+    """The study was made on an earlier day than it came."""
     gateway: str = ""
+
+
+TEXTS = [name for name, kind in Event.__annotations__.items() if kind is str]
 
 
 class BadTrace(Exception):
@@ -64,14 +69,18 @@ def _check_types(event: Event) -> None:
         raise TypeError("t is not a number of seconds")
     if not isinstance(event.association, int):
         raise TypeError("association is not a whole number")
-    for name in ("ae", "modality", "station", "series", "sop", "study", "kind", "group", "gateway"):
+    for name in TEXTS:
         if not isinstance(getattr(event, name), str):
             raise TypeError(f"{name} is not text")
+    if not isinstance(event.stored, bool):
+        raise TypeError("stored is neither true nor false")
 
 
 def write_trace(path: Path, events: Sequence[Event]) -> None:
     """The inverse of `read_trace`."""
-    path.write_text("".join(json.dumps({k: v for k, v in asdict(e).items() if v != ""}) + "\n" for e in events))
+    path.write_text(
+        "".join(json.dumps({k: v for k, v in asdict(e).items() if v not in ("", False)}) + "\n" for e in events)
+    )
 
 
 # --- made up ---------------------------------------------------------------------------------------------------

@@ -2,40 +2,40 @@
 
 1. A silence of a study that a further series ended is remembered for the next MEMORY studies: how long it was, of what
    kind that series was, if the study had one of that kind already, and the study's description.
-2. A study waits MARGIN times the longest remembered silence that may still end in it: one before a kind of series that
-   it lacks, or before another of a kind that it has.
-3. Of a description that KNOWN studies had, only what came to studies of that description counts; studies that are
+2. A study waits for the longest of these that may still end in it, before a kind of series that it lacks or another of
+   a kind that it has: twice as long if no other of that kind is known, half as long again if one, and so on.
+3. Of a description that KNOWN_GROUP studies had, only what came to studies of that description counts; studies that are
    STORED, of an earlier day, are a description of their own.
-4. One study in RARE may be told too early, so that many of the longest silences are left out; none where `sure`.
+4. One study in RARE may be told too early: as many of the longest silences are left out.
 5. A source that has shown fewer than KNOWN studies waits PRIOR_S at least, of which a rest fades with further studies.
 
 What was learnt is a JSON object, {} of a new source: `studies`, a count; `groups`, by description how many studies it
 had; `late`, rows of [number of the study in its group, silence in s, kind, whether it had that kind, group].
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
 from common.study_kinds import STORED
 
 PRIOR_S = 1800.0  # least wait of a source that is not known yet; reconstructions come within half an hour
-PRIOR_STORED_S = 300.0  # the same, of stored studies: nothing more is made of them, only sent
-FADED = 0.3  # part of the prior that is left of KNOWN studies; of twice as many half of that, and so on
-KNOWN = 10  # studies that make a source known, or a description
-MARGIN = 1.2  # the wait is this many times the longest silence
-RARE = 40  # studies of which one may be told too early
+PRIOR_STORED_S = 120.0  # the same, of stored studies: nothing more is made of them, only sent
+KNOWN = 10  # studies that make a source known
+KNOWN_GROUP = 5  # studies that make a description known
+FADED = 0.3  # part of the prior that is left then; of twice as many studies half of that, and so on
+RARE = 50  # studies of which one may be told too early
 FLOOR_S = 60.0  # least wait; also covers a sender that begins again
-SHORTEST_S = FLOOR_S / MARGIN  # silences below lengthen no wait
+SHORTEST_S = 40.0  # silences below lengthen no wait
 LONGEST_S = 4 * 3600.0  # silences beyond are never waited for: an addendum of the next day
 MEMORY = 100  # studies of a group for which a silence is remembered
-LONGEST_OF_A_KIND = 4  # silences that are remembered of each group and kind: MEMORY / RARE and more
+LONGEST_OF_A_KIND = 5  # silences that are remembered of each group and kind: more than MEMORY / RARE
 MAX_LATE = 120  # silences in all: 45 bytes each
 MAX_GROUPS = 32  # descriptions that are remembered of a source: 25 bytes each
 MAX_KINDS = 64  # kinds of series that are remembered of a study
 
 _Row = list[Any]
-_GROUP_COUNT, _SILENCE, _KIND, _AGAIN, _GROUP = range(5)
+_NUMBER, _SILENCE, _KIND, _AGAIN, _GROUP = range(5)
 
 
 class Study(NamedTuple):
@@ -57,8 +57,8 @@ def learn(learnt: Mapping[str, Any], silence_s: float, study: Study = ANY, came:
     """Return what is learnt with a silence that a series of the kind `came` ended. `study` is as it was before."""
     if not SHORTEST_S < silence_s <= LONGEST_S:
         return dict(learnt)
-    count = _groups(learnt).get(study.group, 0) + 1
-    row = [count, round(silence_s), came, int(came in study.kinds), study.group]
+    number = _groups(learnt).get(study.group, 0) + 1
+    row = [number, round(silence_s), came, int(came in study.kinds), study.group]
     return {**learnt, "late": _few([*_late(learnt), row], _groups(learnt))}
 
 
@@ -73,7 +73,7 @@ def ended(learnt: Mapping[str, Any], study: Study = ANY) -> dict[str, Any]:
 
 def _few(late: list[_Row], groups: Mapping[str, int]) -> list[_Row]:
     """Leave out what is too old, and of each kind and group all but the longest; of too many the oldest."""
-    recent = [row for row in late if row[_GROUP_COUNT] > groups.get(row[_GROUP], 0) - MEMORY]
+    recent = [row for row in late if row[_NUMBER] > groups.get(row[_GROUP], 0) - MEMORY]
     order = sorted(range(len(recent)), key=lambda n: (_case(recent[n]), -recent[n][_SILENCE]))
     kept = [n for _, same in groupby(order, key=lambda n: _case(recent[n])) for n in list(same)[:LONGEST_OF_A_KIND]]
     return [recent[n] for n in sorted(kept)[-MAX_LATE:]]
@@ -86,22 +86,25 @@ def _case(row: _Row) -> tuple[str, str, int]:
 # --- waiting ---------------------------------------------------------------------------------------------------
 
 
-def timeout_s(learnt: Mapping[str, Any], study: Study = ANY, *, sure: bool = False) -> float:
-    """Return how long a study has to be silent to have ended; if `sure`, no silence is taken to be too rare."""
-    seen = _groups(learnt).get(study.group, 0)
-    known = seen >= KNOWN
-    if not known:
-        seen = learnt.get("studies", 0)
-    awaited = (row for row in _late(learnt) if (row[_KIND] in study.kinds) == bool(row[_AGAIN]))
-    silences = sorted((row[_SILENCE] for row in awaited if not known or row[_GROUP] == study.group), reverse=True)
-    rare = 0 if sure else min(seen, MEMORY) // RARE
-    longest_s = silences[rare] if len(silences) > rare else 0.0
-    return max(FLOOR_S, MARGIN * longest_s, _prior_s(study, seen))
-
-
-def _prior_s(study: Study, seen: int) -> float:
+def timeout_s(learnt: Mapping[str, Any], study: Study = ANY) -> float:
+    """Return how long a study has to be silent to have ended."""
+    of_group = _groups(learnt).get(study.group, 0)
+    known = of_group >= KNOWN_GROUP
+    seen = of_group if known else learnt.get("studies", 0)
+    rows = [row for row in _awaited(learnt, study) if not known or row[_GROUP] == study.group]
+    rows.sort(key=lambda row: row[_SILENCE])
+    by_kind: dict[str, list[float]] = {}
+    for row in rows[: len(rows) - min(seen, MEMORY) // RARE]:
+        by_kind.setdefault(row[_KIND], []).append(row[_SILENCE])
+    longest_s = max((silences[-1] * (1 + 1 / len(silences)) for silences in by_kind.values()), default=0.0)
     prior_s = PRIOR_STORED_S if study.group == STORED else PRIOR_S
-    return prior_s if seen < KNOWN else prior_s * FADED * KNOWN / seen
+    enough = KNOWN_GROUP if known else KNOWN
+    return max(FLOOR_S, longest_s, prior_s if seen < enough else prior_s * FADED * enough / seen)
+
+
+def _awaited(learnt: Mapping[str, Any], study: Study) -> Iterator[_Row]:
+    """Yield the silences that may end in a study: before a kind that it lacks, or another of a kind that it has."""
+    return (row for row in _late(learnt) if (row[_KIND] in study.kinds) == bool(row[_AGAIN]))
 
 
 def _groups(learnt: Mapping[str, Any]) -> Mapping[str, int]:
