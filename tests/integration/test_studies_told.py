@@ -19,7 +19,7 @@ from api.follower import Follower
 from api.operations import operations
 from common.settings import ServerSettings
 from db import Database, select_changes
-from models import SeriesReport
+from models import GatewayState, SeriesReport
 from storage import study_views
 from storage.listing import StudyListing, select_listed
 from tests.factories import RECEIVED_AT, make_report, make_state
@@ -417,3 +417,18 @@ async def test_the_command_line_declares_a_study_or_says_why_not(database: Datab
     assert back["verdict"] == "none (declared was withdrawn)"
     for unknown in ("9", "no UID\\at all"):
         assert unknown in (await declare_study(study_instance_uid=unknown, **said))["unknown"]
+
+
+async def test_a_study_that_reads_otherwise_has_changed_also_without_another_verdict(database: Database) -> None:
+    now = datetime.now(UTC)
+    await database.store(part("1.2", 1, Verdict="idle", FirstReceivedAt=now, LastReceivedAt=now))
+    before = await database.study("1.2")
+    for gateway, named in (("a", ["1.2"]), ("b", ["1.2"]), ("b", [])):  # b lets it go: so it is looked at
+        state = make_state(gateway, OpenStudies=named, OpenSeries=len(named))
+        await database.heard(GatewayState.model_validate(state))
+    after = await database.study("1.2")
+    assert before is not None
+    assert after is not None
+    assert (before.Verdict, after.Verdict, after.Revision) == (None, None, before.Revision)
+    assert "gateway a" in str(after.Basis)
+    assert after.UpdatedAt > before.UpdatedAt
