@@ -17,6 +17,7 @@ from common import metrics
 from common.required import Required, missing_of, required_of
 from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
 from storage import history, merge, orders, study_rules, study_silence
+from storage.answers import StudyRecord
 from storage.engine import insert
 from storage.gaps import gaps
 from storage.revisions import figures_of
@@ -370,9 +371,11 @@ async def write(
     """Write what has changed of a study, and let it be told if that is news for others."""
     kinds = study_rules.kinds(row, after)
     if kinds:
-        after = _with(after, {"Revision": row["Revision"] + 1, "UpdatedAt": now})
+        after = _with(after, {"Revision": row["Revision"] + 1})
     before = cast("Mapping[str, Any]", row)
     changed = {name: value for name, value in after.items() if before[name] != value}
+    if not changed.keys().isdisjoint(StudyRecord.model_fields):  # who reads it again sees something else
+        changed["UpdatedAt"] = now
     if changed:
         await _update(connection, row["StudyInstanceUID"], changed)
     if not kinds:

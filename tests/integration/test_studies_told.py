@@ -16,9 +16,10 @@ from sqlalchemy import Select, text
 from sqlalchemy.dialects.sqlite import dialect
 
 from api.follower import Follower
+from api.operations import operations
 from common.settings import ServerSettings
 from db import Database, select_changes
-from models import SeriesReport
+from models import GatewayState, SeriesReport
 from storage import study_views
 from storage.listing import StudyListing, select_listed
 from tests.factories import RECEIVED_AT, make_report, make_state
@@ -362,13 +363,17 @@ async def test_prometheus_reads_how_many_are_open_and_how_long_one_is_incomplete
 
 
 @pytest.mark.parametrize("modalities", [3, 60])
-async def test_qido_counts_a_study_of_any_number_of_modalities(http: httpx.AsyncClient, modalities: int) -> None:
+@pytest.mark.parametrize("without", [0, 1])
+async def test_qido_counts_a_study_of_any_number_of_modalities(
+    http: httpx.AsyncClient, modalities: int, without: int
+) -> None:
     for n in range(modalities):
         await post(http, part("1.2", n, "1", "2", Attributes={"Modality": [f"M{n}"]}))
-    await post(http, part("1.2", 999, Attributes={}))
+    for n in range(without):
+        await post(http, part("1.2", 999 + n, Attributes={}))
     (found,) = (await http.get("/dicom-web/studies", params={"StudyInstanceUID": "1.2"})).json()
-    assert found["00201206"]["Value"] == [modalities + 1]
-    assert found["00201208"]["Value"] == [2 * modalities + 1]
+    assert found["00201206"]["Value"] == [modalities + without]
+    assert found["00201208"]["Value"] == [2 * modalities + without]
     assert found["00080061"]["Value"] == sorted(f"M{n}" for n in range(modalities))
 
 
@@ -400,3 +405,30 @@ async def test_what_is_asked_of_studies_goes_along_an_index_and_sorts_nothing(
         steps = [row["detail"] for row in await database._engine.read(explained)]
     assert any(re.search(rf" INDEX {index}\b", step) for step in steps), steps
     assert not any("USE TEMP B-TREE" in step for step in steps), steps
+
+
+async def test_the_command_line_declares_a_study_or_says_why_not(database: Database) -> None:
+    await database.store(part("1.2", 1))
+    said = {"declared": "complete", "because": "over", "by": "me, command line"}
+    declare_study = operations(database)["declare_study"]
+    done = await declare_study(study_instance_uid="1.2", **said)
+    assert (done["study"], done["verdict"], done["series"], done["images"]) == ("1.2", "declared", 1, 1)
+    back = await declare_study(study_instance_uid="1.2", **said | {"declared": "incomplete"})
+    assert back["verdict"] == "none (declared was withdrawn)"
+    for unknown in ("9", "no UID\\at all"):
+        assert unknown in (await declare_study(study_instance_uid=unknown, **said))["unknown"]
+
+
+async def test_a_study_that_reads_otherwise_has_changed_also_without_another_verdict(database: Database) -> None:
+    now = datetime.now(UTC)
+    await database.store(part("1.2", 1, Verdict="idle", FirstReceivedAt=now, LastReceivedAt=now))
+    before = await database.study("1.2")
+    for gateway, named in (("a", ["1.2"]), ("b", ["1.2"]), ("b", [])):  # b lets it go: so it is looked at
+        state = make_state(gateway, OpenStudies=named, OpenSeries=len(named))
+        await database.heard(GatewayState.model_validate(state))
+    after = await database.study("1.2")
+    assert before is not None
+    assert after is not None
+    assert (before.Verdict, after.Verdict, after.Revision) == (None, None, before.Revision)
+    assert "gateway a" in str(after.Basis)
+    assert after.UpdatedAt > before.UpdatedAt
