@@ -39,8 +39,8 @@ class Dispatched:
     def hurry(self) -> None:
         self.hurried = True
 
-    async def drain(self, timeout_s: float) -> int:
-        return len(self.waiting)
+    async def drain(self, timeout_s: float, study_instance_uid: str | None = None) -> int:
+        return len([one for one in self.waiting if study_instance_uid in (None, one.key.study_instance_uid)])
 
     @property
     def series(self) -> list[str]:
@@ -193,7 +193,7 @@ async def test_a_declared_series_is_told_done_when_its_report_is_filed() -> None
 async def test_a_drain_reports_what_is_open_and_hurries_what_waits() -> None:
     async with rig(idle_s=3600.0) as r:
         await r.gateway.store(make_instance("1"))
-        assert await r.gateway.operations()["drain"]() == {"reported": 1, "undelivered": 1}
+        assert await r.gateway.operations()["drain"]() == {"reported": 1, "undelivered": 1, "known": True}
         assert r.dispatched.hurried
         assert await r.gateway.store(make_instance("2")) == SUCCESS  # and it goes on
 

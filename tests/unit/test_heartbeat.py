@@ -16,6 +16,7 @@ from common.settings import GatewaySettings
 from common.version import version
 from gateway.dispatcher import SeriesDispatcher
 from gateway.heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
+from gateway.held_studies import HeldStudies
 from gateway.idle import Adaptive, Fixed
 from gateway.journal import Journal
 from gateway.orders import Orders
@@ -39,11 +40,11 @@ class Watched:
         self.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(self._take))
         self.journal = journal
         self.inbox: asyncio.Queue[object] = asyncio.Queue(10)
-        self.collector = collector_of(Fixed(2.0))
-        self.dispatcher = SeriesDispatcher(self.http, journal, concurrency=1, retry_max_s=1.0)
-        self.vitals = Vitals(
-            SETTINGS, self.inbox, journal, self.collector, self.dispatcher, Orders({"declare": self._declare})
-        )
+        self.held = HeldStudies()
+        self.collector = collector_of(Fixed(2.0), held=self.held)
+        self.dispatcher = SeriesDispatcher(self.http, journal, concurrency=1, retry_max_s=1.0, held=self.held)
+        orders = Orders({"declare": self._declare})
+        self.vitals = Vitals(SETTINGS, self.inbox, journal, self.collector, self.dispatcher, orders, self.held)
 
     async def _declare(self, order: Order) -> str:
         self.ordered.append(order.SeriesInstanceUID)

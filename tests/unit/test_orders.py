@@ -25,6 +25,10 @@ def declare(number: int) -> dict[str, Any]:
     return {"Number": number, "Kind": "declare", "SeriesInstanceUID": f"1.{number}"}
 
 
+async def nobody(title: str, study: str) -> str | None:
+    raise AssertionError("asked")
+
+
 class Obedient:
     """Does what declares want, and says it; or fails as it is told to."""
 
@@ -136,7 +140,7 @@ async def test_a_declaration_is_as_old_as_the_server_says() -> None:
         asked.append((uid, given_at))
         return len(asked) - 1
 
-    orders = Orders(obedience(declare_series, {}))
+    orders = Orders(obedience(declare_series, {}, nobody))
     before = datetime.now(UTC)
     await orders.take(answer(*({**declare(n), "AgeS": 90.0} for n in (1, 2))))
     after = datetime.now(UTC)
@@ -152,7 +156,8 @@ async def test_dead_letters_are_replayed_and_discarded_by_their_id_and_nothing_e
             await journal.refused(one, "HTTP 422")
         (alive,) = await journal.file_reports([make_report("1", series="1.9")])
         submitted: list[int] = []
-        orders = Orders(obedience(None, dead_letter_operations(journal, lambda waiting: submitted.append(waiting.id))))  # type: ignore[arg-type]
+        operations = dead_letter_operations(journal, lambda waiting: submitted.append(waiting.id))
+        orders = Orders(obedience(None, operations, nobody))  # type: ignore[arg-type]
         kinds = ["replay", "discard", "replay", "discard", "discard"]
         letters = [dead[0].id, dead[1].id, dead[0].id, alive.id, 77]
         with capture_logs() as logs:
