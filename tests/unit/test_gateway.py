@@ -303,3 +303,25 @@ async def test_saturation_is_said_when_it_begins_and_when_it_ends_and_a_failing_
     said = [entry for entry in logs if entry["event"].startswith("gateway.")]
     assert [entry["event"] for entry in said] == ["gateway.saturated", "gateway.recovered"]
     assert said[0]["reason"] == "disk full"
+
+
+async def test_a_drain_of_a_study_reports_its_series_and_no_other() -> None:
+    async with rig(idle_s=3600.0) as r:
+        for study, series in (("1.1", "1.1.1"), ("1.1", "1.1.2"), ("1.2", "1.2.1")):
+            await r.gateway.store(make_instance("1", study=study, series=series))
+        drain = r.gateway.operations()["drain"]
+        assert await drain(study="1.1") == {"reported": 2, "undelivered": 2, "known": True}
+        assert sorted(r.dispatched.series) == ["1.1.1", "1.1.2"]
+        assert {report.Verdict for report in r.journal.reports} == {"drained"}
+        assert await drain(study="1.9") == {"reported": 0, "undelivered": 0, "known": False}
+        assert await drain() == {"reported": 1, "undelivered": 3, "known": True}
+
+
+async def test_drains_at_the_same_time_report_each_series_once() -> None:
+    async with rig(idle_s=3600.0) as r:
+        for study in ("1.1", "1.2"):
+            await r.gateway.store(make_instance("1", study=study, series=f"{study}.1"))
+        drain = r.gateway.operations()["drain"]
+        done = await asyncio.gather(drain(study="1.1"), drain(), drain(study="1.2"))
+        assert [one["reported"] for one in done] == [1, 1, 0]
+        assert sorted(r.dispatched.series) == ["1.1.1", "1.2.1"]
