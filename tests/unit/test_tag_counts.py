@@ -178,7 +178,7 @@ def read(wanted: str = "", **elements: Any) -> Instance:
     )
 
 
-ELEMENTS = {
+ELEMENTS: dict[str, Any] = {
     "NumberOfSlices": 47,
     "NumberOfTimeSlices": 30,
     "NumberOfTemporalPositions": "5",
