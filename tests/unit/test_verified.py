@@ -498,3 +498,16 @@ def test_with_fetching_on_what_cannot_be_fetched_is_waited_for(pacs: Pacs) -> No
     ((at, report),) = [(at, report) for at, report in pacs.run(1000.0) if report.Verdict]
     assert (report.Verdict, report.ExpectedInstances) == ("idle", 30)
     assert at >= 60.0
+
+
+def test_the_end_of_an_association_is_a_reason_to_ask_sooner(pacs: Pacs) -> None:
+    """However long the pause between two questions has become."""
+    pacs.has[SERIES] = uids(9)
+    carrier = Association(next(numbers), "PACS", "", 0.0)
+    pacs.collector.observe(image(0, carrier), 0.0)
+    list(pacs.run(3.0))
+    asked = [at for at, _ in pacs.asked]
+    release(pacs, carrier)
+    list(pacs.run(3.1))
+    assert asked[-1] < 2.9
+    assert [at for at, _ in pacs.asked] == [*asked, 3.0]
