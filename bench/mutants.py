@@ -49,7 +49,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "gateway/closed_series.py": ("closed_series collector verified", ""),
     "gateway/reporting.py": ("reporting collector verified collect", ""),
     "gateway/idle.py": ("idle collector", ""),
-    "gateway/pacs.py": ("", "pacs pacs_raw"),
+    "gateway/pacs.py": ("asking", "pacs pacs_raw"),
     "gateway/dispatcher.py": ("dispatcher client", ""),
     "gateway/server_client.py": ("client answers", ""),
     "gateway/heartbeat.py": ("heartbeat orders answers", ""),
