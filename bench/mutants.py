@@ -62,7 +62,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "storage/revisions.py": ("", "db declarations sources purge"),
     "storage/engine.py": ("", "db connections"),
     "db.py": ("", "db declarations acting overview"),
-    "api/access.py": ("scopes", "access acting"),
+    "api/access.py": ("scopes", "guard access acting"),
 }
 """By module, the names of the fast test files that can tell: of units, and of what is integrated; the surest first."""
 
