@@ -51,7 +51,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "gateway/idle.py": ("idle collector", ""),
     "gateway/pacs.py": ("asking", "pacs pacs_raw"),
     "gateway/dispatcher.py": ("dispatcher client", ""),
-    "gateway/server_client.py": ("client answers", ""),
+    "gateway/server_client.py": ("client dispatcher answers", ""),
     "gateway/heartbeat.py": ("heartbeat orders answers", ""),
     "client.py": ("collect gateway spans client_sources", "gateway"),
     "scp.py": ("", "scp scp_limits"),
@@ -174,12 +174,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make mutants", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sample", type=int, default=5, metavar="N", help="mutants of each module")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), metavar="S", help="draws the same mutants")
-    parser.add_argument("--modules", default=",".join(TESTS), metavar="A,B", help="paths of modules, or parts of them")
+    parser.add_argument(
+        "--modules", default=",".join(TESTS), metavar="A,B", help="modules, such as idle or gateway/idle.py"
+    )
     options = parser.parse_args()
     asked = options.modules.split(",")
-    modules = [module for module in TESTS if any(part in module for part in asked)]
-    if missing := [part for part in asked if not any(part in module for module in TESTS)]:
-        parser.error(f"no module is called {', '.join(missing)}: give one of {', '.join(TESTS)}")
+    modules = [module for module in TESTS if {module, Path(module).stem} & {*asked}]
+    if missing := {*asked} - {name for module in TESTS for name in (module, Path(module).stem)}:
+        parser.error(f"no module is called {', '.join(sorted(missing))}: give some of {', '.join(TESTS)}")
     console = Console(width=160, highlight=False, markup=False)
     console.print(f"seed {options.seed}: {options.sample} mutants of each of {len(modules)} modules")
     results: list[Tried] = []
