@@ -58,7 +58,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "dicom/upper_layer.py": ("upper_layer associate", ""),
     "dicom/header.py": ("header extras models", ""),
     "dicom/walk.py": ("walk header", ""),
-    "storage/merge.py": ("union extras", "db declarations"),
+    "storage/merge.py": ("merge union", "db declarations"),
     "storage/revisions.py": ("", "db declarations sources purge"),
     "storage/engine.py": ("", "db connections"),
     "db.py": ("", "db declarations acting overview"),
