@@ -7,7 +7,7 @@ import pytest
 
 from models import SeriesReport
 from storage import merge
-from storage.folding import FOLDED_LENGTH
+from storage.folding import FOLDED_LENGTH, folded
 from storage.merge import BASIS_LENGTH, Word
 from storage.rows import SeriesRow
 from storage.schema import series
@@ -26,7 +26,7 @@ def empty() -> SeriesRow:
     return cast("SeriesRow", dict.fromkeys(series.c.keys()) | merge.new_row(make_report(), NOW))
 
 
-def row(*sops: str, known: SeriesRow | None = None, union: int | None = None, **said: Any) -> SeriesRow:
+def row(*sops: str, known: Any = None, union: Any = None, **said: Any) -> SeriesRow:
     """A row once a report of these images is in; `union` counts those of others, too."""
     before = known or empty()
     one = report(*sops, **said)
@@ -68,7 +68,7 @@ def test_no_patient_is_the_same_as_no_patient_only() -> None:
 def test_a_correction_takes_patient_and_study_with_their_attributes_and_leaves_the_series_its_own() -> None:
     known = row("1", Attributes={"Modality": ["CT"], "StudyDate": ["20250101"], "PatientSex": ["M"]})
     undecoded = {"PatientName": "/w==", "StudyDescription": "/w==", "SeriesDescription": "/w=="}
-    known = cast("SeriesRow", known | {"Undecoded": undecoded})
+    known = known | {"Undecoded": undecoded}
     other = {"PatientID": "P2", "PatientName": "Other^Two", "StudyInstanceUID": "1.9"}
     attributes = {"Modality": ["MR"], "StudyDate": ["2026.02.02"], "ReferringPhysicianName": ["Ä"]}
     new = merge.corrected(report("2", **other, Attributes=attributes, Undecoded={"PatientName": "/g=="}), known, LATER)
@@ -79,8 +79,8 @@ def test_a_correction_takes_patient_and_study_with_their_attributes_and_leaves_t
         "Modality": "CT",
         "StudyDate": "20260202",
         "AccessionNumber": None,
-        "FoldedName": merge.folded("Other^Two"),
-        "FoldedReferrer": merge.folded("Ä"),
+        "FoldedName": folded("Other^Two"),
+        "FoldedReferrer": folded("Ä"),
         "Revision": 2,
         "UpdatedAt": LATER,
     }
@@ -126,14 +126,14 @@ def test_a_count_is_of_distinct_images_or_a_floor_and_never_falls(
     sops: str, said: dict[str, Any], known: int, instances: int, count: int
 ) -> None:
     one = report(*sops).model_copy(update=said)
-    assert merge.count(one, cast("SeriesRow", empty() | {"NumInstances": known}), instances) == count
+    assert merge.count(one, empty() | {"NumInstances": known}, instances) == count
 
 
 # --- what a report changes ---
 
 
 def test_the_first_report_fills_a_row() -> None:
-    said = {"Basis": "quiet", "Source": "CT1 CT", "IdlePolicy": "fixed", "CalledAETitle": "ARCHIVE"}
+    said: dict[str, Any] = {"Basis": "quiet", "Source": "CT1 CT", "IdlePolicy": "fixed", "CalledAETitle": "ARCHIVE"}
     said |= {"Doubtful": ["odd"], "Undecoded": {"PatientName": "/w=="}, "ExpectedInstances": 3, "ExpectedFrom": "tags"}
     first = merge.changes(report("1", "2", **said), empty(), 2, LATER)
     assert first == said | {
@@ -145,7 +145,7 @@ def test_the_first_report_fills_a_row() -> None:
         "Modality": "CT",
         "StudyDate": None,
         "AccessionNumber": None,
-        "FoldedName": merge.folded("Test^One"),
+        "FoldedName": folded("Test^One"),
         "FoldedReferrer": None,
         "Verdict": "idle",
         "Withdrawn": None,
@@ -157,7 +157,13 @@ def test_the_first_report_fills_a_row() -> None:
 
 
 def test_a_first_report_is_a_revision_though_it_says_nothing() -> None:
-    silent = {"Attributes": {}, "PatientName": None, "Verdict": None, "FirstReceivedAt": None, "LastReceivedAt": None}
+    silent: dict[str, Any] = {
+        "Attributes": {},
+        "PatientName": None,
+        "Verdict": None,
+        "FirstReceivedAt": None,
+        "LastReceivedAt": None,
+    }
     first = merge.changes(report(NumInstances=0, **silent), empty(), 0, NOW)
     assert told(first, "Revision", "FirstReceivedAt", "LastReceivedAt") == (1, None, None)
 
@@ -190,7 +196,7 @@ def test_what_is_searched_by_is_short_folded_and_without_the_dots_of_old_dates()
     )
     assert told(found, "Modality", "StudyDate", "FoldedReferrer") == ("M" * 64, "20260131", None)
     assert found["AccessionNumber"] == "A" * FOLDED_LENGTH
-    assert str(found["FoldedName"]) == merge.folded("Strauß^" * 999)[:FOLDED_LENGTH]
+    assert str(found["FoldedName"]) == folded("Strauß^" * 999)[:FOLDED_LENGTH]
 
 
 # --- verdicts ---
@@ -201,6 +207,59 @@ def test_images_after_a_verdict_make_it_a_false_one_unless_they_are_another_gate
     late, first = row("2", known=known, union=2, Revision=2), row("2", known=known, union=2)
     repeated = row("1", known=known, union=1, Revision=2)
     assert [one["FalseCompletions"] for one in (late, first, repeated)] == [1, 0, 0]
+    again = row("3", known=late, union=3, Revision=3)
+    assert again["FalseCompletions"] == 2
+    for verdict, false in (("capped", 0), ("drained", 0), ("expected", 1), ("declared", 1), (None, 0)):
+        ended = row("1", Verdict=verdict, ExpectedInstances=1, ExpectedFrom="tags")
+        assert row("2", known=ended, union=2, Revision=2)["FalseCompletions"] == false, verdict
+
+
+def figures(before: SeriesRow, one: SeriesReport, union: int) -> list[tuple[str | None, str]]:
+    after = cast("SeriesRow", before | merge.changes(one, before, union, NOW))
+    return [(of["Verdict"], column) for of, column in merge.completions(one, before, after)]
+
+
+def test_figures_count_each_verdict_once_and_what_came_after_it() -> None:
+    idle, capped = row("1"), row("1", Verdict="capped")
+    withdrawn = cast("SeriesRow", idle | merge.declared(idle, Word("incomplete", "me", "so", NOW), NOW))
+    assert figures(empty(), report("1"), 1) == [("idle", "Series")]
+    assert figures(empty(), report("1", Verdict="drained"), 1) == []
+    assert figures(idle, report("1"), 1) == []
+    assert figures(idle, report("2", Revision=2), 2) == [("idle", "False"), ("idle", "Series")]
+    assert figures(capped, report("2", Revision=2), 2) == [("capped", "AfterCapped"), ("idle", "Series")]
+    assert figures(idle, report("2"), 2) == [("idle", "Series")]
+    assert figures(withdrawn, report("2", Revision=2), 2)[0] == ("idle", "False")
+
+
+VERIFIED = {"Verdict": "verified", "Basis": "the PACS", "ExpectedInstances": 2, **PACS}
+
+
+@pytest.mark.parametrize(
+    ("said", "union", "claim"),
+    [
+        (VERIFIED, 2, ("verified", "the PACS", 2, "pacs")),
+        (VERIFIED, 3, ("idle", "the PACS; 3 are known", None, None)),
+        (VERIFIED | {"Basis": None}, 3, ("idle", "3 are known", None, None)),
+        (VERIFIED | {"ExpectedFrom": "tags"}, 2, ("idle", "the PACS; 2 are known", 2, "tags")),
+        ({"Verdict": "expected", "ExpectedInstances": 2, "ExpectedFrom": "tags"}, 2, ("expected", None, 2, "tags")),
+        ({"Verdict": "expected", "ExpectedInstances": 2, "ExpectedFrom": "tags"}, 3, ("idle", None, None, None)),
+        ({"Verdict": "idle", "Basis": "quiet", "ExpectedInstances": 9, **PACS}, 2, ("idle", "quiet", 9, "pacs")),
+        ({"Verdict": None, "Basis": "a part"}, 2, (None, "a part", None, None)),
+    ],
+)
+def test_a_row_claims_what_its_report_says_as_far_as_it_bears_out(
+    said: dict[str, Any], union: int, claim: tuple[Any, ...]
+) -> None:
+    told_of = row("1", "2", union=union, **said)
+    assert told(told_of, "Verdict", "Basis", "ExpectedInstances", "ExpectedFrom") == claim
+
+
+def test_a_verified_row_gives_way_to_the_word_that_there_is_more_and_to_nothing_else() -> None:
+    known = row("1", "2", **VERIFIED)
+    repeat = row("1", known=known, union=2, Basis="quiet")
+    more = row("1", known=known, union=2, Verdict=None, ExpectedInstances=5, **PACS)
+    assert told(repeat, "Verdict", "Basis") == ("verified", "the PACS")
+    assert told(more, "Verdict", "Basis", "ExpectedInstances") == ("idle", "the PACS; then 5, 2 are known", 5)
     for seconds, verdict in ((-1, "idle"), (0, "verified"), (1, "verified")):  # heard before the larger number, or not
         at = {"LastReceivedAt": RECEIVED_AT + timedelta(seconds=seconds), "ExpectedInstances": 3}
         assert row("3", known=more, union=3, **(VERIFIED | at))["Verdict"] == verdict
