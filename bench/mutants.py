@@ -54,7 +54,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "gateway/server_client.py": ("client dispatcher answers", ""),
     "gateway/heartbeat.py": ("heartbeat orders answers", ""),
     "client.py": ("collect gateway spans client_sources", "gateway"),
-    "scp.py": ("", "scp scp_limits"),
+    "scp.py": ("", "scp scp_measures scp_limits"),
     "dicom/upper_layer.py": ("upper_layer associate", ""),
     "dicom/header.py": ("header extras models", ""),
     "dicom/walk.py": ("walk header", ""),
