@@ -24,7 +24,7 @@ from api.routing import NeedsKey
 from api.tolerance import without_slash
 from common import metrics
 from common.errors import SeriesGatewayError
-from common.settings import ServerSettings
+from common.settings import ServerSettings, is_loopback
 from storage.engine import DatabaseUnavailable
 from storage.keys import Key, Keys
 
@@ -310,14 +310,7 @@ def _is_this_machine(scope: Scope) -> bool:
     headers = Headers(scope=scope)
     host = re.sub(r":[0-9]*$", "", headers.get("host", "").lower()).strip("[]").removesuffix(".")
     proxied = any(PROXYS.fullmatch(name) for name in headers)
-    return not proxied and _is_loopback(_peer(scope)) and (host == "localhost" or _is_loopback(host))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ip_address(address).is_loopback
-    except ValueError:
-        return False
+    return not proxied and is_loopback(_peer(scope)) and is_loopback(host)
 
 
 def _what(scope: Scope) -> dict[str, Any]:
