@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo play test test-all compose-test lint docs faults bench policies completion attacks scale up
+.PHONY: demo play test test-all compose-test lint docs faults bench policies completion attacks scale mutants up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -49,6 +49,9 @@ scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -
 
 attacks: $(VENV)/testing ## hostile peers, while a good one keeps working; ends with tried=T survived=T
 	@$(BIN)/python -m bench.attacks $(ARGS)
+
+mutants: $(VENV)/testing ## the code broken in small ways, a seeded sample; which breaks no fast test notices. ARGS="--modules idle --sample 20"
+	@$(BIN)/python -m bench.mutants $(ARGS)
 
 up: ## Orthanc, server and gateway in containers
 	docker compose up --build

@@ -5,7 +5,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -348,15 +348,19 @@ def audit_log(path: Path | None) -> Iterator[Audit]:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     except OSError as error:
         raise CannotAudit(f"SERVER_AUDIT_PATH={path} cannot be written: {error.strerror}.") from error
-    with os.fdopen(descriptor, "a", buffering=1) as file:
-        processors: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)]
-        processors.append(structlog.processors.JSONRenderer())
-        audit = structlog.wrap_logger(structlog.WriteLogger(file), processors=processors)
+    file = os.fdopen(descriptor, "a", buffering=1)
+    processors: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)]
+    processors.append(structlog.processors.JSONRenderer())
+    audit = structlog.wrap_logger(structlog.WriteLogger(file), processors=processors)
 
-        def write(**fields: Any) -> None:
-            try:
-                audit.info("request.audited", **fields)
-            except OSError as error:  # the request was answered all the same
-                log.error("audit.unwritten", reason=error.strerror)
+    def write(**fields: Any) -> None:
+        try:
+            audit.info("request.audited", **fields)
+        except OSError as error:  # the request was answered all the same
+            log.error("audit.unwritten", reason=error.strerror)
 
+    try:
         yield write
+    finally:
+        with suppress(OSError):  # what is left of a line that was not written, which was said
+            file.close()

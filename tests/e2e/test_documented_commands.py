@@ -91,6 +91,7 @@ def test_make_demo_stores_what_was_sent(pacs: str) -> None:
         ("policies TRACES=folder", 'python -m bench.completion --traces "folder"'),
         ("attacks", "python -m bench.attacks"),
         ("scale ARGS='--trials 20 --seed 1'", "python -m bench.scale --trials 20 --seed 1"),
+        ("mutants ARGS='--modules idle --seed 1'", "python -m bench.mutants --modules idle --seed 1"),
         ("up", "docker compose up --build"),
     ],
 )

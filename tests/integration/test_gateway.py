@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -17,8 +18,9 @@ from common import metrics
 from common.control import request
 from common.settings import GatewaySettings, load
 from dicom.statuses import SUCCESS
+from gateway.journal import Journal
 from models import GatewayState
-from tests.factories import SERIES, make_dataset
+from tests.factories import SERIES, UNBOUNDED, make_dataset
 from tests.integration.test_pacs import counts, foreign_pacs, held, uids_of
 from tests.integration.test_scp import associated
 from tests.serving import Serving, serving
@@ -141,6 +143,8 @@ async def test_what_an_earlier_run_left_is_delivered_by_one_that_does_not_listen
     async with running(tmp_path, nobody, **flags) as gateway, associated(await gateway.started()) as scu:
         assert (await scu.store(make_dataset(series=series))).Status == SUCCESS
     assert gateway.undelivered == 1
+    async with Journal.open(gateway.settings.journal_path, UNBOUNDED) as journal:
+        await journal.pause(time.time() + 3600.0)  # which an operator who drains does not wait for
     settings = load(GatewaySettings, {"id": "left", "journal_path": f"{tmp_path}/journal.db", "server_url": server.url})
     assert await run(settings, asyncio.Event(), listen=False) == 0
     async with httpx.AsyncClient(base_url=server.url) as http:

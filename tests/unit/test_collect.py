@@ -300,6 +300,23 @@ async def test_a_restart_arms_what_was_open_and_delivers_what_was_not_in_its_ord
         assert {(s.SeriesInstanceUID, s.Revision) for s in collector.arriving(9)} == {(SERIES, 1), ("1.9", 2)}
 
 
+@pytest.mark.parametrize(("fetch_missing", "fetch"), [("off", False), ("get", True), ("move", True)])
+async def test_what_is_set_are_the_rules_of_every_series(fetch_missing: str, fetch: bool) -> None:
+    flags = {"max_open_s": "5000", "missing_timeout_s": "77", "idle_max_s": "99", "idle_timeout_s": "3"}
+    more = {"pacs": "TEST@127.0.0.1:104", "fetch_missing": fetch_missing}
+    with memory_journal() as journal:
+        dispatcher = SeriesDispatcher(httpx.AsyncClient(), journal, concurrency=1, retry_max_s=1.0)
+        collector = restored(journal, dispatcher, **flags, **more)
+        fixed = restored(journal, dispatcher, idle_policy="fixed", idle_timeout_s="3")
+    rules = collector._rules
+    assert (rules.max_open_s, rules.patience_s, rules.fetch, rules.gateway_id) == (5000.0, 77.0, fetch, "test")
+    assert "TEST" in rules.pacs
+    assert collector._closed._remember_s == 2 * 99
+    assert isinstance(rules.policy, Adaptive)
+    assert (rules.policy.idle_timeout_s, rules.policy.ceiling_s) == (3.0, 99.0)
+    assert fixed.policy == Fixed(3.0)
+
+
 async def test_a_restart_forgets_no_pause_that_the_server_asked_for() -> None:
     with memory_journal() as journal:
         await journal.pause(time.time() + 100.0)

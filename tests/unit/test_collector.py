@@ -441,3 +441,31 @@ def test_a_release_stands_in_the_timeline_at_its_own_time() -> None:
     (report,) = collector.drain(2.0)
     (counted,) = [entry for entry in report.Timeline if entry.Event == "images.counted"]
     assert counted.At == RECEIVED_AT + timedelta(seconds=1.25)
+
+
+def test_a_source_that_comes_back_to_a_series_has_not_gone_on_to_another() -> None:
+    collector = collector_of(Adaptive(2.0, 60.0))
+
+    def bring(number: int, series: str, at: float) -> None:
+        association = Association(number, "TEST", "::1", at)
+        image = replace(associated(str(number), association), series_instance_uid=series)
+        collector.observe(image, at)
+        association.released_at = at
+        collector.released(association, at)
+
+    bring(1, SERIES, 0.0)
+    bring(2, f"{STUDY}.9", 1.0)
+    (idle,) = (series for series in collector._open.values() if series.key.series_instance_uid == SERIES)
+    assert idle.phase() is Phase.NEXT
+    bring(3, SERIES, 2.0)
+    assert idle.phase() is Phase.EACH
+
+
+def test_who_was_heard_is_told_with_the_waits_that_were_learnt() -> None:
+    collector = collector_of(Adaptive(2.0, 60.0))
+    for n in range(2):
+        collector.observe(make_instance("1", series=f"1.{n + 1}"), 100.0 * n)
+        collector.due(100.0 * n + 99.0)
+    (heard,) = collector.heard()
+    assert (heard.Source, heard.LastReceivedAt, heard.LearntFrom) == ("TEST CT", RECEIVED_AT, 2)
+    assert heard.WaitS == {"open": 2.0 * PRIORS[Phase.OPEN]}

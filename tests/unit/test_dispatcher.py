@@ -334,6 +334,54 @@ async def test_hurry_does_not_wait_for_the_next_attempt() -> None:
     assert server.times[1] == hurried_at
 
 
+async def test_a_drain_ends_with_the_last_report_and_nothing_is_kept_of_it() -> None:
+    async with dispatching(Server(httpx.Response(500))) as line:
+        for n in range(3):
+            await line.report(make_report("1", series=f"1.{n + 1}"))
+        began = asyncio.get_running_loop().time()
+        assert await line.dispatcher.drain(3600.0) == 0
+        assert asyncio.get_running_loop().time() - began < 60.0
+        assert not line.dispatcher._lines
+        assert not line.dispatcher._due
+        await line.report(make_report("2", series="1.1"))
+        assert line.dispatcher.undelivered == 1
+        assert await line.dispatcher.drain(3600.0) == 0
+
+
+def attempts() -> dict[str, float]:
+    outcomes = ("delivered", "delayed", "rejected")
+    return {outcome: metrics.dispatch_attempts.labels(outcome)._value.get() for outcome in outcomes}
+
+
+async def test_attempts_are_counted_by_what_became_of_them() -> None:
+    before = attempts()
+    server = Server(httpx.Response(503), httpx.Response(422, json={"detail": [REFUSED]}))
+    async with dispatching(server, spans=FailingSpans(True)) as line:
+        await line.report(make_report("1"), make_report("2"))
+        await line.dispatcher.drain(1e6)
+    after = attempts()
+    # The first one met a bug, then a server that is away, and was refused in the end; the second was delivered.
+    assert {outcome: after[outcome] - before[outcome] for outcome in after} == {
+        "delivered": 1,
+        "delayed": 2,
+        "rejected": 1,
+    }
+
+
+async def test_a_report_that_a_bug_sets_aside_is_counted_as_refused() -> None:
+    before = attempts()
+    async with dispatching(Server(), spans=FailingSpans(True, True, True)) as line:
+        await line.report(make_report("1"))
+        await line.dispatcher.drain(1e6)
+        assert line.states() == ["dead"]
+    after = attempts()
+    assert {outcome: after[outcome] - before[outcome] for outcome in after} == {
+        "delivered": 0,
+        "delayed": 2,
+        "rejected": 1,
+    }
+
+
 async def test_reports_of_one_series_arrive_in_order_though_the_first_fails() -> None:
     server = Server(httpx.Response(500), httpx.Response(500))
     async with dispatching(server) as line:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -112,6 +113,69 @@ async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
     assert state.Reason == "journal: disk I/O error"
     assert not state.Stopped
     assert state.Version == version()
+
+
+async def test_what_is_counted_and_what_nobody_waits_for_is_told_and_measured() -> None:
+    """The whole state, which Prometheus reads from the same parts."""
+    async with watched() as gateway:
+        before = gateway.vitals.state()
+        gateway.vitals.port = 6668
+        gateway.inbox.put_nowait("an arrival")
+        gateway.collector.observe(make_instance("2"), 0.0)
+        await gateway.journal.keep([make_instance(str(n)) for n in range(5)])
+        first, second = await gateway.journal.file_reports([make_report("0", "1"), make_report("2", series="1.2")])
+        gateway.dispatcher.submit(replace(first, reported_at=time.time() - 60.0))
+        await gateway.journal.refused(second, "HTTP 422")
+        metrics.instances_received.inc(3)
+        metrics.received_bytes.inc(1000)
+        metrics.associations_refused.labels("limit").inc(2)
+        await gateway.vitals.refresh()
+        state = gateway.vitals.state()
+        measured = {
+            gauge: metrics.total(gauge)
+            for gauge in (
+                *(metrics.inbox_instances, metrics.inbox_size, metrics.journal_bytes, metrics.journal_max_bytes),
+                *(metrics.saturated, metrics.open_series, metrics.pending_instances, metrics.max_pending_instances),
+                *(metrics.open_instances, metrics.undelivered_reports, metrics.dead_letters),
+            )
+        }
+        oldest_s = metrics.total(metrics.oldest_undelivered_seconds)
+        gateway.journal.failing = "journal: disk full"
+        assert metrics.total(metrics.saturated) == 1
+    assert (state.Instances - before.Instances, state.Bytes - before.Bytes, state.Refused - before.Refused) == (
+        *(3, 1000),
+        2,
+    )
+    assert (state.Address, state.StartedAt, state.Journal) == (
+        f"{SETTINGS.scp_host}:6668",
+        before.StartedAt,
+        gateway.journal.identity,
+    )
+    assert (state.OpenSeries, state.OpenInstances, state.UndeliveredReports, state.DeadLetters) == (1, 3, 1, 1)
+    assert [dead.SeriesInstanceUID for dead in state.Dead] == ["1.2"]
+    assert [source.Source for source in state.Sources] == ["TEST CT"]
+    assert (state.Reason, state.LastProblem) == (None, None)
+    assert 60.0 <= state.OldestUndeliveredS < 3600.0
+    assert 60.0 <= oldest_s < 3600.0
+    assert measured == {
+        metrics.inbox_instances: 1,
+        metrics.inbox_size: 10,
+        metrics.journal_bytes: gateway.journal.used_bytes,
+        metrics.journal_max_bytes: SETTINGS.journal_max_bytes,
+        metrics.saturated: 0,
+        metrics.open_series: 1,
+        metrics.pending_instances: 3 + 2,
+        metrics.max_pending_instances: SETTINGS.max_pending_instances,
+        metrics.open_instances: 3,
+        metrics.undelivered_reports: 1,
+        metrics.dead_letters: 1,
+    }
+
+
+async def test_a_problem_that_is_over_is_told_no_more() -> None:
+    async with watched() as gateway:
+        gateway.dispatcher.last_problem = "HTTP 503"
+        assert gateway.vitals.state().LastProblem is None  # nothing waits any more
 
 
 async def test_dead_letters_are_named_until_they_are_gone() -> None:

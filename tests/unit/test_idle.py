@@ -556,3 +556,24 @@ def test_many_series_on_one_association_cost_no_more_than_few(monkeypatch: pytes
         collector.due(now)
         collector.next_deadline()
     assert looked_at < images
+
+
+def test_a_series_that_was_cut_short_or_continues_another_says_nothing_of_what_a_count_counts() -> None:
+    policy = Adaptive(2.0, 400.0)
+    collector = collector_of(policy)
+    for n in range(2 * COUNTS_AFTER):
+        collector.observe(image("1", series=f"1.{n + 1}", ImagesInAcquisition="1"), 100.0 * n)
+        collector.drain(100.0 * n + 0.1)
+    assert not policy.counts_series(CT1)
+    for n in range(2 * COUNTS_AFTER):
+        collector.observe(image("2", series=f"1.{n + 1}", ImagesInAcquisition="1"), 1e5 + 1e3 * n)
+        collector.due(1e5 + 1e3 * n + 999)  # their second revision
+    assert not policy.counts_series(CT1)
+
+
+def test_a_fixed_wait_believes_no_count_and_has_learnt_nothing() -> None:
+    policy = Fixed(2.0)
+    policy.learn(CT1, {Phase.OPEN: 30.0})
+    policy.learn_count(CT1, right=True)
+    assert (policy.timeout_s(CT1, Phase.OPEN, {Phase.OPEN: 30.0}), policy.grace_s(2.0)) == (2.0, 0.0)
+    assert (policy.counts_series(CT1), policy.known(CT1), policy.learnt_s(CT1), policy.news()) == (False, 0, {}, {})

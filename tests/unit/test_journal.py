@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -239,6 +239,38 @@ async def test_file_shrinks_after_delivery(journal: Journal, path: Path, monkeyp
         await journal.delivered(one)
     assert read(path, "PRAGMA page_count")[0]["page_count"] < full - 15
     assert read(path, "PRAGMA freelist_count")[0]["freelist_count"] <= 10
+
+
+async def test_pages_that_are_free_again_count_no_more(journal: Journal, path: Path) -> None:
+    await journal.probe()
+    empty = journal.used_bytes
+    await journal.keep(instances(*map(str, range(2000))))
+    (waiting,) = await journal.file_reports([make_report(*map(str, range(2000)))])
+    full = journal.used_bytes
+    await journal.delivered(waiting)
+    assert empty < journal.used_bytes < full / 2
+    pages = {name: read(path, f"PRAGMA {name}")[0][name] for name in ("page_count", "freelist_count", "page_size")}
+    assert pages["freelist_count"]
+    assert journal.used_bytes == (pages["page_count"] - pages["freelist_count"]) * pages["page_size"]
+
+
+@pytest.mark.parametrize("block", [1, 4096])
+async def test_just_as_much_space_as_asked_for_is_enough(
+    path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    """The space that this user may take, which is less than all that is free."""
+
+    @dataclass
+    class Disk:
+        f_bavail: int
+        f_bfree: int = 10**9
+        f_frsize: int = block
+
+    async with Journal.open(path, Bounds(10**9, 10**12, 100 * block)) as journal:
+        for blocks, enough in ((100, True), (99, False)):
+            monkeypatch.setattr(os, "statvfs", lambda _, blocks=blocks: Disk(blocks))
+            monkeypatch.setattr(journal, "_free_until", 0.0)
+            assert (journal.saturated() is None) == enough
 
 
 async def test_what_waits_together_is_committed_together_and_failure_keeps_nothing(

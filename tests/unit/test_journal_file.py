@@ -141,6 +141,14 @@ async def test_what_a_journal_that_is_gone_left_is_not_taken_for_the_new_ones(pa
     assert log.read_bytes() == corrupt
 
 
+async def test_one_file_of_a_journal_that_is_gone_is_enough_to_be_set_aside(path: Path) -> None:
+    Path(f"{path}-wal").write_bytes(b"another's")
+    async with Journal.open(path, UNBOUNDED):
+        pass
+    (log,) = path.parent.glob("*.corrupt-*")
+    assert (log.name.endswith("-wal"), log.read_bytes()) == (True, b"another's")
+
+
 async def test_two_journals_set_aside_in_one_second_are_both_kept(path: Path) -> None:
     for n in range(3):
         path.write_bytes(b"no database %d" % n * 1000)

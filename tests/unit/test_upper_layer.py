@@ -2,8 +2,9 @@
 
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ from bench.rig.senders import associate_rq
 from dicom.associate import MAXIMUM_LENGTH
 from dicom.upper_layer import (
     INVALID_PDU_PARAMETER,
+    MAX_ASSOCIATE_BYTES,
     NEED_DATA,
     PAUSED,
     UNEXPECTED_PDU,
@@ -33,6 +35,7 @@ from dicom.upper_layer import (
     State,
     StoreStarted,
     Violation,
+    _command_elements,
 )
 
 SUPPORTED = [build_context(VERIFICATION, ALL_TRANSFER_SYNTAXES)]
@@ -154,6 +157,124 @@ def test_several_pdvs_in_one_pdu_and_a_command_in_fragments() -> None:
     )
     assert kinds(events) == ["StoreStarted", "DataSet", "InstanceFinished"]
     assert events[1:] == [DataSet(b"abc"), InstanceFinished(3)]
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["in a PDU of its own", "behind another"])
+def test_an_empty_last_fragment_ends_a_data_set(apart: bool) -> None:
+    """As some senders do, which learn only then that nothing more comes."""
+    first, last = pdv(1, 0, b"ab"), pdv(1, 2, b"")
+    pdus = [p_data(first), p_data(last)] if apart else [p_data(first, last)]
+    events, _ = established(p_data(pdv(1, 3, command(1, data_set=True))), *pdus, ECHO)
+    assert events[1:3] == [DataSet(b"ab"), InstanceFinished(2)]
+    assert kinds(events)[3:] == ["EchoRequested"]
+
+
+def test_a_pdu_without_anything_in_it_is_passed_over() -> None:
+    assert kinds(established(p_data(), ECHO)[0]) == ["EchoRequested"]
+
+
+def test_each_data_set_is_measured_for_itself() -> None:
+    events, _ = established(store(b"abc"), store(b"de"), p_data(pdv(1, 3, command(1, data_set=False))))
+    assert [event for event in events if isinstance(event, InstanceFinished)] == [
+        InstanceFinished(length) for length in (3, 2, 0)
+    ]
+
+
+def test_what_is_just_within_a_limit_is_taken() -> None:
+    whole = command(1, data_set=True)
+    pdu = p_data(pdv(1, 3, whole))
+    within = Limits(max_pdu_bytes=len(pdu) - 6, max_command_bytes=len(whole))
+    assert kinds(established(pdu, limits=within)[0]) == ["StoreStarted"]
+    for beyond in (replace(within, max_pdu_bytes=len(pdu) - 7), replace(within, max_command_bytes=len(whole) - 1)):
+        assert kinds(established(pdu, limits=beyond)[0]) == ["Violation"]
+
+
+def test_the_longest_association_request_is_read() -> None:
+    rq = associate_rq()
+    whole, rest = divmod(MAX_ASSOCIATE_BYTES - (len(rq) - 6), 2**15)
+    sizes = [2**15] * whole + [rest]
+    body = rq[6:] + b"".join(struct.pack(">BBH", 0x21, 0, size - 4) + bytes(size - 4) for size in sizes)
+    events, _ = run([rq[:2] + struct.pack(">L", len(body)) + body])
+    assert len(body) == MAX_ASSOCIATE_BYTES
+    assert kinds(events) == ["AssociateRequested"]
+
+
+def established_acceptor() -> Acceptor:
+    acceptor = Acceptor(SUPPORTED, Limits())
+    acceptor.receive_data(associate_rq())
+    acceptor.next_event()
+    acceptor.accept()
+    return acceptor
+
+
+def test_it_tells_whether_a_pdu_or_an_instance_is_on_its_way() -> None:
+    acceptor, whole = established_acceptor(), store(b"abcdef", pieces=1)
+
+    def told(data: bytes) -> tuple[bool, bool, int]:
+        acceptor.receive_data(data)
+        while acceptor.next_event() not in (NEED_DATA, PAUSED):
+            pass
+        return acceptor.in_pdu, acceptor.in_instance, acceptor.pdus
+
+    data_set = whole.rindex(b"\x04\0", 0, -8)  # where its last PDU begins
+    assert told(b"") == (False, False, 0)
+    assert told(whole[:3]) == (True, False, 0)
+    assert told(whole[3:10]) == (True, False, 1)
+    assert told(whole[10:data_set]) == (False, True, 1)
+    assert told(whole[data_set : data_set + 8]) == (True, True, 2)
+    assert told(whole[data_set + 8 :]) == (False, True, 2)
+    acceptor.respond(0)
+    assert not acceptor.in_instance
+
+
+def test_a_caller_may_abort_or_reject_and_nothing_counts_afterwards() -> None:
+    acceptor = established_acceptor()
+    assert acceptor.abort() == bytes([7, 0, 0, 0, 0, 4, 0, 0, 0, 0])
+    acceptor.receive_data(ECHO)
+    assert acceptor.next_event() is NEED_DATA
+    acceptor = Acceptor(SUPPORTED, Limits())
+    acceptor.receive_data(associate_rq() + ECHO)
+    acceptor.next_event()
+    assert acceptor.reject(2, 3, 1) == bytes([3, 0, 0, 0, 0, 4, 0, 2, 3, 1])
+    assert acceptor.next_event() is NEED_DATA
+    with pytest.raises(RuntimeError, match="without an instance"):
+        established_acceptor().respond(0)
+
+
+def test_another_version_of_the_protocol_is_rejected() -> None:
+    rq = bytearray(associate_rq())
+    rq[6:8] = b"\0\2"
+    ((violation,), written) = run([bytes(rq)])
+    assert isinstance(violation, Violation)
+    assert "0x0002" in violation.problem
+    assert written == bytes([3, 0, 0, 0, 0, 4, 0, 1, 2, 2])
+    rq[6:8] = b"\0\3"  # ours is among them
+    assert kinds(run([bytes(rq)])[0]) == ["AssociateRequested"]
+
+
+def responded(*arguments: Any, **changes: Any) -> dict[int, bytes]:
+    """The elements of a C-STORE-RSP, by their number in group 0000."""
+    acceptor = established_acceptor()
+    acceptor.receive_data(p_data(pdv(1, 3, command(1, data_set=False, **changes))))
+    while acceptor.next_event() is not PAUSED:
+        pass
+    response = acceptor.respond(*arguments)
+    kind, length, of_pdv, context_id, header = struct.unpack_from(">BxLLBB", response)
+    assert (kind, length, of_pdv, context_id, header) == (4, len(response) - 6, len(response) - 10, 1, 3)
+    return _command_elements(bytearray(response[12:]))
+
+
+def test_a_response_has_what_it_has_to_and_no_more() -> None:
+    uid = SOP_INSTANCE.encode() + b"\0"  # padded
+    sop_class = CTImageStorage.encode() + b"\0" * (len(CTImageStorage) % 2)
+    wanted = {0x0002: sop_class, 0x0100: b"\x01\x80", 0x0120: b"\x07\0", 0x0800: b"\x01\x01", 0x0900: b"\0\0"}
+    elements = responded(0)
+    length = elements.pop(0)
+    assert elements == wanted | {0x1000: uid}
+    assert int.from_bytes(length, "little") == sum(8 + len(value) for value in elements.values())
+    refused = responded(0xC000, "ä" * 99, 0x0020000D)
+    assert (refused[0x0900], refused[0x0901], refused[0x0902]) == (b"\0\xc0", b"\x20\0\x0d\0", b"?" * 64)
+    assert 0x0002 not in responded(0, sop_class="")
 
 
 def test_a_large_data_set_passes_through() -> None:

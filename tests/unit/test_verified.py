@@ -540,3 +540,16 @@ def test_a_part_has_no_counts_of_the_study_and_a_series_without_an_answer_has_no
     quiet.broken = True
     (_, report), *_ = forward(quiet, [0.1])
     assert report.StudyCounts is None
+
+
+def test_the_end_of_an_association_is_a_reason_to_ask_sooner(pacs: Pacs) -> None:
+    """However long the pause between two questions has become."""
+    pacs.has[SERIES] = uids(9)
+    carrier = Association(next(numbers), "PACS", "", 0.0)
+    pacs.collector.observe(image(0, carrier), 0.0)
+    list(pacs.run(3.0))
+    asked = [at for at, _ in pacs.asked]
+    release(pacs, carrier)
+    list(pacs.run(3.1))
+    assert asked[-1] < 2.9
+    assert [at for at, _ in pacs.asked] == [*asked, 3.0]

@@ -1,0 +1,121 @@
+"""When a transaction is tried again, what its errors become, and what is counted of them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import exc
+from sqlalchemy.engine import make_url
+
+from common import metrics
+from common.settings import ServerSettings
+from storage import engine
+from storage.engine import FIRST_BACKOFF_S, TRIES, DatabaseUnavailable, DatabaseUnusable, Engine
+
+A_NAME = "Test^One"
+
+
+class Driver(Exception):
+    def __init__(self, sqlstate: str | None) -> None:
+        super().__init__(A_NAME)
+        self.sqlstate = sqlstate
+
+
+def of_driver(code: str | None, *, broken: bool = False) -> exc.DBAPIError:
+    return exc.DBAPIError(f"INSERT {A_NAME}", {}, Driver(code), connection_invalidated=broken)
+
+
+AGAIN = [
+    (of_driver("40001"), "DBAPIError 40001"),
+    (of_driver("40P01"), "DBAPIError 40P01"),
+    (of_driver(None, broken=True), "DBAPIError"),
+    (asyncpg.InterfaceError(A_NAME), "InterfaceError"),
+]
+UNAVAILABLE = [
+    (of_driver("53100"), "DBAPIError 53100"),
+    (of_driver(None), "DBAPIError"),
+    (exc.TimeoutError(A_NAME), "TimeoutError"),
+    (OSError(A_NAME), "OSError"),
+    (TimeoutError(A_NAME), "TimeoutError"),
+]
+
+
+class Database:
+    """An engine whose transactions fail as they are told to."""
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures: Iterator[Exception] = iter(failures)
+        self.times: list[float] = []
+        self.engine = Engine(self, self)  # type: ignore[arg-type]
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[int]:
+        self.times.append(asyncio.get_running_loop().time())
+        yield len(self.times)
+
+    async def do(self, connection: Any) -> int:
+        if (failure := next(self.failures, None)) is not None:
+            raise failure
+        return int(connection)
+
+
+def counted() -> tuple[float, float]:
+    return metrics.total(metrics.database_retries), metrics.total(metrics.database_failures)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(("error", "_reason"), AGAIN)
+async def test_what_is_given_up_for_anothers_sake_is_tried_again(error: Exception, _reason: str) -> None:
+    database, (retries, failures) = Database(error, error), counted()
+    assert await database.engine.write(database.do) == 3
+    assert counted() == (retries + 2, failures)
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(("error", "reason"), AGAIN)
+async def test_it_is_tried_a_bounded_number_of_times_within_a_bounded_time(error: Exception, reason: str) -> None:
+    database, (retries, failures) = Database(*[error] * 99), counted()
+    with pytest.raises(DatabaseUnavailable) as raised:
+        await database.engine.write(database.do)
+    assert str(raised.value) == f"{reason}, {TRIES} times"
+    assert len(database.times) == TRIES
+    assert counted() == (retries + TRIES, failures + 1)
+    for n, (before, after) in enumerate(zip(database.times, database.times[1:], strict=False)):
+        assert 0 <= after - before <= FIRST_BACKOFF_S * 2**n
+    assert database.times[-1] > database.times[0]
+
+
+@pytest.mark.virtual_time
+@pytest.mark.parametrize(("error", "reason"), UNAVAILABLE)
+async def test_any_other_failure_is_said_at_once_without_its_text(error: Exception, reason: str) -> None:
+    database, (retries, failures) = Database(error), counted()
+    with pytest.raises(DatabaseUnavailable) as raised:
+        await database.engine.write(database.do)
+    assert str(raised.value) == reason
+    assert len(database.times) == 1
+    assert counted() == (retries, failures + 1)
+
+
+@pytest.mark.virtual_time
+async def test_a_fault_of_ours_is_none_of_the_databases() -> None:
+    database, before = Database(KeyError(A_NAME)), counted()
+    with pytest.raises(KeyError):
+        await database.engine.write(database.do)
+    assert counted() == before
+
+
+async def test_postgresql_s_pool_is_as_it_is_set_and_waits_no_longer_than_a_transaction_may() -> None:
+    url = make_url("postgresql+asyncpg://user@127.0.0.1:1/series")
+    pool: Any = engine._postgresql(url, ServerSettings(database_pool_size=3, database_timeout_s=7)).sync_engine.pool
+    assert (pool.size(), pool._max_overflow, pool._timeout, pool._pre_ping) == (3, 0, 7, True)
+
+
+@pytest.mark.parametrize(("name", "said"), [("missing/series.db", "does not exist"), (".", "cannot be")])
+async def test_a_place_that_is_no_file_is_named_with_the_cure(tmp_path: Any, name: str, said: str) -> None:
+    settings = ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/{name}")
+    with pytest.raises(DatabaseUnusable, match=said):
+        async with Engine.open(settings):
+            pass
