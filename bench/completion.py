@@ -319,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="WORD",
-        help="only 'made up', 'recorded', 'sites', 'PACS', 'studies', rows with this in their name, or the 'default' policy",
+        help="only 'made up', 'recorded', 'sites', 'PACS', 'studies', rows with this in their name, or 'default'",
     )
     options = parser.parse_args(arguments)
     console = Console(width=140)

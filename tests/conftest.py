@@ -9,6 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import httpx
 import hypothesis
 import looptime
 import pytest
@@ -76,6 +77,8 @@ hypothesis.settings.register_profile(
     "a busy machine is no failure", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("a busy machine is no failure")
+for kind in ("connect", "read", "write", "pool"):  # httpx's 5 s, for who asks without a time-out of its own
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, kind, 120.0)
 
 
 def pytest_configure() -> None:

@@ -120,7 +120,10 @@ async def _connections(database: Inspection, settings: ServerSettings) -> list[F
     slow = statistics.median(seconds) > SLOW_ROUND_TRIP_S
     cure = "Each report needs several: run the server near its database."
     findings.append(warning("database", trip, cure) if slow else ok("database", trip))
-    findings.append(_clock(abs((datetime.now(UTC) - await database.clock()).total_seconds())))
+    asked_at = datetime.now(UTC)
+    theirs = await database.clock()
+    apart = max(asked_at - theirs, theirs - datetime.now(UTC), timedelta())
+    findings.append(_clock(apart.total_seconds()))
     host = host_of(settings.database_url)
     if not is_loopback(host) and not await database.is_encrypted():
         cure = "Add ?ssl=verify-full to DATABASE_URL; PostgreSQL needs ssl=on and a certificate for it."

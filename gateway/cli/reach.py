@@ -118,15 +118,15 @@ async def server(settings: GatewaySettings) -> list[Finding]:
         return [*findings, of_error("server", error)]
     async with http:
         try:
-            sent_at = time.time()
+            asked_at = time.time()
             response = await http.get("health/ready")
-            asked_at = (sent_at + time.time()) / 2
+            answered_at = time.time()
         except httpx.HTTPError as error:
             return [*findings, failed("server", f"{settings.server_url} {_said(error)}", _server_cure(settings, error))]
         findings.append(_ready(settings, response))
         if findings[-1].state == "ok":
             findings += _version(response)
-            findings += [_clock(response, asked_at), await _key(settings, http)]
+            findings += [_clock(response, asked_at, answered_at), await _key(settings, http)]
     return findings
 
 
@@ -188,12 +188,13 @@ def _version(response: httpx.Response) -> list[Finding]:
     return [ok("version", f"{version()}, the same as the server's")]
 
 
-def _clock(response: httpx.Response, asked_at: float) -> Finding:
+def _clock(response: httpx.Response, asked_at: float, answered_at: float) -> Finding:
+    """Compare the server's time with ours, which may be any between question and answer."""
     try:
         date = parsedate_to_datetime(response.headers["Date"]).timestamp()
     except (KeyError, ValueError):
         return warning("clock", "the server's answer has no time", "Let proxies pass on the Date header.")
-    apart_s = max(date - asked_at, asked_at - date - DATE_S, 0.0)  # the Date header has whole seconds
+    apart_s = max(date - answered_at, asked_at - date - DATE_S, 0.0)  # the Date header has whole seconds
     if apart_s <= CLOCKS_S:
         return ok("clock", "the same time as the server's, to the precision of its Date header")
     cure = "Synchronize both (chrony, systemd-timesyncd); timelines and latencies compare their times."
