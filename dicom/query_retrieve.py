@@ -56,7 +56,7 @@ class Found:
     matches: int = 0
     """The length of its list, including entries of other series and unusable ones."""
     study: StudyAnswer | None = None
-    """What it said of the study; None if it was not asked."""
+    """The answer about its study; None if that was not asked for."""
 
     def is_all(self, known: Collection[str]) -> bool:
         """Tell if the PACS has exactly the known images: by UIDs if it listed them, by number otherwise.

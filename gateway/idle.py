@@ -232,7 +232,7 @@ class _Habits:
 
     silences: dict[Phase, _Silences] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
-    """How many series in a row had as many images as a count in tags, by its name."""
+    """The number of series in a row that had as many images as a count in tags, by the name of that."""
 
     @property
     def series(self) -> int:

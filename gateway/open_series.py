@@ -150,7 +150,7 @@ class OpenSeries:
     sop_class_uid: str | None = None
     """The SOP Class of all images; '' if there are several, or images with several frames."""
     counts: Mapping[str, int] = field(default_factory=dict)
-    """How many images there should be by tags that may count something else, by name (tag_counts.py)."""
+    """The numbers of images by tags that may count something else, by name (tag_counts.py)."""
     images_in_part: int = 0
     """How many images the last part that was posted has."""
     arrivals: list[tuple[float, int]] = field(default_factory=list)
@@ -197,7 +197,7 @@ class OpenSeries:
     fetches: int = 0
     said: Said | None = None
     study_counts: CountsOfStudy | None = None
-    """What it last said of the study."""
+    """The counts of the study that it gave last."""
     problem: str | None = None
     """Why the last question to the PACS failed; None if it did not."""
 

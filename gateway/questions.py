@@ -45,4 +45,4 @@ class Answer:
     revision: int = 1
     """The revision in the question."""
     study: CountsOfStudy | None = None
-    """What the PACS has of the study, if it said so."""
+    """The counts of the study, if the PACS gave them."""

@@ -26,13 +26,13 @@ class TagCount(NamedTuple):
     """A way to compute how many images a series has."""
 
     name: str
-    """Its name in what was learnt."""
+    """The name under which is learnt if it is right."""
     factors: tuple[str, ...]
     """The tags whose product is the number."""
     sop_classes: frozenset[str] | None
     """The classes that all images of the series must be of, and of one frame each; None for any."""
     meaning: str
-    """What it counts, in words."""
+    """The meaning of the number, in words."""
 
 
 IN_ACQUISITION = TagCount(
@@ -54,7 +54,7 @@ TAG_COUNTS = (
     ),
     TagCount("cycle", ("CardiacNumberOfImages",), SLICES, "a tag counts {} images in a cardiac cycle"),
 )
-"""In this order the first one that is right at a source counts."""
+"""The ways, in the order in which they are tried: the first one that is right at a source counts."""
 
 
 def count_in(attributes: Mapping[str, Sequence[str]], keyword: str) -> int | None:

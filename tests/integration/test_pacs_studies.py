@@ -1,4 +1,4 @@
-"""What a PACS has of a study: asked beside a series, at no cost to it; stock pynetdicom as PACS."""
+"""The counts of a study at a PACS: asked beside a series, at no cost to it; stock pynetdicom as PACS."""
 
 import threading
 import time
@@ -223,7 +223,7 @@ def test_a_pacs_is_tried_again_after_a_pause_and_one_answer_ends_it() -> None:
 
 
 async def order(find: Find, title: str = "PACS1", status: int = 204) -> tuple[str | None, list[dict[str, Any]]]:
-    """What becomes of the order to count STUDY, and what is posted."""
+    """Carry out the order to count STUDY; return its problem, and what was posted."""
     posted: list[dict[str, Any]] = []
 
     def take(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Which studies a gateway holds: no image that it acknowledged is ever left out, in virtual time."""
+"""The studies that a gateway holds: no image that it acknowledged is ever left out, in virtual time."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

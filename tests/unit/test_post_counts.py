@@ -1,4 +1,4 @@
-"""How the counts of a study go to the server."""
+"""The counts of a study on their way to the server."""
 
 import json
 
@@ -13,7 +13,7 @@ COUNTS = CountsOfStudy(Series=3, Instances=120, At=RECEIVED_AT)
 
 
 async def post(answer: httpx.Response | Exception, study: str = STUDY) -> tuple[str | None, list[httpx.Request]]:
-    """What becomes of it where the server answers so, and what it was asked."""
+    """Post COUNTS to a server that answers so; return the problem, and what it was asked."""
     seen: list[httpx.Request] = []
 
     def handle(request: httpx.Request) -> httpx.Response:
