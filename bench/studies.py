@@ -24,10 +24,8 @@ from gateway.idle import Adaptive
 
 OURS = "ours"
 TUNING, JUDGING = range(100, 103), range(200, 206)  # seeds of made-up runs
-SERIES = {
-    asks: Candidate("adaptive", lambda: Adaptive(*map(shipped, ("idle_timeout_s", "idle_max_s"))), asks)
-    for asks in (False, True)
-}
+IDLE_TIMEOUT_S, CEILING_S = shipped("idle_timeout_s"), shipped("idle_max_s")
+SERIES = {asks: Candidate("adaptive", lambda: Adaptive(IDLE_TIMEOUT_S, CEILING_S), asks) for asks in (False, True)}
 """How the gateways decide about the series, with and without a PACS."""
 
 Load = Callable[[], Heard]

@@ -306,7 +306,7 @@ class Server:
     def _counted(self, study: str, counts: CountsOfStudy, report: SeriesReport | None) -> None:
         row = self._rows[study]
         pacs, ahead = study_rules.asked_whom(report) if report else (None, False)
-        said = study_rules.taken(row, counts, by=report and report.GatewayID, pacs=pacs, ahead=ahead)
+        said = study_rules.taken(row, counts, by=report.GatewayID if report else None, pacs=pacs, ahead=ahead)
         if study_rules.disappoints(row, said):
             self._source(row).trust = 0
         self._rows[study] = _with(row, said)

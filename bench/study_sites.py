@@ -79,8 +79,8 @@ class StudyPlace(Place):
         if event.event != "image":
             return replace(event, gateway=gateway)
         made = self._of[event.series]
-        said = {"study_description": made.description, "description": made.descriptions[event.series]}
-        return replace(event, study=made.uid, stored=made.stored, gateway=gateway, **said)
+        event = replace(event, study=made.uid, study_description=made.description, stored=made.stored)
+        return replace(event, description=made.descriptions[event.series], gateway=gateway)
 
 
 Play = Callable[[StudyPlace, Sender, float], float]
