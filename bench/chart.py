@@ -24,9 +24,17 @@ def write_document(results: dict[str, Any]) -> None:
 
 def write_completion(tables: dict[str, list[list[str]]], plots: dict[str, Points]) -> None:
     """Tables (lines each) and one plot of docs/completion.md, for each set of runs."""
-    parts = [f"### {name}\n\n" + "\n\n".join("\n".join(lines) for lines in some) for name, some in tables.items()]
-    _insert(ROOT / "docs" / "completion.md", parts)
+    _insert(ROOT / "docs" / "completion.md", _parts(tables))
     _plot_completion(plots, ROOT / "docs" / "completion.svg")
+
+
+def write_studies(tables: dict[str, list[list[str]]]) -> None:
+    """Tables (lines each) of docs/completion.md about studies, for each set of runs."""
+    _insert(ROOT / "docs" / "completion.md", _parts(tables), "figures of studies")
+
+
+def _parts(tables: dict[str, list[list[str]]]) -> list[str]:
+    return [f"### {name}\n\n" + "\n\n".join("\n".join(lines) for lines in some) for name, some in tables.items()]
 
 
 def _plot_completion(plots: dict[str, Points], path: Path) -> None:
@@ -52,12 +60,13 @@ def _plot_completion(plots: dict[str, Points], path: Path) -> None:
     plt.close(figure)
 
 
-def _insert(path: Path, figures: list[str]) -> None:
+def _insert(path: Path, figures: list[str], what: str = "figures") -> None:
     """Put the figures between a document's marks."""
-    before, rest = path.read_text().split("<!-- figures -->")
-    _, after = rest.split("<!-- end of figures -->")
+    first, last = f"<!-- {what} -->", f"<!-- end of {what} -->"
+    before, rest = path.read_text().split(first)
+    _, after = rest.split(last)
     text = "\n\n".join(figures)
-    path.write_text(f"{before}<!-- figures -->\n\n{text}\n\n<!-- end of figures -->{after}")
+    path.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}")
 
 
 def _names(results: dict[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """`make policies`: how often each idle policy is wrong about the end of a series, and how long it makes one wait.
 
+Before that, the same of studies: bench/studies.py.
+
 In virtual time, with the collector and the policies of the gateway, on traces: made-up ones with known trouble, those
 recorded from real senders (bench/traces/*.jsonl), sites of every kind (bench/sites.py), PACS that can be asked, or,
 with TRACES=folder, somebody else's. The truth is that a series is complete after its last new image in the file.
@@ -19,7 +21,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from bench import sites
+from bench import sites, studies
 from bench.rig.processes import ROOT
 from bench.rig.progress import bar
 from bench.simulation import Candidate, Outcome, judge, shipped, total
@@ -317,7 +319,7 @@ def main(arguments: list[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="WORD",
-        help="only 'made up', 'recorded', 'sites', 'PACS', rows with this in their name, or the 'default' policy",
+        help="only 'made up', 'recorded', 'sites', 'PACS', 'studies', rows named like this, or the 'default' policy",
     )
     options = parser.parse_args(arguments)
     console = Console(width=140)
@@ -327,15 +329,24 @@ def main(arguments: list[str] | None = None) -> int:
     except BadTrace as error:
         console.print(f"completion: {error}")
         return 1
-    trials = list(chosen(trials, options.only))
-    if not trials:
+    of_studies = not options.only or "studies" in options.only
+    words = [word for word in options.only if word != "studies"]
+    trials = list(chosen(trials, words)) if words or not options.only else []
+    if not (trials or of_studies):
         console.print(f"completion: nothing is named {' or '.join(options.only)}; leave --only out to see all names.")
         return 1
-    results = tried(trials, console)
+    writes = not (options.traces or options.tuning or options.seeds or options.only)
+    if of_studies:
+        seeds = (studies.TUNING if options.tuning else studies.JUDGING)[: options.seeds]
+        foreign = [studies.foreign_trial(sorted(options.traces.glob("*.jsonl")))] if options.traces else None
+        shown = studies.run(foreign or studies.own_trials(seeds), console)
+        if writes:
+            studies.document(shown)
+    results = tried(trials, console) if trials else []
     for trial, of_trial in zip(trials, results, strict=True):
         for lines in tables(trial, of_trial):
             console.print(f"{trial.name}:", *lines, sep="\n", markup=False, highlight=False, soft_wrap=True)
-    if not (options.traces or options.tuning or options.seeds or options.only):
+    if writes:
         document(trials, results)
     for line in last_lines(trials, results):
         console.print(f"completion: {line}", soft_wrap=True)

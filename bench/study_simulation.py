@@ -8,7 +8,7 @@ import heapq
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from functools import cached_property, partial
@@ -23,7 +23,7 @@ from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
 from storage import study_rules
 from storage.rows import SeriesRow, StudyRow
 from storage.study_rules import Evidence
-from storage.study_silence import ended, learn, timeout_s
+from storage.study_silence import ended, learn, sure_s, timeout_s
 
 HEARD_S = 1.0  # until the server knows that a series has begun, or is no longer open: a heartbeat
 TOLD_S = 0.1  # until it has a report
@@ -119,9 +119,19 @@ def _reports(
         event = firsts[report.SeriesInstanceUID]
         first, last = _seconds(report.FirstReceivedAt) - 1e-3, _seconds(report.LastReceivedAt) + 1e-3
         before = [t for t in asked[event.series] if t <= at]
-        counts = count(_study(event), before[-1]) if before else None
-        own = report.model_copy(update={"GatewayID": f"gateway {gateway}", "StudyCounts": counts})
+        said = [count(_study(event), t) for t in before[:1] + before[-1:]]
+        own = report.model_copy(update={"GatewayID": f"gateway {gateway}"} | (_asked(report, *said) if said else {}))
         yield Came(at + TOLD_S, own, event, sum(first <= t <= last for t in times[event.series]))
+
+
+def _asked(report: SeriesReport, first: CountsOfStudy, last: CountsOfStudy) -> dict[str, Any]:
+    """Return what a gateway adds to a report whose PACS it has asked."""
+    n = next(n for n, event in enumerate(report.Timeline) if event.Event == "pacs.answered")
+    answered = report.Timeline[n]
+    details = answered.Details | {"StudySeries": first.Series, "StudyInstances": first.Instances}
+    timeline = [*report.Timeline]
+    timeline[n] = answered.model_copy(update={"Details": details})
+    return {"Timeline": timeline, "StudyCounts": last}
 
 
 def _study(event: Event) -> str:
@@ -163,6 +173,14 @@ class StudyOutcome:
 
     def latency_s(self, percent: int) -> float:
         return statistics.quantiles(self.latencies_s * 2, n=100)[percent - 1]  # twice, for it needs two
+
+
+def together(outcomes: Iterable[StudyOutcome]) -> StudyOutcome:
+    """Return all of them as one."""
+    total = StudyOutcome()
+    for outcome in outcomes:
+        total += outcome
+    return total
 
 
 def outcome_of(last: float, told: Sequence[Told]) -> StudyOutcome:
@@ -258,7 +276,7 @@ class Server:
         while self._due and self._due[0][0] < t:
             at, study, answers = heapq.heappop(self._due)
             if answers and self._heard.count is not None:
-                self._counted(study, self._heard.count(study, at), None, at)
+                self._counted(study, self._heard.count(study, at), None)
             self._decide(study, at)
 
     def _take(self, came: Came) -> None:
@@ -279,14 +297,16 @@ class Server:
         self._descriptions[study].add(came.event.description)
         self._rows[study] = _with(row, columns)
         if report.StudyCounts is not None:
-            self._counted(study, report.StudyCounts, report, came.t)
+            first = study_rules.first_counts(report) if row["CountedAt"] is None else None
+            for counts in filter(None, (first, report.StudyCounts)):
+                self._counted(study, counts, report)
         self._decide(study, came.t, reporting=True)
         heapq.heappush(self._due, (came.t + HEARD_S, study, False))  # its gateway names it no more
 
-    def _counted(self, study: str, counts: CountsOfStudy, report: SeriesReport | None, t: float) -> None:
+    def _counted(self, study: str, counts: CountsOfStudy, report: SeriesReport | None) -> None:
         row = self._rows[study]
         pacs, ahead = study_rules.asked_whom(report) if report else (None, False)
-        said = study_rules.taken(row, counts, by=report and report.GatewayID, pacs=pacs, ahead=ahead)
+        said = study_rules.taken(row, counts, by=report.GatewayID if report else None, pacs=pacs, ahead=ahead)
         if study_rules.disappoints(row, said):
             self._source(row).trust = 0
         self._rows[study] = _with(row, said)
@@ -312,18 +332,19 @@ class Server:
             heapq.heappush(self._due, (max(t + 1e-3, _seconds(after["DueAt"])), study, False))
 
     def _evidence(self, study: str, row: StudyRow, t: float) -> Evidence:
-        source = self._source(row)
+        source, so_far = self._source(row), study_rules.learnt_of(row)
         wanted = required_of(self._required, row["Source"], row["StudyDescription"])
         spans = self._heard.open[study]
         return Evidence(
             _at(t),
-            timedelta(seconds=timeout_s(source.learnt, study_rules.learnt_of(row))),
+            timedelta(seconds=timeout_s(source.learnt, so_far)),
             source.trust,
             MAX_OPEN,
             bool(wanted),
             missing_of(wanted, self._descriptions[study]),
             held="held" if any(first + HEARD_S <= t < until + HEARD_S for first, until in spans) else None,
             held_elsewhere="held" if any(first + HEARD_S <= t < until for first, until in spans) else None,
+            sure=timedelta(seconds=sure_s(source.learnt, so_far)),
         )
 
 
@@ -359,11 +380,8 @@ def _with(row: StudyRow, columns: Mapping[str, Any]) -> StudyRow:
 
 
 def judge(heard: Heard, policy: Callable[[Heard], dict[str, list[Told]]]) -> StudyOutcome:
-    """Say what a policy does on one run."""
-    outcome = StudyOutcome()
-    for study, told in policy(heard).items():
-        outcome += outcome_of(heard.images[study][-1], told)
-    return outcome
+    """Return what a policy does on one run."""
+    return together(outcome_of(heard.images[study][-1], told) for study, told in policy(heard).items())
 
 
 def ours(heard: Heard) -> dict[str, list[Told]]:

@@ -79,8 +79,8 @@ class StudyPlace(Place):
         if event.event != "image":
             return replace(event, gateway=gateway)
         made = self._of[event.series]
-        said = {"study_description": made.description, "description": made.descriptions[event.series]}
-        return replace(event, study=made.uid, stored=made.stored, gateway=gateway, **said)
+        event = replace(event, study=made.uid, study_description=made.description, stored=made.stored)
+        return replace(event, description=made.descriptions[event.series], gateway=gateway)
 
 
 Play = Callable[[StudyPlace, Sender, float], float]
@@ -142,7 +142,7 @@ def mr(place: StudyPlace, sender: Sender, t: float) -> float:
 
 
 def reported(place: StudyPlace, sender: Sender, t: float) -> float:
-    """Two to four series; of 20 to 50 % of the studies a report 5 min to 2 h later, of some key images up to 1 h later."""
+    """Two to four series; of some studies (20 to 50 %) a report 5 min to 2 h later, of some key images."""
     return _reported(place, sender, t, 0.2 + 0.1 * (place.seed % 4), 1 / 6)
 
 

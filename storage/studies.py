@@ -142,7 +142,9 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     reporter = None
     if report is not None and report.StudyCounts is not None:
         pacs, ahead = study_rules.asked_whom(report)
-        change = _counted(change, report.StudyCounts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+        first = study_rules.first_counts(report) if row["CountedAt"] is None else None
+        for counts in filter(None, (first, report.StudyCounts)):
+            change = _counted(change, counts, by=report.GatewayID, pacs=pacs, ahead=ahead)
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
     return await _decided(connection, change, now, terms, reporter)
 
@@ -333,10 +335,12 @@ async def _evidence(connection: AsyncConnection, row: StudyRow, now: datetime, t
     found = (await connection.execute(select(study_sources).where(study_sources.c.Source.in_(names)))).mappings()
     known: dict[str, Mapping[str, Any]] = {one["Source"]: {**one} for one in found}
     source = known.get(names[0]) or known.get("") or {"Learnt": {}, "Trust": 0}
-    silence_s = study_silence.timeout_s(source["Learnt"], study_rules.learnt_of(row))
+    study = study_rules.learnt_of(row)
+    silence, sure = (
+        timedelta(seconds=of(source["Learnt"], study)) for of in (study_silence.timeout_s, study_silence.sure_s)
+    )
     required = bool(required_of(terms.required, row["Source"], row["StudyDescription"]))
-    silence = timedelta(seconds=silence_s)
-    return Evidence(now, silence, source["Trust"], terms.max_open, required, looked=False)
+    return Evidence(now, silence, source["Trust"], terms.max_open, required, looked=False, sure=sure)
 
 
 async def _looked(

@@ -48,6 +48,8 @@ class Evidence(NamedTuple):
     """Which gateway holds images of it, or may, in words."""
     held_elsewhere: str | None = None
     """The same without the gateway whose report has just come: what that holds, its PACS's count contains."""
+    sure: timedelta = timedelta()
+    """How long a study is silent until a PACS is believed that may itself still receive it: `silence` at least."""
 
 
 class Decision(NamedTuple):
@@ -190,6 +192,15 @@ def asked_whom(report: SeriesReport) -> tuple[str | None, bool]:
     return pacs, ahead
 
 
+def first_counts(report: SeriesReport) -> CountsOfStudy | None:
+    """Return what the PACS said of the study when it was first asked about a series, so as its first image came."""
+    for event in report.Timeline:
+        said = [event.Details.get(name) for name in ("StudySeries", "StudyInstances")]
+        if event.Event == "pacs.answered" and all(isinstance(one, int) and 0 <= one < 2**31 for one in said):
+            return CountsOfStudy.model_validate({"Series": said[0], "Instances": said[1], "At": event.At})
+    return None
+
+
 def has_more(row: StudyRow) -> bool:
     """Return whether the PACS has more of a study than is known here."""
     series, images = row["ExpectedSeries"] or 0, row["ExpectedInstances"] or 0
@@ -240,8 +251,9 @@ def decide(row: StudyRow, e: Evidence) -> Decision:
     A verdict stands as long as nothing refutes it; a new one of cases 1, 4 and 5 needs that every series has a final
     verdict and no gateway holds any image of the study, which somebody has to have looked at.
 
-    1. Its PACS has just as many series and images as are known, and either was asked a silence after the last image,
-       or is trusted, had more than had come when it was first asked, and has said the same since: `verified`.
+    1. Its PACS has just as many series and images as are known: `verified`. If it held them from the start (it had more
+       than had come when it was first asked, and has said the same since), it was asked a silence after the last image,
+       or is trusted; if not, it was asked after `sure`.
     2. A person has said that it is complete, and the gateways that had series of it open have reported them or have had
        DECLARED_WITHIN for it: `declared`.
     3. A person has said that it is incomplete, or gateways are still waited for: no verdict.
@@ -253,7 +265,7 @@ def decide(row: StudyRow, e: Evidence) -> Decision:
     """
     settled = not row["Unsettled"]
     applies = {
-        "verified": settled and _has_the_same(row) and (_asked_late(row, e) or _is_trusted(row, e)),
+        "verified": settled and _has_the_same(row) and (_asked_surely(row, e) or _is_trusted(row, e)),
         "declared": row["Policy"] == "declared" and (e.held is None or _waited(row, e)),
         "expected": settled and e.required and not e.missing and not has_more(row),
         "idle": settled and not e.missing and not has_more(row) and e.now >= _idle_at(row, e),
@@ -292,7 +304,7 @@ def _decision(row: StudyRow, e: Evidence, policy: SeriesVerdict | None, look: bo
     withdrawn = row["Withdrawn"] if policy is None else None
     basis = row["Basis"] if stands or pending or withdrawn else _basis(row, e, policy, told)
     final = policy in FINAL_VERDICTS
-    late = e.now >= _quiet_at(row, e) and not _asked_late(row, e)
+    late = any(e.now >= at and not _asked_after(row, at) for at in (_quiet_at(row, e), _sure_at(row, e)))
     again = has_more(row) and row["CountedAt"] is not None and e.now - row["CountedAt"] >= _between(row, e, MORE_AGAIN)
     free = e.looked and e.held is None and not row["Unsettled"]
     ask = free and policy not in STANDS and withdrawn is None and not pending and _can_ask(row) and (late or again)
@@ -305,7 +317,7 @@ def _decision(row: StudyRow, e: Evidence, policy: SeriesVerdict | None, look: bo
         "DueAt": row["DueAt"] if pending else _due(row, e, policy, look),
     }
     slow = policy == "verified" and not stands and _asked_late(row, e)
-    return Decision(columns, ask, look, trusted=slow and bool(row["CountedAhead"]) and not row["CountGrew"] and final)
+    return Decision(columns, ask, look, trusted=slow and _held_whole(row) and final)
 
 
 def _weaker(row: StudyRow, policy: SeriesVerdict | None) -> SeriesVerdict | None:
@@ -335,11 +347,35 @@ def _idle_at(row: StudyRow, e: Evidence) -> datetime:
 
 def _asked_late(row: StudyRow, e: Evidence) -> bool:
     """Return whether the PACS was asked, the silence of its source after the last image."""
-    return row["CountedAt"] is not None and row["CountedAt"] >= _quiet_at(row, e)
+    return _asked_after(row, _quiet_at(row, e))
+
+
+def _sure_at(row: StudyRow, e: Evidence) -> datetime:
+    """Return when the PACS has to be asked to be believed."""
+    return _last(row, e) + (e.silence if _held_whole(row) else max(e.silence, e.sure))
+
+
+def _asked_surely(row: StudyRow, e: Evidence) -> bool:
+    return _asked_after(row, _sure_at(row, e))
+
+
+def _asked_after(row: StudyRow, at: datetime) -> bool:
+    return row["CountedAt"] is not None and row["CountedAt"] >= at
+
+
+def _asks_at(row: StudyRow, e: Evidence) -> datetime | None:
+    """Return when the PACS is asked next, if nothing comes."""
+    later = (at for at in (_quiet_at(row, e), _sure_at(row, e)) if at > e.now and not _asked_after(row, at))
+    return min(later, default=None) if _can_ask(row) else None
+
+
+def _held_whole(row: StudyRow) -> bool:
+    """Return whether its PACS seems to have had all of it from the start: else it may itself still receive it."""
+    return bool(row["CountedAhead"]) and not row["CountGrew"]
 
 
 def _is_trusted(row: StudyRow, e: Evidence) -> bool:
-    return e.trust >= TRUSTED_AFTER and bool(row["CountedAhead"]) and not row["CountGrew"]
+    return e.trust >= TRUSTED_AFTER and _held_whole(row)
 
 
 def _waited(row: StudyRow, e: Evidence) -> bool:
@@ -355,7 +391,7 @@ def _due(row: StudyRow, e: Evidence, policy: SeriesVerdict | None, look: bool) -
     """Return when the study is looked at next; None: not before something comes."""
     asks_later = _can_ask(row) and not _asked_late(row, e) and _quiet_at(row, e) > e.now
     if policy in FINAL_VERDICTS:
-        return _quiet_at(row, e) if policy not in STANDS and asks_later else None
+        return _asks_at(row, e) if policy not in STANDS else None
     if look:
         return e.now
     if row["Withdrawn"]:

@@ -25,6 +25,7 @@ KNOWN = 10  # studies that make a source known
 KNOWN_GROUP = 5  # studies that make a description known
 FADED = 0.3  # part of the prior that is left then; of twice as many studies half of that, and so on
 RARE = 50  # studies of which one may be told too early
+SURE, SURE_S = 1.5, 7200.0  # a PACS that receives knows no more than we: this many times the wait, and this at least
 FLOOR_S = 60.0  # least wait; also covers a sender that begins again
 SHORTEST_S = 40.0  # silences below lengthen no wait
 LONGEST_S = 4 * 3600.0  # silences beyond are never waited for: an addendum of the next day
@@ -100,6 +101,12 @@ def timeout_s(learnt: Mapping[str, Any], study: Study = ANY) -> float:
     prior_s = PRIOR_STORED_S if study.group == STORED else PRIOR_S
     enough = KNOWN_GROUP if known else KNOWN
     return max(FLOOR_S, longest_s, prior_s if seen < enough else prior_s * FADED * enough / seen)
+
+
+def sure_s(learnt: Mapping[str, Any], study: Study = ANY) -> float:
+    """Return how long a study has to be silent until its PACS is believed, if that may itself still receive it."""
+    least_s = 0.0 if study.group == STORED else SURE_S
+    return max(least_s, SURE * timeout_s(learnt, study))
 
 
 def _awaited(learnt: Mapping[str, Any], study: Study) -> Iterator[_Row]:

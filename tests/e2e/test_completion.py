@@ -98,8 +98,10 @@ def test_foreign_traces_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture
     assert completion.main(["--traces", str(tmp_path)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[-1].startswith("completion: default adaptive false=")
-    rows = {line.split(" | ")[0].strip("| "): int(line.split(" | ")[-1].strip("| ")) for line in said if " s |" in line}
+    lines = [line.strip("| ").split(" | ") for line in said[said.index(f"traces of {tmp_path}:") :] if " s |" in line]
+    rows = {line[0]: int(line[-1]) for line in lines}
     assert rows["site"] + rows["other"] == rows["**all**"] == rows["**adaptive**"]
+    assert any(line.startswith("completion: studies, ours: false=") for line in said)
 
 
 @pytest.mark.parametrize(
