@@ -290,10 +290,7 @@ class Database:
     async def changes(self, *, since: int, limit: int, subject: Subjects = "any") -> list[Change]:
         """Return up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
         await self._number_changes()
-        query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
-        if subject != "any":
-            query = query.where(IS_OF_STUDY if subject == "study" else not_(IS_OF_STUDY))
-        return [_change(row) for row in await self._engine.read(query)]
+        return [_change(row) for row in await self._engine.read(select_changes(since, limit, subject))]
 
     async def last_change(self) -> int:
         """Return the highest number that was given, also if that change was purged."""
@@ -552,6 +549,12 @@ async def _number(connection: AsyncConnection) -> None:
         give = changes.update().where(changes.c.Id == bindparam("id")).values(Number=bindparam("number"))
         await connection.execute(give, rows)
         await connection.execute(counters.update().where(counter).values(Value=last + len(ids)))
+
+
+def select_changes(since: int, limit: int, subject: Subjects) -> Select[Any]:
+    """Return the query for the changes behind a number, in order."""
+    query = select(changes).where(changes.c.Number > since).order_by(changes.c.Number).limit(limit)
+    return query if subject == "any" else query.where(IS_OF_STUDY if subject == "study" else not_(IS_OF_STUDY))
 
 
 def _change(row: Mapping[str, Any]) -> Change:

@@ -366,13 +366,11 @@ class SeriesReport(BaseModel):
 
 
 CalledTitle = Annotated[str | None, Field(description="By what name the series' sender called first.")]
+Subjects = Literal["series", "study", "any"]
 ChangeKind = Literal["created", "revised", "verified", "declared", "contradicted", "conflict"]
 """What a change is. created: revision 1. revised: a later one. verified: it is now, with these images. declared: a
 person has said that it is complete, or that it is not (then Verdict is null). contradicted: images came after a
 verdict had said that the series was over. conflict: a report was kept aside; no revision."""
-
-
-Subjects = Literal["series", "study", "any"]
 
 
 class Change(BaseModel):

@@ -8,6 +8,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from models import (
     Change,
     Completeness,
+    CountsOfStudy,
     Order,
     OrderKind,
     Positive,
@@ -62,8 +63,8 @@ class Declare(BaseModel):
     Declared: Annotated[
         Completeness,
         Field(
-            description="complete: it is reported now, and `declared`. incomplete: its verdict is withdrawn until "
-            "images come, or a PACS has just what is here."
+            description="complete: what is open of it is reported now, and it is `declared`. incomplete: its verdict "
+            "is withdrawn until images come, or a PACS has just what is here."
         ),
     ]
     Because: Why
@@ -78,6 +79,24 @@ class Declaration(BaseModel):
         list[str], Field(description="Gateways that have it open and are told to close it: their reports follow.")
     ]
     Record: Annotated[SeriesRecord | None, Field(description="As it is now; null if no report of it has come yet.")]
+
+
+class StudyDeclaration(BaseModel):
+    """What came of a person's word about a study."""
+
+    Did: Annotated[str, Field(description="In words, for whoever asked.")]
+    Changed: Annotated[bool, Field(description="The record has changed by it.")]
+    Closing: Annotated[
+        list[str],
+        Field(description="Gateways that have series of it open and are told to close them: then it is declared."),
+    ]
+    Record: Annotated[StudyRecord, Field(description="As it is now.")]
+
+
+class StudyCounts(CountsOfStudy):
+    """What a PACS has of a study, as a gateway was told."""
+
+    GatewayID: Annotated[str, Field(min_length=1, max_length=64, description="The gateway that asked.")]
 
 
 class ConflictPage(BaseModel):

@@ -1,10 +1,13 @@
-"""A person's word about a series: taken by HTTP and by `python server.py declare` alike."""
+"""A person's word about a series or study: taken by HTTP and by `python server.py declare` alike."""
 
 import structlog
 
-from api.answers import Declaration, Declare
+from api.answers import Declaration, Declare, StudyDeclaration
 from db import Database
+from models import SeriesRecord
+from storage.answers import StudyRecord
 from storage.declarations import Declared
+from storage.study_declarations import DeclaredStudy
 
 log = structlog.get_logger()
 
@@ -25,9 +28,12 @@ def _words(said: Declare, done: Declared) -> str:
         parts.append(f"{_these(done.closing)} told to close it, and its row follows with the report")
     if done.told:
         parts.append(f"{_these(done.told)} told, too, if anything of it is open there")
-    if done.untold:
-        parts.append(f"{_these(done.untold)} not told: too many orders wait there already")
+    parts.append(_of_untold(done.untold))
     return "; ".join(filter(None, parts))
+
+
+def _of_untold(gateways: list[str]) -> str | None:
+    return f"{_these(gateways)} not told: too many orders wait there already" if gateways else None
 
 
 def _these(gateways: list[str]) -> str:
@@ -39,15 +45,23 @@ def _of_row(said: Declare, done: Declared) -> str | None:
         taken_back = "; the order to close it is taken back" if said.Declared == "incomplete" else ""
         return f"no report of it has come yet{taken_back}"
     if said.Declared == "incomplete":
-        if done.changed:
-            return f"its verdict ({done.record.Withdrawn}) is withdrawn until images come or it is verified"
-        return "nothing to do: it is declared incomplete already"
+        return _of_withdrawn(done.record, done.changed)
     if done.changed:
         return f"it is declared complete, with {done.record.NumInstances} images"
     if done.closing:
         return None
-    stronger = ", which is stronger" if done.record.Verdict == "verified" else " already"
-    return f"nothing to do: it is {done.record.Verdict}{stronger}"
+    return _of_standing(done.record)
+
+
+def _of_withdrawn(record: SeriesRecord | StudyRecord, changed: bool) -> str:
+    if changed:
+        return f"its verdict ({record.Withdrawn}) is withdrawn until images come or it is verified"
+    return "nothing to do: it is declared incomplete already"
+
+
+def _of_standing(record: SeriesRecord | StudyRecord) -> str:
+    stronger = ", which is stronger" if record.Verdict == "verified" else " already"
+    return f"nothing to do: it is {record.Verdict}{stronger}"
 
 
 def unknown(said: Declare, series_instance_uid: str) -> str:
@@ -55,3 +69,37 @@ def unknown(said: Declare, series_instance_uid: str) -> str:
     if said.Declared == "incomplete":
         return f"no series {series_instance_uid} is stored: there is no verdict to withdraw"
     return f"no series {series_instance_uid} is stored, and no gateway says that it has it open"
+
+
+# --- of a study -------------------------------------------------------------------------------------------------
+
+
+async def declare_study(database: Database, study_instance_uid: str, said: Declare, by: str) -> StudyDeclaration | None:
+    """Take a person's word, whose text is never logged; None where the study is not stored."""
+    done = await database.declare_study(study_instance_uid, said.Declared, by, said.Because)
+    if done is None:
+        return None
+    log.info("study.declared", study_instance_uid=study_instance_uid, declared=said.Declared, changed=done.changed)
+    words = _words_of_study(said, done)
+    return StudyDeclaration(Did=words, Changed=done.changed, Closing=done.closing, Record=done.record)
+
+
+def _words_of_study(said: Declare, done: DeclaredStudy) -> str:
+    """Say what was done, and what is still to come."""
+    record = done.record
+    here = f"{record.NumSeries} series and {record.NumInstances} images"
+    if said.Declared == "incomplete":
+        what = _of_withdrawn(record, done.changed)
+    elif record.Verdict == "declared" and done.changed:
+        what = f"it is declared complete, with {here}"
+    elif record.Verdict is None:
+        what = "it is declared complete once what gateways have open of it is stored"
+    else:
+        what = _of_standing(record)
+    closing = f"{_these(done.closing)} told to close its series" if done.closing else None
+    return "; ".join(filter(None, (what, closing, _of_untold(done.untold))))
+
+
+def unknown_study(study_instance_uid: str) -> str:
+    """Say why there is nothing that could be declared."""
+    return f"no series of study {study_instance_uid} is stored"

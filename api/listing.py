@@ -42,7 +42,7 @@ class Common(BaseModel):
     StudyInstanceUID: Uid | None = None
     Modality: Annotated[str | None, Field(max_length=16, pattern=NO_CONTROL)] = None
     Verdict: Annotated[
-        SeriesVerdict | Literal["null"] | None, Field(description="`null`: those without one, which are still open.")
+        Literal[SeriesVerdict, "null"] | None, Field(description="`null`: those without one, which are still open.")
     ] = None
     Source: Annotated[
         str | None, Field(max_length=64, pattern=NO_CONTROL, description="Calling AE title and modality: `CT1 CT`.")

@@ -28,6 +28,7 @@ def operations(database: Database) -> Mapping[str, Operation]:
         "revoke_key": partial(_revoke_key, database),
         "posters": partial(_posters, database),
         "declare": partial(_declare, database),
+        "declare_study": partial(_declare_study, database),
         "add_webhook": partial(_add_webhook, database),
         "list_webhooks": partial(_list_webhooks, database),
         "remove_webhook": partial(_remove_webhook, database),
@@ -86,6 +87,25 @@ async def _declare(
         "did": done.Did,
         "verdict": verdict,
         "images": row and row.NumInstances,
+        "closing": done.Closing,
+    }
+
+
+async def _declare_study(
+    database: Database, study_instance_uid: str, declared: str, because: str, by: str
+) -> dict[str, Any]:
+    said = Declare.model_validate({"Declared": declared, "Because": because})
+    known = is_uid(study_instance_uid)
+    done = await declarations.declare_study(database, study_instance_uid, said, by) if known else None
+    if done is None:
+        return {"unknown": declarations.unknown_study(study_instance_uid)}
+    row = done.Record
+    return {
+        "study": study_instance_uid,
+        "did": done.Did,
+        "verdict": row.Verdict or (f"none ({row.Withdrawn} was withdrawn)" if row.Withdrawn else None),
+        "series": row.NumSeries,
+        "images": row.NumInstances,
         "closing": done.Closing,
     }
 

@@ -1,5 +1,6 @@
 """GET /studies: studies, each by what its series come to; one study, its series and timeline, and a person's word."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -8,11 +9,11 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, Field
 
-from api import table
-from api.answers import SeriesPage, StudyEvent, StudyPage, StudyTimeline
+from api import declarations, table
+from api.answers import Declare, SeriesPage, StudyCounts, StudyDeclaration, StudyEvent, StudyPage, StudyTimeline
 from api.listing import AS_CSV, Common, Ordered, Paged, as_csv, one_page, packed, refuse, unpacked
 from api.parameters import KNOWN_ONLY, NO_CONTROL
-from api.routing import READS, Db, answers
+from api.routing import DECIDES, READS, WRITES, Changes, Db, answers
 from common import metrics
 from db import Database
 from models import Positive, Uid
@@ -20,6 +21,7 @@ from storage.answers import StudyRecord
 from storage.listing import Listing, StudyListing
 from storage.study_views import SERIES_OF_TIMELINE
 
+UNKNOWN = "no study {}"
 ONE = "/studies/{StudyInstanceUID:path}"  # a UID that is none of PS3.5 §9.1 may have a slash
 read: dict[str, Any] = {"responses": answers(404), "dependencies": [READS, KNOWN_ONLY]}
 log = structlog.get_logger()
@@ -89,10 +91,15 @@ async def get_study_timeline(StudyInstanceUID: Uid, page: Annotated[Paged, Query
     rows = await database.study_views.events(StudyInstanceUID, after, page.limit + 1)
     some = rows[: page.limit]
     return StudyTimeline(
-        events=[StudyEvent.model_validate(row) for row in some],
+        events=[StudyEvent.model_validate({**row, **_about(row)}) for row in some],
         next=packed([some[-1]["At"], some[-1]["Id"]]) if len(rows) > page.limit else None,
         NotShown=max(0, study.NumSeries - SERIES_OF_TIMELINE),
     )
+
+
+def _about(event: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return which series an event is about: what is told of the study stands at one of its series."""
+    return {"SeriesInstanceUID": None} if event["Event"].startswith("study.") else {}
 
 
 def _place(text: str) -> list[Any]:
@@ -103,12 +110,38 @@ def _place(text: str) -> list[Any]:
         refuse("after", "is not `next` of a page of this timeline")
 
 
+@router.post(f"{ONE}/declaration", responses=answers(404, 408, 413), dependencies=[DECIDES])
+async def declare_study(
+    StudyInstanceUID: Uid, said: Declare, database: Db, follower: Changes, request: Request
+) -> StudyDeclaration:
+    """Take a person's word that a study is complete, or that it is not; its timeline says who said so, and why.
+
+    Gateways that have series of it open report them at once. Repeating it changes nothing.
+    """
+    done = await declarations.declare_study(database, StudyInstanceUID, said, request.state.who)
+    if done is None:
+        raise HTTPException(404, declarations.unknown_study(StudyInstanceUID))
+    follower.stored()
+    request.state.done["decision"] = said.Declared
+    return done
+
+
+@router.post(f"{ONE}/counts", responses=answers(404, 408, 413), dependencies=[WRITES])
+async def post_counts(StudyInstanceUID: Uid, said: StudyCounts, database: Db, follower: Changes) -> StudyRecord:
+    """Take what a PACS has of a study, as a gateway has asked it. Returns the study as it is then."""
+    record = await database.count_study(StudyInstanceUID, said, said.GatewayID)
+    if record is None:
+        raise HTTPException(404, UNKNOWN.format(StudyInstanceUID))
+    follower.stored()
+    return record
+
+
 @router.get(ONE, **read)
 async def get_study(StudyInstanceUID: Uid, database: Db) -> StudyRecord:
     """Return one study: what its stored series come to, and whether that is all of it."""
     record = await database.study(StudyInstanceUID)
     if record is None:
-        raise HTTPException(404, f"no study {StudyInstanceUID}")
+        raise HTTPException(404, UNKNOWN.format(StudyInstanceUID))
     return record
 
 

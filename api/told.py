@@ -5,7 +5,7 @@ from models import Change
 
 def uid_of(change: Change) -> str:
     """Return the UID of the series or study that has changed."""
-    return change.SeriesInstanceUID or change.StudyInstanceUID
+    return change.StudyInstanceUID if change.Subject == "study" else change.SeriesInstanceUID or ""
 
 
 def modalities_of(change: Change) -> list[str]:

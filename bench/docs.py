@@ -22,6 +22,7 @@ from common.settings import GatewaySettings, ServerSettings, Settings, variable
 from dicom.statuses import STORE_STATUSES
 from models import Change, SeriesRecord, SeriesReport
 from server import app
+from storage.answers import StudyRecord
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MARKED = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -167,6 +168,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "routes": routes,
     "report-fields": lambda: fields(SeriesReport),
     "record-fields": lambda: fields(SeriesRecord),
+    "study-fields": lambda: fields(StudyRecord),
     "change-fields": lambda: fields(Change),
     "import-rules": import_rules,
 }

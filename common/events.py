@@ -272,8 +272,8 @@ LOG_EVENTS = (
     LogEvent(
         "request.audited",
         "info",
-        "method route peer who status series_instance_uid via decision conflict gateway number kind dead_letter "
-        "webhook",
+        "method route peer who status series_instance_uid study_instance_uid via decision conflict gateway number kind "
+        "dead_letter webhook",
         "The audit log: every request except probes, the page's files, log-outs, and successful heartbeats and "
         "metrics. `via` is `page` if a browser's session acted; the fields after it say what was done.",
     ),
@@ -359,6 +359,12 @@ LOG_EVENTS = (
         "warning",
         "reason",
         "A reader of /changes/stream or of the page was too slow and was disconnected; it can continue where it was.",
+    ),
+    LogEvent(
+        "study.declared",
+        "info",
+        "study_instance_uid declared changed",
+        "A person declared the study complete or incomplete; `changed` says if its row changed at once.",
     ),
     LogEvent(
         "study.told",

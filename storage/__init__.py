@@ -1,8 +1,8 @@
 """All SQL of the server, behind the door `db.py`; on SQLite and PostgreSQL alike.
 
-`engine` (how a database is opened, and when a transaction is tried again), `schema` (the tables), `merge` (what a
-report changes) with `rows`, `folding` (names) and `history` (timelines), `revisions` (what of that is written and
-told), `declarations` (a person's word), `answers`; `listing` (for GET /series), `latest` and `stored` (for the live
-page), `search` with `matching` (for QIDO-RS), `sources` with `rhythm` (who sends), `webhooks`, `orders` and
-`heartbeats` (of gateways), `keys` with `key_reader`; `inspection`, `urls`, `move`, `purge`; `migrations/`.
+`engine` (opening, and trying again), `schema` (the tables), `merge` (what a report changes) with `rows`, `folding` and
+`history`, `revisions` (what of that is written and told), `declarations`, `answers`; of studies `studies` with
+`study_rules`, `study_silence`, `study_holders`, `study_declarations`, `gaps`, `study_listing` and `study_views`;
+`listing` (GET /series), `latest` and `stored` (live page), `search` with `matching` (QIDO-RS), `sources` with `rhythm`,
+`webhooks`, `orders`, `heartbeats`, `keys` with `key_reader`; `inspection`, `urls`, `move`, `purge`; `migrations/`.
 """

@@ -42,7 +42,6 @@ KEYS = {
 }
 """What can be matched, and whose attribute it is."""
 COLUMNS = {keyword: keyword for keyword in KEYS if keyword in series.c} | FOLDED | {"ModalitiesInStudy": "Modality"}
-MOST_MODALITIES = 50  # of one study that its row names
 RANGES = ("PatientName", "PatientID", "AccessionNumber", "StudyDate")  # their index has them in order
 ANSWERED = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName", "NumInstances", "Attributes")
 
@@ -70,10 +69,10 @@ class Finder:
     async def totals(self, study_instance_uids: Iterable[str]) -> list[dict[str, Any]]:
         """Return parts of studies, each with how many Series and Instances it has, and of which Modalities.
 
-        A study's own row says it, but for more modalities than that names.
+        A study's own row says it, but for one with series whose modality that does not name.
         """
         known = await self._engine.read(_select_known(study_instance_uids))
-        whole = [{**row, "Modalities": [*filter(None, row["Modalities"])]} for row in known if _names_all(row)]
+        whole = [{**row, "Modalities": [*row["Modalities"]]} for row in known if _names_all(row)]
         others = {*study_instance_uids} - {row["StudyInstanceUID"] for row in whole}
         counted = await self._engine.read(_select_totals(others)) if others else []
         return whole + [{**row, "Modalities": [*filter(None, [row["Modality"]])]} for row in counted]
@@ -110,8 +109,8 @@ def _select_order(search: Search, table: FromClause, order: Sequence[ColumnEleme
 
 
 def _names_all(study: Mapping[str, Any]) -> bool:
-    """Return whether the row of a study names all modalities that its series have."""
-    return len(study["Modalities"]) < MOST_MODALITIES
+    """Return whether the row of a study names the modality of each series: of too many, some stand under ""."""
+    return "" not in study["Modalities"]
 
 
 def _select_known(study_instance_uids: Iterable[str]) -> Select[Any]:

@@ -17,6 +17,7 @@ from common import metrics
 from common.required import Required, missing_of, required_of
 from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
 from storage import history, merge, orders, study_rules, study_silence
+from storage.answers import StudyRecord
 from storage.engine import insert
 from storage.gaps import gaps
 from storage.revisions import figures_of
@@ -316,7 +317,7 @@ async def _decided(
     told = await write(connection, row, after, change.series_instance_uid, now)
     await _learn(connection, after["Source"], learnt, now)
     for one in told:
-        await _count_verdicts(connection, row, after, one)
+        await count_verdicts(connection, row, after, one)
     return told
 
 
@@ -374,9 +375,11 @@ async def write(
     """Write what has changed of a study, and let it be told if that is news for others."""
     kinds = study_rules.kinds(row, after)
     if kinds:
-        after = _with(after, {"Revision": row["Revision"] + 1, "UpdatedAt": now})
+        after = _with(after, {"Revision": row["Revision"] + 1})
     before = cast("Mapping[str, Any]", row)
     changed = {name: value for name, value in after.items() if before[name] != value}
+    if not changed.keys().isdisjoint(StudyRecord.model_fields):  # who reads it again sees something else
+        changed["UpdatedAt"] = now
     if changed:
         await _update(connection, row["StudyInstanceUID"], changed)
     if not kinds:
@@ -427,7 +430,7 @@ async def _learn(connection: AsyncConnection, source: str | None, learnt: _Learn
         await connection.execute(update(study_sources).where(this).values(values))
 
 
-async def _count_verdicts(connection: AsyncConnection, row: StudyRow, after: StudyRow, told: Told) -> None:
+async def count_verdicts(connection: AsyncConnection, row: StudyRow, after: StudyRow, told: Told) -> None:
     """Count a verdict that is told, and one that images have contradicted, in the figures."""
     counted = []
     if told.contradicted in FINAL_VERDICTS:

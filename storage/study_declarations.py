@@ -57,6 +57,8 @@ async def declare(
     columns = study_rules.declared(row, word, now, waits=closing.waits)
     after = cast("StudyRow", {**row, **columns})
     told = await studies.write(connection, row, after, one, now) if columns else []
+    for change in told:
+        await studies.count_verdicts(connection, row, after, change)
     current = cast("StudyRow", {**after, "Revision": told[0].revision if told else after["Revision"]})
     return DeclaredStudy(as_study(current), bool(columns), closing.told, closing.untold), told
 

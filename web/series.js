@@ -60,6 +60,10 @@ export function words({ Event, Details: d }) {
       return `${many(d.Dropped, "older event was", "older events were")} removed here`;
     case "series.declared":
       return `${d.By} declared it ${d.Declared}: ${d.Because}`;
+    case "series.gapped":
+      return `Images seem to be missing in between: numbers ${d.Numbers}`;
+    case "study.told":
+      return studied(d);
     case "conflict.resolved":
       return `A conflict was settled: ${d.Decision}`;
     default:
@@ -67,6 +71,11 @@ export function words({ Event, Details: d }) {
         .map(([name, value]) => `${name} ${value}`)
         .join(", ")}`;
   }
+}
+
+function studied({ Verdict, Withdrawn, Basis }) {
+  const now = Verdict ?? (Withdrawn ? `declared incomplete (it was ${Withdrawn})` : "open again");
+  return `Its study is ${now}${Basis ? `: ${Basis}` : ""}`;
 }
 
 function answered(d) {

@@ -120,9 +120,9 @@ function take(told) {
     states.set(one.StudyInstanceUID, one);
     if (studies.has(one.StudyInstanceUID)) judge(studies.get(one.StudyInstanceUID));
   }
-  for (const of of states.keys()) {
+  for (const id of states.keys()) {
     if (states.size <= studies.size + MOST_PENDING) break;
-    if (!studies.has(of)) states.delete(of);
+    if (!studies.has(id)) states.delete(id);
   }
 }
 

@@ -418,23 +418,27 @@ def dismiss(settings: ServerSettings, name: str) -> None:
 
 
 @click.command
-@click.argument("series", metavar="SERIES")
+@click.argument("uid", metavar="UID")
 @click.argument("declared", type=click.Choice(["complete", "incomplete"]))
+@click.option("--study", is_flag=True, help="UID is that of a study; by default that of a series.")
 @click.option("--because", metavar="TEXT", required=True, help="The reason; it is stored and shown with the series.")
 @as_json
 @click.pass_obj
-def declare(settings: ServerSettings, series: str, declared: str, because: str, as_json: bool) -> None:
-    """Declare a series complete, or incomplete.
+def declare(  # noqa: PLR0913, PLR0917 - one parameter an option
+    settings: ServerSettings, uid: str, declared: str, study: bool, because: str, as_json: bool
+) -> None:
+    """Declare a series or study complete, or incomplete.
 
-    SERIES is its Series Instance UID. complete: gateways that still have it open report it within seconds, with the
-    verdict `declared`. incomplete: its verdict is withdrawn until more images come, or until its PACS confirms that the
-    images here are all of them. Your name and reason are written into the series' timeline.
+    UID is the Series Instance UID, or with --study the Study Instance UID. complete: gateways that still have it open
+    report it within seconds, with the verdict `declared`. incomplete: its verdict is withdrawn until more images come,
+    or until its PACS confirms that the images here are all of them. Your name and reason are written into its timeline.
     """
     if not because.strip() or len(because.strip()) > MAX_BECAUSE or not because.strip().isprintable():
         raise click.UsageError(f"--because must be one line of 1 to {MAX_BECAUSE} characters")
     _need_database(settings)
-    asked = {"series_instance_uid": series, "declared": declared, "because": because.strip(), "by": _operator()}
-    done = _do(settings, "declare", **asked)
+    asked = {"declared": declared, "because": because.strip(), "by": _operator()}
+    what, operation = ("study", "declare_study") if study else ("series", "declare")
+    done = _do(settings, operation, **{f"{what}_instance_uid": uid}, **asked)
     if "unknown" in done:
         raise click.ClickException(done["unknown"])
     show(done, as_json)

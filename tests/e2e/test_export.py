@@ -52,7 +52,7 @@ def exported(url: str, folder: Path, *words: str, exit_code: int = 0) -> tuple[s
 
 
 def test_the_guides_command_writes_yesterdays_series(tmp_path: Path, url: str) -> None:
-    shell(filled(line(JOBS, "python server.py export")), tmp_path, SERIES_URL=url)
+    shell(filled(line(JOBS, "python server.py export --updated-since")), tmp_path, SERIES_URL=url)
     assert uids((tmp_path / "series.csv").read_text()) == [f"{STUDY}.1"]
     assert (tmp_path / "series.csv").stat().st_mode & 0o777 == 0o600
 
@@ -86,6 +86,18 @@ def test_lines_of_json_are_whole_records(tmp_path: Path, url: str) -> None:
     assert {record["PatientName"] for record in records} == {"=1+1"}
     assert err == "2 series\n"
     assert httpx.get(f"{url}/series/{STUDY}.0", trust_env=False).json() == records[1]
+
+
+def test_the_guides_command_writes_a_row_for_each_study(tmp_path: Path, url: str) -> None:
+    command = filled(line(JOBS, "python server.py export --studies"))
+    shell(re.sub("--updated-(since|until) [a-z]+", "", command), tmp_path, SERIES_URL=url)
+    (row,) = csv.DictReader((tmp_path / "studies.csv").read_text().splitlines())
+    assert (row["NumSeries"], row["NumInstances"], row["PatientName"]) == ("3", "3", "'=1+1")
+    out, err = exported(url, tmp_path, "--studies", "--modality", "CT", "--format", "jsonl")
+    (study,) = [json.loads(line) for line in out.splitlines()]
+    assert (study["StudyInstanceUID"], study["NumSeries"], err) == (STUDY, 3, "1 studies\n")
+    assert len(exported(url, tmp_path, "--studies", "--study", "1.9")[0].splitlines()) == 1
+    assert "is for series" in exported(url, tmp_path, "--studies", "--doubtful", exit_code=2)[1]
 
 
 @pytest.mark.slow

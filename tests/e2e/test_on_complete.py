@@ -106,6 +106,41 @@ def test_the_guides_command_runs_a_script_for_each_complete_series_until_it_is_t
     assert old not in str(ran(tmp_path))
 
 
+def test_the_guides_command_runs_a_script_for_each_complete_study(tmp_path: Path) -> None:
+    text = re.findall(r"^#!/bin/sh\n(?:.*\n)*?(?=```)", JOBS, re.MULTILINE)[1]
+    script(tmp_path, text, "run-study.sh")
+    written = tmp_path / "studies.txt"
+
+    def declare(study: str) -> None:
+        shell(filled(line(JOBS, "python server.py declare --study"), STUDY=study), tmp_path)
+
+    with server(tmp_path) as (_, url):
+        for study, series in (("1.1", "1.1.1"), ("1.1", "1.1.2"), ("1.2", "1.2.1")):
+            report = make_report("1", study=study, series=series).model_copy(update={"Verdict": None})
+            httpx.post(f"{url}/series", json=report.model_dump(mode="json"), trust_env=False).raise_for_status()
+        command = f"exec {filled(line(JOBS, 'python server.py on-complete --study'))}"
+        with running(Process("on-complete", ["sh", "-ec", command], tmp_path, SERIES_URL=url, no_proxy="*")) as process:
+            process.wait_for_event("changes.followed")
+            declare("1.1")
+            process.wait_for_event("script.ended", study_instance_uid="1.1", revision=1)
+            late = make_report("1", study="1.1", series="1.1.3").model_copy(update={"Verdict": None})
+            httpx.post(f"{url}/series", json=late.model_dump(mode="json"), trust_env=False).raise_for_status()
+            declare("1.1")
+            process.wait_for_event("script.ended", study_instance_uid="1.1", revision=3)
+            assert process.stop() == 0
+        assert written.read_text().splitlines() == [
+            "1.1 is declared, with 2 series and 2 images, 0 missing",
+            "1.1 is declared, with 3 series and 3 images, 0 missing",
+        ]
+        declare("1.2")
+        script(tmp_path)
+        once(tmp_path, url, "--study", "--", "./run.sh", "{StudyInstanceUID}")  # goes on where the other was ended
+        assert [words[0] for words in ran(tmp_path)] == ["1.2"]
+        refused = once(tmp_path, url, "--state", "on-complete-studies.db", *ALL, exit_code=1)
+        assert "has jobs for studies" in refused
+        assert "{SeriesInstanceUID}" in once(tmp_path, url, "--study", *ALL, exit_code=1)
+
+
 def place(folder: Path) -> int | None:
     """Up to which change an on-complete in this folder has read."""
     path = folder / "on-complete.db"
@@ -120,7 +155,7 @@ def place(folder: Path) -> int | None:
 
 
 def test_the_guides_script_writes_what_it_is_told(tmp_path: Path) -> None:
-    (text,) = re.findall(r"^#!/bin/sh\n(?:.*\n)*?(?=```)", JOBS, re.MULTILINE)
+    text, _ = re.findall(r"^#!/bin/sh\n(?:.*\n)*?(?=```)", JOBS, re.MULTILINE)
     script(tmp_path, text)
     told = {"VERDICT": "idle", "NUM_INSTANCES": "3", "MISSING": "1"}
     subprocess.run(["./run.sh", "1.2.3"], cwd=tmp_path, env=os.environ | told, check=True)

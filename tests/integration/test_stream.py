@@ -13,7 +13,7 @@ from api import follower as follower_module
 from api.follower import AT_ONCE, KEPT, Follower
 from api.stream import Events
 from db import Database
-from models import Change
+from models import Change, Subjects
 from tests.factories import STUDY, make_report
 
 
@@ -31,12 +31,12 @@ class Counted:
     async def last_change(self) -> int:
         return await self._database.last_change()
 
-    async def changes(self, since: int, limit: int) -> list[Change]:
+    async def changes(self, since: int, limit: int, subject: Subjects = "any") -> list[Change]:
         self.reads.append(since)
         self.asked.set()
         try:
             await self.gate.wait()
-            return await self._database.changes(since=since, limit=limit)
+            return await self._database.changes(since=since, limit=limit, subject=subject)
         except asyncio.CancelledError:
             self.broken_off += 1
             raise

@@ -21,13 +21,13 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from api.follower import Follower
 from api.operations import operations
-from api.webhooks import GIVE_UP_S, Teller, signed
+from api.webhooks import GIVE_UP_S, Teller, signed, wants
 from common.outgoing import LinkLocalAddress, http_client, refuse_link_local
 from db import Database
-from models import SeriesReport
+from models import Change, SeriesReport
 from storage.schema import webhooks
 from storage.webhooks import new_secret
-from tests.factories import STUDY, make_report
+from tests.factories import SERIES, STUDY, make_report
 
 
 class Receiver:
@@ -119,6 +119,40 @@ async def test_every_change_is_told_once_in_order_signed_and_names_no_patient(
         assert b"Test^One" not in body
         assert b"P1" not in body
     assert (await listed(database))["behind"] == 0
+
+
+async def test_a_webhook_is_told_of_studies_only_if_it_asks(database: Database, receiver: Receiver) -> None:
+    urls = {name: f"{receiver.url}/{name}" for name in ("before", "series", "study", "any")}
+    await database.webhooks.add(urls["before"], 0, {"Modality": ["CT"]})  # as an earlier version made it
+    await added(database, urls["series"])
+    await added(database, urls["study"], Subject=["study"])
+    await added(database, urls["any"], Subject=["series", "study"])
+    report = make_report("1").model_copy(update={"Verdict": None})
+    await database.store(report)
+    await database.declare_study(STUDY, "complete", "me", "over")
+    async with telling(database):
+        await receiver.until(lambda: len(receiver.received) == 5)
+    told = sorted((change["Subject"], change["Number"], change["SeriesInstanceUID"]) for change in receiver.received)
+    assert told == [("series", 1, SERIES)] * 3 + [("study", 2, None)] * 2
+    assert {(await listed(database, id))["behind"] for id in range(1, 5)} == {0}
+
+
+def test_a_study_is_wanted_by_any_of_its_modalities() -> None:
+    study = Change(
+        Number=1,
+        Subject="study",
+        SeriesInstanceUID=None,
+        StudyInstanceUID="1",
+        Modality="CT\\SR",
+        Revision=1,
+        NumInstances=1,
+        Verdict="idle",
+        At=datetime.now(UTC),
+    )
+    assert wants({"Filters": {"Subject": ["study"], "Modality": ["SR"]}}, study)
+    assert not wants({"Filters": {"Subject": ["study"], "Modality": ["MR"]}}, study)
+    assert not wants({"Filters": {"Modality": ["SR"]}}, study)
+    assert not wants({"Filters": None}, study)
 
 
 async def test_a_new_webhook_is_told_what_comes_from_now_on(database: Database, receiver: Receiver) -> None:

@@ -85,7 +85,14 @@ def noted() -> dict[str, set[str]]:
         if isinstance(call.func, ast.Attribute) and call.func.attr.lstrip("_") == "note":
             for event in filter(None, map(text, call.args)):
                 found.setdefault(event, set()).update(keyword.arg or MANY for keyword in call.keywords)
-    for name in ("storage/merge.py", "storage/history.py", "storage/declarations.py", "storage/purge.py", "db.py"):
+    for name in (
+        "storage/merge.py",
+        "storage/history.py",
+        "storage/declarations.py",
+        "storage/purge.py",
+        "storage/studies.py",
+        "db.py",
+    ):
         for event in re.findall(r'"Event": "([a-z._]+)"', (ROOT / name).read_text()):
             found.setdefault(event, set())
     return found

@@ -102,6 +102,80 @@ async def test_a_change_that_is_none_is_given_up_and_the_rest_goes_on(backlog: B
     ]
 
 
+OF_STUDY: dict[str, Any] = {"Subject": "study", "SeriesInstanceUID": None, "NumSeries": 3, "Modality": "CT\\SR"}
+
+
+def order_for_studies(**more: Any) -> Order:
+    given: dict[str, Any] = {"modalities": frozenset(), "verdicts": FINAL, "first_only": False, "since": 0}
+    given |= {"jobs": 1, "tries": 1, "timeout_s": 60.0, "command": (sys.executable, "-c", "")}
+    return Order(**given | more, subject="study")
+
+
+def test_a_studys_words_and_variables_are_its_own() -> None:
+    places = order_for_studies().places
+    one = change(7, **OF_STUDY)
+    assert filled(["{StudyInstanceUID}", "{NumSeries}/{NumInstances}"], one, places) == ["1", "3/2"]
+    assert unknown_places(["{SeriesInstanceUID}"], places) == ["SeriesInstanceUID"]
+    assert unknown_places(["{NumSeries}"]) == ["NumSeries"]
+    told = variables(one)
+    assert (told["STUDY_INSTANCE_UID"], told["SERIES_INSTANCE_UID"], told["NUM_SERIES"]) == ("1", "", "3")
+    assert (told["MODALITY"], variables(change(7))["NUM_SERIES"]) == ("CT\\SR", "")
+    with pytest.raises(ValidationError):
+        filled(["run"], change(7, **OF_STUDY | {"StudyInstanceUID": "../x"}), places)
+
+
+def test_a_study_is_wanted_by_any_of_its_modalities_and_a_series_never_in_its_place() -> None:
+    assert order_for_studies(modalities=frozenset({"SR"})).wants(change(1, **OF_STUDY))
+    assert not order_for_studies(modalities=frozenset({"MR"})).wants(change(1, **OF_STUDY))
+    assert not order_for_studies().wants(change(1))
+    assert not order_for_studies().wants(change(1, **OF_STUDY | {"Verdict": None}))
+    of_series = Order(("true",), frozenset(), FINAL, False, 0, 1, 1, 60.0)
+    assert not of_series.wants(change(1, **OF_STUDY))
+
+
+def test_jobs_of_studies_are_done_one_after_the_other_for_each_study(backlog: Backlog) -> None:
+    studies = [change(n, **OF_STUDY | {"StudyInstanceUID": f"1.{n % 2}"}) for n in range(1, 5)]
+    backlog.take(studies, 4, first_only=False)
+    assert [job.change.Number for job in backlog.due(0.0, (), 9)] == [1, 2]
+    assert [job.change.Number for job in backlog.due(0.0, ["1.1"], 9)] == [2]
+    backlog.fail(1, "exit code 1")
+    (failed,) = backlog.failed()
+    assert (failed["study"], "series" in failed) == ("1.1", False)
+
+
+def test_a_file_of_jobs_is_for_series_or_for_studies(backlog: Backlog, tmp_path: Path) -> None:
+    backlog.take([], 7, first_only=False)  # as a version that knew no studies left it
+    assert not backlog.belongs_to("study")
+    assert backlog.belongs_to("series")
+    with Backlog.open(tmp_path / "studies.db") as another:
+        assert another.belongs_to("study")
+        assert not another.belongs_to("series")
+
+
+class Asked(Pages):
+    """A server that remembers of what it was asked to tell."""
+
+    async def get(
+        self, path: str, shape: type[ChangePage], since: int | str, limit: int = 0, subject: str | None = None
+    ) -> ChangePage:
+        if since != "now":
+            self.subject = subject
+        return await super().get(path, shape, since, limit)
+
+
+@pytest.mark.parametrize(("subject", "asked"), [("series", None), ("study", "study")])
+async def test_studies_are_asked_for_and_series_as_an_earlier_server_knows_it(
+    backlog: Backlog, tmp_path: Path, subject: Any, asked: str | None
+) -> None:
+    pages = Asked(change(1), change(2, **OF_STUDY))
+    pages.failures = 0
+    order = Order((sys.executable, "-c", ""), frozenset(), FINAL, False, 0, 1, 1, 60.0, subject=subject)
+    with (tmp_path / "lock").open("w") as lock:
+        runner = Runner(order, cast("Remote", pages), backlog, lock.fileno())
+        await runner.run(asyncio.Event(), once=True)
+    assert (pages.subject, runner.ended, runner.given_up) == (asked, 1, 0)
+
+
 class Silent:
     """A server that nobody asks."""
 

@@ -31,8 +31,8 @@ READ |= {name: sa.column(name, TIME) for name in ("FirstReceivedAt", "LastReceiv
 READ |= {"Attributes": sa.column("Attributes", DOCUMENT)}
 
 INCOMPLETE = (
-    """"Incomplete" > 0 OR "MissingSeries" != '[]' OR coalesce("ExpectedSeries", 0) > "NumSeries" """
-    """OR coalesce("ExpectedInstances", 0) > "NumInstances\""""
+    """CASE WHEN ("Incomplete" > 0 OR "MissingSeries" != '[]' OR "ExpectedSeries" > "NumSeries" """
+    """OR "ExpectedInstances" > "NumInstances") THEN 1 ELSE 0 END = 1"""
 )
 
 
