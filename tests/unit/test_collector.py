@@ -14,7 +14,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCapture
 from dicom.header import WANTED, read_instance
 from gateway.collector import DUE_AT_ONCE, SeriesCollector
 from gateway.idle import PRIORS, Adaptive, Fixed, Phase, Source
-from gateway.open_series import MAX_ARRIVALS, OpenSeries
+from gateway.open_series import MAX_ARRIVALS, OpenSeries, count_in
 from gateway.questions import Answer
 from models import INSTANCE_KEYWORDS, Association, Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
@@ -469,3 +469,22 @@ def test_who_was_heard_is_told_with_the_waits_that_were_learnt() -> None:
     (heard,) = collector.heard()
     assert (heard.Source, heard.LastReceivedAt, heard.LearntFrom) == ("TEST CT", RECEIVED_AT, 2)
     assert heard.WaitS == {"open": 2.0 * PRIORS[Phase.OPEN]}
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("1", 1),
+        ("0", None),
+        (str(2**31 - 1), 2**31 - 1),
+        (str(2**31), None),
+        ("5".zfill(12), 5),
+        ("5".zfill(13), None),
+        ("-1", None),
+        ("", None),
+    ],
+)
+def test_a_count_in_a_tag_is_a_number_that_an_integer_string_can_be(text: str, count: int | None) -> None:
+    assert count_in({"ImagesInAcquisition": (text, "7")}, "ImagesInAcquisition") == count
+    assert count_in({}, "ImagesInAcquisition") is None
+    assert count_in({"ImagesInAcquisition": ()}, "ImagesInAcquisition") is None

@@ -32,6 +32,7 @@ from dicom.header import (
     MAX_INSTANCE_VALUE,
     OTHER_VR,
     PYDICOM_BYTES,
+    REQUEST_ATTRIBUTES,
     WANTED,
     HeaderError,
     _decode_element,
@@ -115,6 +116,13 @@ def test_every_file_pydicom_ships_reads_as_pydicom_reads_it() -> None:
     assert compared > 140
 
 
+def test_what_is_wanted_is_known_to_pydicom() -> None:
+    for tag, (keyword, vr) in (WANTED | REQUEST_ATTRIBUTES).items():
+        element = Dataset()
+        element.add_new(tag, vr, None)
+        assert element[tag].keyword == keyword
+
+
 @pytest.mark.parametrize(("announced", "implicit"), [(ImplicitVRLittleEndian, False), (ExplicitVRLittleEndian, True)])
 def test_data_set_encoded_otherwise_than_announced_is_still_read(announced: str, implicit: bool) -> None:
     ds = make_dataset()
@@ -143,8 +151,20 @@ def test_what_pydicoms_reader_found_before_it_failed_is_kept() -> None:
     too_long = struct.pack("<HHL", 0xFFFE, 0xE000, 0x49FFFFFF)  # our own walk passes over all that is behind it
     ends = struct.pack("<HHLHHL", 0xFFFE, 0xE00D, 0, 0xFFFE, 0xE0DD, 0)
     cut = struct.pack("<HH2s2xL", 0x0040, 0xA730, b"SQ", 0xFFFFFFFF)  # pydicom's raises an error for it
-    instance = read(sequence + too_long + element(0x00081150, "UI", b"1.2") + ends + header() + cut)
+    numbers = [(0x00200013, "IS", b"7"), (0x00280010, "US", b"\0\2"), (0x00280011, "UL", b"\0\1\0\0")]
+    behind = header(*numbers, (0x00280008, "UL", b"\3\0\0\0"))
+    instance = read(sequence + too_long + element(0x00081150, "UI", b"1.2") + ends + behind + cut)
     assert instance.series_instance_uid == SERIES
+    assert [instance.text(name) for name in ("InstanceNumber", "Rows", "Columns", "NumberOfFrames")] == [
+        "7",
+        "512",
+        "256",
+        "3",
+    ]
+    assert instance.doubtful == ("ends early", OTHER_VR)
+    as_they_should_be = header(*numbers[:2])
+    instance = read(sequence + too_long + element(0x00081150, "UI", b"1.2") + ends + as_they_should_be + cut)
+    assert instance.text("Rows") == "512"
     assert instance.doubtful == ("ends early",)
 
 
@@ -211,6 +231,12 @@ def test_uid_that_others_take_is_taken_as_sent_and_said(keyword: str, value: byt
     assert (report.SeriesInstanceUID, report.Doubtful) == (instance.series_instance_uid, list(instance.doubtful))
 
 
+def test_several_classes_are_taken_as_sent_and_said() -> None:
+    instance = read(header((0x00080016, "UI", b"1.2.8\\1.2.9")))
+    assert instance.sop_class_uid == "1.2.8\\1.2.9"
+    assert instance.doubtful == ("SOPClassUID is none of PS3.5 9.1",)
+
+
 def test_the_class_of_the_command_stands_where_there_is_no_other() -> None:
     instance = read(header())
     assert with_class_of_command(instance, "1.2.7").sop_class_uid == "1.2.7"
@@ -271,6 +297,12 @@ def test_a_misspelt_character_set_is_understood_and_said(term: bytes, sent: byte
     instance = named(sent, term)
     assert (instance.text("PatientName"), instance.undecoded) == ("Лю", {})
     assert instance.doubtful == ("SpecificCharacterSet has no defined term",)
+
+
+@pytest.mark.parametrize("charset", [b"ISO 2022 IR 6\\nonsense", b"nonsense\\ISO 2022 IR 6", b"nonsense"])
+def test_one_term_that_is_none_is_said_beside_others(charset: bytes) -> None:
+    assert named(b"Test", charset).doubtful == ("SpecificCharacterSet has no defined term",)
+    assert named(b"Test", b"ISO 2022 IR 6\\ISO 2022 IR 144").doubtful == ()
 
 
 @pytest.mark.parametrize("term", [b"rot13", b"unicode_escape", b"punycode", b"idna", b"hex"])

@@ -1,25 +1,31 @@
 """Rows of the journal that hold nonsense: each costs its own series at most, and none the start."""
 
 import asyncio
+import json
+import math
 import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from gateway import journal_rows as rows
 from gateway.collector import SeriesCollector
 from gateway.idle import Fixed
 from gateway.journal import Journal
 from gateway.journal_reader import read
-from gateway.journal_rows import KEY
-from models import SeriesKey
-from tests.factories import SERIES, UNBOUNDED, collector_of, make_instance, make_report
+from gateway.journal_rows import KEY, Waiting
+from models import INSTANCE_KEYWORDS, MAX_DOUBT, SeriesKey, SeriesReport
+from tests.factories import RECEIVED_AT, SERIES, UNBOUNDED, collector_of, make_instance, make_report
 
 BAD, GOOD = "1.2.1", "1.2.2"  # the series whose rows are made nonsense of, and the others'
 
@@ -198,3 +204,130 @@ async def test_words_that_are_too_long_for_a_heartbeat_are_cut(tmp_path: Path) -
         await journal.refused(waiting, "x\ud800" * 1000)
         (dead,) = await journal.last_dead(1)
     assert (dead.SeriesInstanceUID, len(dead.Answer)) == (SERIES, 256)
+
+
+# --- each column by itself ---
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("ab", "ab"), (None, ""), (7, "7"), (b"\xc3\xa4", "ä"), (b"\xed\xa0\x80", "\ud800"), (b"a\xff", "a\ufffd")],
+)
+def test_a_text_is_read_whatever_the_column_holds(value: Any, read: str) -> None:
+    assert rows.text(value) == read
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        *((0, 0), (5, 5), (-1, 0), (2**31 - 1, 2**31 - 1), (2**31, 2**31 - 1)),
+        *((None, 0), ("5", 0), (5.5, 0)),
+    ],
+)
+def test_a_count_is_brought_within_its_bounds(value: Any, read: int) -> None:
+    assert rows.count(value) == read
+
+
+def test_a_count_has_other_bounds_where_these_are_given() -> None:
+    assert [rows.count(value, 9, 1) for value in (0, 1, 9, 10, None)] == [1, 1, 9, 9, 1]
+
+
+@pytest.mark.parametrize(
+    ("value", "read"), [(1, 1.0), (1.5, 1.5), (math.inf, 0.0), (math.nan, 0.0), ("1", 0.0), (None, 0.0)]
+)
+def test_seconds_are_a_finite_number(value: Any, read: float) -> None:
+    assert rows.seconds(value) == read
+
+
+@pytest.mark.parametrize("value", [None, "x", 1e300, math.nan, -1e300])
+def test_a_time_that_cannot_be_one_is_another(value: Any) -> None:
+    assert rows.point(value, RECEIVED_AT) == RECEIVED_AT
+    assert rows.point(0.0, RECEIVED_AT) == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        (f"00-{'a' * 32}-{'b' * 16}-01", True),
+        (f"00-{'a' * 33}-{'b' * 16}-01", False),
+        ("00-a-b", False),
+        (f"00-{'g' * 32}-{'b' * 16}-01", False),
+        (None, False),
+        (b"00-a-b-01", False),
+    ],
+)
+def test_a_trace_is_one_or_none(value: Any, read: bool) -> None:
+    assert rows.traceparent(value) == (value if read else None)
+
+
+def test_what_sqlite_cannot_store_is_replaced_and_all_else_is_left() -> None:
+    assert rows.storable("a\ud800") == "a?"
+    assert rows.storable(b"\xff") == b"\xff"
+    assert rows.storable(None) is None
+
+
+@pytest.mark.parametrize("values", ["{}", '{"a": "b"}', '["1", 2]', "[[]]", '"text"', "7"])
+def test_attributes_of_an_image_that_are_no_texts_are_none_of_its(values: str) -> None:
+    with pytest.raises(TypeError):
+        rows.own_attributes(values)
+
+
+def test_attributes_of_an_image_are_those_that_have_a_value() -> None:
+    assert rows.own_attributes(None) == rows.own_attributes("[]") == rows.own_attributes('[null, ""]') == {}
+    assert rows.own_attributes('["1.2", null, "7"]') == {INSTANCE_KEYWORDS[0]: ("1.2",), INSTANCE_KEYWORDS[2]: ("7",)}
+    assert len(rows.own_attributes(json.dumps(["1"] * 99))) == len(INSTANCE_KEYWORDS)  # of a newer version
+
+
+def test_what_is_known_of_an_open_series_is_read_as_it_was_written() -> None:
+    attributes, undecoded = {"Modality": ("CT",), "ImageType": ("A", "B")}, {"StudyID": b"\xff"}
+    assert rows.unpack(rows.pack(attributes, undecoded, ("odd",))) == (attributes, undecoded, ("odd",))
+    own = {INSTANCE_KEYWORDS[1]: ("7",)}
+    assert rows.unpack(rows.pack(attributes | own, {INSTANCE_KEYWORDS[1]: b"7"}, ())) == (attributes, {}, ())
+    assert rows.unpack("[{}, {}]") == ({}, {}, ())  # of an earlier version
+    assert rows.unpack(json.dumps([{}, {}, ["x" * 9999, 7]]))[2] == ("x" * MAX_DOUBT,)
+    for spoilt in ('[{"a": "b"}, {}, []]', '[{"a": [1]}, {}, []]'):
+        with pytest.raises(TypeError):
+            rows.unpack(spoilt)
+
+
+def test_a_series_is_of_the_patient_that_it_is_collected_under() -> None:
+    attributes = {"PatientID": ("A", "B"), "Modality": ("CT",)}
+    assert rows.of_patient(attributes, "A\\B") is attributes
+    assert rows.of_patient(attributes, "C") == attributes | {"PatientID": ("C",)}
+    assert rows.of_patient(attributes, None) == {"Modality": ("CT",)}
+    assert rows.of_patient({"Modality": ("CT",)}, None) == {"Modality": ("CT",)}
+    assert rows.identity(attributes) == {"PatientID": ("A", "B")}
+    assert rows.identity({"Modality": ("CT",)}) == {}
+
+
+def test_why_no_report_can_be_made_names_fields_and_kinds_and_nothing_of_a_value() -> None:
+    with pytest.raises(ValidationError) as raised:
+        SeriesReport.model_validate({"SeriesInstanceUID": "Secret^Name \\", "NumInstances": "Secret", "Unknown": 1})
+    reason = rows.why_unmade(raised.value)
+    assert reason.startswith("no report can be made from it: ")
+    assert "NumInstances: int_type" in reason
+    assert "StudyInstanceUID: missing" in reason
+    assert "; extra_forbidden" in reason  # a name that is none of ours is not told
+    assert "Secret" not in reason
+    assert "Unknown" not in reason
+    assert rows.why_unmade(KeyError("Secret")) == "no report can be made from it: KeyError"
+
+
+def test_what_no_report_can_be_made_of_keeps_its_identity() -> None:
+    unmade = json.loads(rows.unmade(SeriesKey("1.2", "1.2.3", None), ["1.2.3.1", "1.2.3.2"], 3))
+    assert unmade == {
+        "SeriesInstanceUID": "1.2.3",
+        "PatientID": None,
+        "StudyInstanceUID": "1.2",
+        "NumInstances": 2,
+        "SOPInstanceUIDs": ["1.2.3.1", "1.2.3.2"],
+        "Revision": 3,
+        "Verdict": "idle",
+    }
+    made = rows.made(json.dumps(unmade))
+    assert (made.key, made.NumInstances, made.Revision) == (SeriesKey("1.2", "1.2.3", None), 2, 3)
+
+
+def test_only_what_left_the_log_counts_as_moved() -> None:
+    whole = Waiting(1, SeriesKey("1.2", "1.2.3", None), 1, 5, 0, 0.0, 0.0)
+    assert (whole.moved, replace(whole, part=True).moved) == (5, 0)

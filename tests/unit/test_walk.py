@@ -11,11 +11,10 @@ from io import BytesIO
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
 from dicom import deflate, walk
-from dicom.header import IN_ITEMS, REQUEST_ATTRIBUTES, WALKED, WANTED
+from dicom.header import IN_ITEMS, WALKED, WANTED
 from dicom.walk import Walk
 from tests.unit.test_header import SYNTAXES, element, requests, rewritten, shipped
 
@@ -516,10 +515,3 @@ def test_mutations_that_end_well_and_are_not_odd_read_as_pydicom_reads_them() ->
             assert found.values == by_pydicom(bytes(mutated), syntax)
             compared += 1
     assert compared > 150
-
-
-def test_what_is_wanted_is_known_to_pydicom() -> None:
-    for tag, (keyword, vr) in (WANTED | REQUEST_ATTRIBUTES).items():
-        element = Dataset()
-        element.add_new(tag, vr, None)
-        assert element[tag].keyword == keyword
