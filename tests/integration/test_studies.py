@@ -58,7 +58,7 @@ def asked(series: int, *sops: str, has: tuple[int, int], ahead: bool = True, **c
     """The same, with what its PACS has of the study."""
     now = datetime.now(UTC)
     details = {"PACS": "ORTHANC", "Count": len(sops), "Known": 0 if ahead else len(sops)}
-    told = {"Timeline": [{"At": now, "Event": "pacs.answered", "Details": details}]}
+    told: Any = {"Timeline": [{"At": now, "Event": "pacs.answered", "Details": details}]}
     return of(series, *sops, StudyCounts={"Series": has[0], "Instances": has[1], "At": now}, **told, **change)
 
 
@@ -549,7 +549,7 @@ async def test_a_series_that_is_declared_incomplete_takes_its_studys_verdict(dat
 
 async def test_a_gap_in_numbers_is_told_and_filled(database: Database, clock: Any) -> None:
     def numbered(*numbers: int, revision: int = 1) -> SeriesReport:
-        told = {"InstanceAttributes": {"InstanceNumber": [str(n) for n in numbers]}, "Revision": revision}
+        told: Any = {"InstanceAttributes": {"InstanceNumber": [str(n) for n in numbers]}, "Revision": revision}
         return of(1, *map(str, numbers), verdict="idle", **told)
 
     await database.store(numbered(*range(1, 21), *range(23, 31)))

@@ -14,8 +14,9 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, SecondaryCapture
 from dicom.header import WANTED, read_instance
 from gateway.collector import DUE_AT_ONCE, SeriesCollector
 from gateway.idle import PRIORS, Adaptive, Fixed, Phase, Source
-from gateway.open_series import MAX_ARRIVALS, OpenSeries, count_in
+from gateway.open_series import MAX_ARRIVALS, OpenSeries
 from gateway.questions import Answer
+from gateway.tag_counts import count_in
 from models import INSTANCE_KEYWORDS, Association, Instance, SeriesReport
 from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 

@@ -564,16 +564,17 @@ def test_a_series_that_was_cut_short_or_continues_another_says_nothing_of_what_a
     for n in range(2 * COUNTS_AFTER):
         collector.observe(image("1", series=f"1.{n + 1}", ImagesInAcquisition="1"), 100.0 * n)
         collector.drain(100.0 * n + 0.1)
-    assert not policy.counts_series(CT1)
+    assert not policy.counts_series(CT1, "acquisition")
     for n in range(2 * COUNTS_AFTER):
         collector.observe(image("2", series=f"1.{n + 1}", ImagesInAcquisition="1"), 1e5 + 1e3 * n)
         collector.due(1e5 + 1e3 * n + 999)  # their second revision
-    assert not policy.counts_series(CT1)
+    assert not policy.counts_series(CT1, "acquisition")
 
 
 def test_a_fixed_wait_believes_no_count_and_has_learnt_nothing() -> None:
     policy = Fixed(2.0)
     policy.learn(CT1, {Phase.OPEN: 30.0})
-    policy.learn_count(CT1, right=True)
+    policy.learn_count(CT1, "acquisition", right=True)
     assert (policy.timeout_s(CT1, Phase.OPEN, {Phase.OPEN: 30.0}), policy.grace_s(2.0)) == (2.0, 0.0)
-    assert (policy.counts_series(CT1), policy.known(CT1), policy.learnt_s(CT1), policy.news()) == (False, 0, {}, {})
+    assert not policy.counts_series(CT1, "acquisition")
+    assert (policy.known(CT1), policy.learnt_s(CT1), policy.news()) == (0, {}, {})
