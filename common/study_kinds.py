@@ -23,7 +23,7 @@ def group_of(description: str | None, study_date: str | None, received_at: datet
 def is_stored(study_date: str | None, received_at: datetime) -> bool:
     """Return whether a study was made on an earlier day than it came."""
     try:
-        made = datetime.strptime(study_date or "", "%Y%m%d").replace(tzinfo=received_at.tzinfo)
+        made = datetime.fromisoformat(study_date or "").replace(tzinfo=received_at.tzinfo)
     except ValueError:
         return False
     return received_at - made > STORED_AFTER

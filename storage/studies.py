@@ -20,9 +20,10 @@ from storage import history, merge, orders, study_rules, study_silence
 from storage.answers import StudyRecord
 from storage.engine import insert
 from storage.gaps import gaps
+from storage.heartbeats import SPEAKS_WITHIN
 from storage.revisions import figures_of
 from storage.rows import SeriesRow, StudyRow
-from storage.schema import changes, instances, series, studies, study_completions, study_sources
+from storage.schema import changes, gateways, instances, series, studies, study_completions, study_sources
 from storage.study_holders import Reporter, held
 from storage.study_rules import Decision, Evidence
 
@@ -135,7 +136,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     if is_new or after["NumInstances"] > before["NumInstances"]:
         change = _brought(change, after, now, report, counts=not decided)
     if merge.says_more(before, after) and after["Verdict"] in FINAL_VERDICTS:
-        gap = await _find_gap(connection, after, now)
+        gap = await _find_gap(connection, after, now, report)
         change = change.with_columns(study_rules.with_gap(row, after["SeriesInstanceUID"], gap))
     if before != after:
         change = change.with_columns({"UpdatedAt": now})
@@ -164,6 +165,7 @@ def _brought(
     if not counts:
         return change
     silence_s = study_rules.silence_s(row, report.FirstReceivedAt)
+    silence_s = silence_s if silence_s > study_silence.SHORTEST_S else 0.0  # most are: nothing is read for these
     learnt = change.learnt._replace(silence_s=silence_s, came=study_rules.kind_of_series(series_row), before=row)
     wrong = reopened.get("FalseCompletions", 0) > row["FalseCompletions"] and row["Policy"] == "verified"
     return change._replace(learnt=learnt._replace(trust=0) if wrong else learnt)
@@ -212,13 +214,25 @@ async def _recounted(connection: AsyncConnection, change: _Change, changed: Seri
     return change
 
 
-async def _find_gap(connection: AsyncConnection, row: SeriesRow, now: datetime) -> str | None:
-    """Return which InstanceNumbers a series seems to lack, and say so in its timeline.
-
-    The numbers are read only if there are fewer than from the first to the last.
-    """
+async def _find_gap(
+    connection: AsyncConnection, row: SeriesRow, now: datetime, report: SeriesReport | None
+) -> str | None:
+    """Return which InstanceNumbers a series seems to lack, and say so in its timeline."""
     if row["NumInstances"] > MAX_NUMBERED:
         return None
+    is_whole = report is not None and len(set(report.SOPInstanceUIDs or ())) == row["NumInstances"]
+    if report is not None and is_whole:
+        gap = gaps(one["InstanceNumber"] for one in merge.instance_rows(report) if one["InstanceNumber"] is not None)
+    else:
+        gap = await _stored_gap(connection, row)
+    if gap is not None:
+        event = {"At": now, "GatewayID": None, "Revision": row["Revision"], "Event": "series.gapped"}
+        await history.add(connection, row["SeriesInstanceUID"], [event | {"Details": {"Numbers": gap}}])
+    return gap
+
+
+async def _stored_gap(connection: AsyncConnection, row: SeriesRow) -> str | None:
+    """Return the same of all that is stored; it is read only if fewer numbers are there than from first to last."""
     numbers = instances.c.InstanceNumber
     of_series = (instances.c.SeriesInstanceUID == row["SeriesInstanceUID"]) & numbers.is_not(None)
     count = func.count(numbers.distinct())
@@ -226,11 +240,7 @@ async def _find_gap(connection: AsyncConnection, row: SeriesRow, now: datetime) 
     first, last, known = (await connection.execute(span)).one()
     if not known or last - first + 1 == known:
         return None
-    gap = gaps((await connection.execute(select(numbers).where(of_series).limit(MAX_NUMBERED))).scalars())
-    if gap is not None:
-        event = {"At": now, "GatewayID": None, "Revision": row["Revision"], "Event": "series.gapped"}
-        await history.add(connection, row["SeriesInstanceUID"], [event | {"Details": {"Numbers": gap}}])
-    return gap
+    return gaps((await connection.execute(select(numbers).where(of_series).limit(MAX_NUMBERED))).scalars())
 
 
 # --- a study is looked at ---------------------------------------------------------------------------------------
@@ -359,8 +369,10 @@ async def _looked(
 
 
 async def _order_count(connection: AsyncConnection, row: StudyRow, series_instance_uid: str, now: datetime) -> None:
-    """Have the gateway that asked the PACS last ask it again."""
-    if row["CountedBy"] is not None and row["PACS"] is not None:
+    """Have the gateway that asked the PACS last ask it again; one that is silent is not kept waiting with orders."""
+    heard = select(gateways.c.At).where(gateways.c.GatewayID == row["CountedBy"])
+    at = (await connection.execute(heard)).scalar()
+    if row["CountedBy"] is not None and at is not None and now - at <= SPEAKS_WITHIN:
         about = {"SeriesInstanceUID": series_instance_uid, "StudyInstanceUID": row["StudyInstanceUID"]}
         about |= {"CallingAETitle": row["PACS"]}
         await orders.give(connection, row["CountedBy"], "count", about, by="the server", because=None, now=now)

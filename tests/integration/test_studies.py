@@ -25,6 +25,7 @@ from common.settings import ServerSettings
 from db import LOOKED_AT, Database
 from models import FINAL_VERDICTS, Change, CountsOfStudy, GatewayState, SeriesReport
 from storage.answers import StudyRecord
+from storage.orders import give
 from storage.schema import series, studies
 from storage.studies import Terms
 from storage.study_declarations import DeclaredStudy
@@ -58,7 +59,7 @@ def asked(series: int, *sops: str, has: tuple[int, int], ahead: bool = True, **c
     """The same, with what its PACS has of the study."""
     now = datetime.now(UTC)
     details = {"PACS": "ORTHANC", "Count": len(sops), "Known": 0 if ahead else len(sops)}
-    told: Any = {"Timeline": [{"At": now, "Event": "pacs.answered", "Details": details}]}
+    told: dict[str, Any] = {"Timeline": [{"At": now, "Event": "pacs.answered", "Details": details}]}
     return of(series, *sops, StudyCounts={"Series": has[0], "Instances": has[1], "At": now}, **told, **change)
 
 
@@ -87,13 +88,15 @@ async def rows(database: Database, query: str) -> list[Any]:
     return [tuple(row.values()) for row in await database._engine.read(text(query))]
 
 
-async def pass_silence(database: Database, clock: Any, study: str = STUDY, *, more_s: float = 0.0) -> None:
-    """Let the time pass at which a study is due next."""
+async def pass_silence(database: Database, clock: Any, study: str = STUDY, *, speaks: bool = True) -> None:
+    """Let the time come at which a study is due next; the gateway has spoken all the time, or is silent."""
     query = text('SELECT "DueAt" AS at FROM studies WHERE "StudyInstanceUID" = :uid').columns()
     found = await database._engine.read(query.bindparams(uid=study))
     at = found[0]["at"]
     at = datetime.fromisoformat(at) if isinstance(at, str) else at
-    clock.move_to(at.replace(tzinfo=UTC) + timedelta(seconds=more_s))
+    clock.move_to(at.replace(tzinfo=UTC))
+    if speaks:
+        await beat(database)
     await database.decide_due()
 
 
@@ -308,7 +311,8 @@ async def test_a_pacs_that_does_not_answer_leaves_it_to_silence_and_may_verify_l
     database: Database, clock: Any
 ) -> None:
     await database.store(asked(1, "1", has=(1, 1)))
-    await pass_silence(database, clock)
+    await pass_silence(database, clock, speaks=False)
+    assert await beat(database) == []  # nothing waits for a gateway that is silent
     clock.shift(COUNT_WAIT)
     await database.decide_due()
     assert (await record(database)).Verdict == "idle"
@@ -549,7 +553,10 @@ async def test_a_series_that_is_declared_incomplete_takes_its_studys_verdict(dat
 
 async def test_a_gap_in_numbers_is_told_and_filled(database: Database, clock: Any) -> None:
     def numbered(*numbers: int, revision: int = 1) -> SeriesReport:
-        told: Any = {"InstanceAttributes": {"InstanceNumber": [str(n) for n in numbers]}, "Revision": revision}
+        told: dict[str, Any] = {
+            "InstanceAttributes": {"InstanceNumber": [str(n) for n in numbers]},
+            "Revision": revision,
+        }
         return of(1, *map(str, numbers), verdict="idle", **told)
 
     await database.store(numbered(*range(1, 21), *range(23, 31)))
@@ -559,7 +566,9 @@ async def test_a_gap_in_numbers_is_told_and_filled(database: Database, clock: An
     await pass_silence(database, clock)
     study = await record(database)
     assert (study.Verdict, "21 to 22 missing?" in (study.Basis or "")) == ("idle", True)
-    await database.store(numbered(*range(1, 31), revision=2))
+    await database.store(numbered(21, revision=2))
+    assert (await record(database)).Gaps == {f"{STUDY}.1": "22 missing?"}
+    await database.store(numbered(22, revision=3))
     assert (await record(database)).Gaps == {}
 
 
@@ -577,7 +586,10 @@ async def test_studies_of_an_earlier_version_are_filled_from_their_series(databa
         await database.store(old)
         await database.store(of(1, "1", study="1.7", verdict="capped", ago_s=90_000))
         before = {study.StudyInstanceUID: study for study in await database.studies(after=None, limit=9)}
+        await pass_count_order(database)
         await migrate(database_url, "0015")
+        orders = await rows(database, 'SELECT "Kind", "DoneAt" IS NULL, "Problem" FROM orders')
+        assert orders == [("declare", False, "not known any more")]
     async with Database.open(given) as database:
         await compare(database)
         after = {study.StudyInstanceUID: study for study in await database.studies(after=None, limit=9)}
@@ -590,6 +602,13 @@ async def test_studies_of_an_earlier_version_are_filled_from_their_series(databa
         assert await told(database) == []
         await database.store(of(2, "1", study="1.8"))
         assert (await record(database, "1.8")).FalseCompletions == 1
+
+
+async def pass_count_order(database: Database) -> None:
+    """Give an order that an earlier version does not know."""
+    about = {"SeriesInstanceUID": f"{STUDY}.1", "StudyInstanceUID": STUDY, "CallingAETitle": "ORTHANC"}
+    what: dict[str, Any] = {"by": "the server", "because": None, "now": datetime.now(UTC)}
+    await database._engine.write(lambda connection: give(connection, "one", "count", about, **what))
 
 
 async def migrate(url: str, version: str) -> None:
