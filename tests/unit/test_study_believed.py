@@ -62,7 +62,7 @@ def test_what_the_pacs_said_first_is_read_from_the_timeline_of_a_report() -> Non
 
 def test_a_pacs_that_had_less_of_the_study_when_its_first_image_came_is_itself_receiving_it() -> None:
     known = row(NumSeries=1, NumInstances=10)
-    first = known | taken(known, counts(1, 3), by="one", pacs="ORTHANC", ahead=True)
+    first = row(**{**known, **taken(known, counts(1, 3), by="one", pacs="ORTHANC", ahead=True)})
     assert (first["CountedAhead"], first["CountGrew"]) == (True, False)
     last = taken(first, counts(1, 10, timedelta(seconds=50)), by="one", pacs="ORTHANC")
     assert last["CountGrew"]

@@ -94,7 +94,7 @@ def test_the_fewer_of_a_kind_are_known_the_more_is_added() -> None:
     assert factors == [pytest.approx(factor) for factor in (2.0, 1.5, 1.2, 1.2)]
 
 
-def test_one_study_in_fifty_may_be_told_too_early_and_not_one_in_forty() -> None:
+def test_one_study_in_twenty_five_may_be_told_too_early_and_not_one_in_sixteen() -> None:
     seldom = studies(RARE - 1, studies(1, {}, (3600, MPR)))
     assert waits(seldom, CT) < 120
     more_often = studies(RARE - 10, studies(1, {}, (3600, MPR)))
