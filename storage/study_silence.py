@@ -73,7 +73,7 @@ def ended(learnt: Mapping[str, Any], study: Study = ANY) -> dict[str, Any]:
 
 
 def _few(late: list[_Row], groups: Mapping[str, int]) -> list[_Row]:
-    """Leave out what is too old, and of each kind and group all but the longest, of equals the oldest; of too many the oldest."""
+    """Leave out what is too old, of each kind and group all but the longest and latest, and of too many the oldest."""
     recent = [row for row in late if row[_NUMBER] > groups.get(row[_GROUP], 0) - MEMORY]
     order = sorted(range(len(recent)), key=lambda n: (_case(recent[n]), -recent[n][_SILENCE], -n))
     kept = [n for _, same in groupby(order, key=lambda n: _case(recent[n])) for n in list(same)[:LONGEST_OF_A_KIND]]
