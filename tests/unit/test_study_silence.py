@@ -67,7 +67,7 @@ def test_a_source_to_whose_studies_nothing_comes_late_waits_less_and_less_and_a_
 def test_a_study_waits_for_the_kind_that_it_lacks_and_not_once_that_is_here() -> None:
     learnt = studies(40, {}, (1200, MPR))
     assert 1200 < waits(learnt, CT) < 1500
-    assert waits(learnt, CT, MPR) == pytest.approx(67.5)  # what is left of the prior
+    assert waits(learnt, CT, MPR) == FLOOR_S
 
 
 def test_it_waits_for_another_of_a_kind_only_where_another_has_come() -> None:
@@ -94,17 +94,23 @@ def test_the_fewer_of_a_kind_are_known_the_more_is_added() -> None:
     assert factors == [pytest.approx(factor) for factor in (2.0, 1.5, 1.2, 1.2)]
 
 
-def test_one_study_in_fifty_may_be_told_too_early_and_not_one_in_forty() -> None:
+def test_one_study_in_twenty_five_may_be_told_too_early_and_not_one_in_sixteen() -> None:
     seldom = studies(RARE - 1, studies(1, {}, (3600, MPR)))
     assert waits(seldom, CT) < 120
     more_often = studies(RARE - 10, studies(1, {}, (3600, MPR)))
     assert waits(more_often, CT) > 3600
 
 
+def test_what_came_to_the_only_studies_of_a_description_is_not_rare_among_those_of_another() -> None:
+    learnt = studies(MEMORY, studies(KNOWN_GROUP - 1, {}, (3600, MPR)), group=SKULL)
+    assert waits(learnt, CT, group=THORAX) > 3600
+    assert waits(learnt, CT, group=SKULL) == waits(learnt, CT, group="new") == FLOOR_S
+
+
 def test_a_silence_is_forgotten_after_a_hundred_studies_of_its_description() -> None:
-    two = studies(3, {}, (3600, MPR))
-    assert waits(studies(MEMORY - 10, two, group=SKULL), CT) > 3600
-    assert studies(MEMORY + 1, two)["late"] == []
+    learnt = studies(10, {}, (3600, MPR))
+    assert waits(studies(MEMORY - 20, learnt), CT) > 3600
+    assert studies(MEMORY, learnt)["late"] == []
 
 
 @pytest.mark.parametrize("silence_s", [0, SHORTEST_S, LONGEST_S + 1])
