@@ -140,7 +140,13 @@ class Trials:
                 free.put(copy)
 
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            outcomes = list(threads.map(lives, chosen))
+            try:
+                outcomes = list(threads.map(lives, chosen))
+            except BaseException:  # Ctrl-C: nothing more is begun, and what runs is ended
+                threads.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.kill()
+                raise
         return Tried(module, len(chosen), [m.shown(source) for m, lived in zip(chosen, outcomes, strict=True) if lived])
 
     def passes(self, copy: Path, files: Sequence[str], clock_s: float, cpu_s: float) -> bool:
@@ -149,7 +155,7 @@ class Trials:
         process.start()
         process.join(clock_s)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid or 0, signal.SIGKILL)
+            os.killpg(process.pid or 0, signal.SIGKILL)  # with all that the tests have started
         process.join()
         return process.exitcode == 0
 

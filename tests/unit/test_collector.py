@@ -489,3 +489,16 @@ def test_a_count_in_a_tag_is_a_number_that_an_integer_string_can_be(text: str, c
     assert count_in({"ImagesInAcquisition": (text, "7")}, "ImagesInAcquisition") == count
     assert count_in({}, "ImagesInAcquisition") is None
     assert count_in({"ImagesInAcquisition": ()}, "ImagesInAcquisition") is None
+
+
+def test_an_image_at_which_something_of_ours_fails_is_reported_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("never shown")
+
+    collector = new_collector()
+    collector.observe(make_instance("1"), 0.0)
+    monkeypatch.setattr(OpenSeries, "end_silence", fail)
+    collector.observe(make_instance("2"), 0.5)
+    (report,) = collector.due(0.5)
+    assert sops(report) == {f"{SERIES}.1", f"{SERIES}.2"}
+    assert [failure.set_aside for failure in collector.failures()] == [()]

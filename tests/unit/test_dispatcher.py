@@ -374,6 +374,7 @@ async def test_a_report_that_a_bug_sets_aside_is_counted_as_refused() -> None:
         await line.report(make_report("1"))
         await line.dispatcher.drain(1e6)
         assert line.states() == ["dead"]
+        assert str(line.dispatcher.last_problem).startswith("KeyError at tests/unit/test_dispatcher.py:")
     after = attempts()
     assert {outcome: after[outcome] - before[outcome] for outcome in after} == {
         "delivered": 0,

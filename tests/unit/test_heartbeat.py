@@ -228,7 +228,9 @@ async def test_what_came_is_counted_in_slots_of_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [httpx.Response(404), httpx.Response(401), httpx.ConnectError("refused")], ids=["404", "401", "refused"]
+    "answer",
+    [*map(httpx.Response, (300, 304, 401, 404)), httpx.ConnectError("refused")],
+    ids=lambda answer: str(getattr(answer, "status_code", answer)),
 )
 async def test_a_server_that_does_not_take_them_is_told_seldom_and_logged_once(
     answer: httpx.Response | Exception,

@@ -241,6 +241,14 @@ async def test_file_shrinks_after_delivery(journal: Journal, path: Path, monkeyp
     assert read(path, "PRAGMA freelist_count")[0]["freelist_count"] <= 10
 
 
+async def test_a_pause_of_the_server_is_known_after_a_restart(path: Path) -> None:
+    async with Journal.open(path, UNBOUNDED) as journal:
+        assert journal.paused_until() == 0.0
+        await journal.pause(1e10)
+    async with Journal.open(path, UNBOUNDED) as journal:
+        assert journal.paused_until() == 1e10
+
+
 async def test_pages_that_are_free_again_count_no_more(journal: Journal, path: Path) -> None:
     await journal.probe()
     empty = journal.used_bytes

@@ -1,6 +1,7 @@
 """The journal's file: one journal whatever it is called, durable, and set aside so that nothing wrong is paired."""
 
 import asyncio
+import errno
 import os
 import sqlite3
 from collections.abc import Callable
@@ -184,6 +185,18 @@ async def test_the_names_of_files_made_and_set_aside_are_on_disk_before_it_goes_
     path.write_bytes(b"no database " * 1000)
     async with Journal.open(path, UNBOUNDED):
         assert synced[1:] == ["rename", str(path.parent), str(path.parent)]
+
+
+async def test_a_file_system_that_cannot_sync_a_folder_holds_a_journal(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(_: int) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", cannot)
+    async with Journal.open(path, UNBOUNDED) as journal:
+        await journal.keep([make_instance("1")])
+    assert read(path, "SELECT count(*) AS n FROM instances") == [{"n": 1}]
 
 
 @pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
