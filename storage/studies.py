@@ -373,7 +373,7 @@ async def _order_count(connection: AsyncConnection, row: StudyRow, series_instan
     heard = select(gateways.c.At).where(gateways.c.GatewayID == row["CountedBy"])
     at = (await connection.execute(heard)).scalar()
     if row["CountedBy"] is not None and at is not None and now - at <= SPEAKS_WITHIN:
-        about = {"SeriesInstanceUID": series_instance_uid, "StudyInstanceUID": row["StudyInstanceUID"]}
+        about: dict[str, Any] = {"SeriesInstanceUID": series_instance_uid, "StudyInstanceUID": row["StudyInstanceUID"]}
         about |= {"CallingAETitle": row["PACS"]}
         await orders.give(connection, row["CountedBy"], "count", about, by="the server", because=None, now=now)
 
