@@ -33,7 +33,7 @@ class Timeline(BaseModel):
 class StudyPage(BaseModel):
     """One page of studies, in order of StudyInstanceUID, or another that was asked for."""
 
-    studies: list[StudyRecord]
+    studies: Annotated[list[StudyRecord], Field(description="In that order.")]
     next: Annotated[str | None, Field(description="Pass it as `after` to get the next page; null on the last one.")]
 
 
@@ -46,13 +46,15 @@ class StudyEvent(SeriesEvent):
 class StudyTimeline(BaseModel):
     """What happened to a study and its series, in order of time."""
 
-    events: list[StudyEvent]
+    events: Annotated[list[StudyEvent], Field(description="The first first.")]
     next: Annotated[str | None, Field(description="Pass it as `after` to go on; null at the end.")]
     NotShown: Annotated[int, Field(description="How many of its series have no events here: it has too many.")]
 
 
 class StudyCompletions(BaseModel):
-    completions: list[StudyCompletion]
+    """How the verdicts of studies have fared."""
+
+    completions: Annotated[list[StudyCompletion], Field(description="A row for each source, policy and verdict.")]
 
 
 class Declare(BaseModel):
@@ -321,19 +323,19 @@ class StoredSeries(BaseModel):
 class StoredStudy(BaseModel):
     """A study as the live page's table has it."""
 
-    StudyInstanceUID: str
-    Verdict: SeriesVerdict | None
-    Withdrawn: str | None
+    StudyInstanceUID: Annotated[str, Field(description="The key of its row.")]
+    Verdict: Annotated[SeriesVerdict | None, Field(description="Null: it is open.")]
+    Withdrawn: Annotated[str | None, Field(description="The verdict that a person has withdrawn.")]
     Basis: Annotated[str | None, Field(description="What the verdict, or its absence, rests on.")]
-    NumSeries: int
-    NumInstances: int
+    NumSeries: Annotated[int, Field(description="How many are stored.")]
+    NumInstances: Annotated[int, Field(description="How many these have.")]
     Unsettled: Annotated[int, Field(description="How many series are not over.")]
     Incomplete: Annotated[int, Field(description="How many series lack images.")]
     MissingSeries: Annotated[list[str], Field(description="Required series that are not here.")]
     ExpectedSeries: Annotated[int | None, Field(description="How many its PACS has.")]
     ExpectedInstances: Annotated[int | None, Field(description="How many images its PACS has.")]
-    FalseCompletions: int
-    UpdatedAt: AwareDatetime
+    FalseCompletions: Annotated[int, Field(description="How often images came after it was told complete.")]
+    UpdatedAt: Annotated[AwareDatetime, Field(description="When its row last changed.")]
 
 
 class StoredPage(BaseModel):

@@ -58,13 +58,13 @@ class StudyRecord(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    StudyInstanceUID: str
-    PatientID: str | None
-    PatientName: str | None
-    StudyDate: str | None
-    StudyTime: str | None
-    StudyDescription: str | None
-    AccessionNumber: str | None
+    StudyInstanceUID: Annotated[str, Field(description="The key of the row.")]
+    PatientID: Annotated[str | None, Field(description="Null if the images have none.")]
+    PatientName: Annotated[str | None, Field(description="Null if the images have none.")]
+    StudyDate: Annotated[str | None, Field(description="As its series say it: eight digits (DA).")]
+    StudyTime: Annotated[str | None, Field(description="As its series say it (TM).")]
+    StudyDescription: Annotated[str | None, Field(description="As its series say it.")]
+    AccessionNumber: Annotated[str | None, Field(description="As its series say it.")]
     Modalities: Annotated[list[str], Field(description="Of its series.")]
     Source: Annotated[str | None, Field(description="Of its first series: calling AE title, modality, station.")]
     NumSeries: Annotated[int, Field(description="How many are stored.")]
@@ -98,7 +98,7 @@ class StudyCompletion(BaseModel):
 
     Source: Annotated[str, Field(description="Of the study's first series.")]
     Policy: Annotated[str, Field(description="What decided.")]
-    Verdict: str
+    Verdict: Annotated[str, Field(description="What was told of the study.")]
     Studies: Annotated[int, Field(description="How many were told so.")]
     False_: Annotated[int, Field(alias="False", description="Of these, how many images or series came after.")]
 

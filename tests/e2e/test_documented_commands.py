@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 
 from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
 from tests.e2e.test_main_job import new_series, write
-from tests.factories import SERIES, make_report
+from tests.factories import SERIES, STUDY, make_report
 
 README = (ROOT / "README.md").read_text()
 TRY = (ROOT / "docs" / "try.md").read_text()
@@ -232,7 +232,7 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
         def asked(beginning: str, **values: object) -> str:
             command = filled(line(SERVER_GUIDE, beginning), **values)
             command = command.replace("…", '--fail-with-body --header "Authorization: Bearer $KEY"')
-            return re.sub(r"(?<=[ '])/(?=dicom-web|conflicts|changes)", f"{url}/", command)
+            return re.sub(r"(?<=[ '])/(?=dicom-web|conflicts|changes|studies)", f"{url}/", command)
 
         assert shell(asked("curl … '/dicom-web/studies"), **key) == ""  # nobody is called so: 204
         (series,) = json.loads(shell(asked("curl … '/dicom-web/series"), **key))
@@ -242,11 +242,17 @@ def test_the_guides_curls_are_answered(tmp_path: Path) -> None:
         assert shown["Record"]["SeriesInstanceUID"] == SERIES
         shell(asked("curl … -X POST /conflicts", DIGEST=conflict["Digest"]), **key)
         assert json.loads(shell(asked("curl … /conflicts "), **key))["conflicts"] == []
-        changes = json.loads(shell(asked("curl … '/changes"), **key))
+        changes = json.loads(shell(asked("curl … '/changes?since"), **key))
         assert [change["SeriesInstanceUID"] for change in changes["changes"]] == [SERIES] * 3
+        of_studies = json.loads(shell(asked("curl … '/changes?subject"), **key))["changes"]
+        assert {change["StudyInstanceUID"] for change in of_studies} <= {STUDY}
+        assert json.loads(shell(asked("curl … /studies/STUDY", STUDY=STUDY), **key))["NumSeries"] == 1
         with terminal(asked("curl -N … /changes/stream"), no_proxy="*", **key) as stream:
             told = stream.wait_for(lambda said: said.removeprefix("data: ") if said.startswith("data: ") else None)
             assert json.loads(told)["SeriesInstanceUID"] == SERIES
+        with terminal(asked("curl -N … '/changes/stream"), no_proxy="*", **key) as stream:
+            told = stream.wait_for(lambda said: said.removeprefix("data: ") if said.startswith("data: ") else None)
+            assert json.loads(told)["Subject"] == "series"
 
 
 @pytest.mark.peer("curl")
@@ -259,14 +265,18 @@ def test_the_guides_requests_find_what_came_incomplete(tmp_path: Path) -> None:
         assert command in INDEX  # without keys
         (found,) = json.loads(shell(command.replace("http://127.0.0.1:8000", url)))["series"]
         assert (found["SeriesInstanceUID"], found["Missing"]) == (SERIES, 1)
-        for asked in lines(SERVER_GUIDE, "curl … '/series"):
-            assert "series" in json.loads(shell(asked.replace("…", "--fail-with-body").replace("'/", f"'{url}/")))
+        of_studies = line(JOBS, f"curl {key}'http://127.0.0.1:8000/studies?").replace(key, "")
+        (study,) = json.loads(shell(of_studies.replace("http://127.0.0.1:8000", url)))["studies"]
+        assert (study["StudyInstanceUID"], study["Incomplete"]) == (STUDY, 1)
+        for what in ("series", "studies"):
+            for asked in lines(SERVER_GUIDE, f"curl … '/{what}?"):
+                assert what in json.loads(shell(asked.replace("…", "--fail-with-body").replace("'/", f"'{url}/")))
 
 
 @pytest.mark.slow
 def test_webhooks_are_added_listed_and_removed_as_the_guide_says(tmp_path: Path) -> None:
     database = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"}
-    whole, some = lines(SERVER_GUIDE, "python server.py webhooks add")
+    whole, some, of_studies = lines(SERVER_GUIDE, "python server.py webhooks add")
     assert "whsec_" in shell(filled(whole), **database)
     listed = filled(line(SERVER_GUIDE, "python server.py webhooks list"))
     assert "ai.example" in shell(listed, **database)
@@ -279,6 +289,9 @@ def test_webhooks_are_added_listed_and_removed_as_the_guide_says(tmp_path: Path)
         "Verdict": ["verified", "expected"],
         "Kinds": ["created", "contradicted"],
     }
+    shell(filled(of_studies), **database)
+    (_, told) = json.loads(shell(f"{listed} --json", **database))
+    assert told["filters"] == {"Verdict": ["verified", "declared"], "Subject": ["study"]}
 
 
 @pytest.mark.slow

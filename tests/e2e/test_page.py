@@ -538,7 +538,7 @@ async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(b
 async def test_the_table_loses_nothing_however_much_comes_at_once(browse: Browse, url: str) -> None:
     for n in range(60):
         store(url, f"{STUDY}.{n}")
-    many = [{**told(f"9.{n}", 1, "11:00:00", "11:00:02"), "Number": n} for n in range(130, 60, -1)]
+    many = [{**told(f"9.{n}", 1, "11:00:00", "11:00:02"), "Number": 1000 + n} for n in range(130, 60, -1)]
     rows = 'document.querySelectorAll("#stored-table .series a")'
     async with browse() as (page, _):
         await page.goto(url)

@@ -67,7 +67,7 @@ def test_the_guides_commands_forget_what_is_old_beside_a_running_server(tmp_path
         events = httpx.get(f"{url}/series/{uid(1)}/timeline", trust_env=False).json()["events"]
         assert (events[0]["Event"], events[0]["Details"]) == ("series.purged", {"Images": 1})
         page = httpx.get(f"{url}/changes", params={"since": 6}, trust_env=False).json()
-        assert [(change["Number"], change["Kinds"]) for change in page["changes"]] == [(7, ["created"])]
+        assert [(change["Kinds"], change["Revision"]) for change in page["changes"]] == [(["created"], 1)]
 
 
 def test_what_is_printed_names_no_patient_and_says_what_stays(tmp_path: Path) -> None:
