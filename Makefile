@@ -39,7 +39,7 @@ faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends 
 bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into docs/benchmarks.md
 	@$(BIN)/python -m bench.receive $(ARGS)
 
-policies: $(VENV)/testing ## idle policies on traces, in virtual time, into docs/completion.md; TRACES=folder judges yours
+policies: $(VENV)/testing ## when series and studies are over, in virtual time, into docs/completion.md; TRACES=folder judges yours
 	@$(BIN)/python -m bench.completion $(if $(TRACES),--traces "$(TRACES)") $(ARGS)
 
 completion: policies ## the same, by its name until 0.2

@@ -23,7 +23,7 @@ from bench.traces import read_trace
 from gateway.idle import Adaptive
 
 OURS = "ours"
-TUNING, JUDGING = range(100, 103), range(200, 206)  # seeds of made-up runs
+TUNING, JUDGING = range(100, 103), range(210, 213)  # seeds of made-up runs
 IDLE_TIMEOUT_S, CEILING_S = shipped("idle_timeout_s"), shipped("idle_max_s")
 SERIES = {asks: Candidate("adaptive", lambda: Adaptive(IDLE_TIMEOUT_S, CEILING_S), asks) for asks in (False, True)}
 """How the gateways decide about the series, with and without a PACS."""

@@ -30,6 +30,6 @@ def is_stored(study_date: str | None, received_at: datetime) -> bool:
 
 
 def digest(text: str | None) -> str:
-    """Return six characters for a text: people write names into descriptions, too."""
+    """Return seven characters for a text: people write names into descriptions, too."""
     letters = "".join(filter(str.isalnum, NUMBER.sub("", (text or "").casefold())))
-    return blake2b(letters.encode("utf-8", "replace"), digest_size=3).hexdigest() if letters else ""
+    return f"d{blake2b(letters.encode('utf-8', 'replace'), digest_size=3).hexdigest()}" if letters else ""

@@ -1,7 +1,7 @@
 """Record when images come (GATEWAY_TRACE_PATH), as JSON Lines for `make policies TRACES=folder`.
 
-There is one line for each event, in order of time; docs/completion.md describes the fields. They hold UIDs and AE
-titles, but no patient data.
+There is one line for each event, in order of time; docs/completion.md describes the fields. They hold UIDs, AE
+titles and digests of descriptions, but no patient data.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from common.errors import SeriesGatewayError
+from common.study_kinds import digest, is_stored
 from models import Association, Instance
 
 log = structlog.get_logger()
@@ -64,6 +65,10 @@ class Recorder:
             series=instance.series_instance_uid,
             sop=instance.sop_instance_uid,
             bytes=instance.length,
+            study=instance.study_instance_uid,
+            study_description=digest(instance.text("StudyDescription")),
+            description=digest(instance.text("SeriesDescription")),
+            stored=is_stored(instance.text("StudyDate"), instance.received_at),
         )
 
     def _write(self, event: str, association: int, **fields: str | int) -> None:

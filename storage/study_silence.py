@@ -13,7 +13,7 @@ What was learnt is a JSON object, {} of a new source: `studies`, a count; `group
 had; `late`, rows of [number of the study in its group, silence in s, kind, whether it had that kind, group].
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,15 +22,15 @@ from common.study_kinds import STORED
 PRIOR_S = 1800.0  # least wait of a source that is not known yet; reconstructions come within half an hour
 PRIOR_STORED_S = 120.0  # the same, of stored studies: nothing more is made of them, only sent
 KNOWN = 10  # studies that make a source known
-KNOWN_GROUP = 5  # studies that make a description known
+KNOWN_GROUP = 4  # studies that make a description known
 FADED = 0.3  # part of the prior that is left then; of twice as many studies half of that, and so on
-RARE = 50  # studies of which one may be told too early
+RARE = 25  # studies of which one may be told too early
 SURE, SURE_S = 1.5, 7200.0  # a PACS that receives knows no more than we: this many times the wait, and this at least
 FLOOR_S = 60.0  # least wait; also covers a sender that begins again
 SHORTEST_S = 40.0  # silences below lengthen no wait
 LONGEST_S = 4 * 3600.0  # silences beyond are never waited for: an addendum of the next day
 MEMORY = 100  # studies of a group for which a silence is remembered
-LONGEST_OF_A_KIND = 5  # silences that are remembered of each group and kind: more than MEMORY / RARE
+LONGEST_OF_A_KIND = 6  # silences that are remembered of each group and kind: more than MEMORY / RARE
 MAX_LATE = 120  # silences in all: 45 bytes each
 MAX_GROUPS = 32  # descriptions that are remembered of a source: 25 bytes each
 MAX_KINDS = 64  # kinds of series that are remembered of a study
@@ -73,9 +73,9 @@ def ended(learnt: Mapping[str, Any], study: Study = ANY) -> dict[str, Any]:
 
 
 def _few(late: list[_Row], groups: Mapping[str, int]) -> list[_Row]:
-    """Leave out what is too old, and of each kind and group all but the longest; of too many the oldest."""
+    """Leave out what is too old, of each kind and group all but the longest and latest, and of too many the oldest."""
     recent = [row for row in late if row[_NUMBER] > groups.get(row[_GROUP], 0) - MEMORY]
-    order = sorted(range(len(recent)), key=lambda n: (_case(recent[n]), -recent[n][_SILENCE]))
+    order = sorted(range(len(recent)), key=lambda n: (_case(recent[n]), -recent[n][_SILENCE], -n))
     kept = [n for _, same in groupby(order, key=lambda n: _case(recent[n])) for n in list(same)[:LONGEST_OF_A_KIND]]
     return [recent[n] for n in sorted(kept)[-MAX_LATE:]]
 
@@ -89,17 +89,14 @@ def _case(row: _Row) -> tuple[str, str, int]:
 
 def timeout_s(learnt: Mapping[str, Any], study: Study = ANY) -> float:
     """Return how long a study has to be silent to have ended."""
-    of_group = _groups(learnt).get(study.group, 0)
+    of_group, of_source = _groups(learnt).get(study.group, 0), learnt.get("studies", 0)
     known = of_group >= KNOWN_GROUP
-    seen = of_group if known else learnt.get("studies", 0)
-    rows = [row for row in _awaited(learnt, study) if not known or row[_GROUP] == study.group]
-    rows.sort(key=lambda row: row[_SILENCE])
+    seen, enough = (of_group, KNOWN_GROUP) if known else (of_source, KNOWN)
     by_kind: dict[str, list[float]] = {}
-    for row in rows[: len(rows) - min(seen, MEMORY) // RARE]:
+    for row in _likely(learnt, study, of_group) if known else _likely(learnt, study, of_group, of_source):
         by_kind.setdefault(row[_KIND], []).append(row[_SILENCE])
-    longest_s = max((silences[-1] * (1 + 1 / len(silences)) for silences in by_kind.values()), default=0.0)
+    longest_s = max((max(silences) * (1 + 1 / len(silences)) for silences in by_kind.values()), default=0.0)
     prior_s = PRIOR_STORED_S if study.group == STORED else PRIOR_S
-    enough = KNOWN_GROUP if known else KNOWN
     return max(FLOOR_S, longest_s, prior_s if seen < enough else prior_s * FADED * enough / seen)
 
 
@@ -109,9 +106,17 @@ def sure_s(learnt: Mapping[str, Any], study: Study = ANY) -> float:
     return max(least_s, SURE * timeout_s(learnt, study))
 
 
-def _awaited(learnt: Mapping[str, Any], study: Study) -> Iterator[_Row]:
-    """Yield the silences that may end in a study: before a kind that it lacks, or another of a kind that it has."""
-    return (row for row in _late(learnt) if (row[_KIND] in study.kinds) == bool(row[_AGAIN]))
+def _likely(learnt: Mapping[str, Any], study: Study, of_group: int, of_source: int | None = None) -> list[_Row]:
+    """Return the silences that may end in a study, without those that are too rare among as many studies.
+
+    With `of_source` those of other groups, too: what came to its own few studies is not rare among these.
+    """
+    awaited = [row for row in _late(learnt) if (row[_KIND] in study.kinds) == bool(row[_AGAIN])]
+    awaited.sort(key=lambda row: -row[_SILENCE])
+    own = [row for row in awaited if row[_GROUP] == study.group][min(of_group, MEMORY) // RARE :]
+    if of_source is None:
+        return own
+    return own + [row for row in awaited if row[_GROUP] != study.group][min(of_source, MEMORY) // RARE :]
 
 
 def _groups(learnt: Mapping[str, Any]) -> Mapping[str, int]:

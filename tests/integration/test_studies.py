@@ -343,6 +343,26 @@ async def earn_trust(database: Database, clock: Any) -> None:
         assert (await record(database, uid)).Verdict == "verified"
 
 
+async def test_a_pacs_that_had_less_when_the_first_image_came_is_told_idle_and_verified_two_hours_later(
+    database: Database, clock: Any
+) -> None:
+    await earn_trust(database, clock)
+    report = asked(1, "1", "2", has=(1, 2))
+    first = report.Timeline[0].model_copy(update={"Details": {"PACS": "ORTHANC", "Count": 2, "Known": 1}})
+    first.Details.update({"StudySeries": 1, "StudyInstances": 1})
+    await database.store(report.model_copy(update={"Timeline": [first, *report.Timeline]}))
+    assert (await record(database)).Verdict is None
+    assert await rows(database, 'SELECT "Trust" FROM study_sources') == [(0,)]
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(1, 2), "one")
+    assert (await record(database)).Verdict == "idle"
+    began = datetime.now(UTC)
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(1, 2), "one")
+    assert (await record(database)).Verdict == "verified"
+    assert datetime.now(UTC) - began > timedelta(hours=1)
+
+
 async def test_a_trusted_pacs_verifies_with_the_last_report_and_loses_its_trust_when_it_was_wrong(
     database: Database, clock: Any
 ) -> None:
