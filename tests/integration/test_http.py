@@ -39,7 +39,7 @@ async def http(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 def routes(app: FastAPI, method: str) -> Iterator[tuple[str, set[str]]]:
     """The paths that answer a method, of something that is stored where there is such a thing, and their statuses."""
     known = {"SeriesInstanceUID": MINIMAL_REPORT["SeriesInstanceUID"], "series": MINIMAL_REPORT["SeriesInstanceUID"]}
-    known |= {name: MINIMAL_REPORT["StudyInstanceUID"] for name in ("StudyInstanceUID", "study")}
+    known |= dict.fromkeys(("StudyInstanceUID", "study"), MINIMAL_REPORT["StudyInstanceUID"])
     known |= {"digest": "0" * 64, "GatewayID": "gateway-1", "Id": "1"}
     for template, methods in app.openapi()["paths"].items():
         if method in methods:
