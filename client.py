@@ -24,6 +24,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import httpx
@@ -31,15 +32,18 @@ import structlog
 
 from common import metrics
 from common.control import Operation, serve_control
+from common.errors import printable
 from common.logs import places
 from common.settings import GatewaySettings
 from common.tracing import named, open_spans
 from common.version import version
+from dicom.scu import PacsUnavailable
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from gateway.clock import Pauses, from_wall_clock, wall_clock
 from gateway.collector import DUE_AT_ONCE, Failure, SeriesCollector
 from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher
 from gateway.heartbeat import Vitals, beat, last_beat
+from gateway.held_studies import HeldStudies
 from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
 from gateway.journal import Bounds, Journal, JournalUnavailable
 from gateway.journal_rows import Waiting
@@ -49,7 +53,7 @@ from gateway.orders import Orders, obedience
 from gateway.pacs import Asking, Pacs
 from gateway.questions import Answer, Question
 from gateway.recorder import Recorder
-from gateway.server_client import server_client, stored_instances
+from gateway.server_client import post_counts, server_client, stored_instances
 from gateway.spans import GatewaySpans
 from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKey, SeriesReport
 from scp import Arrival, enqueue, serve_scp
@@ -61,9 +65,10 @@ log = structlog.get_logger()
 
 
 class Drain(NamedTuple):
-    """A request on the inbox to report all open series. `closed` gets their number."""
+    """A request on the inbox to report all open series, or those of a study. `closed` gets their number."""
 
     closed: asyncio.Future[int]
+    study_instance_uid: str | None = None
 
 
 class Declare(NamedTuple):
@@ -113,15 +118,17 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         server_client(settings) as http,
         open_spans("series-gateway", spans_of) as spans,
     ):
+        held = HeldStudies()
         dispatcher = SeriesDispatcher(
             http,
             journal,
             concurrency=settings.dispatch_concurrency,
             retry_max_s=settings.retry_max_s,
             spans=spans,
+            held=held,
         )
-        collector = restore(settings, journal, dispatcher)
-        gateway = Gateway(settings, journal, collector, dispatcher, spans)
+        collector = restore(settings, journal, dispatcher, held)
+        gateway = Gateway(settings, journal, collector, dispatcher, spans, held)
         undelivered = await gateway.run(http, stop, listen=listen, show=show)
     log.info("gateway.stopped", undelivered=undelivered)
     return undelivered
@@ -136,6 +143,7 @@ class Gateway:
     collector: SeriesCollector
     dispatcher: SeriesDispatcher
     spans: GatewaySpans | None = None
+    held: HeldStudies = field(default_factory=HeldStudies)
     recorder: Recorder | None = None
     ask: Callable[[Question], None] | None = None
     """Asks the PACS a question; None while no PACS can be asked."""
@@ -163,9 +171,13 @@ class Gateway:
         4. delivers reports, within `drain_timeout_s`;
         5. tells the server that it stops.
         """
-        orders = Orders(obedience(self.declare, dead_letter_operations(self.journal, self.dispatcher.submit)))
-        vitals = Vitals(self.settings, self.inbox, self.journal, self.collector, self.dispatcher, orders)
+        stored = partial(stored_instances, http)
+        pacs = Pacs(self.settings, stored, self.store_fetched, undelivered=self.journal.undelivered)
+        letters = dead_letter_operations(self.journal, self.dispatcher.submit)
+        orders = Orders(obedience(self.declare, letters, partial(count_study, pacs, http, self.settings.id)))
+        vitals = Vitals(self.settings, self.inbox, self.journal, self.collector, self.dispatcher, orders, self.held)
         async with asyncio.TaskGroup() as tasks, AsyncExitStack() as shown:
+            shown.push_async_callback(orders.aclose)
             background = [
                 tasks.create_task(self.dispatcher.run(), name="dispatch"),
                 tasks.create_task(self.watch(), name="watch"),
@@ -173,8 +185,6 @@ class Gateway:
             ]
             if show is not None:
                 await shown.enter_async_context(show(vitals.state))
-            stored = partial(stored_instances, http)
-            pacs = Pacs(self.settings, stored, self.store_fetched, undelivered=self.journal.undelivered)
             async with Asking(pacs, self.answered) as asking:
                 self.ask = asking.ask
                 collecting = tasks.create_task(self.collect(), name="collect")
@@ -260,16 +270,20 @@ class Gateway:
             self._pauses.woke(now)
             await self._commit([item for item in items if isinstance(item, Arrival)])
             made = self._heed(items, now)
-            drains, closed = [item for item in items if isinstance(item, Drain)], CLOSED in items
-            drained = self.collector.drain(now) if drains or closed else []
+            closed = CLOSED in items
+            drains = [item for item in items if isinstance(item, Drain)]
+            drained = [self.collector.drain(now, drain.study_instance_uid) for drain in drains]
+            left = self.collector.drain(now) if closed else []
             due = self.collector.due(now) if self._pauses.over(now) else []
-            await self._set_aside(self.collector.failures())
-            await self._file([*made, *drained, *due])
+            reports, failures = [*made, *chain(*drained), *left, *due], self.collector.failures()
+            self._hold(reports, failures)
+            await self._set_aside(failures)
+            await self._file(reports)
             for question in self.collector.questions():
                 if self.ask is not None:
                     self.ask(question)
-            for drain in drains:
-                drain.closed.set_result(len(drained))
+            for drain, of_drain in zip(drains, drained, strict=True):
+                drain.closed.set_result(len(of_drain))
             if not self._unfiled:
                 self._tell_declared()
 
@@ -289,11 +303,17 @@ class Gateway:
         return (self.inbox.get_nowait() for _ in range(self.inbox.qsize()))
 
     async def _commit(self, arrivals: list[Arrival]) -> None:
-        """Commit images, count them, and then answer their senders: 0x0000 means that an image is kept."""
+        """Commit images, count them, and then answer their senders: 0x0000 means that an image is kept.
+
+        Their studies are held from before the commit. When `observe` has returned, the collector holds them. So there
+        is no moment in which an image is in the journal and its study is not held.
+        """
         arrivals = [arrival for arrival in arrivals if not arrival.status.done()]  # done: refused meanwhile
         if not arrivals:
             return
         status = SUCCESS
+        for arrival in arrivals:
+            self.held.take(arrival.instance.study_instance_uid)
         try:
             await self.journal.keep([arrival.instance for arrival in arrivals])
         except JournalUnavailable as error:
@@ -305,6 +325,7 @@ class Gateway:
                 metrics.instances_doubtful.inc(bool(arrival.instance.doubtful))
                 self.collector.observe(arrival.instance, now)
         for arrival in arrivals:
+            self.held.let_go(arrival.instance.study_instance_uid)
             if not arrival.status.done():
                 arrival.status.set_result(status)
 
@@ -325,6 +346,17 @@ class Gateway:
 
     # --- out ---
 
+    def _hold(self, reports: list[SeriesReport], failures: list[Failure]) -> None:
+        """Hold the studies of reports until the dispatcher does, and those of images that are set aside.
+
+        This is called in the step of the event loop in which the collector made the reports and let go.
+        """
+        for report in reports:
+            self.held.take(report.StudyInstanceUID)
+        for failure in failures:
+            if failure.set_aside:
+                self.held.take(failure.key.study_instance_uid)
+
     async def _set_aside(self, failures: list[Failure]) -> None:
         """Log series whose full report failed, and file those that cannot be reported at all as dead letters."""
         for key, revision, error, sop_instance_uids in failures:
@@ -337,8 +369,10 @@ class Gateway:
                 await self.journal.set_aside(key, sop_instance_uids, revision, "; ".join(places(error)))
             except (
                 JournalUnavailable
-            ) as problem:  # they stay open in the journal, and are reported after the next start
+            ) as problem:  # they stay open in the journal, and held, and are reported after the next start
                 log.error("series.unreported", count=1, reason=str(problem))
+            else:
+                self.held.let_go(key.study_instance_uid)
 
     async def _file(self, reports: list[SeriesReport]) -> None:
         """File reports in the journal, in order, after those that could not be filed before."""
@@ -357,7 +391,8 @@ class Gateway:
             self.collector.kept(learnt, trust)
             for made, waiting in zip(some, filed, strict=True):
                 _say_reported(made.report, waiting)
-                self.dispatcher.submit(waiting)
+                self.dispatcher.submit(waiting)  # holds the study; then we let it go
+                self.held.let_go(made.report.StudyInstanceUID)
 
     def _tell_declared(self) -> None:
         """Tell those who declared series that the reports are in the journal."""
@@ -388,13 +423,18 @@ class Gateway:
         reason = self.journal.saturated()
         return {"running": True, "ready": reason is None, "reason": reason}
 
-    async def drain(self) -> dict[str, Any]:
-        """Report all open series, and try to deliver all reports now; return how many were made, and how many stay."""
-        request = Drain(asyncio.get_running_loop().create_future())
+    async def drain(self, study: str | None = None) -> dict[str, Any]:
+        """Report all open series, or those of a study, and try to deliver all reports now.
+
+        Return how many reports were made, how many stay, and if anything of the study was here.
+        """
+        request = Drain(asyncio.get_running_loop().create_future(), study)
         await self.inbox.put(request)
         reported = await request.closed
+        known = study is None or reported > 0 or self.held.has(study)
         self.dispatcher.hurry()
-        return {"reported": reported, "undelivered": await self.dispatcher.drain(self.settings.drain_timeout_s)}
+        undelivered = await self.dispatcher.drain(self.settings.drain_timeout_s, study)
+        return {"reported": reported, "undelivered": undelivered, "known": known}
 
     async def watch(self) -> None:
         """Log when the gateway stops and resumes accepting images; try a failing journal until it works again."""
@@ -410,6 +450,18 @@ class Gateway:
                 log.info("gateway.recovered")
             before = reason
             await asyncio.sleep(JOURNAL_RETRY_S)
+
+
+async def count_study(pacs: Pacs, http: httpx.AsyncClient, gateway_id: str, title: str, study: str) -> str | None:
+    """Ask a PACS for the counts of a study, and post them; return why that was not possible, if so.
+
+    Raises ServerUnavailable.
+    """
+    try:
+        counts = await pacs.count_study(title, study)
+    except PacsUnavailable as error:
+        return f"{printable(title)}: {error}"
+    return await post_counts(http, study, counts, gateway_id)
 
 
 def _say_reported(report: SeriesReport, waiting: Waiting) -> None:
@@ -438,8 +490,13 @@ def _say_reported(report: SeriesReport, waiting: Waiting) -> None:
 # --- what an earlier run left ---
 
 
-def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher) -> SeriesCollector:
-    """Restore what an earlier run left: open series, with a full time-out from now, and reports in their order."""
+def restore(
+    settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispatcher, held: HeldStudies
+) -> SeriesCollector:
+    """Restore what an earlier run left: open series, with a full time-out from now, and reports in their order.
+
+    After it collector and dispatcher hold the study of every image in the journal. The first heartbeat comes later.
+    """
     loop = asyncio.get_running_loop()
     collector = SeriesCollector(
         policy=_restored_policy(settings, journal),
@@ -452,6 +509,8 @@ def restore(settings: GatewaySettings, journal: Journal, dispatcher: SeriesDispa
         remember_s=2 * settings.idle_max_s,
         revisions=journal.revisions(),
         trust=journal.trust(),
+        extras={extra.name for extra in settings.extras},
+        held=held,
     )
     now = loop.time()
     for instance in journal.replay():

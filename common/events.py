@@ -230,6 +230,12 @@ LOG_EVENTS = (
         "number reason",
         "This version of the gateway does not know the order; the server is told that.",
     ),
+    LogEvent(
+        "pacs.uncounted",
+        "info",
+        "pacs reason again_in_s",
+        "A PACS gave no counts of a study, three times in a row; it is asked only about series for a while.",
+    ),
     LogEvent("process.failed", "critical", "exception", "A bug: the process ends."),
     LogEvent(
         "report.delayed",
@@ -423,8 +429,8 @@ TIMELINE_EVENTS = (
     ),
     TimelineEvent(
         "pacs.answered",
-        "PACS Count Known Missing Fetched Problem",
-        "The PACS was asked about the series; its answer.",
+        "PACS Count Known Missing Fetched Problem StudySeries StudyInstances",
+        "The PACS was asked about the series; its answer. The last two are what it has of the study, if it said so.",
     ),
     TimelineEvent("report.stored", "Added Known Verdict", "Server: the report changed the row."),
     TimelineEvent(

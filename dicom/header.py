@@ -69,8 +69,12 @@ SERIES_LEVEL = {
     0x00400245: ("PerformedProcedureStepStartTime", "TM"),
 }
 COUNTS = {  # how many images there should be; only hints, since senders fill them in carelessly
+    0x00181090: ("CardiacNumberOfImages", "IS"),
+    0x00200105: ("NumberOfTemporalPositions", "IS"),
     0x00201002: ("ImagesInAcquisition", "IS"),
     0x00201209: ("NumberOfSeriesRelatedInstances", "IS"),
+    0x00540081: ("NumberOfSlices", "US"),
+    0x00540101: ("NumberOfTimeSlices", "US"),
 }
 WANTED = INSTANCE_LEVEL | SERIES_LEVEL | COUNTS
 MAX_INSTANCE_VALUE = MAX_UID  # characters of an instance's attribute; the longest are UIDs

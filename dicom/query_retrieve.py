@@ -1,4 +1,4 @@
-"""Ask a PACS by C-FIND what it has of a series, and fetch images by C-GET or C-MOVE (PS3.4 Annex C).
+"""Ask a PACS by C-FIND what it has of a series and its study; fetch images by C-GET or C-MOVE (PS3.4 Annex C).
 
 Everything here blocks and runs in threads. The answers of a foreign PACS are checked here.
 """
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 from pynetdicom import evt
+from pynetdicom.association import Association
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
@@ -23,15 +24,24 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from dicom.header import ALWAYS, Wanted, read_instance, with_class_of_command
-from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, matches, offers, retrieved, status_of
+from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, matches, matches_on, offers, retrieved, status_of
 from dicom.statuses import DATA_SET_MISMATCH, SUCCESS
-from models import Count, Instance, SeriesKey, Uid
+from models import Count, CountsOfStudy, Instance, SeriesKey, Uid
 
 FETCHED_AT_ONCE = 50  # SOP Instance UIDs in one retrieve request; the list has to fit into 64 KiB
 PATIENCE = 4  # a question is given up after this many times pacs_timeout_s
+STUDY_TIMEOUT_S = 2.0  # longest wait for an answer about a study, if one about a series waits behind it
 MAX_PROBLEM = 200  # characters of a problem
 A_UID: TypeAdapter[str] = TypeAdapter(Uid)
 A_COUNT: TypeAdapter[int] = TypeAdapter(Count)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyAnswer:
+    """The counts of a study, or why the PACS gave none."""
+
+    counts: CountsOfStudy | None = None
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,8 @@ class Found:
     problem: str | None = None
     matches: int = 0
     """The length of its list, including entries of other series and unusable ones."""
+    study: StudyAnswer | None = None
+    """The answer about its study; None if that was not asked for."""
 
     def is_all(self, known: Collection[str]) -> bool:
         """Tell if the PACS has exactly the known images: by UIDs if it listed them, by number otherwise.
@@ -83,25 +95,87 @@ def probe(line: Line) -> str | None:
     return None
 
 
-def find(line: Line, *, key: SeriesKey) -> Found:
-    """Ask for the count at SERIES level. If it is missing, unreadable or zero, ask for the list at IMAGE level."""
+def find(line: Line, *, key: SeriesKey, study: bool = False) -> Found:
+    """Ask for the count at SERIES level. If it is missing, unreadable or zero, ask for the list at IMAGE level.
+
+    If `study` is true, and the PACS knows the series, also ask for the counts of its study, behind the first question
+    on the same association. Whatever comes of that, the answer about the series stands.
+    """
+    unanswered = counted = Found(None)
+    began_at, of_study = time.monotonic(), None
+    try:
+        with line.associated(StudyRootQueryRetrieveInformationModelFind) as assoc:
+            counted = _count_series(assoc, key, began_at + line.timeout_s, f"pacs_timeout_s={line.timeout_s:g}")
+            if study and counted.matches and time.monotonic() < began_at + line.timeout_s:
+                of_study = _count_study(assoc, key.study_instance_uid, min(STUDY_TIMEOUT_S, line.timeout_s))
+    except Exception as error:  # a foreign peer can send anything
+        if counted is unanswered:
+            raise
+        of_study = of_study or StudyAnswer(problem=_reason(error))
+    counted = replace(counted, matches=0, study=of_study)
+    if counted.count is not None:
+        return counted
+    found = find_images(line, key=key)
+    return replace(found, problem=joined(counted.problem, found.problem), study=of_study)
+
+
+def find_study(line: Line, *, study_instance_uid: str) -> CountsOfStudy:
+    """Ask for the counts of a study. Raises PacsUnavailable if the PACS gives none."""
+    with line.associated(StudyRootQueryRetrieveInformationModelFind) as assoc:
+        answer = _count_study(assoc, study_instance_uid, line.timeout_s)
+    if answer.counts is None:
+        raise PacsUnavailable(str(answer.problem))
+    return answer.counts
+
+
+def _count_series(assoc: Association, key: SeriesKey, deadline: float, bound: str) -> Found:
+    """Ask for the count at SERIES level; it is None if it is missing, unreadable or zero."""
     identifier = _identifier("SERIES", key)
     identifier.NumberOfSeriesRelatedInstances = None
     counts: set[int | None] = set()
     dropped = length = 0
-    for ds in matches(line, identifier):
-        length += 1
-        series = _uid(ds, "SeriesInstanceUID")
-        if series == key.series_instance_uid and _text(ds, "NumberOfSeriesRelatedInstances") != "":
-            counts.add(_count(ds))
-        dropped += series is None
+    with matches_on(assoc, identifier, deadline, bound) as found:
+        for ds in found:
+            length += 1
+            series = _uid(ds, "SeriesInstanceUID")
+            if series == key.series_instance_uid and _text(ds, "NumberOfSeriesRelatedInstances") != "":
+                counts.add(_count(ds, "NumberOfSeriesRelatedInstances"))
+            dropped += series is None
     unreadable = None in counts
     counts.discard(None)
-    problem = _dropped("SERIES", dropped + unreadable, length)
-    if len(counts) == 1 and (count := counts.pop()):
-        return Found(count, problem=problem)
-    found = find_images(line, key=key)
-    return replace(found, problem=joined(problem, found.problem))
+    count = counts.pop() if len(counts) == 1 else None
+    return Found(count or None, problem=_dropped("SERIES", dropped + unreadable, length), matches=length)
+
+
+def _count_study(assoc: Association, study_instance_uid: str, timeout_s: float) -> StudyAnswer:
+    """Ask for the counts at STUDY level (PS3.4 §C.6.2.1.2). Raises PacsUnavailable.
+
+    They are taken from a single match that has this Study Instance UID, at least one series, and no fewer images than
+    series.
+    """
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel, identifier.StudyInstanceUID = "STUDY", study_instance_uid
+    identifier.NumberOfStudyRelatedSeries = identifier.NumberOfStudyRelatedInstances = None
+    assoc.dimse_timeout = timeout_s
+    said: list[tuple[str | None, int | None, int | None]] = []
+    with matches_on(assoc, identifier, time.monotonic() + timeout_s, f"{timeout_s:g} s") as found:
+        for ds in found:
+            if said:
+                raise PacsUnavailable("several matches for one study")
+            numbers = [_count(ds, f"NumberOfStudyRelated{level}") for level in ("Series", "Instances")]
+            said.append((_uid(ds, "StudyInstanceUID"), numbers[0], numbers[1]))
+    if not said:
+        return StudyAnswer(problem="does not know the study")
+    uid, series, instances = said[0]
+    if uid != study_instance_uid:
+        return StudyAnswer(problem="answers about another study")
+    if series is None or instances is None or not 0 < series <= instances:
+        return StudyAnswer(problem="gives no counts of a study that can be right")
+    return StudyAnswer(CountsOfStudy(Series=series, Instances=instances, At=datetime.now(UTC)))
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, PacsUnavailable) else type(error).__name__
 
 
 def find_images(line: Line, *, key: SeriesKey) -> Found:
@@ -156,9 +230,9 @@ def _uid(ds: Dataset | None, keyword: str) -> str | None:
     return None
 
 
-def _count(ds: Dataset | None) -> int | None:
-    """Return the number of images; None if it is not a single number, or out of the range that reports allow."""
-    text = _text(ds, "NumberOfSeriesRelatedInstances") or ""
+def _count(ds: Dataset | None, keyword: str) -> int | None:
+    """Return a number; None if it is not a single number, or out of the range that reports allow."""
+    text = _text(ds, keyword) or ""
     if re.fullmatch(r"\+?[0-9]{1,12}", text):
         with suppress(ValidationError):
             return A_COUNT.validate_python(int(text))

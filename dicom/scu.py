@@ -183,13 +183,27 @@ def offers(assoc: Association, abstract_syntax: str) -> bool:
 
 
 def matches(line: Line, identifier: Dataset) -> Iterator[Dataset | None]:
-    """Yield each match of a C-FIND (PS3.4 §C.4.1), or None for one that cannot be decoded. Raises PacsUnavailable."""
+    """Yield each match of a C-FIND on an association of its own, as `matches_on` does. Raises PacsUnavailable."""
     deadline = time.monotonic() + line.timeout_s
-    last = None
     with (
         line.associated(StudyRootQueryRetrieveInformationModelFind) as assoc,
-        _closing(assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)) as answers,
+        matches_on(assoc, identifier, deadline, f"pacs_timeout_s={line.timeout_s:g}") as found,
     ):
+        yield from found
+
+
+@contextmanager
+def matches_on(
+    assoc: Association, identifier: Dataset, deadline: float, bound: str
+) -> Iterator[Iterator[Dataset | None]]:
+    """Send a C-FIND (PS3.4 §C.4.1); give each match, or None for one that cannot be decoded. Raises PacsUnavailable.
+
+    This is a context, to be left before the association is: pynetdicom may hold a lock while it yields an answer, and
+    its abort needs that. `bound` says in an error what the deadline is.
+    """
+
+    def each(answers: Iterator[_Answer]) -> Iterator[Dataset | None]:
+        last = None
         for number, (status, ds) in enumerate(answers):
             code = status_of(status)
             if code in PENDING:
@@ -199,7 +213,10 @@ def matches(line: Line, identifier: Dataset) -> Iterator[Dataset | None]:
             elif code != SUCCESS:
                 raise PacsUnavailable(f"C-FIND status 0x{code:04X}")
             if number > MAX_MATCHES or time.monotonic() > deadline:
-                raise PacsUnavailable(f"not done after {number} matches or pacs_timeout_s={line.timeout_s:g}")
+                raise PacsUnavailable(f"not done after {number} matches or {bound}")
+
+    with _closing(assoc.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind)) as answers:
+        yield each(answers)
 
 
 @contextmanager

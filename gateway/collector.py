@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from dicom.header import instance_values
 from gateway import reporting
 from gateway.closed_series import REMEMBERED_S, ClosedSeries, ClosedSeriesMemory
+from gateway.held_studies import HeldStudies
 from gateway.idle import IdlePolicy, Phase, Source
 from gateway.open_series import OpenAssociation, OpenSeries, Rules, Trust
 from gateway.questions import Answer, Question
@@ -53,15 +54,19 @@ class SeriesCollector:
         remember_s: float = REMEMBERED_S,
         revisions: Mapping[SeriesKey, int] = MappingProxyType({}),
         trust: Mapping[str, int] = MappingProxyType({}),
+        extras: Container[str] = (),
+        held: HeldStudies | None = None,
     ) -> None:
         """Begin with no open series.
 
         `pacs` are the calling AE titles that can be asked; `patience_s` is how long to wait for images that they say
         are missing. `revisions` and `trust` are of an earlier run; `trust` counts series in a row that a PACS had
-        completely from the start.
+        completely from the start. `extras` are the names of a site's own attributes. `held` holds the studies of open
+        series.
         """
         self.policy = policy
-        self._rules = Rules(policy, max_open_s, gateway_id, wall_clock, pacs, patience_s, fetch, Trust(trust))
+        self._rules = Rules(policy, max_open_s, gateway_id, wall_clock, pacs, patience_s, fetch, Trust(trust), extras)
+        self._held = HeldStudies() if held is None else held
         self._open: dict[SeriesKey, OpenSeries] = {}
         self._closed = ClosedSeriesMemory(remember_s, revisions)
         self._associations: dict[Association, OpenAssociation] = {}  # open ones only
@@ -88,7 +93,7 @@ class SeriesCollector:
     def _observe(self, instance: Instance, now: float) -> None:
         series = self._open.get(instance.key)
         if series is None:
-            series = self._open[instance.key] = self._begin(instance, now)
+            series = self._begin(instance, now)
         elif not series.fetches:  # a silence that our own fetching ended says nothing about the sender
             series.end_silence(instance, now)
         series.add(instance, now)
@@ -104,7 +109,9 @@ class SeriesCollector:
 
     def _begin(self, instance: Instance, now: float) -> OpenSeries:
         revision, previous = self._closed.take(instance.key, now)
-        return OpenSeries.begin(self._rules, instance, now, revision + 1, previous)
+        series = self._open[instance.key] = OpenSeries.begin(self._rules, instance, now, revision + 1, previous)
+        self._held.take(instance.study_instance_uid)
+        return series
 
     def _note_source(self, series: OpenSeries) -> None:
         """Remember when its source was last heard. Beyond MAX_HEARD, the longest silent one is dropped."""
@@ -183,12 +190,12 @@ class SeriesCollector:
             reports += self._or_least(self._open[key], self._look, now)
         return reports
 
-    def drain(self, now: float) -> list[SeriesReport]:
-        """Close and report every open series, due or not."""
-        self._deadlines.clear()
+    def drain(self, now: float, study_instance_uid: str | None = None) -> list[SeriesReport]:
+        """Close and report every open series, or every one of a study, due or not."""
         broken = self._least_of_broken()
-        drained = (self._or_least(series, self._close, "drained", now) for series in list(self._open.values()))
-        return broken + [report for reports in drained for report in reports]
+        every = study_instance_uid is None
+        meant = [one for one in self._open.values() if every or one.key.study_instance_uid == study_instance_uid]
+        return broken + [report for one in meant for report in self._or_least(one, self._close, "drained", now)]
 
     def declare(self, series_instance_uid: str, given_at: datetime, now: float) -> list[SeriesReport]:
         """Close and report a series that was open before `given_at`, since a person declared it complete."""
@@ -252,7 +259,8 @@ class SeriesCollector:
 
     def _forget(self, series: OpenSeries) -> None:
         """Remove a series from the open ones."""
-        self._open.pop(series.key, None)
+        if self._open.pop(series.key, None) is not None:
+            self._held.let_go(series.key.study_instance_uid)
         for association in series.open_associations.values():
             association.series.discard(series.key)
         if self._latest.get(series.source) == series.key:

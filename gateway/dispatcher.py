@@ -5,7 +5,7 @@ import contextlib
 import heapq
 import itertools
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,6 +20,7 @@ from common.logs import places
 from common.outgoing import backoff_s
 from common.tracing import named
 from gateway.clock import from_wall_clock
+from gateway.held_studies import HeldStudies
 from gateway.journal import Journal, JournalUnavailable
 from gateway.journal_rows import Waiting
 from gateway.pieces import may_be_large, pieces
@@ -53,7 +54,7 @@ class SeriesDispatcher:
       fails), all posts pause. Then a single one is tried.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one parameter a part
         self,
         http: httpx.AsyncClient,
         journal: Journal,
@@ -61,6 +62,7 @@ class SeriesDispatcher:
         concurrency: int,
         retry_max_s: float,
         spans: GatewaySpans | None = None,
+        held: HeldStudies | None = None,
     ) -> None:
         self._http = http
         self._spans = spans
@@ -69,6 +71,8 @@ class SeriesDispatcher:
         self._retry_max_s = retry_max_s
         self._lines: dict[SeriesKey, deque[Waiting]] = {}
         self._undelivered: dict[int, float] = {}  # by report: when it was made; in the order of `submit`
+        self._of_studies: Counter[str] = Counter()  # how many of these a study has
+        self._held = HeldStudies() if held is None else held
         # One entry for each series that has waiting reports and none being posted. The number breaks ties.
         self._due: list[tuple[float, int, SeriesKey]] = []
         self._numbers = itertools.count()
@@ -78,8 +82,7 @@ class SeriesDispatcher:
         self._paused_at = 0.0
         self._paused_until = 0.0
         self._changed = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._ended = asyncio.Event()  # set when the next report is delivered or refused; then there is a new one
         self.last_problem: str | None = None
         """Why the last attempt failed; None if it succeeded."""
 
@@ -96,12 +99,13 @@ class SeriesDispatcher:
 
     def submit(self, waiting: Waiting) -> None:
         """Take a report for delivery, after earlier ones of the same series."""
-        self._empty.clear()
         line = self._lines.setdefault(waiting.key, deque())
         while len(line) > 1 and line[-1].part:  # replaced by this report in the journal; the first may be under way
-            self._undelivered.pop(line.pop().id, None)
+            self._end(line.pop())
         line.append(waiting)
         self._undelivered[waiting.id] = waiting.reported_at
+        self._of_studies[waiting.key.study_instance_uid] += 1
+        self._held.take(waiting.key.study_instance_uid)
         if len(line) == 1:
             self._schedule(waiting.key, from_wall_clock(waiting.next_attempt_at))
 
@@ -116,12 +120,30 @@ class SeriesDispatcher:
         self._paused_until = now
         self._changed.set()
 
-    async def drain(self, timeout_s: float) -> int:
-        """Wait until every report is delivered or refused, but at most `timeout_s`; return how many are not."""
+    async def drain(self, timeout_s: float, study_instance_uid: str | None = None) -> int:
+        """Wait until every report, or every one of a study, is delivered or refused; return how many are not.
+
+        This takes at most `timeout_s`.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
-                await self._empty.wait()
-        return self.undelivered
+                while self._left(study_instance_uid):
+                    await self._ended.wait()
+        return self._left(study_instance_uid)
+
+    def _left(self, study_instance_uid: str | None) -> int:
+        return self.undelivered if study_instance_uid is None else self._of_studies[study_instance_uid]
+
+    def _end(self, waiting: Waiting) -> None:
+        """Forget a report that is delivered, refused or replaced, and tell those who wait for that."""
+        study = waiting.key.study_instance_uid
+        self._undelivered.pop(waiting.id, None)
+        self._of_studies[study] -= 1
+        if not self._of_studies[study]:
+            del self._of_studies[study]
+        self._held.let_go(study)
+        self._ended.set()
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Post reports when they are due, until cancelled."""
@@ -157,15 +179,13 @@ class SeriesDispatcher:
         self._posting -= 1
         if delay_s is None:
             done = line.popleft()
-            self._undelivered.pop(done.id, None)
             self._errors.pop(done.id, None)
+            self._end(done)
         if line:
             self._schedule(key, delay_s or 0.0)
         else:
             del self._lines[key]
         self._changed.set()
-        if not self._lines:
-            self._empty.set()
 
     async def _attempt(self, line: deque[Waiting]) -> float | None:
         """Try the first report once; return the seconds until its next attempt, or None if it needs none."""

@@ -17,6 +17,7 @@ from common.settings import GatewaySettings
 from common.version import version
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
+from gateway.held_studies import HeldStudies
 from gateway.journal import Journal, JournalUnavailable
 from gateway.orders import Orders
 from gateway.server_client import NoAnswer, ask
@@ -24,12 +25,13 @@ from models import MAX_ARRIVING, MAX_DEAD, MAX_SLOTS, SLOT_S, ArrivingSeries, De
 
 BEAT_S = 1.0  # pause between two heartbeats
 QUIET_BEAT_S = 5.0  # pause between two heartbeats if nothing has changed
+HASTE_S = 0.25  # least pause between two heartbeats if the studies that are held have changed
 BEAT_TIMEOUT_S = 10.0
 LAST_BEAT_TIMEOUT_S = 2.0  # of the heartbeat that says that the gateway stops
 MAX_LINE = 256  # models.Line
 MAX_ANSWER_BYTES = 2**16  # longest answer to a heartbeat that is read
 UNPROCESSABLE = 422
-NEW: dict[str, Any] = {"OrdersDone": True, "Dead": {"__all__": {"Id"}}}
+NEW: dict[str, Any] = {"OrdersDone": True, "OpenStudies": True, "Dead": {"__all__": {"Id"}}}
 """The fields that an older server, which gives no orders, refuses as unknown."""
 
 log = structlog.get_logger()
@@ -46,8 +48,10 @@ class Vitals:
         collector: SeriesCollector,
         dispatcher: SeriesDispatcher,
         orders: Orders,
+        held: HeldStudies,
     ) -> None:
         self.orders = orders
+        self.held = held
         self._settings = settings
         self._inbox = inbox
         self._journal = journal
@@ -88,6 +92,7 @@ class Vitals:
             DeadLetters=self._journal.dead_letters,
             Dead=self._dead,
             Arriving=[series for series in self._collector.arriving(MAX_ARRIVING) if _fits(series)],
+            OpenStudies=self.held.listed(),
             OrdersDone=self.orders.done(),
             Version=version(),
             Journal=self._journal.identity,
@@ -137,21 +142,35 @@ class Vitals:
 async def beat(vitals: Vitals, http: httpx.AsyncClient) -> None:
     """Send heartbeats and carry out the orders in their answers, until cancelled.
 
-    A heartbeat is sent when the state has changed, or QUIET_BEAT_S after the last one. A server that refuses heartbeats
-    gets them only every QUIET_BEAT_S.
+    A heartbeat is sent when the state has changed, or QUIET_BEAT_S after the last one. If the studies that are held
+    have changed, it is sent at once, since the server may be about to say that one of them is over. A server that
+    refuses heartbeats gets them only every QUIET_BEAT_S.
     """
     told: dict[str, Any] = {}
     told_at = refused = None
     loop = asyncio.get_running_loop()
     while True:
-        state = vitals.state()
+        vitals.held.changed.clear()
+        state, knew = vitals.state(), vitals.orders.given
         news = state.model_dump(exclude={"At", "OldestUndeliveredS"})
         if news != told or told_at is None or loop.time() >= told_at + QUIET_BEAT_S:
             problem = await _tell(http, state, vitals.orders)
             if problem and not refused:
                 log.warning("heartbeat.refused", reason=problem)
-            told, told_at, refused = news, loop.time(), problem
+            whole = knew or not vitals.orders.given  # otherwise it left out fields that the server does know
+            told, told_at, refused = news if whole else {}, loop.time(), problem
+        await _pause(vitals, refused is not None)
+
+
+async def _pause(vitals: Vitals, refused: bool) -> None:
+    """Wait until the next heartbeat may be due: for less than a second if the server wants to know which studies."""
+    if refused or not vitals.orders.given:
         await asyncio.sleep(QUIET_BEAT_S if refused else BEAT_S)
+        return
+    await asyncio.sleep(HASTE_S)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(BEAT_S - HASTE_S):
+            await vitals.held.changed.wait()
 
 
 async def last_beat(vitals: Vitals, http: httpx.AsyncClient) -> None:

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
 from common.errors import printable
+from gateway.tag_counts import IN_ACQUISITION, TAG_COUNTS
 
 CODE_LENGTH = 16  # characters of a CS or SH, PS3.5 table 6.2-1
 
@@ -69,12 +70,12 @@ class IdlePolicy(Protocol):
         """Learn from a series that is over: its longest silence in each phase, 0 if no image ended one."""
         ...
 
-    def learn_count(self, source: Source, *, right: bool) -> None:
-        """Learn if ImagesInAcquisition (0020,1002) was the number of images of a series that is over."""
+    def learn_count(self, source: Source, count: str, *, right: bool) -> None:
+        """Learn if a count in tags (tag_counts.py) was the number of images of a series that is over."""
         ...
 
-    def counts_series(self, source: Source) -> bool:
-        """Tell if ImagesInAcquisition counts the images of a series at this source, and not of an acquisition."""
+    def counts_series(self, source: Source, count: str) -> bool:
+        """Tell if a count in tags is the number of images of a series at this source, and not of a part of it."""
         ...
 
     def known(self, source: Source) -> int:
@@ -110,10 +111,10 @@ class Fixed:
     def learn(self, source: Source, longest_s: Mapping[Phase, float]) -> None:
         pass
 
-    def learn_count(self, source: Source, *, right: bool) -> None:
+    def learn_count(self, source: Source, count: str, *, right: bool) -> None:
         pass
 
-    def counts_series(self, source: Source) -> bool:
+    def counts_series(self, source: Source, count: str) -> bool:
         return False
 
     def known(self, source: Source) -> int:
@@ -207,7 +208,8 @@ GRACE = 0.25  # the grace period as a part of the idle time-out
 FLOOR_S = 0.3  # least idle time-out
 MAX_SOURCES = 1000  # sources that are remembered; senders choose their AE titles, so this is bounded
 MAX_SERIES = 10**9  # largest number of series that is believed when a journal is read
-COUNTS_AFTER = 10  # series in a row that had ImagesInAcquisition images, after which that tag counts the series
+OTHER_COUNTS = tuple(count for count in TAG_COUNTS if count is not IN_ACQUISITION)
+COUNTS_AFTER = 10  # series in a row that had as many images as a count in tags, after which that counts the series
 
 
 @dataclass
@@ -229,8 +231,8 @@ class _Habits:
     """What was learnt about one source."""
 
     silences: dict[Phase, _Silences] = field(default_factory=dict)
-    counted: int = 0
-    """How many series in a row had ImagesInAcquisition images."""
+    counted: dict[str, int] = field(default_factory=dict)
+    """The number of series in a row that had as many images as a count in tags, by the name of that."""
 
     @property
     def series(self) -> int:
@@ -285,13 +287,13 @@ class Adaptive:
                 silences.add(min(seconds, self.ceiling_s))
         self._forget()
 
-    def learn_count(self, source: Source, *, right: bool) -> None:
-        habits = self._of(source)
-        habits.counted = min(habits.counted + 1, COUNTS_AFTER) if right else 0
+    def learn_count(self, source: Source, count: str, *, right: bool) -> None:
+        counted = self._of(source).counted
+        counted[count] = min(counted.get(count, 0) + 1, COUNTS_AFTER) if right else 0
 
-    def counts_series(self, source: Source) -> bool:
+    def counts_series(self, source: Source, count: str) -> bool:
         habits = self._habits.get(source)
-        return habits is not None and habits.counted >= COUNTS_AFTER
+        return habits is not None and habits.counted.get(count, 0) >= COUNTS_AFTER
 
     def known(self, source: Source) -> int:
         habits = self._habits.get(source)
@@ -312,8 +314,11 @@ class Adaptive:
         """Load what an earlier run learnt. Raises ValueError, TypeError or IndexError if it is something else."""
         habits = _Habits()
         for name, content in json.loads(dumped).items():
-            if name == "counted":
-                habits.counted = _within(content, COUNTS_AFTER)
+            if name == "counted":  # of IN_ACQUISITION alone, as earlier versions know it
+                habits.counted[IN_ACQUISITION.name] = _within(content, COUNTS_AFTER)
+                continue
+            if name == "counts":
+                habits.counted |= {c.name: _within(content.get(c.name, 0), COUNTS_AFTER) for c in OTHER_COUNTS}
                 continue
             silences = habits.silences[Phase(name)] = _Silences(self.estimator(), _within(content[0], MAX_SERIES))
             silences.estimator.load(content[1])
@@ -328,8 +333,12 @@ class Adaptive:
         habits = self._habits.get(source)
         if habits is None:
             return None
-        content = {phase.value: [s.series, s.estimator.dump()] for phase, s in habits.silences.items()}
-        return json.dumps(content | ({"counted": habits.counted} if habits.counted else {}))
+        content: dict[str, Any] = {phase.value: [s.series, s.estimator.dump()] for phase, s in habits.silences.items()}
+        if in_acquisition := habits.counted.get(IN_ACQUISITION.name):
+            content["counted"] = in_acquisition
+        if others := {c.name: series for c in OTHER_COUNTS if (series := habits.counted.get(c.name))}:
+            content["counts"] = others
+        return json.dumps(content)
 
     def _forget(self) -> None:
         """Forget the sources with the fewest series, the oldest first. So new names never replace well-known ones."""

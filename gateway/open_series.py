@@ -5,7 +5,7 @@ of a series' silence, when the series counts as idle, and what its PACS has said
 """
 
 import math
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -14,10 +14,12 @@ from dicom.header import InstanceValues, instance_values
 from gateway.closed_series import ClosedSeries
 from gateway.idle import IdlePolicy, Phase, Source, source_of
 from gateway.questions import Answer, Question
+from gateway.tag_counts import IMAGES_IN_SERIES, TAG_COUNTS, class_of_one_frame, count_in, tag_counts
 from models import (
     FINAL_VERDICTS,
     MAX_TIMELINE,
     Association,
+    CountsOfStudy,
     Instance,
     SeriesKey,
     SeriesVerdict,
@@ -34,11 +36,8 @@ SHOWN_AFTER = 50  # series after which the longest pauses of a source are known
 TRUSTED_AFTER = 10  # series in a row that a PACS had from the start, after which its answer counts at once
 PARTS_S = 20.0  # least wait for the parts of other gateways, once ours was posted
 FETCHES = 2  # how often missing images of one revision are fetched
-IS_LENGTH = 12  # characters of an IS: PS3.5 table 6.2-1
 TEXT_LENGTH = 256  # characters of a text in a report or a heartbeat: models.SeriesReport
 MAX_ARRIVALS = 16  # points of a series' curve of arrivals in a report; at most twice as many are remembered
-IMAGES_IN_ACQUISITION = "ImagesInAcquisition"
-IMAGES_IN_SERIES = "NumberOfSeriesRelatedInstances"
 
 
 class Trust:
@@ -82,6 +81,8 @@ class Rules:
     fetch: bool
     """If true, missing images are fetched."""
     trust: Trust
+    extras: Container[str] = ()
+    """The names of a site's own attributes."""
 
 
 @dataclass(slots=True)
@@ -146,6 +147,10 @@ class OpenSeries:
     """How its images violate the standard, in the order in which that was found."""
     sop_instance_uids: dict[str, InstanceValues] = field(default_factory=dict)
     """The images, with the values that are kept of each."""
+    sop_class_uid: str | None = None
+    """The SOP Class of all images; '' if there are several, or images with several frames."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """The numbers of images by tags that may count something else, by name (tag_counts.py)."""
     images_in_part: int = 0
     """How many images the last part that was posted has."""
     arrivals: list[tuple[float, int]] = field(default_factory=list)
@@ -191,6 +196,8 @@ class OpenSeries:
     """How many images were here when it was asked."""
     fetches: int = 0
     said: Said | None = None
+    study_counts: CountsOfStudy | None = None
+    """The counts of the study that it gave last."""
     problem: str | None = None
     """Why the last question to the PACS failed; None if it did not."""
 
@@ -222,14 +229,21 @@ class OpenSeries:
             self._contradict(self.previous, instance, now)
         self.last_seen = now
         self.last_received_at = max(self.last_received_at, instance.received_at)
-        self.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
+        values = self.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
         self._mark_arrival(now)
-        for keyword, values in news(instance.attributes, self.attributes).items():
-            self.attributes[keyword] = values
-            if keyword in instance.undecoded:
-                self.undecoded[keyword] = instance.undecoded[keyword]
+        self._learn(instance, values)
         self.doubtful.update(dict.fromkeys(instance.doubtful))
         self.idle_since = math.inf
+
+    def _learn(self, instance: Instance, values: InstanceValues) -> None:
+        """Add the attributes that are new, and compute anew what tags count if that may have changed."""
+        more = news(instance.attributes, self.attributes)
+        self.attributes |= more
+        self.undecoded |= {keyword: instance.undecoded[keyword] for keyword in more if keyword in instance.undecoded}
+        before, own = self.sop_class_uid, class_of_one_frame(values)
+        self.sop_class_uid = own if before in (None, own) else ""
+        if more or self.sop_class_uid != before:
+            self.counts = tag_counts(self.attributes, self.sop_class_uid)
 
     def _contradict(self, previous: ClosedSeries, instance: Instance, now: float) -> None:
         """Note that an image came which the previous revision did not have, so that one was reported too early."""
@@ -237,8 +251,8 @@ class OpenSeries:
         policy = self.rules.policy
         if not self.sop_instance_uids:  # otherwise the series was sent again, with more images
             policy.learn(previous.source, {previous.phase: late_s} if previous.taught else {})
-        if IMAGES_IN_ACQUISITION in instance.attributes:
-            policy.learn_count(previous.source, right=False)
+        for count in tag_counts(instance.attributes, class_of_one_frame(instance_values(instance))):
+            policy.learn_count(previous.source, count, right=False)
         if previous.verdict == "verified":
             self.rules.trust.set(self.source.calling_ae_title, 0)
         self.note("series.reopened", now, LateByS=round(late_s, 3), Verdict=previous.verdict)
@@ -383,9 +397,8 @@ class OpenSeries:
         ended = verdict in FINAL_VERDICTS and verdict != "declared" and not self.fetches
         if silences := ({phase: 0.0} if ended else {}) | self.longest_s:
             policy.learn(self.source, silences)
-        counted = count_in(self.attributes, IMAGES_IN_ACQUISITION)
-        if ended and counted is not None and self.revision == 1:
-            policy.learn_count(self.source, right=counted == len(self.sop_instance_uids))
+        for count, images in self.counts.items() if ended and self.revision == 1 else ():
+            policy.learn_count(self.source, count, right=images == len(self.sop_instance_uids))
         if verdict == "verified" and self.said and self.said.holds:
             title, trust = self.source.calling_ae_title, self.rules.trust
             trust.set(title, min(trust.of(title) + 1, TRUSTED_AFTER))
@@ -393,11 +406,18 @@ class OpenSeries:
     # --- how many images there should be ---
 
     def count_in_tags(self) -> int | None:
-        """Return the number of images by a tag that counts the series; None if there is no such tag."""
+        """Return the number of images by tags that count the series; None if there are no such tags."""
         count = count_in(self.attributes, IMAGES_IN_SERIES)
-        if count is None and IMAGES_IN_ACQUISITION in self.attributes and self.rules.policy.counts_series(self.source):
-            count = count_in(self.attributes, IMAGES_IN_ACQUISITION)
-        return count
+        if count is not None or not self.counts:
+            return count
+        policy = self.rules.policy
+        return next((images for name, images in self.counts.items() if policy.counts_series(self.source, name)), None)
+
+    def other_counts(self) -> list[str]:
+        """Return, in words, what tags count that is not known to be the number of images of a series."""
+        of_series = self.rules.policy.counts_series
+        counts = [count for count in TAG_COUNTS if count.name in self.counts and not of_series(self.source, count.name)]
+        return [count.meaning.format(self.counts[count.name]) for count in counts]
 
     def missing(self) -> list[str]:
         """Return the SOP Instance UIDs that the PACS named as missing and that have not come since."""
@@ -454,6 +474,10 @@ class OpenSeries:
 
     def take_answer(self, answer: Answer, now: float) -> None:
         """Take an answer of the PACS, or note its failure."""
+        of_study = (
+            {"StudySeries": answer.study.Series, "StudyInstances": answer.study.Instances} if answer.study else {}
+        )
+        self.study_counts = answer.study or self.study_counts
         self.note(
             "pacs.answered",
             now,
@@ -463,6 +487,7 @@ class OpenSeries:
             Missing=len(answer.missing),
             Fetched=answer.fetched,
             Problem=answer.problem,
+            **of_study,
         )
         self.asking = False
         self.problem = None if answer.confirmed else answer.problem
@@ -528,11 +553,3 @@ class OpenSeries:
 def within_length(text: str) -> str:
     """Return a text in valid Unicode, and as short as a report requires."""
     return text.encode("utf-8", "replace").decode()[:TEXT_LENGTH]
-
-
-def count_in(attributes: Mapping[str, Sequence[str]], keyword: str) -> int | None:
-    """Return the number of images in a tag; None if it has no valid one. Senders fill these tags in carelessly."""
-    text, *_ = attributes.get(keyword) or ("",)
-    if text.isdecimal() and len(text) <= IS_LENGTH and 0 < int(text) < 2**31:
-        return int(text)
-    return None

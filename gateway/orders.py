@@ -4,6 +4,8 @@
 2. An order that was carried out and comes again is not carried out again. After a restart it may be, which does no
    harm: a series that is not open cannot be closed, and a report that is no dead letter is not replayed or discarded.
 3. An order that cannot be carried out now is left until it comes again. One that is not understood has failed.
+4. An order that takes long, since a PACS is asked, is carried out beside the heartbeats, and is not begun again
+   meanwhile. The others hold up the next heartbeat.
 """
 
 import asyncio
@@ -20,10 +22,13 @@ from common.errors import SeriesGatewayError
 from models import MAX_ORDERS, Order, OrderDone
 
 ORDER_TIMEOUT_S = 5.0  # for one order; no heartbeat is sent in that time
+BESIDE = {"count"}  # kinds of orders that are carried out beside the heartbeats; what they do has bounds of its own
 MAX_NUMBER = 2**63 - 1
+MAX_PROBLEM = 256  # characters: models.Line
 
 Do = Callable[[Order], Awaitable[str | None]]
 """Carries out an order; returns why there was nothing to do, if so. Raises SeriesGatewayError if later it may work."""
+CountStudy = Callable[[str, str], Awaitable[str | None]]
 log = structlog.get_logger()
 
 
@@ -33,6 +38,7 @@ class Orders:
     def __init__(self, do: Mapping[str, Do]) -> None:
         self._do = do
         self._done: dict[int, OrderDone] = {}
+        self._under_way: dict[int, asyncio.Task[None]] = {}
         self.given = False
         """True if the server's last answer could hold orders. An older server gives none, and knows fewer fields."""
 
@@ -45,6 +51,13 @@ class Orders:
         for one in done:
             self._done.pop(one.Number, None)
 
+    async def aclose(self) -> None:
+        """Give up the orders that are under way. The server gives them again after the next start."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     async def take(self, content: bytes) -> None:
         """Carry out the orders in an answer to a heartbeat, whatever the answer contains."""
         try:
@@ -55,7 +68,7 @@ class Orders:
             return
         self.given = True
         for number, order in numbers:
-            if number is not None and number not in self._done:
+            if number is not None and number not in self._done and number not in self._under_way:
                 await self._take_one(number, order)
 
     async def _take_one(self, number: int, content: Any) -> None:
@@ -66,8 +79,17 @@ class Orders:
             event.warning("order.refused", reason="not an order that this version knows")
             self._done[number] = OrderDone(Number=number, Problem="not an order that this version of the gateway knows")
             return
+        if order.Kind not in BESIDE:
+            await self._carry_out(order, ORDER_TIMEOUT_S)
+        elif len(self._under_way) < MAX_ORDERS:  # otherwise it is left until it comes again
+            task = self._under_way[number] = asyncio.create_task(self._carry_out(order), name=f"order {number}")
+            task.add_done_callback(lambda _: self._under_way.pop(number))
+
+    async def _carry_out(self, order: Order, timeout_s: float | None = None) -> None:
+        """Carry out an order, and note its outcome, unless it is to come again."""
+        number, event = order.Number, log.bind(number=order.Number)
         try:
-            async with asyncio.timeout(ORDER_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 problem = await self._do[order.Kind](order)
         except (SeriesGatewayError, TimeoutError) as error:
             event.warning("order.delayed", kind=order.Kind, reason=str(error) or f"took more than {ORDER_TIMEOUT_S} s")
@@ -76,7 +98,7 @@ class Orders:
             event.error("order.failed", kind=order.Kind, exc_info=error)
             problem = "it failed; see the gateway's log"
         event.info("order.done", kind=order.Kind, problem=problem)
-        self._done[number] = OrderDone(Number=number, Problem=problem)
+        self._done[number] = OrderDone(Number=number, Problem=problem and problem[:MAX_PROBLEM])
 
 
 def _number(order: Any) -> int | None:
@@ -85,10 +107,13 @@ def _number(order: Any) -> int | None:
     return number if type(number) is int and 0 < number <= MAX_NUMBER else None
 
 
-def obedience(declare: Callable[[str, datetime], Awaitable[int]], letters: Mapping[str, Operation]) -> Mapping[str, Do]:
+def obedience(
+    declare: Callable[[str, datetime], Awaitable[int]], letters: Mapping[str, Operation], count: CountStudy
+) -> Mapping[str, Do]:
     """Return a function for each kind of order. `letters` are the operations on dead letters (operations.py).
 
-    `declare` reports a series if it was open before a time, and returns the number of reports.
+    `declare` reports a series if it was open before a time, and returns the number of reports. `count` asks a PACS,
+    named by its AE title, about a study, posts its answer, and returns why that was not possible, if so.
     """
 
     async def close(order: Order) -> str | None:
@@ -105,4 +130,9 @@ def obedience(declare: Callable[[str, datetime], Awaitable[int]], letters: Mappi
         done = await letters["discard"]([order.DeadLetter], f"order {order.Number} of the server")
         return None if done["discarded"] else "it is not a dead letter here"
 
-    return {"declare": close, "replay": replay, "discard": discard}
+    async def count_study(order: Order) -> str | None:
+        if order.StudyInstanceUID is None or order.CallingAETitle is None:
+            return "it names no study, or no PACS"
+        return await count(order.CallingAETitle, order.StudyInstanceUID)
+
+    return {"declare": close, "replay": replay, "discard": discard, "count": count_study}

@@ -1,4 +1,4 @@
-"""Ask the PACS how many images a series has, and which are missing (PS3.4 Annex C); fetch missing ones.
+"""Ask the PACS what a series and its study have, and which images are missing (PS3.4 Annex C); fetch missing ones.
 
 Questions run in threads beside the event loop, and are bounded in time and in matches. The answers of a foreign PACS
 are checked, so that what `ask` returns fits into a report.
@@ -11,17 +11,31 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Self, TypeVar
 
+import structlog
+
 from common import metrics
 from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings, Peer
 from common.threads import in_thread
 from dicom.header import Wanted
-from dicom.query_retrieve import PATIENCE, Found, find, find_images, get, joined, move, patience
+from dicom.query_retrieve import (
+    PATIENCE,
+    Found,
+    StudyAnswer,
+    find,
+    find_images,
+    find_study,
+    get,
+    joined,
+    move,
+    patience,
+)
 from dicom.scu import Line, PacsUnavailable
 from dicom.statuses import SUCCESS
 from dicom.tls import pacs_tls
 from gateway.questions import Answer, Question
-from models import MAX_MISSING, Instance, SeriesKey
+from gateway.study_counts import PAUSE_S, StudyManners
+from models import MAX_MISSING, CountsOfStudy, Instance, SeriesKey
 
 INTERVAL_S = 0.02  # least time between two questions to one PACS
 AT_ONCE = 4  # most questions to one PACS at the same time
@@ -30,6 +44,7 @@ LIMIT_FROM = 100  # number of matches from which on a round number may be a limi
 
 
 T = TypeVar("T")
+log = structlog.get_logger()
 
 
 class Pacs:
@@ -60,6 +75,7 @@ class Pacs:
         self._next_at: dict[str, float] = defaultdict(float)
         self._alone_until: dict[str, float] = defaultdict(float)
         self._listed_most: dict[str, int] = defaultdict(int)
+        self._studies = StudyManners()
 
     async def ask(self, question: Question) -> Answer:
         """Ask a question once. If something fails, the answer says so, and has what the PACS said before.
@@ -68,13 +84,17 @@ class Pacs:
         2. Otherwise find out which images are known in all: here, in the journal, and at the server.
         3. If the PACS has exactly those, that is confirmed.
         4. Otherwise, once nothing comes any more, list what is missing, and fetch it if that is wanted.
+
+        The first question also asks for the counts of the study. No answer to that is no problem of the series.
         """
         peer = self._peers[question.calling_ae_title.strip()]
         answer = Answer(peer.ae_title, question.here, len(question.here), revision=question.revision)
+        study = self._studies.may_ask(peer.ae_title, asyncio.get_running_loop().time())
         try:
-            found = self._trusted(peer, await self._ask(peer, partial(find, key=question.key)))
+            found = self._trusted(peer, await self._ask(peer, partial(find, key=question.key, study=study)))
         except PacsUnavailable as error:
             return replace(answer, problem=str(error))
+        answer = replace(answer, study=self._note_study(peer, found.study))
         if question.revision == 1 and found.is_all(question.here):
             return replace(answer, count=found.count, confirmed=True, problem=joined(found.problem))
         known_uids, cannot_tell = await self._all_known(question)
@@ -86,6 +106,26 @@ class Pacs:
         if not (question.quiet or question.fetch):
             return answer
         return await self._seek(peer, question, found, known_uids, answer)
+
+    async def count_study(self, calling_ae_title: str, study_instance_uid: str) -> CountsOfStudy:
+        """Ask for the counts of a study. Raises PacsUnavailable."""
+        peer = self._peers.get(calling_ae_title.strip())
+        if peer is None:
+            raise PacsUnavailable("GATEWAY_PACS of this gateway does not name it")
+        if not self._studies.may_ask(peer.ae_title, asyncio.get_running_loop().time()):
+            raise PacsUnavailable("left alone, for it gave no counts of studies before")
+        counts = await self._ask(peer, partial(find_study, study_instance_uid=study_instance_uid))
+        self._studies.note(peer.ae_title, asyncio.get_running_loop().time(), counted=True)
+        return counts
+
+    def _note_study(self, peer: Peer, answer: StudyAnswer | None) -> CountsOfStudy | None:
+        """Return the counts of a study; note if a PACS gave none, and is to be left alone."""
+        if answer is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        if self._studies.note(peer.ae_title, now, counted=answer.counts is not None):
+            log.info("pacs.uncounted", pacs=peer.ae_title, reason=answer.problem, again_in_s=PAUSE_S)
+        return answer.counts
 
     async def _all_known(self, question: Question) -> tuple[set[str], list[str]]:
         """Return the images that are known here and at the server, and problems in finding that out.

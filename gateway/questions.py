@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from models import SeriesKey
+from models import CountsOfStudy, SeriesKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +44,5 @@ class Answer:
     """Why the question failed; if there is a count, what failed after it was given."""
     revision: int = 1
     """The revision in the question."""
+    study: CountsOfStudy | None = None
+    """The counts of the study, if the PACS gave them."""

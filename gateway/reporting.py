@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from dicom.header import COUNTS, INSTANCE_LEVEL, InstanceValues
-from gateway.open_series import IMAGES_IN_ACQUISITION, MAX_ARRIVALS, TEXT_LENGTH, OpenSeries, count_in, within_length
+from gateway.open_series import MAX_ARRIVALS, TEXT_LENGTH, OpenSeries, within_length
 from models import (
     INSTANCE_KEYWORDS,
     MAX_DOUBTS,
@@ -20,7 +20,9 @@ from models import (
     valid_unicode,
 )
 
-NOT_IN_ATTRIBUTES = {keyword for keyword, _ in (INSTANCE_LEVEL | COUNTS).values()} | {
+HINTS = {keyword for keyword, _ in COUNTS.values()}
+"""Attributes that are reported only if a site wants them as its own."""
+NOT_IN_ATTRIBUTES = {keyword for keyword, _ in INSTANCE_LEVEL.values()} | {
     "PatientID",
     "PatientName",
     "StudyInstanceUID",
@@ -32,7 +34,8 @@ def full_report(series: OpenSeries, verdict: SeriesVerdict | None, basis: str) -
     """Return the report of all images of the revision."""
     uids = sorted(series.sop_instance_uids)
     expected, expected_from = expected_images(series)
-    attributes = {k: list(v) for k, v in series.attributes.items() if k not in NOT_IN_ATTRIBUTES}
+    left_out = NOT_IN_ATTRIBUTES | {keyword for keyword in HINTS if keyword not in series.rules.extras}
+    attributes = {k: list(v) for k, v in series.attributes.items() if k not in left_out}
     undecoded = {k: base64.b64encode(v).decode() for k, v in series.undecoded.items() if k not in INSTANCE_KEYWORDS}
     return SeriesReport(
         SeriesInstanceUID=series.key.series_instance_uid,
@@ -50,6 +53,7 @@ def full_report(series: OpenSeries, verdict: SeriesVerdict | None, basis: str) -
         ExpectedInstances=expected,
         ExpectedFrom=expected_from,
         MissingSOPInstanceUIDs=series.missing(),
+        StudyCounts=series.study_counts if verdict is not None else None,
         Basis=basis,
         Source=series.source.name,
         CalledAETitle=series.called_ae_title or None,
@@ -139,9 +143,7 @@ def _evidence(series: OpenSeries) -> Iterator[str]:
         yield f"{answer.pacs}: {answer.count} images, {answer.known} known"
     if series.problem is not None:
         yield f"{series.source.calling_ae_title}: {series.problem}"
-    in_acquisition = count_in(series.attributes, IMAGES_IN_ACQUISITION)
-    if in_acquisition is not None and not series.rules.policy.counts_series(series.source):
-        yield f"a tag counts {in_acquisition} images in an acquisition"
+    yield from series.other_counts()
 
 
 def note_end(series: OpenSeries, verdict: SeriesVerdict, now: float) -> None:

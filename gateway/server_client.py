@@ -23,7 +23,7 @@ from pydantic import BaseModel, Field
 from common.errors import SeriesGatewayError
 from common.outgoing import http_client, retry_after_s
 from common.settings import GatewaySettings, key_problem
-from models import SeriesKey, SeriesRecord, SeriesReport, Uid
+from models import CountsOfStudy, SeriesKey, SeriesRecord, SeriesReport, Uid
 
 PARTS = 4  # parts of a request (connect, send, wait, read), each of which may take the client's time-out
 NO_TIMEOUT_S = 10.0  # used if a client has no time-out
@@ -270,17 +270,8 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
     """
     if not report:
         raise SeriesRejected("the journal has no content of it")
-    headers = {"Content-Type": "application/json", **headers}
-    body = report.encode()
-    try:
-        answer = await ask(http, "POST", "series", content=body, headers=headers)
-    except NoAnswer as error:
-        raise ServerUnavailable(str(error), whole_server=error.connecting) from error
+    answer = await _post(http, "series", report, headers)
     status, wait_s = answer.status, retry_after_s(answer.retry_after)
-    if status in KEY_PROBLEMS:
-        raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
-    if status >= 500 or status in RETRYABLE:
-        raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
     if 400 <= status < 500 and not _is_about_the_report(answer):
         cure = NOT_OF_THE_REPORT.get(status, "something in front of the server refuses it: correct that")
         problem = f"HTTP {status}, but not from our server: {cure}"
@@ -293,6 +284,30 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
     except ValueError:
         pass
     raise ServerUnavailable(f"HTTP {status} without a SeriesRecord: is GATEWAY_SERVER_URL right?")
+
+
+async def _post(http: httpx.AsyncClient, path: str, body: str, headers: Mapping[str, str]) -> Answer:
+    """Post JSON once; return the server's answer. Raises ServerUnavailable if trying again may help."""
+    headers = {"Content-Type": "application/json", **headers}
+    try:
+        answer = await ask(http, "POST", path, content=body.encode(), headers=headers)
+    except NoAnswer as error:
+        raise ServerUnavailable(str(error), whole_server=error.connecting) from error
+    status, wait_s = answer.status, retry_after_s(answer.retry_after)
+    if status in KEY_PROBLEMS:
+        raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
+    if status >= 500 or status in RETRYABLE:
+        raise ServerUnavailable(f"HTTP {status}", wait_s, whole_server=status in WHOLE_SERVER)
+    return answer
+
+
+async def post_counts(
+    http: httpx.AsyncClient, study_instance_uid: str, counts: CountsOfStudy, gateway_id: str
+) -> str | None:
+    """Post what a PACS has of a study; return why the server refused it, if so. Raises ServerUnavailable."""
+    body = json.dumps(counts.model_dump(mode="json") | {"GatewayID": gateway_id})
+    answer = await _post(http, f"studies/{quote(study_instance_uid, safe='')}/counts", body, {})
+    return None if 200 <= answer.status < 300 else f"the server refused the counts: HTTP {answer.status}"
 
 
 def _is_about_the_report(answer: Answer) -> bool:

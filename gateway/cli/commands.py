@@ -260,18 +260,37 @@ def _init() -> click.Command:
 
 
 @click.command
+@click.option("--study", metavar="UID", help="Only the open series of this study; the gateway has to run.")
 @as_json
 @click.pass_obj
-def drain(context: Context, as_json: bool) -> None:
+def drain(context: Context, study: str | None, as_json: bool) -> None:
     """Report all open series now, and deliver every waiting report.
 
     Open series are reported with the verdict `drained`. Exit code 3 if something stays undelivered.
     """
     with _progress(context.workers):
-        each = [_drain(settings, context.run) for settings in context.workers]
+        each = [_drain(one, context.run) if study is None else _drain_study(one, study) for one in context.workers]
+    if not any(one.get("known", True) for one in each):
+        raise click.ClickException(
+            f"nothing of study {study} is here: no series of it is open, and no report waits for the server. "
+            "`python client.py status` counts what is"
+        )
     result = {name: sum(one[name] for one in each) for name in ("reported", "undelivered")}
     show_(result, as_json)
     sys.exit(UNFINISHED if result["undelivered"] else 0)
+
+
+def _drain_study(settings: GatewaySettings, study: str) -> dict[str, Any]:
+    from models import is_uid
+
+    if not is_uid(study):
+        raise click.UsageError(f"--study {study!r} is not a UID: give the study's Study Instance UID")
+    try:
+        return _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain", study=study)
+    except NotRunning:
+        raise click.ClickException(
+            f"no gateway runs on {settings.journal_path}: start it, or use `drain` without --study, which reports all"
+        ) from None
 
 
 def _drain(settings: GatewaySettings, run: "Run") -> dict[str, Any]:

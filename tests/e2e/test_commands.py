@@ -109,6 +109,25 @@ def test_drain_of_a_running_gateway_reports_what_is_open_and_it_goes_on(tmp_path
         wait_for_counts(process, url, {more[0].SeriesInstanceUID: 2})
 
 
+def test_drain_of_a_study_reports_its_series_and_leaves_the_others_open(tmp_path: Path) -> None:
+    datasets, others = new_series(3), new_series(2)
+    study = str(datasets[0].StudyInstanceUID)
+    drain = ["drain", "--study"]
+    with server(tmp_path) as (_, url), gateway(tmp_path, url, idle_timeout_s=600) as (_, port):
+        send(port, datasets)
+        send(port, others)
+        assert client_json(tmp_path, *drain, study) == {"reported": 1, "undelivered": 0}
+        row = httpx.get(f"{url}/series/{datasets[0].SeriesInstanceUID}", trust_env=False).json()
+        assert (row["NumInstances"], row["Verdict"]) == (3, "drained")
+        assert client_json(tmp_path, "status")["open_series"] == 1
+        said = client(tmp_path, *drain, study, exit_code=1)
+        assert f"nothing of study {study} is here" in said
+        said = client(tmp_path, *drain, "no\\UID", exit_code=2)
+        assert "give the study's Study Instance UID" in said
+    said = client(tmp_path, *drain, study, exit_code=1)
+    assert "no gateway runs on" in said
+
+
 @pytest.mark.slow
 def test_drain_of_a_killed_gateways_journal_delivers_it(tmp_path: Path) -> None:
     datasets = new_series(4)

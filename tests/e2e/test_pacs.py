@@ -17,6 +17,7 @@ from bench.rig.peers import Orthanc, dcmqrscp, free_port, orthanc, wait_for_port
 from bench.rig.processes import Process, running
 from bench.rig.senders import synthetic_series
 from common.settings import GatewaySettings
+from dicom.scu import PacsUnavailable
 from gateway.cli.reach import dicom
 from gateway.pacs import Pacs
 from gateway.questions import Answer, Question
@@ -85,6 +86,36 @@ async def test_orthanc_gives_compressed_images_as_they_are(tmp_path: Path) -> No
     assert {instance.sop_instance_uid: instance.transfer_syntax_uid for instance in fetched} == sent
 
 
+@pytest.mark.peer("orthanc")
+async def test_orthanc_counts_the_study_beside_the_series_and_by_order(tmp_path: Path) -> None:
+    images, others, port = synthetic_series(3), synthetic_series(2), free_port()
+    for ds in others:
+        ds.StudyInstanceUID = images[0].StudyInstanceUID
+    study = str(images[0].StudyInstanceUID)
+    with orthanc(tmp_path, free_port(), dicom_port=port) as orthanc_:
+        upload(orthanc_, images)
+        settings = GatewaySettings(pacs=f"ORTHANC@127.0.0.1:{port}")
+        pacs = Pacs(settings, nothing_stored, nothing_fetched)
+        key = SeriesKey(study, str(images[0].SeriesInstanceUID), None)
+        question = Question(key, "ORTHANC", frozenset(str(ds.SOPInstanceUID) for ds in images), fetch=False)
+        first = await pacs.ask(question)
+        upload(orthanc_, others)
+        second, ordered = await pacs.ask(question), await pacs.count_study("ORTHANC", study)
+        with pytest.raises(PacsUnavailable, match="does not know the study"):
+            await pacs.count_study("ORTHANC", generate_uid())
+    assert (first.confirmed, first.problem, second.confirmed, second.problem) == (True, None, True, None)
+    counts = [one and (one.Series, one.Instances) for one in (first.study, second.study, ordered)]
+    assert counts == [(1, 3), (2, 5), (2, 5)]
+
+
+async def nothing_stored(_: SeriesKey) -> list[str]:
+    return []
+
+
+async def nothing_fetched(_: Instance) -> int:
+    raise AssertionError("fetched")
+
+
 def certificates(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Orthanc's configuration, whose certificate names another host, and our settings."""
     theirs, ours = trustme.CA(), trustme.CA()
@@ -135,6 +166,7 @@ async def test_dcmqrscp_gives_although_it_says_no_classes(tmp_path: Path) -> Non
         await asyncio.to_thread(subprocess.run, send, check=True)
         answer, fetched = await ask(images, pacs=f"QRSCP@127.0.0.1:{port}")
     assert (answer.count, answer.fetched, answer.problem) == (3, 2, None)
+    assert answer.study is None  # it does not count studies, and that costs nothing
     assert {instance.sop_instance_uid for instance in fetched} == {str(ds.SOPInstanceUID) for ds in images[1:]}
 
 

@@ -76,7 +76,7 @@ def counts(*numbers: Any, uids: list[str] = UIDS) -> Find:
     def find(ds: Dataset) -> Iterator[tuple[int, Dataset | None]]:
         if ds.QueryRetrieveLevel == "IMAGE":
             yield from images(ds, uids)
-        else:
+        elif ds.QueryRetrieveLevel == "SERIES":
             yield match(ds, NumberOfSeriesRelatedInstances=left.pop(0) if len(left) > 1 else left[0])
 
     return find
@@ -190,7 +190,7 @@ async def test_one_question_is_asked_once_and_its_answer_says_whose_it_is() -> N
         async with asking(port, never_asked) as (pacs, _):
             answer = await pacs.ask(about())
     assert answer == Answer("PACS1", frozenset(UIDS), known=3, count=3, confirmed=True)
-    assert levels == ["SERIES"]
+    assert levels == ["SERIES", "STUDY"]
 
 
 async def test_an_answer_carries_the_revision_of_its_question() -> None:
@@ -209,7 +209,7 @@ async def test_without_a_count_the_list_of_images_is_what_confirms(count: Any) -
         async with asking(port) as (pacs, _):
             answer = await pacs.ask(about())
     assert (answer.count, answer.confirmed, answer.problem) == (3, True, None)
-    assert levels == ["SERIES", "IMAGE"]
+    assert levels == ["SERIES", "STUDY", "IMAGE"]
 
 
 async def test_as_many_other_images_do_not_confirm() -> None:
@@ -908,7 +908,7 @@ async def test_questions_to_one_pacs_are_spaced(monkeypatch: pytest.MonkeyPatch)
     began: list[float] = []
     monkeypatch.setattr("gateway.pacs.INTERVAL_S", 0.1)
 
-    def find(line: Line, *, key: SeriesKey) -> Found:
+    def find(line: Line, *, key: SeriesKey, study: bool) -> Found:
         began.append(time.monotonic())
         return Found(3)
 
@@ -920,7 +920,7 @@ async def test_questions_to_one_pacs_are_spaced(monkeypatch: pytest.MonkeyPatch)
 
 
 async def test_an_error_of_time_in_a_question_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(line: Line, *, key: SeriesKey) -> Found:
+    def fails(line: Line, *, key: SeriesKey, study: bool) -> Found:
         raise TimeoutError
 
     monkeypatch.setattr("gateway.pacs.find", fails)

@@ -18,6 +18,7 @@ from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from gateway import reporting
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
+from gateway.held_studies import HeldStudies
 from gateway.idle import Adaptive, Fixed, Phase, Source
 from gateway.journal import Journal, JournalUnavailable
 from gateway.journal_rows import Waiting
@@ -283,7 +284,7 @@ async def test_what_is_doubtful_of_a_series_is_said_once_and_counted(logs: list[
 
 
 def restored(journal: Journal, dispatcher: SeriesDispatcher, **flags: str) -> SeriesCollector:
-    return restore(load(GatewaySettings, {"id": "test", **flags}), journal, dispatcher)
+    return restore(load(GatewaySettings, {"id": "test", **flags}), journal, dispatcher, HeldStudies())
 
 
 async def test_a_restart_arms_what_was_open_and_delivers_what_was_not_in_its_order() -> None:

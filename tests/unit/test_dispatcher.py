@@ -679,3 +679,17 @@ async def test_what_the_row_lacks_or_is_in_conflict_with_is_logged_and_nothing_w
     first, second = [entry for entry in logs if entry["event"] == "report.delivered"]
     assert (first["expected"], first["missing"], first["conflicts"]) == (12, 5, 1)
     assert not {"expected", "missing", "conflicts", "part"} & second.keys()
+
+
+async def test_a_drain_of_a_study_waits_for_its_reports_and_for_no_others() -> None:
+    async def answer(report: SeriesReport) -> httpx.Response:
+        await asyncio.sleep(5.0 if report.StudyInstanceUID == "1.1" else 15.0)
+        return stored(report)
+
+    async with dispatching(answer) as line:
+        await line.report(*(make_report("1", study=study, series=f"{study}.1") for study in ("1.1", "1.2")))
+        began = asyncio.get_running_loop().time()
+        assert await line.dispatcher.drain(1.0, "1.1") == 1
+        assert await line.dispatcher.drain(60.0, "1.1") == 0
+        assert asyncio.get_running_loop().time() - began == pytest.approx(5.0)
+        assert (await line.dispatcher.drain(0.1, "1.9"), line.dispatcher.undelivered) == (0, 1)

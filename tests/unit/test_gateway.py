@@ -39,8 +39,8 @@ class Dispatched:
     def hurry(self) -> None:
         self.hurried = True
 
-    async def drain(self, timeout_s: float) -> int:
-        return len(self.waiting)
+    async def drain(self, timeout_s: float, study_instance_uid: str | None = None) -> int:
+        return len([one for one in self.waiting if study_instance_uid in (None, one.key.study_instance_uid)])
 
     @property
     def series(self) -> list[str]:
@@ -193,7 +193,7 @@ async def test_a_declared_series_is_told_done_when_its_report_is_filed() -> None
 async def test_a_drain_reports_what_is_open_and_hurries_what_waits() -> None:
     async with rig(idle_s=3600.0) as r:
         await r.gateway.store(make_instance("1"))
-        assert await r.gateway.operations()["drain"]() == {"reported": 1, "undelivered": 1}
+        assert await r.gateway.operations()["drain"]() == {"reported": 1, "undelivered": 1, "known": True}
         assert r.dispatched.hurried
         assert await r.gateway.store(make_instance("2")) == SUCCESS  # and it goes on
 
@@ -303,3 +303,25 @@ async def test_saturation_is_said_when_it_begins_and_when_it_ends_and_a_failing_
     said = [entry for entry in logs if entry["event"].startswith("gateway.")]
     assert [entry["event"] for entry in said] == ["gateway.saturated", "gateway.recovered"]
     assert said[0]["reason"] == "disk full"
+
+
+async def test_a_drain_of_a_study_reports_its_series_and_no_other() -> None:
+    async with rig(idle_s=3600.0) as r:
+        for study, series in (("1.1", "1.1.1"), ("1.1", "1.1.2"), ("1.2", "1.2.1")):
+            await r.gateway.store(make_instance("1", study=study, series=series))
+        drain = r.gateway.operations()["drain"]
+        assert await drain(study="1.1") == {"reported": 2, "undelivered": 2, "known": True}
+        assert sorted(r.dispatched.series) == ["1.1.1", "1.1.2"]
+        assert {report.Verdict for report in r.journal.reports} == {"drained"}
+        assert await drain(study="1.9") == {"reported": 0, "undelivered": 0, "known": False}
+        assert await drain() == {"reported": 1, "undelivered": 3, "known": True}
+
+
+async def test_drains_at_the_same_time_report_each_series_once() -> None:
+    async with rig(idle_s=3600.0) as r:
+        for study in ("1.1", "1.2"):
+            await r.gateway.store(make_instance("1", study=study, series=f"{study}.1"))
+        drain = r.gateway.operations()["drain"]
+        done = await asyncio.gather(drain(study="1.1"), drain(), drain(study="1.2"))
+        assert [one["reported"] for one in done] == [1, 1, 0]
+        assert sorted(r.dispatched.series) == ["1.1.1", "1.2.1"]

@@ -15,11 +15,12 @@ from common import metrics
 from common.settings import GatewaySettings
 from common.version import version
 from gateway.dispatcher import SeriesDispatcher
-from gateway.heartbeat import QUIET_BEAT_S, Vitals, beat, last_beat
+from gateway.heartbeat import HASTE_S, QUIET_BEAT_S, Vitals, beat, last_beat
+from gateway.held_studies import HeldStudies
 from gateway.idle import Adaptive, Fixed
 from gateway.journal import Journal
 from gateway.orders import Orders
-from models import MAX_DEAD, MAX_HEARD, MAX_SLOTS, SLOT_S, GatewayState, Order, OrderDone
+from models import MAX_DEAD, MAX_HEARD, MAX_OPEN_STUDIES, MAX_SLOTS, SLOT_S, GatewayState, Order, OrderDone
 from tests.factories import SERIES, STUDY, collector_of, make_instance, make_report, make_state, memory_journal
 
 pytestmark = pytest.mark.virtual_time
@@ -39,11 +40,11 @@ class Watched:
         self.http = httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(self._take))
         self.journal = journal
         self.inbox: asyncio.Queue[object] = asyncio.Queue(10)
-        self.collector = collector_of(Fixed(2.0))
-        self.dispatcher = SeriesDispatcher(self.http, journal, concurrency=1, retry_max_s=1.0)
-        self.vitals = Vitals(
-            SETTINGS, self.inbox, journal, self.collector, self.dispatcher, Orders({"declare": self._declare})
-        )
+        self.held = HeldStudies()
+        self.collector = collector_of(Fixed(2.0), held=self.held)
+        self.dispatcher = SeriesDispatcher(self.http, journal, concurrency=1, retry_max_s=1.0, held=self.held)
+        orders = Orders({"declare": self._declare})
+        self.vitals = Vitals(SETTINGS, self.inbox, journal, self.collector, self.dispatcher, orders, self.held)
 
     async def _declare(self, order: Order) -> str:
         self.ordered.append(order.SeriesInstanceUID)
@@ -340,3 +341,71 @@ async def test_a_source_that_the_server_would_refuse_is_left_out_of_the_heartbea
         await asyncio.sleep(1.5)
         _, state = gateway.beats[-1]
     assert [one.Source for one in state.Sources] == ["TEST CT"]
+
+
+# --- open studies ---
+
+
+async def test_a_study_that_comes_or_goes_is_told_at_once() -> None:
+    async with watched(ordering()) as gateway:
+        await asyncio.sleep(7.3)  # quiet: the next heartbeat would come seconds later
+        for change in (gateway.held.take, gateway.held.let_go):
+            change(STUDY)
+            at = asyncio.get_running_loop().time()
+            await asyncio.sleep(1.9)
+            told = next(state for beat_at, state in gateway.beats if beat_at >= at)
+            assert told.OpenStudies == ([STUDY] if change == gateway.held.take else [])
+            assert min(beat_at for beat_at, _ in gateway.beats if beat_at >= at) <= at + HASTE_S
+
+
+async def test_studies_that_come_and_go_all_the_time_make_no_more_heartbeats_than_that() -> None:
+    async with watched(ordering()) as gateway:
+        await asyncio.sleep(2.0)
+        before = len(gateway.beats)
+        for n in range(1000):
+            gateway.held.take(f"1.{n}")
+            await asyncio.sleep(0.01)
+        assert len(gateway.beats) - before <= 10 / HASTE_S + 1
+
+
+async def test_a_study_that_went_and_came_back_is_no_news() -> None:
+    async with watched(ordering()) as gateway:
+        gateway.held.take(STUDY)
+        await asyncio.sleep(2.0)
+        before = len(gateway.beats)
+        for _ in range(20):
+            gateway.held.let_go(STUDY)
+            gateway.held.take(STUDY)
+            await asyncio.sleep(0.1)
+        assert len(gateway.beats) - before <= 1
+
+
+async def test_more_studies_than_fit_are_told_as_null() -> None:
+    async with watched(ordering()) as gateway:
+        for n in range(MAX_OPEN_STUDIES + 1):
+            gateway.held.take(f"1.{n}")
+        await asyncio.sleep(2.0)
+        _, state = gateway.beats[-1]
+        gateway.held.let_go("1.0")
+        await asyncio.sleep(2.0)
+        _, fewer = gateway.beats[-1]
+    assert state.OpenStudies is None
+    assert len(fewer.OpenStudies or ()) == MAX_OPEN_STUDIES
+
+
+async def test_a_server_that_gives_orders_hears_of_studies_soon_after_its_first_answer() -> None:
+    async with watched(ordering()) as gateway:
+        gateway.held.take(STUDY)
+        await asyncio.sleep(1.5)
+        first, second = gateway.bodies[:2]
+    assert "OpenStudies" not in first  # an older server refuses it
+    assert second["OpenStudies"] == [STUDY]
+
+
+async def test_a_server_that_gives_no_orders_is_told_nothing_of_studies_and_not_more_often() -> None:
+    async with watched() as gateway:
+        for n in range(100):
+            gateway.held.take(f"1.{n}")
+            await asyncio.sleep(0.1)
+        assert len(gateway.bodies) <= 11
+        assert not [body for body in gateway.bodies if "OpenStudies" in body]

@@ -185,14 +185,14 @@ def test_new_names_never_evict_a_source_with_history_and_memory_is_bounded() -> 
 def test_images_in_an_acquisition_count_the_series_of_a_source_once_ten_in_a_row_have_ended_there() -> None:
     before, after = adaptive(), adaptive()
     for _ in range(COUNTS_AFTER):
-        assert not before.counts_series(CT1)
-        before.learn_count(CT1, right=True)
+        assert not before.counts_series(CT1, "acquisition")
+        before.learn_count(CT1, "acquisition", right=True)
     (learnt,) = before.news().values()
     after.load(CT1, learnt or "")
     for policy in (before, after):
-        assert policy.counts_series(CT1)
-        policy.learn_count(CT1, right=False)
-        assert not policy.counts_series(CT1)
+        assert policy.counts_series(CT1, "acquisition")
+        policy.learn_count(CT1, "acquisition", right=False)
+        assert not policy.counts_series(CT1, "acquisition")
 
 
 def test_what_an_earlier_version_learnt_is_taken_over() -> None:
@@ -456,7 +456,7 @@ def test_a_late_acquisition_shows_that_the_tag_counts_no_series() -> None:
             at = 1000.0 * n + 200.0 * acquisition
             collector.observe(image(f"{acquisition}", series=f"1.{n}", ImagesInAcquisition="1"), at)
             due_at(collector)
-    assert not policy.counts_series(CT1)
+    assert not policy.counts_series(CT1, "acquisition")
 
 
 def test_a_tag_counts_no_later_revision() -> None:

@@ -12,7 +12,7 @@ from common.errors import SeriesGatewayError
 from gateway.operations import dead_letter_operations
 from gateway.orders import ORDER_TIMEOUT_S, Orders, obedience
 from models import MAX_ORDERS, Order
-from tests.factories import SERIES, make_report, memory_journal
+from tests.factories import SERIES, STUDY, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 
@@ -23,6 +23,10 @@ def answer(*orders: Any) -> bytes:
 
 def declare(number: int) -> dict[str, Any]:
     return {"Number": number, "Kind": "declare", "SeriesInstanceUID": f"1.{number}"}
+
+
+async def nobody(title: str, study: str) -> str | None:
+    raise AssertionError("asked")
 
 
 class Obedient:
@@ -136,7 +140,7 @@ async def test_a_declaration_is_as_old_as_the_server_says() -> None:
         asked.append((uid, given_at))
         return len(asked) - 1
 
-    orders = Orders(obedience(declare_series, {}))
+    orders = Orders(obedience(declare_series, {}, nobody))
     before = datetime.now(UTC)
     await orders.take(answer(*({**declare(n), "AgeS": 90.0} for n in (1, 2))))
     after = datetime.now(UTC)
@@ -152,7 +156,8 @@ async def test_dead_letters_are_replayed_and_discarded_by_their_id_and_nothing_e
             await journal.refused(one, "HTTP 422")
         (alive,) = await journal.file_reports([make_report("1", series="1.9")])
         submitted: list[int] = []
-        orders = Orders(obedience(None, dead_letter_operations(journal, lambda waiting: submitted.append(waiting.id))))  # type: ignore[arg-type]
+        operations = dead_letter_operations(journal, lambda waiting: submitted.append(waiting.id))
+        orders = Orders(obedience(None, operations, nobody))  # type: ignore[arg-type]
         kinds = ["replay", "discard", "replay", "discard", "discard"]
         letters = [dead[0].id, dead[1].id, dead[0].id, alive.id, 77]
         with capture_logs() as logs:
@@ -164,3 +169,98 @@ async def test_dead_letters_are_replayed_and_discarded_by_their_id_and_nothing_e
         assert submitted == [dead[0].id]
         assert await journal.dead(None) == [dead[2].id]
     assert [line["kind"] for line in logs if line["event"] == "order.done"] == kinds
+
+
+# --- counts of a study ---
+
+
+def count(number: int, **change: Any) -> dict[str, Any]:
+    about = {"SeriesInstanceUID": SERIES, "StudyInstanceUID": STUDY, "CallingAETitle": "PACS1"}
+    return {"Number": number, "Kind": "count", **about, **change}
+
+
+class Counting:
+    """Asks a PACS that answers when it may; closes series meanwhile."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.may_answer = asyncio.Event()
+        self.closed: list[str] = []
+        self.outcome: str | SeriesGatewayError | None = None
+        self.orders = Orders(obedience(self._declare, {}, self._count))
+
+    async def _declare(self, uid: str, given_at: datetime) -> int:
+        self.closed.append(uid)
+        return 1
+
+    async def _count(self, title: str, study: str) -> str | None:
+        self.asked.append((title, study))
+        await self.may_answer.wait()
+        if isinstance(self.outcome, SeriesGatewayError):
+            raise self.outcome
+        return self.outcome
+
+    async def answer(self) -> dict[int, str | None]:
+        """Let the PACS answer; what is said then."""
+        self.may_answer.set()
+        await asyncio.sleep(0.01)
+        return {done.Number: done.Problem for done in self.orders.done()}
+
+
+async def test_a_slow_pacs_holds_up_neither_heartbeats_nor_other_orders_and_is_asked_once() -> None:
+    it = Counting()
+    began = asyncio.get_running_loop().time()
+    for _ in range(3):
+        await it.orders.take(answer(count(1), declare(2)))
+    assert asyncio.get_running_loop().time() == began
+    assert it.closed == ["1.2"]
+    await asyncio.sleep(10 * ORDER_TIMEOUT_S)
+    assert [done.Number for done in it.orders.done()] == [2]
+    assert await it.answer() == {2: None, 1: None}
+    await it.orders.take(answer(count(1)))
+    assert it.asked == [("PACS1", STUDY)]
+
+
+async def test_why_a_study_was_not_counted_is_told_and_fits() -> None:
+    it = Counting()
+    it.outcome = "PACS1: " + "x" * 1000
+    await it.orders.take(answer(count(1)))
+    (problem,) = (await it.answer()).values()
+    assert str(problem).startswith("PACS1: x")
+    assert len(str(problem)) == 256
+
+
+async def test_counts_that_the_server_could_not_take_are_asked_for_again_when_the_order_comes_again() -> None:
+    it = Counting()
+    it.outcome = SeriesGatewayError("HTTP 503")
+    await it.orders.take(answer(count(1)))
+    assert await it.answer() == {}
+    it.outcome = None
+    await it.orders.take(answer(count(1)))
+    assert await it.answer() == {1: None}
+    assert len(it.asked) == 2
+
+
+@pytest.mark.parametrize("change", [{"StudyInstanceUID": None}, {"CallingAETitle": None}, {"SeriesInstanceUID": None}])
+async def test_an_order_that_does_not_say_what_to_count_has_a_problem(change: dict[str, Any]) -> None:
+    it = Counting()
+    await it.orders.take(answer(count(1, **change)))
+    (problem,) = (await it.answer()).values()
+    assert problem
+    assert it.asked == []
+
+
+async def test_no_more_studies_are_counted_at_once_than_one_answer_may_order() -> None:
+    it = Counting()
+    for first in range(1, 10 * MAX_ORDERS, MAX_ORDERS):
+        await it.orders.take(answer(*(count(n) for n in range(first, first + MAX_ORDERS))))
+    await asyncio.sleep(0.01)
+    assert len(it.asked) == MAX_ORDERS
+
+
+async def test_what_is_under_way_is_given_up_at_the_end() -> None:
+    it = Counting()
+    await it.orders.take(answer(count(1)))
+    await asyncio.sleep(0.01)
+    await it.orders.aclose()
+    assert await it.answer() == {}

@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.pieces import ENOUGH, MAX_BYTES, MAX_INSTANCES, pieces
-from models import MAX_DESCRIPTION, SeriesReport
-from tests.factories import SERIES, make_report
+from models import MAX_DESCRIPTION, CountsOfStudy, SeriesReport
+from tests.factories import RECEIVED_AT, SERIES, make_report
 
 DESCRIPTIONS = ("SeriesDescription", "StudyDescription", "ProtocolName", "StationName", "Manufacturer")
 
@@ -65,3 +65,11 @@ def test_a_heavy_report_still_goes_on_by_some_images_a_piece() -> None:
     }  # no server takes it: refused, not looped
     made = [json.loads(piece) for piece in pieces(json.dumps(report))]
     assert [len(piece["SOPInstanceUIDs"]) for piece in made] == [ENOUGH] * (1000 // ENOUGH)
+
+
+def test_only_the_last_piece_says_what_the_pacs_has_of_the_study() -> None:
+    counts = CountsOfStudy(Series=2, Instances=12_500, At=RECEIVED_AT)
+    report = large(12_500, 20, 0, False).model_copy(update={"StudyCounts": counts})
+    parts = [SeriesReport.model_validate_json(piece) for piece in pieces(report.model_dump_json(exclude_none=True))]
+    assert len(parts) > 1
+    assert [part.StudyCounts for part in parts] == [None] * (len(parts) - 1) + [counts]

@@ -21,8 +21,8 @@ from gateway.open_series import (
     TRUSTED_AFTER,
 )
 from gateway.questions import Answer, Question
-from models import Association, Instance, SeriesReport
-from tests.factories import SERIES, collector_of, make_instance
+from models import Association, CountsOfStudy, Instance, SeriesReport
+from tests.factories import RECEIVED_AT, SERIES, collector_of, make_instance
 
 ANSWER_S = 0.05
 numbers = count(1)
@@ -37,6 +37,7 @@ class Pacs:
         self.known: dict[str, set[str]] = {}
         self.broken = False
         self.names = True
+        self.counts: CountsOfStudy | None = None
         self.asked: list[tuple[float, Question]] = []
         self.now = 0.0
         self._answers: list[tuple[float, Question, Answer]] = []
@@ -67,7 +68,7 @@ class Pacs:
             answer = Answer("PACS", question.here, len(known), len(has), has == known, missing)
             if self.broken:
                 answer = Answer("PACS", question.here, problem="did not end in time")
-            answer = replace(answer, revision=question.revision)
+            answer = replace(answer, revision=question.revision, study=self.counts)
             self._answers.append((self.now + ANSWER_S, question, answer))
 
 
@@ -498,3 +499,44 @@ def test_with_fetching_on_what_cannot_be_fetched_is_waited_for(pacs: Pacs) -> No
     ((at, report),) = [(at, report) for at, report in pacs.run(1000.0) if report.Verdict]
     assert (report.Verdict, report.ExpectedInstances) == ("idle", 30)
     assert at >= 60.0
+
+
+def counts_of(series: int, instances: int) -> CountsOfStudy:
+    return CountsOfStudy(Series=series, Instances=instances, At=RECEIVED_AT)
+
+
+def test_the_last_counts_of_the_study_are_in_the_report_and_in_the_evidence() -> None:
+    collector = collector_of(Fixed(2.0), pacs={"PACS"}, patience_s=60.0)
+    collector.observe(image(1, None), 0.0)
+    said = [counts_of(1, 1), counts_of(2, 5), None]  # the last time the PACS says none
+    for n, counts in enumerate(said):
+        (question,) = ask_at(collector, 3.0 * n)
+        answer = Answer("PACS", question.here, 1, 3 + n, False, study=counts)
+        assert collector.answered(question.key, answer, 3.0 * n + ANSWER_S) == []
+    (report,) = collector.drain(20.0)
+    assert report.StudyCounts == counts_of(2, 5)
+    entries = [entry.Details for entry in report.Timeline if entry.Event == "pacs.answered"]
+    assert [entry.get("StudyInstances") for entry in entries] == [1, 5, None]
+    assert entries[1]["StudySeries"] == 2
+
+
+def ask_at(collector: SeriesCollector, now: float) -> list[Question]:
+    """The questions that come up by that time."""
+    collector.due(now)
+    return collector.questions()
+
+
+def test_a_part_has_no_counts_of_the_study_and_a_series_without_an_answer_has_none() -> None:
+    pacs = new_pacs()
+    pacs.counts = counts_of(1, 4)
+    pacs.has[SERIES] = uids(4)
+    pacs.known[SERIES] = {f"{SERIES}.3"}
+    reports = forward(pacs, [0.1] * 2, rest_s=30.0)
+    reports += [(pacs.now, report) for report in pacs.collector.drain(pacs.now)]
+    counts = [(report.Verdict, report.StudyCounts) for _, report in reports]
+    assert (None, None) in counts
+    assert counts[-1] == ("drained", counts_of(1, 4))
+    quiet = new_pacs()
+    quiet.broken = True
+    (_, report), *_ = forward(quiet, [0.1])
+    assert report.StudyCounts is None

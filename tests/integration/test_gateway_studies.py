@@ -1,0 +1,148 @@
+"""The whole gateway and the studies that it holds, before a server that gives orders and keeps what it is told."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dicom.statuses import SUCCESS
+from models import SeriesReport
+from tests.factories import SERIES, STUDY, make_dataset
+from tests.integration.test_gateway import WITHIN_S, running
+from tests.integration.test_pacs import foreign_pacs
+from tests.integration.test_pacs_studies import NOTHING, saying, study
+from tests.integration.test_scp import associated
+from tests.unit.test_dispatcher import stored
+
+
+class Ordering(ThreadingHTTPServer):
+    """Gives an order until it hears its outcome; takes no report before `open`."""
+
+    def __init__(self, *orders: dict[str, Any]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.orders = list(orders)
+        self.open = True
+        self.states: list[dict[str, Any]] = []
+        self.posts: list[tuple[str, dict[str, Any]]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_PUT(self) -> None:
+        server = self.read()
+        state = json.loads(self.body)
+        server.states.append(state)
+        done = [one["Number"] for one in state.get("OrdersDone", [])]
+        server.orders = [order for order in server.orders if order["Number"] not in done]
+        self.answer(200, json.dumps({"Orders": server.orders}).encode())
+
+    def do_POST(self) -> None:
+        server = self.read()
+        if self.path != "/series":
+            server.posts.append((self.path, json.loads(self.body)))
+            self.answer(204)
+        elif not server.open:
+            self.answer(503)
+        else:
+            report = SeriesReport.model_validate_json(self.body)
+            server.posts.append((self.path, json.loads(self.body)))
+            self.answer(200, stored(report).content)
+
+    def do_GET(self) -> None:
+        self.answer(404)
+
+    def read(self) -> Ordering:
+        assert isinstance(self.server, Ordering)
+        self.body = self.rfile.read(int(self.headers["Content-Length"]))
+        return self.server
+
+    def answer(self, status: int, content: bytes = b"") -> None:
+        self.send_response(status)
+        if status != 204:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def ordering(*orders: dict[str, Any]) -> Iterator[Ordering]:
+    with Ordering(*orders) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WITHIN_S):
+        while not holds():  # noqa: ASYNC110 - it is the server's thread that changes it
+            await asyncio.sleep(0.02)
+
+
+async def test_an_order_to_count_a_study_is_carried_out_and_its_outcome_told(tmp_path: Path) -> None:
+    about = {"Kind": "count", "AgeS": 1.0, "SeriesInstanceUID": SERIES, "StudyInstanceUID": STUDY}
+    orders = [
+        {"Number": 1, "CallingAETitle": "PACS1", **about},
+        {"Number": 2, "CallingAETitle": "OTHER", **about},
+    ]
+    with ordering(*orders) as server, foreign_pacs(saying(study(NOTHING))) as port:
+        async with running(tmp_path, server.url, id="gateway-1", pacs=f"PACS1@127.0.0.1:{port}"):
+            await until(lambda: not server.orders)
+    ((path, counts),) = server.posts
+    assert path == f"/studies/{STUDY}/counts"
+    assert (counts["Series"], counts["Instances"], counts["GatewayID"]) == (2, 7, "gateway-1")
+    told = {one["Number"]: one["Problem"] for state in server.states for one in state.get("OrdersDone", [])}
+    assert told[1] is None
+    assert "GATEWAY_PACS" in told[2]
+
+
+async def test_a_study_is_told_as_open_until_the_server_has_its_series_with_the_counts_of_its_pacs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.open_series.RECEIVING_S", 0.1)
+
+    def held() -> Any:
+        return server.states[-1].get("OpenStudies") if server.states else None
+
+    flags = {"id": "gateway-1", "idle_timeout_s": "0.5"}
+    with ordering() as server, foreign_pacs(saying(study(NOTHING), images=1)) as port:
+        server.open = False
+        async with running(tmp_path, server.url, pacs=f"SCU@127.0.0.1:{port}", **flags) as gateway:
+            await until(lambda: held() == [])
+            async with associated(await gateway.started()) as scu:
+                assert (await scu.store(make_dataset("1"))).Status == SUCCESS
+                await until(lambda: held() == [STUDY])
+            await until(lambda: bool(server.states[-1]["UndeliveredReports"]))
+            first = len(server.states)
+            server.open = True
+            await until(lambda: held() == [])
+            states = [state["OpenStudies"] for state in server.states[first - 1 :]]
+    assert [bool(one) for one in states] == sorted((bool(one) for one in states), reverse=True)  # once gone, gone
+    ((_, report),) = server.posts
+    assert (report["StudyCounts"]["Series"], report["StudyCounts"]["Instances"]) == (2, 7)
+
+
+async def test_the_first_heartbeat_with_studies_after_a_restart_names_what_an_earlier_run_left(tmp_path: Path) -> None:
+    with ordering() as server:
+        server.open = False
+        flags = {"id": "gateway-1", "idle_timeout_s": "3600", "drain_timeout_s": "0.1"}
+        async with running(tmp_path, server.url, **flags) as gateway, associated(await gateway.started()) as scu:
+            assert (await scu.store(make_dataset("1"))).Status == SUCCESS
+        server.states.clear()
+        async with running(tmp_path, server.url, **flags):
+            await until(lambda: any("OpenStudies" in state for state in server.states))
+    assert next(state["OpenStudies"] for state in server.states if "OpenStudies" in state) == [STUDY]
