@@ -189,7 +189,8 @@ async def _leave(connection: AsyncConnection, row: StudyRow, before: SeriesRow, 
         await connection.execute(delete(studies).where(studies.c.StudyInstanceUID == uid))
         return
     columns |= study_rules.with_gap(row, before["SeriesInstanceUID"], None) | await _refolded(connection, uid)
-    await _update(connection, uid, columns | {"UpdatedAt": now, "DueAt": now})
+    due = {} if study_rules.is_pending(row) else {"DueAt": now}
+    await _update(connection, uid, columns | {"UpdatedAt": now} | due)
 
 
 async def _refolded(connection: AsyncConnection, study_instance_uid: str) -> dict[str, Any]:
@@ -310,7 +311,7 @@ async def _decided(
     3. What many transactions want comes last: what is learnt, and the figures.
     """
     row, learnt = change.row, change.learnt
-    decision = Decision({"DueAt": now})
+    decision = Decision({} if study_rules.is_pending(row) else {"DueAt": now})
     if terms is not None:
         evidence = await _evidence(connection, change.after, now, terms)
         decision = study_rules.decide(change.after, evidence)
@@ -492,6 +493,7 @@ def select_due(now: datetime, limit: int) -> Select[Any]:
 async def make_due(connection: AsyncConnection, study_instance_uids: Sequence[str], now: datetime) -> None:
     """Let studies be looked at soon; those that others change now are left to them."""
     these = studies.c.StudyInstanceUID.in_(study_instance_uids) & (studies.c.DueAt > now)
+    these &= studies.c.Policy.is_distinct_from("declared")  # of those it says for how long gateways are waited for
     free = select(studies.c.StudyInstanceUID).where(these).order_by(studies.c.StudyInstanceUID)
     uids = list((await connection.execute(free.with_for_update(skip_locked=True))).scalars())
     if uids:

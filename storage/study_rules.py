@@ -286,6 +286,11 @@ def decide(row: StudyRow, e: Evidence) -> Decision:
     return _decision(row, e, policy, look)
 
 
+def is_pending(row: StudyRow) -> bool:
+    """Return whether a person has said that it is complete, and gateways are waited for until DueAt."""
+    return row["Policy"] == "declared" and row["Verdict"] is None
+
+
 def _stands(row: StudyRow, policy: str) -> bool:
     """Return whether the row has this verdict, by whatever was told of it, and nothing refutes it."""
     decided_by = row["Verdict"] if row["Policy"] == "upgrade" else row["Policy"]
@@ -299,7 +304,7 @@ def _stands(row: StudyRow, policy: str) -> bool:
 def _decision(row: StudyRow, e: Evidence, policy: SeriesVerdict | None, look: bool) -> Decision:
     """Put a decision into the columns of the row."""
     told = _weaker(row, policy)
-    pending = policy is None and row["Policy"] == "declared"
+    pending = policy is None and is_pending(row)
     stands = policy is not None and row["Verdict"] == told and _stands(row, policy)
     withdrawn = row["Withdrawn"] if policy is None else None
     basis = row["Basis"] if stands or pending or withdrawn else _basis(row, e, policy, told)

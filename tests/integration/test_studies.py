@@ -387,6 +387,9 @@ async def test_another_open_series_of_the_same_gateway_keeps_the_verdict_away(da
     await beat(database, "one", STUDY, Arriving=both, OpenSeries=2)
     await database.store(asked(1, "1", has=(1, 1)))  # its PACS does not hold the other one
     assert (await record(database)).Verdict is None
+    await beat(database, "one", STUDY, Arriving=both[:1], OpenSeries=2)  # it has more open than it names
+    await database.store(asked(1, "1", has=(1, 1)))
+    assert (await record(database)).Verdict is None
     await beat(database, "one")
     assert (await record(database)).Verdict == "verified"
 
@@ -539,6 +542,8 @@ async def test_a_gateway_that_does_not_answer_holds_a_declaration_up_for_a_while
     await database.store(of(1, "1"))
     await beat(database, "one", STUDY, OpenSeries=1)
     await declare(database, clock, "complete")
+    clock.shift(timedelta(seconds=1))
+    await database.declare(f"{STUDY}.1", "incomplete", "me", BECAUSE)  # which makes no haste
     await database.decide_due()
     assert (await record(database)).Verdict is None
     clock.shift(DECLARED_WITHIN)
