@@ -297,9 +297,8 @@ class Server:
         self._descriptions[study].add(came.event.description)
         self._rows[study] = _with(row, columns)
         if report.StudyCounts is not None:
-            first = study_rules.first_counts(report) if row["CountedAt"] is None else None
-            for counts in filter(None, (first, report.StudyCounts)):
-                self._counted(study, counts, report)
+            self._counted(study, report.StudyCounts, report)
+            self._said(study, study_rules.had_less(self._rows[study], study_rules.first_counts(report)))
         self._decide(study, came.t, reporting=True)
         heapq.heappush(self._due, (came.t + HEARD_S, study, False))  # its gateway names it no more
 
@@ -307,6 +306,10 @@ class Server:
         row = self._rows[study]
         pacs, ahead = study_rules.asked_whom(report) if report else (None, False)
         said = study_rules.taken(row, counts, by=report.GatewayID if report else None, pacs=pacs, ahead=ahead)
+        self._said(study, said)
+
+    def _said(self, study: str, said: Mapping[str, Any]) -> None:
+        row = self._rows[study]
         if study_rules.disappoints(row, said):
             self._source(row).trust = 0
         self._rows[study] = _with(row, said)

@@ -143,9 +143,8 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     reporter = None
     if report is not None and report.StudyCounts is not None:
         pacs, ahead = study_rules.asked_whom(report)
-        first = study_rules.first_counts(report) if row["CountedAt"] is None else None
-        for counts in filter(None, (first, report.StudyCounts)):
-            change = _counted(change, counts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+        change = _counted(change, report.StudyCounts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+        change = _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
     return await _decided(connection, change, now, terms, reporter)
 
@@ -175,7 +174,11 @@ def _counted(
     change: _Change, counts: CountsOfStudy, *, by: str | None, pacs: str | None = None, ahead: bool = False
 ) -> _Change:
     """Take what a PACS has into what changes, and into what is learnt of it."""
-    said = study_rules.taken(change.after, counts, by=by, pacs=pacs, ahead=ahead)
+    return _said(change, study_rules.taken(change.after, counts, by=by, pacs=pacs, ahead=ahead))
+
+
+def _said(change: _Change, said: Mapping[str, Any]) -> _Change:
+    """Take what is known now of a study's PACS; one that seemed to hold it, and does not, loses its trust."""
     wrong = study_rules.disappoints(change.after, said)
     learnt = change.learnt._replace(trust=0) if wrong else change.learnt
     return change._replace(learnt=learnt).with_columns(said)

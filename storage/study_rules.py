@@ -192,6 +192,17 @@ def asked_whom(report: SeriesReport) -> tuple[str | None, bool]:
     return pacs, ahead
 
 
+def had_less(row: StudyRow, first: CountsOfStudy | None) -> Columns:
+    """Return what a study's row knows of its PACS once that has told what it had `first`, as a series began.
+
+    If it had less than it said since, it has itself received the study meanwhile.
+    """
+    if first is None or row["ExpectedSeries"] is None or row["ExpectedInstances"] is None:
+        return {}
+    less = first.Series < row["ExpectedSeries"] or first.Instances < row["ExpectedInstances"]
+    return {"CountGrew": True} if less else {}
+
+
 def first_counts(report: SeriesReport) -> CountsOfStudy | None:
     """Return what the PACS said of the study when it was first asked about a series, so as its first image came."""
     for event in report.Timeline:

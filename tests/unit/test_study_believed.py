@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 from models import CountsOfStudy, SeriesReport
-from storage.study_rules import TRUSTED_AFTER, decide, disappoints, first_counts, taken
+from storage.study_rules import TRUSTED_AFTER, decide, disappoints, first_counts, had_less, taken
 from storage.study_silence import SURE_S
 from tests.factories import make_report
 from tests.unit.test_study_rules import LAST, SILENCE, counted_row, counts, row, seen, verdict
@@ -60,10 +60,9 @@ def test_what_the_pacs_said_first_is_read_from_the_timeline_of_a_report() -> Non
     assert first_counts(make_report("1")) is None
 
 
-def test_a_pacs_that_had_less_of_the_study_when_its_first_image_came_is_itself_receiving_it() -> None:
-    known = row(NumSeries=1, NumInstances=10)
-    first = row(**{**known, **taken(known, counts(1, 3), by="one", pacs="ORTHANC", ahead=True)})
-    assert (first["CountedAhead"], first["CountGrew"]) == (True, False)
-    last = taken(first, counts(1, 10, timedelta(seconds=50)), by="one", pacs="ORTHANC")
-    assert last["CountGrew"]
-    assert disappoints(first, last)
+def test_a_pacs_that_had_less_of_the_study_when_a_series_began_is_itself_receiving_it() -> None:
+    known = row(**taken(row(), counts(2, 10), by="one", pacs="ORTHANC", ahead=True))
+    assert had_less(known, None) == had_less(known, counts(2, 10, -SILENCE)) == had_less(row(), counts(1, 3)) == {}
+    for fewer in (counts(1, 10, -SILENCE), counts(2, 9, -SILENCE)):
+        assert had_less(known, fewer) == {"CountGrew": True}
+        assert disappoints(known, had_less(known, fewer))
