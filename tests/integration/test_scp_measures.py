@@ -32,7 +32,7 @@ def counts() -> dict[str, float]:
 
 
 def observations(histogram: Histogram) -> tuple[float, float]:
-    """How many, and their sum."""
+    """Return how many there are, and their sum."""
     (family,) = histogram.collect()
     count, total = (
         next(sample.value for sample in family.samples if sample.name.endswith(end)) for end in ("_count", "_sum")
