@@ -26,7 +26,7 @@ NO_STATEMENT = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Raise, a
 
 
 class Mutant(NamedTuple):
-    """One change of a source: its bytes from `start` to `stop` become `text`."""
+    """Changes one place of a source: its bytes from `start` to `stop` become `text`."""
 
     start: int
     stop: int
