@@ -63,7 +63,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "dicom/walk.py": ("walk header", ""),
     "storage/merge.py": ("merge union", "db declarations"),
     "storage/revisions.py": ("", "db declarations sources purge"),
-    "storage/engine.py": ("engine", "db connections"),
+    "storage/engine.py": ("engine", "db"),
     "db.py": ("", "db declarations acting overview"),
     "api/access.py": ("scopes", "guard access acting"),
 }

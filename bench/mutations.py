@@ -19,14 +19,14 @@ OTHER: dict[type[ast.AST], Any] = {ast.Div: ast.Mult} | dict(PAIRS) | {b: a for 
 OPPOSITE = {"min": "max", "max": "min", "any": "all", "all": "any", "setdefault": "get", "startswith": "endswith"}
 IN_SQL = {"FULL": "OFF", "WAL": "OFF", "=ON": "=OFF", "AND": "OR", "min": "max", "max": "min", "DESC": "ASC"}
 A_WORD_OF_SQL = re.compile(rf"(?<![a-zA-Z])({'|'.join(IN_SQL)})\b")
-ONLY_SAY = {"debug", "info", "warning", "error", "exception", "bind"}  # methods that only tell people
+ONLY_SAY = {"debug", "info", "warning", "error", "exception", "bind", "_log"}  # methods that only tell people
 FOR_PEOPLE = {"name", "thread_name_prefix", "prefix", "reason"}  # keywords of what only people read
 SHOWN = 160  # characters of a line that are shown
 NO_STATEMENT = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Raise, ast.Delete, ast.Continue, ast.Break)
 
 
 class Mutant(NamedTuple):
-    """One change of a source: its bytes from `start` to `stop` become `text`."""
+    """Changes one place of a source: its bytes from `start` to `stop` become `text`."""
 
     start: int
     stop: int

@@ -32,7 +32,7 @@ def counts() -> dict[str, float]:
 
 
 def observations(histogram: Histogram) -> tuple[float, float]:
-    """How many, and their sum."""
+    """Return how many there are, and their sum."""
     (family,) = histogram.collect()
     count, total = (
         next(sample.value for sample in family.samples if sample.name.endswith(end)) for end in ("_count", "_sum")
@@ -60,7 +60,7 @@ async def test_images_and_their_answers_are_counted_and_measured() -> None:
     }
     count, seconds = observations(metrics.store_seconds)
     assert count == measured[0] + 4
-    assert 0 < seconds - measured[1] < 60  # the loop's clock shows far more, on any machine that runs for a minute
+    assert 0 <= seconds - measured[1] < 60  # the loop's clock shows far more, on any machine that runs for a minute
     assert after["bytes"] - before["bytes"] > sum(instance.length for instance in kept.instances) > 0
 
 
@@ -117,7 +117,7 @@ async def test_when_an_image_began_to_come_is_known() -> None:
     (opened, first), (_, second) = came
     assert first is not None
     assert second is not None
-    assert opened < first < second
+    assert opened <= first <= second
 
 
 async def test_what_breaks_the_protocol_or_outlasts_the_drain_is_counted_as_what_it_is() -> None:

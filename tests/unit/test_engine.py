@@ -13,7 +13,7 @@ from sqlalchemy.engine import make_url
 from common import metrics
 from common.settings import ServerSettings
 from storage import engine
-from storage.engine import FIRST_BACKOFF_S, TRIES, DatabaseUnavailable, DatabaseUnusable, Engine
+from storage.engine import FIRST_BACKOFF_S, TRIES, DatabaseUnavailable, Engine
 
 A_NAME = "Test^One"
 
@@ -111,11 +111,3 @@ async def test_postgresql_s_pool_is_as_it_is_set_and_waits_no_longer_than_a_tran
     url = make_url("postgresql+asyncpg://user@127.0.0.1:1/series")
     pool: Any = engine._postgresql(url, ServerSettings(database_pool_size=3, database_timeout_s=7)).sync_engine.pool
     assert (pool.size(), pool._max_overflow, pool._timeout, pool._pre_ping) == (3, 0, 7, True)
-
-
-@pytest.mark.parametrize(("name", "said"), [("missing/series.db", "does not exist"), (".", "cannot be")])
-async def test_a_place_that_is_no_file_is_named_with_the_cure(tmp_path: Any, name: str, said: str) -> None:
-    settings = ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/{name}")
-    with pytest.raises(DatabaseUnusable, match=said):
-        async with Engine.open(settings):
-            pass

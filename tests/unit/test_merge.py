@@ -265,6 +265,12 @@ def test_a_verified_row_gives_way_to_the_word_that_there_is_more_and_to_nothing_
         assert row("3", known=more, union=3, **(VERIFIED | at))["Verdict"] == verdict
 
 
+def test_who_heard_the_same_number_earlier_verifies_too() -> None:
+    later = {"LastReceivedAt": RECEIVED_AT + timedelta(seconds=5)}
+    known = row("1", "2", ExpectedInstances=2, **PACS, **later)
+    assert row("1", "2", known=known, **VERIFIED)["Verdict"] == "verified"
+
+
 def test_of_two_numbers_the_pacs_word_comes_before_a_tags_and_the_larger_one_stands() -> None:
     known = row("1", ExpectedInstances=5, **PACS)
     for said, wanted in (

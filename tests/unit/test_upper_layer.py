@@ -161,7 +161,7 @@ def test_several_pdvs_in_one_pdu_and_a_command_in_fragments() -> None:
 
 @pytest.mark.parametrize("apart", [True, False], ids=["in a PDU of its own", "behind another"])
 def test_an_empty_last_fragment_ends_a_data_set(apart: bool) -> None:
-    """As some senders do, which learn only then that nothing more comes."""
+    """Some senders learn only then that nothing more comes."""
     first, last = pdv(1, 0, b"ab"), pdv(1, 2, b"")
     pdus = [p_data(first), p_data(last)] if apart else [p_data(first, last)]
     events, _ = established(p_data(pdv(1, 3, command(1, data_set=True))), *pdus, ECHO)
