@@ -108,6 +108,7 @@ class Trial:
     """Times that the stream broke off."""
     changes: int = 0
     stored: int = 0
+    studies: int = 0
     lost: int = 0
     doubled: int = 0
     took_s: float = 0.0
@@ -140,6 +141,23 @@ async def judge_rows(
         last = last_changes.get(uid)
         if last is None or (last.Revision, last.NumInstances) != (revision, count):
             trial.problems.append(f"{uid}: its last change is {last}, its row has {revision=} {count=}")
+
+
+async def judge_studies(http: httpx.AsyncClient, series: list[list[Dataset]], trial: Trial) -> None:
+    """Compare the rows of studies with those of their series: one a study, its counts exactly theirs."""
+    counted: dict[str, list[int]] = {}
+    for row in await everything(http, "series"):
+        counted.setdefault(row["StudyInstanceUID"], []).append(row["NumInstances"])
+    studies = await everything(http, "studies")
+    trial.studies = len(studies)
+    trial.doubled += len(studies) - len({study["StudyInstanceUID"] for study in studies})
+    rows = {study["StudyInstanceUID"]: (study["NumSeries"], study["NumInstances"]) for study in studies}
+    wanted = {uid: (len(counts), sum(counts)) for uid, counts in counted.items()}
+    sent = {str(images[0].StudyInstanceUID) for images in series}
+    if rows != wanted or rows.keys() != sent:
+        wrong = {uid: (rows.get(uid), wanted.get(uid)) for uid in rows.keys() | wanted.keys() | sent}
+        told = {uid: both for uid, both in wrong.items() if both[0] != both[1] or both[0] is None}
+        trial.problems.append(f"studies and what their series come to: {told}")
 
 
 async def changes_of_series(http: httpx.AsyncClient, trial: Trial) -> list[Change]:

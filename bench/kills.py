@@ -14,7 +14,15 @@ from sqlalchemy.engine import URL
 
 from api.told import uid_of
 from bench.faults import broken_copy
-from bench.judging import PageFollower, StreamFollower, Trial, changes_of_series, judge_changes, judge_rows
+from bench.judging import (
+    PageFollower,
+    StreamFollower,
+    Trial,
+    changes_of_series,
+    judge_changes,
+    judge_rows,
+    judge_studies,
+)
 from bench.rig.cluster import Member, Site, site
 from bench.rig.haproxy import redispatched
 from bench.rig.postgres import new_database
@@ -23,6 +31,7 @@ from bench.rig.senders import PacedSender, synthetic_series
 
 IMAGES, ASSOCIATIONS = 1000, 8
 FURTHER, FURTHER_SENDERS = 48, 4  # series of up to 20 images at the same time
+OF_A_STUDY = 7  # series of a study
 TWICE = 0.03  # so many of all images each association sends beside its own
 PACE_S = 0.04  # mean pause of a sender between images: the kills meet images on their way
 TRIAL_TIMEOUT_S = 400.0
@@ -60,6 +69,14 @@ def strike(members: Sequence[Member], progress: Progress, rng: random.Random) ->
     return on_the_way
 
 
+def in_studies(series: list[list[Dataset]]) -> list[list[Dataset]]:
+    """Put each few of the series into one study, which several senders and gateways then have parts of."""
+    for n, images in enumerate(series):
+        for ds in images:
+            ds.StudyInstanceUID = series[n - n % OF_A_STUDY][0].StudyInstanceUID
+    return series
+
+
 def parts_of(series: list[list[Dataset]], rng: random.Random) -> list[list[list[Dataset]]]:
     """Split what is sent: per sender, one association after the other; the first series is split over eight."""
     first, *further = series
@@ -89,7 +106,7 @@ def kill_test(postgres: URL, images: int, seed: str, break_it: str | None) -> Tr
 async def _trial(site: Site, images: int, rng: random.Random, *, forgets: bool) -> Trial:
     began = time.monotonic()
     trial = Trial()
-    series = [synthetic_series(n) for n in (images, *(rng.randint(1, 20) for _ in range(FURTHER)))]
+    series = in_studies([synthetic_series(n) for n in (images, *(rng.randint(1, 20) for _ in range(FURTHER)))])
     async with site.client("followers") as http, asyncio.TaskGroup() as tasks:
         followers = [StreamFollower(http, forgets=forgets), PageFollower(http)]
         following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
@@ -101,6 +118,7 @@ async def _trial(site: Site, images: int, rng: random.Random, *, forgets: bool) 
         for task in following:
             task.cancel()
         await judge_rows(http, series, acknowledged, trial, {uid_of(change): change for change in changes})
+        await judge_studies(http, series, trial)
     judge_changes([changes, *(follower.seen for follower in followers)], trial)
     trial.broken = followers[0].broken
     trial.repeated = sum(gateway.events("report.delayed") for gateway in site.gateways)

@@ -147,9 +147,9 @@ def _print_problems(console: Console, what: str, trial: Trial) -> None:
 def trials_table(trials: Sequence[Trial]) -> Table:
     columns = ("cut_short", "kills", "redispatched", "repeated", "broken", "changes")
     titles = ("rounds cut short", "kills", "redispatched", "posts repeated", "stream broken off", "changes")
-    table = Table("trial", "acknowledged", *titles, "stored", "lost", "doubled", "took", box=MARKDOWN)
+    table = Table("trial", "acknowledged", *titles, "studies", "stored", "lost", "doubled", "took", box=MARKDOWN)
     for n, trial in enumerate(trials, 1):
-        numbers = [getattr(trial, name) for name in ("acknowledged", *columns, "stored", "lost", "doubled")]
+        numbers = [getattr(trial, name) for name in ("acknowledged", *columns, "studies", "stored", "lost", "doubled")]
         table.add_row(str(n), *map(str, numbers), f"{trial.took_s:.0f} s")
     return table
 
