@@ -318,7 +318,10 @@ async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:
     content = document["paths"]["/series"]["post"]["requestBody"]["content"]["application/json"]
     assert content["examples"]["minimal"]["value"] == MINIMAL_REPORT
     named = {f"/series/{{SeriesInstanceUID}}{part}" for part in ("", "/timeline", "/instances", "/declaration")}
+    of_study = ("", "/series", "/timeline", "/declaration", "/counts")
+    named |= {f"/studies/{{StudyInstanceUID}}{part}" for part in of_study}
     others = {"/conflicts", "/conflicts/{digest}", "/changes", "/changes/stream"}
+    others |= {"/studies", "/studies.csv", "/completions/studies"}
     others |= {"/series", "/series.csv", "/completions", "/sources", "/metrics", "/health/live", "/health/ready"}
     others |= {
         "/session",
