@@ -178,7 +178,7 @@ def taken(row: StudyRow, counts: CountsOfStudy, *, by: str | None, pacs: str | N
     }
 
 
-def disappoints(row: StudyRow, changed: Columns) -> bool:
+def disappoints(row: StudyRow, changed: Mapping[str, Any]) -> bool:
     """Return whether the count of a PACS has grown that seemed to hold the study whole from the start."""
     return bool(row["CountedAhead"]) and bool(changed.get("CountGrew")) and not row["CountGrew"]
 
