@@ -77,6 +77,7 @@ def test_a_key_works_at_once_and_no_longer_when_it_is_revoked(tmp_path: Path, da
         assert status(url, made["key"]) == 401
 
 
+@pytest.mark.slow
 def test_a_saved_key_is_for_its_owner_only_and_made_once(tmp_path: Path, database_url: str) -> None:
     path = tmp_path / "key"
     create = ("keys", "create", "gw", "--scope", "admin", "--save", str(path))
@@ -247,6 +248,7 @@ async def test_a_move_that_was_broken_off_goes_on_and_is_exact(
     assert await contents(source) == await contents(postgresql_url)
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 async def test_a_move_into_a_database_with_rows_is_refused(source: str, postgresql_url: str) -> None:
     await fill(source, series=2)

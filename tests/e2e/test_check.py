@@ -54,6 +54,7 @@ def said(findings: list[Finding], what: str, state: State) -> str:
 # --- the command ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 def test_all_is_well_beside_a_running_gateway_a_server_and_a_pacs(tmp_path: Path) -> None:
     port, pacs_port = free_port(), free_port()
@@ -83,6 +84,7 @@ def test_all_is_well_beside_a_running_gateway_a_server_and_a_pacs(tmp_path: Path
     assert key.read_text() not in out
 
 
+@pytest.mark.slow
 def test_a_failed_check_is_exit_code_3_with_the_cure_on_a_line_of_its_own(tmp_path: Path) -> None:
     out = client(tmp_path, "--scp-port", "0", "check", exit_code=3)
     (problem,) = [line for line in out.splitlines() if line.startswith("failed")]
@@ -173,6 +175,7 @@ async def test_workers_want_a_metrics_port_and_a_journal_each(tmp_path: Path) ->
     assert {f.what for f in findings if f.what.startswith("journal ")} == {f"journal journal-{n}.db" for n in (1, 2, 3)}
 
 
+@pytest.mark.slow
 async def test_a_running_gateway_that_is_saturated_has_failed(tmp_path: Path) -> None:
     journal = tmp_path / "gateway-journal.db"
     with gateway(tmp_path, NOWHERE, min_free_bytes=2**60, drain_timeout_s=0.3):
@@ -181,12 +184,14 @@ async def test_a_running_gateway_that_is_saturated_has_failed(tmp_path: Path) ->
     assert "0: another free port" in said(findings, "DICOM port", "warning")
 
 
+@pytest.mark.slow
 async def test_a_running_gateway_whose_list_does_not_hold_this_machine_is_fine(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE, allowed_peers="CT1", drain_timeout_s=0.3) as (_, port):
         findings = await found(tmp_path, journal_path=tmp_path / "gateway-journal.db", scp_port=port)
     assert "listens; this machine is not in its allow-list" in said(findings, "DICOM port", "ok")
 
 
+@pytest.mark.slow
 async def test_a_running_gateway_is_asked_for_its_metrics(tmp_path: Path) -> None:
     metrics, journal = free_port(), tmp_path / "gateway-journal.db"
     with gateway(tmp_path, NOWHERE, metrics_port=metrics, drain_timeout_s=0.3):
@@ -236,6 +241,7 @@ async def test_a_key_of_the_certificate_that_others_read_is_a_warning(tmp_path: 
     assert "chmod 600" in said(await found(tmp_path, **settings), "TLS", "warning")
 
 
+@pytest.mark.slow
 async def test_a_running_gateway_with_tls_answers_c_echo(tmp_path: Path) -> None:
     settings = certificate(tmp_path)
     with gateway(tmp_path, NOWHERE, drain_timeout_s=0.3, **settings) as (_, port):
@@ -537,6 +543,7 @@ async def test_a_journal_of_a_newer_version_or_a_corrupt_one_has_failed(tmp_path
     assert "is not a sound database: file is not a database → Copy it and its -wal file first" in corrupt
 
 
+@pytest.mark.slow
 async def test_looking_at_a_journal_at_rest_leaves_nothing_beside_it(tmp_path: Path) -> None:
     dead_letters(tmp_path, 1)
     before = {path.name for path in tmp_path.iterdir()}
@@ -555,6 +562,7 @@ async def test_dead_letters_and_a_journal_that_others_read_are_warnings(tmp_path
     assert f"chmod 600 {path}" in warnings
 
 
+@pytest.mark.slow
 async def test_journals_of_more_workers_than_now_are_named(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE, journal_path="journal-3.db", drain_timeout_s=0.2) as (_, port):
         send(port, new_series(1))

@@ -89,6 +89,7 @@ def test_status_of_a_running_and_of_a_stopped_gateway(tmp_path: Path) -> None:
     assert "ConnectError" in status["last_problem"]
 
 
+@pytest.mark.slow
 def test_status_of_a_saturated_gateway_says_why(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE, min_free_bytes=2**60, drain_timeout_s=0.3) as (process, _):
         status = client_json(tmp_path, "status", exit_code=3)
@@ -97,6 +98,7 @@ def test_status_of_a_saturated_gateway_says_why(tmp_path: Path) -> None:
         assert process.events("gateway.saturated")
 
 
+@pytest.mark.slow
 def test_drain_of_a_running_gateway_reports_what_is_open_and_it_goes_on(tmp_path: Path) -> None:
     datasets, more = new_series(3), new_series(2)
     with server(tmp_path) as (_, url), gateway(tmp_path, url, idle_timeout_s=600) as (process, port):
@@ -174,6 +176,7 @@ def _handle_dead_letters(folder: Path, url: str, series: list[str]) -> None:
     assert "not dead letters: 77" in client(folder, "dead-letters", "replay", "77", url=url, exit_code=1)
 
 
+@pytest.mark.slow
 def test_wrong_use_is_an_error_that_names_the_cure(tmp_path: Path) -> None:
     assert "no journal there" in client(tmp_path, "status", exit_code=1)
     assert "no journal there" in client(tmp_path, "drain", exit_code=1)
@@ -202,6 +205,7 @@ def test_what_stops_the_start_is_one_line_with_the_cure(tmp_path: Path, argument
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_only_its_own_user_may_command_the_gateway(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE):
         assert stat.S_IMODE((tmp_path / "gateway-journal.db.sock").stat().st_mode) == 0o600

@@ -92,6 +92,7 @@ def test_two_gateways_with_half_a_series_each_make_one_verified_row(tmp_path: Pa
         assert (record["ExpectedInstances"], record["FalseCompletions"]) == (40, 0)
 
 
+@pytest.mark.slow
 def test_foreign_traces_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_trace(tmp_path / "site.jsonl", synthetic(7, 2))
     write_trace(tmp_path / "other.jsonl", synthetic(8, 1))

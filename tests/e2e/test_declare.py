@@ -119,6 +119,7 @@ def relay(url: str) -> Iterator[Relay]:
             thread.join()
 
 
+@pytest.mark.slow
 def test_an_order_that_comes_again_after_kill_9_closes_nothing_that_came_since(tmp_path: Path) -> None:
     """The gateway has closed the series, and dies before the server has heard of it."""
     first, late = (datasets := new_series(3))[:2], datasets[2:]

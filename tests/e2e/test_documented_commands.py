@@ -173,6 +173,7 @@ def test_senders_go_on_behind_an_image_that_they_skip(tmp_path: Path, sender: st
     assert {row["SeriesInstanceUID"] for row in rows} == {uid for what, uid in uids.items() if what not in skipped}
 
 
+@pytest.mark.slow
 @DCMTK
 def test_the_guide_sends_one_image_by_storescu(tmp_path: Path) -> None:
     write(tmp_path, new_series(1))
@@ -185,6 +186,7 @@ def test_the_guide_sends_one_image_by_storescu(tmp_path: Path) -> None:
         assert len(httpx.get(f"{url}/series", trust_env=False).json()["series"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.peer("curl")
 def test_the_five_fields_by_curl_are_stored(tmp_path: Path) -> None:
     (command,) = re.findall(r"^curl -H 'Content-Type.*?\}'$", API, re.MULTILINE | re.DOTALL)

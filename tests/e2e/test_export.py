@@ -57,6 +57,7 @@ def test_the_guides_command_writes_yesterdays_series(tmp_path: Path, url: str) -
     assert (tmp_path / "series.csv").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.slow
 @pytest.mark.peer("curl")
 def test_the_guides_request_streams_the_same(tmp_path: Path, url: str) -> None:
     command = line(JOBS, 'curl -H "Authorization: Bearer $KEY" \'http://127.0.0.1:8000/series.csv')
@@ -67,6 +68,7 @@ def test_the_guides_request_streams_the_same(tmp_path: Path, url: str) -> None:
     assert exported(url, tmp_path)[0].splitlines() == whole.splitlines()
 
 
+@pytest.mark.slow
 def test_the_guides_lines_read_it_into_pandas_as_text(tmp_path: Path, url: str) -> None:
     (lines,) = re.findall(r"```python\n(import pandas.*?)```", JOBS, re.S)
     lines = re.sub(r"http://127.0.0.1:8000/series.csv\?[^\"]*", f"{url}/series.csv", lines)
@@ -79,6 +81,7 @@ def test_the_guides_lines_read_it_into_pandas_as_text(tmp_path: Path, url: str) 
     assert done.stdout == f"{[f'{STUDY}.{n}' for n in range(3)]} {{'1'}} {{'0'}}\n", done.stderr
 
 
+@pytest.mark.slow
 def test_lines_of_json_are_whole_records(tmp_path: Path, url: str) -> None:
     out, err = exported(url, tmp_path, "--format", "jsonl", "--updated-since", "yesterday", "--modality", "CT")
     records = [json.loads(line) for line in out.splitlines()]
@@ -88,6 +91,7 @@ def test_lines_of_json_are_whole_records(tmp_path: Path, url: str) -> None:
     assert httpx.get(f"{url}/series/{STUDY}.0", trust_env=False).json() == records[1]
 
 
+@pytest.mark.slow
 def test_the_guides_command_writes_a_row_for_each_study(tmp_path: Path, url: str) -> None:
     command = filled(line(JOBS, "python server.py export --studies"))
     shell(re.sub("--updated-(since|until) [a-z]+", "", command), tmp_path, SERIES_URL=url)

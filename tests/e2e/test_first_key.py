@@ -63,6 +63,7 @@ def test_with_the_gateways_key_it_is_made(tmp_path: Path, database_url: str) -> 
         assert sorted(names(database_url)) == ["ai", "b", "ct-room"]
 
 
+@pytest.mark.slow
 def test_said_to_be_meant_it_is_made(tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     with server(tmp_path) as (_, url):
@@ -71,6 +72,7 @@ def test_said_to_be_meant_it_is_made(tmp_path: Path) -> None:
         assert (made.returncode, "ct-room is shut out" in made.stderr, "sgk_" in made.stdout) == (0, True, True)
 
 
+@pytest.mark.slow
 def test_where_no_gateway_is_known_a_script_goes_on_and_stderr_says_what_it_does(database_url: str) -> None:
     first = ours(database_url, *READER, "--json")
     assert (first.returncode, json.loads(first.stdout)["name"]) == (0, "ai")

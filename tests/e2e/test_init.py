@@ -158,6 +158,7 @@ def test_a_wrong_flag_is_named_with_an_example_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -180,6 +181,7 @@ def test_a_key_is_named_as_the_variable_it_is_and_not_as_a_flag(tmp_path: Path) 
     assert ("GATEWAY_API_KEY and" in ended.stderr, KEY in ended.stderr) == (True, False)
 
 
+@pytest.mark.slow
 def test_a_flag_before_init_is_written_too(tmp_path: Path) -> None:
     done(tmp_path, [*CLIENT, "--idle-policy", "fixed", "--scp-port", "0", "init", *GATEWAY_FLAGS], code=3)
     written = (tmp_path / ".env").read_text().splitlines()
@@ -224,6 +226,7 @@ def test_a_file_that_is_wrong_already_is_named_without_a_traceback(tmp_path: Pat
     assert (tmp_path / ".env").read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_key_that_was_saved_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("sgk_of_another\n")
     ended = done(tmp_path, [*SERVER, "init", "--save", "key"], code=1)
@@ -231,6 +234,7 @@ def test_a_key_that_was_saved_is_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "key").read_text() == "sgk_of_another\n"
 
 
+@pytest.mark.slow
 def test_what_the_environment_overrules_is_said(tmp_path: Path) -> None:
     ended = done(tmp_path, [*CLIENT, "init", *GATEWAY_FLAGS, "--scp-port", "0"], code=3, GATEWAY_SCP_PORT="11112")
     assert "GATEWAY_SCP_PORT is also set in the environment" in ended.stderr
@@ -349,6 +353,7 @@ def test_the_server_asks_for_the_databases_password_and_shows_the_key_once(tmp_p
     assert listed[0]["id"] in key
 
 
+@pytest.mark.slow
 @pytest.mark.peer("postgresql")
 def test_a_password_is_typed_without_echo_and_encoded(tmp_path: Path, postgresql_url: str) -> None:
     url = postgresql_url.replace("postgres:@", "postgres@")  # which lets everyone in

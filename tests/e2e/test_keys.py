@@ -80,6 +80,7 @@ def send(port: int, *sops: str) -> None:
     assoc.release()
 
 
+@pytest.mark.slow
 def test_over_tls_the_gateway_checks_the_server_and_the_server_its_key(tmp_path: Path, ca: trustme.CA) -> None:
     process, url = tls_server(tmp_path)
     key = new_key(tmp_path, "admin")["key"]

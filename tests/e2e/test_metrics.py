@@ -30,6 +30,7 @@ def metrics_url(process: Process) -> str:
     return f"http://127.0.0.1:{served['port']}"
 
 
+@pytest.mark.slow
 def test_a_gateways_metrics_count_what_it_took_refused_and_delivered(tmp_path: Path) -> None:
     kept, refused = new_series(7), new_series(1)
     refused[0].StudyInstanceUID = ""
@@ -70,6 +71,7 @@ def test_a_gateways_metrics_count_what_it_took_refused_and_delivered(tmp_path: P
     assert (seen["gateway_dead_letters",], seen["gateway_saturated",]) == (0, 0)
 
 
+@pytest.mark.slow
 def test_a_gateway_whose_server_is_away_says_how_long_its_oldest_report_waits(tmp_path: Path) -> None:
     began = time.time()
     with gateway(tmp_path, "http://127.0.0.1:9", idle_timeout_s=0.3, metrics_port=0, drain_timeout_s=1) as (

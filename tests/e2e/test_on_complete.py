@@ -106,6 +106,7 @@ def test_the_guides_command_runs_a_script_for_each_complete_series_until_it_is_t
     assert old not in str(ran(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_guides_command_runs_a_script_for_each_complete_study(tmp_path: Path) -> None:
     text = re.findall(r"^#!/bin/sh\n(?:.*\n)*?(?=```)", JOBS, re.MULTILINE)[1]
     script(tmp_path, text, "run-study.sh")
@@ -186,6 +187,7 @@ def test_first_only_runs_once_a_series(tmp_path: Path) -> None:
     assert [words[1] for words in ran(tmp_path)] == ["2"]
 
 
+@pytest.mark.slow
 def test_a_script_that_fails_is_tried_again_listed_and_replayed(tmp_path: Path) -> None:
     script(tmp_path, f"{SCRIPT}test -e mended || test $REVISION = 2\n")
     with server(tmp_path) as (_, url):

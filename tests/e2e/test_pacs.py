@@ -133,6 +133,7 @@ def certificates(folder: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return configuration, {"pacs_ca": folder / "pacs-ca.pem", "tls_cert": folder / "ours.pem"}
 
 
+@pytest.mark.slow
 @pytest.mark.peer("orthanc")
 @pytest.mark.parametrize("wants_ours", [False, True])
 async def test_orthanc_is_asked_and_gives_over_tls(tmp_path: Path, wants_ours: bool) -> None:

@@ -263,6 +263,7 @@ async def log_in(page: Page, key: str) -> None:
     await expect(page.locator("#link")).to_have_text("live")
 
 
+@pytest.mark.slow
 async def test_who_logs_out_does_so_in_every_tab_or_is_told_that_it_failed(browse: Browse, running: Serving) -> None:
     url, key = running.url, running.new_key("series:read")
     async with browse() as (page, _):
@@ -398,6 +399,7 @@ async def test_what_cannot_be_told_of_a_series_leaves_its_facts(browse: Browse, 
         assert watch.problems == []
 
 
+@pytest.mark.slow
 async def test_the_dialog_labels_every_value_and_links_to_study_json_and_viewer(browse: Browse, tmp_path: Path) -> None:
     viewer = "https://viewer.example/?StudyInstanceUIDs={StudyInstanceUID}"
     uid, attributes = f"{STUDY}.1", {"StudyDate": ["20260103"], "AccessionNumber": ["A17"]}
@@ -452,6 +454,7 @@ async def test_the_timeline_is_drawn_anew_where_the_window_is_resized(browse: Br
         assert watch.problems == []
 
 
+@pytest.mark.slow
 async def test_open_series_go_with_their_gateway(browse: Browse, url: str) -> None:
     tell(url, "g", Arriving=[arriving("1.3", 1)], OpenSeries=1)
     async with browse() as (page, _):
@@ -557,6 +560,7 @@ async def test_the_table_loses_nothing_however_much_comes_at_once(browse: Browse
         await expect(page.locator("#stored-table .series")).to_have_count(130)
 
 
+@pytest.mark.slow
 async def test_the_table_is_asked_for_again_where_there_was_no_answer(browse: Browse, url: str) -> None:
     store(url, f"{STUDY}.1")
     async with browse() as (page, _):
@@ -567,6 +571,7 @@ async def test_the_table_is_asked_for_again_where_there_was_no_answer(browse: Br
         await expect(page.locator("#search-result")).to_have_text("")
 
 
+@pytest.mark.slow
 async def test_what_is_looked_for_stands_in_the_address_and_back_leads_back(browse: Browse, url: str) -> None:
     for n, name in enumerate(("Doe^Jane", "Roe^Max", "Doe^John", "Doe^Jane")):
         attributes = {"StudyDate": ["20260103"], "StudyDescription": ["CT Thorax"], "AccessionNumber": [f"A{n}"]}
@@ -729,6 +734,7 @@ async def test_what_is_wrong_is_said_in_words_with_the_cure(browse: Browse, url:
         await expect(card).to_contain_text("Silent for")
 
 
+@pytest.mark.slow
 async def test_the_pages_about_the_api_are_ours_alone(browse: Browse, url: str) -> None:
     async with browse() as (page, watch):
         await page.goto(f"{url}/docs")

@@ -179,6 +179,7 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
         await expect(page.locator("#series")).to_contain_text("declared it incomplete: the last phase is missing")
 
 
+@pytest.mark.slow
 async def test_a_dead_letter_that_is_refused_again_can_be_settled_again(running: Serving) -> None:
     at = datetime.now(UTC).isoformat()
     dead = {"Id": 7, "SeriesInstanceUID": "1.2", "Instances": 3, "Answer": "422", "At": at}

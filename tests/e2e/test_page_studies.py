@@ -73,6 +73,7 @@ async def test_a_studys_own_verdict_and_what_it_lacks_change_while_it_is_watched
         assert problems == []
 
 
+@pytest.mark.slow
 async def test_what_is_found_shows_its_studies_verdicts_on_a_phone_too(running: Serving) -> None:
     store(running.url, f"{STUDY}.1")
     post(running.url, f"studies/{STUDY}/declaration", Declared="complete", Because="over")

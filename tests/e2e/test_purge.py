@@ -46,6 +46,7 @@ def uids(url: str) -> list[str]:
     return [one["SeriesInstanceUID"] for one in httpx.get(f"{url}/series", trust_env=False).json()["series"]]
 
 
+@pytest.mark.slow
 def test_the_guides_commands_forget_what_is_old_beside_a_running_server(tmp_path: Path, database_url: str) -> None:
     asyncio.run(prepare(database_url))
     with server(tmp_path, DATABASE_URL=database_url) as (_, url):

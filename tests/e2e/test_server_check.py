@@ -78,6 +78,7 @@ def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_database_that_does_not_answer_is_exit_code_3_and_shows_no_password() -> None:
     done = ours("postgresql+asyncpg://gateway:s3cret@127.0.0.1:9/series", "check")
     assert done.returncode == 3

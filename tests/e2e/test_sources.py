@@ -19,6 +19,7 @@ AT_SERVER, AT_GATEWAY = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.peer("curl")
 def test_the_guides_commands_say_who_sent_and_when(tmp_path: Path) -> None:
     first, second = new_series(3), new_series(2)

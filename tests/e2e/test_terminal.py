@@ -42,6 +42,7 @@ def test_a_table_stands_below_one_line_a_series_and_ctrl_c_leaves_the_terminal_c
     assert terminal.written.rindex("\x1b[?25h") > terminal.written.rindex("\x1b[?25l")  # the cursor is back
 
 
+@pytest.mark.slow
 def test_an_incomplete_series_and_one_in_conflict_are_no_green_tick_and_name_no_patient(tmp_path: Path) -> None:
     incomplete, conflicting, fine = new_series(7), new_series(3), new_series(2)
     for ds in incomplete:
@@ -81,6 +82,7 @@ def test_ctrl_c_says_what_it_waits_for_and_in_the_end_where_undelivered_reports_
         assert last.endswith(f"Z {waiting + 2} reports kept in {journal}, posted at the next start")
 
 
+@pytest.mark.slow
 def test_what_an_earlier_run_left_is_said_once_it_is_delivered(tmp_path: Path) -> None:
     with gateway(tmp_path, NOWHERE, drain_timeout_s=0.3) as (_, port):
         send(port, new_series(2))
