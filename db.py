@@ -13,6 +13,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, cast, get_args
 
+import structlog
 from sqlalchemy import Select, bindparam, func, not_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -76,6 +77,8 @@ MAX_GATEWAYS = 256  # known at once: those that spoke last
 LOOKED_AT = 20  # studies that a heartbeat lets go and that are decided before it is answered; others follow
 DUE_AT_ONCE = 100  # studies of one look at what is due
 ALL, ALL_STUDIES = Listing(), StudyListing()
+
+log = structlog.get_logger()
 
 
 class Foreseen(NamedTuple):
@@ -172,11 +175,23 @@ class Database:
     async def decide_due(self) -> int:
         """Decide about studies that are due, DUE_AT_ONCE at most; return how many were. Others may do the same.
 
-        What another transaction changes meanwhile is left to that.
+        What another transaction changes meanwhile is left to that. One that cannot be decided is put off, and does not
+        keep others from being decided.
         """
         now = datetime.now(UTC)
         due = await self._engine.read(studies.select_due(now, DUE_AT_ONCE))
-        return sum([await self._look(row["StudyInstanceUID"]) for row in due])
+        return sum([await self._look_or_put_off(row["StudyInstanceUID"]) for row in due])
+
+    async def _look_or_put_off(self, study_instance_uid: str) -> bool:
+        try:
+            return await self._look(study_instance_uid)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:  # a bug of ours, or what an earlier one has stored
+            log.error("study.failed", study_instance_uid=study_instance_uid, exc_info=error)
+            now = datetime.now(UTC)
+            await self._engine.write(partial(studies.put_off, study_instance_uid=study_instance_uid, now=now))
+            return True
 
     async def _look(self, study_instance_uid: str) -> bool:
         """Decide about a study as it is now; return whether it was there, and free."""
@@ -206,7 +221,7 @@ class Database:
                 now = datetime.now(UTC)
                 await self._engine.write(lambda connection: studies.make_due(connection, later, now))
             for uid in freed[:LOOKED_AT]:
-                await self._look(uid)
+                await self._look_or_put_off(uid)
         return orders, ended
 
     # --- what is known ---

@@ -373,6 +373,12 @@ LOG_EVENTS = (
         "A person declared the study complete or incomplete; `changed` says if its row changed at once.",
     ),
     LogEvent(
+        "study.failed",
+        "error",
+        "study_instance_uid exception",
+        "Server: a study could not be decided; it is left alone for an hour, or until something comes to it.",
+    ),
+    LogEvent(
         "study.told",
         "info",
         "study_instance_uid revision verdict policy contradicted",

@@ -29,6 +29,7 @@ from storage.study_rules import Decision, Evidence
 
 MAX_SOURCES = 1000  # rows of what was learnt; sources beyond that learn together under an empty name
 MAX_FIGURES = 5000  # the same of how verdicts have fared
+PUT_OFF_FOR = timedelta(hours=1)  # how long a study is left alone that could not be decided
 MAX_NUMBERED = 20_000  # images of a series whose numbers are looked at
 MAX_DESCRIPTIONS = 10_000  # different descriptions of a study's series that are looked at
 LARGEST = 2**31 - 1  # that `changes` holds: reports without UIDs may claim more images than there are
@@ -317,10 +318,10 @@ async def _decided(
     decision = Decision({} if study_rules.is_pending(row) else {"DueAt": now})
     if terms is not None:
         evidence = await _evidence(connection, change.after, now, terms)
-        decision = study_rules.decide(change.after, evidence)
+        decision = _decide(change.after, evidence)
         if reporter is not None and (decision.look or reporter == NOBODY):
             evidence = await _looked(connection, change.after, evidence, terms, reporter)
-            decision = study_rules.decide(change.after, evidence)
+            decision = _decide(change.after, evidence)
     after = change.with_columns(decision.columns).after
     if decision.ask:
         await _order_count(connection, after, change.series_instance_uid, now)
@@ -333,6 +334,15 @@ async def _decided(
     for one in told:
         await count_verdicts(connection, row, after, one)
     return told
+
+
+def _decide(row: StudyRow, evidence: Evidence) -> Decision:
+    """Decide by the rules. A bug in them costs the study its verdict, and not its series the report."""
+    try:
+        return study_rules.decide(row, evidence)
+    except Exception as error:  # a second line of defence
+        log.error("study.failed", study_instance_uid=row["StudyInstanceUID"], exc_info=error)
+        return Decision({"DueAt": evidence.now + PUT_OFF_FOR})
 
 
 def _ends(row: StudyRow, after: StudyRow) -> bool:
@@ -501,3 +511,8 @@ async def make_due(connection: AsyncConnection, study_instance_uids: Sequence[st
     uids = list((await connection.execute(free.with_for_update(skip_locked=True))).scalars())
     if uids:
         await connection.execute(update(studies).where(studies.c.StudyInstanceUID.in_(uids)).values(DueAt=now))
+
+
+async def put_off(connection: AsyncConnection, study_instance_uid: str, now: datetime) -> None:
+    """Let a study not be looked at for PUT_OFF_FOR, unless something comes to it."""
+    await _update(connection, study_instance_uid, {"DueAt": now + PUT_OFF_FOR})

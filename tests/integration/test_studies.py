@@ -18,14 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, select, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.testing import capture_logs
 
 from common import metrics
 from common.required import required_series
 from common.settings import ServerSettings
 from db import LOOKED_AT, Database
 from models import FINAL_VERDICTS, Change, CountsOfStudy, GatewayState, SeriesReport
+from storage import study_rules
 from storage.answers import StudyRecord
 from storage.orders import give
+from storage.rows import StudyRow
 from storage.schema import series, studies
 from storage.studies import Terms
 from storage.study_declarations import DeclaredStudy
@@ -33,6 +36,7 @@ from storage.study_rules import COUNT_WAIT, DECLARED_WITHIN, TRUSTED_AFTER
 from tests.factories import STUDY, arriving, make_report, make_state
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+OTHER = f"{STUDY}.999"
 BECAUSE = "the ward has called"
 
 
@@ -247,6 +251,37 @@ async def test_a_study_goes_with_its_last_series(database: Database, clock: Any)
 
 
 # --- verdicts ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("of_ours", ["decide", "learnt_of"], ids=["in the rules", "before them"])
+async def test_a_study_that_cannot_be_decided_is_left_alone_and_keeps_no_other_waiting(
+    database: Database, clock: Any, monkeypatch: pytest.MonkeyPatch, of_ours: str
+) -> None:
+    sound = getattr(study_rules, of_ours)
+
+    def fails_for_one(row: StudyRow, *others: Any) -> Any:
+        if row["StudyInstanceUID"] == STUDY:
+            raise ZeroDivisionError
+        return sound(row, *others)
+
+    for study in (STUDY, OTHER):
+        await database.store(of(1, "1", verdict="idle", study=study))
+    with monkeypatch.context() as broken, capture_logs() as logged:
+        broken.setattr(study_rules, of_ours, fails_for_one)
+        await pass_silence(database, clock)
+        assert await database.decide_due() == 0
+    assert {line["study_instance_uid"] for line in logged if line["event"] == "study.failed"} == {STUDY}
+    assert ((await record(database)).Verdict, (await record(database, OTHER)).Verdict) == (None, "idle")
+    await pass_silence(database, clock)
+    assert (await record(database)).Verdict == "idle"
+
+
+async def test_a_report_is_stored_though_its_study_cannot_be_decided(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(study_rules, "decide")
+    await database.store(of(1, "1", "2", verdict="idle"))
+    assert ((await record(database)).NumInstances, (await record(database)).Verdict) == (2, None)
 
 
 async def test_a_study_is_idle_once_its_source_was_silent_and_images_after_that_contradict(
