@@ -142,7 +142,7 @@ class Trial:
             self.send(study, range(2, SERIES))
         self.send(studies[-1], range(SERIES - 1))
         time.sleep(held_back_s)
-        held_back = self.record(studies[-1])["Verdict"]
+        held_back = self.record(studies[-1]).get("Verdict")
         self.send(studies[-1], [SERIES - 1])
         rows = self.wait_for(studies, "verified")
         told = self.told()
