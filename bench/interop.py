@@ -29,10 +29,8 @@ from bench.rig.receivers import EMPTY_HANDLER, STORESCP
 DOCUMENT = ROOT / "docs" / "interop.md"
 ANSWER_S = 5.0  # longest wait for an answer
 AT_ONCE = 8  # requests to one peer that wait for theirs
-AGAIN_AT_ONCE = 3  # of those that got none: fewer than Orthanc has threads, which silence keeps
 WIDTH = 100  # characters of a line of prose
 OURS = "ours"
-SILENT = "silent"
 RELEASE = struct.pack(">BxLL", 5, 4, 0)
 
 INTRODUCTION = """# Odd input: ours beside others
@@ -138,22 +136,11 @@ def judge(odd: Odd, outcomes: dict[str, Outcome]) -> Iterator[str]:
 
 def ask_all(peers: Sequence[Peer], asked: Sequence[Odd]) -> Iterator[dict[str, Outcome]]:
     """Yield what each peer makes of each request; no peer waits for the silence of another."""
-    with ThreadPoolExecutor(len(peers)) as pool:
-        told = list(pool.map(partial(ask_one, asked=asked), peers))
-    for outcomes in zip(*told, strict=True):
-        yield {peer.name: outcome for peer, outcome in zip(peers, outcomes, strict=True)}
-
-
-def ask_one(peer: Peer, asked: Sequence[Odd]) -> list[Outcome]:
-    """Return what a peer makes of each request; where it was silent, it may only have been busy, and is asked again."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        outcomes = list(pool.map(partial(ask, peer), asked))
-    silent = [at for at, outcome in enumerate(outcomes) if outcome.told == SILENT]
-    with ThreadPoolExecutor(AGAIN_AT_ONCE) as pool:
-        again = pool.map(partial(ask, peer), [asked[at] for at in silent])
-        for at, outcome in zip(silent, again, strict=True):
-            outcomes[at] = outcome
-    return outcomes
+    with ExitStack() as stack:
+        pools = [stack.enter_context(ThreadPoolExecutor(AT_ONCE)) for _ in peers]
+        told = [pool.map(partial(ask, peer), asked) for pool, peer in zip(pools, peers, strict=True)]
+        for outcomes in zip(*told, strict=True):
+            yield {peer.name: outcome for peer, outcome in zip(peers, outcomes, strict=True)}
 
 
 def ask(peer: Peer, odd: Odd) -> Outcome:
@@ -168,7 +155,7 @@ def ask(peer: Peer, odd: Odd) -> Outcome:
                     sock.sendall(RELEASE)
                     stream.read(10)
     except TimeoutError:
-        return Outcome(SILENT)
+        return Outcome("silent")
     except ConnectionError:
         return Outcome("closed")
     return outcome_of(head[:1], body)
