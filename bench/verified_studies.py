@@ -28,7 +28,7 @@ from bench.rig.processes import Process, running, server, start_gateway
 from bench.rig.senders import synthetic_image
 from storage.study_rules import TRUSTED_AFTER
 
-SERIES, IMAGES = 5, 4  # of a study, of a series
+SERIES, IMAGES = 5, 40  # of a study, of a series
 PRIMING = 5  # studies after which both gateways trust the PACS's word about series
 HELD_BACK_S = 30.0
 WITHIN_S = 600.0  # beyond which something is wrong
@@ -54,12 +54,12 @@ class Result(NamedTuple):
     """The verdict while a series was held back."""
 
 
-def upload(pacs: Orthanc) -> Study:
+def upload(pacs: Orthanc, images: int) -> Study:
     """Put a new study into Orthanc."""
     uid, series = generate_uid(), []
     for _ in range(SERIES):
         series_uid, ids = generate_uid(), []
-        for _ in range(IMAGES):
+        for _ in range(images):
             file = BytesIO()
             pydicom.dcmwrite(file, synthetic_image(uid, series_uid, generate_uid()), enforce_file_format=True)
             ids.append(pacs.upload_image(file.getvalue()))
@@ -70,11 +70,14 @@ def upload(pacs: Orthanc) -> Study:
 class Trial:
     """A server, an Orthanc, and two gateways that may ask it."""
 
-    def __init__(self, folder: Path, url: str, http: httpx.Client, pacs: Orthanc, pacs_port: int) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+        self, folder: Path, url: str, http: httpx.Client, pacs: Orthanc, pacs_port: int, images: int
+    ) -> None:
         self._folder = folder
         self._url = url
         self._http = http
         self._pacs = pacs
+        self._images = images
         self._settings = {"GATEWAY_PACS": f"ORTHANC@127.0.0.1:{pacs_port}", "GATEWAY_MIN_FREE_BYTES": "0"}
         self.gateways = {name: self._start(name) for name in ("ONE", "TWO")}
 
@@ -104,7 +107,9 @@ class Trial:
         deadline, rows = time.monotonic() + WITHIN_S, []
         while time.monotonic() < deadline:
             rows = [self.record(study) for study in studies]
-            complete = [row for row in rows if row.get("NumInstances") == SERIES * IMAGES and not row["Unsettled"]]
+            complete = [
+                row for row in rows if row.get("NumInstances") == SERIES * self._images and not row["Unsettled"]
+            ]
             if len([row for row in complete if wanted != "verified" or row["Verdict"] == wanted]) == len(studies):
                 return rows
             time.sleep(0.2)
@@ -129,12 +134,12 @@ class Trial:
 
     def run(self, count: int, held_back_s: float) -> Result:
         """Send the studies, and see what is told of each."""
-        priming = [upload(self._pacs) for _ in range(PRIMING)]
+        priming = [upload(self._pacs, self._images) for _ in range(PRIMING)]
         for study in priming:
             self.send(study, range(SERIES))
         rows = self.wait_for(priming, "settled")
         self.trust(rows[0]["Source"])
-        studies = [upload(self._pacs) for _ in range(count)]
+        studies = [upload(self._pacs, self._images) for _ in range(count)]
         for n, study in enumerate(studies[:-1]):
             self.send(study, range(2))
             if n == count // 2:
@@ -146,7 +151,7 @@ class Trial:
         self.send(studies[-1], [SERIES - 1])
         rows = self.wait_for(studies, "verified")
         told = self.told()
-        early = [s.uid for s in studies if any(one["NumInstances"] < SERIES * IMAGES for one in told[s.uid])]
+        early = [s.uid for s in studies if any(one["NumInstances"] < SERIES * self._images for one in told[s.uid])]
         waits = [_s(told[row["StudyInstanceUID"]][-1]["At"]) - _s(row["LastReceivedAt"]) for row in rows]
         return Result(count, sum(row["Verdict"] == "verified" for row in rows), len(early), waits, held_back)
 
@@ -155,7 +160,7 @@ def _s(at: str) -> float:
     return datetime.fromisoformat(at).timestamp()
 
 
-def trial(count: int, held_back_s: float) -> Result:
+def trial(count: int, held_back_s: float, images: int = IMAGES) -> Result:
     """Do it once, with processes of its own."""
     pacs_port = free_port()
     with tempfile.TemporaryDirectory() as name:
@@ -165,7 +170,7 @@ def trial(count: int, held_back_s: float) -> Result:
             orthanc(folder, free_port(), dicom_port=pacs_port) as pacs,
             httpx.Client(base_url=url, timeout=60, trust_env=False) as http,
         ):
-            one = Trial(folder, url, http, pacs, pacs_port)
+            one = Trial(folder, url, http, pacs, pacs_port, images)
             try:
                 return one.run(count, held_back_s)
             finally:
