@@ -11,7 +11,7 @@ import pytest
 
 from bench.rig.processes import ROOT, server
 
-CASES = int(os.environ.get("API_CASES", "8"))  # of one operation
+CASES = int(os.environ.get("API_CASES", "5"))  # of one operation
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
