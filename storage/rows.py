@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict, TypeVar, cast
 
 from models import SeriesVerdict
 
@@ -90,6 +90,9 @@ class Claim(TypedDict):
     IdlePolicy: str | None
 
 
-def with_changes(row: SeriesRow, changed: Mapping[str, Any]) -> SeriesRow:
+Row = TypeVar("Row", SeriesRow, StudyRow)
+
+
+def with_changes(row: Row, changed: Mapping[str, Any]) -> Row:
     """Return a row as it is once these columns have changed."""
-    return cast("SeriesRow", {**row, **changed})
+    return cast("Row", {**row, **changed})

@@ -22,7 +22,7 @@ from storage.engine import insert
 from storage.gaps import gaps
 from storage.heartbeats import SPEAKS_WITHIN
 from storage.revisions import figures_of
-from storage.rows import SeriesRow, StudyRow
+from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.schema import changes, gateways, instances, series, studies, study_completions, study_sources
 from storage.study_holders import Reporter, held
 from storage.study_rules import Decision, Evidence
@@ -85,7 +85,7 @@ class _Change(NamedTuple):
     @property
     def after(self) -> StudyRow:
         """Return the row as it will be."""
-        return cast("StudyRow", {**self.row, **self.columns})
+        return with_changes(self.row, self.columns)
 
     def with_columns(self, columns: Mapping[str, Any]) -> "_Change":
         """Return the change with more columns."""
@@ -401,7 +401,7 @@ async def write(
     """Write what has changed of a study, and let it be told if that is news for others."""
     kinds = study_rules.kinds(row, after)
     if kinds:
-        after = _with(after, {"Revision": row["Revision"] + 1})
+        after = with_changes(after, {"Revision": row["Revision"] + 1})
     before = cast("Mapping[str, Any]", row)
     changed = {name: value for name, value in after.items() if before[name] != value}
     if not changed.keys().isdisjoint(StudyRecord.model_fields):  # who reads it again sees something else
@@ -471,10 +471,6 @@ async def count_verdicts(connection: AsyncConnection, row: StudyRow, after: Stud
             await insert(connection, study_completions, values, or_update=more)
 
 
-def _with(row: StudyRow, changed: Mapping[str, Any]) -> StudyRow:
-    return cast("StudyRow", {**row, **changed})
-
-
 # --- series are purged, gateways let go -------------------------------------------------------------------------
 
 
@@ -488,8 +484,8 @@ async def forget(connection: AsyncConnection, purged: Sequence[Mapping[str, Any]
         if row is None:
             continue
         for one in (cast("SeriesRow", each) for each in purged if each["StudyInstanceUID"] == uid):
-            row = _with(row, study_rules.counted(row, one, None))
-            row = _with(row, study_rules.with_gap(row, one["SeriesInstanceUID"], None))
+            row = with_changes(row, study_rules.counted(row, one, None))
+            row = with_changes(row, study_rules.with_gap(row, one["SeriesInstanceUID"], None))
         this = studies.c.StudyInstanceUID == uid
         if row["NumSeries"] <= 0:
             await connection.execute(delete(studies).where(this))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,7 +11,7 @@ from storage import orders, studies, study_rules
 from storage.answers import StudyRecord
 from storage.declarations import ANSWERS_WITHIN
 from storage.merge import Word
-from storage.rows import StudyRow
+from storage.rows import with_changes
 from storage.schema import gateways
 from storage.studies import Told
 from storage.study_listing import as_study
@@ -55,11 +55,11 @@ async def declare(
     else:
         closing = await _close(connection, study_instance_uid, word, now)
     columns = study_rules.declared(row, word, now, waits=closing.waits)
-    after = cast("StudyRow", {**row, **columns})
+    after = with_changes(row, columns)
     told = await studies.write(connection, row, after, one, now) if columns else []
     for change in told:
         await studies.count_verdicts(connection, row, after, change)
-    current = cast("StudyRow", {**after, "Revision": told[0].revision if told else after["Revision"]})
+    current = with_changes(after, {"Revision": told[0].revision if told else after["Revision"]})
     return DeclaredStudy(as_study(current), bool(columns), closing.told, closing.untold), told
 
 
