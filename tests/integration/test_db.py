@@ -32,6 +32,7 @@ from storage.listing import Listing, select_listed
 from storage.move import move
 from storage.schema import instances, metadata
 from tests.factories import SERIES, STUDY, make_report
+from tests.migrating import downgrade
 
 
 @pytest.fixture
@@ -354,22 +355,12 @@ async def test_a_postgresql_that_is_not_there_is_refused_without_showing_the_pas
 
 
 async def test_what_an_earlier_version_claimed_is_mended_in_the_file(database_url: str) -> None:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "storage" / "migrations"))
-
-    def downgrade(connection: Connection) -> None:
-        config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "0004")
-
     async with Database.open(ServerSettings(database_url=database_url)) as database:
         for n in range(3):
             await database.store(judged("1", verdict="verified", expected=1, SeriesInstanceUID=f"1.{n}"))
         await executed(database, 'UPDATE series SET "ExpectedInstances" = 7 WHERE "SeriesInstanceUID" = \'1.0\'')
         await executed(database, 'UPDATE series SET "ExpectedInstances" = 0 WHERE "SeriesInstanceUID" = \'1.1\'')
-    engine = create_async_engine(database_url)
-    async with engine.begin() as connection:
-        await connection.run_sync(downgrade)
-    await engine.dispose()
+    await downgrade(database_url, "0004")
     async with Database.open(ServerSettings(database_url=database_url)) as database:
         query = 'SELECT "Verdict", "ExpectedInstances", "ExpectedFrom" FROM series ORDER BY "SeriesInstanceUID"'
         assert await rows(database, query) == [("idle", 7, "pacs"), ("idle", None, None), ("verified", 1, "pacs")]
@@ -982,17 +973,7 @@ async def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_
     report = make_report("1").model_copy(update={"Attributes": {"Modality": ["CT"], "StudyDate": ["20260101"]}})
     async with Database.open(settings) as database:
         stored, _ = await database.store(report)
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "storage" / "migrations"))
-
-    def downgrade(connection: Connection) -> None:
-        config.attributes["connection"] = connection
-        alembic.command.downgrade(config, version)
-
-    engine = create_async_engine(database_url)
-    async with engine.begin() as connection:
-        await connection.run_sync(downgrade)
-    await engine.dispose()
+    await downgrade(database_url, version)
     async with Database.open(settings) as database:
         assert await database.get(SERIES) == stored
         assert await rows(database, 'SELECT "StudyDate", "FoldedName" FROM series') == [("20260101", "test^one")]

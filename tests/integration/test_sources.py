@@ -4,16 +4,12 @@ import asyncio
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Connection, func, select, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import func, select, text
 
 from common.settings import ServerSettings
 from db import Database
@@ -21,6 +17,7 @@ from models import GatewayState, SeriesReport
 from storage.rhythm import KEPT_HOURS, UNUSUAL
 from storage.schema import source_hours, sources
 from tests.factories import STUDY, make_report, make_state
+from tests.migrating import downgrade
 
 NOW = datetime.now(UTC)
 CT = "CT1 CT"
@@ -211,13 +208,6 @@ async def test_an_image_of_a_series_that_is_still_open_ends_a_silence(database: 
 
 
 async def test_the_migration_fills_in_what_the_series_of_five_weeks_say(database_url: str) -> None:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "storage" / "migrations"))
-
-    def downgrade(connection: Connection) -> None:
-        config.attributes["connection"] = connection
-        alembic.command.downgrade(config, "0010")
-
     settings = ServerSettings(database_url=database_url)
     of_ct = select(source_hours).where(source_hours.c.Source == CT).order_by(source_hours.c.Hour)
     half_past = NOW.replace(minute=59, second=59, microsecond=600000) - timedelta(hours=2)
@@ -230,10 +220,7 @@ async def test_the_migration_fills_in_what_the_series_of_five_weeks_say(database
         old = text("""UPDATE series SET "UpdatedAt" = '2020-01-01 00:00:00+00' WHERE "Source" = 'GONE'""")
         await database._engine.write(lambda connection: connection.execute(old))
         before = await database._engine.read(of_ct)
-    engine = create_async_engine(database_url)
-    async with engine.begin() as connection:
-        await connection.run_sync(downgrade)
-    await engine.dispose()
+    await downgrade(database_url, "0010")
     async with Database.open(settings) as database:
         assert await counted(database) == {CT: (3, 2), "MR1 MR": (1, 1)}
         assert before == await database._engine.read(of_ct)

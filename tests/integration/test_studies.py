@@ -6,18 +6,14 @@ import random
 import tempfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import httpx
 import pytest
 import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select, text
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import select, text
 from structlog.testing import capture_logs
 
 from common import metrics
@@ -34,6 +30,7 @@ from storage.studies import Terms
 from storage.study_declarations import DeclaredStudy
 from storage.study_rules import COUNT_WAIT, DECLARED_WITHIN, TRUSTED_AFTER
 from tests.factories import STUDY, arriving, make_report, make_state
+from tests.migrating import downgrade
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 OTHER = f"{STUDY}.999"
@@ -647,7 +644,7 @@ async def test_studies_of_an_earlier_version_are_filled_from_their_series(databa
         await database.store(of(1, "1", study="1.7", verdict="capped", ago_s=90_000))
         before = {study.StudyInstanceUID: study for study in await database.studies(after=None, limit=9)}
         await pass_count_order(database)
-        await migrate(database_url, "0015")
+        await downgrade(database_url, "0015")
         orders = await rows(database, 'SELECT "Kind", "DoneAt" IS NULL, "Problem" FROM orders')
         assert orders == [("declare", False, "not known any more")]
     async with Database.open(given) as database:
@@ -669,20 +666,6 @@ async def pass_count_order(database: Database) -> None:
     about = {"SeriesInstanceUID": f"{STUDY}.1", "StudyInstanceUID": STUDY, "CallingAETitle": "ORTHANC"}
     what: dict[str, Any] = {"by": "the server", "because": None, "now": datetime.now(UTC)}
     await database._engine.write(lambda connection: give(connection, "one", "count", about, **what))
-
-
-async def migrate(url: str, version: str) -> None:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(Path(__file__).parents[2] / "storage" / "migrations"))
-
-    def downgrade(connection: Connection) -> None:
-        config.attributes["connection"] = connection
-        alembic.command.downgrade(config, version)
-
-    engine = create_async_engine(url)
-    async with engine.begin() as connection:
-        await connection.run_sync(downgrade)
-    await engine.dispose()
 
 
 async def test_what_an_older_server_has_stored_meanwhile_is_counted_when_it_changes(database: Database) -> None:
