@@ -8,12 +8,8 @@ with TRACES=folder, somebody else's. The truth is that a series is complete afte
 """
 
 import argparse
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +20,7 @@ from rich.console import Console
 from bench import sites, studies
 from bench.rig.processes import ROOT
 from bench.rig.progress import bar
-from bench.simulation import Candidate, Outcome, judge, shipped, total
+from bench.simulation import Candidate, Outcome, all_cores, judge, shipped, total
 from bench.traces import BadTrace, Event, read_trace, synthetic
 from gateway.idle import Adaptive, Estimator, Fixed, IdlePolicy, Phase, Quantile, Source
 
@@ -191,22 +187,9 @@ Results = dict[str, dict[str, Outcome]]
 
 
 def judged(load: Load, candidates: Sequence[str]) -> list[Outcome]:
-    """What each candidate does on one run. Another process calls it."""
+    """Return what each candidate does on one run. Another process calls it."""
     events, growing = load()
     return [judge([events], CANDIDATES[name], growing) for name in candidates]
-
-
-Judge = Callable[[Sequence[Load], Sequence[Sequence[str]]], Iterator[list[Outcome]]]
-
-
-@contextmanager
-def judges(runs: int) -> Iterator[Judge]:
-    """As many processes as there are cores, or none for a single run."""
-    if runs == 1:
-        yield lambda loads, candidates: map(judged, loads, candidates)
-        return
-    with ProcessPoolExecutor(min(runs, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        yield lambda loads, candidates: pool.map(judged, loads, candidates)
 
 
 def tried(trials: Sequence[Trial], console: Console) -> list[Results]:
@@ -216,8 +199,8 @@ def tried(trials: Sequence[Trial], console: Console) -> list[Results]:
         {name: {row: Outcome() for row in trial.rows} for name in trial.candidates} for trial in trials
     ]
     candidates = [trials[n].candidates for n, _, _ in runs]
-    with judges(len(runs)) as judge_all, bar(console, "runs", len(runs)) as step:
-        outcomes = judge_all([load for _, _, load in runs], candidates)
+    with all_cores(len(runs)) as map_all, bar(console, "runs", len(runs)) as step:
+        outcomes = map_all(judged, [load for _, _, load in runs], candidates)
         for (n, row, _), names, some in zip(runs, candidates, outcomes, strict=True):
             for name, outcome in zip(names, some, strict=True):
                 results[n][name][row] += outcome
@@ -252,18 +235,18 @@ def table(head: str, outcomes: Mapping[str, Outcome], columns: Sequence[Column] 
 
 
 def over_all(results: Results) -> dict[str, Outcome]:
-    """By candidate."""
+    """Add up all rows of each candidate."""
     return {name: total(rows.values()) for name, rows in results.items()}
 
 
 def with_groups(trial: Trial, rows: Mapping[str, Outcome]) -> dict[str, Outcome]:
-    """By row, and by group of rows behind them."""
+    """Return the rows, and behind them each group of rows added up."""
     groups = {f"**{group}**": total(rows[row] for row in members) for group, members in trial.groups.items()}
     return {**rows, **groups}
 
 
 def tables(trial: Trial, results: Results) -> Iterator[list[str]]:
-    """By policy, where there are several; by row of the default, where those have a meaning."""
+    """Yield a table by policy, where there are several; by row of the default, where those have a meaning."""
     if trial.shown == ASKING:
         yield table("PACS", with_groups(trial, results[ASKING]), VERIFIED + COLUMNS)
         return
@@ -277,7 +260,7 @@ def tables(trial: Trial, results: Results) -> Iterator[list[str]]:
 
 
 def last_lines(trials: Sequence[Trial], results: Sequence[Results]) -> Iterator[str]:
-    """What a program may look for."""
+    """Yield what a program may look for."""
     for trial, of_trial in zip(trials, results, strict=True):
         for group, members in trial.groups.items():
             outcome = total(of_trial[trial.shown][row] for row in members)

@@ -327,7 +327,7 @@ async def migrations(console: Console, name: str, url: str, size: int) -> None:
 
 
 async def fill(console: Console, url: str, size: int) -> None:
-    """So many series, four a study, two instances each, written past the server in large batches."""
+    """Write so many series, four a study, two instances each, written past the server in large batches."""
     async with Engine.open(ServerSettings(database_url=url, database_timeout_s=600)) as engine:
         for first in track(range(0, size, BATCH), f"{size:,} series", console=console, transient=True):
             numbers = range(first, min(first + BATCH, size))

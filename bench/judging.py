@@ -169,7 +169,7 @@ async def changes_of_series(http: httpx.AsyncClient, trial: Trial) -> list[Chang
 
 
 def judge_changes(told: Sequence[list[Change]], trial: Trial) -> None:
-    """Each reader was told the same, no number twice, revisions of each series in order.
+    """Check that each reader was told the same, no number twice, revisions of each series in order.
 
     A conflict is no revision: it tells the one that stands.
     """

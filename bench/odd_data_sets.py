@@ -306,7 +306,7 @@ def as_implicit(data: bytes) -> bytes:
 
 
 def _mutated(good: bytes, rng: random.Random) -> bytes:
-    """With one to three bytes others, behind the UIDs that it is found by and before the Study Instance UID."""
+    """Change one to three bytes, behind the UIDs that it is found by and before the Study Instance UID."""
     first, last = good.index(b"\x08\0\x50\0"), good.index(b"\x20\0\x0d\0")
     said = bytearray(good)
     for _ in range(rng.randint(1, 3)):

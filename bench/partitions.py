@@ -173,7 +173,7 @@ class Hosts:
         return f"http://{self.net.address(host)}:{HTTP}"
 
     def client(self, host: str) -> httpx.AsyncClient:
-        """What calls there with the followers' key. It bounds its own waits: a stream says something every 15 s."""
+        """Return what calls there with the followers' key. It bounds its waits: a stream says something every 15 s."""
         headers = {"Authorization": f"Bearer {self.keys['followers'].read_text().strip()}"}
         timeout = httpx.Timeout(10.0, read=20.0)
         return httpx.AsyncClient(base_url=self.url(host), headers=headers, timeout=timeout, trust_env=False)
@@ -318,7 +318,7 @@ def _sender(images: Sequence[Dataset], deadline: float, host: str, pause_s: floa
 def partition_test(
     number: int, seed: str, done: Callable[[], None], roots: tuple[Path, Path], *, forgets: bool = False
 ) -> Cut:
-    """One round of so many partitions, on hosts of its own; `roots` are the gateway's program and the server's."""
+    """Do one round of so many partitions, on hosts of its own; `roots` are the gateway's program and the server's."""
     rng = random.Random(seed)
     with (
         tempfile.TemporaryDirectory(prefix="scale-", ignore_cleanup_errors=True) as folder,
@@ -398,7 +398,7 @@ def _send_and_strike(
 
 
 def tables(cut: Cut) -> Iterator[Table]:
-    """What was cut, and what came of it."""
+    """Tell what was cut, and what came of it."""
     links = Table("between", "partitions", "one way", "longest", box=MARKDOWN)
     for link in (*LINKS, *MOVES):
         some = [partition for partition in cut.partitions if partition.ends == link]

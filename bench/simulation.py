@@ -3,13 +3,18 @@
 import heapq
 import itertools
 import math
+import multiprocessing
+import os
 import random
 import statistics
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
+from typing import Any, Self
 
 from bench.traces import Event
 from common.settings import GatewaySettings
@@ -22,6 +27,16 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 ANSWER_S = 0.05  # the simulated PACS takes to answer; a real Orthanc took 0.02 to 0.1 s
 AHEAD_S = 0.05, 1.0  # how long a PACS that forwards as it receives has an image before it has come here
 COUNTED = ("idle", "expected", "verified")  # verdicts that say that a series is over
+
+
+@contextmanager
+def all_cores(runs: int) -> Iterator[Callable[..., Iterator[Any]]]:
+    """Yield a `map` with a process for each core, or without one for a single run."""
+    if runs == 1:
+        yield map
+        return
+    with ProcessPoolExecutor(min(runs, os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
+        yield pool.map
 
 
 def shipped(setting: str) -> float:
@@ -42,35 +57,46 @@ class Candidate:
 
 
 @dataclass
-class Outcome:
-    """What a policy did, over all runs."""
+class Verdicts:
+    """What a policy said of series, or of studies, over all runs."""
 
-    series: int = 0
     false: int = 0
     """Verdicts that a later new image contradicted."""
     false_verified: int = 0
     """Those of them that said `verified`."""
     verified: int = 0
-    """Series whose last verdict is `verified`."""
+    """How many have `verified` as their last verdict."""
     capped: int = 0
-    """Series that were reported as capped."""
-    after_capped: int = 0
-    """New images of those that came after it."""
-    questions: int = 0
+    """How many were reported as capped."""
     latencies_s: list[float] = field(default_factory=list)
-    """From each series' last new image to the first verdict after it."""
+    """From the last new image of each to the first verdict after it."""
 
-    def __iadd__(self, other: "Outcome") -> "Outcome":
+    def __iadd__(self, other: Self) -> Self:
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
         return self
 
     @property
+    def judged(self) -> int:
+        """Return how many got verdicts: each has one latency."""
+        return len(self.latencies_s)
+
+    @property
     def false_per_1000(self) -> float:
-        return 1000 * self.false / self.series
+        return 1000 * self.false / self.judged
 
     def latency_s(self, percent: int) -> float:
         return statistics.quantiles(self.latencies_s * 2, n=100)[percent - 1]  # twice, for it needs two
+
+
+@dataclass
+class Outcome(Verdicts):
+    """What a policy did with series."""
+
+    series: int = 0
+    after_capped: int = 0
+    """New images of those that were capped, which came after it."""
+    questions: int = 0
 
     @property
     def mean_s(self) -> float:
@@ -78,7 +104,7 @@ class Outcome:
 
 
 def total(outcomes: Iterable[Outcome]) -> Outcome:
-    """All of them as one."""
+    """Return all of them as one."""
     together = Outcome()
     for outcome in outcomes:
         together += outcome
@@ -101,12 +127,12 @@ class SimulatedPacs:
             self._has[series] = sorted(at - rng.uniform(*AHEAD_S) if grows else -math.inf for at in came)
 
     def count(self, series: str, at: float) -> int:
-        """How many it has."""
+        """Return how many it has."""
         return bisect_right(self._has[series], at)
 
 
 def new_images(events: Iterable[Event]) -> dict[str, list[float]]:
-    """When each image of each series came for the first time: one that is sent again contradicts nothing."""
+    """Return when each image of each series came first: one that is sent again contradicts nothing."""
     seen: set[tuple[str, str]] = set()
     times: dict[str, list[float]] = defaultdict(list)
     for event in events:
@@ -244,5 +270,5 @@ def verdicts_of(times: Sequence[float], reports: Sequence[tuple[float, str | Non
 
 
 def judge(runs: Iterable[Sequence[Event]], candidate: Candidate, growing: Collection[str] = ()) -> Outcome:
-    """What a policy does, over some runs."""
+    """Return what a policy does, over some runs."""
     return total(Run(events, candidate, growing).judge() for events in runs)

@@ -5,11 +5,8 @@ somebody else's traces. The truth is that a study is complete after its last new
 """
 
 import argparse
-import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import study_sites
-from bench.simulation import Candidate, shipped
+from bench.simulation import Candidate, all_cores, shipped
 from bench.study_simulation import POLICIES, Heard, StudyOutcome, heard, heard_of, judge, together
 from bench.traces import read_trace
 from gateway.idle import Adaptive
@@ -81,18 +78,12 @@ def tried(trial: Trial) -> Results:
     """Return the outcome of every policy on every row."""
     runs = [(row, load) for row, loads in trial.rows.items() for load in loads]
     results: Results = {row: {name: StudyOutcome() for name in trial.policies} for row in trial.rows}
-    for (row, _), outcomes in zip(runs, _all_judged([load for _, load in runs], trial.policies), strict=True):
-        for name, outcome in zip(trial.policies, outcomes, strict=True):
-            results[row][name] += outcome
+    with all_cores(len(runs)) as map_all:
+        found = map_all(judged, [load for _, load in runs], [trial.policies] * len(runs))
+        for (row, _), outcomes in zip(runs, found, strict=True):
+            for name, outcome in zip(trial.policies, outcomes, strict=True):
+                results[row][name] += outcome
     return results
-
-
-def _all_judged(loads: Sequence[Load], policies: Sequence[str]) -> Iterator[list[StudyOutcome]]:
-    if len(loads) == 1:
-        yield judged(loads[0], policies)
-        return
-    with ProcessPoolExecutor(min(len(loads), os.cpu_count() or 1), multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(judged, loads, [policies] * len(loads))
 
 
 # --- tables ----------------------------------------------------------------------------------------------------

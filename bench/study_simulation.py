@@ -6,16 +6,15 @@ reported, and when its PACS was asked. Then each policy decides about the studie
 
 import heapq
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
-from bench.simulation import EPOCH, Candidate, Run, SimulatedPacs, new_images
+from bench.simulation import EPOCH, Candidate, Run, SimulatedPacs, Verdicts, new_images
 from bench.study_sites import StudyPlace
 from bench.traces import Event
 from common.required import Required, missing_of, required_of
@@ -72,7 +71,7 @@ class Heard:
 
     @cached_property
     def images(self) -> dict[str, list[float]]:
-        """When the new images of each study came, in order."""
+        """Return when the new images of each study came, in order."""
         return {study: sorted(t for times in some for t in times) for study, some in self.series.items()}
 
 
@@ -150,29 +149,10 @@ def _seconds(at: datetime | None) -> float:
 
 
 @dataclass
-class StudyOutcome:
-    """What a policy said of studies, over all runs."""
+class StudyOutcome(Verdicts):
+    """What a policy said of studies."""
 
     studies: int = 0
-    false: int = 0
-    """Verdicts that a later new image contradicted."""
-    false_verified: int = 0
-    verified: int = 0
-    capped: int = 0
-    latencies_s: list[float] = field(default_factory=list)
-    """From each study's last new image to the first verdict after it."""
-
-    def __iadd__(self, other: "StudyOutcome") -> "StudyOutcome":
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name) + getattr(other, each.name))
-        return self
-
-    @property
-    def false_per_1000(self) -> float:
-        return 1000 * self.false / self.studies
-
-    def latency_s(self, percent: int) -> float:
-        return statistics.quantiles(self.latencies_s * 2, n=100)[percent - 1]  # twice, for it needs two
 
 
 def together(outcomes: Iterable[StudyOutcome]) -> StudyOutcome:

@@ -41,7 +41,7 @@ class BadTrace(Exception):
 
 
 def read_trace(path: Path) -> list[Event]:
-    """One file. Raises BadTrace."""
+    """Read one file. Raises BadTrace."""
     events: list[Event] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if not line.strip():
@@ -124,7 +124,7 @@ class Site:
         return uid, [f"{uid}.{n + 1}" for n in range(images)]
 
     def send(self, t: float, ae: str, modality: str, images: list[tuple[float, str, str]], end_s: float) -> float:
-        """One association: (seconds since the one before, series, sop) each; released `end_s` after the last."""
+        """Send one association: (seconds since the one before, series, sop) each; released `end_s` after the last."""
         opened_at, timed = t, []
         for gap, series, sop in images:
             t += gap
@@ -135,7 +135,7 @@ class Site:
     def carry(
         self, sender: Sender, images: Sequence[Image], opened_at: float, ended_at: float, *, aborted: bool = False
     ) -> None:
-        """One association and what it carries."""
+        """Send one association and what it carries."""
         association, ae = next(self._associations), sender.ae
         self.events.append(Event(opened_at, "opened", association, ae))
         for t, series, sop, _, modality, size in images:
@@ -191,7 +191,7 @@ def interleaved(site: Site, t: float) -> float:
 
 
 def several(site: Site, t: float) -> float:
-    """One series over four associations at once."""
+    """Send one series over four associations at once."""
     ((uid, sops),) = _some(site, 1, 80, 400)
     ends = [
         site.send(t + site.rng.uniform(0, 0.3), "PACS3", "CT", [(site.rng.expovariate(20), uid, s) for s in part], 0.05)
@@ -201,7 +201,7 @@ def several(site: Site, t: float) -> float:
 
 
 def late(site: Site, t: float) -> float:
-    """One association a series; one in ten has some images more some seconds later, on a new one."""
+    """Send one association a series; one in ten has some images more some seconds later, on a new one."""
     for uid, sops in _some(site, 4, 20, 80):
         kept = site.rng.randrange(1, 6) if site.rng.random() < 0.1 else 0
         first, rest = sops[: len(sops) - kept], sops[len(sops) - kept :]

@@ -12,12 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pydicom
 from rich.console import Console
 from rich.progress import track
 
@@ -46,12 +44,7 @@ def trio(folder: Path, **settings: Any) -> Iterator[tuple[Orthanc, httpx.Client]
 def upload(pacs: Orthanc, images: int) -> tuple[str, list[str]]:
     """A new series in Orthanc: its Series Instance UID, and Orthanc's ids of its images."""
     datasets = synthetic_series(images)
-    ids = []
-    for ds in datasets:
-        file = BytesIO()
-        pydicom.dcmwrite(file, ds, enforce_file_format=True)
-        ids.append(pacs.upload_image(file.getvalue()))
-    return str(datasets[0].SeriesInstanceUID), ids
+    return str(datasets[0].SeriesInstanceUID), [pacs.upload_dataset(ds) for ds in datasets]
 
 
 def wait_for_row(http: httpx.Client, uid: str, timeout_s: float = 120.0, **wanted: Any) -> dict[str, Any]:

@@ -15,12 +15,10 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
-import pydicom
 from pydicom.uid import generate_uid
 
 from bench.rig.peers import Orthanc, free_port, orthanc
@@ -56,14 +54,11 @@ class Result(NamedTuple):
 
 def upload(pacs: Orthanc, images: int) -> Study:
     """Put a new study into Orthanc."""
-    uid, series = generate_uid(), []
-    for _ in range(SERIES):
-        series_uid, ids = generate_uid(), []
-        for _ in range(images):
-            file = BytesIO()
-            pydicom.dcmwrite(file, synthetic_image(uid, series_uid, generate_uid()), enforce_file_format=True)
-            ids.append(pacs.upload_image(file.getvalue()))
-        series.append(ids)
+    uid = generate_uid()
+    series = []
+    for series_uid in [generate_uid() for _ in range(SERIES)]:
+        made = [synthetic_image(uid, series_uid, generate_uid()) for _ in range(images)]
+        series.append([pacs.upload_dataset(ds) for ds in made])
     return Study(uid, series)
 
 

@@ -9,10 +9,12 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 
 import httpx
+from pydicom.dataset import Dataset
 
 from bench.rig.processes import Process, running
 
@@ -39,6 +41,12 @@ class Orthanc:
     def upload_image(self, image: bytes) -> str:
         """Upload one encoded DICOM file; returns Orthanc's id of the instance."""
         return str(self._call("/instances", content=image)["ID"])
+
+    def upload_dataset(self, ds: Dataset) -> str:
+        """Upload one image with its File Meta Information; returns Orthanc's id of the instance."""
+        file = BytesIO()
+        ds.save_as(file, enforce_file_format=True)
+        return self.upload_image(file.getvalue())
 
     def know(self, name: str, ae_title: str, port: int) -> None:
         """Add a modality to send to."""

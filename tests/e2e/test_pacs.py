@@ -2,7 +2,6 @@
 
 import asyncio
 import subprocess
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,7 @@ def one_series(names: tuple[str, ...]) -> list[Dataset]:
 
 def upload(pacs: Orthanc, images: list[Dataset]) -> None:
     for ds in images:
-        file = BytesIO()
-        ds.save_as(file, enforce_file_format=True)
-        pacs.upload_image(file.getvalue())
+        pacs.upload_dataset(ds)
 
 
 async def ask(images: list[Dataset], **settings: Any) -> tuple[Answer, list[Instance]]:
