@@ -137,7 +137,10 @@ def test_a_run_can_be_written_as_a_trace_and_read_again(tmp_path: Path) -> None:
     [
         ([(12.0, "idle")], StudyOutcome(latencies_s=[2.0])),
         ([(5.0, "idle"), (12.0, "idle")], StudyOutcome(false=1, latencies_s=[2.0])),
-        ([(5.0, "verified"), (12.0, "verified")], StudyOutcome(false=1, false_verified=1, verified=1, latencies_s=[2.0])),
+        (
+            [(5.0, "verified"), (12.0, "verified")],
+            StudyOutcome(false=1, false_verified=1, verified=1, latencies_s=[2.0]),
+        ),
         ([(5.0, "capped"), (12.0, "idle")], StudyOutcome(capped=1, latencies_s=[2.0])),
         ([(11.0, "idle"), (900.0, "verified")], StudyOutcome(verified=1, latencies_s=[1.0])),
     ],
