@@ -86,7 +86,7 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     app.state.retrieve_url = settings.retrieve_url and str(settings.retrieve_url)
     app.state.viewer_url = settings.viewer_url or None
     for router in ROUTERS:
-        app.include_router(router)
+        app.router.routes.extend(router.routes)  # as they are: including a router builds each of its routes anew
     app.mount("/web", StaticFiles(directory=webpage.FILES), name="web")
     app.add_middleware(Tolerance)
     app.add_middleware(WholeBodies, patience=patience, max_bytes=settings.max_body_bytes)

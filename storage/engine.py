@@ -246,7 +246,9 @@ def _upgrade(connection: Connection) -> None:
     config = _migrations()
     config.attributes["connection"] = connection
     before, wanted = revision(connection), revisions()[-1]
-    if before in (None, wanted):
+    if before == wanted:
+        return
+    if before is None:
         alembic.command.upgrade(config, "head")
         return
     log.info("database.migrating", before=before, to=wanted)  # of a large database it takes its time

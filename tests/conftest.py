@@ -40,6 +40,7 @@ from tests.selection import (
     pytest_sessionstart,
     pytest_xdist_auto_num_workers,
 )
+from tests.serving import empty_database
 
 __all__ = [
     "pytest_collection_modifyitems",
@@ -119,9 +120,9 @@ def postgresql_url(postgresql_server: URL) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.peer("postgresql"), pytest.mark.slow])])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """DATABASE_URL of a database of its own, without tables yet; PostgreSQL's turn is slow."""
+    """DATABASE_URL of an empty database of its own, PostgreSQL's without tables yet; PostgreSQL's turn is slow."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'series.db'}"
+        return empty_database(tmp_path)
     url: str = request.getfixturevalue("postgresql_url")
     return url
 

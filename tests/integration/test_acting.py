@@ -21,6 +21,7 @@ from db import Database
 from server import create_app
 from storage.webhooks import FOR_EVER
 from tests.factories import SERIES, make_report, make_state
+from tests.serving import empty_database
 
 HOST = "gateway.example"
 OWN = {"Origin": f"https://{HOST}"}
@@ -45,7 +46,7 @@ async def app(database_url: str, tmp_path: Path) -> AsyncIterator[FastAPI]:
 @pytest.fixture
 async def on_sqlite(tmp_path: Path) -> AsyncIterator[FastAPI]:
     """For what no database has a part in."""
-    async with application(f"sqlite+aiosqlite:///{tmp_path / 's.db'}", tmp_path) as app:
+    async with application(empty_database(tmp_path), tmp_path) as app:
         yield app
 
 

@@ -18,13 +18,14 @@ from common.settings import ServerSettings
 from server import create_app
 from storage.engine import DatabaseUnavailable
 from tests.factories import SERIES, make_report, make_state
+from tests.serving import empty_database
 
 READ = ("series:read",)
 
 
 @asynccontextmanager
 async def application(folder: Path, **settings: Any) -> AsyncIterator[FastAPI]:
-    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{folder}/series.db", **settings))
+    app = create_app(ServerSettings(database_url=empty_database(folder), **settings))
 
     @app.get("/fault")
     async def fault() -> None:

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.examples import MINIMAL_REPORT
 from common.settings import ServerSettings, SettingsError, load
 from server import create_app
-from tests.serving import serving
+from tests.serving import empty_database, serving
 
 PAGE = "https://viewer.example"
 NO_TEXT = (b"\xff", b'{"Resolution": "\xff"}', b'{"PatientName": "\xed\xa0\x80"}', '"ü"'.encode("latin-1"))
@@ -21,9 +21,7 @@ NO_TEXT = (b"\xff", b'{"Resolution": "\xff"}', b'{"PatientName": "\xed\xa0\x80"}
 
 @pytest.fixture
 async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
-    settings = ServerSettings(
-        database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db", allowed_origins=f"{PAGE}, http://a:1"
-    )
+    settings = ServerSettings(database_url=empty_database(tmp_path), allowed_origins=f"{PAGE}, http://a:1")
     app = create_app(settings)
     async with app.router.lifespan_context(app):
         yield app
@@ -183,7 +181,7 @@ async def test_a_page_of_another_origin_may_not(app: FastAPI, http: httpx.AsyncC
 
 
 async def test_without_the_setting_no_other_origin_may(tmp_path: Path) -> None:
-    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db"))
+    app = create_app(ServerSettings(database_url=empty_database(tmp_path)))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as http,

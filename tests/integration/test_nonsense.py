@@ -20,6 +20,7 @@ from common.settings import ServerSettings
 from models import MAX_ATTRIBUTE, MAX_DESCRIPTION, MAX_VALUE, MAX_VALUES, MOST
 from server import create_app
 from tests.factories import make_state
+from tests.serving import empty_database
 
 SERIES = GATEWAY_REPORT["SeriesInstanceUID"]
 READ = (
@@ -33,7 +34,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture
 async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    url = f"sqlite+aiosqlite:///{tmp_path}/s.db"
+    url = empty_database(tmp_path)
     app = create_app(ServerSettings(database_url=url, requests_per_s=100_000, max_body_bytes=20_000_000))
     async with (
         app.router.lifespan_context(app),

@@ -24,11 +24,12 @@ from server import create_app
 from storage.engine import Engine, _sqlite
 from storage.keys import Keys
 from tests.factories import make_report
+from tests.serving import empty_database
 
 
 @pytest.fixture
 async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    settings = ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db", max_body_bytes=4096)
+    settings = ServerSettings(database_url=empty_database(tmp_path), max_body_bytes=4096)
     app = create_app(settings)
     async with (
         app.router.lifespan_context(app),
@@ -90,7 +91,7 @@ async def test_error_text_never_repeats_the_value(http: httpx.AsyncClient, capfd
     ],
 )
 async def test_a_thousand_mistakes_get_a_short_answer(tmp_path: Path, change: dict[str, Any]) -> None:
-    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db"))
+    app = create_app(ServerSettings(database_url=empty_database(tmp_path)))
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
@@ -132,7 +133,7 @@ async def test_what_the_server_refuses_for_good_is_a_refusal_to_the_gateway(
 
 
 async def test_a_fault_of_the_servers_own_is_answered_like_all_else(tmp_path: Path) -> None:
-    app = create_app(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db"))
+    app = create_app(ServerSettings(database_url=empty_database(tmp_path)))
     audited: list[dict[str, Any]] = []
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (

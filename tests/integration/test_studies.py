@@ -31,6 +31,7 @@ from storage.study_declarations import DeclaredStudy
 from storage.study_rules import COUNT_WAIT, DECLARED_WITHIN, TRUSTED_AFTER
 from tests.factories import STUDY, arriving, make_report, make_state
 from tests.migrating import downgrade
+from tests.serving import empty_database
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 OTHER = f"{STUDY}.999"
@@ -187,7 +188,7 @@ async def operate(database: Database, base: str, operations: list[tuple[str, int
 def test_deltas_equal_a_recount_whatever_happens(rounds: list[list[tuple[str, int, int, int]]]) -> None:
     async def run() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            url = f"sqlite+aiosqlite:///{folder}/series.db"
+            url = empty_database(folder)
             async with Database.open(ServerSettings(database_url=url)) as database:
                 for number, operations in enumerate(rounds):
                     await operate(database, f"1.{number + 1}", operations)
