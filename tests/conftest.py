@@ -13,7 +13,7 @@ import httpx
 import hypothesis
 import looptime
 import pytest
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, make_url
 
 from bench import partitions
 from bench.rig import images, postgres
@@ -40,7 +40,7 @@ from tests.selection import (
     pytest_sessionstart,
     pytest_xdist_auto_num_workers,
 )
-from tests.serving import empty_database
+from tests.serving import empty_database, make_tables
 
 __all__ = [
     "pytest_collection_modifyitems",
@@ -107,20 +107,28 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[URL]:
     """A real PostgreSQL on which databases may be created."""
-    with postgres.postgresql() as server:
+    with postgres.postgresql(durable=False) as server:
         yield server
 
 
-@pytest.fixture
-def postgresql_url(postgresql_server: URL) -> Iterator[str]:
-    """DATABASE_URL of a PostgreSQL database of its own, without tables yet."""
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_server: URL) -> Iterator[str]:
+    """The name of an empty database whose tables are there."""
     with postgres.new_database(postgresql_server) as url:
+        make_tables(url)
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: URL, postgresql_template: str) -> Iterator[str]:
+    """DATABASE_URL of an empty PostgreSQL database of its own."""
+    with postgres.new_database(postgresql_server, postgresql_template) as url:
         yield url
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=[pytest.mark.peer("postgresql"), pytest.mark.slow])])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """DATABASE_URL of an empty database of its own, PostgreSQL's without tables yet; PostgreSQL's turn is slow."""
+    """DATABASE_URL of an empty database of its own; PostgreSQL's turn is slow."""
     if request.param == "sqlite":
         return empty_database(tmp_path)
     url: str = request.getfixturevalue("postgresql_url")

@@ -30,16 +30,21 @@ def empty_database(folder: Path | str, name: str = "series.db") -> str:
     return _url(path)
 
 
-@cache
-def _template() -> Path:
-    path = Path(mkdtemp(prefix="empty-database-")) / "series.db"
+def make_tables(url: str) -> None:
+    """Make the tables of a new database."""
 
     async def make() -> None:
-        async with Database.open(ServerSettings(database_url=_url(path))):
+        async with Database.open(ServerSettings(database_url=url)):
             pass
 
     with ThreadPoolExecutor(1) as thread:  # a test's loop may be running in this one
         thread.submit(asyncio.run, make()).result()
+
+
+@cache
+def _template() -> Path:
+    path = Path(mkdtemp(prefix="empty-database-")) / "series.db"
+    make_tables(_url(path))
     return path
 
 

