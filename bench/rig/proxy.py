@@ -1,10 +1,11 @@
 """An HTTP proxy between gateway and server that does to chosen requests what networks and dying servers do."""
 
 import asyncio
+import queue
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 
@@ -100,28 +101,36 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 
 @contextmanager
-def proxy() -> Iterator[Proxy]:
-    """A running proxy on a free port, on a loop in a thread of its own."""
-    serving, started = Proxy(), threading.Event()
+def served(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]) -> Iterator[int]:
+    """Serves connections on a free loopback port, on a loop in a thread of its own; yields the port."""
+    ports: queue.SimpleQueue[int] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
     async def main() -> None:
-        server = await asyncio.start_server(serving.serve, "127.0.0.1", 0)
-        serving.port = server.sockets[0].getsockname()[1]
-        started.set()
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        ports.put(server.sockets[0].getsockname()[1])
         await stop.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        connections = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in connections:
             task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), name="proxy")
     thread.start()
-    started.wait()
     try:
-        yield serving
+        yield ports.get()
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
+
+
+@contextmanager
+def proxy() -> Iterator[Proxy]:
+    """A running proxy on a free port."""
+    serving = Proxy()
+    with served(serving.serve) as serving.port:
+        yield serving
