@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from bench.rig.processes import ROOT
+from bench.tables import extremes, names, table, telemetry
 
 Points = dict[str, tuple[float, float, float]]
 """For each policy its false completions per 1000 series, median and 99th percentile of latency."""
@@ -17,7 +18,7 @@ Points = dict[str, tuple[float, float, float]]
 def write_document(results: dict[str, Any]) -> None:
     """Tables of rates, costs and ratios, one plot; the text around their marks stands in docs/benchmarks.md."""
     parts = [f"### {part['title']}\n\n{table(part)}" for part in results["parts"]]
-    _insert(ROOT / "docs" / "benchmarks.md", [*parts, f"### Extremes\n\n{_extremes(results)}", _telemetry(results)])
+    _insert(ROOT / "docs" / "benchmarks.md", [*parts, f"### Extremes\n\n{extremes(results)}", telemetry(results)])
     _plot(results, ROOT / "docs" / "benchmarks.svg")
 
 
@@ -68,63 +69,22 @@ def _insert(path: Path, figures: list[str], what: str = "figures") -> None:
     path.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}")
 
 
-def table(part: dict[str, Any]) -> str:
-    """A part's rows by receiver: rate, CPU time an image, and how many times as fast ours is."""
-    names = _names(part["rows"])
-    lines = [f"| sender, size, associations | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for row in part["rows"]:
-        shown = [_cell(name, row["cells"].get(name), row["window"]) for name in names]
-        lines.append(f"| {row['name']} | {' | '.join(shown)} |")
-    lines += ["", "† answered no window: one request at a time"] if any("†" in line for line in lines) else []
-    return "\n".join(lines)
-
-
-def _cell(name: str, cell: dict[str, Any] | None, window: int) -> str:
-    if cell is None:
-        return "-"
-    if cell["failed"]:
-        return f"failed: {cell['failed']}".replace("|", "/")
-    rate = f"{cell['images_per_s']:.0f}/s" + ("†" if cell["window"] < window else "")
-    rate = f"**{rate}**" if name == "ours" else rate
-    ratio = f" ({cell['ratio']:.2g})" if cell["ratio"] and name != "ours" else ""
-    return f"{rate} {cell['cpu_us']:.0f} µs{ratio}"
-
-
-def _names(rows: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row["cells"]))
-
-
-def _extremes(results: dict[str, Any]) -> str:
-    lines = ["| | peak RSS, MiB | one instance of 1 GiB | raises it by |", "|---|---|---|---|"]
-    for name, big in results["one_gibibyte"].items():
-        failed = f"failed: {big['failed']} | -" if "failed" in big else None
-        shown = failed or f"{big['seconds']:.1f} s | {big['raised_rss_mib']:.0f} MiB"
-        lines.append(f"| {name} | {big['peak_rss_mib']:.0f} | {shown} |")
-    lines += ["", "| idle associations | | CPU, percent of one core |", "|---|---|---|"]
-    for name, (associations, percent) in results["idle"].items():
-        lines.append(f"| {name} | {associations} | {percent:.1f} |")
-    lines += ["", f"{results['cores']} cores, shared by senders and receivers; {results['rounds']} rounds."]
-    return "\n".join(lines)
-
-
-def _telemetry(results: dict[str, Any]) -> str:
-    lines = ["| telemetry | images/s | to one that measures nothing | CPU an image |"]
-    lines.append("|---|---|---|---|")
-    for name, figures in results.get("telemetry", {}).items():
-        rate, ratio, cpu_us = (figures[column] for column in ("images_per_s", "ratio", "cpu_us"))
-        lines.append(f"| {name} | {rate:.0f} | {ratio:.3f} | {cpu_us:.0f} µs |")
-    return "\n".join(lines)
-
-
 def _plot(results: dict[str, Any], path: Path) -> None:
     """A line for each row, a mark for each receiver."""
     mpl.rcParams["svg.hashsalt"] = "series-gateway"
     rows = [row for part in results["parts"] for row in part["rows"]]
     figure, axes = plt.subplots(figsize=(11, 2 + 0.3 * len(rows)), layout="constrained")
-    for name, marker in zip(_names(rows), "*s_o<Ddv^x", strict=False):
-        there = [(row["cells"][name]["images_per_s"], -n) for n, row in enumerate(rows) if name in row["cells"]]
-        rates, places = zip(*((rate, place) for rate, place in there if rate), strict=True)
-        axes.plot(rates, places, marker, ms=10 if name == "ours" else 6, alpha=0.8, label=name)
+    for name, marker in zip(names(rows), "*s_o<Ddv^x", strict=False):
+        cells = [(n, row["cells"][name]) for n, row in enumerate(rows) if name in row["cells"]]
+        points = [(cell["images_per_s"], -n) for n, cell in cells if not cell["failed"]]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            marker,
+            ms=10 if name == "ours" else 6,
+            alpha=0.8,
+            label=name,
+        )
     axes.set_xscale("log")
     axes.set_xlabel("images a second (log scale)")
     axes.set_yticks([-n for n in range(len(rows))], [row["name"] for row in rows], fontsize=8)

@@ -46,6 +46,7 @@ from bench.rig.processes import ROOT, ProcessFailed
 from bench.rig.progress import bar
 from bench.rig.receivers import Receiver, receivers
 from bench.rig.senders import associate_rq, synthetic_series
+from bench.tables import table
 from bench.telemetry import measure_telemetry
 
 ROUNDS = 3
@@ -260,8 +261,6 @@ def main() -> int:
         console.print("missing: storescu, the sender (Debian: apt-get install dcmtk)")
         return 1
     missing = missing_senders(console)
-    from bench.chart import table, write_document  # noqa: PLC0415 - matplotlib is slow to import
-
     wanted = QUICK if options.quick else PARTS
     parts = {title: [row for row in rows if row.sender not in missing] for title, rows in wanted.items()}
     rows = [row for some in parts.values() for row in some]
@@ -279,6 +278,8 @@ def main() -> int:
             results["one_gibibyte"] = one_gibibyte(folder, everyone)
     results["telemetry"] = measure_telemetry(console)
     (ROOT / "bench" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    from bench.chart import write_document  # noqa: PLC0415 - matplotlib is slow to import
+
     write_document(results)
     ratio, peer, where = worst_ratio(results["parts"])
     console.print(f"bench: worst ratio to {peer} = {ratio:.2f} in {where}")

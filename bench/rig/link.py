@@ -5,7 +5,7 @@ It has the round trips of distance, not its bandwidth or losses. What is under w
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from bench.rig.proxy import served
 
@@ -18,19 +18,17 @@ def long_link(port: int, round_trip_s: float) -> Iterator[int]:
     """Yields a port that leads to another one; connecting takes a round trip, as TCP's handshake does."""
 
     async def serve(near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter) -> None:
-        try:
-            await asyncio.sleep(round_trip_s)
+        await asyncio.sleep(round_trip_s)
+        with suppress(OSError):
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
             try:
                 async with asyncio.TaskGroup() as both:
                     both.create_task(_carry(near_reader, far_writer, round_trip_s / 2))
                     both.create_task(_carry(far_reader, near_writer, round_trip_s / 2))
+            except* OSError:  # one side is gone: so is the other
+                pass
             finally:
                 far_writer.close()
-        except* (OSError, asyncio.CancelledError):  # one side is gone, so is the other; or the link ends
-            pass
-        finally:
-            near_writer.close()
 
     with served(serve) as near_port:
         yield near_port
