@@ -23,7 +23,7 @@ from typing import Any
 import pydicom
 from rich.console import Console
 
-from bench.rig.built import NotBuilt, compiled, dicom_rs
+from bench.rig.built import CARGO, NotBuilt, compiled, dicom_rs
 from bench.rig.load import (
     C_SENDER,
     CELL_S,
@@ -39,7 +39,7 @@ from bench.rig.load import (
     Row,
     SendFailed,
     make_files,
-    send_by_dcmtk,
+    send_file,
 )
 from bench.rig.peers import ORTHANC, orthanc
 from bench.rig.processes import ROOT, ProcessFailed
@@ -104,19 +104,23 @@ class Cell:
 # --- rows ------------------------------------------------------------------------------------------------------
 
 
-def missing_senders(console: Console) -> set[str]:
-    """Names those that are not here."""
+def without_missing(console: Console, parts: dict[str, list[Row]], cargo: str | None) -> dict[str, list[Row]]:
+    """Names the senders that are not here and cannot be built, and leaves their rows out."""
+    wanted = {row.sender for rows in parts.values() for row in rows}
     missing = {} if DCMSEND else {"dcmsend": "DCMTK (Debian: apt-get install dcmtk)"}
     missing |= {} if ORTHANC else {ORTHANC_SENDER: "Orthanc (Debian: apt-get install orthanc)"}
-    builds: dict[str, Callable[[], Path]] = {C_SENDER: lambda: compiled("sender"), DICOM_RS_STORESCU: dicom_rs}
-    for sender, build in builds.items():
+    builds: dict[str, Callable[[], Path]] = {
+        C_SENDER: lambda: compiled("sender"),
+        DICOM_RS_STORESCU: lambda: dicom_rs(cargo),
+    }
+    for sender in builds.keys() & wanted:
         try:
-            build()
+            builds[sender]()
         except NotBuilt as error:
             missing[sender] = str(error)
-    for sender, why in missing.items():
-        console.print(f"missing, its rows are left out: {sender}: {why}")
-    return set(missing)
+    for sender in missing.keys() & wanted:
+        console.print(f"missing, its rows are left out: {sender}: {missing[sender]}")
+    return {title: [row for row in rows if row.sender not in missing] for title, rows in parts.items()}
 
 
 def measure_row(
@@ -138,9 +142,8 @@ def measure_row(
                     failed[receiver.name] = str(error)
                     with suppress(OSError, ProcessFailed):  # then it fails in the next row, too
                         receiver.restart()
+                receiver.forget()
             measured()
-    for receiver in everyone:
-        receiver.forget()
     mine = [] if "ours" in failed else seen["ours"]
     return {name: Cell(failed=failed[name]) if name in failed else _cell(some, mine) for name, some in seen.items()}
 
@@ -176,7 +179,7 @@ def measure_parts(
 
 
 def one_gibibyte(folder: Path, everyone: Sequence[Receiver]) -> dict[str, dict[str, Any]]:
-    """A 1 GiB multi-frame instance: seconds, and by how much it raised the receiver's peak RSS."""
+    """A 1 GiB multi-frame instance: peak RSS before, seconds, and by how much it raised that; or why it failed."""
     (ds,) = synthetic_series(1)
     ds.Rows = ds.Columns = 512
     ds.NumberOfFrames = BIG_FRAMES
@@ -186,52 +189,55 @@ def one_gibibyte(folder: Path, everyone: Sequence[Receiver]) -> dict[str, dict[s
     del ds
     results: dict[str, dict[str, Any]] = {}
     for receiver in everyone:
-        before = receiver.peak_rss_mib()
-        began = time.monotonic()
+        told: dict[str, Any] = results.setdefault(receiver.name, {})
         try:
-            send_by_dcmtk(receiver.port, STORESCU_NODELAY, [[str(path)]])
-        except SendFailed as error:
-            results[receiver.name] = {"peak_rss_mib": before, "failed": str(error)}
-        else:
-            raised = receiver.peak_rss_mib() - before
-            took_s = time.monotonic() - began
-            results[receiver.name] = {"peak_rss_mib": before, "seconds": took_s, "raised_rss_mib": raised}
+            told["peak_rss_mib"] = receiver.peak_rss_mib()
+            told["seconds"] = send_file(receiver.port, path)
+            told["raised_rss_mib"] = receiver.peak_rss_mib() - told["peak_rss_mib"]
+        except (SendFailed, OSError) as error:
+            told["failed"] = str(error)
         receiver.forget()
     path.unlink()
     return results
 
 
-def idle_cpu_percent(receiver: Receiver, associations: int) -> float:
-    """Percent of one core that so many idle associations cost."""
+def idle_cpu(receiver: Receiver, associations: int) -> dict[str, Any]:
+    """So many idle associations: what they cost, in percent of one core."""
+    told: dict[str, Any] = {"associations": associations}
     with ExitStack() as stack:
-        for n in range(associations):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", receiver.port), 30))
-            sock.sendall(associate_rq())
-            if sock.recv(1)[:1] != b"\x02":
-                raise RuntimeError(f"{receiver.name} did not accept association {n + 1}")
+        try:
+            for _ in range(associations):
+                sock = stack.enter_context(socket.create_connection(("127.0.0.1", receiver.port), 30))
+                sock.sendall(associate_rq())
+                if sock.recv(1)[:1] != b"\x02":
+                    return told | {"failed": "does not accept all"}
+        except OSError as error:
+            return told | {"failed": str(error)}
         time.sleep(1)
         before = receiver.cpu_s()
         time.sleep(IDLE_S)
-        return (receiver.cpu_s() - before) / IDLE_S * 100
+        return told | {"percent": (receiver.cpu_s() - before) / IDLE_S * 100}
 
 
 # --- the command -----------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def bench(console: Console, cell_s: float, rows: Sequence[Row]) -> Iterator[tuple[Path, list[Receiver], Load]]:
+def bench(
+    console: Console, cell_s: float, parts: dict[str, list[Row]], cargo: str | None
+) -> Iterator[tuple[Path, list[Receiver], Load]]:
     """Everything that runs meanwhile: a folder, the receivers, and Orthanc as a sender if a row wants it."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         files = make_files(folder)
         everyone = []
-        for receiver in receivers(folder, console):
+        for receiver in receivers(folder, console, cargo):
             try:
                 everyone.append(stack.enter_context(receiver))
             except (OSError, ProcessFailed) as error:
                 console.print(f"missing: {receiver.name} does not start: {error}")
         pacs = None
-        if any(row.sender == ORTHANC_SENDER for row in rows):
+        if any(row.sender == ORTHANC_SENDER for rows in parts.values() for row in rows):
             (home := folder / "sender").mkdir()
             pacs = stack.enter_context(orthanc(home, 1))
         yield folder, everyone, Load(files, pacs, cell_s)
@@ -258,11 +264,9 @@ def main() -> int:
     if STORESCU is None:
         console.print("missing: storescu, the sender (Debian: apt-get install dcmtk)")
         return 1
-    missing = missing_senders(console)
-    wanted = QUICK if options.quick else PARTS
-    parts = {title: [row for row in rows if row.sender not in missing] for title, rows in wanted.items()}
-    rows = [row for some in parts.values() for row in some]
-    with bench(console, QUICK_CELL_S if options.quick else CELL_S, rows) as (folder, everyone, load):
+    cell_s, cargo = (QUICK_CELL_S, None) if options.quick else (CELL_S, CARGO)  # building takes minutes
+    parts = without_missing(console, QUICK if options.quick else PARTS, cargo)
+    with bench(console, cell_s, parts, cargo) as (folder, everyone, load):
         results: dict[str, Any] = {"cores": os.cpu_count(), "rounds": rounds}
         if options.quick:
             (done,) = measure_parts(console, parts, everyone, load, rounds)
@@ -272,9 +276,12 @@ def main() -> int:
         with console.status("idle associations; 1 GiB"):
             by_name = {receiver.name: receiver for receiver in everyone}
             idle = {"ours": IDLE, "pynetdicom empty": 50}
-            results["idle"] = {name: (n, idle_cpu_percent(by_name[name], n)) for name, n in idle.items()}
+            results["idle"] = {name: idle_cpu(by_name[name], n) for name, n in idle.items() if name in by_name}
             results["one_gibibyte"] = one_gibibyte(folder, everyone)
-    results["telemetry"] = measure_telemetry(console)
+    try:
+        results["telemetry"] = measure_telemetry(console)
+    except SendFailed as error:
+        console.print(f"telemetry failed: {error}")
     (ROOT / "bench" / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     from bench.chart import write_document  # noqa: PLC0415 - matplotlib is slow to import
 

@@ -39,12 +39,13 @@ def extremes(results: dict[str, Any]) -> str:
     """Memory, with one instance of 1 GiB, and idle associations."""
     lines = ["| | peak RSS, MiB | one instance of 1 GiB | raises it by |", "|---|---|---|---|"]
     for name, big in results["one_gibibyte"].items():
-        failed = f"failed: {big['failed']} | -" if "failed" in big else None
-        shown = failed or f"{big['seconds']:.1f} s | {big['raised_rss_mib']:.0f} MiB"
-        lines.append(f"| {name} | {big['peak_rss_mib']:.0f} | {shown} |")
+        there = "failed" not in big
+        shown = f"{big['seconds']:.1f} s | {big['raised_rss_mib']:.0f} MiB" if there else f"failed: {big['failed']} | -"
+        lines.append(f"| {name} | {big.get('peak_rss_mib', 0):.0f} | {shown} |")
     lines += ["", "| idle associations | | CPU, percent of one core |", "|---|---|---|"]
-    for name, (associations, percent) in results["idle"].items():
-        lines.append(f"| {name} | {associations} | {percent:.1f} |")
+    for name, idle in results["idle"].items():
+        shown = f"{idle['percent']:.1f}" if "percent" in idle else f"failed: {idle['failed']}"
+        lines.append(f"| {name} | {idle['associations']} | {shown} |")
     lines += ["", f"{results['cores']} cores, shared by senders and receivers; {results['rounds']} rounds."]
     return "\n".join(lines)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "series-gateway"
 COMPILER = shutil.which("cc") or shutil.which("gcc")
-COMPILER_MISSING = "a C compiler (Debian: apt-get install gcc libc6-dev)"
+COMPILER_MISSING = "there is no C compiler (Debian: apt-get install gcc libc6-dev)"
 CARGO = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
-CARGO_MISSING = "dicom-rs, which cargo builds (https://rustup.rs)"
+CARGO_MISSING = "dicom-rs is not built yet (make bench does, with cargo: https://rustup.rs)"
 DICOM_RS = "0.10.1"
 CARGO_TIMEOUT_S = 1800
 

@@ -138,7 +138,7 @@ class Load:
             several = ["-c", str(row.associations)] if row.associations > 1 else []
             _run([[str(dicom_rs() / "dicom-storescu"), "--fail-first", *several, f"STORESCP@127.0.0.1:{port}", *files]])
         else:
-            send_by_dcmtk(port, row.sender, [files[n :: row.associations] for n in range(row.associations)])
+            _send_by_dcmtk(port, row.sender, [files[n :: row.associations] for n in range(row.associations)])
         return Sent(time.monotonic() - began)
 
     def _send_from_orthanc(self, port: int) -> None:
@@ -149,10 +149,17 @@ class Load:
             self._orthanc.know("RECEIVER", "STORESCP", port)
             self._orthanc.send(self._studies, to="RECEIVER")
         except (httpx.HTTPError, RuntimeError) as error:
-            raise SendFailed(str(error)) from error
+            raise SendFailed(str(error)[:100]) from error
 
 
-def send_by_dcmtk(port: int, sender: str, parts: Sequence[Sequence[str]]) -> None:
+def send_file(port: int, path: Path) -> float:
+    """Sends one file by storescu; returns seconds. Raises SendFailed."""
+    began = time.monotonic()
+    _send_by_dcmtk(port, STORESCU_NODELAY, [[str(path)]])
+    return time.monotonic() - began
+
+
+def _send_by_dcmtk(port: int, sender: str, parts: Sequence[Sequence[str]]) -> None:
     """Sends files by DCMTK, each part over an association of its own, all at once. Raises SendFailed."""
     tool = DCMSEND if sender == "dcmsend" else STORESCU
     environment = {"TCP_NODELAY": "1"} if sender == STORESCU_NODELAY else {}
@@ -191,5 +198,5 @@ def _run(commands: Sequence[Sequence[str]], environment: Mapping[str, str] = Map
     failed = [error for sender, (_, error) in zip(senders, said, strict=True) if sender.returncode]
     if failed:
         why = failed[0].strip().splitlines()[-1:] if len(senders) == 1 else [f"{len(failed)} of {len(senders)} senders"]
-        raise SendFailed("".join(why) or f"exit code {senders[0].returncode}")
+        raise SendFailed("".join(why)[:100] or f"exit code {senders[0].returncode}")
     return [output for output, _ in said]

@@ -146,8 +146,8 @@ def orthanc_peer(folder: Path) -> Iterator[Listening]:
         yield Listening(port, [psutil.Process(process.popen.pid)])
 
 
-def receivers(folder: Path, console: Console) -> list[Receiver]:
-    """Returns all that are installed or can be built, not started yet; the others are named."""
+def receivers(folder: Path, console: Console, cargo: str | None) -> list[Receiver]:
+    """Returns all that are installed or can be built, dicom-rs by `cargo`, not started yet; the others are named."""
     starts = {"ours": ours(), "ours, 2 workers": ours(workers=2)}
     try:
         floor = str(compiled("floor"))
@@ -161,7 +161,7 @@ def receivers(folder: Path, console: Console) -> list[Receiver]:
     else:
         console.print("missing: DCMTK (Debian: apt-get install dcmtk)")
     try:
-        rust = str(dicom_rs() / "dicom-storescp")
+        rust = str(dicom_rs(cargo) / "dicom-storescp")
         starts["dicom-rs storescp"] = command(lambda port: [rust, "--non-blocking", "-o", IMAGES, "-p", str(port)])
     except NotBuilt as error:
         console.print(f"missing: {error}")

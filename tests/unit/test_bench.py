@@ -11,7 +11,7 @@ import pytest
 from bench.receive import PARTS, QUICK, Cell, measure_row, worst_ratio
 from bench.rig.load import Measured, Row, SendFailed
 from bench.rig.receivers import Listening, Receiver
-from bench.tables import table
+from bench.tables import extremes, table
 
 ROW = Row("C sender", "33 KB", 4)
 
@@ -84,6 +84,15 @@ def test_a_table_has_rate_cpu_and_ratio_a_failure_and_who_took_no_window() -> No
         "",
         "† answered no window: one request at a time",
     ]
+
+
+def test_what_failed_is_said_in_every_table() -> None:
+    big = {"ours": {"peak_rss_mib": 80, "seconds": 0.5, "raised_rss_mib": 1}, "a": {"failed": "gone"}}
+    idle = {"ours": {"associations": 500, "percent": 0.2}, "b": {"associations": 50, "failed": "refused"}}
+    lines = extremes({"one_gibibyte": big, "idle": idle, "cores": 2, "rounds": 3}).splitlines()
+    assert "| ours | 80 | 0.5 s | 1 MiB |" in lines
+    assert "| a | 0 | failed: gone | - |" in lines
+    assert "| b | 50 | failed: refused |" in lines
 
 
 def test_the_worst_ratio_is_to_a_peer_that_did_not_fail_and_not_to_the_floor() -> None:
