@@ -8,7 +8,7 @@ records: a sync then has no size and no extents to write. Whoever proposes an As
 
    floor FILE PORT      prints "listening on PORT"; port 0 takes any; 127.0.0.1 only
 
-A record: 2 bytes, its size after them, little endian; the UID in 64 bytes, padded by NUL; up to 512 bytes of data set. */
+A record: 2 bytes, its size after them, little endian; the UID in 64 bytes, padded by NUL; up to 512 of the data set. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,7 +23,7 @@ A record: 2 bytes, its size after them, little endian; the UID in 64 bytes, padd
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define EXPLICIT_VR_LITTLE_ENDIAN "1.2.840.10008.1.2.1"
+#define EXPLICIT "1.2.840.10008.1.2.1" /* VR Little Endian */
 enum {
     LONGEST_PDU = 131072, /* announced */
     WINDOW = 64,
@@ -132,7 +132,7 @@ static uint8_t *put_context(uint8_t *at, const uint8_t *context, size_t size)
         size_t length = big(context + n + 2, 2);
         if (context[n] != 0x40 || length > size - n - 4)
             continue;
-        bool best = length == strlen(EXPLICIT_VR_LITTLE_ENDIAN) && !memcmp(context + n + 4, EXPLICIT_VR_LITTLE_ENDIAN, length);
+        bool best = length == strlen(EXPLICIT) && !memcmp(context + n + 4, EXPLICIT, length);
         if (!syntax || best) {
             syntax = context + n + 4;
             syntax_size = length;
@@ -151,7 +151,7 @@ static bool send_all(const struct connection *c, const uint8_t *at, size_t size)
 /* Answers an A-ASSOCIATE-RQ (PS3.8 9.3.2) by an A-ASSOCIATE-AC. Returns if it could. */
 static bool accept_association(struct connection *c, const uint8_t *pdu, size_t size)
 {
-    static uint8_t answer[IN];
+    static uint8_t answer[IN + 256]; /* a context's answer is not longer than its proposal */
     if (size < 74)
         return false;
     memcpy(answer, pdu, 74); /* the titles are repeated */
@@ -291,7 +291,9 @@ static bool take(struct connection *c)
             c->pdv_left = big(in, 4) - 2;
             c->pdu_left -= 6;
             at += 6;
-            if (big(in, 4) < 3 || c->pdv_left > c->pdu_left)
+            if (big(in, 4) < 2 || c->pdv_left > c->pdu_left)
+                return false;
+            if (!c->pdv_left && c->control & 2 && !take_end(c)) /* an empty last fragment */
                 return false;
         } else {
             if (there < 6 || (in[0] != 4 && there - 6 < big(in + 2, 4)))

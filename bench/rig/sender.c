@@ -59,6 +59,7 @@ static void fail(const char *format, ...)
     vfprintf(stderr, format, arguments);
     va_end(arguments);
     fputc('\n', stderr);
+    fflush(stdout); /* what was acknowledged stays so */
     _exit(2);
 }
 
