@@ -46,7 +46,7 @@ def extremes(results: dict[str, Any]) -> str:
     for name, idle in results["idle"].items():
         shown = f"{idle['percent']:.1f}" if "percent" in idle else f"failed: {idle['failed']}"
         lines.append(f"| {name} | {idle['associations']} | {shown} |")
-    lines += ["", f"{results['cores']} cores, shared by senders and receivers; {results['rounds']} rounds."]
+    lines += ["", f"{results['cores']} cores, shared by senders and receivers; rounds: {results['rounds']}."]
     return "\n".join(lines)
 
 
