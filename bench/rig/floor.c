@@ -334,7 +334,7 @@ static bool read_connection(struct connection *c)
                 return false;
         }
         if ((size_t)n < wanted) {
-            if (c->pdu_left || c->command_size) /* Nagle's algorithm may hold the rest back until this is acknowledged */
+            if (c->pdu_left || c->command_size) /* Nagle's algorithm may hold back the rest */
                 setsockopt(c->fd, IPPROTO_TCP, TCP_QUICKACK, &(int){1}, sizeof(int));
             return true;
         }
