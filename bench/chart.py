@@ -74,7 +74,7 @@ def _plot(results: dict[str, Any], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "series-gateway"
     rows = [row for part in results["parts"] for row in part["rows"]]
     figure, axes = plt.subplots(figsize=(11, 2 + 0.3 * len(rows)), layout="constrained")
-    for name, marker in zip(names(rows), "*s_o<Ddv^x", strict=False):
+    for name, marker in zip(names(rows), "*sP^o<DdvX", strict=False):
         cells = [(n, row["cells"][name]) for n, row in enumerate(rows) if name in row["cells"]]
         points = [(cell["images_per_s"], -n) for n, cell in cells if not cell["failed"]]
         axes.plot(
