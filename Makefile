@@ -36,7 +36,7 @@ docs: $(VENV)/testing ## the reference tables of README and docs, written from t
 faults: $(VENV)/testing ## every fault of docs/reliability.md, many times; ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.faults $(ARGS)
 
-bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc and pynetdicom, into docs/benchmarks.md
+bench: $(VENV)/testing ## our gateway beside DCMTK, Orthanc, dicom-rs, pynetdicom and a floor, into docs/benchmarks.md; ARGS=--quick: a look
 	@$(BIN)/python -m bench.receive $(ARGS)
 
 policies: $(VENV)/testing ## when series and studies are over, in virtual time, into docs/completion.md; TRACES=folder judges yours

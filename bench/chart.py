@@ -9,16 +9,16 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from bench.rig.processes import ROOT
+from bench.tables import extremes, names, table, telemetry
 
 Points = dict[str, tuple[float, float, float]]
 """For each policy its false completions per 1000 series, median and 99th percentile of latency."""
 
 
 def write_document(results: dict[str, Any]) -> None:
-    """Tables of rates and ratios, one plot; the text around them stands in docs/benchmarks.md between the marks."""
-    _insert(
-        ROOT / "docs" / "benchmarks.md", [_rates(results), _costs(results), _extremes(results), _telemetry(results)]
-    )
+    """Tables of rates, costs and ratios, one plot; the text around their marks stands in docs/benchmarks.md."""
+    parts = [f"### {part['title']}\n\n{table(part)}" for part in results["parts"]]
+    _insert(ROOT / "docs" / "benchmarks.md", [*parts, f"### Extremes\n\n{extremes(results)}", telemetry(results)])
     _plot(results, ROOT / "docs" / "benchmarks.svg")
 
 
@@ -69,76 +69,27 @@ def _insert(path: Path, figures: list[str], what: str = "figures") -> None:
     path.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}")
 
 
-def _names(results: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys(cell["receiver"] for cell in results["cells"]))
-
-
-def _groups(results: dict[str, Any]) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
-    groups: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for cell in results["cells"]:
-        groups.setdefault((cell["sender"], cell["size"], cell["associations"]), {})[cell["receiver"]] = cell
-    return groups
-
-
-def _rates(results: dict[str, Any]) -> str:
-    names = _names(results)
-    lines = [f"| sender, size, associations | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for (sender, size, associations), cells in _groups(results).items():
-        mine = cells["ours"]["instances_per_s"]
-        shown = [f"**{mine:.0f}/s** ({cells['ours']['mb_per_s']:.0f} MB/s)"]
-        shown += [
-            f"{cells[name]['instances_per_s']:.0f}/s ({mine / cells[name]['instances_per_s']:.1f})"
-            for name in names[1:]
-        ]
-        lines.append(f"| {sender}, {size}, {associations} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
-def _costs(results: dict[str, Any]) -> str:
-    names = _names(results)
-    lines = [f"| CPU seconds per 1000 instances | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for (sender, size, associations), cells in _groups(results).items():
-        shown = [f"{cells[name]['cpu_s_per_1000']:.2f}" for name in names]
-        lines.append(f"| {sender}, {size}, {associations} | {' | '.join(shown)} |")
-    last = list(_groups(results).values())[-1]
-    lines.append("| peak RSS at the end, MiB | " + " | ".join(f"{last[n]['peak_rss_mib']:.0f}" for n in names) + " |")
-    return "\n".join(lines)
-
-
-def _extremes(results: dict[str, Any]) -> str:
-    lines = ["| one instance of 1 GiB | seconds | raised peak RSS by |", "|---|---|---|"]
-    for name, big in results["one_gibibyte"].items():
-        lines.append(f"| {name} | {big['seconds']:.1f} | {big['raised_rss_mib']:.0f} MiB |")
-    lines += ["", "| idle associations | | CPU, percent of one core |", "|---|---|---|"]
-    for name, (associations, percent) in results["idle"].items():
-        lines.append(f"| {name} | {associations} | {percent:.1f} |")
-    lines += ["", f"{results['cores']} cores, shared by senders and receivers."]
-    return "\n".join(lines)
-
-
-def _telemetry(results: dict[str, Any]) -> str:
-    lines = ["| telemetry | instances/s | to one that measures nothing | CPU seconds per 1000 instances |"]
-    lines.append("|---|---|---|---|")
-    for name, figures in results.get("telemetry", {}).items():
-        rate, ratio, cpu_s = (figures[column] for column in ("instances_per_s", "ratio", "cpu_s_per_1000"))
-        lines.append(f"| {name} | {rate:.0f} | {ratio:.3f} | {cpu_s:.3f} |")
-    return "\n".join(lines)
-
-
 def _plot(results: dict[str, Any], path: Path) -> None:
+    """A line for each row, a mark for each receiver."""
     mpl.rcParams["svg.hashsalt"] = "series-gateway"
-    groups, names = _groups(results), _names(results)
-    figure, axes = plt.subplots(figsize=(11, 5.5), layout="constrained")
-    width = 0.8 / len(names)
-    for n, name in enumerate(names):
-        rates = [cells[name]["instances_per_s"] for cells in groups.values()]
-        axes.bar([place + n * width for place in range(len(groups))], rates, width, label=name)
-    axes.set_yscale("log")
-    axes.set_ylabel("instances a second (log scale)")
-    labels = [f"{sender.replace(' ', chr(10))}\n{size}\n{associations} assoc." for sender, size, associations in groups]
-    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(groups))], labels, fontsize=8)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(ncols=3, fontsize=8)
+    rows = [row for part in results["parts"] for row in part["rows"]]
+    figure, axes = plt.subplots(figsize=(11, 2 + 0.3 * len(rows)), layout="constrained")
+    for name, marker in zip(names(rows), "*sP^o<DdvX", strict=False):
+        cells = [(n, row["cells"][name]) for n, row in enumerate(rows) if name in row["cells"]]
+        points = [(cell["images_per_s"], -n) for n, cell in cells if not cell["failed"]]
+        axes.plot(
+            [x for x, _ in points],
+            [y for _, y in points],
+            marker,
+            ms=10 if name == "ours" else 6,
+            alpha=0.8,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("images a second (log scale)")
+    axes.set_yticks([-n for n in range(len(rows))], [row["name"] for row in rows], fontsize=8)
+    axes.grid(alpha=0.3)
+    figure.legend(ncols=5, fontsize=8, loc="outside upper center")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

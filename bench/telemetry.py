@@ -19,15 +19,15 @@ import httpx
 import psutil
 from rich.console import Console
 
+from bench.rig.load import STORESCU_NODELAY, Load, Measured, Row, make_files
 from bench.rig.otlp import sink
 from bench.rig.processes import ROOT, Process, gateway, running, server, start_gateway
 from bench.rig.progress import bar
-from bench.rig.receivers import Receiver, make_files, measure
+from bench.rig.receivers import Listening, Receiver
 
 NOTHING, AS_IT_COMES, ALL = "nothing", "as it comes", "all"
-ASSOCIATIONS = 4
+ROW = Row(STORESCU_NODELAY, "33 KB", 4)
 ROUNDS = 15
-SIZE = "33 KB"
 
 MEASURES_NOTHING = """
 import asyncio, sys
@@ -54,22 +54,22 @@ commands.command_line(client.run)()
 
 
 @contextmanager
-def measuring_nothing(folder: Path) -> Iterator[Receiver]:
+def measuring_nothing(folder: Path) -> Iterator[Listening]:
     with server(folder) as (_, url):
         command = [sys.executable, "-c", MEASURES_NOTHING, str(ROOT), "--scp-port", "0", "--server-url", url]
         with running(Process("gateway", command, folder, GATEWAY_MIN_FREE_BYTES="0")) as process:
             port = int(process.wait_for_event("gateway.started")["port"])
-            yield Receiver(NOTHING, port, [psutil.Process(process.popen.pid)])
+            yield Listening(port, [psutil.Process(process.popen.pid)])
 
 
 @contextmanager
-def as_it_comes(folder: Path) -> Iterator[Receiver]:
+def as_it_comes(folder: Path) -> Iterator[Listening]:
     with server(folder) as (_, url), gateway(folder, url, min_free_bytes=0) as (process, port):
-        yield Receiver(AS_IT_COMES, port, [psutil.Process(process.popen.pid)])
+        yield Listening(port, [psutil.Process(process.popen.pid)])
 
 
 @contextmanager
-def all_of_it(folder: Path) -> Iterator[Receiver]:
+def all_of_it(folder: Path) -> Iterator[Listening]:
     stopped = threading.Event()
 
     def scrape(url: str) -> None:
@@ -84,34 +84,32 @@ def all_of_it(folder: Path) -> Iterator[Receiver]:
             scraping = threading.Thread(target=scrape, args=(f"http://127.0.0.1:{served['port']}/metrics",))
             scraping.start()
             try:
-                yield Receiver(ALL, port, [psutil.Process(process.popen.pid)])
+                yield Listening(port, [psutil.Process(process.popen.pid)])
             finally:
                 stopped.set()
                 scraping.join()
 
 
 def measure_telemetry(console: Console, rounds: int = ROUNDS) -> dict[str, Any]:
-    """Medians over rounds: instances a second as a ratio to a gateway that measures nothing, and CPU seconds."""
+    """Medians over rounds: images a second, as a ratio to a gateway that measures nothing too, and CPU time."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        files = make_files(folder)[SIZE]
-        everyone = []
-        for number, make in enumerate((measuring_nothing, as_it_comes, all_of_it)):
-            (home := folder / str(number)).mkdir()
-            everyone.append(stack.enter_context(make(home)))
-        cells: dict[str, list[Any]] = {receiver.name: [] for receiver in everyone}
+        load = Load(make_files(folder))
+        starts = {NOTHING: measuring_nothing, AS_IT_COMES: as_it_comes, ALL: all_of_it}
+        everyone = [stack.enter_context(Receiver(name, start, folder)) for name, start in starts.items()]
+        cells: dict[str, list[Measured]] = {receiver.name: [] for receiver in everyone}
         with bar(console, "telemetry", rounds * len(everyone)) as measured:
             for number in range(rounds):
                 for receiver in everyone if number % 2 else reversed(everyone):
-                    cells[receiver.name].append(measure(receiver, "storescu nodelay", SIZE, files, ASSOCIATIONS))
+                    cells[receiver.name].append(load.measure(receiver, ROW))
                     measured()
     results = {}
     for name, some in cells.items():
-        ratios = [cell.instances_per_s / base.instances_per_s for cell, base in zip(some, cells[NOTHING], strict=True)]
+        ratios = [cell.images_per_s / base.images_per_s for cell, base in zip(some, cells[NOTHING], strict=True)]
         results[name] = {
-            "instances_per_s": statistics.median(cell.instances_per_s for cell in some),
+            "images_per_s": statistics.median(cell.images_per_s for cell in some),
             "ratio": statistics.median(ratios),
-            "cpu_s_per_1000": statistics.median(cell.cpu_s_per_1000 for cell in some),
+            "cpu_us": statistics.median(cell.cpu_us for cell in some),
         }
     return results
 

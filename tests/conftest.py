@@ -52,6 +52,7 @@ __all__ = [
 MISSING.update(
     {
         "bash": lacking("bash", "bash"),
+        "cc": lacking("cc", "gcc libc6-dev"),
         "chromium": None if CHROMIUM else CHROMIUM_MISSING,
         "curl": lacking("curl", "curl"),
         "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,

@@ -1,12 +1,14 @@
 """An HTTP proxy between gateway and server that does to chosen requests what networks and dying servers do."""
 
 import asyncio
+import queue
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
+from typing import Any
 
 CANNED = "HTTP/1.1 {}\r\nContent-Length: 0\r\n{}Connection: close\r\n\r\n"
 
@@ -45,10 +47,8 @@ class Proxy:
                 _once(self, "on_request")
                 if not await self._handle(request, writer):
                     break
-        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        except (OSError, asyncio.IncompleteReadError):
             pass
-        finally:
-            writer.close()
 
     async def _handle(self, request: bytes, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; false where the connection ends with it."""
@@ -100,28 +100,45 @@ async def _message(reader: asyncio.StreamReader) -> bytes:
 
 
 @contextmanager
-def proxy() -> Iterator[Proxy]:
-    """A running proxy on a free port, on a loop in a thread of its own."""
-    serving, started = Proxy(), threading.Event()
+def served(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]) -> Iterator[int]:
+    """Serves connections on a free loopback port, on a loop in a thread of its own; yields the port.
+
+    A connection is closed when `serve` has ended, at the latest when the proxy does.
+    """
+    ports: queue.SimpleQueue[int] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
+    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = loop.create_task(serve(reader, writer))
+        connections[task] = writer
+        task.add_done_callback(lambda _: connections.pop(task).close())
+
     async def main() -> None:
-        server = await asyncio.start_server(serving.serve, "127.0.0.1", 0)
-        serving.port = server.sockets[0].getsockname()[1]
-        started.set()
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        ports.put(server.sockets[0].getsockname()[1])
         await stop.wait()
         server.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in connections:
             task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), name="proxy")
     thread.start()
-    started.wait()
     try:
-        yield serving
+        yield ports.get()
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
+
+
+@contextmanager
+def proxy() -> Iterator[Proxy]:
+    """A running proxy on a free port."""
+    serving = Proxy()
+    with served(serving.serve) as serving.port:
+        yield serving

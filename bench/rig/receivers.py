@@ -1,24 +1,26 @@
-"""Receivers that are measured, the images that are sent to them, and what one round of sending costs."""
+"""Receivers that are measured: ours, a floor, and others; each can be started again."""
 
-import os
+import re
 import shutil
 import socket
-import subprocess
+import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
-import pydicom
+from rich.console import Console
 
-from bench.rig.senders import synthetic_series
+from bench.rig.built import NotBuilt, compiled, dicom_rs
+from bench.rig.peers import ORTHANC, free_port, orthanc_process, wait_for_port
+from bench.rig.processes import Process, ProcessFailed, gateway, running, server
 
-STORESCP, STORESCU, DCMSEND = (shutil.which(name) for name in ("storescp", "storescu", "dcmsend"))
-SIZES = {"33 KB": (128, 1400), "525 KB": (512, 300)}
-"""Matrix size, and how many different files there are."""
-CELL_S = 1.5
-PROBE = 8  # images an association, to find out how many fill CELL_S
+IMAGES = "images"  # the folder for those that write files
+STORESCP = shutil.which("storescp")
+NODELAY = {"TCP_NODELAY": "1"}  # for the receivers built on DCMTK: their answers then do not wait either
 EMPTY_HANDLER = """
 import sys
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
@@ -32,90 +34,144 @@ ae.start_server(("127.0.0.1", int(sys.argv[1])), evt_handlers=[(evt.EVT_C_STORE,
 """Stock pynetdicom as a program that takes a port, and every storage class."""
 
 
-@dataclass
-class Receiver:
-    """One that is measured: where it listens, and its processes."""
+@dataclass(frozen=True)
+class Listening:
+    """A receiver that has started: its port, and the processes whose CPU time counts, the one that listens first."""
 
-    name: str
     port: int
     processes: list[psutil.Process]
+
+
+Start = Callable[[Path], AbstractContextManager[Listening]]
+"""Starts a receiver in a folder of its own."""
+
+
+class Receiver:
+    """One that is measured; a context manager."""
+
+    def __init__(self, name: str, start: Start, folder: Path) -> None:
+        self.name = name
+        self._start = start
+        self._folder = folder
+        self._starts = 0
+        self._images = folder
+        self._running: AbstractContextManager[Listening] | None = None
+        self._listening = Listening(0, [])
+
+    def __enter__(self) -> "Receiver":
+        folder = self._folder / re.sub(r"\W+", "-", f"{self.name} {self._starts}")
+        (folder / IMAGES).mkdir(parents=True)
+        self._starts += 1
+        self._images = folder / IMAGES
+        self._running = self._start(folder)
+        self._listening = self._running.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running is not None:
+            with suppress(ProcessFailed):  # it had to be killed
+                self._running.__exit__(None, None, None)
+
+    def restart(self) -> None:
+        """Starts it anew, with nothing of before."""
+        self.__exit__()
+        self.__enter__()
+
+    def forget(self) -> None:
+        """Deletes the files that it wrote, if it writes any: a long run would fill the disk."""
+        for path in self._images.iterdir():
+            path.unlink()
+
+    @property
+    def port(self) -> int:
+        return self._listening.port
 
     def cpu_s(self) -> float:
         """CPU seconds so far, children included; a connection makes DCMTK's receiver collect those that ended."""
         if self.name.startswith("storescp"):
-            socket.create_connection(("127.0.0.1", self.port), 5).close()
+            with suppress(OSError):
+                socket.create_connection(("127.0.0.1", self.port), 5).close()
             time.sleep(0.1)
-        everyone = [p for process in self.processes for p in (process, *process.children(recursive=True))]
-        times = []
-        for process in everyone:
-            with suppress(psutil.NoSuchProcess):
-                times.append(process.cpu_times())
-        return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+        used_s = 0.0
+        for process in self._listening.processes:
+            with suppress(psutil.NoSuchProcess, OSError):
+                ended = process.cpu_times()
+                used_s += process_cpu_s(process.pid) + ended.children_user + ended.children_system
+                used_s += sum(process_cpu_s(child.pid) for child in process.children(recursive=True))
+        return used_s
 
     def peak_rss_mib(self) -> float:
         """Of the process that listens."""
-        status = Path(f"/proc/{self.processes[0].pid}/status").read_text()
+        status = Path(f"/proc/{self._listening.processes[0].pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-@dataclass
-class Cell:
-    """What one receiver did in one cell: medians over the rounds."""
+def process_cpu_s(pid: int) -> float:
+    """CPU seconds of a process, its threads that ended included, without the 10 ms steps of /proc.
 
-    receiver: str
-    sender: str
-    size: str
-    associations: int
-    instances_per_s: float
-    mb_per_s: float
-    cpu_s_per_1000: float
-    peak_rss_mib: float
+    This is the clock that clock_getcpuclockid(3) names. Raises OSError if there is no such process.
+    """
+    return time.clock_gettime(~pid << 3 | 2)
 
 
-def make_files(folder: Path) -> dict[str, list[str]]:
-    """CT images of each size, in series of 20."""
-    files: dict[str, list[str]] = {}
-    for size, (matrix, count) in SIZES.items():
-        files[size] = []
-        for ds in (ds for _ in range(count // 20) for ds in synthetic_series(20)):
-            ds.Rows = ds.Columns = matrix
-            ds.PixelData = bytes(2 * matrix * matrix)
-            path = folder / f"{ds.SOPInstanceUID}.dcm"
-            pydicom.dcmwrite(path, ds, enforce_file_format=True)
-            files[size].append(str(path))
-    return files
+def ours(**settings: Any) -> Start:
+    """Gateway and server."""
+
+    @contextmanager
+    def start(folder: Path) -> Iterator[Listening]:
+        limits = {"min_free_bytes": 0, "max_associations": 1000, "max_connections_per_peer": 1000}
+        with server(folder) as (http, url), gateway(folder, url, **limits, **settings) as (process, port):
+            yield Listening(port, [psutil.Process(process.popen.pid), psutil.Process(http.popen.pid)])
+
+    return start
 
 
-def send(receiver: Receiver, sender: str, files: list[str], associations: int, each: int) -> float:
-    """Send `each` images over each association at once; seconds."""
-    tool, environment = (DCMSEND if sender == "dcmsend" else STORESCU), dict(os.environ)
-    if sender == "storescu nodelay":
-        environment["TCP_NODELAY"] = "1"
-    target = [str(tool), "-aec", "STORESCP", "127.0.0.1", str(receiver.port)]
-    parts = [[files[(n * each + i) % len(files)] for i in range(each)] for n in range(associations)]
-    began = time.monotonic()
-    senders = [subprocess.Popen([*target, *part], env=environment, stderr=subprocess.DEVNULL) for part in parts]
-    codes = [sender.wait() for sender in senders]
-    if any(codes):
-        raise RuntimeError(f"{receiver.name}: {sender} ended with {codes}")
-    return time.monotonic() - began
+def command(make: Callable[[int], list[str]]) -> Start:
+    """A receiver that is one command."""
+
+    @contextmanager
+    def start(folder: Path) -> Iterator[Listening]:
+        port = free_port()
+        with running(Process(folder.name, make(port), folder, **NODELAY)) as process:
+            wait_for_port(port, 30)
+            yield Listening(port, [psutil.Process(process.popen.pid)])
+
+    return start
 
 
-def measure(receiver: Receiver, sender: str, size: str, files: list[str], associations: int) -> Cell:
-    """One round of one cell: a probe, then as many images as fill CELL_S."""
-    rate = PROBE * associations / send(receiver, sender, files, associations, PROBE)
-    each = max(PROBE, min(int(rate * CELL_S / associations), len(files) // associations))
-    cpu_s = receiver.cpu_s()
-    took_s = send(receiver, sender, files, associations, each)
-    count = each * associations
-    matrix, _ = SIZES[size]
-    return Cell(
-        receiver.name,
-        sender,
-        size,
-        associations,
-        count / took_s,
-        count * 2 * matrix * matrix / took_s / 1e6,
-        (receiver.cpu_s() - cpu_s) / count * 1000,
-        receiver.peak_rss_mib(),
+@contextmanager
+def orthanc_peer(folder: Path) -> Iterator[Listening]:
+    port = free_port()
+    with orthanc_process(folder, port, free_port(), {}, **NODELAY) as process:
+        yield Listening(port, [psutil.Process(process.popen.pid)])
+
+
+def receivers(folder: Path, console: Console, cargo: str | None) -> list[Receiver]:
+    """Returns all that are installed or can be built, dicom-rs by `cargo`, not started yet; the others are named."""
+    starts = {"ours": ours(), "ours, 2 workers": ours(workers=2)}
+    try:
+        floor = str(compiled("floor"))
+        starts["floor"] = command(lambda port: [floor, "floor", str(port)])
+    except NotBuilt as error:
+        console.print(f"missing: the floor: {error}")
+    if STORESCP:
+        scp = [STORESCP, "--fork"]
+        starts["storescp --ignore"] = command(lambda port: [*scp, "--ignore", str(port)])
+        starts["storescp -B"] = command(lambda port: [*scp, "-B", "-od", IMAGES, str(port)])
+    else:
+        console.print("missing: DCMTK (Debian: apt-get install dcmtk)")
+    try:
+        rust = str(dicom_rs(cargo) / "dicom-storescp")
+        starts["dicom-rs storescp"] = command(lambda port: [rust, "--non-blocking", "-o", IMAGES, "-p", str(port)])
+    except NotBuilt as error:
+        console.print(f"missing: {error}")
+    if ORTHANC:
+        starts["Orthanc"] = orthanc_peer
+    else:
+        console.print("missing: Orthanc (Debian: apt-get install orthanc)")
+    python = sys.executable
+    starts["pynetdicom storescp"] = command(
+        lambda port: [python, "-m", "pynetdicom", "storescp", "-od", IMAGES, str(port)]
     )
+    starts["pynetdicom empty"] = command(lambda port: [python, "-c", EMPTY_HANDLER, str(port)])
+    return [Receiver(name, start, folder) for name, start in starts.items()]
