@@ -22,7 +22,7 @@ from db import Database
 from storage.engine import DatabaseUnusable, Engine
 from storage.move import TABLES, move, rows_of
 from storage.schema import counters
-from tests.factories import STUDY, make_report, make_state
+from tests.rig.factories import STUDY, make_report, make_state
 
 
 def ours(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from bench.rig.processes import ROOT, gateway, server
 from gateway.journal import Journal
 from models import SeriesKey
 from tests.e2e.test_main_job import new_series, send, wait_for_counts
-from tests.factories import SERIES, UNBOUNDED, make_instance
+from tests.rig.factories import SERIES, UNBOUNDED, make_instance
 
 NOWHERE = "http://127.0.0.1:9"
 

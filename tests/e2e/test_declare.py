@@ -16,7 +16,7 @@ from tests.e2e.test_admin import answer, ours, served
 from tests.e2e.test_documented_commands import filled, line, shell
 from tests.e2e.test_main_job import new_series, record, send
 from tests.e2e.test_on_complete import once, ran, script, until
-from tests.factories import SERIES, make_report
+from tests.rig.factories import SERIES, make_report
 
 JOBS = (ROOT / "docs" / "jobs.md").read_text()
 HELD_OPEN = {"idle_timeout_s": 3600, "idle_policy": "fixed"}

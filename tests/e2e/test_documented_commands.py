@@ -16,7 +16,7 @@ from pydicom.data import get_testdata_file
 
 from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
 from tests.e2e.test_main_job import new_series, write
-from tests.factories import SERIES, STUDY, make_report
+from tests.rig.factories import SERIES, STUDY, make_report
 
 README = (ROOT / "README.md").read_text()
 TRY = (ROOT / "docs" / "try.md").read_text()

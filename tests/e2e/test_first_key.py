@@ -14,8 +14,8 @@ from bench.rig.processes import ROOT, server, start_gateway
 from common.settings import ServerSettings
 from tests.e2e.test_admin import answer, ours, status
 from tests.e2e.test_check import said
-from tests.factories import make_report, make_state
-from tests.terminals import on_a_terminal, plain
+from tests.rig.factories import make_report, make_state
+from tests.rig.terminals import on_a_terminal, plain
 
 READER = ("keys", "create", "ai", "--scope", "series:read")
 

@@ -20,9 +20,9 @@ from bench.rig.processes import ROOT, Process, running, without_settings
 from tests.e2e.test_documented_commands import filled
 from tests.e2e.test_keys import send
 from tests.e2e.test_main_job import new_series, write
-from tests.factories import SERIES
-from tests.papers import commands
-from tests.terminals import Terminal, on_a_terminal, plain
+from tests.rig.factories import SERIES
+from tests.rig.papers import commands
+from tests.rig.terminals import Terminal, on_a_terminal, plain
 
 PYTHON = sys.executable
 GUIDE = ROOT / "docs" / "first-day.md"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.rig.processes import ROOT, Process, running, without_settings
-from tests.terminals import on_a_terminal, plain
+from tests.rig.terminals import on_a_terminal, plain
 
 INSTALL = [sys.executable, "-S", "-m", "bench.install"]  # -S: nothing is installed yet
 BACKEND = """

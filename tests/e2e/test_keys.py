@@ -18,7 +18,7 @@ from pynetdicom.presentation import build_context
 
 from bench.rig.processes import ROOT, Process, running, start_gateway
 from bench.rig.senders import pure_scu
-from tests.factories import SERIES, make_dataset
+from tests.rig.factories import SERIES, make_dataset
 
 
 @pytest.fixture

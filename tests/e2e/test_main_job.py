@@ -26,7 +26,7 @@ from bench.demo import expected, send_interleaved, studies
 from bench.rig.peers import orthanc
 from bench.rig.processes import ROOT, Process, gateway, server
 from bench.rig.senders import pure_scu
-from tests.factories import STUDY, make_dataset
+from tests.rig.factories import STUDY, make_dataset
 
 TINY_ALPHA = 50
 numbers = itertools.count(1)

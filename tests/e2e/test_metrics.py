@@ -10,7 +10,7 @@ from pydicom.uid import generate_uid
 
 from bench.rig.processes import Process, gateway, server
 from tests.e2e.test_main_job import association, new_series, send
-from tests.factories import encode, make_dataset
+from tests.rig.factories import encode, make_dataset
 
 Samples = dict[tuple[str, ...], float]
 

@@ -21,8 +21,8 @@ import pytest
 from bench.rig.processes import ROOT, Process, make_key, running, server, start_gateway, start_server, without_settings
 from bench.rig.senders import sending, synthetic_image
 from tests.e2e.test_documented_commands import filled, line
-from tests.factories import STUDY, make_report
-from tests.terminals import on_a_terminal
+from tests.rig.factories import STUDY, make_report
+from tests.rig.terminals import on_a_terminal
 
 JOBS = (ROOT / "docs" / "jobs.md").read_text()
 SCRIPT = '#!/bin/sh\necho "$1 $REVISION $KIND $VERDICT $NUM_INSTANCES $MISSING" >> ran\n'

@@ -16,8 +16,8 @@ from sqlalchemy import update
 from api.operations import operations
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS
 from storage.schema import gateways
-from tests.factories import SERIES, arriving, make_report, make_state
-from tests.serving import START_TIMEOUT_S, Serving, serving
+from tests.rig.factories import SERIES, arriving, make_report, make_state
+from tests.rig.serving import START_TIMEOUT_S, Serving, serving
 
 pytestmark = [pytest.mark.peer("chromium")]
 TIMEOUT_MS = 60_000

@@ -27,7 +27,7 @@ from storage.engine import _migrations, revisions
 from storage.schema import dead_changes, webhooks
 from tests.e2e.test_admin import ours
 from tests.e2e.test_check import READY, said, some_server
-from tests.factories import make_report, make_state
+from tests.rig.factories import make_report, make_state
 
 
 @pytest.fixture(autouse=True)

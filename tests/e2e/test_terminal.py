@@ -12,8 +12,8 @@ from bench.rig.processes import ROOT, gateway, server
 from console.shell_completion import MARK
 from tests.e2e.test_commands import NOWHERE, client_json
 from tests.e2e.test_main_job import new_series, send
-from tests.factories import make_report
-from tests.terminals import on_a_terminal, plain, screen
+from tests.rig.factories import make_report
+from tests.rig.terminals import on_a_terminal, plain, screen
 
 GATEWAY = [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"]
 PORT = r"(?<=STORESCP 127\.0\.0\.1:)[1-9]\d*(?=  up 0:\d\d:\d\d)"

@@ -20,7 +20,7 @@ from server import create_app
 from storage.key_reader import SCOPES
 from storage.keys import Keys
 from storage.schema import api_keys
-from tests.factories import make_report
+from tests.rig.factories import make_report
 
 ASK = Callable[..., Any]
 KNOWN = f"/series/{MINIMAL_REPORT['SeriesInstanceUID']}"

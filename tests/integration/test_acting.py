@@ -20,7 +20,7 @@ from common.settings import ServerSettings
 from db import Database
 from server import create_app
 from storage.webhooks import FOR_EVER
-from tests.factories import SERIES, make_report, make_state
+from tests.rig.factories import SERIES, make_report, make_state
 
 HOST = "gateway.example"
 OWN = {"Origin": f"https://{HOST}"}

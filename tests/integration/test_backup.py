@@ -24,7 +24,7 @@ from bench.rig.postgres import new_database
 from bench.rig.processes import ROOT, server
 from db import Database
 from storage.schema import purged
-from tests.factories import STUDY, make_report
+from tests.rig.factories import STUDY, make_report
 
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 

@@ -20,9 +20,9 @@ from common.connections import DEAD_AFTER_S, OF_POSTGRESQL, PROBE_AFTER_S, notic
 from common.settings import ServerSettings
 from db import Database
 from storage.engine import DatabaseUnavailable
-from tests.factories import make_report
 from tests.integration.test_scp_limits import serving as serving_scp
-from tests.serving import serving
+from tests.rig.factories import make_report
+from tests.rig.serving import serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is accepted inherits it on Linux")
 OF_OUR_OWN = pytest.mark.skipif(missing_own() is not None, reason="only a PostgreSQL of our own listens on TCP")

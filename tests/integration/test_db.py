@@ -31,8 +31,8 @@ from storage.engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusabl
 from storage.listing import Listing, select_listed
 from storage.move import move
 from storage.schema import instances, metadata
-from tests.factories import SERIES, STUDY, make_report
-from tests.migrating import downgrade
+from tests.rig.factories import SERIES, STUDY, make_report
+from tests.rig.migrating import downgrade
 
 
 @pytest.fixture

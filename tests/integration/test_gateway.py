@@ -20,10 +20,10 @@ from common.settings import GatewaySettings, load
 from dicom.statuses import SUCCESS
 from gateway.journal import Journal
 from models import GatewayState
-from tests.factories import SERIES, UNBOUNDED, make_dataset
 from tests.integration.test_pacs import counts, foreign_pacs, held, uids_of
 from tests.integration.test_scp import associated
-from tests.serving import Serving, serving
+from tests.rig.factories import SERIES, UNBOUNDED, make_dataset
+from tests.rig.serving import Serving, serving
 
 WITHIN_S = 120.0
 

@@ -13,11 +13,11 @@ import pytest
 
 from dicom.statuses import SUCCESS
 from models import SeriesReport
-from tests.factories import SERIES, STUDY, make_dataset
 from tests.integration.test_gateway import WITHIN_S, running
 from tests.integration.test_pacs import foreign_pacs
 from tests.integration.test_pacs_studies import NOTHING, saying, study
 from tests.integration.test_scp import associated
+from tests.rig.factories import SERIES, STUDY, make_dataset
 from tests.unit.test_dispatcher import stored
 
 

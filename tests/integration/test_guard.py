@@ -17,7 +17,7 @@ from common import metrics
 from common.settings import ServerSettings
 from server import create_app
 from storage.engine import DatabaseUnavailable
-from tests.factories import SERIES, make_report, make_state
+from tests.rig.factories import SERIES, make_report, make_state
 
 READ = ("series:read",)
 

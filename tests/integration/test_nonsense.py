@@ -19,7 +19,7 @@ from api.examples import GATEWAY_REPORT
 from common.settings import ServerSettings
 from models import MAX_ATTRIBUTE, MAX_DESCRIPTION, MAX_VALUE, MAX_VALUES, MOST
 from server import create_app
-from tests.factories import make_state
+from tests.rig.factories import make_state
 
 SERIES = GATEWAY_REPORT["SeriesInstanceUID"]
 READ = (

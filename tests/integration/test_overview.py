@@ -27,7 +27,7 @@ from storage.keys import Keys
 from storage.listing import Listing
 from storage.purge import SERIES_AT_ONCE
 from storage.stored import LOOKED_THROUGH, Wanted
-from tests.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
+from tests.rig.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
 
 
 async def tell(http: httpx.AsyncClient, state: dict[str, Any]) -> None:

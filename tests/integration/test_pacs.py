@@ -48,7 +48,7 @@ from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, retrieved, status_
 from gateway.pacs import Pacs
 from gateway.questions import Answer, Question
 from models import Instance, SeriesKey, SeriesReport, Uid
-from tests.factories import SERIES, STUDY, make_dataset
+from tests.rig.factories import SERIES, STUDY, make_dataset
 
 KEY = SeriesKey(STUDY, SERIES, "P1")
 UIDS = [f"{SERIES}.{n}" for n in range(1, 4)]

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from gateway.questions import Answer
-from tests.factories import SERIES
 from tests.integration.test_pacs import UIDS, about, asking, element
+from tests.rig.factories import SERIES
 
 PENDING, SUCCESS = b"\x00\xff", b"\x00\x00"
 

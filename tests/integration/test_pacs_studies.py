@@ -22,7 +22,6 @@ from dicom.scu import Line, PacsUnavailable
 from gateway.questions import Answer
 from gateway.study_counts import PAUSE_S, REFUSALS, StudyManners
 from models import CountsOfStudy, SeriesReport
-from tests.factories import SERIES, STUDY
 from tests.integration.test_pacs import (
     IDENTIFIERS,
     KEY,
@@ -37,6 +36,7 @@ from tests.integration.test_pacs import (
     raw,
     serving,
 )
+from tests.rig.factories import SERIES, STUDY
 
 
 def study(ds: Dataset, series: Any = 2, instances: Any = 7, uid: str = STUDY) -> tuple[int, Dataset]:

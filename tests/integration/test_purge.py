@@ -18,7 +18,7 @@ from storage.engine import Engine
 from storage.move import TABLES, move
 from storage.purge import CHANGES_AT_ONCE, ChangeBatch, SeriesBatch
 from storage.schema import changes, orders, series, timeline
-from tests.factories import STUDY, arriving, make_report, make_state
+from tests.rig.factories import STUDY, arriving, make_report, make_state
 
 OLD = datetime(2020, 1, 1, tzinfo=UTC)
 BEFORE = datetime(2021, 1, 1, tzinfo=UTC)

@@ -31,7 +31,7 @@ from dicom.listening import CannotListen
 from dicom.statuses import CANNOT_UNDERSTAND, DATA_SET_MISMATCH, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from models import Instance
 from scp import Arrival, HandleStore, enqueue, serve_scp
-from tests.factories import SERIES, STUDY, make_dataset
+from tests.rig.factories import SERIES, STUDY, make_dataset
 
 PRIVATE_SOP_CLASS = "1.2.826.0.1.3680043.10.99.1"
 PRIVATE_TRANSFER_SYNTAX = "1.2.826.0.1.3680043.10.99.2"

@@ -29,8 +29,8 @@ from common.settings import GatewaySettings, SettingsError, load
 from dicom.tls import BadCertificate, tls_context
 from models import Association
 from scp import serve_scp
-from tests.factories import encode, make_dataset
 from tests.integration.test_scp import Kept, unsaturated
+from tests.rig.factories import encode, make_dataset
 from tests.unit.test_upper_layer import ECHO, RELEASE_RQ, SOP_INSTANCE, command, element, p_data, pdv, store
 
 ABORTED = b"\x07\x00\x00\x00\x00\x04"

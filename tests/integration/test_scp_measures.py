@@ -12,9 +12,9 @@ from common.settings import GatewaySettings
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from models import Association, Instance
 from scp import serve_scp
-from tests.factories import SERIES, make_dataset
 from tests.integration.test_scp import Kept, associated, settings, unsaturated
 from tests.integration.test_scp_limits import Raw
+from tests.rig.factories import SERIES, make_dataset
 from tests.unit.test_upper_layer import RELEASE_RQ, p_data, pdv
 
 COUNTED: Mapping[str, Counter] = {

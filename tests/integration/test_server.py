@@ -23,7 +23,7 @@ from gateway.server_client import _is_about_the_report, ask
 from server import create_app
 from storage.engine import Engine, _sqlite
 from storage.keys import Keys
-from tests.factories import make_report
+from tests.rig.factories import make_report
 
 
 @pytest.fixture

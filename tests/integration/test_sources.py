@@ -16,8 +16,8 @@ from db import Database
 from models import GatewayState, SeriesReport
 from storage.rhythm import KEPT_HOURS, UNUSUAL
 from storage.schema import source_hours, sources
-from tests.factories import STUDY, make_report, make_state
-from tests.migrating import downgrade
+from tests.rig.factories import STUDY, make_report, make_state
+from tests.rig.migrating import downgrade
 
 NOW = datetime.now(UTC)
 CT = "CT1 CT"

@@ -14,7 +14,7 @@ from api.follower import AT_ONCE, KEPT, Follower
 from api.stream import Events
 from db import Database
 from models import Change, Subjects
-from tests.factories import STUDY, make_report
+from tests.rig.factories import STUDY, make_report
 
 
 class Counted:

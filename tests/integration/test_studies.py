@@ -29,8 +29,8 @@ from storage.schema import series, studies
 from storage.studies import Terms
 from storage.study_declarations import DeclaredStudy
 from storage.study_rules import COUNT_WAIT, DECLARED_WITHIN, TRUSTED_AFTER
-from tests.factories import STUDY, arriving, make_report, make_state
-from tests.migrating import downgrade
+from tests.rig.factories import STUDY, arriving, make_report, make_state
+from tests.rig.migrating import downgrade
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 OTHER = f"{STUDY}.999"

@@ -22,7 +22,7 @@ from db import Database, select_changes
 from models import GatewayState, SeriesReport
 from storage import study_views
 from storage.listing import StudyListing, select_listed
-from tests.factories import RECEIVED_AT, make_report, make_state
+from tests.rig.factories import RECEIVED_AT, make_report, make_state
 
 WHY = {"Because": "the scan was stopped"}
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

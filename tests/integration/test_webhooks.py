@@ -27,7 +27,7 @@ from db import Database
 from models import Change, SeriesReport
 from storage.schema import webhooks
 from storage.webhooks import new_secret
-from tests.factories import SERIES, STUDY, make_report
+from tests.rig.factories import SERIES, STUDY, make_report
 
 
 class Receiver:

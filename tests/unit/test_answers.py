@@ -33,7 +33,7 @@ from gateway.server_client import (
 )
 from models import Change, GatewayState, SeriesRecord
 from storage.webhooks import new_secret
-from tests.factories import make_instance, make_report, make_state, memory_journal
+from tests.rig.factories import make_instance, make_report, make_state, memory_journal
 from tests.unit.test_dispatcher import stored
 
 REPORT = make_report("1").model_dump_json()

@@ -25,7 +25,7 @@ from gateway.journal import Journal, JournalUnavailable
 from gateway.journal_rows import Waiting
 from gateway.operations import dead_letter_operations
 from models import SeriesKey, SeriesRecord, SeriesReport
-from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
+from tests.rig.factories import RECEIVED_AT, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 Answer = Callable[[SeriesReport], Awaitable[httpx.Response]]

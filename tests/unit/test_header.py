@@ -44,7 +44,7 @@ from dicom.header import (
 from dicom.walk import MAX_ITEMS, MAX_VALUE_BYTES
 from gateway.idle import Fixed
 from models import INSTANCE_KEYWORDS, Instance
-from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset
+from tests.rig.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset
 
 SHIPPED = sorted(path for path in (Path(pydicom.__file__).parent / "data").rglob("*") if path.is_file())
 SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.rooms import MAY_IMPORT
-from tests.papers import SOURCES
+from tests.rig.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 DOORS = ("models", "scp", "client", "db", "server")

@@ -23,7 +23,7 @@ from gateway.journal import Bounds, Journal, JournalUnavailable
 from gateway.journal_file import SCHEMA_VERSION, SCHEMAS
 from gateway.journal_reader import JournalUnusable, read
 from models import Instance, SeriesKey, SeriesReport
-from tests.factories import RECEIVED_AT, UNBOUNDED, collector_of, make_instance, make_report
+from tests.rig.factories import RECEIVED_AT, UNBOUNDED, collector_of, make_instance, make_report
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from common.control import NotRunning, request, serve_control
 from gateway.journal import Journal
 from gateway.journal_file import BESIDE, SCHEMA_VERSION, _set_aside, connect_or_set_aside
 from gateway.journal_reader import JournalUnusable, read
-from tests.factories import UNBOUNDED, make_instance, make_report
+from tests.rig.factories import UNBOUNDED, make_instance, make_report
 
 
 @pytest.fixture

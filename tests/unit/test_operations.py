@@ -7,7 +7,7 @@ import pytest
 
 from api.cli.commands import command_line as of_server
 from common.settings import GatewaySettings, ServerSettings, variable
-from tests.papers import DOCUMENTS, ROOT, SOURCES
+from tests.rig.papers import DOCUMENTS, ROOT, SOURCES
 
 GUIDE = (ROOT / "docs" / "operations.md").read_text()
 SETTINGS = {variable(cls, name) for cls in (GatewaySettings, ServerSettings) for name in cls.model_fields}

@@ -31,7 +31,7 @@ from storage.study_rules import (
     reopened,
     taken,
 )
-from tests.factories import SERIES, STUDY, make_report
+from tests.rig.factories import SERIES, STUDY, make_report
 
 LAST = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SILENCE = timedelta(minutes=10)

@@ -22,7 +22,7 @@ from gateway.open_series import (
 )
 from gateway.questions import Answer, Question
 from models import Association, CountsOfStudy, Instance, SeriesReport
-from tests.factories import RECEIVED_AT, SERIES, collector_of, make_instance
+from tests.rig.factories import RECEIVED_AT, SERIES, collector_of, make_instance
 
 ANSWER_S = 0.05
 numbers = count(1)

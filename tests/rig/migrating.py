@@ -7,7 +7,7 @@ import alembic.config
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 
-MIGRATIONS = Path(__file__).parents[1] / "storage" / "migrations"
+MIGRATIONS = Path(__file__).parents[2] / "storage" / "migrations"
 
 
 async def downgrade(url: str, version: str) -> None:
