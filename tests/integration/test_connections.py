@@ -20,7 +20,7 @@ from common.connections import DEAD_AFTER_S, OF_POSTGRESQL, PROBE_AFTER_S, notic
 from common.settings import ServerSettings
 from db import Database
 from storage.engine import DatabaseUnavailable
-from tests.integration.test_scp_limits import serving as serving_scp
+from tests.rig.associations import listening
 from tests.rig.factories import make_report
 from tests.rig.serving import serving
 
@@ -51,7 +51,7 @@ def watched(peer: tuple[str, int]) -> list[tuple[int, int, int]]:
 
 
 async def test_an_association_ends_when_its_sender_vanishes() -> None:
-    async with serving_scp() as (port, _):
+    async with listening() as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(associate_rq())
         await reader.readexactly(1)  # it is accepted

@@ -27,7 +27,7 @@ from db import Database
 from models import SeriesReport
 from storage.matching import Like, Match, OneOf, Range
 from storage.search import Level, Search, select_page
-from tests.integration.test_qido_oracle import is_like, is_named
+from tests.rig.qido import is_like, is_named
 
 OHIF = {"limit": "101", "offset": "0", "fuzzymatching": "false", "includefield": "00081030,00080060"}
 

@@ -13,12 +13,10 @@ import pytest
 
 from dicom.statuses import SUCCESS
 from models import SeriesReport
-from tests.integration.test_gateway import WITHIN_S, running
-from tests.integration.test_pacs import foreign_pacs
-from tests.integration.test_pacs_studies import NOTHING, saying, study
-from tests.integration.test_scp import associated
-from tests.rig.factories import SERIES, STUDY, make_dataset
-from tests.unit.test_dispatcher import stored
+from tests.rig.associations import associated
+from tests.rig.factories import SERIES, STUDY, make_dataset, stored
+from tests.rig.foreign_pacs import NOTHING, foreign_pacs, saying, study
+from tests.rig.gateways import WITHIN_S, running
 
 
 class Ordering(ThreadingHTTPServer):

@@ -12,10 +12,9 @@ from common.settings import GatewaySettings
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from models import Association, Instance
 from scp import serve_scp
-from tests.integration.test_scp import Kept, associated, settings, unsaturated
-from tests.integration.test_scp_limits import Raw
+from tests.rig.associations import Kept, Raw, associated, settings, unsaturated
 from tests.rig.factories import SERIES, make_dataset
-from tests.unit.test_upper_layer import RELEASE_RQ, p_data, pdv
+from tests.rig.pdus import RELEASE_RQ, p_data, pdv
 
 COUNTED: Mapping[str, Counter] = {
     "associations": metrics.associations,

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
@@ -19,7 +20,7 @@ from gateway.collector import SeriesCollector
 from gateway.idle import IdlePolicy
 from gateway.journal import Bounds, Journal
 from gateway.journal_file import connect
-from models import MAX_SLOTS, GatewayState, Instance, SeriesReport
+from models import MAX_SLOTS, GatewayState, Instance, SeriesRecord, SeriesReport
 
 STUDY = "1.2.826.0.1.3680043.10.1"
 SERIES = f"{STUDY}.1"
@@ -142,3 +143,21 @@ def collector_of(policy: IdlePolicy, *, max_open_s: float = 1e9, **options: Any)
         wall_clock=lambda at: RECEIVED_AT + timedelta(seconds=at),
         **options,
     )
+
+
+def stored(report: SeriesReport) -> httpx.Response:
+    """Returns the server's answer to a report that it has stored."""
+    record = SeriesRecord(
+        **report.model_dump(include={"SeriesInstanceUID", "PatientID", "PatientName", "StudyInstanceUID", "Verdict"}),
+        NumInstances=report.NumInstances,
+        Modality="CT",
+        Attributes={},
+        Undecoded={},
+        Revision=1,
+        ExpectedInstances=None,
+        FirstReceivedAt=None,
+        LastReceivedAt=None,
+        UpdatedAt=RECEIVED_AT,
+        Conflicts=0,
+    )
+    return httpx.Response(200, content=record.model_dump_json())

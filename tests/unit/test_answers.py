@@ -33,8 +33,7 @@ from gateway.server_client import (
 )
 from models import Change, GatewayState, SeriesRecord
 from storage.webhooks import new_secret
-from tests.rig.factories import make_instance, make_report, make_state, memory_journal
-from tests.unit.test_dispatcher import stored
+from tests.rig.factories import make_instance, make_report, make_state, memory_journal, stored
 
 REPORT = make_report("1").model_dump_json()
 STATE = GatewayState.model_validate(make_state("gateway"))

@@ -22,8 +22,7 @@ from gateway.cli.process import run_main
 from gateway.dispatcher import SeriesDispatcher
 from gateway.server_client import Bearer, CannotCall, server_client, stored_instances
 from models import SeriesReport
-from tests.rig.factories import make_instance, make_report, memory_journal
-from tests.unit.test_dispatcher import stored
+from tests.rig.factories import make_instance, make_report, memory_journal, stored
 
 KEY = "k3y-n0b0dy-may-see"
 UIDS = ["1.2.3"]

@@ -25,27 +25,10 @@ from gateway.journal import Journal, JournalUnavailable
 from gateway.journal_rows import Waiting
 from gateway.operations import dead_letter_operations
 from models import SeriesKey, SeriesRecord, SeriesReport
-from tests.rig.factories import RECEIVED_AT, make_instance, make_report, memory_journal
+from tests.rig.factories import RECEIVED_AT, make_instance, make_report, memory_journal, stored
 
 pytestmark = pytest.mark.virtual_time
 Answer = Callable[[SeriesReport], Awaitable[httpx.Response]]
-
-
-def stored(report: SeriesReport) -> httpx.Response:
-    record = SeriesRecord(
-        **report.model_dump(include={"SeriesInstanceUID", "PatientID", "PatientName", "StudyInstanceUID", "Verdict"}),
-        NumInstances=report.NumInstances,
-        Modality="CT",
-        Attributes={},
-        Undecoded={},
-        Revision=1,
-        ExpectedInstances=None,
-        FirstReceivedAt=None,
-        LastReceivedAt=None,
-        UpdatedAt=RECEIVED_AT,
-        Conflicts=0,
-    )
-    return httpx.Response(200, content=record.model_dump_json())
 
 
 class Line:
