@@ -18,8 +18,8 @@ from pydicom.sequence import Sequence
 from bench.rig.otlp import sink
 from bench.rig.processes import ROOT, Process, running, start_gateway, start_server, without_settings
 from bench.rig.senders import associate_rq
-from tests.e2e.test_main_job import association, new_series, send
 from tests.rig.foreign_pacs import foreign_pacs, match
+from tests.rig.sending import association, new_series, send
 
 pytestmark = pytest.mark.slow
 MARK = "QZMARK"

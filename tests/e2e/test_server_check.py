@@ -25,9 +25,9 @@ from db import Database
 from models import GatewayState
 from storage.engine import _migrations, revisions
 from storage.schema import dead_changes, webhooks
-from tests.e2e.test_admin import ours
-from tests.e2e.test_check import READY, said, some_server
+from tests.rig.commands import server_command
 from tests.rig.factories import make_report, make_state
+from tests.rig.findings import READY, said, some_server
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +52,11 @@ async def made(url: str) -> None:
 @pytest.mark.slow
 def test_all_is_well_beside_a_running_server(tmp_path: Path, database_url: str) -> None:
     scopes = ("--scope", "series:write", "--scope", "series:read")
-    ours(database_url, "keys", "create", "gateway-1", *scopes)
+    server_command(database_url, "keys", "create", "gateway-1", *scopes)
     with server(tmp_path, DATABASE_URL=database_url) as (_, url):
-        done = ours(database_url, "check", "--json", "--url", url)
+        done = server_command(database_url, "check", "--json", "--url", url)
         port = url.rpartition(":")[2]
-        out = ours(database_url, "check", "--port", port).stdout
+        out = server_command(database_url, "check", "--port", port).stdout
     report = json.loads(done.stdout)
     assert report["ok"], done.stdout
     assert {line["state"] for line in report["findings"]} == {"ok"}
@@ -71,7 +71,7 @@ def test_all_is_well_beside_a_running_server(tmp_path: Path, database_url: str) 
 
 
 def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
-    done = ours(f"sqlite+aiosqlite:///{tmp_path}/series.db", "check", "--port", str(free_port()))
+    done = server_command(f"sqlite+aiosqlite:///{tmp_path}/series.db", "check", "--port", str(free_port()))
     assert done.returncode == 0, done.stdout
     assert "none yet; the first start makes it" in done.stdout
     assert "python server.py keys create gateway-1 --scope series:write" in done.stdout
@@ -80,14 +80,14 @@ def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_database_that_does_not_answer_is_exit_code_3_and_shows_no_password() -> None:
-    done = ours("postgresql+asyncpg://gateway:s3cret@127.0.0.1:9/series", "check")
+    done = server_command("postgresql+asyncpg://gateway:s3cret@127.0.0.1:9/series", "check")
     assert done.returncode == 3
     assert "user, password and database in DATABASE_URL" in done.stdout
     assert "s3cret" not in done.stdout + done.stderr
 
 
 def test_a_wrong_setting_is_a_failed_line() -> None:
-    done = ours("postgres://gateway:s3cret@db/series", "check")
+    done = server_command("postgres://gateway:s3cret@db/series", "check")
     assert (done.returncode, done.stdout.startswith("failed   settings  DATABASE_URL=")) == (3, True)
     assert "must have the form" in done.stdout
     assert "s3cret" not in done.stdout + done.stderr

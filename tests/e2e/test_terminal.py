@@ -10,9 +10,9 @@ import pytest
 
 from bench.rig.processes import ROOT, gateway, server
 from console.shell_completion import MARK
-from tests.e2e.test_commands import NOWHERE, client_json
-from tests.e2e.test_main_job import new_series, send
+from tests.rig.commands import NOWHERE, client_json
 from tests.rig.factories import make_report
+from tests.rig.sending import new_series, send
 from tests.rig.terminals import on_a_terminal, plain, screen
 
 GATEWAY = [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"]

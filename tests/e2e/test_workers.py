@@ -13,9 +13,9 @@ import pytest
 
 from bench.rig.peers import free_port
 from bench.rig.processes import ROOT, Process, gateway, server, without_settings
-from tests.e2e.test_commands import client, client_json
-from tests.e2e.test_main_job import new_series, record, send, send_in_parallel
-from tests.e2e.test_metrics import scrape
+from tests.rig.commands import client, client_json
+from tests.rig.rows import record, scrape
+from tests.rig.sending import new_series, send, send_in_parallel
 
 
 def started(process: Process, n: int) -> dict[int, dict[str, Any]]:

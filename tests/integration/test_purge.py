@@ -12,39 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.settings import ServerSettings
 from db import Database
-from models import GatewayState, OrderDone, SeriesReport
+from models import GatewayState, OrderDone
 from storage import history, purge
 from storage.engine import Engine
 from storage.move import TABLES, move
 from storage.purge import CHANGES_AT_ONCE, ChangeBatch, SeriesBatch
 from storage.schema import changes, orders, series, timeline
-from tests.rig.factories import STUDY, arriving, make_report, make_state
+from tests.rig.factories import arriving, make_report, make_state
+from tests.rig.old_series import OLD, aged, stored, uid
 
-OLD = datetime(2020, 1, 1, tzinfo=UTC)
 BEFORE = datetime(2021, 1, 1, tzinfo=UTC)
-
-
-def uid(n: int) -> str:
-    return f"{STUDY}.{n}"
-
-
-async def stored(database: Database, *numbers: int, sop: str = "1", **more: Any) -> None:
-    for n in numbers:
-        report = make_report(sop, series=uid(n)).model_dump() | {"GatewayID": "one"} | more
-        await database.store(SeriesReport.model_validate(report))
-
-
-async def aged(database: Database, *numbers: int) -> None:
-    """Let these series, and what was told of them, be of long ago."""
-    uids = [uid(n) for n in numbers]
-
-    async def age(connection: AsyncConnection) -> None:
-        of_series = series.c.SeriesInstanceUID.in_(uids)
-        await connection.execute(series.update().where(of_series).values(UpdatedAt=OLD))
-        await connection.execute(changes.update().where(changes.c.SeriesInstanceUID.in_(uids)).values(At=OLD))
-
-    await database.last_change()
-    await database._engine.write(age)
 
 
 async def executed(database: Database, statement: Any) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import math
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from api.webhooks import Teller
+from bench.rig.http_server import on_a_thread
 from common.outgoing import http_client
 from common.settings import GatewaySettings, load
 from gateway.dispatcher import SeriesDispatcher
@@ -74,12 +74,8 @@ class Answering(BaseRequestHandler):
 
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[Stranger]:
-    with Stranger() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with Stranger() as server, on_a_thread(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 async def meet(url: str) -> None:

@@ -102,6 +102,13 @@ def test_no_two_files_import_each_other_in_a_circle() -> None:
     TopologicalSorter(graph).prepare()
 
 
+def test_no_test_imports_from_a_test_module_and_bench_from_no_test() -> None:
+    modules = {name_of(path): path for path in (ROOT / "tests").rglob("*.py")}
+    tests = {module: path for module, path in modules.items() if path.stem.startswith("test_")}
+    assert [(module, other) for module, path in modules.items() for other in imported(path, tests)] == []
+    assert [(module, other) for module, path in BENCH.items() for other in imported(path, modules)] == []
+
+
 def test_a_door_plate_defines_nothing_and_names_every_file_behind_it() -> None:
     for path in (path for path in SOURCES if path.name == "__init__.py"):
         plate = ast.parse(path.read_text())
