@@ -7,12 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import alembic.command
 import pytest
 import structlog
 import trustme
-from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from api.cli.check import check
@@ -23,11 +20,12 @@ from common.version import version
 from console.findings import Finding
 from db import Database
 from models import GatewayState
-from storage.engine import _migrations, revisions
+from storage.engine import revisions
 from storage.schema import dead_changes, webhooks
 from tests.rig.commands import server_command
 from tests.rig.factories import make_report, make_state
 from tests.rig.findings import READY, said, some_server
+from tests.rig.migrating import upgrade
 
 
 @pytest.fixture(autouse=True)
@@ -96,19 +94,9 @@ def test_a_wrong_setting_is_a_failed_line() -> None:
 # --- schema -----------------------------------------------------------------------------------------------------
 
 
-def make_at(url: str, revision: str) -> None:
-    """A database with the schema of an earlier version."""
-    engine = create_engine(make_url(url).set(drivername="sqlite"))
-    with engine.begin() as connection:
-        config = _migrations()
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, revision)
-    engine.dispose()
-
-
 async def test_an_older_schema_is_a_warning_and_bringing_it_up_is_logged(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
-    make_at(url, "0001")
+    await upgrade(url, "0001")
     told = said(await found(url), "schema", "warning")
     assert f"0001: the next start migrates it to {revisions()[-1]} → Make a backup first" in told
     with structlog.testing.capture_logs() as logs:
@@ -193,9 +181,9 @@ async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: 
         for n, attempts in ((1, 0), (2, 3), (3, 0)):
             values = row | {"Url": f"https://u:s3cret@ai{n}.example/hook?token=s3cret", "Attempts": attempts}
             insert = webhooks.insert().values(values | {"Problem": "HTTP 500"})
-            await database._engine.write(partial(AsyncConnection.execute, statement=insert))
+            await database.engine.write(partial(AsyncConnection.execute, statement=insert))
         dead = {"Webhook": 3, "Number": 1, "Problem": "HTTP 410", "At": datetime.now(UTC)}
-        await database._engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
+        await database.engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
     findings = await found(database_url)
     assert said(findings, "webhooks", "ok").startswith("1 ai1.example: 1 behind")
     failing, gave_up = said(findings, "webhooks", "warning").splitlines()

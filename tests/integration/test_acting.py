@@ -365,7 +365,7 @@ async def test_every_server_process_knows_which_gateways_one_of_them_refuses(app
             assert (await gateway.put(f"/gateways/{id}", json=make_state(id))).status_code == 403
         await app.state.refusals.write()
         since = datetime.now(UTC) - timedelta(seconds=30)
-        assert await Database(database._engine).heartbeats.refused(since) == {
+        assert await Database(database.engine).heartbeats.refused(since) == {
             "g": "this key lacks the scope series:write"
         }
         frames = app.state.overview.frames()

@@ -175,5 +175,5 @@ async def test_what_the_guide_deletes_of_tombstones_is_gone_and_the_rest_stays(d
         await connection.execute(purged.insert(), rows)
         await connection.execute(text(statement))
 
-    await database._engine.write(delete)
-    assert [row["SeriesInstanceUID"] for row in await database._engine.read(select(purged))] == ["2"]
+    await database.engine.write(delete)
+    assert [row["SeriesInstanceUID"] for row in await database.engine.read(select(purged))] == ["2"]

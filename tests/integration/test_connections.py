@@ -74,7 +74,7 @@ async def test_postgresql_and_the_server_end_a_session_when_the_other_vanishes(t
         settings = ServerSettings(database_url=url.render_as_string(hide_password=False))
         async with Database.open(settings) as database:
             for name, value in OF_POSTGRESQL.items():
-                [row] = await database._engine.read(text(f"SELECT current_setting('{name}') AS value"))
+                [row] = await database.engine.read(text(f"SELECT current_setting('{name}') AS value"))
                 assert row["value"].removesuffix("min").removesuffix("s") in (value, "1"), name
             assert set(watched(("127.0.0.1", port))) == {WATCHED}
 

@@ -303,9 +303,8 @@ def encoded() -> bytes:
 
 
 async def test_sender_that_does_not_fetch_its_answers_is_not_read_on() -> None:
-    async with listening() as (port, _), Raw(port) as raw:
+    async with listening() as (port, _), Raw(port, buffer=1) as raw:
         raw.writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.reader._limit = 1  # type: ignore[attr-defined]
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await raw.say(associate_rq())
         flood = asyncio.create_task(raw.say(ECHO * 300_000))

@@ -25,8 +25,9 @@ COUNTED: Mapping[str, Counter] = {
 
 
 def counts() -> dict[str, float]:
-    refused = {kind: metrics.associations_refused.labels(kind)._value.get() for kind in ("protocol", "saturated")}
-    answers = {status: metrics.store_responses.labels(status)._value.get() for status in ("0x0000", "0xA700", "0xC000")}
+    refused = {kind: metrics.total(metrics.associations_refused.labels(kind)) for kind in ("protocol", "saturated")}
+    answered = metrics.store_responses
+    answers = {status: metrics.total(answered.labels(status)) for status in ("0x0000", "0xA700", "0xC000")}
     return {name: metrics.total(counter) for name, counter in COUNTED.items()} | refused | answers
 
 

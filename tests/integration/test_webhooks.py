@@ -262,7 +262,7 @@ async def test_a_receiver_that_says_when_is_not_asked_before(database: Database,
     async with telling(database):
         await store(database, 1, 1)
         await receiver.until(lambda: len(receiver.requests) == 1)
-    (row,) = await database._engine.read(select(webhooks))
+    (row,) = await database.engine.read(select(webhooks))
     assert began + timedelta(seconds=1700) < row["NextAttemptAt"] < began + timedelta(seconds=1900)
 
 
@@ -298,7 +298,7 @@ async def test_a_change_that_was_given_up_is_visible_and_can_be_told_again(
     row = await listed(database)
     await database.webhooks.bury(row["id"], 1, "HTTP 500")
     assert (await listed(database))["dead"] == 1
-    await database._engine.write(lambda connection: connection.execute(webhooks.update().values(Attempts=12)))
+    await database.engine.write(lambda connection: connection.execute(webhooks.update().values(Attempts=12)))
     assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": 1}
     assert (await listed(database))["attempts"] == 0  # the next failure waits as long as a first one
     async with telling(database):
@@ -330,7 +330,7 @@ async def test_of_several_processes_one_tells_and_another_goes_on_when_it_dies(
         for series in range(10):
             await store(database, series, 1)
         await receiver.until(lambda: len(receiver.received) == 10)
-        owner = await database._engine.read(text('SELECT "Owner" FROM webhooks'))
+        owner = await database.engine.read(text('SELECT "Owner" FROM webhooks'))
         assert owner[0]["Owner"]
         followers[0].end()
         followers[1].end()
@@ -382,7 +382,7 @@ async def test_a_webhook_whose_secret_is_none_stops_no_other(database: Database,
     async def spoil(connection: AsyncConnection) -> None:
         await connection.execute(webhooks.update().where(webhooks.c.Id == spoilt["id"]).values({"Secret": "whsec_5"}))
 
-    await database._engine.write(spoil)
+    await database.engine.write(spoil)
     await added(database, receiver.url)
     async with telling(database):
         await store(database, 1, 1)

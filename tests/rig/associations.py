@@ -79,14 +79,15 @@ async def listening(**settings: Any) -> AsyncIterator[tuple[int, Kept]]:
 class Raw:
     """A TCP client that says what it likes."""
 
-    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
-        self.port, self.source = port, source
+    def __init__(self, port: int, source: str = "127.0.0.1", *, buffer: int = 2**20) -> None:
+        """`buffer` is how many bytes it takes before they are asked for."""
+        self.port, self.source, self.buffer = port, source, buffer
         self.reader: asyncio.StreamReader
         self.writer: asyncio.StreamWriter
 
     async def __aenter__(self) -> "Raw":
         self.reader, self.writer = await asyncio.open_connection(
-            "127.0.0.1", self.port, local_addr=(self.source, 0), limit=2**20
+            "127.0.0.1", self.port, local_addr=(self.source, 0), limit=self.buffer
         )
         return self
 

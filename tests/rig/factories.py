@@ -1,8 +1,9 @@
 """Synthetic instances and data sets. No patient ever had these names."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
@@ -124,14 +125,19 @@ class Inline(Executor):
         return future
 
 
+class InMemory(Journal):
+    """A journal whose rows a test may look at and spoil."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(Path("/tmp"), connection, UNBOUNDED, Inline())  # noqa: S108 - only its free space is looked at
+        self.connection = connection
+
+
 @contextmanager
-def memory_journal() -> Iterator[Journal]:
+def memory_journal() -> Iterator[InMemory]:
     """A journal that dies with the test."""
-    connection = connect(Path(":memory:"))
-    try:
-        yield Journal(Path("/tmp"), connection, UNBOUNDED, Inline())  # noqa: S108 - only its free space is looked at
-    finally:
-        connection.close()
+    with closing(connect(Path(":memory:"))) as connection:
+        yield InMemory(connection)
 
 
 def collector_of(policy: IdlePolicy, *, max_open_s: float = 1e9, **options: Any) -> SeriesCollector:

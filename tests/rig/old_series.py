@@ -35,4 +35,4 @@ async def aged(database: Database, *numbers: int) -> None:
         await connection.execute(changes.update().where(changes.c.SeriesInstanceUID.in_(uids)).values(At=OLD))
 
     await database.last_change()
-    await database._engine.write(age)
+    await database.engine.write(age)
