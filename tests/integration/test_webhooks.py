@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +26,7 @@ from models import Change, SeriesReport
 from storage.schema import webhooks
 from storage.webhooks import new_secret
 from tests.rig.factories import SERIES, STUDY, make_report
+from tests.rig.papers import ROOT
 
 
 class Receiver:
@@ -446,45 +445,15 @@ async def test_another_secret_keeps_the_place_and_both_sign_until_the_old_one_en
 
 # --- where they lead --------------------------------------------------------------------------------------------
 
-LINK_LOCAL = r"""
-import asyncio, datetime, json, sys
-from api.webhooks import Teller
-from common.outgoing import LinkLocalAddress, http_client, refuse_link_local
-from models import Change
-from storage.webhooks import new_secret
-
-received = []
-
-async def serve(reader, writer):
-    received.append(await reader.readuntil(b"\r\n\r\n"))
-    writer.write(b"HTTP/1.1 204 X\r\n\r\n")
-    writer.close()
-
-async def main():
-    server = await asyncio.start_server(serve, sys.argv[1], 0)
-    url = f"http://{sys.argv[2]}:{server.sockets[0].getsockname()[1]}/"
-    now = datetime.datetime.now(datetime.UTC)
-    known = dict(SeriesInstanceUID="1", StudyInstanceUID="1", Revision=1, NumInstances=1, Verdict=None)
-    change = Change(Number=1, At=now, **known)
-    row = {"Url": url, "Secret": new_secret(), "OldSecret": None}
-    async with server, http_client(timeout=5) as http:
-        for may in (False, True):
-            problem, _ = await Teller(None, None, http)._post(row | {"LinkLocal": may}, change)
-            print(json.dumps([may, problem, len(received)]))
-
-asyncio.run(main())
-"""
-
 
 @pytest.mark.peer("namespaces")
 @pytest.mark.parametrize("name", ["169.254.7.7", "2851997447", "[::ffff:169.254.7.7]"])
-def test_nothing_is_sent_to_a_link_local_address_unless_that_is_meant(tmp_path: Path, name: str) -> None:
-    (tmp_path / "ask.py").write_text(LINK_LOCAL)
-    ask = f"{sys.executable} {tmp_path / 'ask.py'} 169.254.7.7 {name}"
+def test_nothing_is_sent_to_a_link_local_address_unless_that_is_meant(name: str) -> None:
+    ask = f"{sys.executable} -m tests.rig.programs.link_local 169.254.7.7 {name}"
     commands = f"ip link set lo up && ip address add 169.254.7.7/32 dev lo && {ask}"
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", commands],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=ROOT,
         capture_output=True,
         check=True,
     )
