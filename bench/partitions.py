@@ -27,8 +27,7 @@ from pynetdicom.fsm import InvalidEventError
 from rich.box import MARKDOWN
 from rich.table import Table
 
-from api.told import uid_of
-from bench.judging import Follower, PageFollower, StreamFollower, Trial, changes_of_series, judge_changes, judge_rows
+from bench.judging import Follower, PageFollower, StreamFollower, Trial, followed, judge_changes
 from bench.rig import network as hosts_of_our_own
 from bench.rig.haproxy import OF_GATEWAYS, OF_SERVERS, haproxy_process, listen
 from bench.rig.http_server import Answer, Request, http_server
@@ -313,18 +312,16 @@ async def _trial(
 ) -> Cut:
     began = time.monotonic()
     cut = Cut(partitions=[partition for lane in lanes for partition in lane])
-    async with made.client("back") as http, made.client("server-1") as direct, asyncio.TaskGroup() as tasks:
+
+    def send() -> tuple[list[list[Dataset]], set[str]]:
+        sent = _send_and_strike(made, lanes, rng, cut, done)
+        made.drain()
+        return sent
+
+    async with made.client("back") as http, made.client("server-1") as direct:
         followers: list[Follower] = [StreamFollower(http, forgets=forgets), PageFollower(direct)]
-        following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
-        series, acknowledged = await asyncio.to_thread(_send_and_strike, made, lanes, rng, cut, done)
-        await asyncio.to_thread(made.drain)
-        changes = await changes_of_series(http, cut)
-        for follower in followers:
-            await follower.reach(len(changes))
+        changes = await followed(http, followers, send, cut)
         await asyncio.to_thread(made.hook.reach, len(changes))
-        for task in following:
-            task.cancel()
-        await judge_rows(http, series, acknowledged, cut, {uid_of(change): change for change in changes})
     judge_changes([changes, *(follower.seen for follower in followers), made.hook.seen], cut)
     cut.broken, cut.told_again = sum(follower.broken for follower in followers), made.hook.again
     cut.repeated = sum(len(gateway.events("report.delayed")) for gateway in made.gateways)
@@ -368,12 +365,7 @@ def _send_and_strike(
         more = [one.result() for one in further]
     everyone = senders + [sender for _, some in more for sender in some]
     series = [split] + [one for sent, _ in more for one in sent]
-    acknowledged = set[str]().union(*(sender.acknowledged for sender in everyone))
-    cut.acknowledged = len(acknowledged)
-    cut.cut_short = sum(sender.cut_short for sender in everyone)
-    if never := sum(map(len, series)) - len(acknowledged):
-        cut.problems.append(f"{never} images were never acknowledged")
-    return series, acknowledged
+    return series, cut.count(everyone, sum(map(len, series)))
 
 
 def tables(cut: Cut) -> Iterator[Table]:
