@@ -19,11 +19,13 @@ from scp import serve_scp
 
 
 def settings(**changes: Any) -> GatewaySettings:
+    """Returns settings with which the SCP listens on a free port."""
     return GatewaySettings(scp_port=0, **changes)
 
 
 def unsaturated() -> None:
-    return None
+    """Returns why no image is taken: nothing keeps any away."""
+    return
 
 
 class Scu:

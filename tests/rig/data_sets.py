@@ -33,6 +33,7 @@ def element(tag: int, vr: str, value: bytes) -> bytes:
 
 
 def identity(**changes: bytes | None) -> list[tuple[int, str, bytes]]:
+    """Returns the elements of the required UIDs, or of their `changes` (None: left out)."""
     values = {"StudyInstanceUID": STUDY.encode(), "SeriesInstanceUID": SERIES.encode(), "SOPInstanceUID": b"1.2.3"}
     return [(REQUIRED[k], "UI", v) for k, v in (values | changes).items() if v is not None]
 
@@ -71,6 +72,7 @@ def shipped() -> list[tuple[str, bytes, str, dict[str, tuple[str, ...]]]]:
 
 
 def rewritten(ds: Dataset, syntax: str) -> bytes:
+    """Returns the bytes of a data set in this transfer syntax."""
     big, implicit = syntax == ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
     data = encode(ds, implicit=implicit, little_endian=not big)
     if syntax == DeflatedExplicitVRLittleEndian:
@@ -80,6 +82,7 @@ def rewritten(ds: Dataset, syntax: str) -> bytes:
 
 
 def requests() -> Dataset:
+    """Returns a data set with two items of RequestAttributesSequence."""
     ds = make_dataset()
     ds.RequestAttributesSequence = [Dataset(), Dataset()]
     ds.RequestAttributesSequence[0].ScheduledProcedureStepID = "STEP"

@@ -57,6 +57,7 @@ def counts(*numbers: Any, uids: list[str] = UIDS) -> Find:
 
 
 def uids_of(length: int) -> list[str]:
+    """Returns the SOP Instance UIDs of the first images of the series."""
     return [f"{SERIES}.{n}" for n in range(1, length + 1)]
 
 
@@ -178,3 +179,4 @@ def saying(*answers: tuple[int, Dataset | None], images: int = 3) -> Find:
 
 
 NOTHING = Dataset()
+"""Stands for a question where the answer does not depend on it."""

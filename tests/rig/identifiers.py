@@ -22,6 +22,7 @@ class Bytes(Dataset):
 
 
 def as_bytes(encoded: bytes) -> Bytes:
+    """Returns such an identifier."""
     ds = Bytes()
     ds.sent = encoded
     return ds

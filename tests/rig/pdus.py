@@ -13,10 +13,12 @@ DATA_SET = bytes(range(256)) * 20
 
 
 def element(number: int, value: bytes) -> bytes:
+    """Returns an element of a command set (PS3.7 Annex E), in implicit VR little endian."""
     return struct.pack("<HHL", 0, number, len(value)) + value
 
 
 def command(field: int, *, data_set: bool, sop_class: str = CTImageStorage, message_id: int = 7) -> bytes:
+    """Returns a command set with this CommandField."""
     body = element(0x0002, sop_class.encode()) + element(0x0100, struct.pack("<H", field))
     body += element(0x0110, struct.pack("<H", message_id))
     body += element(0x0800, struct.pack("<H", 1 if data_set else 0x0101)) + element(0x1000, SOP_INSTANCE.encode())
@@ -24,10 +26,12 @@ def command(field: int, *, data_set: bool, sop_class: str = CTImageStorage, mess
 
 
 def pdv(context_id: int, header: int, fragment: bytes) -> bytes:
+    """Returns a presentation-data-value item (PS3.8 §9.3.5.1)."""
     return struct.pack(">LBB", len(fragment) + 2, context_id, header) + fragment
 
 
 def p_data(*pdvs: bytes) -> bytes:
+    """Returns a P-DATA-TF PDU."""
     return struct.pack(">BBL", 4, 0, sum(map(len, pdvs))) + b"".join(pdvs)
 
 

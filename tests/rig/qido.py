@@ -51,19 +51,23 @@ def is_named(asked: str, name: str) -> bool:
 
 
 def is_day(asked: str, value: str) -> bool:
+    """Matches a date or a range of dates (PS3.4 §C.2.2.2.5)."""
     (first, dash, last), day = asked.replace(".", "").partition("-"), value.replace(".", "")
     return first <= day and (not last or day <= last or day.startswith(last)) if dash else day == first
 
 
 def is_number(asked: str, value: str) -> bool:
+    """Matches an integer string by its number."""
     return bool(re.fullmatch(r"[+-]?\d+", value)) and int(value) == int(asked)
 
 
 def is_code(asked: str, value: str) -> bool:
+    """Matches a code string, by wild cards or as one of a list."""
     return is_like(asked, value) if {"*", "?"} & set(asked) else value in re.split(r"[,\\]", asked)
 
 
 def is_text(asked: str, value: str) -> bool:
+    """Matches any other text, in the composed or the decomposed form that was asked for."""
     return any(is_like(unicodedata.normalize(form, asked), value) for form in ("NFC", "NFD")) or is_like(asked, value)
 
 
@@ -71,6 +75,7 @@ BY_VR = {"PN": is_named, "IS": is_number, "DA": is_day, "CS": is_code}
 
 
 def is_found(keyword: str, asked: str, value: str | None) -> bool:
+    """Matches a value by the rules of its VR."""
     vr, asked = dictionary_VR(keyword), asked.strip(" ")
     if not asked.strip("*") or (vr == "PN" and not asked.strip("^= ")):
         return True

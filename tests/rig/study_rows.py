@@ -33,9 +33,11 @@ def seen(after: timedelta = timedelta(), **change: Any) -> Evidence:
 
 
 def verdict(known: StudyRow, evidence: Evidence) -> tuple[str | None, str | None]:
+    """Returns the verdict and its policy."""
     columns = decide(known, evidence).columns
     return columns["Verdict"], columns["Policy"]
 
 
 def counts(series: int, images: int, at: timedelta = timedelta()) -> CountsOfStudy:
+    """Returns what the PACS has of the study, and when it said so."""
     return CountsOfStudy(Series=series, Instances=images, At=LAST + at)

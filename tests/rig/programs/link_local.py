@@ -16,6 +16,7 @@ from storage.webhooks import new_secret
 
 
 async def main(address: str, name: str) -> None:
+    """Listens, and tells twice."""
     received: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -11,6 +11,7 @@ from gateway.cli.process import _until_signalled, run_main
 
 
 async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Any = None) -> int:
+    """Stands in the place of client.run."""
     for name in sys.argv[1:]:
         os.kill(os.getpid(), signal.Signals[name])
     await stop.wait()

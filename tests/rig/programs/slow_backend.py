@@ -9,6 +9,7 @@ GO = Path(__file__).parents[1] / "go"
 
 
 def build_wheel(folder: str, config_settings: Any = None, metadata_directory: Any = None) -> str:
+    """Builds the package (PEP 517)."""
     while not GO.exists():
         time.sleep(0.05)
     name = "slow-1.0-py3-none-any.whl"
