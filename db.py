@@ -48,17 +48,7 @@ from storage.orders import Orders, TooManyOrders
 from storage.purge import Purger, recall
 from storage.revisions import as_record, count_verdict, locked, revise, select_series, tell, update
 from storage.rows import SeriesRow, with_changes
-from storage.schema import (
-    IS_OF_STUDY,
-    changes,
-    completions,
-    conflicts,
-    counters,
-    gateways,
-    instances,
-    series,
-    timeline,
-)
+from storage.schema import IS_OF_STUDY, changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
 from storage.sources import Sources, note_sent
 from storage.stored import Stored
@@ -93,7 +83,7 @@ class Database:
     """Series, as every server process on the same database sees them."""
 
     def __init__(self, engine: Engine, terms: Terms = Terms()) -> None:  # noqa: B008 - it never changes
-        self._engine = engine
+        self.engine = engine
         self._terms = terms
         self.finder = Finder(engine)
         self.heartbeats = Heartbeats(engine)
@@ -122,7 +112,7 @@ class Database:
         The result does not depend on repetition or order. A report that names another PatientID or
         StudyInstanceUID than the record is kept in `conflicts` and changes nothing else.
         """
-        record, known, created, told = await self._engine.write(partial(_store, report=report, terms=self._terms))
+        record, known, created, told = await self.engine.write(partial(_store, report=report, terms=self._terms))
         _measure(record, known, created)
         studies.measure(told)
         return record, created
@@ -131,7 +121,7 @@ class Database:
         """Settle a conflict; return the record as it is then, None if there is no such open conflict."""
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
         resolve = partial(_resolve, digest=digest, decision=decision, by=by, now=now, terms=self._terms)
-        record, told = await self._engine.write(resolve)
+        record, told = await self.engine.write(resolve)
         studies.measure(told)
         return record
 
@@ -145,7 +135,7 @@ class Database:
         """
         now = datetime.now(UTC)
         word = Word(declared, by, because, now)
-        return await self._engine.write(partial(declarations.declare, uid=series_instance_uid, word=word, now=now))
+        return await self.engine.write(partial(declarations.declare, uid=series_instance_uid, word=word, now=now))
 
     async def declare_study(
         self, study_instance_uid: str, declared: Completeness, by: str, because: str
@@ -159,7 +149,7 @@ class Database:
         now = datetime.now(UTC)
         word = Word(declared, by, because, now)
         declare = partial(study_declarations.declare, study_instance_uid=study_instance_uid, word=word, now=now)
-        done, told = await self._engine.write(declare)
+        done, told = await self.engine.write(declare)
         studies.measure(told)
         return done
 
@@ -168,7 +158,7 @@ class Database:
     ) -> StudyRecord | None:
         """Take what its PACS has of a study, and decide with it; return the record, None if it is not stored."""
         asked = partial(studies.look, study_instance_uid=study_instance_uid, terms=self._terms, now=datetime.now(UTC))
-        row, told = await self._engine.write(partial(asked, counts=counts, gateway_id=gateway_id))
+        row, told = await self.engine.write(partial(asked, counts=counts, gateway_id=gateway_id))
         studies.measure(told)
         return as_study(row) if row else None
 
@@ -179,7 +169,7 @@ class Database:
         keep others from being decided.
         """
         now = datetime.now(UTC)
-        due = await self._engine.read(studies.select_due(now, DUE_AT_ONCE))
+        due = await self.engine.read(studies.select_due(now, DUE_AT_ONCE))
         return sum([await self._look_or_put_off(row["StudyInstanceUID"]) for row in due])
 
     async def _look_or_put_off(self, study_instance_uid: str) -> bool:
@@ -190,13 +180,13 @@ class Database:
         except Exception as error:  # a bug of ours, or what an earlier one has stored
             log.error("study.failed", study_instance_uid=study_instance_uid, exc_info=error)
             now = datetime.now(UTC)
-            await self._engine.write(partial(studies.put_off, study_instance_uid=study_instance_uid, now=now))
+            await self.engine.write(partial(studies.put_off, study_instance_uid=study_instance_uid, now=now))
             return True
 
     async def _look(self, study_instance_uid: str) -> bool:
         """Decide about a study as it is now; return whether it was there, and free."""
         asked = partial(studies.look, study_instance_uid=study_instance_uid, terms=self._terms, now=datetime.now(UTC))
-        row, told = await self._engine.write(partial(asked, wait=False))
+        row, told = await self.engine.write(partial(asked, wait=False))
         studies.measure(told)
         return row is not None
 
@@ -207,7 +197,7 @@ class Database:
         """
         now = datetime.now(UTC)
         what = {"kind": kind, "about": {"DeadLetter": dead_letter}, "by": by, "because": because, "now": now}
-        return await self._engine.write(partial(_order, gateway_id=gateway_id, what=what))
+        return await self.engine.write(partial(_order, gateway_id=gateway_id, what=what))
 
     async def heard(self, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]]]:
         """Keep what a gateway says of itself, in place of what it said before.
@@ -215,11 +205,11 @@ class Database:
         Return what it is to do, and the orders of which it says for the first time what became of them. Studies that it
         no longer names are decided: the first LOOKED_AT now, others soon.
         """
-        orders, ended, freed = await self._engine.write(partial(_hear, state=state))
+        orders, ended, freed = await self.engine.write(partial(_hear, state=state))
         with suppress(DatabaseUnavailable):  # they are looked at later, too
             if later := freed[LOOKED_AT:]:
                 now = datetime.now(UTC)
-                await self._engine.write(lambda connection: studies.make_due(connection, later, now))
+                await self.engine.write(lambda connection: studies.make_due(connection, later, now))
             for uid in freed[:LOOKED_AT]:
                 await self._look_or_put_off(uid)
         return orders, ended
@@ -228,44 +218,44 @@ class Database:
 
     async def get(self, series_instance_uid: str) -> SeriesRecord | None:
         """Return the record of one series, None if it is not known."""
-        rows = await self._engine.read(select_series(series_instance_uid))
+        rows = await self.engine.read(select_series(series_instance_uid))
         return as_record(rows[0]) if rows else None
 
     async def page(self, *, after: Sequence[Any] | None, limit: int, listing: Listing = ALL) -> list[SeriesRecord]:
         """Return up to `limit` records of a listing, in its order, behind the values `after` of its columns."""
-        rows = await self._engine.read(select_listed(listing, after, limit))
+        rows = await self.engine.read(select_listed(listing, after, limit))
         return [as_record(row) for row in rows]
 
     async def study(self, study_instance_uid: str) -> StudyRecord | None:
         """Return the record of one study, None if no series of it is stored."""
-        rows = await self._engine.read(select_study(study_instance_uid))
+        rows = await self.engine.read(select_study(study_instance_uid))
         if not rows:
             return None
-        return as_study(rows[0], (await open_series(self._engine)).get(study_instance_uid, 0))
+        return as_study(rows[0], (await open_series(self.engine)).get(study_instance_uid, 0))
 
     async def studies(
         self, *, after: Sequence[Any] | None, limit: int, listing: StudyListing = ALL_STUDIES
     ) -> list[StudyRecord]:
         """Return up to `limit` records of studies of a listing, in its order, behind the values `after`."""
-        rows = await self._engine.read(select_listed(listing, after, limit))
-        are_open = await open_series(self._engine) if rows else {}
+        rows = await self.engine.read(select_listed(listing, after, limit))
+        are_open = await open_series(self.engine) if rows else {}
         return [as_study(row, are_open.get(row["StudyInstanceUID"], 0)) for row in rows]
 
     async def instances(self, series_instance_uid: str) -> list[str]:
         """Return the SOP Instance UIDs known of a series, in order; none if it is not known."""
         query = select(instances.c.SOPInstanceUID).where(instances.c.SeriesInstanceUID == series_instance_uid)
-        rows = await self._engine.read(query.order_by(instances.c.SOPInstanceUID))
+        rows = await self.engine.read(query.order_by(instances.c.SOPInstanceUID))
         return [str(row["SOPInstanceUID"]) for row in rows]
 
     async def timeline(self, series_instance_uid: str) -> list[SeriesEvent]:
         """Return what happened to a series, in order of time."""
         query = select(timeline).where(timeline.c.SeriesInstanceUID == series_instance_uid)
-        rows = await self._engine.read(query.order_by(timeline.c.At, timeline.c.Id))
+        rows = await self.engine.read(query.order_by(timeline.c.At, timeline.c.Id))
         return [SeriesEvent.model_validate(row) for row in rows]
 
     async def completions(self) -> list[Completion]:
         """Count how verdicts have fared, by source, policy and verdict."""
-        return [Completion.model_validate(row) for row in await self._engine.read(select(completions))]
+        return [Completion.model_validate(row) for row in await self.engine.read(select(completions))]
 
     async def conflicts(
         self, *, after: str | None, limit: int, resolved: bool, series_instance_uid: str | None = None
@@ -276,22 +266,22 @@ class Database:
         """
         size = Octets(conflicts.c.Report) + func.coalesce(Octets(conflicts.c.Before), 0)
         digests = _digests(after, resolved, series_instance_uid)
-        found = await self._engine.read(digests.add_columns(size.label("size")).limit(limit))
+        found = await self.engine.read(digests.add_columns(size.label("size")).limit(limit))
         sizes = accumulate(row["size"] for row in found)
         few = [row["Digest"] for row, up_to in zip(found, sizes, strict=True) if up_to <= CONFLICTS_BYTES]
         these = few or [row["Digest"] for row in found[:1]]
         query = select(conflicts).where(conflicts.c.Digest.in_(these)).order_by(conflicts.c.Digest)
-        return [_conflict(row) for row in await self._engine.read(query)]
+        return [_conflict(row) for row in await self.engine.read(query)]
 
     async def has_conflicts(self, *, after: str, resolved: bool, series_instance_uid: str | None = None) -> bool:
         """Return whether there are any behind `after`."""
-        return bool(await self._engine.read(_digests(after, resolved, series_instance_uid).limit(1)))
+        return bool(await self.engine.read(_digests(after, resolved, series_instance_uid).limit(1)))
 
     async def foresee(self, digest: str) -> Foreseen | None:
         """Return what each decision would make of a conflict's series, as it is now; None if it is not open."""
         is_open = (conflicts.c.Digest == digest) & conflicts.c.Resolution.is_(None)
-        rows = await self._engine.read(select(conflicts).where(is_open))
-        known = await self._engine.read(select_series(rows[0]["SeriesInstanceUID"])) if rows else []
+        rows = await self.engine.read(select(conflicts).where(is_open))
+        known = await self.engine.read(select_series(rows[0]["SeriesInstanceUID"])) if rows else []
         if not known:
             return None
         conflict, row = _conflict(rows[0]), cast("SeriesRow", merge.truthful(known[0]))
@@ -305,29 +295,29 @@ class Database:
     async def changes(self, *, since: int, limit: int, subject: Subjects = "any") -> list[Change]:
         """Return up to `limit` changes behind the number `since`, in order. Later ones will have a higher number."""
         await self._number_changes()
-        return [_change(row) for row in await self._engine.read(select_changes(since, limit, subject))]
+        return [_change(row) for row in await self.engine.read(select_changes(since, limit, subject))]
 
     async def last_change(self) -> int:
         """Return the highest number that was given, also if that change was purged."""
         await self._number_changes()
-        rows = await self._engine.read(select(counters.c.Value).where(counters.c.Name == "changes"))
+        rows = await self.engine.read(select(counters.c.Value).where(counters.c.Name == "changes"))
         return int(rows[0]["Value"]) if rows else 0
 
     async def gateways(self) -> list[Gateway]:
         """Return what each gateway said last, in order of GatewayID."""
         now = datetime.now(UTC)
-        rows = await self._engine.read(select(gateways).order_by(gateways.c.GatewayID))
+        rows = await self.engine.read(select(gateways).order_by(gateways.c.GatewayID))
         return [_gateway(row, now) for row in rows]
 
     async def ping(self) -> None:
         """Read something. Raises DatabaseUnavailable if the database cannot be read."""
-        await self._engine.read(select(series.c.NumInstances).limit(1))
+        await self.engine.read(select(series.c.NumInstances).limit(1))
 
     async def _number_changes(self) -> None:
         """Give numbers to the revisions that were committed since the last time."""
         without = select(changes.c.Id).where(changes.c.Number.is_(None)).limit(1)
-        while await self._engine.read(without):
-            await self._engine.write(_number)
+        while await self.engine.read(without):
+            await self.engine.write(_number)
 
 
 # --- storing a report -------------------------------------------------------------------------------------------

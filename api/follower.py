@@ -46,7 +46,7 @@ class Follower:
         while not self.ended:
             waiting = self._waiting
             if waiting:
-                await self._look_once()
+                await self.look_once()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._look.wait()
@@ -55,7 +55,8 @@ class Follower:
                 await asyncio.sleep(min(waiting * A_READER_S, POLL_S))
         await self._wake()
 
-    async def _look_once(self) -> None:
+    async def look_once(self) -> None:
+        """Read what is new, and wake those that wait for it."""
         with contextlib.suppress(DatabaseUnavailable):
             last = await self._database.last_change()
             if last <= self._last:
@@ -102,7 +103,7 @@ class Follower:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + STREAM_S
         while not self.ended and loop.time() < ends_at:
-            since, told = await self._behind((since, subject))
+            since, told = await self.behind((since, subject))
             if told:
                 yield told
             else:
@@ -110,7 +111,7 @@ class Follower:
                 if self._last <= since:
                     yield PING
 
-    async def _behind(self, asked: Asked) -> tuple[int, bytes]:
+    async def behind(self, asked: Asked) -> tuple[int, bytes]:
         """Return what comes next behind a place, as events, and the number up to which nothing else is there."""
         since, subject = asked
         if self._last and since >= self._last:

@@ -80,7 +80,8 @@ class Overview:
     follower: Follower
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _looked_at: float = -math.inf
-    _looks: int = 0
+    looks: int = 0
+    """How often the database was looked at for all who watch."""
     _gateways: dict[str, _Seen] = field(default_factory=dict)
     _latest: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=LATEST))
     _studies: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -103,14 +104,14 @@ class Overview:
         loop = asyncio.get_running_loop()
         ends_at, seen = loop.time() + STREAM_S, -1
         while not self.follower.ended and loop.time() < ends_at:
-            if seen == self._looks:
+            if seen == self.looks:
                 await asyncio.sleep(max(0.0, self._looked_at + EVERY_S - loop.time()))
             async with self._lock:
                 if loop.time() >= self._looked_at + EVERY_S:
                     await self._looked()
-            if seen != self._looks:
-                frame = self._news if seen == self._looks - 1 else self._everything()
-                seen = self._looks  # before others look while this one is told
+            if seen != self.looks:
+                frame = self._news if seen == self.looks - 1 else self._everything()
+                seen = self.looks  # before others look while this one is told
                 yield frame
 
     async def _looked(self) -> None:
@@ -152,7 +153,7 @@ class Overview:
             self._latest.clear()
         self._latest.extendleft(reversed(changed_series))
         self._last, self._ever_stored, self._seen_at = last, ever, now
-        self._looked_at, self._looks, self._whole = began, self._looks + 1, None
+        self._looked_at, self.looks, self._whole = began, self.looks + 1, None
         self._news = self._frame(news, changed_series, self._learn(studies), Forgotten=sorted(gone))
 
     def _hear(self, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,9 +18,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from bench.judging import Trial
 from bench.rig.processes import ROOT, Process, copy_to_break, start_gateway, start_server
 from bench.rig.progress import bar
 from bench.rig.proxy import Mischief, Proxy, proxy
@@ -294,7 +295,7 @@ def small_disk(who: str) -> Callable[[Path], Any]:
     return mounted
 
 
-def _may_mount() -> bool:
+def can_mount() -> bool:
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.suppress(OSError, subprocess.CalledProcessError),
@@ -341,24 +342,17 @@ FAULTS = [
 
 
 @dataclass
-class Row:
-    """What was seen of one fault."""
+class Row(Trial):
+    """What was seen of one fault, in all its trials."""
 
-    fault: str
+    fault: str = ""
     trials: int = 0
-    acknowledged: int = 0
-    cut_short: int = 0
-    """Rounds of a sender in which an image was refused, cut off or left without an answer."""
-    stored: int = 0
-    lost: int = 0
-    doubled: int = 0
     recovery_s: float = 0.0
-    problems: list[str] = field(default_factory=list)
 
 
 def run_fault(fault: Fault, trials: int, seed: int, root: Path, tried: Callable[[], None] = lambda: None) -> Row:
     """All trials of one fault on one pair of processes and their growing files."""
-    row = Row(fault.name)
+    row = Row(fault=fault.name)
     rng = random.Random(f"{seed} {fault.name}")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
@@ -376,32 +370,26 @@ def _trial(lab: Lab, fault: Fault, rng: random.Random, row: Row) -> None:
     deadline = time.monotonic() + TRIAL_TIMEOUT_S
     senders = _senders(lab, images, rng, deadline, repeats=fault.repeats)
     lab.senders_done.clear()
-    threads = [threading.Thread(target=sender.run, name="sender") for sender in senders]
-    for thread in threads:
-        thread.start()
 
     def watch() -> None:
-        for thread in threads:
-            thread.join()
+        wait(sending)
         lab.senders_done.set()
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    fault.inject(lab, rng)
-    passed = time.monotonic()
-    watcher.join()
-    acknowledged = set[str]().union(*(sender.acknowledged for sender in senders))
+    with ThreadPoolExecutor(len(senders) + 1) as pool:
+        sending = [pool.submit(sender.run) for sender in senders]
+        pool.submit(watch)
+        fault.inject(lab, rng)
+        passed = time.monotonic()
+        for sent in sending:
+            sent.result()
+    acknowledged = row.count(senders, sum(map(len, images)))
     stored, counted = _wait_until_stored(lab, [s[0].SeriesInstanceUID for s in images], acknowledged, deadline)
     lab.proxy.mischief.clear()
     row.trials += 1
-    row.acknowledged += len(acknowledged)
-    row.cut_short += sum(sender.cut_short for sender in senders)
     row.stored += len(stored)
     row.lost += len(acknowledged - stored)
     row.doubled += max(0, counted - sum(map(len, images)))
     row.recovery_s = max(row.recovery_s, time.monotonic() - passed)
-    if len(acknowledged) < sum(map(len, images)):
-        row.problems.append(f"{sum(map(len, images)) - len(acknowledged)} images were never acknowledged")
 
 
 def _senders(
@@ -459,7 +447,7 @@ def main() -> int:
     parser.add_argument("--break-it", action="store_true", help="answer before the commit: must show losses")
     options = parser.parse_args()
     console = Console(width=160)
-    may_mount = _may_mount()
+    may_mount = can_mount()
     chosen = [fault for fault in FAULTS if options.only in fault.name]
     for fault in chosen:
         if problem := missing(fault, may_mount):

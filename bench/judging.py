@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import httpx
 from pydicom.dataset import Dataset
 
 from api.told import uid_of
+from bench.rig.senders import Sender
 from models import Change
 
 CATCH_UP_S = 60.0
@@ -113,6 +114,38 @@ class Trial:
     doubled: int = 0
     took_s: float = 0.0
     problems: list[str] = field(default_factory=list)
+
+    def count(self, senders: Iterable[Sender], images: int) -> set[str]:
+        """Count what senders were told of so many different images; return the acknowledged SOP Instance UIDs."""
+        everyone = list(senders)
+        acknowledged = set[str]().union(*(sender.acknowledged for sender in everyone))
+        self.acknowledged += len(acknowledged)
+        self.cut_short += sum(sender.cut_short for sender in everyone)
+        if len(acknowledged) < images:
+            self.problems.append(f"{images - len(acknowledged)} images were never acknowledged")
+        return acknowledged
+
+
+async def followed(
+    http: httpx.AsyncClient,
+    followers: Sequence[Follower],
+    send: Callable[[], tuple[list[list[Dataset]], set[str]]],
+    trial: Trial,
+) -> list[Change]:
+    """Send while followers are told of it, then judge the rows; return every change of a series.
+
+    `send` returns when all has been stored: the series, and what was acknowledged of them.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
+        series, acknowledged = await asyncio.to_thread(send)
+        changes = await changes_of_series(http, trial)
+        for follower in followers:
+            await follower.reach(len(changes))
+        for task in following:
+            task.cancel()
+        await judge_rows(http, series, acknowledged, trial, {uid_of(change): change for change in changes})
+    return changes
 
 
 async def judge_rows(

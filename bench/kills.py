@@ -7,22 +7,14 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 from sqlalchemy.engine import URL
 
-from api.told import uid_of
 from bench.faults import broken_copy
-from bench.judging import (
-    PageFollower,
-    StreamFollower,
-    Trial,
-    changes_of_series,
-    judge_changes,
-    judge_rows,
-    judge_studies,
-)
+from bench.judging import PageFollower, StreamFollower, Trial, followed, judge_changes, judge_studies
 from bench.rig.cluster import Member, Site, site
 from bench.rig.haproxy import redispatched
 from bench.rig.postgres import new_database
@@ -107,17 +99,15 @@ async def _trial(site: Site, images: int, rng: random.Random, *, forgets: bool) 
     began = time.monotonic()
     trial = Trial()
     series = in_studies([synthetic_series(n) for n in (images, *(rng.randint(1, 20) for _ in range(FURTHER)))])
-    async with site.client("followers") as http, asyncio.TaskGroup() as tasks:
+
+    def send() -> tuple[list[list[Dataset]], set[str]]:
+        acknowledged = send_and_strike(site, series, rng, trial)
+        site.drain()
+        return series, acknowledged
+
+    async with site.client("followers") as http:
         followers = [StreamFollower(http, forgets=forgets), PageFollower(http)]
-        following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
-        acknowledged = await asyncio.to_thread(send_and_strike, site, series, rng, trial)
-        await asyncio.to_thread(site.drain)
-        changes = await changes_of_series(http, trial)
-        for follower in followers:
-            await follower.reach(len(changes))
-        for task in following:
-            task.cancel()
-        await judge_rows(http, series, acknowledged, trial, {uid_of(change): change for change in changes})
+        changes = await followed(http, followers, send, trial)
         await judge_studies(http, series, trial)
     judge_changes([changes, *(follower.seen for follower in followers)], trial)
     trial.broken = followers[0].broken
@@ -142,13 +132,7 @@ def send_and_strike(site: Site, series: list[list[Dataset]], rng: random.Random,
         for sent in [pool.submit(run_all, some) for some in senders]:
             sent.result()
         trial.kills = sum(striking.result() for striking in strikes)
-    everyone = [sender for some in senders for sender in some]
-    acknowledged = set[str]().union(*(sender.acknowledged for sender in everyone))
-    trial.acknowledged = len(acknowledged)
-    trial.cut_short = sum(sender.cut_short for sender in everyone)
-    if never := sum(map(len, series)) - len(acknowledged):
-        trial.problems.append(f"{never} images were never acknowledged")
-    return acknowledged
+    return trial.count(chain.from_iterable(senders), sum(map(len, series)))
 
 
 def broken_roots(folder: Path, break_it: str | None) -> tuple[Path, Path]:

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -28,10 +27,10 @@ from pynetdicom.fsm import InvalidEventError
 from rich.box import MARKDOWN
 from rich.table import Table
 
-from api.told import uid_of
-from bench.judging import Follower, PageFollower, StreamFollower, Trial, changes_of_series, judge_changes, judge_rows
+from bench.judging import Follower, PageFollower, StreamFollower, Trial, followed, judge_changes
 from bench.rig import network as hosts_of_our_own
 from bench.rig.haproxy import OF_GATEWAYS, OF_SERVERS, haproxy_process, listen
+from bench.rig.http_server import Answer, Request, http_server
 from bench.rig.network import SUBNET, Network, network
 from bench.rig.postgres import missing_own, postgresql_at
 from bench.rig.processes import ROOT, Process, command_line, make_key, start_gateway, start_server
@@ -241,21 +240,18 @@ def _start_balancers(made: Hosts, stack: ExitStack) -> None:
 # --- who is told --------------------------------------------------------------------------------------------------
 
 
-class Hook(ThreadingHTTPServer):
+class Hook:
     """A webhook's receiver. It may be told twice, so it looks at the number, as docs/server.md says."""
 
-    def __init__(self, address: str) -> None:
-        super().__init__((address, HTTP), _Hears)
+    def __init__(self) -> None:
+        self.url = ""
         self.seen: list[Change] = []
         self.again = 0
         self._news = threading.Condition()
 
-    @property
-    def url(self) -> str:
-        return f"http://{self.server_address[0]!s}:{HTTP}/hook"
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client was cut off: it says it again."""
+    def answer(self, request: Request) -> Answer:
+        self.take(Change.model_validate_json(request.body))
+        return Answer(204)
 
     def take(self, change: Change) -> None:
         with self._news:
@@ -271,31 +267,13 @@ class Hook(ThreadingHTTPServer):
             self._news.wait_for(lambda: len(self.seen) >= number, SEND_AGAIN_S)
 
 
-class _Hears(BaseHTTPRequestHandler):
-    server: Hook
-    timeout = 20  # seconds of silence
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.take(Change.model_validate_json(body))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 @contextmanager
 def hearing(address: str) -> Iterator[Hook]:
     """A receiver on a thread of its own; the calling thread is on its host."""
-    with Hook(address) as hook:
-        thread = threading.Thread(target=hook.serve_forever, daemon=True, name="hook")
-        thread.start()
-        try:
-            yield hook
-        finally:
-            hook.shutdown()
-            thread.join()
+    hook = Hook()
+    with http_server(hook.answer, (address, HTTP)) as url:
+        hook.url = f"{url}/hook"
+        yield hook
 
 
 # --- one trial ----------------------------------------------------------------------------------------------------
@@ -334,18 +312,16 @@ async def _trial(
 ) -> Cut:
     began = time.monotonic()
     cut = Cut(partitions=[partition for lane in lanes for partition in lane])
-    async with made.client("back") as http, made.client("server-1") as direct, asyncio.TaskGroup() as tasks:
+
+    def send() -> tuple[list[list[Dataset]], set[str]]:
+        sent = _send_and_strike(made, lanes, rng, cut, done)
+        made.drain()
+        return sent
+
+    async with made.client("back") as http, made.client("server-1") as direct:
         followers: list[Follower] = [StreamFollower(http, forgets=forgets), PageFollower(direct)]
-        following = [tasks.create_task(follower.run(), name=type(follower).__name__) for follower in followers]
-        series, acknowledged = await asyncio.to_thread(_send_and_strike, made, lanes, rng, cut, done)
-        await asyncio.to_thread(made.drain)
-        changes = await changes_of_series(http, cut)
-        for follower in followers:
-            await follower.reach(len(changes))
+        changes = await followed(http, followers, send, cut)
         await asyncio.to_thread(made.hook.reach, len(changes))
-        for task in following:
-            task.cancel()
-        await judge_rows(http, series, acknowledged, cut, {uid_of(change): change for change in changes})
     judge_changes([changes, *(follower.seen for follower in followers), made.hook.seen], cut)
     cut.broken, cut.told_again = sum(follower.broken for follower in followers), made.hook.again
     cut.repeated = sum(len(gateway.events("report.delayed")) for gateway in made.gateways)
@@ -389,12 +365,7 @@ def _send_and_strike(
         more = [one.result() for one in further]
     everyone = senders + [sender for _, some in more for sender in some]
     series = [split] + [one for sent, _ in more for one in sent]
-    acknowledged = set[str]().union(*(sender.acknowledged for sender in everyone))
-    cut.acknowledged = len(acknowledged)
-    cut.cut_short = sum(sender.cut_short for sender in everyone)
-    if never := sum(map(len, series)) - len(acknowledged):
-        cut.problems.append(f"{never} images were never acknowledged")
-    return series, acknowledged
+    return series, cut.count(everyone, sum(map(len, series)))
 
 
 def tables(cut: Cut) -> Iterator[Table]:

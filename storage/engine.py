@@ -51,8 +51,8 @@ class Engine:
     """Transactions on one database."""
 
     def __init__(self, writer: AsyncEngine, readers: AsyncEngine) -> None:
-        self._writer = writer
-        self._readers = readers
+        self.writer = writer
+        self.readers = readers
 
     @classmethod
     @asynccontextmanager
@@ -77,7 +77,7 @@ class Engine:
             return [{**row} for row in (await connection.execute(query)).mappings()]
 
         with _measured("read"):
-            return await _tried(self._readers.connect, rows)
+            return await _tried(self.readers.connect, rows)
 
     async def write(self, do: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.
@@ -85,7 +85,7 @@ class Engine:
         In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
         """
         with _measured("write"):
-            return await _tried(self._writer.begin, do)
+            return await _tried(self.writer.begin, do)
 
 
 @contextmanager

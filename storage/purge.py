@@ -85,7 +85,7 @@ class Purger:
             batch = _batch(found)
             stays = await self._engine.read(select_stays(_uids(batch), dry=True))
             return _became(found, batch, stays)
-        return await self._engine.write(lambda connection: _purge_series(connection, before, after))
+        return await self._engine.write(lambda connection: purge_series(connection, before, after))
 
     async def changes(self, before: datetime, after: int, *, dry: bool) -> ChangeBatch:
         """Remove those of the next changes behind `after` that are older than `before` and outdated.
@@ -96,7 +96,7 @@ class Purger:
         if not any(row["At"] < before for row in found):  # they are in order of time, as good as
             return ChangeBatch(after=None)
         until = found[-1]["Number"]
-        outdated = _outdated(before, after, until)
+        outdated = are_outdated(before, after, until)
         if dry:
             counted = select(func.count().label("n")).select_from(changes).where(outdated)
             count = int((await self._engine.read(counted))[0]["n"])
@@ -105,7 +105,7 @@ class Purger:
         return ChangeBatch(after=until, changes=count)
 
 
-async def _purge_series(connection: AsyncConnection, before: datetime, after: Place | None) -> SeriesBatch:
+async def purge_series(connection: AsyncConnection, before: datetime, after: Place | None) -> SeriesBatch:
     """Remove one batch, in one transaction; with the first one go the reasons of old orders.
 
     1. Lock the rows: each has then the last word of every report that has been stored.
@@ -219,7 +219,7 @@ def select_next_changes(after: int) -> Select[Any]:
     return query.order_by(changes.c.Number).limit(CHANGES_AT_ONCE)
 
 
-def _outdated(before: datetime, after: int, until: int) -> ColumnElement[bool]:
+def are_outdated(before: datetime, after: int, until: int) -> ColumnElement[bool]:
     """Hold of an old change of a series that stays, which all webhooks know and behind which a revision is told."""
     later = changes.alias("later")
     of_same = (later.c.SeriesInstanceUID == changes.c.SeriesInstanceUID) & (later.c.Subject == changes.c.Subject)

@@ -30,6 +30,7 @@ from bench.rig.peers import (
 )
 from common.settings import ServerSettings
 from db import Database
+from tests.rig.serving import empty_database, make_tables
 from tests.selection import (
     MISSING,
     asks_for_slow,
@@ -40,7 +41,6 @@ from tests.selection import (
     pytest_sessionstart,
     pytest_xdist_auto_num_workers,
 )
-from tests.serving import empty_database, make_tables
 
 __all__ = [
     "pytest_collection_modifyitems",
@@ -75,6 +75,7 @@ MISSING.update(
 )
 
 
+pytest.register_assert_rewrite("tests.rig")  # else a check of a helper's would not say what it compared
 hypothesis.settings.register_profile(
     "a busy machine is no failure", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )

@@ -2,13 +2,9 @@
 
 import asyncio
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +18,8 @@ from db import Database
 from storage.engine import DatabaseUnusable, Engine
 from storage.move import TABLES, move, rows_of
 from storage.schema import counters
-from tests.factories import STUDY, make_report, make_state
-
-
-def ours(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`python server.py` with these arguments."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("SERVER_")} | {"DATABASE_URL": url}
-    command = [sys.executable, str(ROOT / "server.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def answer(url: str, *arguments: str) -> Any:
-    done = ours(url, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-def status(url: str, key: str) -> int:
-    return httpx.get(f"{url}/series", headers={"Authorization": f"Bearer {key}"}, trust_env=False).status_code
-
-
-@contextmanager
-def served(folder: Path, url: str, when: bool) -> Iterator[None]:
-    if not when:
-        yield
-        return
-    with server(folder, DATABASE_URL=url):
-        yield
+from tests.rig.commands import answer, served, server_command, status_of
+from tests.rig.factories import STUDY, make_report, make_state
 
 
 @pytest.mark.slow
@@ -61,30 +32,30 @@ def test_keys_are_made_listed_and_revoked(tmp_path: Path, database_url: str, bes
         assert (first["name"], first["scopes"], first["valid"]) == ("ai", "series:read", True)
         assert (second["scopes"], second["expires_at"]) == ("series:read series:write", None)
         assert made["key"] not in json.dumps([first, second])
-        reader = ours(database_url, "keys", "revoke", made["id"])
+        reader = server_command(database_url, "keys", "revoke", made["id"])
         assert (reader.returncode, reader.stderr) == (0, "")
-        again = ours(database_url, "keys", "revoke", made["id"])
+        again = server_command(database_url, "keys", "revoke", made["id"])
         assert (again.returncode, "keys list" in again.stderr) == (1, True)
         assert [key["valid"] for key in answer(database_url, "keys", "list")] == [False, True]
-        assert "--scope series:write" in ours(database_url, "keys", "revoke", second["id"]).stderr
+        assert "--scope series:write" in server_command(database_url, "keys", "revoke", second["id"]).stderr
 
 
 def test_a_key_works_at_once_and_no_longer_when_it_is_revoked(tmp_path: Path, database_url: str) -> None:
     with server(tmp_path, DATABASE_URL=database_url) as (_, url):
         made = answer(database_url, "keys", "create", "ai", "--scope", "series:read")
-        assert (status(url, made["key"]), status(url, "wrong")) == (200, 401)
-        ours(database_url, "keys", "revoke", made["id"])
-        assert status(url, made["key"]) == 401
+        assert (status_of(url, made["key"]), status_of(url, "wrong")) == (200, 401)
+        server_command(database_url, "keys", "revoke", made["id"])
+        assert status_of(url, made["key"]) == 401
 
 
 @pytest.mark.slow
 def test_a_saved_key_is_for_its_owner_only_and_made_once(tmp_path: Path, database_url: str) -> None:
     path = tmp_path / "key"
     create = ("keys", "create", "gw", "--scope", "admin", "--save", str(path))
-    first = ours(database_url, *create)
+    first = server_command(database_url, *create)
     key = path.read_text().strip()
     assert (path.stat().st_mode & 0o777, key in first.stdout) == (0o600, False)
-    assert "no key was made" in ours(database_url, *create).stdout
+    assert "no key was made" in server_command(database_url, *create).stdout
     assert path.read_text().strip() == key
     assert len(answer(database_url, "keys", "list")) == 1
 
@@ -92,12 +63,12 @@ def test_a_saved_key_is_for_its_owner_only_and_made_once(tmp_path: Path, databas
 @pytest.mark.slow
 def test_no_key_is_made_where_it_cannot_be_saved(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/s.db"
-    done = ours(url, "keys", "create", "gw", "--scope", "admin", "--save", "/nonexistent/key")
+    done = server_command(url, "keys", "create", "gw", "--scope", "admin", "--save", "/nonexistent/key")
     assert (done.returncode, "no key was made" in done.stderr) == (1, True)
     empty = tmp_path / "empty"
     empty.touch()
     assert answer(url, "keys", "list") == []
-    assert ours(url, "keys", "create", "gw", "--scope", "admin", "--save", str(empty)).returncode == 0
+    assert server_command(url, "keys", "create", "gw", "--scope", "admin", "--save", str(empty)).returncode == 0
     assert empty.read_text().startswith("sgk_")
 
 
@@ -120,14 +91,14 @@ def test_webhooks_are_added_listed_and_removed(database_url: str) -> None:
     rotated = answer(database_url, "webhooks", "rotate", str(added["id"]), "--keep-old", "2")
     assert rotated["secret"].startswith("whsec_")
     assert rotated["secret"] != added["secret"]
-    assert ours(database_url, "webhooks", "rotate", "99").returncode == 1
-    refused = ours(database_url, "webhooks", "rotate", str(added["id"]))
+    assert server_command(database_url, "webhooks", "rotate", "99").returncode == 1
+    refused = server_command(database_url, "webhooks", "rotate", str(added["id"]))
     assert (refused.returncode, "--keep-old 0" in refused.stderr) == (1, True)
-    assert ours(database_url, "webhooks", "add", "http://169.254.169.254/", "--link-local").returncode == 0
+    assert server_command(database_url, "webhooks", "add", "http://169.254.169.254/", "--link-local").returncode == 0
     for again in ("replay", "discard"):
-        assert ours(database_url, "webhooks", again, str(added["id"])).returncode == 1
-    assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 0
-    assert ours(database_url, "webhooks", "remove", str(added["id"])).returncode == 1
+        assert server_command(database_url, "webhooks", again, str(added["id"])).returncode == 1
+    assert server_command(database_url, "webhooks", "remove", str(added["id"])).returncode == 0
+    assert server_command(database_url, "webhooks", "remove", str(added["id"])).returncode == 1
 
 
 @pytest.mark.slow
@@ -141,9 +112,9 @@ def test_gateways_are_listed_and_dismissed(tmp_path: Path) -> None:
             ("gone", True),
             ("here", False),
         ]
-        assert ours(url, "gateways", "dismiss", "gone").returncode == 0
+        assert server_command(url, "gateways", "dismiss", "gone").returncode == 0
         for name, said in (("gone", "no gateway gone"), ("here", "here is not gone")):
-            refused = ours(url, "gateways", "dismiss", name)
+            refused = server_command(url, "gateways", "dismiss", name)
             assert (refused.returncode, said in refused.stderr) == (1, True), refused.stderr
         assert [one["gateway"] for one in answer(url, "gateways", "list")] == ["here"]
 
@@ -163,7 +134,7 @@ def test_gateways_are_listed_and_dismissed(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_argument_is_named_with_the_cure(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = ours(f"sqlite+aiosqlite:///{tmp_path}/s.db", *arguments)
+    done = server_command(f"sqlite+aiosqlite:///{tmp_path}/s.db", *arguments)
     assert (done.returncode, said in done.stderr) == (2, True), done.stderr
 
 
@@ -208,7 +179,7 @@ def source(tmp_path: Path) -> str:
 @pytest.mark.peer("postgresql")
 async def test_the_move_takes_every_row_and_the_server_goes_on_there(source: str, postgresql_url: str) -> None:
     await fill(source)
-    done = await asyncio.to_thread(ours, source, "move", postgresql_url)
+    done = await asyncio.to_thread(server_command, source, "move", postgresql_url)
     assert done.returncode == 0, done.stderr
     assert await contents(source) == await contents(postgresql_url)
     async with Database.open(ServerSettings(database_url=postgresql_url)) as database:
@@ -286,5 +257,5 @@ async def test_a_move_says_so_where_something_else_wrote_to_the_target(source: s
 @pytest.mark.peer("postgresql")
 def test_a_move_beside_a_running_server_is_refused(tmp_path: Path, source: str, postgresql_url: str) -> None:
     with server(tmp_path, DATABASE_URL=source):
-        done = ours(source, "move", postgresql_url)
+        done = server_command(source, "move", postgresql_url)
     assert (done.returncode, "used by another server process" in done.stderr) == (1, True)

@@ -1,29 +1,22 @@
 """`python client.py check`: each thing that can be wrong is provoked, and the line names it and its cure."""
 
-import http.server
-import json
 import re
 import socket
 import sqlite3
 import ssl
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
 import trustme
 from pynetdicom import AE, evt
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    StudyRootQueryRetrieveInformationModelFind,
-    Verification,
-)
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification  # type: ignore[attr-defined]
 
 from bench.rig.peers import free_port, orthanc
 from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
@@ -33,22 +26,15 @@ from common.version import version
 from console.findings import Finding, State
 from gateway.cli.check import check
 from gateway.cli.reach import dicom
-from tests.e2e.test_admin import answer
-from tests.e2e.test_commands import client, client_json, dead_letters
-from tests.e2e.test_main_job import new_series, send
-
-NOWHERE = "http://127.0.0.1:9"
+from tests.rig.commands import NOWHERE, answer, client, client_json
+from tests.rig.findings import READY, said, some_server
+from tests.rig.sending import dead_letters, new_series, send
 
 
 async def found(folder: Path, **settings: Any) -> list[Finding]:
     """What is found with these settings, the journal in `folder` and the rest harmless."""
     harmless = {"journal_path": folder / "journal.db", "scp_port": 0, "server_url": NOWHERE, "pacs_timeout_s": 2}
     return await check(load(GatewaySettings, {k: str(v) for k, v in (harmless | settings).items()}))
-
-
-def said(findings: list[Finding], what: str, state: State) -> str:
-    """What the lines of that kind say, with their cures."""
-    return "\n".join(f"{f.detail} → {f.cure}" for f in findings if f.what.startswith(what) and f.state == state)
 
 
 # --- the command ------------------------------------------------------------------------------------------------
@@ -360,47 +346,6 @@ def wait_until_open(port: int) -> None:
 
 
 # --- the server -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def some_server(
-    answers: Mapping[str, tuple[int, Any]], apart_s: float = 0.0, tls: ssl.SSLContext | None = None
-) -> Iterator[str]:
-    """An HTTP server with these answers by path, and a clock that is apart from ours; its port."""
-
-    class Answer(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = answers.get(self.path, (404, {"detail": "Not Found"}))
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def date_time_string(self, timestamp: float | None = None) -> str:
-            at = datetime.now(UTC) + timedelta(seconds=apart_s)
-            return at.strftime("%a, %d %b %Y %H:%M:%S GMT")
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Quiet(http.server.ThreadingHTTPServer):
-        def handle_error(self, *_: Any) -> None:
-            """A client that does not trust us goes away."""
-
-    with Quiet(("127.0.0.1", 0), Answer) as serving:
-        if tls is not None:
-            serving.socket = tls.wrap_socket(serving.socket, server_side=True)
-        thread = threading.Thread(target=serving.serve_forever)
-        thread.start()
-        try:
-            yield str(serving.server_port)
-        finally:
-            serving.shutdown()
-            thread.join()
-
-
-READY: Mapping[str, tuple[int, Any]] = MappingProxyType({"/health/ready": (200, {"status": "ready"})})
 
 
 async def test_an_older_server_cannot_tell_about_the_key(tmp_path: Path) -> None:

@@ -1,79 +1,22 @@
 """The operator's commands, beside a running gateway and on a stopped one's journal."""
 
 import asyncio
-import http.server
 import json
 import sqlite3
 import stat
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from bench.rig.processes import ROOT, gateway, server
+from bench.rig.processes import gateway, server
 from gateway.journal import Journal
 from models import SeriesKey
-from tests.e2e.test_main_job import new_series, send, wait_for_counts
-from tests.factories import SERIES, UNBOUNDED, make_instance
-
-NOWHERE = "http://127.0.0.1:9"
-
-
-def client(folder: Path, *arguments: str, exit_code: int = 0, url: str = NOWHERE) -> str:
-    """Run `python client.py …` there and return what it printed."""
-    command = [sys.executable, str(ROOT / "client.py"), "--server-url", url, "--drain-timeout-s", "5", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == exit_code, done.stdout + done.stderr
-    return done.stdout + (done.stderr if exit_code else "")
-
-
-def client_json(folder: Path, *arguments: str, exit_code: int = 0, url: str = NOWHERE) -> Any:
-    out = client(folder, *arguments, "--json", exit_code=exit_code, url=url)
-    return json.JSONDecoder().raw_decode(out)[0]
-
-
-@contextmanager
-def refusing_server() -> Iterator[str]:
-    """Answers every report 422."""
-
-    class Refuse(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            body = json.dumps(
-                {"detail": [{"loc": ["body", "PatientID"], "msg": "not one of ours", "type": "foreign"}]}
-            ).encode()
-            self.send_response(422)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as refusing:
-        thread = threading.Thread(target=refusing.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{refusing.server_port}"
-        finally:
-            refusing.shutdown()
-            thread.join()
-
-
-def dead_letters(folder: Path, n: int) -> list[str]:
-    """Leave that many dead letters in the journal of a stopped gateway; the series they are about."""
-    series = [new_series(2) for _ in range(n)]
-    with refusing_server() as url, gateway(folder, url, idle_timeout_s=0.2) as (process, port):
-        for datasets in series:
-            send(port, datasets)
-            process.wait_for_event("report.rejected")
-    return [datasets[0].SeriesInstanceUID for datasets in series]
+from tests.rig.commands import NOWHERE, client, client_json
+from tests.rig.factories import SERIES, UNBOUNDED, make_instance
+from tests.rig.rows import wait_for_counts
+from tests.rig.sending import dead_letters, new_series, send
 
 
 def test_status_of_a_running_and_of_a_stopped_gateway(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bench.demo import expected, studies
 from bench.rig.compose import CommandFailed, Project, project, until
 from bench.rig.peers import Orthanc
 from bench.rig.processes import ROOT
-from tests.e2e.test_documented_commands import OPERATIONS, TRY, line, lines
+from tests.rig.papers import OPERATIONS, TRY, line, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer("docker"), pytest.mark.timeout(2700)]
 

@@ -1,8 +1,6 @@
 """A person declares a series: the guide's commands, a real gateway that holds it open, and kill -9 in between."""
 
-import http.server
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +9,15 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.rig.processes import ROOT, gateway, server, start_gateway
-from tests.e2e.test_admin import answer, ours, served
-from tests.e2e.test_documented_commands import filled, line, shell
-from tests.e2e.test_main_job import new_series, record, send
-from tests.e2e.test_on_complete import once, ran, script, until
-from tests.factories import SERIES, make_report
+from bench.rig.http_server import Answer, Request, http_server
+from bench.rig.processes import gateway, server, start_gateway
+from tests.rig.commands import answer, served, server_command
+from tests.rig.factories import SERIES, make_report
+from tests.rig.papers import JOBS, filled, line, shell
+from tests.rig.rows import record
+from tests.rig.scripts import once, ran, script, until
+from tests.rig.sending import new_series, send
 
-JOBS = (ROOT / "docs" / "jobs.md").read_text()
 HELD_OPEN = {"idle_timeout_s": 3600, "idle_policy": "fixed"}
 
 
@@ -75,48 +74,28 @@ def test_the_guides_commands_close_a_series_that_is_held_open_and_take_that_back
         assert (change["Verdict"], change["Kinds"], change["Revision"]) == (None, ["revised", "declared"], 2)
 
 
-class Relay(http.server.ThreadingHTTPServer):
+class Relay:
     """Stands between a gateway and its server, and lets through what it is told to."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, server: str) -> None:
+        self.server = server
         self.lets_through: Callable[[dict[str, Any]], bool] = lambda _: True
-        super().__init__(("127.0.0.1", 0), _Handler)
+        self.url = ""
 
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    def do_PUT(self) -> None:
-        relay = self.server
-        assert isinstance(relay, Relay)
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        status, content = 503, b""
-        if self.command == "POST" or relay.lets_through(json.loads(body)):
-            headers = {"Content-Type": "application/json"}
-            answer = httpx.request(
-                self.command, relay.url + self.path, content=body, headers=headers, timeout=60, trust_env=False
-            )
-            status, content = answer.status_code, answer.content
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_POST = do_PUT
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def answer(self, request: Request) -> Answer:
+        if request.method == "PUT" and not self.lets_through(json.loads(request.body)):
+            return Answer(503)
+        headers = {"Content-Type": "application/json"}
+        url = self.server + request.path
+        told = httpx.request(request.method, url, content=request.body, headers=headers, timeout=60, trust_env=False)
+        return Answer(told.status_code, told.content)
 
 
 @contextmanager
 def relay(url: str) -> Iterator[Relay]:
-    with Relay(url) as standing:
-        thread = threading.Thread(target=standing.serve_forever)
-        thread.start()
-        try:
-            yield standing
-        finally:
-            standing.shutdown()
-            thread.join()
+    standing = Relay(url)
+    with http_server(standing.answer) as standing.url:
+        yield standing
 
 
 @pytest.mark.slow
@@ -127,7 +106,7 @@ def test_an_order_that_comes_again_after_kill_9_closes_nothing_that_came_since(t
     environment = {f"GATEWAY_{name}".upper(): str(value) for name, value in HELD_OPEN.items()}
     environment["GATEWAY_ID"] = "gateway-1"
     with server(tmp_path) as (_, url), relay(url) as between:
-        process, port = start_gateway(tmp_path, f"http://127.0.0.1:{between.server_port}", environment=environment)
+        process, port = start_gateway(tmp_path, between.url, environment=environment)
         try:
             send(port, first)
             until(lambda: arriving(url) == {series: 2})
@@ -138,7 +117,7 @@ def test_an_order_that_comes_again_after_kill_9_closes_nothing_that_came_since(t
             process.kill()
         assert [order["State"] for order in orders(url)] == ["waiting"]
         between.lets_through = lambda _: False
-        with gateway(tmp_path, f"http://127.0.0.1:{between.server_port}", id="gateway-1", **HELD_OPEN) as (again, port):
+        with gateway(tmp_path, between.url, id="gateway-1", **HELD_OPEN) as (again, port):
             until(lambda: httpx.get(f"{url}/series/{series}", trust_env=False).status_code == 200)
             send(port, late)
             between.lets_through = lambda _: True
@@ -171,7 +150,7 @@ def test_a_series_is_declared_beside_a_server_and_without_one(
             ((SERIES, "complete"), 2, "--because"),
             ((SERIES, "maybe", "--because", "x"), 2, "maybe"),
         ):
-            done = ours(database_url, "declare", *arguments)
+            done = server_command(database_url, "declare", *arguments)
             assert done.returncode == exit_code, done.stderr
             assert words in done.stderr
             assert "Traceback" not in done.stderr

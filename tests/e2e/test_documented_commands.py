@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,52 +13,26 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
-from tests.e2e.test_main_job import new_series, write
-from tests.factories import SERIES, STUDY, make_report
+from bench.rig.processes import ROOT, Process, gateway, running, server
+from tests.rig.factories import SERIES, STUDY, make_report
+from tests.rig.papers import (
+    API,
+    INDEX,
+    JOBS,
+    KUBERNETES,
+    OPERATIONS,
+    README,
+    SERVER_GUIDE,
+    TRY,
+    filled,
+    line,
+    lines,
+    shell,
+)
+from tests.rig.sending import new_series, write
 
-README = (ROOT / "README.md").read_text()
-TRY = (ROOT / "docs" / "try.md").read_text()
-API = (ROOT / "docs" / "api.md").read_text()
-INDEX = (ROOT / "docs" / "index.md").read_text()
-SERVER_GUIDE = (ROOT / "docs" / "server.md").read_text()
-JOBS = (ROOT / "docs" / "jobs.md").read_text()
-OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
-KUBERNETES = (ROOT / "docs" / "kubernetes.md").read_text()
 BIN = Path(sys.executable).parent
 PREPARED = [option for name in ("running", "testing") for option in ("-o", f".venv/{name}")]  # this environment will do
-
-
-def lines(paper: str, beginning: str) -> list[str]:
-    """The commands of a paper's blocks that begin so, as they stand there, over several lines too."""
-    blocks = "".join(re.findall(r"^```sh\n(.*?)^```", paper, re.MULTILINE | re.DOTALL))
-    found = re.findall(rf"^{re.escape(beginning)}(?:.*\\\n)*.*", blocks, re.MULTILINE)
-    assert found, beginning
-    return [str(line) for line in found]
-
-
-def line(paper: str, beginning: str) -> str:
-    (one,) = set(lines(paper, beginning))
-    return one
-
-
-def filled(command: str, **values: object) -> str:
-    """With our Python and our files, and these texts in the place of others."""
-    command = re.sub(r"^(?:\.venv/bin/)?python ", f"{sys.executable} ", command)
-    command = re.sub(r"\b(client|server)\.py", rf"{ROOT}/\1.py", command)
-    for name, value in values.items():
-        command = command.replace(name, str(value))
-    return command
-
-
-def shell(command: str, folder: Path = ROOT, /, **environment: str) -> str:
-    """What a command prints; it has to succeed."""
-    env = (
-        without_settings() | {"no_proxy": "*", "MAKEFLAGS": "", "MAKELEVEL": "", "ARGS": ""} | environment
-    )  # make may run us
-    done = subprocess.run(["sh", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 # --- make ---------------------------------------------------------------------------------------------------------

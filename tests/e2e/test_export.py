@@ -15,9 +15,9 @@ import httpx
 import pytest
 
 from bench.rig.processes import ROOT, make_key, server, without_settings
-from tests.e2e.test_documented_commands import JOBS, filled, line, shell
-from tests.factories import STUDY, make_report
-from tests.terminals import on_a_terminal
+from tests.rig.factories import STUDY, make_report
+from tests.rig.papers import JOBS, filled, line, shell
+from tests.rig.terminals import on_a_terminal
 
 EXPORT = [sys.executable, str(ROOT / "server.py"), "export"]
 

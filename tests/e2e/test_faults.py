@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bench.faults import FAULTS, _may_mount, missing
+from bench.faults import FAULTS, can_mount, missing
 from bench.rig.processes import ROOT
 
 
@@ -21,6 +21,6 @@ def test_no_fault_loses_or_doubles_what_was_acknowledged() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    trials = len([fault for fault in FAULTS if not missing(fault, _may_mount())])
+    trials = len([fault for fault in FAULTS if not missing(fault, can_mount())])
     last = done.stdout.splitlines()[-1]
     assert re.fullmatch(rf"faults: trials={trials} acknowledged=[1-9]\d* lost=0 doubled=0", last)

@@ -12,10 +12,10 @@ import pytest
 from api.cli.check import check
 from bench.rig.processes import ROOT, server, start_gateway
 from common.settings import ServerSettings
-from tests.e2e.test_admin import answer, ours, status
-from tests.e2e.test_check import said
-from tests.factories import make_report, make_state
-from tests.terminals import on_a_terminal, plain
+from tests.rig.commands import answer, server_command, status_of
+from tests.rig.factories import make_report, make_state
+from tests.rig.findings import said
+from tests.rig.terminals import on_a_terminal, plain
 
 READER = ("keys", "create", "ai", "--scope", "series:read")
 
@@ -43,7 +43,7 @@ def test_a_first_key_that_would_shut_a_gateway_out_is_not_made_unasked(
 ) -> None:
     with server(tmp_path, DATABASE_URL=database_url) as (_, url):
         hear(url, "ct-room")
-        refused = ours(database_url, "keys", "create", "me", "--scope", scope)
+        refused = server_command(database_url, "keys", "create", "me", "--scope", scope)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert "ct-room" in refused.stderr
         assert all(word in refused.stderr for word in ("--scope series:write", "--with-gateway", "--yes"))
@@ -57,8 +57,8 @@ def test_with_the_gateways_key_it_is_made(tmp_path: Path, database_url: str) -> 
         made = answer(database_url, *READER, "--with-gateway", "ct-room")
         assert (made["name"], made["gateway"]["name"]) == ("ai", "ct-room")
         assert made["gateway"]["scopes"] == "series:read series:write"
-        assert (post(url), post(url, made["gateway"]["key"]), status(url, made["key"])) == (401, 201, 200)
-        again = ours(database_url, "keys", "create", "b", "--scope", "series:read", "--with-gateway", "x")
+        assert (post(url), post(url, made["gateway"]["key"]), status_of(url, made["key"])) == (401, 201, 200)
+        again = server_command(database_url, "keys", "create", "b", "--scope", "series:read", "--with-gateway", "x")
         assert (again.returncode, "no key was made for x" in again.stderr) == (0, True)
         assert sorted(names(database_url)) == ["ai", "b", "ct-room"]
 
@@ -68,16 +68,16 @@ def test_said_to_be_meant_it_is_made(tmp_path: Path) -> None:
     database_url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     with server(tmp_path) as (_, url):
         hear(url, "ct-room")
-        made = ours(database_url, *READER, "--yes")
+        made = server_command(database_url, *READER, "--yes")
         assert (made.returncode, "ct-room is shut out" in made.stderr, "sgk_" in made.stdout) == (0, True, True)
 
 
 @pytest.mark.slow
 def test_where_no_gateway_is_known_a_script_goes_on_and_stderr_says_what_it_does(database_url: str) -> None:
-    first = ours(database_url, *READER, "--json")
+    first = server_command(database_url, *READER, "--json")
     assert (first.returncode, json.loads(first.stdout)["name"]) == (0, "ai")
     assert "--scope series:write" in first.stderr
-    second = ours(database_url, *READER, "--json")
+    second = server_command(database_url, *READER, "--json")
     assert (second.returncode, "no key may post reports" in second.stderr) == (0, True)
 
 
@@ -87,10 +87,10 @@ def test_the_gateways_own_key_comes_with_what_has_to_be_done(tmp_path: Path) -> 
     gateways = ("keys", "create", "gw", "--scope", "series:write", "--scope", "series:read")
     with server(tmp_path) as (_, url):
         hear(url, "ct-room")
-        made = ours(database_url, *gateways)
+        made = server_command(database_url, *gateways)
         assert (made.returncode, "ct-room" in made.stderr, "GATEWAY_API_KEY_FILE" in made.stderr) == (0, True, True)
-        assert ours(database_url, *READER).stderr == ""  # nobody is shut out any more
-        assert ours(database_url, *gateways).stderr == ""
+        assert server_command(database_url, *READER).stderr == ""  # nobody is shut out any more
+        assert server_command(database_url, *gateways).stderr == ""
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ async def test_what_check_and_the_server_advise_shuts_no_gateway_out(
     for n, advice in enumerate((told, refused)):
         (arguments,) = re.findall(r"python server\.py ((?:[\w:-]+|NAME|FILE)(?: (?:[\w:-]+))*)", advice)
         url = f"sqlite+aiosqlite:///{tmp_path}/advised-{n}.db"
-        followed = ours(url, *shlex.split(arguments.replace("FILE", str(tmp_path / f"key-{n}"))))
+        followed = server_command(url, *shlex.split(arguments.replace("FILE", str(tmp_path / f"key-{n}"))))
         assert followed.returncode == 0, followed.stderr
         assert any("series:write" in key["scopes"] for key in answer(url, "keys", "list"))
 
@@ -145,7 +145,7 @@ def test_a_gateway_that_runs_without_a_key_goes_on_delivering_after_a_reader_ask
         try:
             while not httpx.get(f"{url}/gateways", trust_env=False).json()["gateways"]:
                 log.wait_for(lambda line: line)  # each of these requests is a line
-            assert ours(database_url, *READER).returncode == 1
+            assert server_command(database_url, *READER).returncode == 1
             assert post(url) == 201
         finally:
             process.stop()

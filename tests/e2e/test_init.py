@@ -17,12 +17,10 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from bench.rig.peers import free_port, orthanc
 from bench.rig.processes import ROOT, Process, running, without_settings
-from tests.e2e.test_documented_commands import filled
-from tests.e2e.test_keys import send
-from tests.e2e.test_main_job import new_series, write
-from tests.factories import SERIES
-from tests.papers import commands
-from tests.terminals import Terminal, on_a_terminal, plain
+from tests.rig.factories import SERIES, make_dataset
+from tests.rig.papers import commands, filled
+from tests.rig.sending import new_series, send, write
+from tests.rig.terminals import Terminal, on_a_terminal, plain
 
 PYTHON = sys.executable
 GUIDE = ROOT / "docs" / "first-day.md"
@@ -102,7 +100,7 @@ def test_two_folders_set_up_by_init_alone_take_an_image_to_a_row(tmp_path: Path)
         assert written.stdout.endswith(" ok, 0 warning, 0 failed\n")
         with gateway_in(two) as process:
             assert refused(int(dicom), "STRANGER")
-            send(int(dicom), "1", "2")
+            send(int(dicom), [make_dataset("1"), make_dataset("2")], "CT1")
             process.wait_for_event("report.delivered", stored=2)
             assert rows(url, key) == [(SERIES, 2)]
         assert key not in "\n".join(process.lines)

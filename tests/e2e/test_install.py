@@ -1,6 +1,7 @@
 """`make`'s set-up: it can be seen to work, without noise, and says everything where it fails."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,24 +10,10 @@ from typing import Any
 import pytest
 
 from bench.rig.processes import ROOT, Process, running, without_settings
-from tests.terminals import on_a_terminal, plain
+from tests.rig.terminals import on_a_terminal, plain
 
 INSTALL = [sys.executable, "-S", "-m", "bench.install"]  # -S: nothing is installed yet
-BACKEND = """
-import time, zipfile
-from pathlib import Path
-
-def build_wheel(folder, config_settings=None, metadata_directory=None):
-    while not Path({go!r}).exists():
-        time.sleep(0.05)
-    name = "slow-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(Path(folder, name), "w") as wheel:
-        wheel.writestr("slow-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: slow\\nVersion: 1.0\\n")
-        wheel.writestr("slow-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
-        wheel.writestr("slow-1.0.dist-info/RECORD", "")
-        wheel.writestr("slow.py", "")
-    return name
-"""
+BACKEND = ROOT / "tests" / "rig" / "programs" / "slow_backend.py"
 
 
 @pytest.fixture
@@ -43,7 +30,7 @@ def slow(tmp_path: Path) -> Path:
     project.mkdir()
     build = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
     (project / "pyproject.toml").write_text(build + '[project]\nname = "slow"\nversion = "1.0"\n')
-    (project / "backend.py").write_text(BACKEND.format(go=str(tmp_path / "go")))
+    shutil.copy(BACKEND, project / "backend.py")
     file = tmp_path / "requirements.txt"
     file.write_text(f"slow @ file://{project}\n")
     return file

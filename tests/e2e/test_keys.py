@@ -11,14 +11,10 @@ from typing import Any
 import httpx
 import pytest
 import trustme
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
-from pynetdicom.presentation import build_context
 
 from bench.rig.processes import ROOT, Process, running, start_gateway
-from bench.rig.senders import pure_scu
-from tests.factories import SERIES, make_dataset
+from tests.rig.factories import SERIES, make_dataset
+from tests.rig.sending import send
 
 
 @pytest.fixture
@@ -69,17 +65,6 @@ def gateway(folder: Path, url: str, **environment: str) -> tuple[Process, int]:
     )
 
 
-def send(port: int, *sops: str) -> None:
-    ae = AE("CT1")
-    assoc = pure_scu(ae.associate("127.0.0.1", port, [build_context(CTImageStorage, ExplicitVRLittleEndian)]))
-    for sop in sops:
-        ds = make_dataset(sop)
-        ds.file_meta = FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        assert assoc.send_c_store(ds).Status == 0x0000
-    assoc.release()
-
-
 @pytest.mark.slow
 def test_over_tls_the_gateway_checks_the_server_and_the_server_its_key(tmp_path: Path, ca: trustme.CA) -> None:
     process, url = tls_server(tmp_path)
@@ -89,7 +74,7 @@ def test_over_tls_the_gateway_checks_the_server_and_the_server_its_key(tmp_path:
     with running(process):
         sender, port = gateway(tmp_path, url, **environment)
         with running(sender):
-            send(port, "1", "2")
+            send(port, [make_dataset("1"), make_dataset("2")])
             sender.wait_for_event("report.delivered", stored=2)
         tls = ssl.create_default_context(cafile=tmp_path / "ca.pem")
         with httpx.Client(verify=tls, trust_env=False) as http:
@@ -104,7 +89,7 @@ def test_a_gateway_does_not_talk_to_a_server_whose_certificate_it_cannot_check(t
     with running(process):
         sender, port = gateway(tmp_path, url, GATEWAY_API_KEY="secret-key")
         with running(sender):
-            send(port, "1")
+            send(port, [make_dataset("1")])
             delayed = sender.wait_for_event("report.delayed")
         assert "CERTIFICATE_VERIFY_FAILED" in delayed["reason"]
         assert process.events("request.audited") == []
@@ -123,10 +108,10 @@ def test_a_revoked_key_delays_and_a_new_one_in_its_file_delivers_without_restart
             tmp_path, url, GATEWAY_SERVER_CA=str(tmp_path / "ca.pem"), GATEWAY_API_KEY_FILE=str(file)
         )
         with running(sender):
-            send(port, "1")
+            send(port, [make_dataset("1")])
             sender.wait_for_event("report.delivered", stored=1)
             keys(tmp_path, "revoke", old["id"])
-            send(port, "2")
+            send(port, [make_dataset("2")])
             assert "401" in sender.wait_for_event("report.delayed")["reason"]
             file.write_text(new_key(tmp_path, "series:write")["key"])
             sender.wait_for_event("report.delivered", stored=2)

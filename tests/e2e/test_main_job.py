@@ -1,35 +1,25 @@
 """Real processes, real peers: images in on the DICOM side, exact rows out of the server."""
 
-import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pydicom
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
-from pynetdicom import AE
-from pynetdicom.association import Association
-from pynetdicom.presentation import build_context
 
 from bench.demo import expected, send_interleaved, studies
 from bench.rig.peers import orthanc
 from bench.rig.processes import ROOT, Process, gateway, server
-from bench.rig.senders import pure_scu
-from tests.factories import STUDY, make_dataset
+from tests.rig.rows import record, wait_for_counts
+from tests.rig.sending import association, new_series, send, send_in_parallel, write
 
 TINY_ALPHA = 50
-numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -42,36 +32,6 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def running(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Process, int]]:
     with gateway(tmp_path_factory.mktemp("gateway"), url, idle_timeout_s=1.0) as running:
         yield running
-
-
-def record(url: str, series: str) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{url}/series/{series}", trust_env=False).raise_for_status().json()
-    return answer
-
-
-def wait_for_counts(process: Process, url: str, counts: dict[str, int]) -> None:
-    """Wait until each series was delivered and the server counts so many."""
-    while any(
-        httpx.get(f"{url}/series/{uid}", trust_env=False).json().get("NumInstances") != n for uid, n in counts.items()
-    ):
-        process.wait_for_event("report.delivered")
-
-
-def new_series(n: int) -> list[Dataset]:
-    study = f"{STUDY}.{next(numbers)}"
-    series = f"{study}.1"
-    return [make_dataset(str(i + 1), study=study, series=series) for i in range(n)]
-
-
-def write(folder: Path, datasets: list[Dataset]) -> list[str]:
-    paths = []
-    for ds in datasets:
-        path = folder / f"{ds.SOPInstanceUID}.dcm"
-        ds.file_meta = pydicom.dataset.FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        pydicom.dcmwrite(path, ds, enforce_file_format=True)
-        paths.append(str(path))
-    return paths
 
 
 @pytest.mark.peer("dcmtk")
@@ -117,43 +77,6 @@ def test_pynetdicom_sends_real_studies_and_rows_carry_patient_and_modality(
     row = record(url, uid)
     assert (row["PatientID"], row["PatientName"], row["Modality"]) == (sent.patient_id, sent.patient_name, "CT")
     assert row["Verdict"] == "idle"
-
-
-@contextmanager
-def association(port: int, datasets: list[Dataset], ae_title: str = "SCU") -> Iterator[Association]:
-    """An open association for these data sets, which are made ready to be sent."""
-    contexts = [build_context(datasets[0].SOPClassUID, ExplicitVRLittleEndian)]
-    assoc = pure_scu(AE(ae_title).associate("127.0.0.1", port, contexts))
-    assert assoc.is_established
-    for ds in datasets:
-        ds.file_meta = pydicom.dataset.FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    yield assoc
-    assoc.release()
-
-
-def send(port: int, datasets: list[Dataset]) -> None:
-    """Send over one association; every image must be accepted."""
-    with association(port, datasets) as assoc:
-        for ds in datasets:
-            assert assoc.send_c_store(ds).Status == 0x0000
-
-
-def send_in_parallel(port: int, parts: list[list[Dataset]]) -> None:
-    problems: list[BaseException] = []
-
-    def run(part: list[Dataset]) -> None:
-        try:
-            send(port, part)
-        except BaseException as error:
-            problems.append(error)
-
-    threads = [threading.Thread(target=run, args=(part,)) for part in parts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert problems == []
 
 
 @pytest.mark.slow

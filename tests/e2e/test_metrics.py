@@ -5,24 +5,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from pydicom.uid import generate_uid
 
 from bench.rig.processes import Process, gateway, server
-from tests.e2e.test_main_job import association, new_series, send
-from tests.factories import encode, make_dataset
-
-Samples = dict[tuple[str, ...], float]
-
-
-def scrape(url: str) -> Samples:
-    """Samples by name and label values."""
-    text = httpx.get(f"{url}/metrics", trust_env=False).raise_for_status().text
-    return {
-        (sample.name, *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
+from tests.rig.factories import encode, make_dataset
+from tests.rig.rows import scrape
+from tests.rig.sending import association, new_series, send
 
 
 def metrics_url(process: Process) -> str:

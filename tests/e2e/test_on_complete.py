@@ -7,7 +7,6 @@ import re
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,13 +19,10 @@ import pytest
 
 from bench.rig.processes import ROOT, Process, make_key, running, server, start_gateway, start_server, without_settings
 from bench.rig.senders import sending, synthetic_image
-from tests.e2e.test_documented_commands import filled, line
-from tests.factories import STUDY, make_report
-from tests.terminals import on_a_terminal
-
-JOBS = (ROOT / "docs" / "jobs.md").read_text()
-SCRIPT = '#!/bin/sh\necho "$1 $REVISION $KIND $VERDICT $NUM_INSTANCES $MISSING" >> ran\n'
-ON_COMPLETE = [sys.executable, str(ROOT / "server.py"), "on-complete"]
+from tests.rig.factories import STUDY, make_report
+from tests.rig.papers import JOBS, filled, line
+from tests.rig.scripts import ON_COMPLETE, SCRIPT, once, ran, script, until
+from tests.rig.terminals import on_a_terminal
 
 
 def post(url: str, series: int, *sops: str, **more: Any) -> str:
@@ -36,44 +32,11 @@ def post(url: str, series: int, *sops: str, **more: Any) -> str:
     return report.SeriesInstanceUID
 
 
-def script(folder: Path, text: str = SCRIPT, name: str = "run.sh") -> None:
-    path = folder / name
-    path.write_text(text)
-    path.chmod(0o755)
-
-
-def ran(folder: Path) -> list[list[str]]:
-    """The lines that the script has written, in words."""
-    path = folder / "ran"
-    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def until(done: Callable[[], bool], timeout_s: float = 120.0) -> None:
-    """Wait for what another process does to files."""
-    ends_at = time.monotonic() + timeout_s
-    while not done():
-        assert time.monotonic() < ends_at, "it did not come about"
-        time.sleep(0.02)
-
-
 @contextmanager
 def following(folder: Path, url: str, *words: str, **environment: str) -> Iterator[Process]:
     command = [*ON_COMPLETE, "--url", url, *words]
     with running(Process("on-complete", command, folder, **environment)) as process:
         yield process
-
-
-def once(folder: Path, url: str, *words: str, exit_code: int = 0) -> str:
-    done = subprocess.run(
-        [*ON_COMPLETE, "--url", url, "--once", *words],
-        cwd=folder,
-        env=without_settings(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == exit_code, done.stderr
-    return done.stderr
 
 
 ALL = ("--since", "0", "--", "./run.sh", "{SeriesInstanceUID}")

@@ -25,8 +25,8 @@ from bench.demo import studies
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
 from bench.rig.processes import ROOT, gateway, server
 from common.version import version
-from tests.factories import STUDY, arriving, make_report, make_state
-from tests.serving import Serving, serving
+from tests.rig.factories import STUDY, arriving, make_report, make_state
+from tests.rig.serving import Serving, serving
 
 pytestmark = [pytest.mark.peer("chromium"), pytest.mark.asyncio(loop_scope="module")]
 TIMEOUT_S = 60

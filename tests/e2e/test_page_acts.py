@@ -1,8 +1,7 @@
 """What an admin does on the live page in a real Chromium: with the keyboard alone, once each, and not as a reader."""
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,8 +15,8 @@ from sqlalchemy import update
 from api.operations import operations
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS
 from storage.schema import gateways
-from tests.factories import SERIES, arriving, make_report, make_state
-from tests.serving import START_TIMEOUT_S, Serving, serving
+from tests.rig.factories import SERIES, arriving, make_report, make_state
+from tests.rig.serving import Serving, serving
 
 pytestmark = [pytest.mark.peer("chromium")]
 TIMEOUT_MS = 60_000
@@ -46,26 +45,17 @@ async def logged_in(running: Serving, scope: str) -> AsyncIterator[Page]:
         await browser.close()
 
 
-def there(running: Serving, work: Awaitable[Any]) -> Any:
-    """Done in the server's loop."""
-
-    async def done() -> Any:
-        return await work
-
-    return asyncio.run_coroutine_threadsafe(done(), running._loop).result(START_TIMEOUT_S)
-
-
 def prepare(running: Serving) -> None:
     """A conflict, a dead letter, an open series, a webhook that was not told a change, a gateway that is gone."""
-    database = running._app.state.database
-    there(running, database.store(make_report("1", "2")))
-    there(running, database.store(make_report("2", "3", patient_id="P2")))
-    there(running, database.last_change())
-    there(running, operations(database)["add_webhook"](url="http://127.0.0.1:9/hook", from_start=False))
-    there(running, database.webhooks.bury(1, 1, "HTTP 500"))
+    database = running.database
+    running.done(database.store(make_report("1", "2")))
+    running.done(database.store(make_report("2", "3", patient_id="P2")))
+    running.done(database.last_change())
+    running.done(operations(database)["add_webhook"](url="http://127.0.0.1:9/hook", from_start=False))
+    running.done(database.webhooks.bury(1, 1, "HTTP 500"))
     tell(running, "gone")
     silent = datetime.now(UTC) - timedelta(minutes=2)
-    there(running, database._engine.write(lambda connection: connection.execute(update(gateways).values(At=silent))))
+    running.done(database.engine.write(lambda connection: connection.execute(update(gateways).values(At=silent))))
     dead = {"Id": 7, "SeriesInstanceUID": "1.2", "Instances": 3, "Answer": "422", "At": silent.isoformat()}
     tell(running, "here", DeadLetters=1, Dead=[dead], Arriving=[arriving("1.9", 1)], OpenSeries=1)
 
@@ -92,8 +82,8 @@ async def tab_to(page: Page, words: str) -> None:
 
 @pytest.mark.slow
 async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
-    there(running, running._app.state.database.store(make_report("1", "2")))
-    there(running, running._app.state.database.store(make_report("2", "3", patient_id="P2")))
+    running.done(running.database.store(make_report("1", "2")))
+    running.done(running.database.store(make_report("2", "3", patient_id="P2")))
     async with logged_in(running, "admin") as page:
         await expect(page.locator("#problems .act")).to_have_count(1)
         await tab_to(page, "Settle …")
@@ -107,12 +97,12 @@ async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
         await page.keyboard.press("ArrowDown")
         for change in ("PatientID: P1 → P2", "Images: 2 → 3"):  # and nothing has changed yet
             await expect(dialog.get_by_role("listitem").filter(has_text=change)).to_be_visible()
-        assert there(running, running._app.state.database.get(SERIES)).PatientID == "P1"
+        assert running.done(running.database.get(SERIES)).PatientID == "P1"
         await tab_to(page, "Correct patient and study")
         await page.keyboard.press("Enter")
         await expect(dialog.get_by_role("status").filter(has_text="Settled (correct)")).to_be_visible()
         await expect(dialog.get_by_role("button", name="Close")).to_be_focused()
-        record = there(running, running._app.state.database.get(SERIES))
+        record = running.done(running.database.get(SERIES))
         assert (record.PatientID, record.NumInstances, record.Conflicts) == ("P2", 3, 0)
         await expect(page.locator("#problems .act")).to_have_count(0)
         await page.keyboard.press("Enter")
@@ -121,7 +111,7 @@ async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
         await page.locator("#stored-table .series a").first.press("Enter")
         declare = page.get_by_role("button", name="Declare complete or incomplete …")
         await declare.press("Enter")
-        there(running, running._app.state.database.store(make_report("4", patient_id="P2")))
+        running.done(running.database.store(make_report("4", patient_id="P2")))
         images = page.locator("#series .facts > div").filter(has_text="Images").locator("dd")
         await expect(images).to_have_text("4")  # drawn anew below
         await page.keyboard.press("Escape")
@@ -205,10 +195,7 @@ async def test_a_name_that_javascript_gives_to_all_objects_is_a_name_like_others
     names, silent = ("constructor", "__proto__"), datetime.now(UTC) - timedelta(minutes=2)
     for name in names:
         tell(running, name)
-    there(
-        running,
-        running._app.state.database._engine.write(lambda one: one.execute(update(gateways).values(At=silent))),
-    )
+    running.done(running.database.engine.write(lambda one: one.execute(update(gateways).values(At=silent))))
     async with logged_in(running, "series:read") as page:
         wrong = page.get_by_role("list", name="Problems")
         for name in names:

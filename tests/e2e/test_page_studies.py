@@ -11,8 +11,8 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS
-from tests.factories import STUDY, make_report
-from tests.serving import Serving, serving
+from tests.rig.factories import STUDY, make_report
+from tests.rig.serving import Serving, serving
 
 pytestmark = [pytest.mark.peer("chromium")]
 TIMEOUT_MS = 60_000

@@ -16,7 +16,7 @@ import pytest
 
 from bench.play import SHOWS
 from bench.rig.processes import ROOT, Process, running, without_settings
-from tests.terminals import on_a_terminal
+from tests.rig.terminals import on_a_terminal
 
 PLAY = [sys.executable, "-m", "bench.play", "--pause-s", "0.05"]
 PATIENCE_S = 600.0

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from pydicom.sequence import Sequence
 from bench.rig.otlp import sink
 from bench.rig.processes import ROOT, Process, running, start_gateway, start_server, without_settings
 from bench.rig.senders import associate_rq
-from tests.e2e.test_main_job import association, new_series, send
-from tests.integration.test_pacs import foreign_pacs, match
+from tests.rig.foreign_pacs import foreign_pacs, match
+from tests.rig.sending import association, new_series, send
 
 pytestmark = pytest.mark.slow
 MARK = "QZMARK"
@@ -224,45 +225,26 @@ def test_a_server_writes_down_nothing_of_a_patient(tmp_path: Path) -> None:
     clean(said(http), scraped, beside, audit, *collector.bodies)
 
 
-BROKEN_SERVER = f"""
-import db
-from server import app
-async def broken(*args, **kwargs):
-    raise ValueError("{MARK}^Name is too much")
-db.Database.get = broken
-"""
-BROKEN_GATEWAY = """
-import client; from gateway.cli import commands
-def broken(self, instance, now):
-    raise ValueError(f"cannot count {instance.attributes}")
-client.SeriesCollector.observe = broken
-if __name__ == "__main__":
-    commands.command_line(client.run)()
-"""
-
-
 def test_a_bug_of_the_servers_shows_its_place_and_no_patient(tmp_path: Path) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN_SERVER)
-    command = [sys.executable, "-m", "uvicorn", "--port", "0", "broken:app"]
-    environment = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db", "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    command = [sys.executable, "-m", "uvicorn", "--port", "0", "tests.rig.programs.broken_server:app"]
+    environment = {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db", "PYTHONPATH": str(ROOT)}
     with running(Process("server", command, tmp_path, **environment)) as process:
         url = process.wait_for(lambda line: line.split("running on ")[1].split()[0] if "running on" in line else None)
         assert httpx.get(f"{url}/series/1.2.3", trust_env=False).status_code == 500
         line = process.wait_for(lambda line: line if "Exception in ASGI" in line else None)
-    assert json.loads(line)["exception"][0].startswith("ValueError at broken.py:5 < ")
+    assert re.match(r"ValueError at \S*broken_server\.py:\d+ < ", json.loads(line)["exception"][0])
     clean(said(process))
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_bug_of_the_gateways_shows_its_place_and_no_patient(tmp_path: Path, workers: str) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN_GATEWAY)
-    command = [sys.executable, "broken.py", "--scp-port", "0", "--workers", workers]
+    command = [sys.executable, "-m", "tests.rig.programs.broken_gateway", "--scp-port", "0", "--workers", workers]
     process = Process("gateway", command, tmp_path, PYTHONPATH=str(ROOT))
     port = int(process.wait_for_event("gateway.started")["port"])
     with pytest.raises((AssertionError, AttributeError)):  # no answer
         send(port, marked(1))
     failed = process.wait_for_event("process.failed")
-    assert any(place.startswith("ValueError at broken.py:4 < ") for place in failed["exception"])
+    assert any(re.match(r"ValueError at \S*broken_gateway\.py:\d+ < ", place) for place in failed["exception"])
     process.kill()
     clean(said(process))
 

@@ -10,8 +10,8 @@ from api.acting import TOKEN
 from bench.proxies import PROXIES, try_proxy
 from bench.rig.peers import free_port, wait_for_port
 from bench.rig.processes import running
-from tests.factories import SERIES, make_report
-from tests.serving import serving
+from tests.rig.factories import SERIES, make_report
+from tests.rig.serving import serving
 
 EACH = [pytest.param(name, marks=pytest.mark.peer(name.lower())) for name in PROXIES]
 

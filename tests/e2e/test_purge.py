@@ -21,10 +21,10 @@ from bench.rig.processes import ROOT, server, without_settings
 from common.settings import ServerSettings
 from db import Database
 from storage.move import TABLES
-from tests.e2e.test_documented_commands import JOBS, filled, lines, shell
-from tests.factories import make_report
-from tests.integration.test_purge import aged, stored, uid
-from tests.terminals import on_a_terminal
+from tests.rig.factories import make_report
+from tests.rig.old_series import aged, stored, uid
+from tests.rig.papers import JOBS, filled, lines, shell
+from tests.rig.terminals import on_a_terminal
 
 SIZE = 3000  # series, of which IN_CONFLICT stay
 IN_CONFLICT = 4

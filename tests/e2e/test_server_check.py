@@ -7,12 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import alembic.command
 import pytest
 import structlog
 import trustme
-from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from api.cli.check import check
@@ -23,11 +20,12 @@ from common.version import version
 from console.findings import Finding
 from db import Database
 from models import GatewayState
-from storage.engine import _migrations, revisions
+from storage.engine import revisions
 from storage.schema import dead_changes, webhooks
-from tests.e2e.test_admin import ours
-from tests.e2e.test_check import READY, said, some_server
-from tests.factories import make_report, make_state
+from tests.rig.commands import server_command
+from tests.rig.factories import make_report, make_state
+from tests.rig.findings import READY, said, some_server
+from tests.rig.migrating import upgrade
 
 
 @pytest.fixture(autouse=True)
@@ -52,11 +50,11 @@ async def made(url: str) -> None:
 @pytest.mark.slow
 def test_all_is_well_beside_a_running_server(tmp_path: Path, database_url: str) -> None:
     scopes = ("--scope", "series:write", "--scope", "series:read")
-    ours(database_url, "keys", "create", "gateway-1", *scopes)
+    server_command(database_url, "keys", "create", "gateway-1", *scopes)
     with server(tmp_path, DATABASE_URL=database_url) as (_, url):
-        done = ours(database_url, "check", "--json", "--url", url)
+        done = server_command(database_url, "check", "--json", "--url", url)
         port = url.rpartition(":")[2]
-        out = ours(database_url, "check", "--port", port).stdout
+        out = server_command(database_url, "check", "--port", port).stdout
     report = json.loads(done.stdout)
     assert report["ok"], done.stdout
     assert {line["state"] for line in report["findings"]} == {"ok"}
@@ -71,7 +69,7 @@ def test_all_is_well_beside_a_running_server(tmp_path: Path, database_url: str) 
 
 
 def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
-    done = ours(f"sqlite+aiosqlite:///{tmp_path}/series.db", "check", "--port", str(free_port()))
+    done = server_command(f"sqlite+aiosqlite:///{tmp_path}/series.db", "check", "--port", str(free_port()))
     assert done.returncode == 0, done.stdout
     assert "none yet; the first start makes it" in done.stdout
     assert "python server.py keys create gateway-1 --scope series:write" in done.stdout
@@ -80,14 +78,14 @@ def test_nothing_is_made_or_changed_by_looking(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_database_that_does_not_answer_is_exit_code_3_and_shows_no_password() -> None:
-    done = ours("postgresql+asyncpg://gateway:s3cret@127.0.0.1:9/series", "check")
+    done = server_command("postgresql+asyncpg://gateway:s3cret@127.0.0.1:9/series", "check")
     assert done.returncode == 3
     assert "user, password and database in DATABASE_URL" in done.stdout
     assert "s3cret" not in done.stdout + done.stderr
 
 
 def test_a_wrong_setting_is_a_failed_line() -> None:
-    done = ours("postgres://gateway:s3cret@db/series", "check")
+    done = server_command("postgres://gateway:s3cret@db/series", "check")
     assert (done.returncode, done.stdout.startswith("failed   settings  DATABASE_URL=")) == (3, True)
     assert "must have the form" in done.stdout
     assert "s3cret" not in done.stdout + done.stderr
@@ -96,19 +94,9 @@ def test_a_wrong_setting_is_a_failed_line() -> None:
 # --- schema -----------------------------------------------------------------------------------------------------
 
 
-def make_at(url: str, revision: str) -> None:
-    """A database with the schema of an earlier version."""
-    engine = create_engine(make_url(url).set(drivername="sqlite"))
-    with engine.begin() as connection:
-        config = _migrations()
-        config.attributes["connection"] = connection
-        alembic.command.upgrade(config, revision)
-    engine.dispose()
-
-
 async def test_an_older_schema_is_a_warning_and_bringing_it_up_is_logged(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
-    make_at(url, "0001")
+    await upgrade(url, "0001")
     told = said(await found(url), "schema", "warning")
     assert f"0001: the next start migrates it to {revisions()[-1]} → Make a backup first" in told
     with structlog.testing.capture_logs() as logs:
@@ -193,9 +181,9 @@ async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: 
         for n, attempts in ((1, 0), (2, 3), (3, 0)):
             values = row | {"Url": f"https://u:s3cret@ai{n}.example/hook?token=s3cret", "Attempts": attempts}
             insert = webhooks.insert().values(values | {"Problem": "HTTP 500"})
-            await database._engine.write(partial(AsyncConnection.execute, statement=insert))
+            await database.engine.write(partial(AsyncConnection.execute, statement=insert))
         dead = {"Webhook": 3, "Number": 1, "Problem": "HTTP 410", "At": datetime.now(UTC)}
-        await database._engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
+        await database.engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
     findings = await found(database_url)
     assert said(findings, "webhooks", "ok").startswith("1 ai1.example: 1 behind")
     failing, gave_up = said(findings, "webhooks", "warning").splitlines()

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from bench.rig.processes import gateway, server
-from tests.e2e.test_documented_commands import JOBS, filled, line, shell
-from tests.e2e.test_main_job import new_series, send, wait_for_counts
+from tests.rig.papers import JOBS, filled, line, shell
+from tests.rig.rows import wait_for_counts
+from tests.rig.sending import new_series, send
 
 KEY = '-H "Authorization: Bearer $KEY" '
 CURL = line(JOBS, f"curl {KEY}http://127.0.0.1:8000/sources").replace(KEY, "")

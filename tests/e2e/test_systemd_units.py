@@ -13,11 +13,8 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 
 from bench.rig.compose import CommandFailed, Machine, machine, until
-from bench.rig.processes import ROOT
 from bench.rig.senders import synthetic_series
-from tests.e2e.test_documented_commands import OPERATIONS, lines
-
-JOBS = (ROOT / "docs" / "jobs.md").read_text()
+from tests.rig.papers import JOBS, OPERATIONS, lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.peer("docker"), pytest.mark.timeout(1800)]
 UNITS = ("series-server", "series-gateway", "series-on-complete")

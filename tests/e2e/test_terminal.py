@@ -10,11 +10,12 @@ import pytest
 
 from bench.rig.processes import ROOT, gateway, server
 from console.shell_completion import MARK
-from tests.e2e.test_commands import NOWHERE, client_json
-from tests.e2e.test_main_job import new_series, send
-from tests.factories import make_report
-from tests.terminals import on_a_terminal, plain, screen
+from tests.rig.commands import NOWHERE, client_json
+from tests.rig.factories import make_report
+from tests.rig.sending import new_series, send
+from tests.rig.terminals import on_a_terminal, plain, screen
 
+ARMED = ROOT / "tests" / "rig" / "programs" / "armed.py"
 GATEWAY = [sys.executable, str(ROOT / "client.py"), "--scp-port", "0"]
 PORT = r"(?<=STORESCP 127\.0\.0\.1:)[1-9]\d*(?=  up 0:\d\d:\d\d)"
 SERIES = r"\d\d:\d\d:\d\dZ {} 1\.2\.\S+ {}"
@@ -201,14 +202,6 @@ TYPED = {  # what Tab adds, and what then runs
     "python unmistak": ("able.db", "unmistakable.db"),
     "python server.py keys rev": ("oke", "server.py keys revoke"),
 }
-STANDS_IN = """#!{python}
-# {mark}
-import os, runpy, sys
-if os.path.exists("armed") and not {{"_CLIENT_PY_COMPLETE", "_SERVER_PY_COMPLETE"}} & os.environ.keys():
-    sys.exit(f"RAN {{' '.join(sys.argv)}}")
-sys.path.insert(0, {root!r})
-runpy.run_path({script!r}, run_name="__main__")
-"""
 
 
 @pytest.mark.parametrize("shell", EACH_SHELL)
@@ -217,11 +210,10 @@ def test_tab_completes_in_a_real_shell(tmp_path: Path, shell: str) -> None:
     command, before, source = SHELLS[shell]
     executable(tmp_path / "python", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     for name in ("client.py", "server.py"):
-        text = STANDS_IN.format(mark=MARK, python=sys.executable, root=str(ROOT), script=str(ROOT / name))
-        executable(tmp_path / name, text)
+        executable(tmp_path / name, f"#!{sys.executable}\n# {MARK}\n{ARMED.read_text()}")
     (tmp_path / "unmistakable.db").write_text("print('RAN unmistakable.db')\n")
     path = f"{tmp_path}:/usr/local/bin:/usr/bin:/bin"
-    with on_a_terminal(command, tmp_path, PATH=path, HOME=str(tmp_path)) as terminal:
+    with on_a_terminal(command, tmp_path, PATH=path, HOME=str(tmp_path), PYTHONPATH=str(ROOT)) as terminal:
         for name in ("client.py", "server.py"):
             terminal.type(f"{before}\n{source.format(python='python', script=name)}\n")
         terminal.type("echo rea''dy\n")

@@ -8,7 +8,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from bench.rig.otlp import sink
 from bench.rig.processes import running, server, start_gateway, start_server
-from tests.e2e.test_main_job import new_series, send
+from tests.rig.sending import new_series, send
 
 IMAGES = 5
 

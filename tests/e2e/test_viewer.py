@@ -19,8 +19,8 @@ from bench.rig.peers import (
     wait_for_port,
 )
 from bench.rig.processes import running
-from tests.factories import make_report
-from tests.serving import serving
+from tests.rig.factories import make_report
+from tests.rig.serving import serving
 
 TIMEOUT_S = 60
 PAGE = "        location / { default_type text/html; return 200 '<!doctype html><title>viewer</title>'; }\n"

@@ -13,9 +13,9 @@ import pytest
 
 from bench.rig.peers import free_port
 from bench.rig.processes import ROOT, Process, gateway, server, without_settings
-from tests.e2e.test_commands import client, client_json
-from tests.e2e.test_main_job import new_series, record, send, send_in_parallel
-from tests.e2e.test_metrics import scrape
+from tests.rig.commands import client, client_json
+from tests.rig.rows import record, scrape
+from tests.rig.sending import new_series, send, send_in_parallel
 
 
 def started(process: Process, n: int) -> dict[int, dict[str, Any]]:
@@ -56,25 +56,10 @@ def test_workers_that_cannot_listen_end_with_the_cure(tmp_path: Path) -> None:
         assert "choose another address or port" in out
 
 
-STARTING = """
-import os, sys, time
-from common.settings import GatewaySettings
-from gateway.cli.workers import supervise
-
-def work(settings, number):  # has no handler yet
-    os.write(1, b"up\\n")
-    time.sleep(600)
-
-if __name__ == "__main__":
-    sys.exit(supervise(GatewaySettings(scp_port=0, workers=2), work))
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_that_is_ended_while_it_starts_is_no_failure(tmp_path: Path, number: signal.Signals) -> None:
-    (tmp_path / "starting.py").write_text(STARTING)
     process = subprocess.Popen(
-        [sys.executable, "starting.py"],
+        [sys.executable, "-m", "tests.rig.programs.starting"],
         cwd=tmp_path,
         env=without_settings() | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,

@@ -20,7 +20,7 @@ from server import create_app
 from storage.key_reader import SCOPES
 from storage.keys import Keys
 from storage.schema import api_keys
-from tests.factories import make_report
+from tests.rig.factories import make_report
 
 ASK = Callable[..., Any]
 KNOWN = f"/series/{MINIMAL_REPORT['SeriesInstanceUID']}"
@@ -179,7 +179,7 @@ async def test_the_scheme_is_bearer_in_any_case(app: FastAPI, scheme: str) -> No
 
 async def test_a_key_is_not_in_the_database(app: FastAPI) -> None:
     made = await key(app, "admin")
-    stored = str(await app.state.database._engine.read(select(api_keys)))
+    stored = str(await app.state.database.engine.read(select(api_keys)))
     assert made.split("_", 2)[2] not in stored
 
 

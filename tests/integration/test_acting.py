@@ -20,8 +20,8 @@ from common.settings import ServerSettings
 from db import Database
 from server import create_app
 from storage.webhooks import FOR_EVER
-from tests.factories import SERIES, make_report, make_state
-from tests.serving import empty_database
+from tests.rig.factories import SERIES, make_report, make_state
+from tests.rig.serving import empty_database
 
 HOST = "gateway.example"
 OWN = {"Origin": f"https://{HOST}"}
@@ -366,7 +366,7 @@ async def test_every_server_process_knows_which_gateways_one_of_them_refuses(app
             assert (await gateway.put(f"/gateways/{id}", json=make_state(id))).status_code == 403
         await app.state.refusals.write()
         since = datetime.now(UTC) - timedelta(seconds=30)
-        assert await Database(database._engine).heartbeats.refused(since) == {
+        assert await Database(database.engine).heartbeats.refused(since) == {
             "g": "this key lacks the scope series:write"
         }
         frames = app.state.overview.frames()

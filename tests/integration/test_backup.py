@@ -21,17 +21,16 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bench.rig.postgres import new_database
-from bench.rig.processes import ROOT, server
+from bench.rig.processes import server
 from db import Database
 from storage.schema import purged
-from tests.factories import STUDY, make_report
-
-GUIDE = (ROOT / "docs" / "operations.md").read_text()
+from tests.rig.factories import STUDY, make_report
+from tests.rig.papers import OPERATIONS
 
 
 def documented(beginning: str) -> str:
     """The one command of the guide that begins so."""
-    (command,) = re.findall(rf"^{re.escape(beginning)}.*(?:\\\n.*)*$", GUIDE, re.MULTILINE)
+    (command,) = re.findall(rf"^{re.escape(beginning)}.*(?:\\\n.*)*$", OPERATIONS, re.MULTILINE)
     return str(command)
 
 
@@ -123,7 +122,7 @@ def test_a_sqlite_backup_beside_the_running_server_is_whole_and_brings_the_rows_
 
 def restore() -> str:
     """The guide's commands between stopping and starting the server."""
-    (block,) = re.findall(r"systemctl stop series-server\n(.*?)systemctl start series-server", GUIDE, re.DOTALL)
+    (block,) = re.findall(r"systemctl stop series-server\n(.*?)systemctl start series-server", OPERATIONS, re.DOTALL)
     lines = [line for line in block.splitlines() if not line.startswith("chown")]  # no such user here
     assert len(lines) == 2
     return "\n".join(lines)
@@ -168,7 +167,7 @@ def shell(line: str, folder: Path, url: str) -> None:
 
 
 async def test_what_the_guide_deletes_of_tombstones_is_gone_and_the_rest_stays(database: Database) -> None:
-    (statement,) = re.findall(r"`(DELETE FROM purged [^`]*)`", GUIDE)
+    (statement,) = re.findall(r"`(DELETE FROM purged [^`]*)`", OPERATIONS)
     before, after = datetime(2025, 12, 31, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
 
     async def delete(connection: AsyncConnection) -> None:
@@ -176,5 +175,5 @@ async def test_what_the_guide_deletes_of_tombstones_is_gone_and_the_rest_stays(d
         await connection.execute(purged.insert(), rows)
         await connection.execute(text(statement))
 
-    await database._engine.write(delete)
-    assert [row["SeriesInstanceUID"] for row in await database._engine.read(select(purged))] == ["2"]
+    await database.engine.write(delete)
+    assert [row["SeriesInstanceUID"] for row in await database.engine.read(select(purged))] == ["2"]

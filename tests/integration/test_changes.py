@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from bench.rig.processes import Process, server
-from tests.factories import SERIES, STUDY, make_report
+from tests.rig.factories import SERIES, STUDY, make_report
 
 
 @pytest.fixture

@@ -20,9 +20,9 @@ from common.connections import DEAD_AFTER_S, OF_POSTGRESQL, PROBE_AFTER_S, notic
 from common.settings import ServerSettings
 from db import Database
 from storage.engine import DatabaseUnavailable
-from tests.factories import make_report
-from tests.integration.test_scp_limits import serving as serving_scp
-from tests.serving import serving
+from tests.rig.associations import listening
+from tests.rig.factories import make_report
+from tests.rig.serving import serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is accepted inherits it on Linux")
 OF_OUR_OWN = pytest.mark.skipif(missing_own() is not None, reason="only a PostgreSQL of our own listens on TCP")
@@ -51,7 +51,7 @@ def watched(peer: tuple[str, int]) -> list[tuple[int, int, int]]:
 
 
 async def test_an_association_ends_when_its_sender_vanishes() -> None:
-    async with serving_scp() as (port, _):
+    async with listening() as (port, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(associate_rq())
         await reader.readexactly(1)  # it is accepted
@@ -74,7 +74,7 @@ async def test_postgresql_and_the_server_end_a_session_when_the_other_vanishes(t
         settings = ServerSettings(database_url=url.render_as_string(hide_password=False))
         async with Database.open(settings) as database:
             for name, value in OF_POSTGRESQL.items():
-                [row] = await database._engine.read(text(f"SELECT current_setting('{name}') AS value"))
+                [row] = await database.engine.read(text(f"SELECT current_setting('{name}') AS value"))
                 assert row["value"].removesuffix("min").removesuffix("s") in (value, "1"), name
             assert set(watched(("127.0.0.1", port))) == {WATCHED}
 

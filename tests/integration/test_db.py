@@ -31,8 +31,8 @@ from storage.engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusabl
 from storage.listing import Listing, select_listed
 from storage.move import move
 from storage.schema import instances, metadata
-from tests.factories import SERIES, STUDY, make_report
-from tests.migrating import downgrade
+from tests.rig.factories import SERIES, STUDY, make_report
+from tests.rig.migrating import downgrade
 
 
 @pytest.fixture
@@ -46,14 +46,14 @@ def sqlite(path: Path) -> ServerSettings:
 
 
 async def rows(database: Database, query: str) -> list[tuple[Any, ...]]:
-    return [tuple(row.values()) for row in await database._engine.read(text(query))]
+    return [tuple(row.values()) for row in await database.engine.read(text(query))]
 
 
 async def test_the_seeds_columns_come_first(database: Database) -> None:
     def columns(connection: Connection) -> list[tuple[str, str]]:
         return [(column["name"], str(column["type"])) for column in inspect(connection).get_columns("series")]
 
-    async with database._engine._readers.connect() as connection:
+    async with database.engine.readers.connect() as connection:
         found = await connection.run_sync(columns)
         keys = await connection.run_sync(lambda c: inspect(c).get_pk_constraint("series")["constrained_columns"])
     assert [name for name, _ in found][:5] == [
@@ -72,7 +72,7 @@ async def test_migrations_make_exactly_the_tables_the_code_uses(database: Databa
         context = alembic.migration.MigrationContext.configure(connection)
         return list(alembic.autogenerate.compare_metadata(context, metadata))
 
-    async with database._engine._readers.connect() as connection:
+    async with database.engine.readers.connect() as connection:
         assert await connection.run_sync(differences) == []
 
 
@@ -220,7 +220,7 @@ async def test_a_listing_goes_along_an_index_and_sorts_nothing(
     compiled = query.compile(dialect=dialect())
     async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{path}")) as database:
         explained = text(re.sub(r"\?", "'2'", f"EXPLAIN QUERY PLAN {compiled}"))
-        steps = [row["detail"] for row in await database._engine.read(explained)]
+        steps = [row["detail"] for row in await database.engine.read(explained)]
     assert len(steps) == 1, steps
     assert f" INDEX {index}" in steps[0], steps
 
@@ -260,7 +260,7 @@ def by_date(uid: str) -> tuple[int, str]:
 
 async def test_sqlite_is_durable_with_foreign_keys_and_readers_cannot_write(path: Path) -> None:
     async with Database.open(sqlite(path)) as database:
-        async with database._engine._writer.connect() as connection:
+        async with database.engine.writer.connect() as connection:
             for pragma, value in (
                 ("journal_mode", "wal"),
                 ("synchronous", 2),
@@ -271,12 +271,12 @@ async def test_sqlite_is_durable_with_foreign_keys_and_readers_cannot_write(path
             with pytest.raises(IntegrityError):
                 await connection.execute(instances.insert().values(SeriesInstanceUID="none", SOPInstanceUID="1"))
         with pytest.raises(DatabaseUnavailable):
-            await Database(Engine(database._engine._readers, database._engine._readers)).store(make_report("1"))
+            await Database(Engine(database.engine.readers, database.engine.readers)).store(make_report("1"))
 
 
 async def test_failed_report_leaves_nothing_behind(database: Database) -> None:
     await database.store(make_report("1"))
-    on_sqlite = database._engine._writer.dialect.name == "sqlite"
+    on_sqlite = database.engine.writer.dialect.name == "sqlite"
     fault = ["CREATE TRIGGER fault BEFORE UPDATE ON series BEGIN SELECT RAISE(ABORT, 'injected'); END"]
     if not on_sqlite:
         fault = [
@@ -296,7 +296,7 @@ async def executed(database: Database, *statements: str) -> None:
         for statement in statements:
             await connection.execute(text(statement))
 
-    await database._engine.write(execute)
+    await database.engine.write(execute)
 
 
 async def test_records_survive_reopening(database_url: str) -> None:
@@ -375,7 +375,7 @@ async def test_a_file_with_text_that_is_no_unicode_is_moved(path: Path, postgres
         await executed(database, """UPDATE series SET "Attributes" = '{"StudyID": ["a\\udfffb"]}'""")
         report = make_report("2", patient_id="P2").model_dump_json().replace('"CT"', '"\\udfff"')
         kept = text('UPDATE conflicts SET "Report" = :report').bindparams(report=report)
-        await database._engine.write(lambda connection: connection.execute(kept))
+        await database.engine.write(lambda connection: connection.execute(kept))
     async with Engine.open(sqlite(path)) as source, Engine.open(ServerSettings(database_url=postgresql_url)) as target:
         await move(source, target, lambda _: None, lambda _: None)
         moved = Database(target)
@@ -984,7 +984,7 @@ async def test_a_database_of_an_earlier_version_is_brought_up_to_date_and_keeps_
 async def test_a_transaction_that_is_given_up_is_counted(database: Database) -> None:
     before = metrics.total(metrics.database_failures)
     with pytest.raises(DatabaseUnavailable):
-        await database._engine.read(text("SELECT * FROM nowhere"))
+        await database.engine.read(text("SELECT * FROM nowhere"))
     with pytest.raises(DatabaseUnavailable):
-        await database._engine.write(lambda connection: connection.execute(text("DELETE FROM nowhere")))
+        await database.engine.write(lambda connection: connection.execute(text("DELETE FROM nowhere")))
     assert metrics.total(metrics.database_failures) == before + 2

@@ -16,7 +16,7 @@ from models import MAX_BECAUSE, MAX_ORDERS, Change, GatewayState, SeriesReport
 from storage import orders as storage_orders
 from storage.declarations import ANSWERS_WITHIN
 from storage.orders import EXPIRE_AFTER, KEPT_FOR
-from tests.factories import SERIES, arriving, make_report, make_state
+from tests.rig.factories import SERIES, arriving, make_report, make_state
 
 BECAUSE = "radiology says that this is all"
 

@@ -27,7 +27,7 @@ from db import Database
 from models import SeriesReport
 from storage.matching import Like, Match, OneOf, Range
 from storage.search import Level, Search, select_page
-from tests.integration.test_qido_oracle import is_like, is_named
+from tests.rig.qido import is_like, is_named
 
 OHIF = {"limit": "101", "offset": "0", "fuzzymatching": "false", "includefield": "00081030,00080060"}
 
@@ -686,7 +686,7 @@ async def test_typical_search_streams_along_an_index(
     query = select_page(Search(level, keys, 100)).compile(dialect=named, compile_kwargs={"render_postcompile": True})
     explained = text(f"EXPLAIN QUERY PLAN {query}").bindparams(**query.params)
     async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path / 's.db'}")) as database:
-        plan = await database._engine.read(explained)
+        plan = await database.engine.read(explained)
     within = {row["id"] for row in plan if row["detail"].startswith(("MATERIALIZE", "CO-ROUTINE"))}
     steps = []
     for row in plan:

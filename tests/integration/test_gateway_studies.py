@@ -2,89 +2,57 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.rig.http_server import Answer, Request, http_server
 from dicom.statuses import SUCCESS
 from models import SeriesReport
-from tests.factories import SERIES, STUDY, make_dataset
-from tests.integration.test_gateway import WITHIN_S, running
-from tests.integration.test_pacs import foreign_pacs
-from tests.integration.test_pacs_studies import NOTHING, saying, study
-from tests.integration.test_scp import associated
-from tests.unit.test_dispatcher import stored
+from tests.rig.associations import associated
+from tests.rig.factories import SERIES, STUDY, make_dataset, stored
+from tests.rig.foreign_pacs import NOTHING, foreign_pacs, saying, study
+from tests.rig.gateways import WITHIN_S, running
 
 
-class Ordering(ThreadingHTTPServer):
+class Ordering:
     """Gives an order until it hears its outcome; takes no report before `open`."""
 
     def __init__(self, *orders: dict[str, Any]) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
         self.orders = list(orders)
         self.open = True
         self.states: list[dict[str, Any]] = []
         self.posts: list[tuple[str, dict[str, Any]]] = []
+        self.url = ""
 
+    def answer(self, request: Request) -> Answer:
+        if request.method == "GET":
+            return Answer(404)
+        said = json.loads(request.body)
+        if request.method == "PUT":
+            return self.hear(said)
+        if request.path == "/series" and not self.open:
+            return Answer(503)
+        self.posts.append((request.path, said))
+        if request.path == "/series":
+            return Answer(200, stored(SeriesReport.model_validate(said)).content)
+        return Answer(204)
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_PUT(self) -> None:
-        server = self.read()
-        state = json.loads(self.body)
-        server.states.append(state)
+    def hear(self, state: dict[str, Any]) -> Answer:
+        self.states.append(state)
         done = [one["Number"] for one in state.get("OrdersDone", [])]
-        server.orders = [order for order in server.orders if order["Number"] not in done]
-        self.answer(200, json.dumps({"Orders": server.orders}).encode())
-
-    def do_POST(self) -> None:
-        server = self.read()
-        if self.path != "/series":
-            server.posts.append((self.path, json.loads(self.body)))
-            self.answer(204)
-        elif not server.open:
-            self.answer(503)
-        else:
-            report = SeriesReport.model_validate_json(self.body)
-            server.posts.append((self.path, json.loads(self.body)))
-            self.answer(200, stored(report).content)
-
-    def do_GET(self) -> None:
-        self.answer(404)
-
-    def read(self) -> Ordering:
-        assert isinstance(self.server, Ordering)
-        self.body = self.rfile.read(int(self.headers["Content-Length"]))
-        return self.server
-
-    def answer(self, status: int, content: bytes = b"") -> None:
-        self.send_response(status)
-        if status != 204:
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
+        self.orders = [order for order in self.orders if order["Number"] not in done]
+        return Answer(200, json.dumps({"Orders": self.orders}).encode())
 
 
 @contextmanager
 def ordering(*orders: dict[str, Any]) -> Iterator[Ordering]:
-    with Ordering(*orders) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Ordering(*orders)
+    with http_server(server.answer) as server.url:
+        yield server
 
 
 async def until(holds: Callable[[], bool]) -> None:

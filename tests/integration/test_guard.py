@@ -17,8 +17,8 @@ from common import metrics
 from common.settings import ServerSettings
 from server import create_app
 from storage.engine import DatabaseUnavailable
-from tests.factories import SERIES, make_report, make_state
-from tests.serving import empty_database
+from tests.rig.factories import SERIES, make_report, make_state
+from tests.rig.serving import empty_database
 
 READ = ("series:read",)
 

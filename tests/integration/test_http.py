@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from api.examples import MINIMAL_REPORT
 from common.settings import ServerSettings, SettingsError, load
 from server import create_app
-from tests.serving import empty_database, serving
+from tests.rig.serving import empty_database, serving
 
 PAGE = "https://viewer.example"
 NO_TEXT = (b"\xff", b'{"Resolution": "\xff"}', b'{"PatientName": "\xed\xa0\x80"}', '"ü"'.encode("latin-1"))

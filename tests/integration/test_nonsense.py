@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -19,8 +20,8 @@ from api.examples import GATEWAY_REPORT
 from common.settings import ServerSettings
 from models import MAX_ATTRIBUTE, MAX_DESCRIPTION, MAX_VALUE, MAX_VALUES, MOST
 from server import create_app
-from tests.factories import make_state
-from tests.serving import empty_database
+from tests.rig.factories import make_state
+from tests.rig.serving import empty_database
 
 SERIES = GATEWAY_REPORT["SeriesInstanceUID"]
 READ = (
@@ -33,24 +34,20 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
-async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
+async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
     url = empty_database(tmp_path)
     app = create_app(ServerSettings(database_url=url, requests_per_s=100_000, max_body_bytes=20_000_000))
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
-    ):
-        yield client
+    async with app.router.lifespan_context(app):
+        yield app
 
 
-async def everything(http: httpx.AsyncClient) -> dict[str, httpx.Response]:
+async def everything(http: httpx.AsyncClient, app: FastAPI) -> dict[str, httpx.Response]:
     """What there is to read: all of it is answered, in UTF-8."""
     answers = {path: await http.get(path) for path in READ}
     assert {path: answer.status_code for path, answer in answers.items() if answer.status_code not in (200, 204)} == {}
     for answer in answers.values():
         answer.content.decode()
-    overview = http._transport.app.state.overview  # type: ignore[attr-defined]
-    frames = overview.frames()
+    frames = app.state.overview.frames()
     frame = json.loads(await anext(frames))
     await frames.aclose()
     assert [one["SeriesInstanceUID"] for one in frame["Stored"]]
@@ -99,7 +96,7 @@ LONE = "a\udfffb"
     ],
 )
 async def test_text_that_is_no_unicode_is_422_naming_the_field(
-    http: httpx.AsyncClient, field: str, value: object
+    http: httpx.AsyncClient, app: FastAPI, field: str, value: object
 ) -> None:
     await http.post("/series", json=GATEWAY_REPORT)
     for body in (posted(GATEWAY_REPORT | {field: value}), json.dumps(GATEWAY_REPORT | {field: value}).encode("utf-16")):
@@ -107,22 +104,22 @@ async def test_text_that_is_no_unicode_is_422_naming_the_field(
         assert answer.status_code == 422
         assert answer.json()["detail"][0]["loc"][:2] == ["body", field]
         answer.content.decode()
-    await everything(http)
+    await everything(http, app)
 
 
-async def test_surrogates_as_bytes_and_in_unknown_names_are_refused(http: httpx.AsyncClient) -> None:
+async def test_surrogates_as_bytes_and_in_unknown_names_are_refused(http: httpx.AsyncClient, app: FastAPI) -> None:
     await http.post("/series", json=GATEWAY_REPORT)
     as_bytes = posted(GATEWAY_REPORT | {"PatientName": "@"}).replace(b"@", LONE.encode("utf-8", "surrogatepass"))
     for body in (as_bytes, posted(GATEWAY_REPORT | {LONE: 1}), posted({LONE: LONE}), posted(LONE)):
         answer = await http.post("/series", content=body, headers=JSON)
         assert answer.status_code in (400, 422)
         answer.content.decode()
-    await everything(http)
+    await everything(http, app)
 
 
 @pytest.mark.parametrize("field", ["AETitle", "Address", "Reason", "LastProblem", "GatewayID"])
 async def test_a_heartbeat_with_text_that_is_no_unicode_is_422_naming_the_field(
-    http: httpx.AsyncClient, field: str
+    http: httpx.AsyncClient, app: FastAPI, field: str
 ) -> None:
     await http.post("/series", json=GATEWAY_REPORT)
     state = make_state("one") | {field: LONE}
@@ -130,7 +127,7 @@ async def test_a_heartbeat_with_text_that_is_no_unicode_is_422_naming_the_field(
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", field])
     answer = await http.post(f"/conflicts/{'0' * 64}", content=posted({"Resolution": LONE}), headers=JSON)
     assert (answer.status_code, answer.json()["detail"][0]["loc"]) == (422, ["body", "Resolution"])
-    await everything(http)
+    await everything(http, app)
 
 
 @pytest.mark.parametrize("text", ["%ED%BF%BF", "%FF%FE", "%00", "%F5%80%80%80"])
@@ -191,21 +188,23 @@ async def test_a_long_name_of_a_field_is_not_repeated(http: httpx.AsyncClient) -
 # --- what was stored before -------------------------------------------------------------------------------------
 
 
-async def execute(http: httpx.AsyncClient, statement: str, **values: object) -> None:
+async def execute(app: FastAPI, statement: str, **values: object) -> None:
     async def do(connection: AsyncConnection) -> None:
         await connection.execute(text(statement), values)
 
-    await http._transport.app.state.database._engine.write(do)  # type: ignore[attr-defined]
+    await app.state.database.engine.write(do)
 
 
-async def test_what_was_stored_without_unicode_is_served_with_replacement_characters(http: httpx.AsyncClient) -> None:
+async def test_what_was_stored_without_unicode_is_served_with_replacement_characters(
+    http: httpx.AsyncClient, app: FastAPI
+) -> None:
     await http.post("/series", json=GATEWAY_REPORT)
     await http.post("/series", json=GATEWAY_REPORT | {"PatientID": "another"})
     stored = json.dumps({"SeriesDescription": [LONE], "Modality": ["MR"], "StudyDescription": ["\ud83d", "ü"]})
-    await execute(http, 'UPDATE series SET "Attributes" = :stored', stored=stored)
+    await execute(app, 'UPDATE series SET "Attributes" = :stored', stored=stored)
     kept = json.dumps(GATEWAY_REPORT | {"Attributes": json.loads(stored), "Undecoded": {}})
-    await execute(http, 'UPDATE conflicts SET "Report" = :kept', kept=kept)
-    answers = await everything(http)
+    await execute(app, 'UPDATE conflicts SET "Report" = :kept', kept=kept)
+    answers = await everything(http, app)
     shown = answers[f"/series/{SERIES}"].json()["Attributes"]
     assert shown == {"SeriesDescription": ["a\ufffdb"], "Modality": ["MR"], "StudyDescription": ["\ufffd", "ü"]}
     assert answers["/overview/series"].json()["series"][0]["SeriesDescription"] == "a\ufffdb"
@@ -217,20 +216,20 @@ async def test_what_was_stored_without_unicode_is_served_with_replacement_charac
     assert resolved.json()["Attributes"]["SeriesDescription"] == ["a\ufffdb"]
     later = await http.post("/series", json=GATEWAY_REPORT | {"PatientID": None, "SOPInstanceUIDs": ["1.2.99"]})
     assert later.status_code == 200
-    await everything(http)
+    await everything(http, app)
 
 
-async def test_what_was_stored_beyond_what_a_record_holds_is_served_cut(http: httpx.AsyncClient) -> None:
+async def test_what_was_stored_beyond_what_a_record_holds_is_served_cut(http: httpx.AsyncClient, app: FastAPI) -> None:
     await http.post("/series", json=GATEWAY_REPORT)
     await http.post("/series", json=GATEWAY_REPORT | {"PatientID": "another"})
     attributes = {"Modality": ["MR"], "SeriesDescription": ["x" * 2_000_000], "StudyID": ["y" * 100] * 20_000}
     attributes |= {f"K{n}": ["z"] for n in range(1000)}
     undecoded = {"Long": "A" * 2_000_000} | {f"K{n}": "AAAA" for n in range(1000)}
     stored = {"attributes": json.dumps(attributes), "undecoded": json.dumps(undecoded)}
-    await execute(http, 'UPDATE series SET "Attributes" = :attributes, "Undecoded" = :undecoded', **stored)
+    await execute(app, 'UPDATE series SET "Attributes" = :attributes, "Undecoded" = :undecoded', **stored)
     kept = json.dumps(GATEWAY_REPORT | {"Attributes": attributes, "Undecoded": undecoded})
-    await execute(http, 'UPDATE conflicts SET "Report" = :kept', kept=kept)
-    answers = await everything(http)
+    await execute(app, 'UPDATE conflicts SET "Report" = :kept', kept=kept)
+    answers = await everything(http, app)
     for answer in answers.values():
         assert len(answer.content) < 2 * MAX_DESCRIPTION
     shown = answers[f"/series/{SERIES}"].json()
@@ -239,7 +238,7 @@ async def test_what_was_stored_beyond_what_a_record_holds_is_served_cut(http: ht
     assert len(shown["Attributes"]) == len(shown["Undecoded"]) == MOST
     digest = answers["/conflicts"].json()["conflicts"][0]["Digest"]
     assert (await http.post(f"/conflicts/{digest}", json={"Resolution": "correct"})).status_code == 200
-    await everything(http)
+    await everything(http, app)
 
 
 # --- generated --------------------------------------------------------------------------------------------------
@@ -285,7 +284,7 @@ ADDRESSES: list[tuple[str, str, dict[str, Any]]] = [
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 async def test_generated_nonsense_fails_nothing_and_is_refused_by_name(
-    http: httpx.AsyncClient, data: st.DataObject
+    http: httpx.AsyncClient, app: FastAPI, data: st.DataObject
 ) -> None:
     """On one server: what an example before has left is served, too."""
     await http.post("/series", json=GATEWAY_REPORT)
@@ -296,4 +295,4 @@ async def test_generated_nonsense_fails_nothing_and_is_refused_by_name(
             if answer.status_code == 422:
                 assert all(problem["loc"][0] == "body" for problem in answer.json()["detail"])
             answer.content.decode()
-    await everything(http)
+    await everything(http, app)

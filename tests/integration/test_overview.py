@@ -27,7 +27,7 @@ from storage.keys import Keys
 from storage.listing import Listing
 from storage.purge import SERIES_AT_ONCE
 from storage.stored import LOOKED_THROUGH, Wanted
-from tests.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
+from tests.rig.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
 
 
 async def tell(http: httpx.AsyncClient, state: dict[str, Any]) -> None:
@@ -137,9 +137,9 @@ async def test_what_a_newer_server_keeps_of_a_gateway_can_be_read(app: FastAPI, 
     database: Database = app.state.database
     newer = json.dumps(make_state("g") | {"OfTheFuture": 1})
     change = text('UPDATE gateways SET "State" = :state').bindparams(state=newer)
-    if "postgresql" in str(database._engine._writer.url):
+    if "postgresql" in str(database.engine.writer.url):
         change = text('UPDATE gateways SET "State" = CAST(:state AS jsonb)').bindparams(state=newer)
-    await database._engine.write(lambda connection: connection.execute(change))
+    await database.engine.write(lambda connection: connection.execute(change))
     assert len((await http.get("/gateways")).json()["gateways"]) == 1
 
 
@@ -333,7 +333,7 @@ async def test_queries_of_the_page_go_along_an_index(tmp_path: Path, query: Sele
     compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
     explained = text(f"EXPLAIN QUERY PLAN {compiled}")
     async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path / 's.db'}")) as database:
-        steps = [row["detail"] for row in await database._engine.read(explained)]
+        steps = [row["detail"] for row in await database.engine.read(explained)]
     tables = [step for step in steps if step.startswith(("SCAN series", "SCAN changes"))]
     assert [step for step in tables if "INDEX" not in step] == []
     assert {name for name in index if any(name in step for step in steps)} == index
@@ -425,11 +425,11 @@ async def test_one_look_serves_all_who_watch_and_nobody_looks_while_nobody_watch
     for _ in range(3):
         seen = [await anext(watcher) for watcher in watchers]
         assert len(set(seen)) == 1
-    assert overview._looks == 3
+    assert overview.looks == 3
     assert loop.time() - began > 2
     late = overview.frames()
     assert json.loads(await anext(late))["Full"]
-    assert overview._looks == 3
+    assert overview.looks == 3
     follower.end()
     assert [frame async for frame in late] == []
     for watcher in watchers:
@@ -485,7 +485,7 @@ async def test_conflicts_and_webhooks_are_told_without_a_secret(database: Databa
         'INSERT INTO webhooks ("Url", "Secret", "CreatedAt", "Position", "Attempts") '
         "VALUES ('https://ai.example/hook?token=secret', 'secret', CURRENT_TIMESTAMP, 0, 2)"
     )
-    await database._engine.write(lambda connection: connection.execute(hook))
+    await database.engine.write(lambda connection: connection.execute(hook))
     watcher = Overview(database, Follower(database)).frames()
     frame = await anext(watcher)
     assert "secret" not in frame

@@ -2,12 +2,10 @@
 
 import asyncio
 import math
-import ssl
-import struct
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,10 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate
+from pydicom.dataset import Dataset
 from pydicom.uid import (
-    UID,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -31,141 +27,52 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
     SegmentationStorage,
 )
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, DEFAULT_TRANSFER_SYNTAXES, evt
-from pynetdicom.dsutils import decode, encode
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, evt
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     CTImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     Verification,
 )
-from pynetdicom.transport import ThreadedAssociationServer
 
 from common.errors import SeriesGatewayError
-from common.settings import GatewaySettings, Peer
+from common.settings import Peer
 from dicom.query_retrieve import Found, find, get
 from dicom.scu import CLASSES_AT_ONCE, Line, PacsUnavailable, retrieved, status_of
-from gateway.pacs import Pacs
-from gateway.questions import Answer, Question
+from gateway.questions import Answer
 from models import Instance, SeriesKey, SeriesReport, Uid
-from tests.factories import SERIES, STUDY, make_dataset
-
-KEY = SeriesKey(STUDY, SERIES, "P1")
-UIDS = [f"{SERIES}.{n}" for n in range(1, 4)]
-Find = Callable[[Dataset], Iterator[tuple[int, Dataset | None]]]
-
-
-def match(ds: Dataset, **elements: Any) -> tuple[int, Dataset]:
-    """A pending answer to a question."""
-    answer = Dataset()
-    answer.QueryRetrieveLevel = ds.QueryRetrieveLevel
-    answer.StudyInstanceUID, answer.SeriesInstanceUID = STUDY, elements.pop("series", SERIES)
-    for keyword, value in elements.items():
-        setattr(answer, keyword, value)
-    return 0xFF00, answer
-
-
-def images(ds: Dataset, uids: list[str] = UIDS) -> Iterator[tuple[int, Dataset]]:
-    return (match(ds, SOPInstanceUID=uid, SOPClassUID=CTImageStorage) for uid in uids)
-
-
-def counts(*numbers: Any, uids: list[str] = UIDS) -> Find:
-    """Says these counts at SERIES level, one a question, the last for ever; at IMAGE level what it has."""
-    left = list(numbers)
-
-    def find(ds: Dataset) -> Iterator[tuple[int, Dataset | None]]:
-        if ds.QueryRetrieveLevel == "IMAGE":
-            yield from images(ds, uids)
-        elif ds.QueryRetrieveLevel == "SERIES":
-            yield match(ds, NumberOfSeriesRelatedInstances=left.pop(0) if len(left) > 1 else left[0])
-
-    return find
-
-
-def uids_of(length: int) -> list[str]:
-    return [f"{SERIES}.{n}" for n in range(1, length + 1)]
-
-
-@contextmanager
-def foreign_pacs(
-    find: Find,
-    get: list[Dataset] | None = None,
-    called: list[str] | None = None,
-    tls: ssl.SSLContext | None = None,
-    syntaxes: Sequence[str] = DEFAULT_TRANSFER_SYNTAXES,
-) -> Iterator[int]:
-    """A PACS of stock pynetdicom; yields its port."""
-
-    def handle_find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
-        if called is not None:
-            called.append(str(event.identifier.QueryRetrieveLevel))
-        yield from find(event.identifier)
-
-    def handle_get(event: evt.Event) -> Iterator[Any]:
-        asked = event.identifier.SOPInstanceUID
-        wanted = [asked] if isinstance(asked, str) else list(asked)
-        found = [ds for ds in get or [] if ds.SOPInstanceUID in wanted]
-        yield len(found)
-        for ds in found:
-            yield 0xFF00, ds
-
-    ae = AE("PACS1")
-    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
-    ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
-    for sop_class in (CTImageStorage, *sorted({str(ds.SOPClassUID) for ds in get or []} - {CTImageStorage})):
-        ae.add_supported_context(sop_class, list(syntaxes), scu_role=True, scp_role=True)
-    handlers = [(evt.EVT_C_FIND, handle_find), (evt.EVT_C_GET, handle_get)]
-    with serving(ae, handlers, tls) as port:
-        yield port
-
-
-@contextmanager
-def serving(ae: AE, handlers: list[Any], tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    opened: list[Any] = []  # association and socket, which stock pynetdicom leaves open where its peer went away
-    handlers = [
-        *handlers,
-        (evt.EVT_CONN_OPEN, lambda event: opened.append((event.assoc, event.assoc.dul.socket.socket))),
-    ]
-    server: Any = ae.make_server(
-        ("127.0.0.1", 0), evt_handlers=handlers, server_class=ThreadedAssociationServer, ssl_context=tls
-    )
-    ae._servers.append(server)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()  # ends within so many seconds
-    try:
-        yield int(server.socket.getsockname()[1])
-    finally:
-        for assoc, sock in opened:
-            assoc.dul.kill_dul()  # else one that a test broke off may keep this process from ending
-            assoc.dul.join(10)
-            sock.close()
-        server.shutdown()
-
-
-Told = Callable[[SeriesKey], Awaitable[Collection[str] | None]]
-
-
-@asynccontextmanager
-async def asking(
-    port: int, known: Collection[str] | Told | None = (), **settings: Any
-) -> AsyncIterator[tuple[Pacs, list[Instance]]]:
-    """A Pacs that may ask PACS1 on this port; what it fetches. `known` is what the server has: None, it cannot tell."""
-    fetched: list[Instance] = []
-
-    async def stored(_: SeriesKey) -> Collection[str] | None:
-        return cast(Collection[str] | None, known)
-
-    async def handle_store(instance: Instance) -> int:
-        fetched.append(instance)
-        return 0x0000
-
-    undelivered = settings.pop("undelivered", None)
-    options = {"pacs": f"PACS1@127.0.0.1:{port}", "pacs_timeout_s": settings.pop("timeout_s", 5)} | settings
-    told = known if callable(known) else stored
-    yield Pacs(GatewaySettings(**options), told, handle_store, undelivered=undelivered), fetched
-
-
-def about(here: Collection[str] = UIDS, *, fetch: bool = False, **more: Any) -> Question:
-    return Question(KEY, "PACS1", frozenset(here), fetch=fetch, **more)
+from tests.rig.factories import SERIES, STUDY, make_dataset
+from tests.rig.foreign_pacs import (
+    KEY,
+    UIDS,
+    Find,
+    Told,
+    about,
+    accepting,
+    asking,
+    counts,
+    foreign_pacs,
+    held,
+    images,
+    match,
+    uids_of,
+)
+from tests.rig.identifiers import (
+    COUNT,
+    ENCODED,
+    IDENTIFIERS,
+    NO_UIDS,
+    SOP_CLASS,
+    SOP_UID,
+    UNREADABLE,
+    Bytes,
+    Nonsense,
+    Scripted,
+    as_bytes,
+    listing,
+    raw,
+)
 
 
 async def ask(
@@ -262,7 +169,7 @@ async def test_a_pacs_that_is_down_is_said() -> None:
 async def test_a_pacs_that_serves_no_queries_is_said() -> None:
     ae = AE("PACS1")
     ae.add_supported_context(Verification)
-    with serving(ae, []) as port:
+    with accepting(ae, []) as port:
         async with asking(port) as (pacs, _):
             answer = await pacs.ask(about())
     assert answer.problem == "does not offer Study Root Query/Retrieve Information Model - FIND"
@@ -322,19 +229,6 @@ async def test_what_is_missing_is_named_only_where_that_is_asked_for() -> None:
         async with asking(port) as (pacs, _):
             answers = [await pacs.ask(about(UIDS[:1], quiet=quiet)) for quiet in (False, True)]
     assert [(answer.count, len(answer.missing)) for answer in answers] == [(3, 0), (3, 2)]
-
-
-def held(sop: int, sop_class: str = CTImageStorage, syntax: str = ExplicitVRLittleEndian) -> Dataset:
-    """An image of the PACS."""
-    ds = make_dataset(str(sop))
-    ds.SOPClassUID = sop_class
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = UID(syntax)
-    if ds.file_meta.TransferSyntaxUID.is_encapsulated:
-        ds.PixelData = encapsulate([b"not decoded by anybody"])
-        ds["PixelData"].VR = "OB"
-        ds["PixelData"].is_undefined_length = True
-    return ds
 
 
 async def test_only_what_is_missing_is_fetched_and_goes_the_way_of_what_was_sent() -> None:
@@ -406,7 +300,7 @@ async def test_what_came_before_a_retrieve_failed_counts_as_fetched() -> None:
     ae.add_supported_context(StudyRootQueryRetrieveInformationModelGet)
     ae.add_supported_context(CTImageStorage, scu_role=True, scp_role=True)
     listed = (evt.EVT_C_FIND, lambda event: counts(3)(event.identifier))
-    with serving(ae, [listed, (evt.EVT_C_GET, refused)]) as port:
+    with accepting(ae, [listed, (evt.EVT_C_GET, refused)]) as port:
         async with asking(port, fetch_missing="get") as (pacs, fetched):
             answer = await pacs.ask(about(UIDS[:1], fetch=True))
     assert (answer.count, answer.fetched, len(fetched)) == (3, 1, 1)
@@ -603,65 +497,12 @@ async def test_a_limit_counts_what_is_of_other_series_too() -> None:
 # --- nonsense --------------------------------------------------------------------------------------------------------
 
 
-class Bytes(Dataset):
-    """An identifier that is sent as these bytes."""
-
-    sent: bytes
-
-
-def as_bytes(encoded: bytes) -> Bytes:
-    ds = Bytes()
-    ds.sent = encoded
-    return ds
-
-
 @pytest.fixture
 def any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets the stock PACS send what pydicom would not encode."""
     monkeypatch.setattr(
         "pynetdicom.service_class.encode", lambda ds, *how: ds.sent if isinstance(ds, Bytes) else encode(ds, *how)
     )
-
-
-def element(tag: int, value: bytes) -> bytes:
-    """In implicit VR little endian."""
-    return struct.pack("<HHL", tag >> 16, tag & 0xFFFF, len(value)) + value
-
-
-COUNT, SERIES_UID, SOP_UID, SOP_CLASS = 0x00201209, 0x0020000E, 0x00080018, 0x00080016
-
-
-def raw(*values: tuple[int, bytes], series: bytes = SERIES.encode()) -> tuple[int, Bytes]:
-    """A pending answer with these elements, as they are."""
-    elements = sorted([*values, (SERIES_UID, series)])
-    return 0xFF00, as_bytes(b"".join(element(tag, value) for tag, value in elements))
-
-
-def listing(*uids: bytes, count: bytes | None = None) -> Find:
-    """Lists these at IMAGE level; with that as count at SERIES level."""
-
-    def find(ds: Dataset) -> Iterator[tuple[int, Dataset | None]]:
-        if ds.QueryRetrieveLevel == "IMAGE":
-            yield from (raw((SOP_UID, uid), (SOP_CLASS, CTImageStorage.encode())) for uid in uids)
-        elif count is not None:
-            yield raw((COUNT, count))
-
-    return find
-
-
-ENCODED = [uid.encode() for uid in UIDS]
-UNREADABLE = [
-    b"12 images ",
-    b"1.0 ",
-    b"-1",
-    b"1\\1 ",
-    b"many",
-    b"2147483648",
-    b"9999999999999 ",
-    b"\xff\xfe",
-    b"\xb2 ",
-    b"3\x003 ",
-]
 
 
 def found_in(series: Iterable[bytes], listed: Iterable[bytes]) -> Found:
@@ -700,16 +541,6 @@ async def test_two_counts_of_one_series_are_none() -> None:
             yield from listing(*ENCODED)(ds)
 
     assert (await ask(find)).count == 3
-
-
-NO_UIDS = [
-    b"",
-    b"1." * 65,
-    b"1.2\\1.3",
-    b"1.2\x00.3",
-    b"\xff\xfe",
-    "1.2.٣".encode(),
-]
 
 
 @pytest.mark.parametrize("uid", NO_UIDS)
@@ -773,50 +604,12 @@ async def test_a_pacs_that_goes_on_listing_holds_no_thread_for_longer_than_one_a
     assert "pacs_timeout_s=0.5" in str(answer.problem)
 
 
-Nonsense = st.sampled_from([*UNREADABLE, *NO_UIDS, *ENCODED, b"3", b""]) | st.binary(max_size=70)
-TAGS = st.sampled_from([COUNT, SERIES_UID, SOP_UID, SOP_CLASS, 0x00080005, 0x00080052, 0x00100010]) | st.integers(
-    0, 2**32 - 1
-)
-IDENTIFIERS = st.lists(st.tuples(TAGS, Nonsense), max_size=6).map(lambda es: b"".join(element(t, v) for t, v in es))
 MATCHES = st.lists(
     IDENTIFIERS
     | st.binary(max_size=40)
     | st.tuples(st.just(COUNT) | st.just(SOP_UID), Nonsense).map(lambda e: raw(e)[1].sent),
     max_size=5,
 )
-
-
-class Said:
-    """Instead of an association: these identifiers, as pynetdicom gives them."""
-
-    def __init__(self, identifiers: Iterable[bytes]) -> None:
-        self._identifiers = identifiers
-
-    def send_c_find(self, *_: Any) -> Iterator[tuple[Dataset, Dataset | None]]:
-        for encoded in self._identifiers:
-            status = Dataset()
-            status.Status = 0xFF00
-            try:
-                yield status, decode(BytesIO(encoded), True, True)
-            except Exception:
-                yield status, None
-                yield status, None
-        done = Dataset()
-        done.Status = 0x0000
-        yield done, None
-
-
-class Scripted:
-    """Instead of a line to a PACS."""
-
-    timeout_s = 60.0
-
-    def __init__(self, series: Iterable[bytes], listed: Iterable[bytes]) -> None:
-        self._levels = [series, listed]
-
-    @contextmanager
-    def associated(self, *_: str) -> Iterator[Said]:
-        yield Said(self._levels.pop(0))
 
 
 @pytest.mark.filterwarnings("ignore")  # pydicom's, of what it reads

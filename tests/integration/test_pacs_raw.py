@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from gateway.questions import Answer
-from tests.factories import SERIES
-from tests.integration.test_pacs import UIDS, about, asking, element
+from tests.rig.factories import SERIES
+from tests.rig.foreign_pacs import UIDS, about, asking
+from tests.rig.identifiers import element
 
 PENDING, SUCCESS = b"\x00\xff", b"\x00\x00"
 

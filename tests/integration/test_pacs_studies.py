@@ -22,41 +22,22 @@ from dicom.scu import Line, PacsUnavailable
 from gateway.questions import Answer
 from gateway.study_counts import PAUSE_S, REFUSALS, StudyManners
 from models import CountsOfStudy, SeriesReport
-from tests.factories import SERIES, STUDY
-from tests.integration.test_pacs import (
-    IDENTIFIERS,
+from tests.rig.factories import SERIES, STUDY
+from tests.rig.foreign_pacs import (
     KEY,
+    NOTHING,
     UIDS,
     Find,
-    Said,
     about,
+    accepting,
     asking,
     counts,
     foreign_pacs,
     match,
-    raw,
-    serving,
+    saying,
+    study,
 )
-
-
-def study(ds: Dataset, series: Any = 2, instances: Any = 7, uid: str = STUDY) -> tuple[int, Dataset]:
-    """A match at STUDY level."""
-    answer = Dataset()
-    answer.QueryRetrieveLevel, answer.StudyInstanceUID = "STUDY", uid
-    if series is not None:
-        answer.NumberOfStudyRelatedSeries = series
-    if instances is not None:
-        answer.NumberOfStudyRelatedInstances = instances
-    return 0xFF00, answer
-
-
-def saying(*answers: tuple[int, Dataset | None], images: int = 3) -> Find:
-    """Says so many images at SERIES level, and this at STUDY level."""
-
-    def find(ds: Dataset) -> Iterator[tuple[int, Dataset | None]]:
-        yield from answers if ds.QueryRetrieveLevel == "STUDY" else counts(images)(ds)
-
-    return find
+from tests.rig.identifiers import IDENTIFIERS, Said, raw
 
 
 def of(answer: Answer) -> tuple[int, int] | None:
@@ -81,7 +62,7 @@ async def test_a_study_is_counted_on_the_association_of_its_series_and_the_answe
     ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
     handlers = [(evt.EVT_C_FIND, handle), (evt.EVT_ESTABLISHED, associations.append)]
     before = datetime.now(UTC)
-    with serving(ae, handlers) as port:
+    with accepting(ae, handlers) as port:
         async with asking(port) as (pacs, _):
             answer = await pacs.ask(about())
     assert (answer.count, answer.confirmed, answer.problem) == (3, True, None)
@@ -98,7 +79,6 @@ async def test_a_study_is_counted_on_the_association_of_its_series_and_the_answe
     ]
 
 
-NOTHING = Dataset()
 NONSENSE = {
     "refused": [(0xA900, None)],
     "unable": [(0xC000, None)],
@@ -135,7 +115,7 @@ async def test_a_pacs_that_breaks_off_at_a_study_is_asked_about_series_as_before
 
     ae = AE("PACS1")
     ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
-    with serving(ae, [(evt.EVT_C_FIND, handle)]) as port:
+    with accepting(ae, [(evt.EVT_C_FIND, handle)]) as port:
         async with asking(port) as (pacs, _):
             answers = [await pacs.ask(about()) for _ in range(2)]
     assert [(answer.confirmed, answer.problem, answer.study) for answer in answers] == [(True, None, None)] * 2

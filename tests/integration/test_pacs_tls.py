@@ -21,7 +21,7 @@ from dicom.scu import Line, PacsUnavailable
 from dicom.tls import BadCertificate
 from gateway.cli.reach import dicom
 from gateway.questions import Answer
-from tests.integration.test_pacs import UIDS, about, asking, counts, foreign_pacs, held, serving
+from tests.rig.foreign_pacs import UIDS, about, accepting, asking, counts, foreign_pacs, held
 
 
 class Files:
@@ -205,7 +205,7 @@ def settings_of(port: int, files: Files, **more: Any) -> GatewaySettings:
 def test_a_pacs_is_probed_over_tls(files: Files) -> None:
     ae = AE("PACS1")
     ae.add_supported_context(Verification)
-    with serving(ae, [], files.pacs()) as port:
+    with accepting(ae, [], files.pacs()) as port:
         settings = settings_of(port, files)
         line = Line.to(settings.pacs_by_ae_title["PACS1"], settings)
         assert probe(line) == "does not offer Study Root C-FIND"

@@ -12,43 +12,20 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.settings import ServerSettings
 from db import Database
-from models import GatewayState, OrderDone, SeriesReport
+from models import GatewayState, OrderDone
 from storage import history, purge
 from storage.engine import Engine
 from storage.move import TABLES, move
 from storage.purge import CHANGES_AT_ONCE, ChangeBatch, SeriesBatch
 from storage.schema import changes, orders, series, timeline
-from tests.factories import STUDY, arriving, make_report, make_state
+from tests.rig.factories import arriving, make_report, make_state
+from tests.rig.old_series import OLD, aged, stored, uid
 
-OLD = datetime(2020, 1, 1, tzinfo=UTC)
 BEFORE = datetime(2021, 1, 1, tzinfo=UTC)
 
 
-def uid(n: int) -> str:
-    return f"{STUDY}.{n}"
-
-
-async def stored(database: Database, *numbers: int, sop: str = "1", **more: Any) -> None:
-    for n in numbers:
-        report = make_report(sop, series=uid(n)).model_dump() | {"GatewayID": "one"} | more
-        await database.store(SeriesReport.model_validate(report))
-
-
-async def aged(database: Database, *numbers: int) -> None:
-    """Let these series, and what was told of them, be of long ago."""
-    uids = [uid(n) for n in numbers]
-
-    async def age(connection: AsyncConnection) -> None:
-        of_series = series.c.SeriesInstanceUID.in_(uids)
-        await connection.execute(series.update().where(of_series).values(UpdatedAt=OLD))
-        await connection.execute(changes.update().where(changes.c.SeriesInstanceUID.in_(uids)).values(At=OLD))
-
-    await database.last_change()
-    await database._engine.write(age)
-
-
 async def executed(database: Database, statement: Any) -> None:
-    await database._engine.write(lambda connection: connection.execute(statement))
+    await database.engine.write(lambda connection: connection.execute(statement))
 
 
 async def purged_of(database: Database, *, dry: bool = False, before: datetime = BEFORE) -> SeriesBatch:
@@ -72,7 +49,7 @@ async def outdated_of(database: Database, *, dry: bool = False) -> int:
 
 
 async def contents(database: Database) -> dict[str, list[dict[str, Any]]]:
-    return {table.name: await database._engine.read(select(table).order_by(*table.primary_key)) for table in TABLES}
+    return {table.name: await database.engine.read(select(table).order_by(*table.primary_key)) for table in TABLES}
 
 
 async def names_of(database: Database, n: int) -> list[str]:
@@ -124,7 +101,7 @@ async def test_what_was_said_in_ordering_goes_with_its_age_though_nothing_of_it_
     for age in (timedelta(days=6), timedelta(days=8)):
         at = datetime.now(UTC) - age
         given = orders.update().values(At=at)
-        await database._engine.write(partial(AsyncConnection.execute, statement=given))
+        await database.engine.write(partial(AsyncConnection.execute, statement=given))
         await purged_of(database, before=at + timedelta(hours=1))
         found = await database.orders.listed("g", 9)
         assert (len(found), str(found).count("Smith")) == (2, 2 if age.days == 6 else 0)
@@ -328,8 +305,8 @@ async def test_reports_of_the_very_series_lose_no_image_and_nobody_deadlocks(dat
 async def waits_for_lock(database: Database) -> None:
     """Until somebody waits for a lock of PostgreSQL; on SQLite one waits for the only writer at once."""
     async with asyncio.timeout(120):
-        while "postgresql" in str(database._engine._writer.url):
-            if await database._engine.read(text("SELECT 1 FROM pg_locks WHERE NOT granted")):
+        while "postgresql" in str(database.engine.writer.url):
+            if await database.engine.read(text("SELECT 1 FROM pg_locks WHERE NOT granted")):
                 return
             await asyncio.sleep(0.01)
 
@@ -337,8 +314,8 @@ async def waits_for_lock(database: Database) -> None:
 async def test_a_report_that_waits_for_the_purge_of_its_series_makes_it_anew(database: Database) -> None:
     await stored(database, 1)
     await aged(database, 1)
-    async with database._engine._writer.begin() as connection:
-        assert (await purge._purge_series(connection, BEFORE, None)).series == 1
+    async with database.engine.writer.begin() as connection:
+        assert (await purge.purge_series(connection, BEFORE, None)).series == 1
         storing = asyncio.create_task(database.store(make_report("2", series=uid(1))))
         await waits_for_lock(database)
     record, created = await storing
@@ -350,7 +327,7 @@ async def test_a_report_that_waits_for_the_purge_of_its_series_makes_it_anew(dat
 async def test_a_purge_that_waits_for_a_report_leaves_its_series(database: Database, locked_first: bool) -> None:
     await stored(database, 1)
     await aged(database, 1)
-    async with database._engine._writer.begin() as connection:
+    async with database.engine.writer.begin() as connection:
         this = series.c.SeriesInstanceUID == uid(1)
         change = series.update().where(this).values(UpdatedAt=datetime.now(UTC))
         if locked_first:
@@ -370,7 +347,7 @@ async def test_a_purge_that_waits_for_a_report_goes_on_behind_its_series(
     monkeypatch.setattr(purge, "SERIES_AT_ONCE", 2)
     await stored(database, *range(4))
     await aged(database, *range(4))
-    async with database._engine._writer.begin() as connection:
+    async with database.engine.writer.begin() as connection:
         change = series.update().where(series.c.SeriesInstanceUID == uid(1)).values(UpdatedAt=datetime.now(UTC))
         await connection.execute(change)
         purging = asyncio.create_task(purged_of(database))
@@ -393,12 +370,12 @@ async def test_a_report_finds_the_row_gone_between_its_two_statements(database: 
     """On PostgreSQL: the insert sees the row that a purge has locked and not yet deleted."""
     await stored(database, 1)
     await aged(database, 1)
-    async with database._engine._writer.begin() as connection:
+    async with database.engine.writer.begin() as connection:
         this = series.c.SeriesInstanceUID == uid(1)
         await connection.execute(select(series).where(this).with_for_update())
         storing = asyncio.create_task(database.store(make_report("2", series=uid(1))))
         await waits_for_lock(database)
-        assert (await purge._purge_series(connection, BEFORE, None)).series == 1
+        assert (await purge.purge_series(connection, BEFORE, None)).series == 1
     record, created = await storing
     assert (created, record.NumInstances) == (True, 1)
     assert [event.Event for event in await database.timeline(uid(1))] == ["series.purged", "report.stored"]
@@ -414,14 +391,14 @@ async def test_a_report_finds_the_row_gone_between_its_two_statements(database: 
         (purge.select_old(BEFORE, (OLD, "1")), ["series_by_update"]),
         (purge.select_stays(["1", "2"], dry=False), ["sqlite_autoindex_series_1", "changes_by_series"]),
         (purge.select_next_changes(5), ["changes_by_number"]),
-        (select(changes.c.Id).where(purge._outdated(BEFORE, 5, 9)), ["changes_by_number", "changes_by_series"]),
+        (select(changes.c.Id).where(purge.are_outdated(BEFORE, 5, 9)), ["changes_by_number", "changes_by_series"]),
     ],
 )
 async def test_a_purge_goes_along_indexes(tmp_path: Any, query: Any, indexes: list[str]) -> None:
     async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/s.db")) as database:
         compiled = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
         explained = text(f"EXPLAIN QUERY PLAN {str(compiled).replace(':', '-')}")
-        steps = " ".join(row["detail"] for row in await database._engine.read(explained))
+        steps = " ".join(row["detail"] for row in await database.engine.read(explained))
     for index in indexes:
         assert index in steps, steps
     assert "SCAN series" not in steps
@@ -484,7 +461,7 @@ async def test_a_timeline_of_an_earlier_version_is_shortened_by_the_next_report(
         {"SeriesInstanceUID": uid(1), "At": OLD + timedelta(seconds=n), "Revision": 1, "Event": "x.y", "Details": {}}
         for n in range(40_000)
     ]
-    await database._engine.write(lambda connection: connection.execute(timeline.insert(), rows))
+    await database.engine.write(lambda connection: connection.execute(timeline.insert(), rows))
     await stored(database, 1, sop="2")
     events = await database.timeline(uid(1))
     assert len(events) == history.FIRST + 1 + history.LAST

@@ -1,9 +1,6 @@
 """QIDO-RS on both databases beside matching written down once more in Python, on random nasty values and questions."""
 
-import fnmatch
-import itertools
 import random
-import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +11,8 @@ from pydicom.datadict import dictionary_VR
 from api.dicomweb.request import BadQuery, parse
 from db import Database
 from models import SeriesReport
-from storage.folding import FOLDED_LENGTH
 from storage.search import Level
+from tests.rig.qido import is_found
 
 ROWS, QUESTIONS, PAGE = 200, 300, 7
 CHARACTERS = [
@@ -111,75 +108,6 @@ def about(r: random.Random, keyword: str, value: str) -> str:
 
 
 # --- the oracle -------------------------------------------------------------------------------------------------
-
-
-def is_like(pattern: str, value: str) -> bool:
-    """As file names are matched, which takes no time that grows with the power of the stars."""
-    return fnmatch.fnmatchcase(value, pattern.replace("[", "[[]"))
-
-
-def plain(name: str) -> str:
-    """In small letters and composed characters, one for one, without what pads a group or the whole."""
-    composed = unicodedata.normalize("NFC", name)
-    small = "".join(
-        c.casefold() if len(c.casefold()) == 1 else c.lower() if len(c.lower()) == 1 else c for c in composed
-    )
-    groups = [re.sub("[ ^]+$", "", group) for group in small.replace("i̇", "İ").split("=")]
-    return re.sub("=+$", "", "=".join(groups))
-
-
-def spelt(name: str) -> set[str]:
-    """With ß and ss in the place of each other, each by itself; or, beyond four of them, all alike."""
-    at = [match.span() for match in re.finditer("ß|ss", name)]
-    kinds = itertools.product(("ß", "ss"), repeat=len(at)) if len(at) < 5 else [["ß"] * len(at), ["ss"] * len(at)]
-    found = {name}
-    for chosen in kinds:
-        text = name
-        for (first, end), kind in reversed([*zip(at, chosen, strict=True)]):
-            text = text[:first] + kind + text[end:]
-        found.add(text)
-    return found
-
-
-def is_named(asked: str, name: str) -> bool:
-    """The name, its first groups, or some of its further ones; a group that is left out between others is any."""
-    groups = plain(name)[:FOLDED_LENGTH].split("=")
-    pattern = re.sub("=(?==)", "=*", plain(asked))
-    for spelling in spelt(pattern):
-        for first in range(len(groups)):
-            sought = spelling.removeprefix("=") if first else spelling
-            if any(is_like(sought, "=".join(groups[first:last])) for last in range(first + 1, len(groups) + 1)):
-                return True
-    return False
-
-
-def is_day(asked: str, value: str) -> bool:
-    (first, dash, last), day = asked.replace(".", "").partition("-"), value.replace(".", "")
-    return first <= day and (not last or day <= last or day.startswith(last)) if dash else day == first
-
-
-def is_number(asked: str, value: str) -> bool:
-    return bool(re.fullmatch(r"[+-]?\d+", value)) and int(value) == int(asked)
-
-
-def is_code(asked: str, value: str) -> bool:
-    return is_like(asked, value) if {"*", "?"} & set(asked) else value in re.split(r"[,\\]", asked)
-
-
-def is_text(asked: str, value: str) -> bool:
-    return any(is_like(unicodedata.normalize(form, asked), value) for form in ("NFC", "NFD")) or is_like(asked, value)
-
-
-BY_VR = {"PN": is_named, "IS": is_number, "DA": is_day, "CS": is_code}
-
-
-def is_found(keyword: str, asked: str, value: str | None) -> bool:
-    vr, asked = dictionary_VR(keyword), asked.strip(" ")
-    if not asked.strip("*") or (vr == "PN" and not asked.strip("^= ")):
-        return True
-    if not value or (vr == "PN" and not plain(value)):
-        return False
-    return BY_VR.get(vr, is_text)(asked, value)
 
 
 def expected(asked: list[tuple[str, str]], cases: list[Case]) -> set[str]:

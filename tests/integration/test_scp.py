@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -16,74 +15,21 @@ from pydicom.uid import (
     JPEG2000Lossless,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
-from pynetdicom.association import Association
 from pynetdicom.dsutils import encode
 from pynetdicom.presentation import build_context
-from pynetdicom.sop_class import (  # type: ignore[attr-defined]
-    PatientRootQueryRetrieveInformationModelFind,
-    Verification,
-)
+from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind, Verification  # type: ignore[attr-defined]
 
 import models
-from bench.rig.senders import pure_scu
 from common.settings import GatewaySettings
 from dicom.listening import CannotListen
 from dicom.statuses import CANNOT_UNDERSTAND, DATA_SET_MISMATCH, OUT_OF_RESOURCES, PROCESSING_FAILURE, SUCCESS
 from models import Instance
 from scp import Arrival, HandleStore, enqueue, serve_scp
-from tests.factories import SERIES, STUDY, make_dataset
+from tests.rig.associations import Kept, Scu, associated, settings, unsaturated
+from tests.rig.factories import SERIES, STUDY, make_dataset
 
 PRIVATE_SOP_CLASS = "1.2.826.0.1.3680043.10.99.1"
 PRIVATE_TRANSFER_SYNTAX = "1.2.826.0.1.3680043.10.99.2"
-
-
-def settings(**changes: Any) -> GatewaySettings:
-    return GatewaySettings(scp_port=0, **changes)
-
-
-def unsaturated() -> None:
-    return None
-
-
-class Scu:
-    """One association of a blocking SCU, its calls made in a thread."""
-
-    def __init__(self, assoc: Association) -> None:
-        self.assoc = assoc
-
-    async def store(self, ds: Dataset, **changes: Any) -> Dataset:
-        return await asyncio.to_thread(self._store, ds, changes)
-
-    def _store(self, ds: Dataset, changes: dict[str, Any]) -> Dataset:
-        ds = Dataset(ds)
-        ds.file_meta = Dataset()  # type: ignore[assignment]
-        context = self.assoc.accepted_contexts[0]
-        ds.file_meta.TransferSyntaxUID = changes.pop("syntax", context.transfer_syntax[0])
-        return self.assoc.send_c_store(ds, **changes)
-
-
-@asynccontextmanager
-async def associated(port: int, sop_class: str = CTImageStorage, syntax: Any = None) -> AsyncIterator[Scu]:
-    ae = AE("SCU")
-    contexts = [build_context(sop_class, syntax or ExplicitVRLittleEndian)]
-    assoc = pure_scu(await asyncio.to_thread(ae.associate, "127.0.0.1", port, contexts))
-    assert assoc.is_established
-    try:
-        yield Scu(assoc)
-    finally:
-        if assoc.is_established:
-            await asyncio.to_thread(assoc.release)
-
-
-class Kept:
-    """A handle_store that keeps everything in a list."""
-
-    def __init__(self) -> None:
-        self.instances: list[Instance] = []
-
-    async def __call__(self, instance: Instance) -> int:
-        self.instances.append(instance)
-        return SUCCESS
 
 
 @pytest.fixture

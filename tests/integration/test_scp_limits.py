@@ -8,8 +8,8 @@ import signal
 import socket
 import ssl
 import warnings
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,11 @@ from common.settings import GatewaySettings, SettingsError, load
 from dicom.tls import BadCertificate, tls_context
 from models import Association
 from scp import serve_scp
-from tests.factories import encode, make_dataset
-from tests.integration.test_scp import Kept, unsaturated
-from tests.unit.test_upper_layer import ECHO, RELEASE_RQ, SOP_INSTANCE, command, element, p_data, pdv, store
+from tests.rig.associations import Kept, Raw, listening, unsaturated
+from tests.rig.factories import encode, make_dataset
+from tests.rig.pdus import ECHO, RELEASE_RQ, SOP_INSTANCE, command, element, p_data, pdv, store
 
 ABORTED = b"\x07\x00\x00\x00\x00\x04"
-
-
-@asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[tuple[int, Kept]]:
-    kept = Kept()
-    async with serve_scp(GatewaySettings(scp_port=0, drain_timeout_s=0.1, **settings), kept, unsaturated) as port:
-        yield port, kept
 
 
 async def echo(port: int, ae_title: str = "SCU", source: str = "127.0.0.1", **arguments: Any) -> bool | tuple[int, ...]:
@@ -78,43 +71,8 @@ def _echo(port: int, ae_title: str, source: str, arguments: dict[str, Any]) -> b
     return outcome  # type: ignore[return-value]
 
 
-class Raw:
-    """A TCP client that says what it likes."""
-
-    def __init__(self, port: int, source: str = "127.0.0.1") -> None:
-        self.port, self.source = port, source
-        self.reader: asyncio.StreamReader
-        self.writer: asyncio.StreamWriter
-
-    async def __aenter__(self) -> "Raw":
-        self.reader, self.writer = await asyncio.open_connection(
-            "127.0.0.1", self.port, local_addr=(self.source, 0), limit=2**20
-        )
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.writer.transport.abort()
-
-    async def say(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def pdu(self) -> bytes:
-        head = await self.reader.readexactly(6)
-        return head + await self.reader.readexactly(int.from_bytes(head[2:], "big"))
-
-    async def end(self) -> bytes:
-        """All that comes until the other side closes, or resets what is still being said to it."""
-        came = b""
-        async with asyncio.timeout(120):
-            with suppress(ConnectionError):
-                while data := await self.reader.read(65536):
-                    came += data
-        return came
-
-
 async def test_silent_connections_beyond_their_share_give_way_to_one_that_speaks() -> None:
-    async with serving(max_connections_per_peer=5, associate_timeout_s=60) as (port, _):
+    async with listening(max_connections_per_peer=5, associate_timeout_s=60) as (port, _):
         silent = [await Raw(port).__aenter__() for _ in range(20)]
         assert await echo(port) is True
         for raw in silent[:15]:
@@ -124,7 +82,7 @@ async def test_silent_connections_beyond_their_share_give_way_to_one_that_speaks
 
 
 async def test_connections_of_one_address_do_not_count_against_another() -> None:
-    async with serving(max_connections_per_peer=2) as (port, _):
+    async with listening(max_connections_per_peer=2) as (port, _):
         async with Raw(port) as one, Raw(port) as two:
             for raw in (one, two):
                 await raw.say(associate_rq())
@@ -140,7 +98,7 @@ async def test_association_that_is_idle_longest_gives_way_to_one_beyond_a_limit(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("scp.GIVES_WAY_AFTER_S", 0.0)
-    async with serving(**{limit: 2}) as (port, _), Raw(port) as newer, Raw(port) as older:
+    async with listening(**{limit: 2}) as (port, _), Raw(port) as newer, Raw(port) as older:
         for raw in (newer, older):
             await raw.say(associate_rq())
             await raw.pdu()
@@ -158,7 +116,7 @@ async def test_association_that_is_idle_longest_gives_way_to_one_beyond_a_limit(
 
 async def test_association_in_the_middle_of_an_instance_gives_way_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scp.GIVES_WAY_AFTER_S", 0.0)
-    async with serving(max_associations=1) as (port, _), Raw(port) as raw:
+    async with listening(max_associations=1) as (port, _), Raw(port) as raw:
         await raw.say(associate_rq())
         await raw.pdu()
         await raw.say(store()[:-1])
@@ -169,7 +127,7 @@ async def test_association_in_the_middle_of_an_instance_gives_way_to_nobody(monk
 
 async def test_connections_without_an_association_are_bounded_over_all_addresses() -> None:
     limits = {"max_connections_per_peer": 3, "max_associations": 4, "associate_timeout_s": 60}
-    async with serving(**limits) as (port, _):
+    async with listening(**limits) as (port, _):
         silent = [await Raw(port, f"127.0.0.{n % 3 + 2}").__aenter__() for n in range(6)]
         assert await echo(port) is True
         for raw in silent[:3]:
@@ -185,7 +143,7 @@ async def test_connections_without_an_association_are_bounded_over_all_addresses
 )
 async def test_what_comes_after_the_last_answer_is_swallowed_until_the_peer_closes(said: bytes) -> None:
     allowed = "SOMEONE" if said == associate_rq() else ""
-    async with serving(associate_timeout_s=60, allowed_peers=allowed) as (port, _), Raw(port) as raw:
+    async with listening(associate_timeout_s=60, allowed_peers=allowed) as (port, _), Raw(port) as raw:
         await raw.say(said)
         answers = await raw.end()  # our side is shut
         assert answers[-10:-6] in (b"\3\0\0\0", b"\6\0\0\0", b"\7\0\0\0")
@@ -194,7 +152,7 @@ async def test_what_comes_after_the_last_answer_is_swallowed_until_the_peer_clos
 
 
 async def test_peer_that_does_not_close_after_the_last_answer_is_closed_in_time() -> None:
-    async with serving(associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
+    async with listening(associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
         await raw.say(associate_rq() + RELEASE_RQ)
         await raw.end()
         with suppress(ConnectionError):
@@ -204,7 +162,7 @@ async def test_peer_that_does_not_close_after_the_last_answer_is_closed_in_time(
 
 
 async def test_association_beyond_max_associations_is_rejected_as_transient_until_one_ends() -> None:
-    async with serving(max_associations=1) as (port, _):
+    async with listening(max_associations=1) as (port, _):
         async with Raw(port) as raw:
             await raw.say(associate_rq())
             assert (await raw.pdu())[0] == 2
@@ -217,13 +175,13 @@ async def test_association_beyond_max_associations_is_rejected_as_transient_unti
     "said", [b"", b"\x01\x00\x00\x00\x00", associate_rq()[:-1]], ids=["nothing", "5 bytes", "most"]
 )
 async def test_connection_without_a_whole_association_request_in_time_is_closed(said: bytes) -> None:
-    async with serving(associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
+    async with listening(associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
         await raw.say(said)
         assert await raw.end() == b""
 
 
 async def test_bytes_that_trickle_do_not_extend_the_time_for_a_pdu() -> None:
-    async with serving(pdu_timeout_s=0.3, association_idle_timeout_s=60) as (port, _), Raw(port) as raw:
+    async with listening(pdu_timeout_s=0.3, association_idle_timeout_s=60) as (port, _), Raw(port) as raw:
         await raw.say(associate_rq())
         await raw.pdu()
         trickle = asyncio.create_task(_trickle(raw, store()))
@@ -238,7 +196,7 @@ async def _trickle(raw: Raw, data: bytes) -> None:
 
 
 async def test_idle_association_is_aborted_in_time_and_one_that_is_used_is_not() -> None:
-    async with serving(association_idle_timeout_s=0.5) as (port, _), Raw(port) as used, Raw(port) as idle:
+    async with listening(association_idle_timeout_s=0.5) as (port, _), Raw(port) as used, Raw(port) as idle:
         for raw in (used, idle):
             await raw.say(associate_rq())
             await raw.pdu()
@@ -345,9 +303,8 @@ def encoded() -> bytes:
 
 
 async def test_sender_that_does_not_fetch_its_answers_is_not_read_on() -> None:
-    async with serving() as (port, _), Raw(port) as raw:
+    async with listening() as (port, _), Raw(port, buffer=1) as raw:
         raw.writer.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.reader._limit = 1  # type: ignore[attr-defined]
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await raw.say(associate_rq())
         flood = asyncio.create_task(raw.say(ECHO * 300_000))
@@ -370,7 +327,7 @@ async def test_sender_that_does_not_fetch_its_answers_is_not_read_on() -> None:
     ],
 )
 async def test_only_allowed_peers_associate(allowed: str, ae_title: str, source: str, outcome: object) -> None:
-    async with serving(allowed_peers=allowed) as (port, _):
+    async with listening(allowed_peers=allowed) as (port, _):
         assert await echo_or_rejection(port, ae_title, source) == outcome
 
 
@@ -388,7 +345,7 @@ async def test_only_allowed_peers_associate(allowed: str, ae_title: str, source:
 async def test_peers_associate_only_by_the_called_ae_titles_they_may(
     allowed: str, called: str, outcome: object
 ) -> None:
-    async with serving(allowed_peers=allowed) as (port, _), Raw(port) as raw:
+    async with listening(allowed_peers=allowed) as (port, _), Raw(port) as raw:
         await raw.say(request(calling=b"CT1", called=called.encode()))
         answer = await raw.pdu()
         assert answer[0] == (2 if outcome is True else 3)
@@ -408,7 +365,7 @@ async def test_peers_associate_only_by_the_called_ae_titles_they_may(
 async def test_rejection_names_who_asked_as_sent_and_who_may_have_been_meant(
     allowed: str, calling: bytes, called: bytes, near: str | None
 ) -> None:
-    async with serving(allowed_peers=allowed) as (port, _), Raw(port) as raw:
+    async with listening(allowed_peers=allowed) as (port, _), Raw(port) as raw:
         with capture_logs() as logs:
             await raw.say(request(calling=calling, called=called))
             assert (await raw.pdu())[0] == 3
@@ -419,7 +376,7 @@ async def test_rejection_names_who_asked_as_sent_and_who_may_have_been_meant(
 
 
 async def test_association_request_that_is_aborted_names_who_sent_it() -> None:
-    async with serving() as (port, _), Raw(port) as raw:
+    async with listening() as (port, _), Raw(port) as raw:
         with capture_logs() as logs:
             await raw.say(request(item(0x20, b""), calling=b"CT1\0junk"))
             assert (await raw.pdu())[0] == 7
@@ -429,7 +386,7 @@ async def test_association_request_that_is_aborted_names_who_sent_it() -> None:
 
 
 async def test_store_without_a_data_set_is_answered() -> None:
-    async with serving() as (port, kept), Raw(port) as raw:
+    async with listening() as (port, kept), Raw(port) as raw:
         await raw.say(associate_rq())
         await raw.pdu()
         await raw.say(p_data(pdv(1, 3, command(1, data_set=False))) + ECHO)
@@ -495,14 +452,14 @@ async def tls_echo(port: int, context: ssl.SSLContext) -> bool | tuple[int, ...]
 
 
 async def test_tls_carries_associations_and_a_silent_client_holds_up_nobody(certificates: Certificates) -> None:
-    async with serving(tls_cert=certificates.cert) as (port, _), Raw(port), Raw(port) as half:
+    async with listening(tls_cert=certificates.cert) as (port, _), Raw(port), Raw(port) as half:
         await half.say(b"\x16\x03\x01")  # the beginning of a ClientHello
         assert await tls_echo(port, certificates.client()) is True
 
 
 async def test_silent_handshakes_count_against_their_address(certificates: Certificates) -> None:
     limits = {"max_connections_per_peer": 5, "associate_timeout_s": 60}
-    async with serving(tls_cert=certificates.cert, **limits) as (port, _):
+    async with listening(tls_cert=certificates.cert, **limits) as (port, _):
         silent = [await Raw(port).__aenter__() for _ in range(20)]
         for raw in silent[::2]:
             await raw.say(b"\x16\x03\x01")
@@ -525,7 +482,7 @@ def few_files() -> Iterator[None]:
 @pytest.mark.usefixtures("few_files")
 async def test_listener_without_file_descriptors_goes_on_when_it_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scp.ACCEPT_RETRY_S", 0.01)
-    async with serving() as (port, _):
+    async with listening() as (port, _):
         with socket.socket() as client, capture_logs() as logs, ExitStack() as stack:
             client.setblocking(False)
             with suppress(OSError):
@@ -540,12 +497,12 @@ async def test_listener_without_file_descriptors_goes_on_when_it_has_some(monkey
 
 
 async def test_handshake_that_does_not_end_in_time_is_closed(certificates: Certificates) -> None:
-    async with serving(tls_cert=certificates.cert, associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
+    async with listening(tls_cert=certificates.cert, associate_timeout_s=0.2) as (port, _), Raw(port) as raw:
         assert await raw.end() == b""
 
 
 async def test_plain_dicom_on_a_tls_port_is_closed(certificates: Certificates) -> None:
-    async with serving(tls_cert=certificates.cert) as (port, kept), Raw(port) as raw:
+    async with listening(tls_cert=certificates.cert) as (port, kept), Raw(port) as raw:
         await raw.say(associate_rq())
         await raw.end()
         assert await tls_echo(port, certificates.client()) is True
@@ -554,14 +511,14 @@ async def test_plain_dicom_on_a_tls_port_is_closed(certificates: Certificates) -
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 async def test_tls_below_1_2_is_refused(certificates: Certificates) -> None:
-    async with serving(tls_cert=certificates.cert) as (port, _):
+    async with listening(tls_cert=certificates.cert) as (port, _):
         assert await tls_echo(port, certificates.client(maximum=ssl.TLSVersion.TLSv1_1)) == ()
         assert await tls_echo(port, certificates.client(maximum=ssl.TLSVersion.TLSv1_2)) is True
 
 
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 async def test_only_cipher_suites_that_can_be_negotiated_are_offered(certificates: Certificates) -> None:
-    async with serving(tls_cert=certificates.cert) as (port, _):
+    async with listening(tls_cert=certificates.cert) as (port, _):
         for suites, agreed in (("ECDHE+AESGCM", True), ("ECDHE+CHACHA20", True), ("DHE+AESGCM", False)):
             context = certificates.client(maximum=ssl.TLSVersion.TLSv1_2)
             context.set_ciphers(suites)
@@ -581,7 +538,7 @@ def offered(certificates: Certificates) -> list[str]:
 @pytest.mark.parametrize(("wanted", "without"), [("none", True), ("optional", True), ("required", ())])
 async def test_client_certificates(certificates: Certificates, wanted: str, without: object) -> None:
     settings = {"tls_cert": certificates.cert, "tls_ca": certificates.ca, "tls_client_certs": wanted}
-    async with serving(**settings) as (port, _):
+    async with listening(**settings) as (port, _):
         assert await tls_echo(port, certificates.client(certified=True)) is True
         assert await tls_echo(port, certificates.client()) == without
 
@@ -589,7 +546,7 @@ async def test_client_certificates(certificates: Certificates, wanted: str, with
 async def test_sighup_loads_the_certificate_anew_and_keeps_the_old_one_where_it_is_bad(
     certificates: Certificates,
 ) -> None:
-    async with serving(tls_cert=certificates.cert) as (port, _):
+    async with listening(tls_cert=certificates.cert) as (port, _):
         before = await _serial(port)
         certificates.renew()
         os.kill(os.getpid(), signal.SIGHUP)
@@ -613,12 +570,12 @@ async def _serial(port: int) -> bytes:
 
 async def test_certificate_that_cannot_be_used_stops_the_start_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(BadCertificate, match="Give readable PEM files"):
-        async with serving(tls_cert=tmp_path / "missing.pem"):
+        async with listening(tls_cert=tmp_path / "missing.pem"):
             pass
 
 
 async def test_tls_stores_an_instance(certificates: Certificates) -> None:
-    async with serving(tls_cert=certificates.cert) as (port, kept):
+    async with listening(tls_cert=certificates.cert) as (port, kept):
 
         def send() -> int:
             contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian)]

@@ -12,10 +12,9 @@ from common.settings import GatewaySettings
 from dicom.statuses import OUT_OF_RESOURCES, SUCCESS
 from models import Association, Instance
 from scp import serve_scp
-from tests.factories import SERIES, make_dataset
-from tests.integration.test_scp import Kept, associated, settings, unsaturated
-from tests.integration.test_scp_limits import Raw
-from tests.unit.test_upper_layer import RELEASE_RQ, p_data, pdv
+from tests.rig.associations import Kept, Raw, associated, settings, unsaturated
+from tests.rig.factories import SERIES, make_dataset
+from tests.rig.pdus import RELEASE_RQ, p_data, pdv
 
 COUNTED: Mapping[str, Counter] = {
     "associations": metrics.associations,
@@ -26,8 +25,9 @@ COUNTED: Mapping[str, Counter] = {
 
 
 def counts() -> dict[str, float]:
-    refused = {kind: metrics.associations_refused.labels(kind)._value.get() for kind in ("protocol", "saturated")}
-    answers = {status: metrics.store_responses.labels(status)._value.get() for status in ("0x0000", "0xA700", "0xC000")}
+    refused = {kind: metrics.total(metrics.associations_refused.labels(kind)) for kind in ("protocol", "saturated")}
+    answered = metrics.store_responses
+    answers = {status: metrics.total(answered.labels(status)) for status in ("0x0000", "0xA700", "0xC000")}
     return {name: metrics.total(counter) for name, counter in COUNTED.items()} | refused | answers
 
 

@@ -14,28 +14,25 @@ from urllib.parse import unquote_to_bytes
 import fastapi.openapi.utils
 import httpx
 import pytest
-from sqlalchemy.engine import make_url
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from api.examples import GATEWAY_REPORT, MINIMAL_REPORT
 from common.settings import ServerSettings
 from common.version import version
 from gateway.server_client import _is_about_the_report, ask
 from server import create_app
-from storage.engine import Engine, _sqlite
+from storage.engine import Engine
 from storage.keys import Keys
-from tests.factories import make_report
-from tests.serving import empty_database
+from tests.rig.factories import make_report
+from tests.rig.serving import empty_database
 
 
 @pytest.fixture
-async def http(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
-    settings = ServerSettings(database_url=empty_database(tmp_path), max_body_bytes=4096)
-    app = create_app(settings)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
-    ):
-        yield client
+async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
+    app = create_app(ServerSettings(database_url=empty_database(tmp_path), max_body_bytes=4096))
+    async with app.router.lifespan_context(app):
+        yield app
 
 
 async def test_the_seeds_payload_alone_is_accepted(http: httpx.AsyncClient) -> None:
@@ -253,10 +250,10 @@ async def test_what_came_incomplete_is_found(http: httpx.AsyncClient) -> None:
         assert answer.json().get("series", []) == []
 
 
-async def test_what_stays_incomplete_is_measured(http: httpx.AsyncClient) -> None:
+async def test_what_stays_incomplete_is_measured(http: httpx.AsyncClient, app: FastAPI) -> None:
     more = {"ExpectedInstances": 3, "ExpectedFrom": "tags"}
     await http.post("/series", json=make_report("1").model_dump(mode="json") | more)
-    latest = http._transport.app.state.database.latest  # type: ignore[attr-defined]
+    latest = app.state.database.latest
     now = datetime.now(UTC)
     counts = [await latest.incomplete(now + timedelta(hours=hours)) for hours in (0, 2, 23, 25)]
     assert counts == [0, 1, 1, 0]
@@ -293,15 +290,14 @@ async def test_health_is_live_and_ready(http: httpx.AsyncClient) -> None:
     assert (await http.get("/health/ready")).json() == {"status": "ready", "version": version()}
 
 
-async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, app: FastAPI, tmp_path: Path) -> None:
     await http.get("/series")  # the connections of the database that works
     before = threading.enumerate()
     (tmp_path / "broken.db").mkdir()
-    url = make_url(f"sqlite+aiosqlite:///{tmp_path}/broken.db")
-    app = http._transport.app  # type: ignore[attr-defined]
-    broken = Engine(_sqlite(url, writes=True), _sqlite(url, writes=False))
+    unreachable = create_async_engine(f"sqlite+aiosqlite:///{tmp_path}/broken.db")
+    broken = Engine(unreachable, unreachable)
     for keys in (app.state.keys, Keys(broken)):  # the handler meets it, and then the guard
-        app.state.database._engine, app.state.keys = broken, keys
+        app.state.database.engine, app.state.keys = broken, keys
         for request in (http.get("/health/ready"), http.get("/series"), http.post("/series", json=MINIMAL_REPORT)):
             response = await request
             assert response.status_code == 503

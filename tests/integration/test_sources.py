@@ -16,8 +16,8 @@ from db import Database
 from models import GatewayState, SeriesReport
 from storage.rhythm import KEPT_HOURS, UNUSUAL
 from storage.schema import source_hours, sources
-from tests.factories import STUDY, make_report, make_state
-from tests.migrating import downgrade
+from tests.rig.factories import STUDY, make_report, make_state
+from tests.rig.migrating import downgrade
 
 NOW = datetime.now(UTC)
 CT = "CT1 CT"
@@ -60,20 +60,20 @@ async def test_reports_at_the_same_time_are_counted_exactly(database: Database) 
     found = await counted(database)
     assert sum(images for images, _ in found.values()) == len(wanted)
     assert sum(series for _, series in found.values()) == 11
-    hours = await database._engine.read(select(func.count().label("n")).select_from(source_hours))
+    hours = await database.engine.read(select(func.count().label("n")).select_from(source_hours))
     assert hours[0]["n"] == 6
 
 
 async def test_what_was_committed_and_not_answered_is_counted_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = type(database._engine).write
+    write = type(database.engine).write
 
     async def twice(self: Any, do: Any) -> Any:
         await write(self, do)
         return await write(self, do)
 
-    monkeypatch.setattr(type(database._engine), "write", twice)
+    monkeypatch.setattr(type(database.engine), "write", twice)
     await database.store(sent("1", "2"))
     assert await counted(database) == {CT: (2, 1)}
 
@@ -149,9 +149,9 @@ async def test_hours_that_no_question_goes_back_to_are_forgotten(database: Datab
     assert await counted(database) == {CT: (1, 1)}
     hour = int(old.timestamp()) // 3600
     earlier = source_hours.update().values(Hour=hour - 1)
-    await database._engine.write(lambda connection: connection.execute(earlier))
+    await database.engine.write(lambda connection: connection.execute(earlier))
     await database.store(sent("1", series="1.2"))
-    rows = await database._engine.read(select(source_hours.c.Hour))
+    rows = await database.engine.read(select(source_hours.c.Hour))
     assert [row["Hour"] for row in rows] == [int(NOW.timestamp()) // 3600]
 
 
@@ -171,7 +171,7 @@ async def with_a_rhythm(database: Database, until: datetime, source: str = CT) -
         await connection.execute(sources.insert().values(Source=source, FirstReceivedAt=first))
         await connection.execute(source_hours.insert(), rows)
 
-    await database._engine.write(fill)
+    await database.engine.write(fill)
 
 
 async def missed(database: Database, now: datetime = NOW) -> dict[str, int]:
@@ -218,12 +218,12 @@ async def test_the_migration_fills_in_what_the_series_of_five_weeks_say(database
         await database.store(sent("1", series="1.4", source="GONE", at=NOW))
         await database.store(sent("1", series="1.5", source=None))
         old = text("""UPDATE series SET "UpdatedAt" = '2020-01-01 00:00:00+00' WHERE "Source" = 'GONE'""")
-        await database._engine.write(lambda connection: connection.execute(old))
-        before = await database._engine.read(of_ct)
+        await database.engine.write(lambda connection: connection.execute(old))
+        before = await database.engine.read(of_ct)
     await downgrade(database_url, "0010")
     async with Database.open(settings) as database:
         assert await counted(database) == {CT: (3, 2), "MR1 MR": (1, 1)}
-        assert before == await database._engine.read(of_ct)
+        assert before == await database.engine.read(of_ct)
         first = {one.Source: one.FirstReceivedAt for one in await database.sources.all(NOW)}
         assert first[CT] == half_past - timedelta(hours=1)
         await database.store(sent("3", series="1.1"))
@@ -297,20 +297,20 @@ async def test_prometheus_is_told_of_those_known_longest_that_are_not_gone(
     assert float(told[CT]) in (4 * 3600, 5 * 3600)
     silent = dict(re.findall(r'^server_source_silent_seconds\{source="(.*)"\} (.*)$', text, re.MULTILINE))
     assert 5 * 3600 <= float(silent[CT]) < 6 * 3600
-    await database._engine.write(lambda connection: connection.execute(sources.delete().where(sources.c.Source == CT)))
+    await database.engine.write(lambda connection: connection.execute(sources.delete().where(sources.c.Source == CT)))
     assert f'source="{CT}"' not in (await http.get("/metrics")).text
 
 
 async def test_sources_are_read_from_their_own_tables(database: Database) -> None:
     """So it takes as long with a million series."""
     asked: list[str] = []
-    read = database._engine.read
+    read = database.engine.read
 
     async def watched(query: Any) -> Any:
         asked.append(str(query))
         return await read(query)
 
-    database._engine.read = watched  # type: ignore[method-assign]
+    database.engine.read = watched  # type: ignore[method-assign]
     await with_a_rhythm(database, NOW - timedelta(hours=5))
     await database.sources.all(NOW)
     await database.sources.days([CT])

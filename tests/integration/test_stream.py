@@ -14,7 +14,7 @@ from api.follower import AT_ONCE, KEPT, Follower
 from api.stream import Events
 from db import Database
 from models import Change, Subjects
-from tests.factories import STUDY, make_report
+from tests.rig.factories import STUDY, make_report
 
 
 class Counted:
@@ -153,13 +153,13 @@ async def test_a_reader_passes_over_what_was_purged_and_waits_behind_it(database
     follower = Follower(database)
     await store(database, 1)
     if begun:  # it knows the first change, and keeps it
-        await follower._look_once()
+        await follower.look_once()
     await store(database, *range(2, 6))
     after = datetime(9999, 1, 1, tzinfo=UTC)
     assert (await database.purger.series(after, None, dry=False)).series == 5
-    await follower._look_once()
+    await follower.look_once()
     for since in (1, 3, 5):  # else a reader would ask for ever, and never wait
-        assert await follower._behind((since, "series")) == (5, b"")
+        assert await follower.behind((since, "series")) == (5, b"")
     running = asyncio.create_task(follower.run())
     readers = [Reader(follower, since) for since in (1, 3, 5)]
     await store(database, 9)

@@ -29,9 +29,9 @@ from storage.schema import series, studies
 from storage.studies import Terms
 from storage.study_declarations import DeclaredStudy
 from storage.study_rules import COUNT_WAIT, DECLARED_WITHIN, TRUSTED_AFTER
-from tests.factories import STUDY, arriving, make_report, make_state
-from tests.migrating import downgrade
-from tests.serving import empty_database
+from tests.rig.factories import STUDY, arriving, make_report, make_state
+from tests.rig.migrating import downgrade
+from tests.rig.serving import empty_database
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 OTHER = f"{STUDY}.999"
@@ -87,13 +87,13 @@ async def told(database: Database) -> list[Change]:
 
 
 async def rows(database: Database, query: str) -> list[Any]:
-    return [tuple(row.values()) for row in await database._engine.read(text(query))]
+    return [tuple(row.values()) for row in await database.engine.read(text(query))]
 
 
 async def pass_silence(database: Database, clock: Any, study: str = STUDY, *, speaks: bool = True) -> None:
     """Let the time come at which a study is due next; the gateway has spoken all the time, or is silent."""
     query = text('SELECT "DueAt" AS at FROM studies WHERE "StudyInstanceUID" = :uid').columns()
-    found = await database._engine.read(query.bindparams(uid=study))
+    found = await database.engine.read(query.bindparams(uid=study))
     at = found[0]["at"]
     at = datetime.fromisoformat(at) if isinstance(at, str) else at
     clock.move_to(at.replace(tzinfo=UTC))
@@ -136,8 +136,8 @@ def recounted(series: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 async def compare(database: Database) -> None:
     """Hold the rows of studies against those of their series."""
-    wanted = recounted(await database._engine.read(select(series)))
-    found = {row["StudyInstanceUID"]: row for row in await database._engine.read(select(studies))}
+    wanted = recounted(await database.engine.read(select(series)))
+    found = {row["StudyInstanceUID"]: row for row in await database.engine.read(select(studies))}
     assert found.keys() == wanted.keys()
     for uid, study in wanted.items():
         assert {name: found[uid][name] for name in study} == study
@@ -492,7 +492,7 @@ def site(database: Database, **change: Any) -> Database:
     """The same database, as a server with other settings sees it."""
     given = ServerSettings(**change)
     terms = Terms(timedelta(seconds=given.study_max_open_s), required_series(given.required_series))
-    return Database(database._engine, terms)
+    return Database(database.engine, terms)
 
 
 async def declare(database: Database, clock: Any, word: Any, study: str = STUDY) -> DeclaredStudy | None:
@@ -666,13 +666,13 @@ async def pass_count_order(database: Database) -> None:
     """Give an order that an earlier version does not know."""
     about = {"SeriesInstanceUID": f"{STUDY}.1", "StudyInstanceUID": STUDY, "CallingAETitle": "ORTHANC"}
     what: dict[str, Any] = {"by": "the server", "because": None, "now": datetime.now(UTC)}
-    await database._engine.write(lambda connection: give(connection, "one", "count", about, **what))
+    await database.engine.write(lambda connection: give(connection, "one", "count", about, **what))
 
 
 async def test_what_an_older_server_has_stored_meanwhile_is_counted_when_it_changes(database: Database) -> None:
     await database.store(of(1, "1"))
     await database.store(of(2, "1"))
-    await database._engine.write(lambda connection: connection.execute(text("DELETE FROM studies")))
+    await database.engine.write(lambda connection: connection.execute(text("DELETE FROM studies")))
     await database.store(of(2, "1", "2", Revision=2))
     await compare(database)
 

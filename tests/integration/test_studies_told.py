@@ -22,7 +22,7 @@ from db import Database, select_changes
 from models import GatewayState, SeriesReport
 from storage import study_views
 from storage.listing import StudyListing, select_listed
-from tests.factories import RECEIVED_AT, make_report, make_state
+from tests.rig.factories import RECEIVED_AT, make_report, make_state
 
 WHY = {"Because": "the scan was stopped"}
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -325,7 +325,7 @@ async def test_a_stream_tells_what_it_was_asked_for_now_and_later(database: Data
     await database.store(part("1.2", 1))
     await database.declare_study("1.2", "complete", "me", "over")
     if begun:  # it has them in memory
-        await follower._look_once()
+        await follower.look_once()
     running = asyncio.create_task(follower.run())
     wanted = {"series": 3, "study": 2, "any": 5}
     readers = {subject: asyncio.create_task(streamed(follower, subject, count)) for subject, count in wanted.items()}
@@ -402,7 +402,7 @@ async def test_what_is_asked_of_studies_goes_along_an_index_and_sorts_nothing(
 ) -> None:
     async with Database.open(ServerSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/series.db")) as database:
         explained = text(re.sub(r"\?", "'2'", f"EXPLAIN QUERY PLAN {query.compile(dialect=dialect())}"))
-        steps = [row["detail"] for row in await database._engine.read(explained)]
+        steps = [row["detail"] for row in await database.engine.read(explained)]
     assert any(re.search(rf" INDEX {index}\b", step) for step in steps), steps
     assert not any("USE TEMP B-TREE" in step for step in steps), steps
 

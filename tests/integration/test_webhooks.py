@@ -3,14 +3,12 @@
 import asyncio
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +25,8 @@ from db import Database
 from models import Change, SeriesReport
 from storage.schema import webhooks
 from storage.webhooks import new_secret
-from tests.factories import SERIES, STUDY, make_report
+from tests.rig.factories import SERIES, STUDY, make_report
+from tests.rig.papers import ROOT
 
 
 class Receiver:
@@ -262,7 +261,7 @@ async def test_a_receiver_that_says_when_is_not_asked_before(database: Database,
     async with telling(database):
         await store(database, 1, 1)
         await receiver.until(lambda: len(receiver.requests) == 1)
-    (row,) = await database._engine.read(select(webhooks))
+    (row,) = await database.engine.read(select(webhooks))
     assert began + timedelta(seconds=1700) < row["NextAttemptAt"] < began + timedelta(seconds=1900)
 
 
@@ -298,7 +297,7 @@ async def test_a_change_that_was_given_up_is_visible_and_can_be_told_again(
     row = await listed(database)
     await database.webhooks.bury(row["id"], 1, "HTTP 500")
     assert (await listed(database))["dead"] == 1
-    await database._engine.write(lambda connection: connection.execute(webhooks.update().values(Attempts=12)))
+    await database.engine.write(lambda connection: connection.execute(webhooks.update().values(Attempts=12)))
     assert await operations(database)["replay_webhook"](id=row["id"]) == {"from": 1}
     assert (await listed(database))["attempts"] == 0  # the next failure waits as long as a first one
     async with telling(database):
@@ -330,7 +329,7 @@ async def test_of_several_processes_one_tells_and_another_goes_on_when_it_dies(
         for series in range(10):
             await store(database, series, 1)
         await receiver.until(lambda: len(receiver.received) == 10)
-        owner = await database._engine.read(text('SELECT "Owner" FROM webhooks'))
+        owner = await database.engine.read(text('SELECT "Owner" FROM webhooks'))
         assert owner[0]["Owner"]
         followers[0].end()
         followers[1].end()
@@ -382,7 +381,7 @@ async def test_a_webhook_whose_secret_is_none_stops_no_other(database: Database,
     async def spoil(connection: AsyncConnection) -> None:
         await connection.execute(webhooks.update().where(webhooks.c.Id == spoilt["id"]).values({"Secret": "whsec_5"}))
 
-    await database._engine.write(spoil)
+    await database.engine.write(spoil)
     await added(database, receiver.url)
     async with telling(database):
         await store(database, 1, 1)
@@ -446,45 +445,15 @@ async def test_another_secret_keeps_the_place_and_both_sign_until_the_old_one_en
 
 # --- where they lead --------------------------------------------------------------------------------------------
 
-LINK_LOCAL = r"""
-import asyncio, datetime, json, sys
-from api.webhooks import Teller
-from common.outgoing import LinkLocalAddress, http_client, refuse_link_local
-from models import Change
-from storage.webhooks import new_secret
-
-received = []
-
-async def serve(reader, writer):
-    received.append(await reader.readuntil(b"\r\n\r\n"))
-    writer.write(b"HTTP/1.1 204 X\r\n\r\n")
-    writer.close()
-
-async def main():
-    server = await asyncio.start_server(serve, sys.argv[1], 0)
-    url = f"http://{sys.argv[2]}:{server.sockets[0].getsockname()[1]}/"
-    now = datetime.datetime.now(datetime.UTC)
-    known = dict(SeriesInstanceUID="1", StudyInstanceUID="1", Revision=1, NumInstances=1, Verdict=None)
-    change = Change(Number=1, At=now, **known)
-    row = {"Url": url, "Secret": new_secret(), "OldSecret": None}
-    async with server, http_client(timeout=5) as http:
-        for may in (False, True):
-            problem, _ = await Teller(None, None, http)._post(row | {"LinkLocal": may}, change)
-            print(json.dumps([may, problem, len(received)]))
-
-asyncio.run(main())
-"""
-
 
 @pytest.mark.peer("namespaces")
 @pytest.mark.parametrize("name", ["169.254.7.7", "2851997447", "[::ffff:169.254.7.7]"])
-def test_nothing_is_sent_to_a_link_local_address_unless_that_is_meant(tmp_path: Path, name: str) -> None:
-    (tmp_path / "ask.py").write_text(LINK_LOCAL)
-    ask = f"{sys.executable} {tmp_path / 'ask.py'} 169.254.7.7 {name}"
+def test_nothing_is_sent_to_a_link_local_address_unless_that_is_meant(name: str) -> None:
+    ask = f"{sys.executable} -m tests.rig.programs.link_local 169.254.7.7 {name}"
     commands = f"ip link set lo up && ip address add 169.254.7.7/32 dev lo && {ask}"
     done = subprocess.run(
         ["unshare", "--net", "sh", "-c", commands],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=ROOT,
         capture_output=True,
         check=True,
     )

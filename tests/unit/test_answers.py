@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import json
 import math
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -17,9 +16,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from api.webhooks import Teller
+from bench.rig.http_server import on_a_thread
 from common.outgoing import http_client
 from common.settings import GatewaySettings, load
-from gateway.dispatcher import SeriesDispatcher
 from gateway.heartbeat import _tell
 from gateway.orders import Orders
 from gateway.server_client import (
@@ -28,13 +27,13 @@ from gateway.server_client import (
     SeriesRejected,
     ServerUnavailable,
     ask,
+    post_report,
     server_client,
     stored_instances,
 )
 from models import Change, GatewayState, SeriesRecord
 from storage.webhooks import new_secret
-from tests.factories import make_instance, make_report, make_state, memory_journal
-from tests.unit.test_dispatcher import stored
+from tests.rig.factories import make_instance, make_report, make_state, stored
 
 REPORT = make_report("1").model_dump_json()
 STATE = GatewayState.model_validate(make_state("gateway"))
@@ -75,36 +74,30 @@ class Answering(BaseRequestHandler):
 
 @pytest.fixture(scope="module")
 def stranger() -> Iterator[Stranger]:
-    with Stranger() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with Stranger() as server, on_a_thread(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 async def meet(url: str) -> None:
     """All that is asked of a server, and one webhook, twice: what the first answer left behind may hurt the second."""
     gateway = load(GatewaySettings, {"server_url": url, "request_timeout_s": "5"})
     orders = Orders({})
-    with memory_journal() as journal:
-        async with server_client(gateway) as http, http_client(timeout=5) as hooks:
-            dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=1.0)
-            teller = Teller(cast(Any, None), cast(Any, None), hooks)
-            for _ in range(2):
-                try:
-                    assert isinstance(await dispatcher._post(REPORT, None), SeriesRecord)
-                except (ServerUnavailable, SeriesRejected) as error:
-                    assert len(str(error)) <= 1000
-                    if isinstance(error, ServerUnavailable):
-                        assert 0 <= error.retry_after_s <= 3600
-                assert isinstance(await _tell(http, STATE, orders), str | None)
-                known = await stored_instances(http, make_instance().key)
-                assert known is None or all(isinstance(uid, str) for uid in known)
-                hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret(), "OldSecret": None, "LinkLocal": False}
-                problem, wait_s = await teller._post(hook, CHANGE)
-                assert isinstance(problem, str | None)
-                assert wait_s == math.inf or 0 <= wait_s <= 3600
+    async with server_client(gateway) as http, http_client(timeout=5) as hooks:
+        teller = Teller(cast(Any, None), cast(Any, None), hooks)
+        for _ in range(2):
+            try:
+                assert isinstance(await post_report(http, REPORT, {}), SeriesRecord)
+            except (ServerUnavailable, SeriesRejected) as error:
+                assert len(str(error)) <= 1000
+                if isinstance(error, ServerUnavailable):
+                    assert 0 <= error.retry_after_s <= 3600
+            assert isinstance(await _tell(http, STATE, orders), str | None)
+            known = await stored_instances(http, make_instance().key)
+            assert known is None or all(isinstance(uid, str) for uid in known)
+            hook = {"Id": 1, "Url": f"{url}/hook", "Secret": new_secret(), "OldSecret": None, "LinkLocal": False}
+            problem, wait_s = await teller._post(hook, CHANGE)
+            assert isinstance(problem, str | None)
+            assert wait_s == math.inf or 0 <= wait_s <= 3600
 
 
 def http_answer(status: bytes, headers: list[bytes], body: bytes, *, length: bool = True) -> bytes:
@@ -234,11 +227,9 @@ async def test_an_answer_without_end_is_not_read_into_memory(head: bytes) -> Non
 
 async def test_what_is_refused_without_end_is_no_word_of_our_servers() -> None:
     head = b"HTTP/1.1 422 X\r\n\r\n"
-    with memory_journal() as journal:
-        async with saying(head, lambda: bytes(2**20), 0.0) as (url, _), http_client(base_url=url, timeout=30) as http:
-            dispatcher = SeriesDispatcher(http, journal, concurrency=1, retry_max_s=1.0)
-            with pytest.raises(ServerUnavailable, match=r"^HTTP 422, but not from our server"):
-                await dispatcher._post(REPORT, None)
+    async with saying(head, lambda: bytes(2**20), 0.0) as (url, _), http_client(base_url=url, timeout=30) as http:
+        with pytest.raises(ServerUnavailable, match=r"^HTTP 422, but not from our server"):
+            await post_report(http, REPORT, {})
 
 
 @pytest.mark.parametrize("head", [*ENDLESS, b"HTTP/1.1 200 OK\r\nX: ", b"", b"HTTP/1.1 100 X\r\n\r\nHTTP/1.1 "])

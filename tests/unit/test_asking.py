@@ -14,7 +14,7 @@ from dicom.scu import PacsUnavailable
 from gateway.pacs import Asking, Pacs
 from gateway.questions import Answer, Question
 from models import Instance, SeriesKey
-from tests.factories import SERIES, STUDY, make_instance
+from tests.rig.factories import SERIES, STUDY, make_instance
 
 KEY = SeriesKey(STUDY, SERIES, "P1")
 HERE = frozenset({f"{SERIES}.1", f"{SERIES}.2"})

@@ -189,25 +189,12 @@ def test_an_unsound_file_is_named_with_the_last_that_is_said_of_it(tmp_path: Pat
     assert finding.cure == "Restore a backup."
 
 
-ANOTHER_USER = """
-import os, sys
-from pathlib import Path
-from console import machine
-if os.geteuid() == 0:
-    os.setegid(65534)
-    os.seteuid(65534)
-path = Path(sys.argv[1])
-assert machine.hidden(path)
-print(machine.folder("x", "GATEWAY_JOURNAL_PATH", path, 0), machine.readable_by_others("x", [path]))
-"""
-
-
 def test_a_file_in_another_users_folder_is_said_to_be_that(tmp_path: Path) -> None:
     folder = tmp_path / "theirs"
     folder.mkdir(mode=0o700)
     path = database(folder / "x.db")
     folder.chmod(0)
-    command = [sys.executable, "-c", ANOTHER_USER, str(path)]
+    command = [sys.executable, "-m", "tests.rig.programs.another_user", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     folder.chmod(0o700)
     expected = [failed("x", f"{path} cannot be read: Permission denied", machine.AS_ITS_USER)]

@@ -3,10 +3,8 @@
 import asyncio
 import json
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import click
@@ -15,6 +13,7 @@ import pytest
 import trustme
 from structlog.testing import capture_logs
 
+from bench.rig.http_server import Answer, Request, http_server
 from client import run
 from common.settings import GatewaySettings, load
 from gateway.cli.commands import command_line
@@ -22,60 +21,38 @@ from gateway.cli.process import run_main
 from gateway.dispatcher import SeriesDispatcher
 from gateway.server_client import Bearer, CannotCall, server_client, stored_instances
 from models import SeriesReport
-from tests.factories import make_instance, make_report, memory_journal
-from tests.unit.test_dispatcher import stored
+from tests.rig.factories import make_instance, make_report, memory_journal, stored
 
 KEY = "k3y-n0b0dy-may-see"
 UIDS = ["1.2.3"]
 
 
-class Server(ThreadingHTTPServer):
+class Server:
     """Stores what comes with `key` and answers other requests 401; `seen` are the methods and keys that came."""
 
     def __init__(self, key: str | None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
         self.key = key
         self.before_refusal: Callable[[], object] = lambda: None
         self.seen: list[tuple[str, str | None]] = []
-        self.url = f"http://localhost:{self.server_port}"
+        self.url = ""
 
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.answer(json.dumps({"SOPInstanceUIDs": UIDS}).encode())
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.answer(stored(SeriesReport.model_validate_json(body)).content)
-
-    def answer(self, content: bytes) -> None:
-        assert isinstance(self.server, Server)
-        key = self.headers["Authorization"] and self.headers["Authorization"].removeprefix("Bearer ")
-        self.server.seen.append((self.command, key))
-        if key != self.server.key:
-            self.server.before_refusal()
-        self.send_response(200 if key == self.server.key else 401)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
+    def answer(self, request: Request) -> Answer:
+        key = request.headers["Authorization"] and request.headers["Authorization"].removeprefix("Bearer ")
+        self.seen.append((request.method, key))
+        if key != self.key:
+            self.before_refusal()
+            return Answer(401)
+        if request.method == "GET":
+            return Answer(200, json.dumps({"SOPInstanceUIDs": UIDS}).encode())
+        return Answer(200, stored(SeriesReport.model_validate_json(request.body)).content)
 
 
 @contextmanager
 def serving(key: str | None, tls: ssl.SSLContext | None = None) -> Iterator[Server]:
-    with Server(key) as server:
-        if tls is not None:
-            server.socket = tls.wrap_socket(server.socket, server_side=True)
-            server.url = server.url.replace("http:", "https:")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
+    server = Server(key)
+    with http_server(server.answer, tls=tls) as url:
+        server.url = url.replace("127.0.0.1", "localhost")  # as the certificate names it
+        yield server
 
 
 async def deliver(http: httpx.AsyncClient) -> int:

@@ -14,7 +14,7 @@ from gateway.idle import Adaptive, Phase, Source
 from gateway.journal import Journal
 from gateway.journal_file import SCHEMAS
 from gateway.journal_reader import JournalUnusable
-from tests.factories import RECEIVED_AT, UNBOUNDED, make_instance, make_report
+from tests.rig.factories import RECEIVED_AT, UNBOUNDED, make_instance, make_report
 
 
 def learnt(*sources: Source, series: int = 1) -> dict[tuple[str, str, str], str | None]:

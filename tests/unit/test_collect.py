@@ -26,7 +26,7 @@ from gateway.open_series import OpenSeries
 from gateway.questions import Question
 from models import Instance
 from scp import HandleStore, enqueue
-from tests.factories import RECEIVED_AT, SERIES, collector_of, make_instance, make_report, memory_journal
+from tests.rig.factories import RECEIVED_AT, SERIES, collector_of, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 IDLE_S = 1.0

@@ -18,7 +18,7 @@ from gateway.open_series import MAX_ARRIVALS, OpenSeries
 from gateway.questions import Answer
 from gateway.tag_counts import count_in
 from models import INSTANCE_KEYWORDS, Association, Instance, SeriesReport
-from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
+from tests.rig.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset, make_instance
 
 IDLE_S = 2.0
 MAX_OPEN_S = 10.0

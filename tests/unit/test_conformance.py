@@ -24,7 +24,7 @@ from common.settings import GatewaySettings, variable
 from dicom import associate, header, statuses, upper_layer
 from dicom.upper_layer import Acceptor, AssociateRequested, Limits
 from storage.search import KEYS, Level
-from tests.factories import RECEIVED_AT, encode, make_dataset
+from tests.rig.factories import RECEIVED_AT, encode, make_dataset
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "conformance.md").read_text()

@@ -16,7 +16,7 @@ from sqlalchemy.engine import make_url
 from api.cli.commands import command_line
 from common.settings import GatewaySettings, ServerSettings, variable
 from server import app
-from tests.papers import SOURCES
+from tests.rig.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()

@@ -25,33 +25,16 @@ from gateway.journal import Journal, JournalUnavailable
 from gateway.journal_rows import Waiting
 from gateway.operations import dead_letter_operations
 from models import SeriesKey, SeriesRecord, SeriesReport
-from tests.factories import RECEIVED_AT, make_instance, make_report, memory_journal
+from tests.rig.factories import RECEIVED_AT, InMemory, make_instance, make_report, memory_journal, stored
 
 pytestmark = pytest.mark.virtual_time
 Answer = Callable[[SeriesReport], Awaitable[httpx.Response]]
 
 
-def stored(report: SeriesReport) -> httpx.Response:
-    record = SeriesRecord(
-        **report.model_dump(include={"SeriesInstanceUID", "PatientID", "PatientName", "StudyInstanceUID", "Verdict"}),
-        NumInstances=report.NumInstances,
-        Modality="CT",
-        Attributes={},
-        Undecoded={},
-        Revision=1,
-        ExpectedInstances=None,
-        FirstReceivedAt=None,
-        LastReceivedAt=None,
-        UpdatedAt=RECEIVED_AT,
-        Conflicts=0,
-    )
-    return httpx.Response(200, content=record.model_dump_json())
-
-
 class Line:
     """A dispatcher that works off a journal, against `answer`."""
 
-    def __init__(self, journal: Journal, dispatcher: SeriesDispatcher) -> None:
+    def __init__(self, journal: InMemory, dispatcher: SeriesDispatcher) -> None:
         self.journal = journal
         self.dispatcher = dispatcher
 
@@ -65,7 +48,7 @@ class Line:
                 self.dispatcher.submit(waiting)
 
     def states(self) -> list[str]:
-        return [row["state"] for row in self.journal._connection.execute("SELECT state FROM reports ORDER BY id")]
+        return [row["state"] for row in self.journal.connection.execute("SELECT state FROM reports ORDER BY id")]
 
 
 @asynccontextmanager
@@ -154,7 +137,7 @@ async def test_refusal_that_no_retry_cures_is_a_dead_letter_with_the_answer(
         await line.report(make_report("1"), make_report("2"))
         await line.dispatcher.drain(60)
         assert line.states() == ["dead", "delivered"]
-        (answer,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
+        (answer,) = line.journal.connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
     assert answer == f"HTTP {status} {kept}"
     assert len(server.times) == 2
 
@@ -256,7 +239,7 @@ async def test_no_word_of_a_servers_own_is_kept_of_a_refusal(answer: httpx.Respo
         async with dispatching(Server(answer)) as line:
             await line.report(make_report("1"))
             await line.dispatcher.drain(60)
-            ((stored,),) = line.journal._connection.execute("SELECT answer FROM reports").fetchall()
+            ((stored,),) = line.journal.connection.execute("SELECT answer FROM reports").fetchall()
     assert stored == f"HTTP {answer.status_code} {kept}"
     assert "Marked" not in str(logs)
 
@@ -350,7 +333,7 @@ async def test_a_drain_ends_with_the_last_report_and_nothing_is_kept_of_it() -> 
 
 def attempts() -> dict[str, float]:
     outcomes = ("delivered", "delayed", "rejected")
-    return {outcome: metrics.dispatch_attempts.labels(outcome)._value.get() for outcome in outcomes}
+    return {outcome: metrics.total(metrics.dispatch_attempts.labels(outcome)) for outcome in outcomes}
 
 
 async def test_attempts_are_counted_by_what_became_of_them() -> None:
@@ -554,10 +537,10 @@ async def test_a_report_that_cannot_be_posted_costs_no_other_and_is_set_aside_in
             line.dispatcher.pause(1)
             for series in ("1.1", "1.2"):
                 await line.report(make_report("1", series=series), make_report("2", series=series))
-            line.journal._connection.execute(NO_TEXT)
+            line.journal.connection.execute(NO_TEXT)
             assert await line.dispatcher.drain(1e6) == 0
             assert line.states() == ["dead", "dead", "delivered", "delivered"]
-            answers = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchall()
+            answers = line.journal.connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchall()
             assert line.journal.dead_letters == 2
     failed = [entry for entry in logs if entry["event"] == "report.failed"]
     assert [entry["attempt"] for entry in failed] == [1, 2, 3] * 2
@@ -601,7 +584,7 @@ async def test_a_report_that_fails_is_tried_again_later_not_at_once() -> None:
         await line.report(make_report("1"))
         await line.dispatcher.drain(1e6)
         took_s = asyncio.get_running_loop().time() - began
-        (attempts,) = line.journal._connection.execute("SELECT attempts FROM reports").fetchone()
+        (attempts,) = line.journal.connection.execute("SELECT attempts FROM reports").fetchone()
     assert took_s > 0
     assert attempts == 2
 
@@ -611,7 +594,7 @@ async def test_a_row_without_content_is_dead_and_nothing_is_posted() -> None:
     async with dispatching(server) as line:
         line.dispatcher.pause(1)
         await line.report(make_report("1"))
-        line.journal._connection.execute("UPDATE reports SET report = NULL")
+        line.journal.connection.execute("UPDATE reports SET report = NULL")
         await line.dispatcher.drain(60)
         assert line.states() == ["dead"]
     assert server.times == []
@@ -651,7 +634,7 @@ async def test_an_operator_is_told_which_dead_letters_cannot_be_made_into_report
         await line.dispatcher.drain(60)
         assert line.states() == ["delivered", "dead"]
         assert await operations["replay"](None) == {"replayed": [], "unmade": [2]}
-        (reason,) = line.journal._connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
+        (reason,) = line.journal.connection.execute("SELECT answer FROM reports WHERE state = 'dead'").fetchone()
     assert reason == "no report can be made from it: StudyInstanceUID: string_pattern_mismatch"
 
 

@@ -13,7 +13,7 @@ from bench.docs import MARKED, TABLES, rendered
 from bench.rig.processes import ROOMS
 from common.events import LOG_EVENTS, TIMELINE_EVENTS, LogEvent, TimelineEvent
 from storage.key_reader import SCOPES
-from tests.papers import DOCUMENTS, ROOT, SOURCES, commands
+from tests.rig.papers import DOCUMENTS, ROOT, SOURCES, commands
 
 EVENT = re.compile(r"[a-z_]+\.[a-z_]+")
 LEVELS = {

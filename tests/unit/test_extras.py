@@ -12,8 +12,8 @@ from dicom.header import Wanted, read_instance
 from gateway.idle import Fixed
 from models import Instance
 from storage import merge
-from tests.factories import RECEIVED_AT, collector_of, make_report
-from tests.unit.test_header import element, identity
+from tests.rig.data_sets import element, identity
+from tests.rig.factories import RECEIVED_AT, collector_of, make_report
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from gateway.journal import Journal
 from gateway.journal_rows import Waiting
 from gateway.questions import Answer, Question
 from models import Association
-from tests.factories import RECEIVED_AT, SERIES, collector_of, make_instance
-from tests.journals import MemoryJournal
+from tests.rig.factories import RECEIVED_AT, SERIES, collector_of, make_instance
+from tests.rig.journals import MemoryJournal
 
 pytestmark = pytest.mark.virtual_time
 IDLE_S = 1.0

@@ -5,25 +5,14 @@ import tracemalloc
 import warnings
 import zlib
 from collections.abc import Iterator
-from functools import cache
 from io import BytesIO
-from pathlib import Path
-from typing import Any
 
-import pydicom
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.filereader import _read_file_meta_info, read_preamble
-from pydicom.multival import MultiValue
-from pydicom.uid import (
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-)
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from dicom.deflate import MAX_INFLATED_BYTES
 from dicom.header import (
@@ -44,11 +33,8 @@ from dicom.header import (
 from dicom.walk import MAX_ITEMS, MAX_VALUE_BYTES
 from gateway.idle import Fixed
 from models import INSTANCE_KEYWORDS, Instance
-from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, encode, make_dataset
-
-SHIPPED = sorted(path for path in (Path(pydicom.__file__).parent / "data").rglob("*") if path.is_file())
-SYNTAXES = [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
-REQUIRED = {"StudyInstanceUID": 0x0020000D, "SeriesInstanceUID": 0x0020000E, "SOPInstanceUID": 0x00080018}
+from tests.rig.data_sets import REQUIRED, SYNTAXES, element, header, identity, oracle, requests, rewritten, shipped
+from tests.rig.factories import RECEIVED_AT, SERIES, collector_of, encode, make_dataset
 
 
 def read(data: bytes, syntax: str = ExplicitVRLittleEndian) -> Instance:
@@ -57,51 +43,7 @@ def read(data: bytes, syntax: str = ExplicitVRLittleEndian) -> Instance:
     )
 
 
-def element(tag: int, vr: str, value: bytes) -> bytes:
-    """One explicit VR little endian element with a short length, padded to even."""
-    value += b"\0" * (len(value) % 2)
-    return struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr.encode(), len(value)) + value
-
-
-def identity(**changes: bytes | None) -> list[tuple[int, str, bytes]]:
-    values = {"StudyInstanceUID": STUDY.encode(), "SeriesInstanceUID": SERIES.encode(), "SOPInstanceUID": b"1.2.3"}
-    return [(REQUIRED[k], "UI", v) for k, v in (values | changes).items() if v is not None]
-
-
-def header(*elements: tuple[int, str, bytes], **changes: bytes | None) -> bytes:
-    """A data set of the required UIDs (or their `changes`, None: left out) and other elements, in order of tag."""
-    return b"".join(element(*e) for e in sorted([*identity(**changes), *elements]))
-
-
 # --- the oracle ---------------------------------------------------------------------------------------------
-
-
-def oracle(ds: Dataset) -> dict[str, tuple[str, ...]]:
-    """What pydicom reads, in the form of Instance.attributes."""
-    values: dict[str, tuple[str, ...]] = {}
-    for tag, (keyword, vr) in WANTED.items():
-        if tag in ds:
-            value: Any = ds[tag].value
-            items = [] if value is None else list(value) if isinstance(value, MultiValue) else [value]
-            texts = tuple(str(item).replace("\0", "").strip(" ") for item in items)
-            values[keyword] = tuple(t.rstrip("=") if vr == "PN" else t for t in texts) if any(texts) else ()
-    return values
-
-
-@cache
-def shipped() -> list[tuple[str, bytes, str, dict[str, tuple[str, ...]]]]:
-    """Name, data set bytes, transfer syntax and pydicom's reading of every file with File Meta Information."""
-    files = []
-    for path in SHIPPED:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                read_preamble(file, False)
-                syntax = str(_read_file_meta_info(file).TransferSyntaxUID)
-            except (pydicom.errors.InvalidDicomError, AttributeError, EOFError):
-                continue
-            files.append((path.name, file.read(), syntax, oracle(pydicom.dcmread(path, force=True))))
-    return files
 
 
 def test_every_file_pydicom_ships_reads_as_pydicom_reads_it() -> None:
@@ -166,15 +108,6 @@ def test_what_pydicoms_reader_found_before_it_failed_is_kept() -> None:
     instance = read(sequence + too_long + element(0x00081150, "UI", b"1.2") + ends + as_they_should_be + cut)
     assert instance.text("Rows") == "512"
     assert instance.doubtful == ("ends early",)
-
-
-def rewritten(ds: Dataset, syntax: str) -> bytes:
-    big, implicit = syntax == ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
-    data = encode(ds, implicit=implicit, little_endian=not big)
-    if syntax == DeflatedExplicitVRLittleEndian:
-        compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-        data = compressor.compress(data) + compressor.flush()
-    return data
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -506,14 +439,6 @@ def test_un_of_undefined_length_holds_implicit_items() -> None:
 def test_decoy_inside_a_sequence_is_not_taken() -> None:
     decoy = sequence(0x00081140) + ITEM + element(0x0020000E, "UI", b"9.9.9") + ITEM_END + SEQUENCE_END
     assert read(behind_sop_uid(decoy)).series_instance_uid == SERIES
-
-
-def requests() -> Dataset:
-    ds = make_dataset()
-    ds.RequestAttributesSequence = [Dataset(), Dataset()]
-    ds.RequestAttributesSequence[0].ScheduledProcedureStepID = "STEP"
-    ds.RequestAttributesSequence[1].RequestedProcedureID = "PROCEDURE"
-    return ds
 
 
 @pytest.mark.parametrize("undefined", [False, True])

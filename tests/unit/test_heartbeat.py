@@ -22,7 +22,7 @@ from gateway.idle import Adaptive, Fixed
 from gateway.journal import Journal
 from gateway.orders import Orders
 from models import MAX_DEAD, MAX_HEARD, MAX_OPEN_STUDIES, MAX_SLOTS, SLOT_S, GatewayState, Order, OrderDone
-from tests.factories import SERIES, STUDY, collector_of, make_instance, make_report, make_state, memory_journal
+from tests.rig.factories import SERIES, STUDY, collector_of, make_instance, make_report, make_state, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 SETTINGS = GatewaySettings(id="gateway 1", ae_title="GW")

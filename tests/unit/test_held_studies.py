@@ -20,8 +20,8 @@ from gateway.idle import Fixed
 from gateway.journal import Journal
 from gateway.journal_rows import Waiting
 from models import MAX_OPEN_STUDIES, Instance, SeriesKey, SeriesReport
-from tests.factories import SERIES, STUDY, collector_of, make_instance, make_report, memory_journal
-from tests.journals import MemoryJournal
+from tests.rig.factories import SERIES, STUDY, collector_of, make_instance, make_report, memory_journal
+from tests.rig.journals import MemoryJournal
 
 pytestmark = pytest.mark.virtual_time
 IDLE_S = 1.0

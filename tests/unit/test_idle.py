@@ -28,7 +28,7 @@ from gateway.idle import (
 )
 from gateway.open_series import OpenSeries
 from models import MAX_TIMELINE, Association, Instance, SeriesReport
-from tests.factories import SERIES, collector_of, make_instance
+from tests.rig.factories import SERIES, collector_of, make_instance
 
 CT1 = Source("CT1", "CT")
 numbers = count(1)

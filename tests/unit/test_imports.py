@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.rooms import MAY_IMPORT
-from tests.papers import SOURCES
+from tests.rig.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 DOORS = ("models", "scp", "client", "db", "server")
@@ -100,6 +100,13 @@ def test_no_two_files_import_each_other_in_a_circle() -> None:
     known = MODULES | BENCH
     graph = {module: set(imported(path, known)) - {module} for module, path in known.items()}
     TopologicalSorter(graph).prepare()
+
+
+def test_no_test_imports_from_a_test_module_and_bench_from_no_test() -> None:
+    modules = {name_of(path): path for path in (ROOT / "tests").rglob("*.py")}
+    tests = {module: path for module, path in modules.items() if path.stem.startswith("test_")}
+    assert [(module, other) for module, path in modules.items() for other in imported(path, tests)] == []
+    assert [(module, other) for module, path in BENCH.items() for other in imported(path, modules)] == []
 
 
 def test_a_door_plate_defines_nothing_and_names_every_file_behind_it() -> None:

@@ -23,7 +23,7 @@ from gateway.journal import Bounds, Journal, JournalUnavailable
 from gateway.journal_file import SCHEMA_VERSION, SCHEMAS
 from gateway.journal_reader import JournalUnusable, read
 from models import Instance, SeriesKey, SeriesReport
-from tests.factories import RECEIVED_AT, UNBOUNDED, collector_of, make_instance, make_report
+from tests.rig.factories import RECEIVED_AT, UNBOUNDED, collector_of, make_instance, make_report, memory_journal
 
 T = TypeVar("T")
 
@@ -91,7 +91,8 @@ async def test_a_journal_that_knows_no_doubts_is_read(path: Path) -> None:
     kept = make_instance("1")
     async with Journal.open(path, UNBOUNDED) as journal:
         await journal.keep([kept])
-        journal._connection.execute("UPDATE open_series SET content = json_remove(content, '$[2]')")
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("UPDATE open_series SET content = json_remove(content, '$[2]')")
     (report,) = await after_restart(path)
     assert report == reported(kept)
 
@@ -274,32 +275,33 @@ async def test_just_as_much_space_as_asked_for_is_enough(
         f_bfree: int = 10**9
         f_frsize: int = block
 
+    monkeypatch.setattr("gateway.journal.MEASURED_FOR_S", 0.0)
     async with Journal.open(path, Bounds(10**9, 10**12, 100 * block)) as journal:
         for blocks, enough in ((100, True), (99, False)):
             monkeypatch.setattr(os, "statvfs", lambda _, blocks=blocks: Disk(blocks))
-            monkeypatch.setattr(journal, "_free_until", 0.0)
             assert (journal.saturated() is None) == enough
 
 
-async def test_what_waits_together_is_committed_together_and_failure_keeps_nothing(
-    journal: Journal, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_waits_together_is_committed_together_and_failure_keeps_nothing() -> None:
     statements: list[str] = []
-    journal._connection.set_trace_callback(statements.append)
-    await journal.keep(instances(*map(str, range(50))))
-    assert [s for s in statements if s == "COMMIT"] == ["COMMIT"]
-    assert len([s for s in statements if "INTO instances" in s]) == 1
-    unstorable: Any = {}
-    with pytest.raises(JournalUnavailable):
-        await journal.keep([make_instance("y"), replace(make_instance("x", series="1.7"), sop_class_uid=unstorable)])
-    assert journal.open_instances == 50
-    assert journal.failing
-    assert journal.saturated() == journal.failing
-    await journal.probe()
-    assert journal.saturated() is None
-    assert {i.sop_instance_uid for i in journal.replay()} == {
-        i.sop_instance_uid for i in instances(*map(str, range(50)))
-    }
+    with memory_journal() as journal:
+        journal.connection.set_trace_callback(statements.append)
+        await journal.keep(instances(*map(str, range(50))))
+        assert [s for s in statements if s == "COMMIT"] == ["COMMIT"]
+        assert len([s for s in statements if "INTO instances" in s]) == 1
+        unstorable: Any = {}
+        with pytest.raises(JournalUnavailable):
+            await journal.keep(
+                [make_instance("y"), replace(make_instance("x", series="1.7"), sop_class_uid=unstorable)]
+            )
+        assert journal.open_instances == 50
+        assert journal.failing
+        assert journal.saturated() == journal.failing
+        await journal.probe()
+        assert journal.saturated() is None
+        assert {i.sop_instance_uid for i in journal.replay()} == {
+            i.sop_instance_uid for i in instances(*map(str, range(50)))
+        }
 
 
 async def test_bounds_saturate_with_the_settings_name(path: Path) -> None:
@@ -617,12 +619,14 @@ async def test_what_was_set_aside_is_made_anew_on_replay(path: Path, journal: Jo
     assert journal.revisions() == {key: 4}
 
 
-async def test_a_folder_that_is_gone_for_a_while_refuses_images_and_ends_nothing(tmp_path: Path) -> None:
+async def test_a_folder_that_is_gone_for_a_while_refuses_images_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.journal.MEASURED_FOR_S", 0.0)
     folder, away = tmp_path / "disk", tmp_path / "away"
     folder.mkdir()
     async with Journal.open(folder / "journal.db", UNBOUNDED) as journal:
         folder.rename(away)
-        journal._free_until = 0.0
         assert "folder" in (journal.saturated() or "")
         away.rename(folder)
         assert journal.saturated() is None

@@ -14,7 +14,7 @@ from common.control import NotRunning, request, serve_control
 from gateway.journal import Journal
 from gateway.journal_file import BESIDE, SCHEMA_VERSION, _set_aside, connect_or_set_aside
 from gateway.journal_reader import JournalUnusable, read
-from tests.factories import UNBOUNDED, make_instance, make_report
+from tests.rig.factories import UNBOUNDED, make_instance, make_report
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ async def ask_in_thread(path: Path) -> object:
 
 async def test_what_was_acknowledged_is_on_disk_whatever_happens_then(path: Path) -> None:
     wanted = {"synchronous": 2, "journal_mode": "wal", "foreign_keys": 1, "auto_vacuum": 2, "journal_size_limit": 2**26}
-    async with Journal.open(path, UNBOUNDED) as journal:
-        found = {name: journal._connection.execute(f"PRAGMA {name}").fetchone()[0] for name in wanted}
+    with closing(connect_or_set_aside(path)) as connection:  # as Journal.open does
+        found = {name: connection.execute(f"PRAGMA {name}").fetchone()[0] for name in wanted}
     assert found == wanted
 
 
@@ -128,7 +128,7 @@ async def test_a_kill_while_a_journal_is_set_aside_pairs_nothing_wrong(
         await journal.keep([make_instance("1")])
     async with Journal.open(path, UNBOUNDED) as journal:
         assert journal.open_instances == 1
-        assert not journal._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'old'").fetchone()
+        assert not read(path, "SELECT 1 FROM sqlite_master WHERE name = 'old'")
     aside = sorted(path.parent.glob("*.corrupt-*"))
     assert [file.read_bytes() for file in aside if file.name.endswith("-wal")] == ([corrupt] if renames else [])
     assert len([file for file in aside if not file.name.endswith(BESIDE)]) == 1

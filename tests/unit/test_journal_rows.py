@@ -25,7 +25,7 @@ from gateway.journal import Journal
 from gateway.journal_reader import read
 from gateway.journal_rows import KEY, Waiting
 from models import INSTANCE_KEYWORDS, MAX_DOUBT, SeriesKey, SeriesReport
-from tests.factories import RECEIVED_AT, SERIES, UNBOUNDED, collector_of, make_instance, make_report
+from tests.rig.factories import RECEIVED_AT, SERIES, UNBOUNDED, collector_of, make_instance, make_report
 
 BAD, GOOD = "1.2.1", "1.2.2"  # the series whose rows are made nonsense of, and the others'
 

@@ -17,10 +17,10 @@ import yaml
 from common.control import serve_control
 from common.settings import GatewaySettings, ServerSettings, Settings, SettingsError, load, variable
 from server import app
+from tests.rig.papers import KUBERNETES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
-GUIDE = (ROOT / "docs" / "kubernetes.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 KUSTOMIZATION: dict[str, Any] = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())
 OBJECTS: list[dict[str, Any]] = [
@@ -143,7 +143,7 @@ def test_what_a_site_has_to_set_can_be_found() -> None:
         for before, line in zip(["", *lines], lines, strict=False):
             if re.search(r"192\.0\.2\.|198\.51\.100\.|\.example\b", line):
                 assert "SITE" in before + line, f"{path.name}: {line}"
-    assert "grep -rn SITE deploy/kubernetes" in GUIDE
+    assert "grep -rn SITE deploy/kubernetes" in KUBERNETES
 
 
 def test_images_are_set_by_kustomize_and_pinned() -> None:
@@ -193,7 +193,7 @@ def test_the_guide_makes_every_secret_with_every_key() -> None:
     needed = {tuple(source.split("/")[1:]) for name in PODS for source in mounted(name).values() if "secret/" in source}
     needed |= SECRETS.keys()
     for secret, key in needed:
-        (command,) = re.findall(rf"create secret generic {secret} (?:.*\\\n)*.*", GUIDE)
+        (command,) = re.findall(rf"create secret generic {secret} (?:.*\\\n)*.*", KUBERNETES)
         assert re.search(rf"--from-(?:file|literal)={re.escape(key)}\b", command), (secret, key)
 
 
@@ -353,7 +353,7 @@ def test_ports_are_those_the_processes_listen_on(monkeypatch: pytest.MonkeyPatch
     assert of_gateway.scp_port == GatewaySettings.model_fields["scp_port"].default
     assert of_gateway.scp_host == flag(CONTAINERS["server"]["command"], "--host") == "0.0.0.0"  # noqa: S104 - a pod
     assert str(of_gateway.server_url) == f"https://server.{KUSTOMIZATION['namespace']}.svc:{server_port}/"
-    assert f"DNS:server.{KUSTOMIZATION['namespace']}.svc" in GUIDE  # the certificate's name
+    assert f"DNS:server.{KUSTOMIZATION['namespace']}.svc" in KUBERNETES  # the certificate's name
     assert not of_gateway.exposes_key
 
 
@@ -435,7 +435,7 @@ def test_policies_let_through_what_the_settings_name(monkeypatch: pytest.MonkeyP
 
 def scraped() -> dict[str, dict[str, Any]]:
     """The guide's jobs."""
-    (block,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", GUIDE, re.DOTALL)
+    (block,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", KUBERNETES, re.DOTALL)
     return {job["job_name"]: job for job in yaml.safe_load(block)["scrape_configs"]}
 
 
@@ -447,7 +447,7 @@ def test_prometheus_finds_every_pod_and_is_let_in(
     assert found["names"] == [f"{service}.{KUSTOMIZATION['namespace']}.svc"]
     assert selected(SERVICES[service]["spec"]["selector"]) == [job]
     assert found["port"] in [port["port"] for port in SERVICES[service]["spec"]["ports"]]
-    (label,) = re.findall(r"kubectl label namespace monitoring (\S+)=true", GUIDE)
+    (label,) = re.findall(r"kubectl label namespace monitoring (\S+)=true", KUBERNETES)
     let_in = {
         port["port"]
         for rule in POLICIES[job]["spec"]["ingress"]
@@ -467,7 +467,7 @@ def test_prometheus_shows_the_server_its_key_and_checks_its_certificate() -> Non
     for same in ("metrics_path", "authorization"):
         assert jobs["server"][same] == on_compose["server"][same]
     assert jobs["server"]["scheme"] == "https"
-    assert f"DNS:{jobs['server']['tls_config']['server_name']}" in GUIDE
+    assert f"DNS:{jobs['server']['tls_config']['server_name']}" in KUBERNETES
 
 
 @pytest.mark.peer("promtool")

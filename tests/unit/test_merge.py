@@ -11,7 +11,7 @@ from storage.folding import FOLDED_LENGTH, folded
 from storage.merge import BASIS_LENGTH, Word
 from storage.rows import SeriesRow
 from storage.schema import series
-from tests.factories import RECEIVED_AT, SERIES, STUDY, make_report
+from tests.rig.factories import RECEIVED_AT, SERIES, STUDY, make_report
 
 NOW, LATER = RECEIVED_AT + timedelta(hours=1), RECEIVED_AT + timedelta(hours=2)
 PACS = {"ExpectedFrom": "pacs"}

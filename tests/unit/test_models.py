@@ -16,7 +16,7 @@ from dicom.header import REQUEST_ATTRIBUTES, SERIES_LEVEL
 from dicom.walk import MAX_VALUE_BYTES
 from gateway.reporting import NOT_IN_ATTRIBUTES
 from models import ArrivingSeries, GatewayState, SeriesReport, fitting, fitting_bytes, valid_unicode
-from tests.factories import arriving, make_state
+from tests.rig.factories import arriving, make_state
 
 MINIMAL = {"SeriesInstanceUID": "1.2", "PatientID": "P", "PatientName": "N", "StudyInstanceUID": "1", "NumInstances": 3}
 

@@ -7,7 +7,7 @@ import pytest
 
 from bench.mutants import TESTS, NoBaseline, Trials, files_for, sample
 from bench.mutations import mutants
-from tests.papers import ROOT
+from tests.rig.papers import ROOT
 
 TOY = """
 def least(a, b):

@@ -18,7 +18,7 @@ from api.cli.remote import Remote, Unreadable
 from api.cli.runner import PLACES, Order, Runner, Running, filled, unknown_places, variables
 from api.cli.terminal import render
 from models import Change
-from tests.terminals import plain
+from tests.rig.terminals import plain
 
 FINAL = frozenset({"verified", "expected", "idle"})
 

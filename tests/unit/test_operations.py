@@ -7,9 +7,8 @@ import pytest
 
 from api.cli.commands import command_line as of_server
 from common.settings import GatewaySettings, ServerSettings, variable
-from tests.papers import DOCUMENTS, ROOT, SOURCES
+from tests.rig.papers import DOCUMENTS, OPERATIONS, ROOT, SOURCES
 
-GUIDE = (ROOT / "docs" / "operations.md").read_text()
 SETTINGS = {variable(cls, name) for cls in (GatewaySettings, ServerSettings) for name in cls.model_fields}
 NO_SETTINGS = {"GATEWAY_IDEL_TIMEOUT_S", "GATEWAY_PORT", "SERVER_PORT"}  # an error that is told, Kubernetes' own
 SOURCE = "\n".join(path.read_text() for path in SOURCES)
@@ -22,7 +21,7 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
 
 
 def test_every_log_event_that_is_named_exists() -> None:
-    table = GUIDE.partition("## Log events")[2].partition("\n## ")[0]
+    table = OPERATIONS.partition("## Log events")[2].partition("\n## ")[0]
     named = {
         event for row in re.findall(r"^\| (`.+?) \|", table, re.MULTILINE) for event in re.findall(r"`(.+?)`", row)
     }
@@ -31,7 +30,7 @@ def test_every_log_event_that_is_named_exists() -> None:
 
 
 def test_every_command_of_the_server_that_is_named_exists() -> None:
-    commands = set(re.findall(r"python server\.py (\w+)", GUIDE))
+    commands = set(re.findall(r"python server\.py (\w+)", OPERATIONS))
     assert commands <= set(of_server().commands)
     assert {"check", "move", "webhooks"} <= commands
 

@@ -12,7 +12,7 @@ from common.errors import SeriesGatewayError
 from gateway.operations import dead_letter_operations
 from gateway.orders import ORDER_TIMEOUT_S, Orders, obedience
 from models import MAX_ORDERS, Order
-from tests.factories import SERIES, STUDY, make_report, memory_journal
+from tests.rig.factories import SERIES, STUDY, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 

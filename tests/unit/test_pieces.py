@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gateway.pieces import ENOUGH, MAX_BYTES, MAX_INSTANCES, pieces
 from models import MAX_DESCRIPTION, CountsOfStudy, SeriesReport
-from tests.factories import RECEIVED_AT, SERIES, make_report
+from tests.rig.factories import RECEIVED_AT, SERIES, make_report
 
 DESCRIPTIONS = ("SeriesDescription", "StudyDescription", "ProtocolName", "StationName", "Manufacturer")
 

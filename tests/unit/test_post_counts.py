@@ -7,7 +7,7 @@ import pytest
 
 from gateway.server_client import ServerUnavailable, post_counts
 from models import CountsOfStudy
-from tests.factories import RECEIVED_AT, STUDY
+from tests.rig.factories import RECEIVED_AT, STUDY
 
 COUNTS = CountsOfStudy(Series=3, Instances=120, At=RECEIVED_AT)
 

@@ -12,7 +12,7 @@ from gateway.collector import SeriesCollector
 from gateway.idle import Fixed
 from gateway.questions import Answer
 from models import Association, Instance, SeriesReport
-from tests.factories import RECEIVED_AT, SERIES, STUDY, collector_of, make_instance
+from tests.rig.factories import RECEIVED_AT, SERIES, STUDY, collector_of, make_instance
 
 IDLE_S = 2.0
 

@@ -10,7 +10,7 @@ import pytest
 
 from common.times import stamp
 from console.tables import show
-from tests.papers import SOURCES
+from tests.rig.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 NOON = datetime(2026, 1, 31, 12, 0, 0, 987654, UTC)

@@ -25,7 +25,7 @@ from gateway.journal_rows import Waiting
 from gateway.spans import GatewaySpans
 from models import Association
 from scp import Arrival
-from tests.factories import RECEIVED_AT, collector_of, make_instance, make_report, memory_journal
+from tests.rig.factories import RECEIVED_AT, collector_of, make_instance, make_report, memory_journal
 
 
 class Traced:

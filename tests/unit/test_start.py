@@ -16,8 +16,8 @@ from bench.rig.processes import ROOMS
 from common import start
 from gateway import journal
 from storage.key_reader import ALL
-from tests.factories import UNBOUNDED
-from tests.papers import SOURCES
+from tests.rig.factories import UNBOUNDED
+from tests.rig.papers import SOURCES
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {

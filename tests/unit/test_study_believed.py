@@ -6,8 +6,8 @@ from typing import Any
 from models import CountsOfStudy, SeriesReport
 from storage.study_rules import TRUSTED_AFTER, decide, disappoints, first_counts, had_less, taken
 from storage.study_silence import SURE_S
-from tests.factories import make_report
-from tests.unit.test_study_rules import LAST, SILENCE, counted_row, counts, row, seen, verdict
+from tests.rig.factories import make_report
+from tests.rig.study_rows import LAST, SILENCE, counted_row, counts, row, seen, verdict
 
 SURE = timedelta(seconds=SURE_S)
 

@@ -1,6 +1,6 @@
 """Each case in which a study gets a verdict, keeps it or loses it; gaps in numbers; series that a site requires."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -9,18 +9,16 @@ from hypothesis import strategies as st
 
 from common.required import MOST, missing_of, required_of, required_series
 from common.settings import ServerSettings, SettingsError
-from models import CountsOfStudy, SeriesReport
+from models import SeriesReport
 from storage.gaps import gaps
 from storage.merge import Word
 from storage.rows import StudyRow
-from storage.schema import studies
 from storage.study_rules import (
     COUNT_WAIT,
     DECLARED_WITHIN,
     HELD_AGAIN,
     MAX_MODALITIES,
     TRUSTED_AFTER,
-    Evidence,
     asked_whom,
     counted,
     decide,
@@ -31,35 +29,10 @@ from storage.study_rules import (
     reopened,
     taken,
 )
-from tests.factories import SERIES, STUDY, make_report
+from tests.rig.factories import SERIES, STUDY, make_report
+from tests.rig.study_rows import LAST, SILENCE, counted_row, counts, row, seen, verdict
 
-LAST = datetime(2026, 1, 1, 12, tzinfo=UTC)
-SILENCE = timedelta(minutes=10)
 HELD = "gateway one has images of it that it has not reported"
-
-
-def row(**change: Any) -> StudyRow:
-    """A study of two series with ten images, all reported; its last image came at LAST."""
-    known = dict.fromkeys(studies.c.keys()) | new_study(STUDY, LAST - timedelta(minutes=1))
-    known |= {"NumSeries": 2, "NumInstances": 10, "Verdicts": {"idle": 2}, "CountGrew": False}
-    return cast("StudyRow", known | {"FirstReceivedAt": LAST, "LastReceivedAt": LAST} | change)
-
-
-def counted_row(series: int = 2, images: int = 10, *, asked: timedelta = timedelta(), **change: Any) -> StudyRow:
-    """The same, whose PACS has said what it has."""
-    said = {"ExpectedSeries": series, "ExpectedInstances": images, "CountedAt": LAST + asked, "CountedAhead": True}
-    return row(**{"CountedBy": "one", "PACS": "ORTHANC", "Verdicts": {"verified": 2}, **said, **change})
-
-
-def seen(after: timedelta = timedelta(), **change: Any) -> Evidence:
-    """What is known so long after the last image."""
-    given = {"trust": 0, "max_open": timedelta(days=1), **change}
-    return Evidence(now=LAST + after, silence=SILENCE, **given)
-
-
-def verdict(known: StudyRow, evidence: Evidence) -> tuple[str | None, str | None]:
-    columns = decide(known, evidence).columns
-    return columns["Verdict"], columns["Policy"]
 
 
 # --- 1: the PACS has the same -----------------------------------------------------------------------------------
@@ -276,10 +249,6 @@ def test_a_study_is_told_when_its_verdict_changes_and_only_then() -> None:
 
 
 # --- what the PACS says -----------------------------------------------------------------------------------------
-
-
-def counts(series: int, images: int, at: timedelta = timedelta()) -> CountsOfStudy:
-    return CountsOfStudy(Series=series, Instances=images, At=LAST + at)
 
 
 def test_the_first_count_says_if_the_pacs_was_ahead_and_later_ones_if_it_grew() -> None:

@@ -12,11 +12,10 @@ import pytest
 from api.cli.commands import command_line
 from common.settings import GatewaySettings, ServerSettings, Settings, load, variable
 from server import app
+from tests.rig.papers import JOBS, OPERATIONS
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "systemd"
-GUIDE = (ROOT / "docs" / "operations.md").read_text()
-JOBS = (ROOT / "docs" / "jobs.md").read_text()
 INSTALLED = "/opt/series-gateway"
 UNITS = ["series-gateway", "series-server"]
 ALL_UNITS = [*UNITS, "series-on-complete"]
@@ -146,11 +145,11 @@ def test_process_metrics_can_be_read(name: str) -> None:
 
 def test_the_guide_installs_every_file() -> None:
     for path in FOLDER.iterdir():
-        assert f"deploy/systemd/{path.name}" in GUIDE + JOBS, path.name
+        assert f"deploy/systemd/{path.name}" in OPERATIONS + JOBS, path.name
 
 
 def test_an_operators_command_has_the_units_user_settings_and_key() -> None:
-    (command,) = re.findall(r"^systemd-run .*\n(?:  .*\n)*", GUIDE, re.MULTILINE)
+    (command,) = re.findall(r"^systemd-run .*\n(?:  .*\n)*", OPERATIONS, re.MULTILINE)
     words = shlex.split(command.replace("\\\n", ""))
     gateway = unit("series-gateway")
     for name in ("User", "EnvironmentFile", "LoadCredential", "WorkingDirectory"):

@@ -22,7 +22,7 @@ from gateway.collector import SeriesCollector
 from gateway.idle import COUNTS_AFTER, Adaptive, Phase, Source
 from gateway.tag_counts import tag_counts
 from models import Instance, SeriesReport
-from tests.factories import RECEIVED_AT, collector_of, encode, make_dataset, make_instance
+from tests.rig.factories import RECEIVED_AT, collector_of, encode, make_dataset, make_instance
 
 PET, MR, CT = PositronEmissionTomographyImageStorage, MRImageStorage, CTImageStorage
 SOURCE = Source("TEST", "CT")

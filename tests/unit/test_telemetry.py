@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -22,36 +23,44 @@ from common import logs
 from common.logs import places
 from common.settings import GatewaySettings
 from gateway.metrics_port import CannotServeMetrics, serve_metrics
+from tests.rig.programs.logged import LOG_IT, MARKED
 
 ROOT = Path(__file__).parents[2]
-MARKED = "Marked^Name"
+LOGGED = ("-m", "tests.rig.programs.logged")
+FILE = "tests/rig/programs/logged.py"
 
 
 def lines_of(code: str, *, exit_code: int = 0) -> list[dict[str, Any]]:
     """What a process writes that logs with ours and runs `code`, parsed."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"from common import logs\nlogs.configure_logging(worker=3)\nMARKED = {MARKED!r}\n{code}",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    before = f"from common import logs\nlogs.configure_logging(worker=3)\nMARKED = {MARKED!r}\n"
+    return written_by("-c", f"{before}{code}", exit_code=exit_code)
+
+
+def logged(*what: str) -> list[dict[str, Any]]:
+    """What the program of that name writes, parsed."""
+    return written_by(*LOGGED, *what)
+
+
+def written_by(*arguments: str, exit_code: int = 0) -> list[dict[str, Any]]:
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == exit_code, done.stderr
     assert done.stdout == ""
     assert MARKED not in done.stderr
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
-def on_a_terminal(code: str, **environment: str) -> str:
-    """What a process that runs `code` shows on a terminal."""
+def places_of(line: dict[str, Any]) -> list[str]:
+    """The kinds and places of a line's exception, without line numbers."""
+    return [re.sub(r":\d+", ":", place) for place in line["exception"]]
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What Python shows on a terminal."""
     master, slave = pty.openpty()
     try:
         env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")} | environment
-        with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stdout=slave, stderr=slave) as process:
+        with subprocess.Popen([sys.executable, *arguments], cwd=ROOT, env=env, stdout=slave, stderr=slave) as process:
             process.wait(60)
         return os.read(master, 65536).decode()
     finally:
@@ -73,55 +82,22 @@ def test_lines_of_libraries_come_the_same_way(name: str) -> None:
 
 
 def test_uvicorn_keeps_no_handler_of_its_own() -> None:
-    code = """
-import logging, uvicorn
-uvicorn.Config("x:y")  # this gives its loggers handlers
-logs.configure_logging()
-logging.getLogger("uvicorn.error").info("Started server process [%d]", 7)
-logging.getLogger("uvicorn.access").info('%s - "%s %s HTTP/%s" %d', "::1", "GET", f"/series?q={MARKED}", "1.1", 200)
-"""
-    (line,) = lines_of(code)
+    (line,) = logged("in_uvicorn")
     assert (line["event"], line["logger"]) == ("Started server process [7]", "uvicorn.error")
 
 
-@pytest.mark.parametrize(
-    "log_it",
-    [
-        "structlog.get_logger().exception('server.failed')",
-        "structlog.get_logger().error('server.failed', exc_info=error)",
-        "logging.getLogger('uvicorn.error').exception('server.failed')",
-        "logging.getLogger('uvicorn.error').error('server.failed', exc_info=error)",
-    ],
-)
+@pytest.mark.parametrize("log_it", LOG_IT)
 def test_of_an_exception_only_kinds_and_places_are_written(log_it: str) -> None:
-    code = f"""
-import logging, structlog
-def inner(): raise KeyError(MARKED)
-try:
-    try: inner()
-    except KeyError as cause: raise ValueError(f"cannot store {{MARKED}}") from cause
-except ValueError as error: {log_it}
-"""
-    (line,) = lines_of(code)
+    (line,) = logged("with_a_cause", log_it)
     assert line["event"] == "server.failed"
-    assert line["exception"] == ["ValueError at <string>:9", "KeyError at <string>:6 < <string>:8"]
+    assert places_of(line) == [f"ValueError at {FILE}:", f"KeyError at {FILE}: < {FILE}:"]
     assert "exc_info" not in line
 
 
 def test_a_task_that_nobody_awaited_is_told_without_its_exceptions_text() -> None:
-    code = """
-import asyncio, gc
-async def fail(): raise ValueError(MARKED)
-async def main():
-    task = asyncio.create_task(fail())
-    await asyncio.wait([task])
-    del task
-    gc.collect()
-asyncio.run(main())
-"""
-    (line,) = lines_of(code)
+    (line,) = logged("in_a_task_that_nobody_awaits")
     assert (line["logger"], line["event"]) == ("asyncio", "Task exception was never retrieved")
-    assert line["exception"] == ["ValueError at <string>:6"]
+    assert places_of(line) == [f"ValueError at {FILE}:"]
 
 
 @pytest.mark.parametrize(
@@ -147,37 +123,21 @@ def test_what_nobody_caught_is_one_line_too(code: str, exit_code: int, event: st
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_callback_that_fails_is_told_without_its_arguments(loop: str) -> None:
     pytest.importorskip(loop)
-    code = f"""
-import asyncio, functools, {loop}
-def fail(text): raise ValueError(text)
-async def main():
-    asyncio.get_running_loop().call_soon(functools.partial(fail, MARKED))
-    asyncio.get_running_loop().call_soon(fail, MARKED)
-    await asyncio.sleep(0.01)
-asyncio.Runner(loop_factory={loop}.new_event_loop).run(main())
-"""
-    lines = lines_of(code)
+    lines = logged("in_callbacks", loop)
     assert [line["event"] for line in lines] == ["Exception"] * 2
     assert {line["exception"][0].partition(" at ")[0] for line in lines} == {"ValueError"}
 
 
 def test_on_a_terminal_an_exception_has_no_text_either() -> None:
-    code = f"""
-import structlog; from common import logs
-logs.configure_logging()
-try: raise ValueError({MARKED!r})
-except ValueError: structlog.get_logger().exception("server.failed")
-raise KeyError({MARKED!r})
-"""
-    shown = on_a_terminal(code)
+    shown = on_a_terminal(*LOGGED, "caught_and_not_caught")
     assert MARKED not in shown
-    for expected in ("server.failed", "ValueError at <string>:4", "process.failed", "KeyError at <string>:6"):
+    for expected in ("server.failed", f"ValueError at {FILE}:", "process.failed", f"KeyError at {FILE}:"):
         assert expected in shown
 
 
 def test_a_log_line_on_a_terminal_does_not_move_its_cursor() -> None:
     code = "from common import logs\nlogs.configure_logging()\nlogs.log.info('x.seen', ae_title='CT\\x1b[2J\\x9b1')"
-    shown = on_a_terminal(code)
+    shown = on_a_terminal("-c", code)
     assert "CT\ufffd[2J\ufffd1" in shown
 
 
@@ -189,7 +149,7 @@ def test_a_terminal_has_colours_unless_it_cannot_show_them_or_is_not_to(
     environment: dict[str, str], coloured: bool
 ) -> None:
     code = "from common import logs\nlogs.configure_logging()\nlogs.log.warning('x.seen', seconds=3)"
-    shown = on_a_terminal(code, **environment)
+    shown = on_a_terminal("-c", code, **environment)
     assert ("\x1b" in shown) is coloured
     assert "x.seen" in shown
 

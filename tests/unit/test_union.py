@@ -11,7 +11,7 @@ from models import MAX_DESCRIPTION, MAX_DOUBTS, SeriesReport
 from storage import merge
 from storage.rows import SeriesRow
 from storage.schema import series
-from tests.factories import RECEIVED_AT, SERIES, make_report
+from tests.rig.factories import RECEIVED_AT, SERIES, make_report
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 VERDICTS = st.sampled_from([None, "declared", "expected", "idle", "capped", "drained"])

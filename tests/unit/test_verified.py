@@ -11,18 +11,10 @@ from hypothesis import strategies as st
 
 from gateway.collector import SeriesCollector
 from gateway.idle import FLOOR_S, PRIORS, Adaptive, Fixed, Phase
-from gateway.open_series import (
-    ASK_AFTER_S,
-    FETCHES,
-    GREW_S,
-    PARTS_S,
-    RECEIVING_S,
-    SHOWN_AFTER,
-    TRUSTED_AFTER,
-)
+from gateway.open_series import ASK_AFTER_S, FETCHES, GREW_S, PARTS_S, RECEIVING_S, SHOWN_AFTER, TRUSTED_AFTER
 from gateway.questions import Answer, Question
 from models import Association, CountsOfStudy, Instance, SeriesReport
-from tests.factories import RECEIVED_AT, SERIES, collector_of, make_instance
+from tests.rig.factories import RECEIVED_AT, SERIES, collector_of, make_instance
 
 ANSWER_S = 0.05
 numbers = count(1)
@@ -57,9 +49,9 @@ class Pacs:
                     yield self.now, report
             for report in self.collector.due(self.now):
                 yield self.now, report
-            self._ask()
+            self.ask()
 
-    def _ask(self) -> None:
+    def ask(self) -> None:
         for question in self.collector.questions():
             self.asked.append((self.now, question))
             has = self.has.get(question.key.series_instance_uid, set())
@@ -104,7 +96,7 @@ def forward(
         if carrier is None or each:
             carrier = Association(next(numbers), "PACS", "", pacs.now)
         pacs.collector.observe(image(n, carrier, series), pacs.now)
-        pacs._ask()
+        pacs.ask()
         if each:
             release(pacs, carrier)
     if carrier is not None and not each:
@@ -192,7 +184,7 @@ def test_a_pacs_that_gets_and_forwards_in_lumps_is_not_taken_for_one_that_holds_
         carrier = Association(next(numbers), "PACS", "", pacs.now)
         for n in range(first, first + lump):
             pacs.collector.observe(image(n, carrier), pacs.now)
-            pacs._ask()
+            pacs.ask()
             reports += pacs.run(pacs.now + 0.01)
         release(pacs, carrier)
         reports += pacs.run(pacs.now + 6.0)
@@ -207,7 +199,7 @@ def test_a_series_that_waits_while_the_pacs_wins_trust_is_verified_and_not_idle(
         pacs.has[series] = uids(5, series)
         for n in range(5):
             pacs.collector.observe(image(n, None, series), pacs.now)
-            pacs._ask()
+            pacs.ask()
         list(pacs.run(pacs.now + 0.1))
     reports = list(pacs.run(pacs.now + 1000.0))
     assert [report.Verdict for _, report in reports] == ["verified"] * 3
@@ -225,7 +217,7 @@ def test_a_stop_earns_no_trust(pacs: Pacs) -> None:
     for n in range(TRUSTED_AFTER):
         pacs.has[f"1.7.{n}"] = uids(5, f"1.7.{n}")
         pacs.collector.observe(image(0, None, f"1.7.{n}"), 0.0)
-        pacs._ask()
+        pacs.ask()
     list(pacs.run(1.0))
     pacs.collector.drain(1.0)
     assert pacs.collector.trust_news() == {}
@@ -273,7 +265,7 @@ def test_a_pacs_one_image_ahead_may_just_have_got_it(pacs: Pacs) -> None:
     carrier = Association(next(numbers), "PACS", "", pacs.now)
     began = pacs.now
     pacs.collector.observe(image(0, carrier), pacs.now)
-    pacs._ask()
+    pacs.ask()
     reports = list(pacs.run(pacs.now + 0.2))
     pacs.collector.observe(image(1, carrier), pacs.now)
     reports += pacs.run(began + 2.0)
@@ -388,7 +380,7 @@ def test_the_gateway_that_knows_all_posts_its_part_for_the_one_that_does_not(pac
         pacs.known[SERIES] = {f"{SERIES}.{other}" for other in range(1, n + 1, 2)}
         if n % 2 == 0:
             pacs.collector.observe(image(n, None), pacs.now)
-            pacs._ask()
+            pacs.ask()
         list(pacs.run(pacs.now + 1.0))
     reports = list(pacs.run(1000.0))
     assert [report.Verdict for _, report in reports] == [None, "verified"]

@@ -16,7 +16,7 @@ from pydicom.filereader import read_dataset
 from dicom import deflate, walk
 from dicom.header import IN_ITEMS, WALKED, WANTED
 from dicom.walk import Walk
-from tests.unit.test_header import SYNTAXES, element, requests, rewritten, shipped
+from tests.rig.data_sets import SYNTAXES, element, requests, rewritten, shipped
 
 EXPLICIT, IMPLICIT, BIG_ENDIAN, DEFLATED = (
     "1.2.840.10008.1.2.1",

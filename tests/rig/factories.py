@@ -1,13 +1,15 @@
 """Synthetic instances and data sets. No patient ever had these names."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 from pydicom.dataset import Dataset
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
@@ -19,7 +21,7 @@ from gateway.collector import SeriesCollector
 from gateway.idle import IdlePolicy
 from gateway.journal import Bounds, Journal
 from gateway.journal_file import connect
-from models import MAX_SLOTS, GatewayState, Instance, SeriesReport
+from models import MAX_SLOTS, GatewayState, Instance, SeriesRecord, SeriesReport
 
 STUDY = "1.2.826.0.1.3680043.10.1"
 SERIES = f"{STUDY}.1"
@@ -123,14 +125,19 @@ class Inline(Executor):
         return future
 
 
+class InMemory(Journal):
+    """A journal whose rows a test may look at and spoil."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(Path("/tmp"), connection, UNBOUNDED, Inline())  # noqa: S108 - only its free space is looked at
+        self.connection = connection
+
+
 @contextmanager
-def memory_journal() -> Iterator[Journal]:
+def memory_journal() -> Iterator[InMemory]:
     """A journal that dies with the test."""
-    connection = connect(Path(":memory:"))
-    try:
-        yield Journal(Path("/tmp"), connection, UNBOUNDED, Inline())  # noqa: S108 - only its free space is looked at
-    finally:
-        connection.close()
+    with closing(connect(Path(":memory:"))) as connection:
+        yield InMemory(connection)
 
 
 def collector_of(policy: IdlePolicy, *, max_open_s: float = 1e9, **options: Any) -> SeriesCollector:
@@ -142,3 +149,21 @@ def collector_of(policy: IdlePolicy, *, max_open_s: float = 1e9, **options: Any)
         wall_clock=lambda at: RECEIVED_AT + timedelta(seconds=at),
         **options,
     )
+
+
+def stored(report: SeriesReport) -> httpx.Response:
+    """Returns the server's answer to a report that it has stored."""
+    record = SeriesRecord(
+        **report.model_dump(include={"SeriesInstanceUID", "PatientID", "PatientName", "StudyInstanceUID", "Verdict"}),
+        NumInstances=report.NumInstances,
+        Modality="CT",
+        Attributes={},
+        Undecoded={},
+        Revision=1,
+        ExpectedInstances=None,
+        FirstReceivedAt=None,
+        LastReceivedAt=None,
+        UpdatedAt=RECEIVED_AT,
+        Conflicts=0,
+    )
+    return httpx.Response(200, content=record.model_dump_json())

@@ -4,7 +4,7 @@ import asyncio
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -58,7 +58,7 @@ class Serving(uvicorn.Server):
     def __init__(self, app: FastAPI, listener: socket.socket) -> None:
         super().__init__(uvicorn.Config(app, log_config=None, ws="none"))
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        self._app, self._listener = app, listener
+        self.app, self._listener = app, listener
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._run_here, name="server")
 
@@ -69,7 +69,7 @@ class Serving(uvicorn.Server):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._loop.call_soon_threadsafe(self._app.state.follower.end)  # else its streams have no end
+        self._loop.call_soon_threadsafe(self.app.state.follower.end)  # else its streams have no end
         self.should_exit = True
         self._thread.join()
 
@@ -80,8 +80,20 @@ class Serving(uvicorn.Server):
 
     def new_key(self, *scopes: str) -> str:
         """A key with these scopes, made as the command makes it."""
-        made = asyncio.run_coroutine_threadsafe(self._app.state.keys.create("test", scopes), self._loop)
-        return str(made.result(START_TIMEOUT_S)[1])
+        return str(self.done(self.app.state.keys.create("test", scopes))[1])
+
+    def done(self, work: Awaitable[Any]) -> Any:
+        """Do something in the server's loop; what comes of it."""
+
+        async def do() -> Any:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(do(), self._loop).result(START_TIMEOUT_S)
+
+    @property
+    def database(self) -> Database:
+        found: Database = self.app.state.database
+        return found
 
     def _run_here(self) -> None:
         try:
