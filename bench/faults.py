@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -29,6 +30,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from bench import power
 from bench.rig.processes import ROOT, Process, copy_to_break, start_gateway, start_server
 from bench.rig.progress import bar
 from bench.rig.proxy import Mischief, Proxy, proxy
@@ -53,8 +55,12 @@ class Lab:
         self.folder = folder
         self.proxy = between
         self.senders_done = threading.Event()
-        self._root = root
-        self._environment = SETTINGS | environment
+        self.root = root
+        self.environment = SETTINGS | environment
+        self.broken_promises: list[str] = []
+        """What somebody was told, beside senders, and is not true."""
+        self.cuts: Counter[str] = Counter()
+        """By operation in which a disk was cut off, how often."""
         for name in ("gateway", "server"):
             (folder / name).mkdir(exist_ok=True)
         self._server_port = self._scp_port = 0
@@ -76,7 +82,7 @@ class Lab:
         return self._scp_port
 
     def start_server(self) -> None:
-        self.server, url = start_server(self.folder / "server", self._server_port, **self._environment)
+        self.server, url = start_server(self.folder / "server", self._server_port, self.root, **self.environment)
         self._server_port = self.proxy.upstream_port = int(url.rsplit(":", 1)[1])
 
     def start_gateway(self) -> None:
@@ -84,8 +90,8 @@ class Lab:
             self.folder / "gateway",
             f"http://127.0.0.1:{self.proxy.port}",
             self._scp_port,
-            self._root,
-            self._environment,
+            self.root,
+            self.environment,
         )
 
     def restart_gateway(self) -> None:
@@ -334,6 +340,7 @@ FAULTS = [
     Fault("SIGTERM in mid-association", sigterm),
     Fault("clock steps of an hour", clock_steps, stepped_clock),
     Fault("repeated, reordered, interleaved", nothing, repeats=True),
+    *(Fault(f"power cut: {name}", inject, power.forgetful_disks) for name, inject in power.CUTS),
 ]
 
 
@@ -354,6 +361,8 @@ class Row:
     doubled: int = 0
     recovery_s: float = 0.0
     problems: list[str] = field(default_factory=list)
+    cuts: Counter[str] = field(default_factory=Counter)
+    """By operation, how often the power was cut in it."""
 
 
 def run_fault(fault: Fault, trials: int, seed: int, root: Path, tried: Callable[[], None] = lambda: None) -> Row:
@@ -368,6 +377,7 @@ def run_fault(fault: Fault, trials: int, seed: int, root: Path, tried: Callable[
         for _ in range(trials):
             _trial(lab, fault, rng, row)
             tried()
+        row.cuts = lab.cuts
     return row
 
 
@@ -397,7 +407,9 @@ def _trial(lab: Lab, fault: Fault, rng: random.Random, row: Row) -> None:
     row.acknowledged += len(acknowledged)
     row.cut_short += sum(sender.cut_short for sender in senders)
     row.stored += len(stored)
-    row.lost += len(acknowledged - stored)
+    row.lost += len(acknowledged - stored) + len(lab.broken_promises)
+    row.problems += lab.broken_promises
+    lab.broken_promises.clear()
     row.doubled += max(0, counted - sum(map(len, images)))
     row.recovery_s = max(row.recovery_s, time.monotonic() - passed)
     if len(acknowledged) < sum(map(len, images)):
@@ -433,11 +445,14 @@ def _wait_until_stored(lab: Lab, series: list[str], acknowledged: set[str], dead
 # --- the break-it test ------------------------------------------------------------------------------------------
 
 
-def broken_copy(folder: Path) -> Path:
-    """This project with one change: 0x0000 is answered before the instance is committed."""
-    commit = "await journal.keep([arrival.instance for arrival in arrivals])"
-    early = "[arrival.status.set_result(SUCCESS) for arrival in arrivals]; await asyncio.sleep(0.02); "
-    return copy_to_break(folder / "broken", "client.py", commit, early + commit)
+COMMIT = "await journal.keep([arrival.instance for arrival in arrivals])"
+EARLY = "[arrival.status.set_result(SUCCESS) for arrival in arrivals]; await asyncio.sleep(0.02); "
+BROKEN = {"answer": ("client.py", COMMIT, EARLY + COMMIT)} | power.BROKEN
+
+
+def broken_copy(folder: Path, what: str) -> Path:
+    """This project with one change, which breaks a promise; "answer": 0x0000 comes before the commit."""
+    return copy_to_break(folder / "broken", *BROKEN[what])
 
 
 # --- the command ------------------------------------------------------------------------------------------------
@@ -447,6 +462,8 @@ def missing(fault: Fault, may_mount: bool) -> str | None:
     """Why a fault cannot be injected here."""
     if fault.name.endswith("disk full") and not may_mount:
         return "this user may not mount a tmpfs; the quota rows stand for it"
+    if fault.name.startswith("power cut"):
+        return power.missing()
     return None
 
 
@@ -456,7 +473,14 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=16, help="of each fault")
     parser.add_argument("--only", default="", help="faults whose name contains this")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--break-it", action="store_true", help="answer before the commit: must show losses")
+    parser.add_argument(
+        "--break-it",
+        nargs="?",
+        const="answer",
+        choices=BROKEN,
+        help="must show losses: answer before the commit (default); with --only power: no sync of the journal's or "
+        "the server's commits, or of folders",
+    )
     options = parser.parse_args()
     console = Console(width=160)
     may_mount = _may_mount()
@@ -470,7 +494,7 @@ def main() -> int:
         ThreadPoolExecutor(WORKERS) as pool,
         bar(console, "trials", options.trials * len(chosen)) as tried,
     ):
-        root = broken_copy(Path(folder)) if options.break_it else ROOT
+        root = broken_copy(Path(folder), options.break_it) if options.break_it else ROOT
         rows = list(pool.map(lambda fault: run_fault(fault, options.trials, options.seed, root, tried), chosen))
     return report(console, rows, options.seed)
 
@@ -494,6 +518,8 @@ def report(console: Console, rows: list[Row], seed: int) -> int:
     for row in rows:
         for problem in row.problems:
             console.print(f"{row.fault}: {problem}")
+    if cuts := sum((row.cuts for row in rows), Counter[str]()):
+        console.print("cut in: " + ", ".join(f"{operation} {n}" for operation, n in cuts.most_common()))
     total = {name: sum(getattr(row, name) for row in rows) for name in ("trials", "acknowledged", "lost", "doubled")}
     console.print(
         f"seed {seed}; {os.cpu_count()} cores; storescu {'among the senders' if STORESCU else 'not installed'}"
