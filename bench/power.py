@@ -54,9 +54,9 @@ BROKEN = {
 """For --break-it: a file, a line's part that keeps a promise, and one that does not."""
 
 
-def missing() -> str | None:
-    """Return why no disk here can forget."""
-    return forgetful_mount.missing()
+def missing(name: str) -> str | None:
+    """Return why this cut cannot be tried here."""
+    return forgetful_mount.missing() or (postgres.missing() if name.endswith("in a move") else None)
 
 
 @contextmanager
