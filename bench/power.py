@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 import alembic.command
 import alembic.config
@@ -27,13 +28,10 @@ from sqlalchemy import create_engine
 from bench.rig import forgetful_mount, postgres
 from bench.rig.forgetful_mount import ForgetfulMount, forgetful
 from bench.rig.processes import Process, ProcessFailed, make_key, without_settings
+from bench.rig.proxy import Proxy
 from console.findings import FAILED
 
-if TYPE_CHECKING:
-    from bench.faults import Lab
-
 Who = Literal["gateway", "server"]
-Inject = Callable[["Lab", random.Random], None]
 
 STRIKES_WITHIN_S = 20.0  # an armed disk that has not struck by then is cut at once
 STOPS_WITHIN_S = 30.0  # after SIGTERM
@@ -77,10 +75,39 @@ def forgetful_disks(folder: Path) -> Iterator[dict[str, str]]:
         }
 
 
+class Lab(Protocol):
+    """What a cut needs of bench.faults' lab."""
+
+    folder: Path
+    root: Path
+    environment: dict[str, str]
+    proxy: Proxy
+    senders_done: threading.Event
+    server: Process
+    gateway: Process
+    broken_promises: list[str]
+    cuts: Counter[str]
+
+    @property
+    def journal(self) -> Path: ...
+
+    @property
+    def database(self) -> Path: ...
+
+    @property
+    def scp_port(self) -> int: ...
+
+    def start_server(self) -> None: ...
+
+    def start_gateway(self) -> None: ...
+
+
+Inject = Callable[[Lab, random.Random], None]
+
 # --- the cut --------------------------------------------------------------------------------------------------------
 
 
-def cut(lab: "Lab", rng: random.Random, *who: Who) -> None:
+def cut(lab: Lab, rng: random.Random, *who: Who) -> None:
     """Cut the power of these at this moment, and start them again, in any order."""
     for one in who:
         _disk(lab, one).freeze()
@@ -96,7 +123,7 @@ def cut(lab: "Lab", rng: random.Random, *who: Who) -> None:
 
 
 def cut_at(  # noqa: PLR0913 - what it waits for, and what makes it happen
-    lab: "Lab",
+    lab: Lab,
     rng: random.Random,
     who: Who,
     names: str,
@@ -119,21 +146,21 @@ def cut_at(  # noqa: PLR0913 - what it waits for, and what makes it happen
     cut(lab, rng, *(("gateway", "server") if both else (who,)))
 
 
-def _disk(lab: "Lab", who: Who) -> ForgetfulMount:
+def _disk(lab: Lab, who: Who) -> ForgetfulMount:
     return MOUNTED[lab.folder / who]
 
 
-def _process(lab: "Lab", who: Who) -> Process:
+def _process(lab: Lab, who: Who) -> Process:
     return lab.gateway if who == "gateway" else lab.server
 
 
-def _stop(lab: "Lab", who: Who) -> None:
+def _stop(lab: Lab, who: Who) -> None:
     process = _process(lab, who)
     process.popen.send_signal(signal.SIGTERM)
     process.popen.wait(STOPS_WITHIN_S)
 
 
-def _look_at_audit_log(lab: "Lab") -> None:
+def _look_at_audit_log(lab: Lab) -> None:
     """Whatever the cut has left of the last line, a new one is a line of its own."""
     audit = lab.folder / "server" / "audit.log"
     before = audit.stat().st_size
@@ -147,7 +174,7 @@ def _look_at_audit_log(lab: "Lab") -> None:
         lab.broken_promises.append(f"the audit log's new line cannot be read: {last[:200]!r}")
 
 
-def _ask(lab: "Lab", path: str, key: str) -> int:
+def _ask(lab: Lab, path: str, key: str) -> int:
     """Return the status with which the server answers a GET."""
     url = f"http://127.0.0.1:{lab.proxy.upstream_port}{path}"
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
@@ -164,7 +191,7 @@ def _ask(lab: "Lab", path: str, key: str) -> int:
 def receiving(*who: Who) -> Inject:
     """At any moment while images come."""
 
-    def inject(lab: "Lab", rng: random.Random) -> None:
+    def inject(lab: Lab, rng: random.Random) -> None:
         _wait_for_the_first_image(lab)
         time.sleep(rng.uniform(0, 0.8))
         cut(lab, rng, *who)
@@ -172,7 +199,7 @@ def receiving(*who: Who) -> Inject:
     return inject
 
 
-def _wait_for_the_first_image(lab: "Lab") -> None:
+def _wait_for_the_first_image(lab: Lab) -> None:
     wal = Path(f"{lab.journal}-wal")
     before = wal.stat()
     while not lab.senders_done.wait(0.005):
@@ -184,7 +211,7 @@ def _wait_for_the_first_image(lab: "Lab") -> None:
 def committing(who: Who, *, both: bool = False) -> Inject:
     """At a write to the write-ahead log, or its sync."""
 
-    def inject(lab: "Lab", rng: random.Random) -> None:
+    def inject(lab: Lab, rng: random.Random) -> None:
         cut_at(lab, rng, who, r"\.db-wal$", both=both)
 
     return inject
@@ -193,7 +220,7 @@ def committing(who: Who, *, both: bool = False) -> Inject:
 def checkpointing(who: Who) -> Inject:
     """While the write-ahead log is brought into the file, as at the end of the process."""
 
-    def inject(lab: "Lab", rng: random.Random) -> None:
+    def inject(lab: Lab, rng: random.Random) -> None:
         def end() -> None:
             time.sleep(rng.uniform(0.1, 1.0))
             _stop(lab, who)
@@ -206,7 +233,7 @@ def checkpointing(who: Who) -> Inject:
 def reporting(hook: str, *who: Who) -> Inject:
     """When a report is on its way to the server, or its answer back: at once, or a few changes of a disk later."""
 
-    def inject(lab: "Lab", rng: random.Random) -> None:
+    def inject(lab: Lab, rng: random.Random) -> None:
         disk, struck = _disk(lab, rng.choice(who)), threading.Event()
         later = rng.randint(0, 6)
 
@@ -228,14 +255,14 @@ def reporting(hook: str, *who: Who) -> Inject:
     return inject
 
 
-def migrating_journal(lab: "Lab", rng: random.Random) -> None:
+def migrating_journal(lab: Lab, rng: random.Random) -> None:
     _stop(lab, "gateway")
     with closing(sqlite3.connect(lab.journal, isolation_level=None)) as connection:
         connection.executescript("DROP TABLE sources; PRAGMA user_version = 6")
     cut_at(lab, rng, "gateway", JOURNAL, forgetful_mount.CHANGES, most=25, provoke=lab.start_gateway)
 
 
-def vacuuming_journal(lab: "Lab", rng: random.Random) -> None:
+def vacuuming_journal(lab: Lab, rng: random.Random) -> None:
     """While free pages are given back to the file system, and the file is cut short."""
     _stop(lab, "gateway")
     with closing(sqlite3.connect(lab.journal, isolation_level=None)) as connection:
@@ -254,14 +281,14 @@ def vacuuming_journal(lab: "Lab", rng: random.Random) -> None:
         cut_at(lab, rng, "gateway", r"\.db-wal$", SYNCS, most=80, provoke=vacuum)
 
 
-def setting_journal_aside(lab: "Lab", rng: random.Random) -> None:
+def setting_journal_aside(lab: Lab, rng: random.Random) -> None:
     """While a corrupt journal, of which all was delivered, makes room for a new one; its bytes have to stay."""
     _stop(lab, "gateway")
     while _undelivered(lab.journal):
         lab.start_gateway()
         _stop(lab, "gateway")
     mark = os.urandom(16)
-    with lab.journal.open("r+b") as file:
+    with lab.journal.open("r+b", buffering=0) as file:
         file.seek(rng.choice([0, 4096]))
         file.write(mark * 256)
         os.fsync(file.fileno())
@@ -276,7 +303,7 @@ def _undelivered(journal: Path) -> int:
         return int(connection.execute(query).fetchone()[0])
 
 
-def migrating_database(lab: "Lab", rng: random.Random) -> None:
+def migrating_database(lab: Lab, rng: random.Random) -> None:
     _stop(lab, "server")
     config = alembic.config.Config()
     config.set_main_option("script_location", str(forgetful_mount.ROOT / "storage" / "migrations"))
@@ -288,7 +315,7 @@ def migrating_database(lab: "Lab", rng: random.Random) -> None:
     cut_at(lab, rng, "server", DATABASE, forgetful_mount.CHANGES, most=80, provoke=lab.start_server)
 
 
-def moving(lab: "Lab", rng: random.Random) -> None:
+def moving(lab: Lab, rng: random.Random) -> None:
     """While `move` reads the database for PostgreSQL, whose disk has power; it is then run again to its end."""
     with postgres.postgresql() as target, postgres.new_database(target) as url:
         _stop(lab, "server")
@@ -308,7 +335,7 @@ def moving(lab: "Lab", rng: random.Random) -> None:
     _look_at_audit_log(lab)
 
 
-def saving(lab: "Lab", rng: random.Random) -> None:
+def saving(lab: Lab, rng: random.Random) -> None:
     """After `keys create --save` and `init` have said that it is done: the key, its file and `.env` have to stay."""
     name = f"key-{rng.randrange(10**9)}"
     key, dotenv = lab.folder / "server" / f"{name}.key", lab.folder / "gateway" / ".env"
@@ -327,7 +354,7 @@ def saving(lab: "Lab", rng: random.Random) -> None:
         lab.broken_promises.append("what init wrote to .env is gone")
 
 
-def _command(lab: "Lab", who: Who, program: str, *arguments: str) -> None:
+def _command(lab: Lab, who: Who, program: str, *arguments: str) -> None:
     """Do what an operator types in the folder of one of them. Raises RuntimeError if it fails, `check`'s part aside."""
     environment = {**without_settings(), "DATABASE_URL": f"sqlite+aiosqlite:///{lab.database}"}
     command = [sys.executable, str(lab.root / program), *arguments]
