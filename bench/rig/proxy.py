@@ -34,6 +34,8 @@ class Proxy:
         self.port = 0
         self.upstream_port = 0
         self.mischief: deque[Mischief] = deque()
+        self._serving: set[asyncio.Task[None] | None] = set()
+        """Held here, since nothing else holds one whose gateway is gone and whose server has not answered."""
         self.on_request: Callable[[], None] | None = None
         """Called once, when a report has come in and the server has not seen it; then it is forgotten."""
         self.on_answer: Callable[[], None] | None = None
@@ -41,6 +43,7 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, request after request."""
+        self._serving.add(asyncio.current_task())
         try:
             while request := await _message(reader):
                 _once(self, "on_request", request)
@@ -49,6 +52,7 @@ class Proxy:
         except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
+            self._serving.discard(asyncio.current_task())
             writer.close()
 
     async def _handle(self, request: bytes, writer: asyncio.StreamWriter) -> bool:
