@@ -349,6 +349,8 @@ def audit_log(path: Path | None) -> Iterator[Audit]:
     except OSError as error:
         raise CannotAudit(f"SERVER_AUDIT_PATH={path} cannot be written: {error.strerror}.") from error
     file = os.fdopen(descriptor, "a", buffering=1)
+    with suppress(OSError):  # of a full disk the next line will tell
+        file.write("\n" * _ends_within_a_line(path))
     processors: list[structlog.typing.Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True)]
     processors.append(structlog.processors.JSONRenderer())
     audit = structlog.wrap_logger(structlog.WriteLogger(file), processors=processors)
@@ -364,3 +366,11 @@ def audit_log(path: Path | None) -> Iterator[Audit]:
     finally:
         with suppress(OSError):  # what is left of a line that was not written, which was said
             file.close()
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Tell if a power cut or a full disk has left a part of a line, which would spoil the next one."""
+    with suppress(OSError), path.open("rb") as file:  # it is empty, or may only be written
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
+    return False

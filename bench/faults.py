@@ -17,10 +17,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+from bench import power
 from bench.judging import Trial
 from bench.rig.processes import ROOT, Process, copy_to_break, start_gateway, start_server
 from bench.rig.progress import bar
@@ -36,6 +38,7 @@ from bench.rig.proxy import Mischief, Proxy, proxy
 from bench.rig.senders import STORESCU, PynetdicomSender, Sender, StorescuSender, synthetic_series
 
 TRIAL_TIMEOUT_S = 300.0
+BROKEN_TRIAL_TIMEOUT_S = 60.0  # of a broken copy: what it has lost is waited for in vain
 WORKERS = 4
 SETTINGS = {
     "GATEWAY_IDLE_TIMEOUT_S": "0.3",
@@ -45,6 +48,7 @@ SETTINGS = {
     "GATEWAY_MIN_FREE_BYTES": "0",
 }
 TMPFS_BYTES = 24 * 2**20
+POWER_CUT = "power cut: "
 
 
 class Lab:
@@ -54,8 +58,12 @@ class Lab:
         self.folder = folder
         self.proxy = between
         self.senders_done = threading.Event()
-        self._root = root
-        self._environment = SETTINGS | environment
+        self.root = root
+        self.environment = SETTINGS | environment
+        self.broken_promises: list[str] = []
+        """What somebody was told, beside senders, and is not true."""
+        self.cuts: Counter[str] = Counter()
+        """By operation in which a disk was cut off, how often."""
         for name in ("gateway", "server"):
             (folder / name).mkdir(exist_ok=True)
         self._server_port = self._scp_port = 0
@@ -77,7 +85,7 @@ class Lab:
         return self._scp_port
 
     def start_server(self) -> None:
-        self.server, url = start_server(self.folder / "server", self._server_port, **self._environment)
+        self.server, url = start_server(self.folder / "server", self._server_port, self.root, **self.environment)
         self._server_port = self.proxy.upstream_port = int(url.rsplit(":", 1)[1])
 
     def start_gateway(self) -> None:
@@ -85,8 +93,8 @@ class Lab:
             self.folder / "gateway",
             f"http://127.0.0.1:{self.proxy.port}",
             self._scp_port,
-            self._root,
-            self._environment,
+            self.root,
+            self.environment,
         )
 
     def restart_gateway(self) -> None:
@@ -335,6 +343,7 @@ FAULTS = [
     Fault("SIGTERM in mid-association", sigterm),
     Fault("clock steps of an hour", clock_steps, stepped_clock),
     Fault("repeated, reordered, interleaved", nothing, repeats=True),
+    *(Fault(f"{POWER_CUT}{name}", inject, power.forgetful_disks) for name, inject in power.CUTS),
 ]
 
 
@@ -348,6 +357,8 @@ class Row(Trial):
     fault: str = ""
     trials: int = 0
     recovery_s: float = 0.0
+    cuts: Counter[str] = field(default_factory=Counter)
+    """By operation, how often the power was cut in it."""
 
 
 def run_fault(fault: Fault, trials: int, seed: int, root: Path, tried: Callable[[], None] = lambda: None) -> Row:
@@ -362,12 +373,13 @@ def run_fault(fault: Fault, trials: int, seed: int, root: Path, tried: Callable[
         for _ in range(trials):
             _trial(lab, fault, rng, row)
             tried()
+        row.cuts = lab.cuts
     return row
 
 
 def _trial(lab: Lab, fault: Fault, rng: random.Random, row: Row) -> None:
     images = [synthetic_series(rng.randint(1, 60)) for _ in range(rng.randint(2, 4))]
-    deadline = time.monotonic() + TRIAL_TIMEOUT_S
+    deadline = time.monotonic() + (TRIAL_TIMEOUT_S if lab.root == ROOT else BROKEN_TRIAL_TIMEOUT_S)
     senders = _senders(lab, images, rng, deadline, repeats=fault.repeats)
     lab.senders_done.clear()
 
@@ -387,7 +399,9 @@ def _trial(lab: Lab, fault: Fault, rng: random.Random, row: Row) -> None:
     lab.proxy.mischief.clear()
     row.trials += 1
     row.stored += len(stored)
-    row.lost += len(acknowledged - stored)
+    row.lost += len(acknowledged - stored) + len(lab.broken_promises)
+    row.problems += lab.broken_promises
+    lab.broken_promises.clear()
     row.doubled += max(0, counted - sum(map(len, images)))
     row.recovery_s = max(row.recovery_s, time.monotonic() - passed)
 
@@ -421,11 +435,14 @@ def _wait_until_stored(lab: Lab, series: list[str], acknowledged: set[str], dead
 # --- the break-it test ------------------------------------------------------------------------------------------
 
 
-def broken_copy(folder: Path) -> Path:
-    """This project with one change: 0x0000 is answered before the instance is committed."""
-    commit = "await journal.keep([arrival.instance for arrival in arrivals])"
-    early = "[arrival.status.set_result(SUCCESS) for arrival in arrivals]; await asyncio.sleep(0.02); "
-    return copy_to_break(folder / "broken", "client.py", commit, early + commit)
+COMMIT = "await journal.keep([arrival.instance for arrival in arrivals])"
+EARLY = "[arrival.status.set_result(SUCCESS) for arrival in arrivals]; await asyncio.sleep(0.02); "
+BROKEN = {"answer": ("client.py", COMMIT, EARLY + COMMIT)} | power.BROKEN
+
+
+def broken_copy(folder: Path, what: str) -> Path:
+    """This project with one change, which breaks a promise; "answer": 0x0000 comes before the commit."""
+    return copy_to_break(folder / "broken", *BROKEN[what])
 
 
 # --- the command ------------------------------------------------------------------------------------------------
@@ -435,6 +452,8 @@ def missing(fault: Fault, may_mount: bool) -> str | None:
     """Why a fault cannot be injected here."""
     if fault.name.endswith("disk full") and not may_mount:
         return "this user may not mount a tmpfs; the quota rows stand for it"
+    if fault.name.startswith(POWER_CUT):
+        return power.missing(fault.name)
     return None
 
 
@@ -443,12 +462,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
     parser.add_argument("--trials", type=int, default=16, help="of each fault")
     parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--without", help="faults whose name does not contain this")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--break-it", action="store_true", help="answer before the commit: must show losses")
+    parser.add_argument(
+        "--break-it",
+        nargs="?",
+        const="answer",
+        choices=BROKEN,
+        help="must show losses: answer before the commit (default); with --only power: no sync of the journal's or "
+        "the server's commits, or of folders",
+    )
     options = parser.parse_args()
     console = Console(width=160)
     may_mount = can_mount()
     chosen = [fault for fault in FAULTS if options.only in fault.name]
+    chosen = [fault for fault in chosen if not options.without or options.without not in fault.name]
     for fault in chosen:
         if problem := missing(fault, may_mount):
             console.print(f"skipped: {fault.name}: {problem}")
@@ -458,7 +486,7 @@ def main() -> int:
         ThreadPoolExecutor(WORKERS) as pool,
         bar(console, "trials", options.trials * len(chosen)) as tried,
     ):
-        root = broken_copy(Path(folder)) if options.break_it else ROOT
+        root = broken_copy(Path(folder), options.break_it) if options.break_it else ROOT
         rows = list(pool.map(lambda fault: run_fault(fault, options.trials, options.seed, root, tried), chosen))
     return report(console, rows, options.seed)
 
@@ -482,6 +510,8 @@ def report(console: Console, rows: list[Row], seed: int) -> int:
     for row in rows:
         for problem in row.problems:
             console.print(f"{row.fault}: {problem}")
+    if cuts := sum((row.cuts for row in rows), Counter[str]()):
+        console.print("cut in: " + ", ".join(f"{operation} {n}" for operation, n in cuts.most_common()))
     total = {name: sum(getattr(row, name) for row in rows) for name in ("trials", "acknowledged", "lost", "doubled")}
     console.print(
         f"seed {seed}; {os.cpu_count()} cores; storescu {'among the senders' if STORESCU else 'not installed'}"

@@ -137,7 +137,7 @@ def send_and_strike(site: Site, series: list[list[Dataset]], rng: random.Random,
 
 def broken_roots(folder: Path, break_it: str | None) -> tuple[Path, Path]:
     """Return where the gateway's program is, and the server's: one of them broken, if `break_it` says so."""
-    gateway_root = broken_copy(folder) if break_it == "gateway" else ROOT
+    gateway_root = broken_copy(folder, "answer") if break_it == "gateway" else ROOT
     return gateway_root, broken_server(folder) if break_it == "union" else ROOT
 
 

@@ -1,5 +1,9 @@
-"""A SQLite file between processes: locked by the one that owns it, read by others without leaving a trace."""
+"""Files on a disk. A SQLite file is locked by the one that owns it, and read by others without leaving a trace.
 
+What has to outlast a power cut is synced: a file, and its folder, which holds its name.
+"""
+
+import contextlib
 import fcntl
 import os
 import sqlite3
@@ -41,3 +45,24 @@ def read_only(path: Path) -> str:
 def real(path: Path) -> Path:
     """Return the path of a file behind all links. Its lock and its socket are beside that path."""
     return Path(os.path.realpath(path))
+
+
+def sync_folder(path: Path) -> None:
+    """Sync a folder to disk, since the name of a new, renamed or removed file is not part of the file."""
+    with contextlib.suppress(OSError):  # some file systems cannot do that; SQLite ignores it as well
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def name_for_good(part: Path, path: Path) -> None:
+    """Give a complete file its name, in the place of an earlier one; after a power cut there is one of the two.
+
+    The content is synced first: a file system may keep the new name and not yet the bytes, which leaves an empty file.
+    """
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_folder(path.parent)

@@ -15,6 +15,7 @@ from pathlib import Path
 from dotenv import dotenv_values
 from dotenv.parser import Binding, parse_stream
 
+from common.at_rest import name_for_good
 from common.errors import SeriesGatewayError
 
 MODE = 0o600  # of the file, since it may hold a key or a password
@@ -99,24 +100,12 @@ def write(path: Path, text: str) -> None:
                     os.fchown(descriptor, before.st_uid, before.st_gid)  # root must not take the file from its user
                 os.fchmod(descriptor, MODE)
                 file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            Path(name).replace(path)
+            name_for_good(Path(name), path)
         except BaseException:  # Ctrl-C as well
             Path(name).unlink(missing_ok=True)
             raise
-        _sync(path.parent)
     except OSError as error:
         raise DotenvUnusable(f"{path} cannot be written: {error.strerror}. It was not changed.") from error
-
-
-def _sync(folder: Path) -> None:
-    """Sync a folder to disk, so that a file's new name is kept."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _name(binding: Binding) -> str:

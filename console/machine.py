@@ -10,7 +10,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import closing
 from pathlib import Path
 
@@ -19,9 +19,13 @@ from console.findings import Finding, failed, ok, warning
 
 FSYNCS = 15  # how many are measured
 SLOW_FSYNC_S = 0.02  # a median above this is a warning
+FASTEST_FSYNC_S = 15e-6  # a median below this is a warning; memory needs 6 µs, the fastest disks more than 20
 FORGETS = {"tmpfs": "memory, and gone after a reboot", "ramfs": "memory, and gone after a reboot"}
 FORGETS |= {"overlay": "a container's own layer, and gone with the container", "aufs": "a container's own layer"}
-NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "glusterfs", "fuse.sshfs", "fuse.s3fs", "lustre"}
+NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "virtiofs", "vboxsf", "ceph", "glusterfs", "lustre", "afs"}
+NETWORK |= {"beegfs", "gpfs", "orangefs", "pvfs2", "davfs", "fuse.sshfs", "fuse.s3fs", "fuse.glusterfs", "fuse.rclone"}
+LOOSE = {"vfat", "exfat", "msdos"}
+UNSYNCED = {"nobarrier", "barrier=0", "volatile"}  # options of mounts with which fsync does not reach the disk
 AS_ITS_USER = "Run this command as the user that the program runs as."
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 LOCAL_DISK = "Use a file on a local disk (in a container: on a volume)"
@@ -57,6 +61,10 @@ def fsync_s(parent: Path, times: int = FSYNCS) -> float:
 
 def speed(what: str, parent: Path, seconds: float) -> Finding:
     """Judge the time of one fsync, and say what a slow one means."""
+    if seconds < FASTEST_FSYNC_S:
+        told = f"one fsync takes {1e6 * seconds:.0f} µs, faster than any disk: a power cut loses what was acknowledged"
+        cure = f"Find out what ignores fsync below {parent} (libeatmydata, a disk in memory), and do without it."
+        return warning(what, told, cure)
     told = f"one fsync takes {1000 * seconds:.1f} ms"
     if seconds <= SLOW_FSYNC_S:
         return ok(what, told)
@@ -81,28 +89,40 @@ def _kind(what: str, setting: str, parent: Path) -> Finding:
         mounts = Path("/proc/mounts").read_text()
     except OSError:
         return warning(what, "the kind of this disk cannot be determined", LOCAL_DISK + ".")
-    return judged(what, setting, filesystem(parent.resolve(), mounts))
+    return judged(what, setting, *filesystem(parent.resolve(), mounts))
 
 
-def judged(what: str, setting: str, kind: str) -> Finding:
-    """Judge if a file system of this kind keeps what is written to it."""
+def judged(what: str, setting: str, kind: str, options: Collection[str] = ()) -> Finding:
+    """Judge if a file system of this kind, mounted with these options, keeps what is written to it."""
+    problem = _problem(kind, options)
+    return (
+        warning(what, f"{kind}: {problem}", f"{LOCAL_DISK}: change {setting}.") if problem else ok(what, f"on {kind}")
+    )
+
+
+def _problem(kind: str, options: Collection[str]) -> str | None:
     if kind in FORGETS:
-        return warning(what, f"{kind}: {FORGETS[kind]}", f"{LOCAL_DISK}: change {setting}.")
+        return FORGETS[kind]
     if kind in NETWORK:
-        told = f"{kind}: a network drive, whose locks and fsync SQLite cannot trust"
-        return warning(what, told, f"{LOCAL_DISK}: change {setting}.")
-    return ok(what, f"on {kind}")
+        return "a network drive, whose locks and fsync SQLite cannot trust"
+    if kind in LOOSE:
+        return "it may damage files in a power cut, and cannot keep them from other users"
+    if unsynced := sorted(UNSYNCED.intersection(options)):
+        return f"mounted with {', '.join(unsynced)}, so a power cut loses what was acknowledged"
+    if kind.partition(".")[0] in ("fuse", "fuseblk"):
+        return "a file system of a program, whose locks, fsync and shared memory SQLite cannot trust"
+    return None
 
 
-def filesystem(path: Path, mounts: str) -> str:
-    """Return the kind of file system that holds a path, according to the text of /proc/mounts."""
-    found = "unknown"
+def filesystem(path: Path, mounts: str) -> tuple[str, list[str]]:
+    """Return the kind and the options of the file system that holds a path, by the text of /proc/mounts."""
+    found: tuple[str, list[str]] = "unknown", []
     longest = -1
     for line in mounts.splitlines():
-        _, point, kind, *_ = line.split(" ")
+        _, point, kind, options, *_ = line.split(" ")
         at = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), point)
         if path.is_relative_to(at) and len(at) >= longest:  # of two mounts on one point the later one is visible
-            longest, found = len(at), kind
+            longest, found = len(at), (kind, options.split(","))
     return found
 
 

@@ -1,6 +1,5 @@
 """Open the journal's file: lock it for one process, create or migrate it, or set it aside if it is corrupt."""
 
-import contextlib
 import os
 import secrets
 import sqlite3
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from common.at_rest import locked, real
+from common.at_rest import locked, real, sync_folder
 from gateway import journal_rows as rows
 from gateway.journal_reader import JournalUnusable
 
@@ -156,7 +155,7 @@ def connect_or_set_aside(path: Path) -> sqlite3.Connection:
 def _make(path: Path) -> None:
     """Create the file, readable by its owner only: it holds patients' names. SQLite's other files get its mode."""
     path.touch(mode=0o600)
-    _sync_folder(path)
+    sync_folder(path.parent)
 
 
 def _set_aside(path: Path, reason: str, suffixes: Sequence[str]) -> None:
@@ -167,18 +166,8 @@ def _set_aside(path: Path, reason: str, suffixes: Sequence[str]) -> None:
     for suffix in suffixes:
         if os.path.exists(f"{path}{suffix}"):
             os.rename(f"{path}{suffix}", f"{aside}{suffix}")
-    _sync_folder(path)
+    sync_folder(path.parent)
     log.error("journal.set_aside", journal=str(path), moved_to=aside, reason=reason)
-
-
-def _sync_folder(path: Path) -> None:
-    """Sync the folder to disk, since the name of a new or renamed file is not part of the file."""
-    with contextlib.suppress(OSError):  # some file systems cannot do that; SQLite ignores it as well
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def connect(path: Path) -> sqlite3.Connection:

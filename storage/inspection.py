@@ -22,6 +22,7 @@ from storage.schema import api_keys, changes, conflicts, gateways, webhooks
 from storage.webhooks import select_all
 
 USED = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+PROMISES = ("fsync", "synchronous_commit", "full_page_writes")
 ENCRYPTED = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)"
 
 
@@ -88,6 +89,10 @@ class Inspection:
     async def version(self) -> int:
         """Return PostgreSQL's version as a number: 150004 is 15.4."""
         return int(await self._one("SHOW server_version_num"))
+
+    async def promises(self) -> dict[str, str]:
+        """Return the settings that decide what is left after a power cut, as this user's sessions have them."""
+        return {name: str(await self._one(f"SHOW {name}")) for name in PROMISES}
 
     async def connections(self) -> tuple[int, int]:
         """Return how many connections there may be, and how many there are."""

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from bench import partitions
-from bench.rig import images, postgres
+from bench.rig import forgetful_mount, images, postgres
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
 from bench.rig.nginx import NGINX, NGINX_MISSING
 from bench.rig.peers import (
@@ -58,6 +58,7 @@ MISSING.update(
         "dcmtk": None if shutil.which("storescu") and shutil.which("dcmsend") else DCMTK_MISSING,
         "docker": images.missing(),
         "fish": lacking("fish", "fish"),
+        "fuse": forgetful_mount.missing(),
         "haproxy": None if HAPROXY else HAPROXY_MISSING,
         "kubectl": None if shutil.which("kubectl") else "kubectl is not installed (no Debian package is new enough)",
         "namespaces": partitions.missing(),

@@ -93,7 +93,8 @@ async def _postgresql(settings: ServerSettings) -> list[Finding]:
     shown = without_password(settings.database_url)
     try:
         async with Inspection.open(settings) as database:
-            return [_version(await database.version(), shown), *await _connections(database, settings)]
+            version = _version(await database.version(), shown)
+            return [version, _durability(await database.promises()), *await _connections(database, settings)]
     except CannotInspect as reason:
         cure = "Check that it runs, that user, password and database in DATABASE_URL are right, and that it accepts "
         cure += "connections from this machine."
@@ -105,6 +106,16 @@ def _version(number: int, shown: str) -> Finding:
     if number < OLDEST_POSTGRESQL:
         return failed("database", told, f"Upgrade it to {OLDEST_POSTGRESQL // 10000} or later.")
     return ok("database", told)
+
+
+def _durability(promises: Mapping[str, str]) -> Finding:
+    """Judge if PostgreSQL still has after a power cut what it has committed, and so what a gateway has forgotten."""
+    off = [name for name, value in promises.items() if value == "off"]
+    if not off:
+        return ok("database", "commits are on its disk before it says so (fsync, synchronous_commit)")
+    told = f"{', '.join(off)} off: a power cut of its machine loses reports that gateways have forgotten"
+    cure = "; ".join(f"ALTER SYSTEM SET {name} = on" for name in off)
+    return failed("database", told, f"{cure}; SELECT pg_reload_conf(); ALTER ROLE or ALTER DATABASE may say otherwise.")
 
 
 async def _connections(database: Inspection, settings: ServerSettings) -> list[Finding]:

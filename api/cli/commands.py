@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import click
 
 from api.cli.readers import VERDICTS, export, moment, on_complete, sources
+from common.at_rest import name_for_good
 from common.control import NotRunning, RequestFailed, request
 from common.errors import SeriesGatewayError
 from common.kinds import http_url
@@ -224,7 +225,7 @@ def _make_key(
     made = _do(settings, "create_key", name=name, scopes=list(scopes), expires_at=expires_at)
     if save is not None and part is not None:
         part.write_text(made.pop("key") + "\n")
-        part.rename(save)
+        name_for_good(part, save)
     return made
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from api import table
 from api.answers import SeriesPage, StudyPage
 from api.cli.remote import Remote, Unreadable
+from common.at_rest import name_for_good
 from models import SeriesRecord
 from storage.answers import StudyRecord
 
@@ -89,7 +90,7 @@ def _written(output: Path | None) -> Iterator[TextIO]:
             os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="", encoding="utf-8"
         ) as file:
             yield file
-        part.rename(output)
+        name_for_good(part, output)
     finally:
         part.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any
 
+REPORT = b"POST /series "
 CANNED = "HTTP/1.1 {}\r\nContent-Length: 0\r\n{}Connection: close\r\n\r\n"
 
 
@@ -35,16 +36,17 @@ class Proxy:
         self.port = 0
         self.upstream_port = 0
         self.mischief: deque[Mischief] = deque()
+        """Held here, since nothing else holds one whose gateway is gone and whose server has not answered."""
         self.on_request: Callable[[], None] | None = None
-        """Called once, when a request has come in and the server has not seen it; then it is forgotten."""
+        """Called once, when a report has come in and the server has not seen it; then it is forgotten."""
         self.on_answer: Callable[[], None] | None = None
-        """Called once, when the server has answered and the gateway has not heard; then it is forgotten."""
+        """Called once, when the server has answered a report and the gateway has not heard; then it is forgotten."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, request after request."""
         try:
             while request := await _message(reader):
-                _once(self, "on_request")
+                _once(self, "on_request", request)
                 if not await self._handle(request, writer):
                     break
         except (OSError, asyncio.IncompleteReadError):
@@ -66,7 +68,7 @@ class Proxy:
                 await asyncio.sleep(60)
                 return False
         answer = await self._forward(request)
-        _once(self, "on_answer")
+        _once(self, "on_answer", request)
         if mischief is Mischief.CUT_ANSWER:
             return False
         writer.write(answer if mischief is None else answer[: len(answer) // 2])
@@ -82,9 +84,9 @@ class Proxy:
             writer.close()
 
 
-def _once(proxy: Proxy, name: str) -> None:
+def _once(proxy: Proxy, name: str, request: bytes) -> None:
     hook = getattr(proxy, name)
-    if hook is not None:
+    if hook is not None and request.startswith(REPORT):
         setattr(proxy, name, None)
         hook()
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import structlog
 import trustme
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from api.cli.check import check
@@ -152,6 +154,18 @@ async def test_a_pool_larger_than_postgresql_allows_is_a_warning(postgresql_url:
     assert "PostgreSQL 1" in fine
     assert "one round trip takes" in fine
     assert "the same time as the database's" in said(findings, "clock", "ok")
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_postgresql_that_answers_before_its_disk_has_failed(postgresql_url: str) -> None:
+    url = make_url(postgresql_url)
+    engine = create_async_engine(url)
+    async with engine.begin() as connection:
+        await connection.execute(text(f'ALTER DATABASE "{url.database}" SET synchronous_commit = off'))
+    await engine.dispose()
+    told = said(await found(postgresql_url), "database", "failed")
+    assert "synchronous_commit off" in told
+    assert "ALTER SYSTEM SET synchronous_commit = on" in told
 
 
 # --- what it holds ----------------------------------------------------------------------------------------------

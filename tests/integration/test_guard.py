@@ -182,6 +182,17 @@ def test_an_audit_file_grows_by_what_is_written_and_one_that_is_full_is_said(aud
     assert [entry["event"] for entry in logs] == ["audit.unwritten"]
 
 
+def test_a_line_that_a_power_cut_has_torn_spoils_no_other_line(audit: Path) -> None:
+    audit.write_text('{"event": "request.audited", "sta')
+    for _ in range(2):
+        with audit_log(audit) as write:
+            write(status=200)
+    torn, *whole = audit.read_text().splitlines()
+    assert [json.loads(line)["status"] for line in whole] == [200, 200]
+    with pytest.raises(ValueError, match="Unterminated"):
+        json.loads(torn)
+
+
 def test_without_a_file_it_is_the_log_that_tells() -> None:
     with capture_logs() as logs, audit_log(None) as write:
         write(status=200)

@@ -76,15 +76,47 @@ def test_the_last_sentence_of_an_error_is_its_cure() -> None:
     ],
 )
 def test_the_innermost_and_last_mount_says_the_kind_of_file_system(path: str, kind: str) -> None:
-    assert machine.filesystem(Path(path), MOUNTS) == kind
+    assert machine.filesystem(Path(path), MOUNTS)[0] == kind
 
 
-@pytest.mark.parametrize(("kind", "words"), [("overlay", "container"), ("nfs4", "cannot trust"), ("tmpfs", "reboot")])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("overlay", "container"),
+        ("nfs4", "cannot trust"),
+        ("cifs", "cannot trust"),
+        ("virtiofs", "cannot trust"),
+        ("fuse.sshfs", "network drive"),
+        ("fuse", "a file system of a program"),
+        ("fuse.anything", "a file system of a program"),
+        ("fuseblk", "a file system of a program"),
+        ("vfat", "power cut"),
+        ("tmpfs", "reboot"),
+    ],
+)
 def test_a_file_system_that_forgets_or_lies_is_a_warning(kind: str, words: str) -> None:
-    finding = machine.judged("x", "GATEWAY_JOURNAL_PATH", kind)
+    finding = machine.judged("x", "GATEWAY_JOURNAL_PATH", kind, ["rw"])
     assert (finding.state, words in finding.detail) == ("warning", True)
     assert finding.cure == "Use a file on a local disk (in a container: on a volume): change GATEWAY_JOURNAL_PATH."
-    assert machine.judged("x", "GATEWAY_JOURNAL_PATH", "ext4").state == "ok"
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "zfs", "fusectl"])
+def test_a_local_file_system_is_well(kind: str) -> None:
+    assert machine.judged("x", "GATEWAY_JOURNAL_PATH", kind, ["rw", "relatime"]).state == "ok"
+
+
+@pytest.mark.parametrize("option", ["nobarrier", "barrier=0"])
+def test_a_mount_that_does_not_wait_for_its_disk_is_a_warning(option: str) -> None:
+    mounts = f"/dev/sda1 / ext4 rw 0 0\n/dev/sdb1 /data ext4 rw,{option} 0 0\n"
+    finding = machine.judged("x", "DATABASE_URL", *machine.filesystem(Path("/data/x"), mounts))
+    assert (finding.state, option in finding.detail) == ("warning", True)
+    assert machine.judged("x", "DATABASE_URL", *machine.filesystem(Path("/home"), mounts)).state == "ok"
+
+
+def test_what_answers_a_sync_faster_than_a_disk_can_is_a_warning() -> None:
+    finding = machine.speed("x", Path("/data"), machine.FASTEST_FSYNC_S / 2)
+    assert (finding.state, "faster than any disk" in finding.detail) == ("warning", True)
+    assert machine.speed("x", Path("/data"), machine.FASTEST_FSYNC_S).state == "ok"
 
 
 def test_a_slow_fsync_says_what_that_means() -> None:
