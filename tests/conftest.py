@@ -76,7 +76,6 @@ MISSING.update(
 )
 
 
-pytest.register_assert_rewrite("tests.rig")  # else a check of a helper's would not say what it compared
 hypothesis.settings.register_profile(
     "a busy machine is no failure", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
