@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, cast, get_args
 
 import structlog
 from sqlalchemy import Select, bindparam, func, not_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
 from common.required import required_series
@@ -36,6 +35,7 @@ from models import (
 )
 from storage import declarations, history, merge, orders, studies, study_declarations
 from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
+from storage.connection import Connection
 from storage.declarations import Declared
 from storage.engine import DatabaseUnavailable, Engine, insert
 from storage.heartbeats import Heartbeats
@@ -342,7 +342,7 @@ def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> N
 
 
 async def _store(
-    connection: AsyncConnection, report: SeriesReport, terms: Terms
+    connection: Connection, report: SeriesReport, terms: Terms
 ) -> tuple[SeriesRecord, SeriesRow, bool, list[Told]]:
     """Merge a report into its series' row; return the record, the row before, and whether that was made for it.
 
@@ -370,7 +370,7 @@ async def _store(
 
 
 async def _unite(  # noqa: PLR0913 - a report, and how it came
-    connection: AsyncConnection,
+    connection: Connection,
     report: SeriesReport,
     known: SeriesRow,
     now: datetime,
@@ -419,9 +419,7 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
 # --- gateways ---------------------------------------------------------------------------------------------------
 
 
-async def _hear(
-    connection: AsyncConnection, state: GatewayState
-) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
+async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
     """Keep a gateway's state, forget gateways that are gone, and take what it says of its orders.
 
     Return what it is to do, the orders that have ended, and the studies that it does not name any more.
@@ -442,7 +440,7 @@ async def _hear(
     return await orders.waiting(connection, state.GatewayID, now), ended, freed
 
 
-async def _order(connection: AsyncConnection, gateway_id: str, what: Mapping[str, Any]) -> Mapping[str, Any] | None:
+async def _order(connection: Connection, gateway_id: str, what: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Give an order to a gateway; None if the gateway is not known. Raises TooManyOrders."""
     known = select(gateways.c.GatewayID).where(gateways.c.GatewayID == gateway_id)
     if (await connection.execute(known)).first() is None:
@@ -463,7 +461,7 @@ def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
 
 
 async def _keep_conflict(
-    connection: AsyncConnection, report: SeriesReport, known: SeriesRow, now: datetime
+    connection: Connection, report: SeriesReport, known: SeriesRow, now: datetime
 ) -> Mapping[str, Any]:
     """Keep a report aside, and let that be told, once; return the columns that changed."""
     if await insert(connection, conflicts, merge.conflict_row(report, now)):
@@ -492,7 +490,7 @@ def _kept_report(kept: Mapping[str, Any]) -> SeriesReport:
     return SeriesReport.model_validate({**kept, **bounded})
 
 
-async def _count_conflicts(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
+async def _count_conflicts(connection: Connection, series_instance_uid: str) -> Mapping[str, Any]:
     """Count the open conflicts of a series into its row; return the column."""
     unresolved = (conflicts.c.SeriesInstanceUID == series_instance_uid) & conflicts.c.Resolution.is_(None)
     count = (await connection.execute(select(func.count()).select_from(conflicts).where(unresolved))).scalar_one()
@@ -500,7 +498,7 @@ async def _count_conflicts(connection: AsyncConnection, series_instance_uid: str
     return {"Conflicts": count}
 
 
-async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool:
+async def _was_merged(connection: Connection, report: SeriesReport) -> bool:
     """Return whether an operator has said that what this patient and study send belongs to the series."""
     of_series = conflicts.c.SeriesInstanceUID == report.SeriesInstanceUID
     merged = select(conflicts.c.Report, conflicts.c.Before).where(of_series & conflicts.c.Resolution.in_(MERGED))
@@ -510,7 +508,7 @@ async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool
 
 
 async def _resolve(  # noqa: PLR0913 - a decision, and how it came
-    connection: AsyncConnection, digest: str, decision: Decision, *, by: str, now: datetime, terms: Terms
+    connection: Connection, digest: str, decision: Decision, *, by: str, now: datetime, terms: Terms
 ) -> tuple[SeriesRecord | None, list[Told]]:
     """Settle an open conflict; return the record as it is then, None if there is no such open conflict.
 
@@ -552,7 +550,7 @@ async def _resolve(  # noqa: PLR0913 - a decision, and how it came
 # --- the order of changes ---------------------------------------------------------------------------------------
 
 
-async def _number(connection: AsyncConnection) -> None:
+async def _number(connection: Connection) -> None:
     """Number what is committed, one process at a time; of one series, what came first gets the lower number."""
     counter = counters.c.Name == "changes"
     await insert(connection, counters, {"Name": "changes", "Value": 0})

@@ -3,8 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,13 +12,14 @@ import alembic.command
 import alembic.config
 import alembic.util
 import asyncpg
+import sqlalchemy
 import structlog
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Executable, Table, event, exc, func, text
+from sqlalchemy import Executable, Table, create_engine, event, exc, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from common import metrics
@@ -26,6 +27,7 @@ from common.at_rest import locked
 from common.connections import OF_POSTGRESQL, notice_death
 from common.errors import SeriesGatewayError
 from common.settings import ServerSettings, without_password
+from storage.connection import Connection, Do, Greenlets, Threads
 
 BUSY_TIMEOUT_MS = 5000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
@@ -50,7 +52,7 @@ class DatabaseUnusable(SeriesGatewayError):
 class Engine:
     """Transactions on one database."""
 
-    def __init__(self, writer: AsyncEngine, readers: AsyncEngine) -> None:
+    def __init__(self, writer: Greenlets | Threads, readers: Greenlets | Threads) -> None:
         self._writer = writer
         self._readers = readers
 
@@ -61,31 +63,30 @@ class Engine:
         url = make_url(settings.database_url)
         on_sqlite = url.get_backend_name() == "sqlite"
         with _only_process(url) if on_sqlite else nullcontext():
-            writer = _sqlite(url, writes=True) if on_sqlite else _postgresql(url, settings)
-            readers = _sqlite(url, writes=False) if on_sqlite else writer
+            writer, readers = _on_sqlite(url) if on_sqlite else _on_postgresql(url, settings)
             try:
-                await _migrate(url, writer if on_sqlite else _patient(url))
+                await _migrate(url, writer if on_sqlite else Greenlets(_patient(url)))
                 yield cls(writer, readers)
             finally:
-                await readers.dispose()
-                await writer.dispose()
+                await readers.close()
+                await writer.close()
 
     async def read(self, query: Executable) -> list[dict[str, Any]]:
         """Return the rows of a query. Raises DatabaseUnavailable."""
 
-        async def rows(connection: AsyncConnection) -> list[dict[str, Any]]:
+        async def rows(connection: Connection) -> list[dict[str, Any]]:
             return [{**row} for row in (await connection.execute(query)).mappings()]
 
         with _measured("read"):
-            return await _tried(self._readers.connect, rows)
+            return await _tried(self._readers, rows)
 
-    async def write(self, do: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def write(self, do: Do[T]) -> T:
         """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.
 
         In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
         """
         with _measured("write"):
-            return await _tried(self._writer.begin, do)
+            return await _tried(self._writer, do)
 
 
 @contextmanager
@@ -98,14 +99,11 @@ def _measured(kind: str) -> Iterator[None]:
         raise
 
 
-async def _tried(
-    connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], do: Callable[[AsyncConnection], Awaitable[T]]
-) -> T:
+async def _tried(transactions: Greenlets | Threads, do: Do[T]) -> T:
     for attempt in range(TRIES):
         try:
             with _translated():
-                async with connect() as connection:
-                    return await do(connection)
+                return await transactions.run(do)
         except _TryAgain as error:
             reason = str(error)
             metrics.database_retries.inc()
@@ -114,7 +112,7 @@ async def _tried(
 
 
 async def insert(
-    connection: AsyncConnection,
+    connection: Connection,
     table: Table,
     rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     or_update: Mapping[str, Any] | None = None,
@@ -160,10 +158,15 @@ def _only_process(url: URL) -> Iterator[None]:
         yield
 
 
-def _sqlite(url: URL, *, writes: bool) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=1 if writes else READERS, max_overflow=0, hide_parameters=True)
+def _on_sqlite(url: URL) -> tuple[Threads, Threads]:
+    return Threads(_sqlite(url, writes=True), 1), Threads(_sqlite(url, writes=False), READERS)
 
-    @event.listens_for(engine.sync_engine, "connect")
+
+def _sqlite(url: URL, *, writes: bool) -> sqlalchemy.Engine:
+    file = url.set(drivername="sqlite+pysqlite")
+    engine = create_engine(file, pool_size=1 if writes else READERS, max_overflow=0, hide_parameters=True)
+
+    @event.listens_for(engine, "connect")
     def configure(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # SQLAlchemy's BEGIN below is the only one
         try:
@@ -173,11 +176,17 @@ def _sqlite(url: URL, *, writes: bool) -> AsyncEngine:
             connection.close()  # the pool does not know it yet
             raise
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
+    @event.listens_for(engine, "begin")
+    def begin(connection: sqlalchemy.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _on_postgresql(url: URL, settings: ServerSettings) -> tuple[Greenlets, Greenlets]:
+    """Make what writes and what reads, of one pool; a query alone is a transaction without being told so."""
+    engine = _postgresql(url, settings)
+    return Greenlets(engine), Greenlets(engine.execution_options(isolation_level="AUTOCOMMIT"))
 
 
 def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
@@ -188,7 +197,6 @@ def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=timeout_s,
-        pool_pre_ping=True,
         hide_parameters=True,
         isolation_level="READ COMMITTED",
         connect_args={
@@ -222,13 +230,16 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
         notice_death(transport.get_extra_info("socket"))
 
 
-async def _migrate(url: URL, engine: AsyncEngine) -> None:
+async def _migrate(url: URL, transactions: Greenlets | Threads) -> None:
     shown = without_password(url.render_as_string(hide_password=True))
+
+    async def migrate(connection: Connection) -> None:
+        if connection.dialect.name == "postgresql":
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
+        await connection.run_sync(_upgrade)
+
     try:
-        async with engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
-            await connection.run_sync(_upgrade)
+        await transactions.run(migrate)
     except alembic.util.CommandError as error:
         raise DatabaseUnusable(
             f"DATABASE_URL={shown} has a schema this version does not know ({error}). Run the version that wrote it, "
@@ -242,7 +253,7 @@ async def _migrate(url: URL, engine: AsyncEngine) -> None:
         ) from error
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: sqlalchemy.Connection) -> None:
     config = _migrations()
     config.attributes["connection"] = connection
     before, wanted = revision(connection), revisions()[-1]
@@ -255,7 +266,7 @@ def _upgrade(connection: Connection) -> None:
     log.info("database.migrated", to=wanted, seconds=round(time.monotonic() - began, 3))
 
 
-def revision(connection: Connection) -> str | None:
+def revision(connection: sqlalchemy.Connection) -> str | None:
     """Return the revision of the schema as it is; None if there is none yet."""
     return MigrationContext.configure(connection).get_current_revision()
 

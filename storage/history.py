@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import func, literal, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import SeriesReport
 from storage import merge
+from storage.connection import Connection
 from storage.rows import SeriesRow, with_changes
 from storage.schema import timeline
 
@@ -17,7 +17,7 @@ FIRST, LAST = 500, 300  # events that stay of a series that has more
 PLACE = (timeline.c.At, timeline.c.Id)
 
 
-async def keep(connection: AsyncConnection, report: SeriesReport, known: SeriesRow, changed: Mapping[str, Any]) -> None:
+async def keep(connection: Connection, report: SeriesReport, known: SeriesRow, changed: Mapping[str, Any]) -> None:
     """Add what the report tells and is not there yet, and what became of it."""
     mine = (timeline.c.SeriesInstanceUID == report.SeriesInstanceUID) & (timeline.c.Revision == report.Revision)
     told = select(timeline.c.At, timeline.c.Event).where(mine & (timeline.c.GatewayID == report.GatewayID))
@@ -32,7 +32,7 @@ async def keep(connection: AsyncConnection, report: SeriesReport, known: SeriesR
     await add(connection, report.SeriesInstanceUID, events)
 
 
-async def add(connection: AsyncConnection, series_instance_uid: str, events: Sequence[Mapping[str, Any]]) -> None:
+async def add(connection: Connection, series_instance_uid: str, events: Sequence[Mapping[str, Any]]) -> None:
     """Add events, and shorten the timeline where it is then too long."""
     if not events:
         return
@@ -44,7 +44,7 @@ async def add(connection: AsyncConnection, series_instance_uid: str, events: Seq
         await _shorten(connection, series_instance_uid)
 
 
-async def _shorten(connection: AsyncConnection, series_instance_uid: str) -> None:
+async def _shorten(connection: Connection, series_instance_uid: str) -> None:
     """Put one event in the place of all between the first and the last ones; it says how many these were.
 
     It takes the place of the first of them, so the next time it is among those that go, and its number goes on.

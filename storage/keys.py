@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import exists, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.schema import api_keys, ended_sessions
 
@@ -62,7 +62,7 @@ class Keys:
             "ExpiresAt": expires_at,
         }
 
-        async def add(connection: AsyncConnection) -> None:
+        async def add(connection: Connection) -> None:
             await insert(connection, api_keys, row)
 
         await self._engine.write(add)
@@ -77,7 +77,7 @@ class Keys:
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
         this = (api_keys.c.Id == id) & (api_keys.c.RevokedAt.is_(None) | (api_keys.c.RevokedAt == now))
 
-        async def change(connection: AsyncConnection) -> int:
+        async def change(connection: Connection) -> int:
             return (await connection.execute(api_keys.update().where(this).values(RevokedAt=now))).rowcount
 
         return await self._engine.write(change) == 1
@@ -118,7 +118,7 @@ class Keys:
         claim, _, _ = presented.rpartition(".")
         ends_at = datetime.fromtimestamp(int(claim.split(".")[1]), UTC)
 
-        async def end(connection: AsyncConnection) -> None:
+        async def end(connection: Connection) -> None:
             await connection.execute(ended_sessions.delete().where(ended_sessions.c.EndsAt < datetime.now(UTC)))
             await insert(connection, ended_sessions, {"Session": claim, "EndsAt": ends_at})
 

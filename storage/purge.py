@@ -13,9 +13,9 @@ from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, exists, func, literal, literal_column, not_, or_, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage import studies
+from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.orders import forget_old_whys, forget_why
 from storage.schema import (
@@ -105,7 +105,7 @@ class Purger:
         return ChangeBatch(after=until, changes=count)
 
 
-async def _purge_series(connection: AsyncConnection, before: datetime, after: Place | None) -> SeriesBatch:
+async def _purge_series(connection: Connection, before: datetime, after: Place | None) -> SeriesBatch:
     """Remove one batch, in one transaction; with the first one go the reasons of old orders.
 
     1. Lock the rows: each has then the last word of every report that has been stored.
@@ -139,7 +139,7 @@ async def _purge_series(connection: AsyncConnection, before: datetime, after: Pl
     return _became(found, batch, stays)
 
 
-async def _delete_changes(connection: AsyncConnection, outdated: ColumnElement[bool]) -> int:
+async def _delete_changes(connection: Connection, outdated: ColumnElement[bool]) -> int:
     return (await connection.execute(changes.delete().where(outdated))).rowcount
 
 
@@ -169,7 +169,7 @@ def _uids(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [row["SeriesInstanceUID"] for row in rows]
 
 
-async def recall(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> dict[str, Any] | None:
+async def recall(connection: Connection, series_instance_uid: str, now: datetime) -> dict[str, Any] | None:
     """Take the tombstone of a series that comes again; return how its timeline begins, before what is stored at `now`.
 
     A report that has waited for the purge began before it.

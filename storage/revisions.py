@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import Select, Table, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import ChangeKind, SeriesRecord
 from storage import merge
+from storage.connection import Connection
 from storage.engine import insert
 from storage.rows import SeriesRow, with_changes
 from storage.schema import changes, completions, series
@@ -31,32 +31,32 @@ def as_record(row: Mapping[str, Any]) -> SeriesRecord:
     return SeriesRecord.model_validate(told | {"Missing": merge.missing(told)})
 
 
-async def locked(connection: AsyncConnection, series_instance_uid: str) -> SeriesRow | None:
+async def locked(connection: Connection, series_instance_uid: str) -> SeriesRow | None:
     """Return the row of a series, which no other transaction changes or removes until this one ends; None: no row."""
     query = select_series(series_instance_uid).with_for_update()
     row = (await connection.execute(query)).mappings().one_or_none()
-    return cast("SeriesRow", merge.truthful(row)) if row else None
+    return cast("SeriesRow", merge.truthful({**row})) if row else None
 
 
-async def revise(connection: AsyncConnection, known: SeriesRow, changed: Mapping[str, Any]) -> None:
+async def revise(connection: Connection, known: SeriesRow, changed: Mapping[str, Any]) -> None:
     """Make the next revision of a row, and let it be told."""
     await update(connection, known["SeriesInstanceUID"], changed)
     row = with_changes(known, changed)
     await tell(connection, row, merge.kinds(known, row), row["UpdatedAt"])
 
 
-async def tell(connection: AsyncConnection, row: Mapping[str, Any], kinds: Sequence[ChangeKind], at: datetime) -> None:
+async def tell(connection: Connection, row: Mapping[str, Any], kinds: Sequence[ChangeKind], at: datetime) -> None:
     """Let those who follow know how a series stands now."""
     values = {column: row[column] for column in TOLD}
     await connection.execute(changes.insert().values(values | {"Kinds": " ".join(kinds), "At": at}))
 
 
-async def update(connection: AsyncConnection, series_instance_uid: str, changed: Mapping[str, Any]) -> None:
+async def update(connection: Connection, series_instance_uid: str, changed: Mapping[str, Any]) -> None:
     """Change columns of a row, and tell nobody."""
     await connection.execute(series.update().where(series.c.SeriesInstanceUID == series_instance_uid).values(changed))
 
 
-async def count_verdict(connection: AsyncConnection, row: SeriesRow, figure: str) -> None:
+async def count_verdict(connection: Connection, row: SeriesRow, figure: str) -> None:
     """Count the verdict of a row up in one column of the figures.
 
     Last of the transaction: many reports want the same few rows.
@@ -67,7 +67,7 @@ async def count_verdict(connection: AsyncConnection, row: SeriesRow, figure: str
     await insert(connection, completions, counted | counts, or_update={figure: completions.c[figure] + 1})
 
 
-async def figures_of(connection: AsyncConnection, table: Table, source: str, most: int) -> str:
+async def figures_of(connection: Connection, table: Table, source: str, most: int) -> str:
     """Return the name that a source's figures stand under: senders choose names, and not how many rows exist."""
     rows = select(func.count()).select_from(table)
     known = (await connection.execute(rows.where(table.c.Source == source))).scalar_one()

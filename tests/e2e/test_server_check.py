@@ -13,7 +13,7 @@ import structlog
 import trustme
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from api.cli.check import check
 from bench.rig.peers import free_port
@@ -23,6 +23,7 @@ from common.version import version
 from console.findings import Finding
 from db import Database
 from models import GatewayState
+from storage.connection import Connection
 from storage.engine import _migrations, revisions
 from storage.schema import dead_changes, webhooks
 from tests.e2e.test_admin import ours
@@ -193,7 +194,7 @@ async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: 
         for n, attempts in ((1, 0), (2, 3), (3, 0)):
             values = row | {"Url": f"https://u:s3cret@ai{n}.example/hook?token=s3cret", "Attempts": attempts}
             insert = webhooks.insert().values(values | {"Problem": "HTTP 500"})
-            await database._engine.write(partial(AsyncConnection.execute, statement=insert))
+            await database._engine.write(partial(Connection.execute, statement=insert))
         dead = {"Webhook": 3, "Number": 1, "Problem": "HTTP 410", "At": datetime.now(UTC)}
         await database._engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
     findings = await found(database_url)

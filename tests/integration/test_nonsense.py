@@ -13,12 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.examples import GATEWAY_REPORT
 from common.settings import ServerSettings
 from models import MAX_ATTRIBUTE, MAX_DESCRIPTION, MAX_VALUE, MAX_VALUES, MOST
 from server import create_app
+from storage.connection import Connection
 from tests.factories import make_state
 
 SERIES = GATEWAY_REPORT["SeriesInstanceUID"]
@@ -191,7 +191,7 @@ async def test_a_long_name_of_a_field_is_not_repeated(http: httpx.AsyncClient) -
 
 
 async def execute(http: httpx.AsyncClient, statement: str, **values: object) -> None:
-    async def do(connection: AsyncConnection) -> None:
+    async def do(connection: Connection) -> None:
         await connection.execute(text(statement), values)
 
     await http._transport.app.state.database._engine.write(do)  # type: ignore[attr-defined]

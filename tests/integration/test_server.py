@@ -21,7 +21,7 @@ from common.settings import ServerSettings
 from common.version import version
 from gateway.server_client import _is_about_the_report, ask
 from server import create_app
-from storage.engine import Engine, _sqlite
+from storage.engine import Engine, _on_sqlite
 from storage.keys import Keys
 from tests.factories import make_report
 
@@ -294,11 +294,10 @@ async def test_health_is_live_and_ready(http: httpx.AsyncClient) -> None:
 
 async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, tmp_path: Path) -> None:
     await http.get("/series")  # the connections of the database that works
-    before = threading.enumerate()
     (tmp_path / "broken.db").mkdir()
     url = make_url(f"sqlite+aiosqlite:///{tmp_path}/broken.db")
     app = http._transport.app  # type: ignore[attr-defined]
-    broken = Engine(_sqlite(url, writes=True), _sqlite(url, writes=False))
+    broken = Engine(*_on_sqlite(url))
     for keys in (app.state.keys, Keys(broken)):  # the handler meets it, and then the guard
         app.state.database._engine, app.state.keys = broken, keys
         for request in (http.get("/health/ready"), http.get("/series"), http.post("/series", json=MINIMAL_REPORT)):
@@ -307,9 +306,6 @@ async def test_broken_database_is_503_with_retry_after(http: httpx.AsyncClient, 
             assert int(response.headers["Retry-After"]) >= 1
         assert (await http.get("/health/live")).status_code == 200
     app.state.follower.end()
-    for thread in threading.enumerate():  # aiosqlite's of the failed connections still want this loop
-        if thread not in before and not thread.name.startswith("AnyIO"):  # whose threads wait for more to do
-            await asyncio.to_thread(thread.join, 10)
 
 
 async def test_openapi_shows_the_examples(http: httpx.AsyncClient) -> None:

@@ -1,18 +1,21 @@
 """When a transaction is tried again, what its errors become, and what is counted of them."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import exc
+from sqlalchemy import exc, text
 from sqlalchemy.engine import make_url
 
 from common import metrics
 from common.settings import ServerSettings
-from storage import engine
+from storage import connection, engine
+from storage.connection import Connection, Threads
 from storage.engine import FIRST_BACKOFF_S, TRIES, DatabaseUnavailable, Engine
 
 A_NAME = "Test^One"
@@ -51,10 +54,9 @@ class Database:
         self.times: list[float] = []
         self.engine = Engine(self, self)  # type: ignore[arg-type]
 
-    @asynccontextmanager
-    async def begin(self) -> AsyncIterator[int]:
+    async def run(self, do: Any) -> Any:
         self.times.append(asyncio.get_running_loop().time())
-        yield len(self.times)
+        return await do(len(self.times))
 
     async def do(self, connection: Any) -> int:
         if (failure := next(self.failures, None)) is not None:
@@ -107,7 +109,53 @@ async def test_a_fault_of_ours_is_none_of_the_databases() -> None:
     assert counted() == before
 
 
+@asynccontextmanager
+async def on_sqlite(folder: Path) -> AsyncIterator[Threads]:
+    writer, readers = engine._on_sqlite(make_url(f"sqlite+aiosqlite:///{folder}/series.db"))
+    try:
+        yield writer
+    finally:
+        await readers.close()
+        await writer.close()
+
+
+async def test_a_transaction_that_awaits_something_else_is_said_and_undone(tmp_path: Path) -> None:
+    async def wait(connection: Connection) -> None:
+        await connection.execute(text("CREATE TABLE one (id INTEGER)"))
+        await asyncio.sleep(0)
+
+    async def tables(connection: Connection) -> list[str]:
+        return list((await connection.execute(text("SELECT name FROM sqlite_master"))).scalars())
+
+    async with on_sqlite(tmp_path) as transactions:
+        with pytest.raises(RuntimeError, match="something else"):
+            await transactions.run(wait)
+        assert await transactions.run(tables) == []
+
+
+async def test_who_waits_for_a_connection_waits_for_a_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "WAIT_S", 0.01)
+    over, begun = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    async def hold(_: Connection) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        over.wait(60)
+
+    async with on_sqlite(tmp_path) as transactions:
+        holding = asyncio.create_task(transactions.run(hold))
+        await begun.wait()
+        try:
+            with pytest.raises(DatabaseUnavailable, match="TimeoutError"):
+                await Engine(transactions, transactions).write(hold)
+        finally:
+            over.set()
+        await holding
+
+
 async def test_postgresql_s_pool_is_as_it_is_set_and_waits_no_longer_than_a_transaction_may() -> None:
     url = make_url("postgresql+asyncpg://user@127.0.0.1:1/series")
     pool: Any = engine._postgresql(url, ServerSettings(database_pool_size=3, database_timeout_s=7)).sync_engine.pool
-    assert (pool.size(), pool._max_overflow, pool._timeout, pool._pre_ping) == (3, 0, 7, True)
+    assert (pool.size(), pool._max_overflow, pool._timeout) == (3, 0, 7)
