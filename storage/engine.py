@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -71,11 +72,11 @@ class Engine:
                 await readers.close()
                 await writer.close()
 
-    async def read(self, query: Executable) -> list[dict[str, Any]]:
+    async def read(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return the rows of a query. Raises DatabaseUnavailable."""
 
         async def rows(connection: Connection) -> list[dict[str, Any]]:
-            return [{**row} for row in (await connection.execute(query)).mappings()]
+            return [{**row} for row in (await connection.execute(query, parameters)).mappings()]
 
         with _measured("read"):
             return await _tried(self._readers, rows)
@@ -122,15 +123,24 @@ async def insert(
 
     Of a single row, how many that were.
     """
-    statement = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-    if fill:
-        or_update = {name: func.coalesce(table.c[name], statement.excluded[name]) for name in fill}
+    name = connection.dialect.name
     if or_update is None:
-        statement = statement.on_conflict_do_nothing()
+        statement: sqlalchemy.Insert = _insert_of(name, table, tuple(fill))
     else:
-        empty = table.c[fill[0]].is_(None) if fill else None
-        statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update, where=empty)
+        new = (postgresql if name == "postgresql" else sqlite).insert(table)
+        statement = new.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update)
     return (await connection.execute(statement, rows)).rowcount
+
+
+@cache  # to make a statement costs more than to execute it
+def _insert_of(dialect: str, table: Table, fill: tuple[str, ...]) -> sqlalchemy.Insert:
+    """Return what inserts rows that are not there yet, and fills empty columns of those that are."""
+    statement: postgresql.Insert | sqlite.Insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    if not fill:
+        return statement.on_conflict_do_nothing()
+    filled = {name: func.coalesce(table.c[name], statement.excluded[name]) for name in fill}
+    empty = table.c[fill[0]].is_(None)
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=filled, where=empty)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------

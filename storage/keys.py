@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import bindparam, exists, select
 
 from storage.connection import Connection
 from storage.engine import Engine, insert
@@ -19,6 +19,9 @@ from storage.schema import api_keys, ended_sessions
 PREFIX = "sgk"  # of a key: prefix, id, secret, joined by "_"; scanners of leaked secrets can look for it
 SESSION_S = 12 * 3600
 SESSION = re.compile(r"([0-9a-f]+\.([0-9]{1,20})\.[0-9a-f]+)\.([0-9a-f]+)")  # claim: key, end, number; signature
+
+
+BY_ID = select(api_keys).where(api_keys.c.Id == bindparam("id"))  # made once: each request asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +133,7 @@ class Keys:
         return self._seen
 
     async def _row(self, id: str) -> dict[str, Any] | None:
-        return next(iter(await self._engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
+        return next(iter(await self._engine.read(BY_ID, {"id": id})), None)
 
     async def _row_of_session(self, presented: str) -> dict[str, Any] | None:
         """Return the row of the key that a session stands for, if both are ours and valid."""

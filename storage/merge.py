@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from common.attributes import news
 from models import (
@@ -39,9 +39,10 @@ Expectation = tuple[int | None, str | None]
 T = TypeVar("T")
 
 
-def new_row(report: SeriesReport, now: datetime) -> Columns:
-    """Return the row of a series that was not known; `changes` makes it revision 1 in the same transaction."""
-    return {
+def new_row(report: SeriesReport, now: datetime) -> SeriesRow:
+    """Return the row of a series that is not known; `changes` makes it revision 1."""
+    empty: Columns = dict.fromkeys(SeriesRow.__annotations__)
+    own: Columns = {
         "SeriesInstanceUID": report.SeriesInstanceUID,
         "PatientID": report.PatientID,
         "StudyInstanceUID": report.StudyInstanceUID,
@@ -54,6 +55,7 @@ def new_row(report: SeriesReport, now: datetime) -> Columns:
         "Conflicts": 0,
         "FalseCompletions": 0,
     }
+    return cast("SeriesRow", empty | own)
 
 
 def contradicts(report: SeriesReport, known: SeriesRow) -> bool:

@@ -12,7 +12,19 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal, literal_column, not_, or_, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    bindparam,
+    exists,
+    func,
+    literal,
+    literal_column,
+    not_,
+    or_,
+    select,
+    tuple_,
+)
 
 from storage import studies
 from storage.connection import Connection
@@ -174,9 +186,7 @@ async def recall(connection: Connection, series_instance_uid: str, now: datetime
 
     A report that has waited for the purge began before it.
     """
-    this = purged.c.SeriesInstanceUID == series_instance_uid
-    gone = purged.delete().where(this).returning(purged.c.At, purged.c.NumInstances)
-    row = (await connection.execute(gone)).one_or_none()
+    row = (await connection.execute(RECALL, {"series": series_instance_uid})).one_or_none()
     if row is None:
         return None
     event = {"At": min(row.At, now), "GatewayID": None, "Revision": 1, "Event": "series.purged"}
@@ -184,6 +194,10 @@ async def recall(connection: Connection, series_instance_uid: str, now: datetime
 
 
 # --- its SQL ----------------------------------------------------------------------------------------------------
+
+# Made once, as those of revisions.py.
+_TOMBSTONE = purged.c.SeriesInstanceUID == bindparam("series")
+RECALL = purged.delete().where(_TOMBSTONE).returning(purged.c.At, purged.c.NumInstances)
 
 
 def select_old(before: datetime, after: Place | None) -> Select[Any]:

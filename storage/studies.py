@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 import structlog
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, bindparam, delete, func, select, update
 
 from common import metrics
 from common.required import Required, missing_of, required_of
@@ -21,9 +21,9 @@ from storage.connection import Connection
 from storage.engine import insert
 from storage.gaps import gaps
 from storage.heartbeats import SPEAKS_WITHIN
-from storage.revisions import figures_of
+from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
-from storage.schema import changes, gateways, instances, series, studies, study_completions, study_sources
+from storage.schema import gateways, instances, series, studies, study_completions, study_sources
 from storage.study_holders import Reporter, held
 from storage.study_rules import Decision, Evidence
 
@@ -36,6 +36,12 @@ LARGEST = 2**31 - 1  # that `changes` holds: reports without UIDs may claim more
 NOBODY = Reporter(None, None)
 OF_STUDY = ("PatientID", "PatientName", "StudyDate", "StudyTime", "StudyDescription", "AccessionNumber", "Source")
 REFOLDED = 100  # series of a study that are read to know anew whose it is
+# Made once, as those of revisions.py.
+_BY_KEY = studies.c.StudyInstanceUID == bindparam("key")
+LOCKED = select(studies).where(_BY_KEY).with_for_update()
+FREE = select(studies).where(_BY_KEY).with_for_update(skip_locked=True)
+UPDATE = update(studies).where(_BY_KEY)
+OF_SOURCES = select(study_sources).where(study_sources.c.Source.in_((bindparam("own"), "")))
 
 log = structlog.get_logger()
 
@@ -290,15 +296,16 @@ async def hold(
 
 
 async def _locked(connection: Connection, study_instance_uid: str, *, wait: bool = True) -> StudyRow | None:
-    this = select(studies).where(studies.c.StudyInstanceUID == study_instance_uid)
-    row = (await connection.execute(this.with_for_update(skip_locked=not wait))).mappings().one_or_none()
+    row = (await connection.execute(LOCKED if wait else FREE, {"key": study_instance_uid})).mappings().one_or_none()
     return cast("StudyRow", {**row}) if row else None
 
 
 async def _made(connection: Connection, study_instance_uid: str, now: datetime) -> StudyRow:
     """Return the row of a study, locked; it is made if it is not there."""
     while (row := await _locked(connection, study_instance_uid)) is None:
-        await insert(connection, studies, study_rules.new_study(study_instance_uid, now))
+        made = study_rules.new_study(study_instance_uid, now)
+        if await insert(connection, studies, made):
+            return made
     return row
 
 
@@ -354,7 +361,7 @@ async def _evidence(connection: Connection, row: StudyRow, now: datetime, terms:
     if row["Unsettled"]:  # nothing of that matters
         return Evidence(now, timedelta(), 0, terms.max_open, looked=False)
     names = [row["Source"] or "", ""]
-    found = (await connection.execute(select(study_sources).where(study_sources.c.Source.in_(names)))).mappings()
+    found = (await connection.execute(OF_SOURCES, {"own": names[0]})).mappings()
     known: dict[str, Mapping[str, Any]] = {one["Source"]: {**one} for one in found}
     source = known.get(names[0]) or known.get("") or {"Learnt": {}, "Trust": 0}
     study = study_rules.learnt_of(row)
@@ -420,7 +427,7 @@ async def write(
         "Kinds": " ".join(kinds),
         "At": now,
     }
-    await connection.execute(changes.insert().values(told))
+    await connection.execute(TELL, told)
     details = {name: after[name] for name in ("Verdict", "Policy", "Basis", "Withdrawn")}
     event = {"At": now, "GatewayID": None, "Revision": after["Revision"], "Event": "study.told", "Details": details}
     await history.add(connection, series_instance_uid, [event])
@@ -429,8 +436,7 @@ async def write(
 
 
 async def _update(connection: Connection, study_instance_uid: str, changed: Mapping[str, Any]) -> None:
-    this = studies.c.StudyInstanceUID == study_instance_uid
-    await connection.execute(update(studies).where(this).values(changed))
+    await connection.execute(UPDATE, {"key": study_instance_uid, **changed})
 
 
 async def _learn(connection: Connection, source: str | None, learnt: _Learnt, now: datetime) -> None:
