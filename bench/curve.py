@@ -74,7 +74,7 @@ class Load:
         return report.replace(STUDY, f"{STUDY[:-23]}{number:023d}").replace(PATIENT, f"P{number % 10**8:08d}")
 
 
-def example() -> list[Instance]:
+def example(began: datetime = BEGAN) -> list[Instance]:
     """Return a CT series as the SCP receives it."""
     association = Association(1, "CT1", "10.0.0.7", 0.0, released_at=5.0)
     of_series = {
@@ -105,7 +105,7 @@ def example() -> list[Instance]:
             transfer_syntax_uid=ExplicitVRLittleEndian,
             calling_ae_title="CT1",
             peer_address="10.0.0.7",
-            received_at=BEGAN + timedelta(seconds=0.05 * n),
+            received_at=began + timedelta(seconds=0.05 * n),
             attributes=of_series | {"InstanceNumber": (str(n),)},
             association=association,
         )
@@ -113,13 +113,13 @@ def example() -> list[Instance]:
     ]
 
 
-def finished_report(instances: Sequence[Instance]) -> SeriesReport:
+def finished_report(instances: Sequence[Instance], began: datetime = BEGAN) -> SeriesReport:
     """Return what the gateway's collector makes of them, once the series is idle."""
     collector = SeriesCollector(
         policy=Fixed(2.0),
         max_open_s=900.0,
         gateway_id="gateway-1",
-        wall_clock=lambda at: BEGAN + timedelta(seconds=at),
+        wall_clock=lambda at: began + timedelta(seconds=at),
     )
     for n, instance in enumerate(instances):
         collector.observe(instance, 0.05 * n)

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -42,13 +43,16 @@ class Kind:
     """Reports without a verdict before the last one, each with as many images more."""
     of_study: int = 1
     """Series of a study."""
+    silent: timedelta = timedelta()
+    """How long the study has been silent: the server may decide about it at once."""
 
     def reports(self) -> list[str]:
         """Return the JSON of the reports of one series, in their order."""
-        whole = example()[: self.images]
+        began = datetime.now(UTC) - self.silent
+        whole = example(began)[: self.images]
         each = [whole[: self.images * n // (self.parts + 1)] for n in range(1, self.parts + 1)]
-        parts = [finished_report(some).model_copy(update={"Verdict": None, "Timeline": []}) for some in each]
-        return [one.model_dump_json(exclude_none=True) for one in (*parts, finished_report(whole))]
+        parts = [finished_report(some, began).model_copy(update={"Verdict": None, "Timeline": []}) for some in each]
+        return [one.model_dump_json(exclude_none=True) for one in (*parts, finished_report(whole, began))]
 
 
 KINDS = {
@@ -56,6 +60,7 @@ KINDS = {
     "20 images": Kind(images=20),
     "100 images, first a part of 50": Kind(parts=1),
     "100 images, five series a study": Kind(of_study=5),
+    "100 images, and its study is decided": Kind(silent=timedelta(days=1)),
 }
 
 

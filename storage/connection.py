@@ -38,6 +38,10 @@ class Connection:
         """Execute a statement, once for each of several parameters."""
         return self._connection.execute(statement, parameters)
 
+    async def execute_plain(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Execute a statement in the driver's own words, once for each row."""
+        self._connection.exec_driver_sql(statement, list(rows))
+
     async def run_sync(
         self, do: Callable[Concatenate[sqlalchemy.Connection, P], T], *arguments: P.args, **named: P.kwargs
     ) -> T:

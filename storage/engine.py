@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ import sqlalchemy
 import structlog
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Executable, Table, create_engine, event, exc, func, text
+from sqlalchemy import Dialect, Executable, Table, create_engine, event, exc, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -130,6 +130,21 @@ async def insert(
         new = (postgresql if name == "postgresql" else sqlite).insert(table)
         statement = new.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update)
     return (await connection.execute(statement, rows)).rowcount
+
+
+async def insert_plain(
+    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], fill: Sequence[str]
+) -> None:
+    """Insert rows likewise, of texts and numbers as the driver takes them: SQLAlchemy looks at none of them."""
+    await connection.execute_plain(_plain_insert(connection.dialect, table, columns, tuple(fill)), rows)
+
+
+@lru_cache(maxsize=8)  # dialects are made anew with each engine
+def _plain_insert(dialect: Dialect, table: Table, columns: tuple[str, ...], fill: tuple[str, ...]) -> str:
+    compiled = _insert_of(dialect.name, table, fill).compile(dialect=dialect, column_keys=columns)
+    if tuple(compiled.positiontup or ()) != columns:
+        raise RuntimeError(f"the columns of {table.name} have another order: {columns}")
+    return str(compiled)
 
 
 @cache  # to make a statement costs more than to execute it

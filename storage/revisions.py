@@ -10,7 +10,7 @@ from sqlalchemy import Select, Table, Update, bindparam, func, select
 from models import INSTANCE_KEYWORDS, ChangeKind, SeriesRecord, SeriesReport
 from storage import merge
 from storage.connection import Connection
-from storage.engine import insert
+from storage.engine import insert, insert_plain
 from storage.rows import SeriesRow, with_changes
 from storage.schema import changes, completions, instances, series
 
@@ -65,7 +65,7 @@ async def revise(connection: Connection, known: SeriesRow, changed: Mapping[str,
 async def add_images(connection: Connection, report: SeriesReport) -> None:
     """Add the images of a report; what is not known of one that is there is filled in."""
     if rows := list(merge.instance_rows(report)):
-        await insert(connection, instances, rows, fill=INSTANCE_KEYWORDS)
+        await insert_plain(connection, instances, merge.INSTANCE_COLUMNS, rows, fill=INSTANCE_KEYWORDS)
 
 
 async def count_images(connection: Connection, report: SeriesReport) -> int:

@@ -231,7 +231,7 @@ async def _find_gap(connection: Connection, row: SeriesRow, now: datetime, repor
         return None
     is_whole = report is not None and len(set(report.SOPInstanceUIDs or ())) == row["NumInstances"]
     if report is not None and is_whole:
-        gap = gaps(one["InstanceNumber"] for one in merge.instance_rows(report) if one["InstanceNumber"] is not None)
+        gap = gaps(merge.instance_numbers(report))
     else:
         gap = await _stored_gap(connection, row)
     if gap is not None:
