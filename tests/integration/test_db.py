@@ -5,6 +5,7 @@ import contextlib
 import random
 import re
 import sqlite3
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ import alembic.config
 import alembic.migration
 import pytest
 import sqlalchemy
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -275,6 +276,22 @@ async def test_sqlite_is_durable_with_foreign_keys_and_readers_cannot_write(path
                 await connection.execute(instances.insert().values(SeriesInstanceUID="none", SOPInstanceUID="1"))
         with pytest.raises(DatabaseUnavailable):
             await Database(Engine(database._engine._readers, database._engine._readers)).store(make_report("1"))
+
+
+async def test_a_new_series_is_written_once_and_what_was_written_is_not_read(database: Database) -> None:
+    await database.store(make_report("1", series=f"{SERIES}.1"))
+    asked: list[str] = []
+    engine: Any = database._engine._writer.engine
+    listening = (getattr(engine, "sync_engine", engine), "before_cursor_execute", lambda *given: asked.append(given[2]))
+    event.listen(*listening)
+    try:
+        await database.store(make_report("1", "2"))
+    finally:
+        event.remove(*listening)
+    of_table = r"(UPDATE|INSERT|SELECT)\b(?:.*?\b(?:INTO|FROM))?\s+(\w+)"
+    told = Counter(found.groups() for one in asked if (found := re.match(of_table, one, re.DOTALL)))
+    assert told["SELECT", "series"] == told["INSERT", "series"] == told["INSERT", "instances"] == 1
+    assert told["UPDATE", "series"] == told["SELECT", "instances"] == told["SELECT", "timeline"] == 0
 
 
 async def test_failed_report_leaves_nothing_behind(database: Database) -> None:
