@@ -15,13 +15,11 @@ from typing import Any, NamedTuple, cast, get_args
 
 import structlog
 from sqlalchemy import Select, bindparam, func, not_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common import metrics
 from common.required import required_series
 from common.settings import ServerSettings
 from models import (
-    INSTANCE_KEYWORDS,
     Change,
     Completeness,
     CountsOfStudy,
@@ -34,8 +32,9 @@ from models import (
     fitting,
     fitting_bytes,
 )
-from storage import declarations, history, merge, orders, studies, study_declarations
+from storage import declarations, history, merge, orders, revisions, studies, study_declarations
 from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
+from storage.connection import Connection
 from storage.declarations import Declared
 from storage.engine import DatabaseUnavailable, Engine, insert
 from storage.heartbeats import Heartbeats
@@ -46,7 +45,15 @@ from storage.matching import Octets
 from storage.merge import Word
 from storage.orders import Orders, TooManyOrders
 from storage.purge import Purger, recall
-from storage.revisions import as_record, count_verdict, locked, revise, select_series, tell, update
+from storage.revisions import (
+    as_record,
+    count_verdict,
+    locked,
+    revise,
+    select_series,
+    tell,
+    update,
+)
 from storage.rows import SeriesRow, with_changes
 from storage.schema import IS_OF_STUDY, changes, completions, conflicts, counters, gateways, instances, series, timeline
 from storage.search import Finder
@@ -332,35 +339,34 @@ def _measure(record: SeriesRecord, known: Mapping[str, Any], created: bool) -> N
 
 
 async def _store(
-    connection: AsyncConnection, report: SeriesReport, terms: Terms
+    connection: Connection, report: SeriesReport, terms: Terms
 ) -> tuple[SeriesRecord, SeriesRow, bool, list[Told]]:
     """Merge a report into its series' row; return the record, the row before, and whether that was made for it.
 
     Return also what is told of its study.
 
-    1. Lock the row of the series, made empty if the series is new; a series that was purged says so in its timeline.
+    1. Lock the row of the series. If there is none, the report makes it, unless another one is faster.
     2. A report that contradicts patient or study is kept aside (`_keep_conflict`), unless an operator has said that
        what this patient and study send belongs to the series.
     3. Any other is united with what is known (`_unite`).
     """
     now = datetime.now(UTC)
-    known = None
-    while known is None:  # purged between the two statements, it is made anew
-        inserted = await insert(connection, series, merge.new_row(report, now))
-        known = await locked(connection, report.SeriesInstanceUID)
-    if inserted and (event := await recall(connection, report.SeriesInstanceUID, now)):
-        await history.add(connection, report.SeriesInstanceUID, [event])
-    told: list[Told] = []
+    while (known := await locked(connection, report.SeriesInstanceUID)) is None:
+        new = merge.new_row(report, now)
+        with suppress(_Faster):  # purged between two statements, a row is made anew
+            changed, told = await _unite(connection, report, new, now, terms=terms)
+            return as_record({**new, **changed}), new, True, told
+    told = []
     if merge.contradicts(report, known) and not await _was_merged(connection, report):
         changed = await _keep_conflict(connection, report, known, now)
         await note_sent(connection, report, now, images=0, series=0)
     else:
         changed, told = await _unite(connection, report, known, now, terms=terms)
-    return as_record({**known, **changed}), known, inserted == 1, told
+    return as_record({**known, **changed}), known, False, told
 
 
 async def _unite(  # noqa: PLR0913 - a report, and how it came
-    connection: AsyncConnection,
+    connection: Connection,
     report: SeriesReport,
     known: SeriesRow,
     now: datetime,
@@ -371,9 +377,12 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
 ) -> tuple[Mapping[str, Any], list[Told]]:
     """Add what the report brings; return the columns that changed, and what is told of its study.
 
+    The row is made if it is not known. Raises _Faster, and has done nothing, if that is there by now.
+
     A report that a gateway made for a person's word has that as its basis; it says no verdict if the word was taken
     back meanwhile. `corrected`: the row as it was before an operator corrected it; `decided`: one let the report in.
     """
+    is_new = not known["Revision"]
     order = await orders.made_for(connection, report)
     word = None if order is None else orders.word_of(order)
     taken_back = order is not None and order["Problem"] == orders.WITHDRAWN and known["Verdict"] != "declared"
@@ -381,14 +390,13 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
         report = report.model_copy(update={"Basis": word.basis})
     elif taken_back:
         report = merge.without_verdict(report, known)
-    if rows := list(merge.instance_rows(report)):
-        await insert(connection, instances, rows, fill=INSTANCE_KEYWORDS)
-    of_series = instances.c.SeriesInstanceUID == report.SeriesInstanceUID
-    counted = (await connection.execute(select(func.count()).select_from(instances).where(of_series))).scalar_one()
-    changed = merge.changes(report, known, merge.count(report, known, int(counted)), now)
+    counted = len({*(report.SOPInstanceUIDs or ())}) if is_new else await revisions.count_images(connection, report)
+    changed = merge.changes(report, known, merge.count(report, known, counted), now)
     if taken_back:
         changed = merge.still_incomplete(changed, known)
-    if changed:
+    if is_new:
+        await _begin(connection, report, known, changed)
+    elif changed:
         await revise(connection, known, changed)
     await history.keep(connection, report, known, changed)
     row = with_changes(known, changed)
@@ -406,12 +414,23 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
     return changed, told
 
 
+class _Faster(Exception):
+    """Another transaction has made the row that this one was to make."""
+
+
+async def _begin(connection: Connection, report: SeriesReport, known: SeriesRow, changed: Mapping[str, Any]) -> None:
+    """Make the row of a series; if it was purged, its timeline says so. Raises _Faster."""
+    if not await revisions.begin(connection, known, changed):
+        raise _Faster
+    await revisions.add_images(connection, report)
+    if event := await recall(connection, report.SeriesInstanceUID, changed["UpdatedAt"]):
+        await history.add(connection, report.SeriesInstanceUID, [event], is_new=True)
+
+
 # --- gateways ---------------------------------------------------------------------------------------------------
 
 
-async def _hear(
-    connection: AsyncConnection, state: GatewayState
-) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
+async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
     """Keep a gateway's state, forget gateways that are gone, and take what it says of its orders.
 
     Return what it is to do, the orders that have ended, and the studies that it does not name any more.
@@ -432,7 +451,7 @@ async def _hear(
     return await orders.waiting(connection, state.GatewayID, now), ended, freed
 
 
-async def _order(connection: AsyncConnection, gateway_id: str, what: Mapping[str, Any]) -> Mapping[str, Any] | None:
+async def _order(connection: Connection, gateway_id: str, what: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Give an order to a gateway; None if the gateway is not known. Raises TooManyOrders."""
     known = select(gateways.c.GatewayID).where(gateways.c.GatewayID == gateway_id)
     if (await connection.execute(known)).first() is None:
@@ -453,7 +472,7 @@ def _gateway(row: Mapping[str, Any], now: datetime) -> Gateway:
 
 
 async def _keep_conflict(
-    connection: AsyncConnection, report: SeriesReport, known: SeriesRow, now: datetime
+    connection: Connection, report: SeriesReport, known: SeriesRow, now: datetime
 ) -> Mapping[str, Any]:
     """Keep a report aside, and let that be told, once; return the columns that changed."""
     if await insert(connection, conflicts, merge.conflict_row(report, now)):
@@ -482,7 +501,7 @@ def _kept_report(kept: Mapping[str, Any]) -> SeriesReport:
     return SeriesReport.model_validate({**kept, **bounded})
 
 
-async def _count_conflicts(connection: AsyncConnection, series_instance_uid: str) -> Mapping[str, Any]:
+async def _count_conflicts(connection: Connection, series_instance_uid: str) -> Mapping[str, Any]:
     """Count the open conflicts of a series into its row; return the column."""
     unresolved = (conflicts.c.SeriesInstanceUID == series_instance_uid) & conflicts.c.Resolution.is_(None)
     count = (await connection.execute(select(func.count()).select_from(conflicts).where(unresolved))).scalar_one()
@@ -490,7 +509,7 @@ async def _count_conflicts(connection: AsyncConnection, series_instance_uid: str
     return {"Conflicts": count}
 
 
-async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool:
+async def _was_merged(connection: Connection, report: SeriesReport) -> bool:
     """Return whether an operator has said that what this patient and study send belongs to the series."""
     of_series = conflicts.c.SeriesInstanceUID == report.SeriesInstanceUID
     merged = select(conflicts.c.Report, conflicts.c.Before).where(of_series & conflicts.c.Resolution.in_(MERGED))
@@ -500,7 +519,7 @@ async def _was_merged(connection: AsyncConnection, report: SeriesReport) -> bool
 
 
 async def _resolve(  # noqa: PLR0913 - a decision, and how it came
-    connection: AsyncConnection, digest: str, decision: Decision, *, by: str, now: datetime, terms: Terms
+    connection: Connection, digest: str, decision: Decision, *, by: str, now: datetime, terms: Terms
 ) -> tuple[SeriesRecord | None, list[Told]]:
     """Settle an open conflict; return the record as it is then, None if there is no such open conflict.
 
@@ -542,7 +561,7 @@ async def _resolve(  # noqa: PLR0913 - a decision, and how it came
 # --- the order of changes ---------------------------------------------------------------------------------------
 
 
-async def _number(connection: AsyncConnection) -> None:
+async def _number(connection: Connection) -> None:
     """Number what is committed, one process at a time; of one series, what came first gets the lower number."""
     counter = counters.c.Name == "changes"
     await insert(connection, counters, {"Name": "changes", "Value": 0})

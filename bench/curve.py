@@ -74,7 +74,7 @@ class Load:
         return report.replace(STUDY, f"{STUDY[:-23]}{number:023d}").replace(PATIENT, f"P{number % 10**8:08d}")
 
 
-def example() -> list[Instance]:
+def example(began: datetime = BEGAN) -> list[Instance]:
     """Return a CT series as the SCP receives it."""
     association = Association(1, "CT1", "10.0.0.7", 0.0, released_at=5.0)
     of_series = {
@@ -105,7 +105,7 @@ def example() -> list[Instance]:
             transfer_syntax_uid=ExplicitVRLittleEndian,
             calling_ae_title="CT1",
             peer_address="10.0.0.7",
-            received_at=BEGAN + timedelta(seconds=0.05 * n),
+            received_at=began + timedelta(seconds=0.05 * n),
             attributes=of_series | {"InstanceNumber": (str(n),)},
             association=association,
         )
@@ -113,13 +113,13 @@ def example() -> list[Instance]:
     ]
 
 
-def finished_report(instances: Sequence[Instance]) -> SeriesReport:
+def finished_report(instances: Sequence[Instance], began: datetime = BEGAN) -> SeriesReport:
     """Return what the gateway's collector makes of them, once the series is idle."""
     collector = SeriesCollector(
         policy=Fixed(2.0),
         max_open_s=900.0,
         gateway_id="gateway-1",
-        wall_clock=lambda at: BEGAN + timedelta(seconds=at),
+        wall_clock=lambda at: began + timedelta(seconds=at),
     )
     for n, instance in enumerate(instances):
         collector.observe(instance, 0.05 * n)
@@ -163,11 +163,11 @@ def curve(postgres: URL, measured: Callable[[], None]) -> Curve:
 
 async def _cells(site: Site, database: str, url: str, found: Curve, measured: Callable[[], None]) -> None:
     servers = [psutil.Process(server.process.popen.pid) for server in site.servers]
-    spent: dict[str, Callable[[], float]] = {"servers": lambda: sum(map(_own_s, servers))}
-    if database == "PostgreSQL" and (postmaster := await _postmaster(url)) is not None:
-        spent["PostgreSQL"] = partial(_family_s, postmaster)
-    spent["HAProxy"] = partial(_own_s, psutil.Process(site.haproxy.popen.pid))
-    spent["load"] = partial(_own_s, psutil.Process())
+    spent: dict[str, Callable[[], float]] = {"servers": lambda: sum(map(own_s, servers))}
+    if database == "PostgreSQL" and (main_process := await postmaster_of(url)) is not None:
+        spent["PostgreSQL"] = partial(family_s, main_process)
+    spent["HAProxy"] = partial(own_s, psutil.Process(site.haproxy.popen.pid))
+    spent["load"] = partial(own_s, psutil.Process())
     spent["machine"] = _machine_s
     posted = 0
     for gateways in GATEWAYS:
@@ -197,16 +197,16 @@ async def measure(load: Load, site: Site, gateways: int, spent: Spent) -> tuple[
     return stored / took_s, cpu_ms
 
 
-def _own_s(process: psutil.Process) -> float:
+def own_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
-def _family_s(process: psutil.Process) -> float:
+def family_s(process: psutil.Process) -> float:
     """Return the CPU seconds of a process and its children, those that have ended included."""
     times = process.cpu_times()
     ended = float(times.children_user + times.children_system)
-    return _own_s(process) + ended + sum(map(_own_s, process.children(recursive=True)))
+    return own_s(process) + ended + sum(map(own_s, process.children(recursive=True)))
 
 
 def _machine_s() -> float:
@@ -218,7 +218,7 @@ async def _connect(url: str) -> Any:
     return await asyncpg.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False))
 
 
-async def _postmaster(url: str) -> psutil.Process | None:
+async def postmaster_of(url: str) -> psutil.Process | None:
     """Return PostgreSQL's main process, if it runs on this machine."""
     connection = await _connect(url)
     try:

@@ -24,19 +24,20 @@ import alembic.command
 import alembic.config
 import httpx
 import psutil
+import sqlalchemy
 import time_machine
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sqlalchemy import Connection, text
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import text
 
 from bench.rig.postgres import missing, new_database, postgresql
 from bench.rig.processes import ROOT, server, without_settings
 from common.settings import ServerSettings
 from db import Database
 from models import SeriesReport
+from storage.connection import Connection
 from storage.engine import Engine, insert, revisions
 from storage.folding import folded
 from storage.rhythm import KEPT_HOURS, hour_of
@@ -313,7 +314,7 @@ async def migrations(console: Console, name: str, url: str, size: int) -> None:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(ROOT / "storage" / "migrations"))
 
-    def migrate(connection: Connection, change: Callable[..., None], to: str) -> None:
+    def migrate(connection: sqlalchemy.Connection, change: Callable[..., None], to: str) -> None:
         config.attributes["connection"] = connection
         change(config, to)
 
@@ -347,7 +348,7 @@ async def fill_sources(url: str, size: int) -> None:
     sent = [{"Hour": hour} | counts for hour in working[-max(1, size // 1000) :]]
     async with Engine.open(ServerSettings(database_url=url, database_timeout_s=600)) as engine:
 
-        async def write(connection: AsyncConnection) -> None:
+        async def write(connection: Connection) -> None:
             rows = [{"Source": source, "FirstReceivedAt": first} for source in names]
             await connection.execute(sources.insert(), rows)
             for source in names:
@@ -360,7 +361,7 @@ async def fill_sources(url: str, size: int) -> None:
             await engine.write(_analyze)
 
 
-async def _insert(connection: AsyncConnection, numbers: range) -> None:
+async def _insert(connection: Connection, numbers: range) -> None:
     rows = [series_row(n) for n in numbers]
     await connection.execute(series.insert(), rows)
     uids = [row["SeriesInstanceUID"] for row in rows]
@@ -373,7 +374,7 @@ async def _insert(connection: AsyncConnection, numbers: range) -> None:
     await connection.execute(changes.insert(), told)
 
 
-async def _analyze(connection: AsyncConnection) -> None:
+async def _analyze(connection: Connection) -> None:
     await connection.execute(text("ANALYZE"))
 
 

@@ -64,6 +64,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "storage/merge.py": ("merge union", "db declarations"),
     "storage/revisions.py": ("", "db declarations sources purge"),
     "storage/engine.py": ("engine", "db"),
+    "storage/connection.py": ("engine", "db"),
     "db.py": ("", "db declarations acting overview"),
     "api/access.py": ("scopes", "guard access acting"),
 }

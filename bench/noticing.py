@@ -25,7 +25,6 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # t
 from rich.box import MARKDOWN
 from rich.table import Table
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bench.partitions import DICOM, GATEWAY, HTTP, hearing
 from bench.rig.haproxy import OF_GATEWAYS, haproxy_process, listen
@@ -36,6 +35,7 @@ from bench.rig.senders import PynetdicomSender, associate_rq, synthetic_series
 from common.connections import DEAD_AFTER_S, PROBE_EVERY_S
 from common.settings import GatewaySettings, Peer, ServerSettings
 from dicom.scu import Line, PacsUnavailable, matches
+from storage.connection import Connection
 from storage.engine import MIGRATING, DatabaseUnavailable, Engine
 
 HOSTS = (
@@ -298,10 +298,10 @@ class _Stage:
     async def _hold_row(self, locked: threading.Event) -> None:
         """A transaction of a server's that is cut off in its middle."""
 
-        async def lock(connection: AsyncConnection) -> None:
+        async def lock(connection: Connection) -> None:
             await connection.execute(text(LOCK))
             locked.set()
-            await asyncio.to_thread(self.over.wait)
+            self.over.wait()  # a transaction awaits nothing but its connection
 
         async with Engine.open(ServerSettings(database_url=self._database)) as engine:
             await engine.write(_table)
@@ -322,7 +322,7 @@ class _Stage:
         await connection.close()
 
 
-async def _table(connection: AsyncConnection) -> None:
+async def _table(connection: Connection) -> None:
     await connection.execute(text("CREATE TABLE locked (id int)"))
     await connection.execute(text("INSERT INTO locked VALUES (1)"))
 

@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import SeriesRecord
 from storage import history, merge, orders, studies
+from storage.connection import Connection
 from storage.merge import Word
 from storage.revisions import as_record, count_verdict, locked, revise
 from storage.rows import SeriesRow, with_changes
@@ -31,7 +31,7 @@ class Declared(NamedTuple):
     """Gateways of which too many orders wait."""
 
 
-async def declare(connection: AsyncConnection, uid: str, word: Word, now: datetime) -> Declared | None:
+async def declare(connection: Connection, uid: str, word: Word, now: datetime) -> Declared | None:
     """Take a person's word for a series; None if it is known neither here nor at a gateway.
 
     1. A try of ours whose answer was lost has done it already: `now` is the same in every try.
@@ -52,7 +52,7 @@ async def declare(connection: AsyncConnection, uid: str, word: Word, now: dateti
 
 
 async def _declare_complete(
-    connection: AsyncConnection, uid: str, known: SeriesRow | None, word: Word, now: datetime
+    connection: Connection, uid: str, known: SeriesRow | None, word: Word, now: datetime
 ) -> Declared | None:
     """Order the gateways that run to report what they have open of a series, and let its row take the word.
 
@@ -84,7 +84,7 @@ async def _declare_complete(
     return Declared(record, changed, closing, told, [one for one, order in given.items() if order is None])
 
 
-async def settle(connection: AsyncConnection, order: Mapping[str, Any], now: datetime) -> None:
+async def settle(connection: Connection, order: Mapping[str, Any], now: datetime) -> None:
     """Let the row take the person's word: each gateway that had the series open had reported it before the order came.
 
     Nothing is done while another gateway may still report it.
@@ -97,7 +97,7 @@ async def settle(connection: AsyncConnection, order: Mapping[str, Any], now: dat
         await _take_word(connection, known, word, now)
 
 
-async def _take_word(connection: AsyncConnection, known: SeriesRow, word: Word, now: datetime) -> Mapping[str, Any]:
+async def _take_word(connection: Connection, known: SeriesRow, word: Word, now: datetime) -> Mapping[str, Any]:
     """Let a row say what a person has said; return the columns that changed."""
     changed = merge.declared(known, word, now)
     if changed:
@@ -110,7 +110,7 @@ async def _take_word(connection: AsyncConnection, known: SeriesRow, word: Word, 
     return changed
 
 
-async def note_word(connection: AsyncConnection, row: SeriesRow, word: Word) -> None:
+async def note_word(connection: Connection, row: SeriesRow, word: Word) -> None:
     """Say in the timeline of a series who has said what, and why, once."""
     event = {"SeriesInstanceUID": row["SeriesInstanceUID"], "At": word.at, "Event": "series.declared"}
     same = (timeline.c[name] == value for name, value in event.items())

@@ -3,8 +3,9 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,13 +13,14 @@ import alembic.command
 import alembic.config
 import alembic.util
 import asyncpg
+import sqlalchemy
 import structlog
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Executable, Table, event, exc, func, text
+from sqlalchemy import Dialect, Executable, Table, event, exc, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from common import metrics
@@ -26,6 +28,7 @@ from common.at_rest import locked
 from common.connections import OF_POSTGRESQL, notice_death
 from common.errors import SeriesGatewayError
 from common.settings import ServerSettings, without_password
+from storage.connection import Connection, Do, run
 
 BUSY_TIMEOUT_MS = 5000
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
@@ -62,7 +65,7 @@ class Engine:
         on_sqlite = url.get_backend_name() == "sqlite"
         with _only_process(url) if on_sqlite else nullcontext():
             writer = _sqlite(url, writes=True) if on_sqlite else _postgresql(url, settings)
-            readers = _sqlite(url, writes=False) if on_sqlite else writer
+            readers = _sqlite(url, writes=False) if on_sqlite else _alone(writer)
             try:
                 await _migrate(url, writer if on_sqlite else _patient(url))
                 yield cls(writer, readers)
@@ -70,22 +73,22 @@ class Engine:
                 await readers.dispose()
                 await writer.dispose()
 
-    async def read(self, query: Executable) -> list[dict[str, Any]]:
+    async def read(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return the rows of a query. Raises DatabaseUnavailable."""
 
-        async def rows(connection: AsyncConnection) -> list[dict[str, Any]]:
-            return [{**row} for row in (await connection.execute(query)).mappings()]
+        async def rows(connection: Connection) -> list[dict[str, Any]]:
+            return [{**row} for row in (await connection.execute(query, parameters)).mappings()]
 
         with _measured("read"):
-            return await _tried(self.readers.connect, rows)
+            return await _tried(self.readers, rows)
 
-    async def write(self, do: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+    async def write(self, do: Do[T]) -> T:
         """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.
 
         In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
         """
         with _measured("write"):
-            return await _tried(self.writer.begin, do)
+            return await _tried(self.writer, do)
 
 
 @contextmanager
@@ -98,14 +101,11 @@ def _measured(kind: str) -> Iterator[None]:
         raise
 
 
-async def _tried(
-    connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], do: Callable[[AsyncConnection], Awaitable[T]]
-) -> T:
+async def _tried(engine: AsyncEngine, do: Do[T]) -> T:
     for attempt in range(TRIES):
         try:
             with _translated():
-                async with connect() as connection:
-                    return await do(connection)
+                return await run(engine, do)
         except _TryAgain as error:
             reason = str(error)
             metrics.database_retries.inc()
@@ -114,7 +114,7 @@ async def _tried(
 
 
 async def insert(
-    connection: AsyncConnection,
+    connection: Connection,
     table: Table,
     rows: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     or_update: Mapping[str, Any] | None = None,
@@ -124,15 +124,39 @@ async def insert(
 
     Of a single row, how many that were.
     """
-    statement = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
-    if fill:
-        or_update = {name: func.coalesce(table.c[name], statement.excluded[name]) for name in fill}
+    name = connection.dialect.name
     if or_update is None:
-        statement = statement.on_conflict_do_nothing()
+        statement: sqlalchemy.Insert = _insert_of(name, table, tuple(fill))
     else:
-        empty = table.c[fill[0]].is_(None) if fill else None
-        statement = statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update, where=empty)
+        new = (postgresql if name == "postgresql" else sqlite).insert(table)
+        statement = new.on_conflict_do_update(index_elements=list(table.primary_key), set_=or_update)
     return (await connection.execute(statement, rows)).rowcount
+
+
+async def insert_plain(
+    connection: Connection, table: Table, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], fill: Sequence[str]
+) -> None:
+    """Insert rows likewise, of texts and numbers as the driver takes them: SQLAlchemy looks at none of them."""
+    await connection.execute_plain(_plain_insert(connection.dialect, table, columns, tuple(fill)), rows)
+
+
+@lru_cache(maxsize=8)  # dialects are made anew with each engine
+def _plain_insert(dialect: Dialect, table: Table, columns: tuple[str, ...], fill: tuple[str, ...]) -> str:
+    compiled = _insert_of(dialect.name, table, fill).compile(dialect=dialect, column_keys=columns)
+    if tuple(compiled.positiontup or ()) != columns:
+        raise RuntimeError(f"the columns of {table.name} have another order: {columns}")
+    return str(compiled)
+
+
+@cache  # to make a statement costs more than to execute it
+def _insert_of(dialect: str, table: Table, fill: tuple[str, ...]) -> sqlalchemy.Insert:
+    """Return what inserts rows that are not there yet, and fills empty columns of those that are."""
+    statement: postgresql.Insert | sqlite.Insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    if not fill:
+        return statement.on_conflict_do_nothing()
+    filled = {name: func.coalesce(table.c[name], statement.excluded[name]) for name in fill}
+    empty = table.c[fill[0]].is_(None)
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=filled, where=empty)
 
 
 # --- opening ----------------------------------------------------------------------------------------------------
@@ -174,10 +198,15 @@ def _sqlite(url: URL, *, writes: bool) -> AsyncEngine:
             raise
 
     @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
+    def begin(connection: sqlalchemy.Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _alone(engine: AsyncEngine) -> AsyncEngine:
+    """Make what reads of PostgreSQL's pool: a query alone is a transaction without being told so."""
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
 def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
@@ -188,7 +217,6 @@ def _postgresql(url: URL, settings: ServerSettings) -> AsyncEngine:
         pool_size=settings.database_pool_size,
         max_overflow=0,
         pool_timeout=timeout_s,
-        pool_pre_ping=True,
         hide_parameters=True,
         isolation_level="READ COMMITTED",
         connect_args={
@@ -224,11 +252,14 @@ class _Watched(asyncpg.Connection):  # type: ignore[misc]
 
 async def _migrate(url: URL, engine: AsyncEngine) -> None:
     shown = without_password(url.render_as_string(hide_password=True))
+
+    async def migrate(connection: Connection) -> None:
+        if connection.dialect.name == "postgresql":
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
+        await connection.run_sync(_upgrade)
+
     try:
-        async with engine.begin() as connection:
-            if connection.dialect.name == "postgresql":
-                await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATING})
-            await connection.run_sync(_upgrade)
+        await run(engine, migrate)
     except alembic.util.CommandError as error:
         raise DatabaseUnusable(
             f"DATABASE_URL={shown} has a schema this version does not know ({error}). Run the version that wrote it, "
@@ -242,7 +273,7 @@ async def _migrate(url: URL, engine: AsyncEngine) -> None:
         ) from error
 
 
-def _upgrade(connection: Connection) -> None:
+def _upgrade(connection: sqlalchemy.Connection) -> None:
     config = _migrations()
     config.attributes["connection"] = connection
     before, wanted = revision(connection), revisions()[-1]
@@ -257,7 +288,7 @@ def _upgrade(connection: Connection) -> None:
     log.info("database.migrated", to=wanted, seconds=round(time.monotonic() - began, 3))
 
 
-def revision(connection: Connection) -> str | None:
+def revision(connection: sqlalchemy.Connection) -> str | None:
     """Return the revision of the schema as it is; None if there is none yet."""
     return MigrationContext.configure(connection).get_current_revision()
 

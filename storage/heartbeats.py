@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.errors import SeriesGatewayError
+from storage.connection import Connection
 from storage.engine import Engine
 from storage.schema import gateways
 
@@ -28,7 +28,7 @@ class Heartbeats:
     async def refuse(self, refusals: Refusals) -> None:
         """Write down whose heartbeats are not let in; a name that is no gateway's is left out."""
 
-        async def write(connection: AsyncConnection) -> None:
+        async def write(connection: Connection) -> None:
             for gateway_id, (at, why) in sorted(refusals.items()):
                 of_gateway = gateways.update().where(gateways.c.GatewayID == gateway_id)
                 await connection.execute(of_gateway.values(RefusedAt=at, Refused=why))
@@ -45,7 +45,7 @@ class Heartbeats:
         """Forget a gateway that is gone, until it says something; return whether it was known. Raises StillHeard."""
         found = False
 
-        async def forget(connection: AsyncConnection) -> None:
+        async def forget(connection: Connection) -> None:
             nonlocal found
             this = gateways.c.GatewayID == gateway_id
             row = (await connection.execute(select(gateways.c.At, gateways.c.State).where(this))).one_or_none()

@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import exists, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import bindparam, exists, select
 
+from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.schema import api_keys, ended_sessions
 
 PREFIX = "sgk"  # of a key: prefix, id, secret, joined by "_"; scanners of leaked secrets can look for it
 SESSION_S = 12 * 3600
 SESSION = re.compile(r"([0-9a-f]+\.([0-9]{1,20})\.[0-9a-f]+)\.([0-9a-f]+)")  # claim: key, end, number; signature
+
+
+BY_ID = select(api_keys).where(api_keys.c.Id == bindparam("id"))  # made once: each request asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Keys:
             "ExpiresAt": expires_at,
         }
 
-        async def add(connection: AsyncConnection) -> None:
+        async def add(connection: Connection) -> None:
             await insert(connection, api_keys, row)
 
         await self._engine.write(add)
@@ -77,7 +80,7 @@ class Keys:
         now = datetime.now(UTC)  # the same in every try: so a try knows what the one before it has done
         this = (api_keys.c.Id == id) & (api_keys.c.RevokedAt.is_(None) | (api_keys.c.RevokedAt == now))
 
-        async def change(connection: AsyncConnection) -> int:
+        async def change(connection: Connection) -> int:
             return (await connection.execute(api_keys.update().where(this).values(RevokedAt=now))).rowcount
 
         return await self._engine.write(change) == 1
@@ -118,7 +121,7 @@ class Keys:
         claim, _, _ = presented.rpartition(".")
         ends_at = datetime.fromtimestamp(int(claim.split(".")[1]), UTC)
 
-        async def end(connection: AsyncConnection) -> None:
+        async def end(connection: Connection) -> None:
             await connection.execute(ended_sessions.delete().where(ended_sessions.c.EndsAt < datetime.now(UTC)))
             await insert(connection, ended_sessions, {"Session": claim, "EndsAt": ends_at})
 
@@ -130,7 +133,7 @@ class Keys:
         return self._seen
 
     async def _row(self, id: str) -> dict[str, Any] | None:
-        return next(iter(await self._engine.read(select(api_keys).where(api_keys.c.Id == id))), None)
+        return next(iter(await self._engine.read(BY_ID, {"id": id})), None)
 
     async def _row_of_session(self, presented: str) -> dict[str, Any] | None:
         """Return the row of the key that a session stands for, if both are ours and valid."""

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar
+from itertools import repeat
+from typing import Any, NamedTuple, TypeVar, cast
 
 from common.attributes import news
 from models import (
@@ -33,15 +34,18 @@ SETTLED = tuple(Claim.__annotations__)
 FIGURES = dict.fromkeys(FINAL_VERDICTS, "False") | {"capped": "AfterCapped"}
 """The verdicts that are counted, and the column in which images count that come after one."""
 
+INSTANCE_COLUMNS = ("SeriesInstanceUID", "SOPInstanceUID", *INSTANCE_KEYWORDS)
+
 Columns = dict[str, Any]
 """Columns of a row, with their new values."""
 Expectation = tuple[int | None, str | None]
 T = TypeVar("T")
 
 
-def new_row(report: SeriesReport, now: datetime) -> Columns:
-    """Return the row of a series that was not known; `changes` makes it revision 1 in the same transaction."""
-    return {
+def new_row(report: SeriesReport, now: datetime) -> SeriesRow:
+    """Return the row of a series that is not known; `changes` makes it revision 1."""
+    empty: Columns = dict.fromkeys(SeriesRow.__annotations__)
+    own: Columns = {
         "SeriesInstanceUID": report.SeriesInstanceUID,
         "PatientID": report.PatientID,
         "StudyInstanceUID": report.StudyInstanceUID,
@@ -54,6 +58,7 @@ def new_row(report: SeriesReport, now: datetime) -> Columns:
         "Conflicts": 0,
         "FalseCompletions": 0,
     }
+    return cast("SeriesRow", empty | own)
 
 
 def contradicts(report: SeriesReport, known: SeriesRow) -> bool:
@@ -102,15 +107,24 @@ def decided(decision: Decision, report: SeriesReport, known: SeriesRow, instance
     return with_changes(row, changes(report, row, count(report, row, instances), now))
 
 
-def instance_rows(report: SeriesReport) -> Iterator[dict[str, Any]]:
-    """Yield a row for each instance of a report; a value that is no number is left out."""
+def instance_rows(report: SeriesReport) -> Iterator[tuple[str | int | None, ...]]:
+    """Yield a row for each instance of a report, in the order of INSTANCE_COLUMNS; no number where a value is none."""
     uids = report.SOPInstanceUIDs or []
-    columns = {name: report.InstanceAttributes.get(name) or [None] for name in INSTANCE_KEYWORDS}
-    constant = {name: _value(name, values[0]) for name, values in columns.items() if len(values) == 1}
-    varying = {name: values for name, values in columns.items() if len(values) > 1}
-    for at, uid in enumerate(uids):
-        own = {name: _value(name, values[at]) for name, values in varying.items()}
-        yield {"SeriesInstanceUID": report.SeriesInstanceUID, "SOPInstanceUID": uid} | constant | own
+    columns = [_column(name, report.InstanceAttributes.get(name) or [None], len(uids)) for name in INSTANCE_KEYWORDS]
+    return zip(repeat(report.SeriesInstanceUID, len(uids)), uids, *columns, strict=True)
+
+
+def instance_numbers(report: SeriesReport) -> Iterator[int]:
+    """Yield the InstanceNumbers of a report's instances."""
+    at = INSTANCE_COLUMNS.index("InstanceNumber")
+    return (number for row in instance_rows(report) if isinstance(number := row[at], int))
+
+
+def _column(name: str, values: Sequence[str | None], instances: int) -> Iterable[str | int | None]:
+    """Return the values of one column; a single one holds for all instances."""
+    if len(values) == 1:
+        return repeat(_value(name, values[0]), instances)
+    return values if name == "SOPClassUID" else [_value(name, value) for value in values]
 
 
 def _value(name: str, text: str | None) -> str | int | None:

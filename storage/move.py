@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Table, func, select, text, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from storage.connection import Connection
 from storage.engine import DatabaseUnusable, Engine, insert
 from storage.schema import changes, counters, gateways, metadata, orders, timeline, webhooks
 
@@ -83,7 +83,7 @@ async def _count(engine: Engine, table: Table) -> int:
     return int((await engine.read(select(func.count().label("n")).select_from(table)))[0]["n"])
 
 
-async def _finish(connection: AsyncConnection) -> None:
+async def _finish(connection: Connection) -> None:
     """Let the sequences go on behind what was copied, and remove the mark."""
     for table in WITH_SEQUENCE:
         highest = (await connection.execute(select(func.max(table.c.Id)))).scalar_one()

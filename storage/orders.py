@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.errors import SeriesGatewayError
 from models import MAX_ORDERS, GatewayState, Order, OrderKind, SeriesReport
+from storage.connection import Connection
 from storage.engine import Engine
 from storage.merge import Word
 from storage.schema import gateways, orders
@@ -51,7 +51,7 @@ def _waits(now: datetime) -> ColumnElement[bool]:
 
 
 async def give(  # noqa: PLR0913 - what an order is made of
-    connection: AsyncConnection,
+    connection: Connection,
     gateway_id: str,
     kind: OrderKind,
     about: Mapping[str, Any],
@@ -79,7 +79,7 @@ async def give(  # noqa: PLR0913 - what an order is made of
     return {**made}
 
 
-async def waiting(connection: AsyncConnection, gateway_id: str, now: datetime) -> list[Order]:
+async def waiting(connection: Connection, gateway_id: str, now: datetime) -> list[Order]:
     """Return what a gateway is told now: as many of the first that wait as one answer holds."""
     query = select(orders).where(orders.c.GatewayID == gateway_id, _waits(now)).order_by(orders.c.Id).limit(MAX_ORDERS)
     return [_order({**row}, now) for row in (await connection.execute(query)).mappings()]
@@ -93,41 +93,41 @@ def _order(row: Row, now: datetime) -> Order:
     return Order(Number=row["Id"], AgeS=round(age_s, 3), **named)
 
 
-async def acknowledge(connection: AsyncConnection, state: GatewayState, now: datetime) -> list[dict[str, Any]]:
+async def acknowledge(connection: Connection, state: GatewayState, now: datetime) -> list[dict[str, Any]]:
     """Write down what a gateway says became of its orders; return those that waited until now."""
-    ended = []
+    ended: list[dict[str, Any]] = []
     for done in state.OrdersDone:
         this = (orders.c.Id == done.Number) & (orders.c.GatewayID == state.GatewayID) & orders.c.DoneAt.is_(None)
         update = orders.update().where(this).values(DoneAt=now, Problem=done.Problem)
-        ended += (await connection.execute(update.returning(orders))).mappings().all()
-    return [{**row} for row in ended]
+        ended += [{**row} for row in (await connection.execute(update.returning(orders))).mappings()]
+    return ended
 
 
-async def withdraw(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> int:
+async def withdraw(connection: Connection, series_instance_uid: str, now: datetime) -> int:
     """End the orders that close a series; return how many these were."""
     of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
     return (await connection.execute(orders.update().where(of_series).values(DoneAt=now, Problem=WITHDRAWN))).rowcount
 
 
-async def withdraw_study(connection: AsyncConnection, study_instance_uid: str, now: datetime) -> None:
+async def withdraw_study(connection: Connection, study_instance_uid: str, now: datetime) -> None:
     """End the orders that close series since their study was declared complete."""
     of_study = (orders.c.StudyInstanceUID == study_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
     await connection.execute(orders.update().where(of_study).values(DoneAt=now, Problem=WITHDRAWN))
 
 
-async def forget_why(connection: AsyncConnection, series_instance_uids: Sequence[str]) -> None:
+async def forget_why(connection: Connection, series_instance_uids: Sequence[str]) -> None:
     """Delete what was said of series that are purged. The orders stay: SQLite could give a deleted Id again."""
     of_series = orders.c.SeriesInstanceUID.in_(series_instance_uids)
     await connection.execute(orders.update().where(of_series).values(Because=None))
 
 
-async def forget_old_whys(connection: AsyncConnection, before: datetime, now: datetime) -> None:
+async def forget_old_whys(connection: Connection, before: datetime, now: datetime) -> None:
     """Delete what was said in giving old orders, also of what was never stored: a dead letter, a series."""
     old = orders.c.At < min(before, now - KEPT_FOR)
     await connection.execute(orders.update().where(old, orders.c.Because.is_not(None)).values(Because=None))
 
 
-async def made_for(connection: AsyncConnection, report: SeriesReport) -> Row | None:
+async def made_for(connection: Connection, report: SeriesReport) -> Row | None:
     """Return the order that a gateway's report obeys."""
     if report.Verdict != "declared":
         return None
@@ -144,7 +144,7 @@ def word_of(order: Row) -> Word | None:
 
 
 async def running(
-    connection: AsyncConnection, series_instance_uid: str, *, alone: bool = False
+    connection: Connection, series_instance_uid: str, *, alone: bool = False
 ) -> dict[str, tuple[datetime, bool]]:
     """Return the gateways that have not ended: when each was heard of last, and whether it had this series open then.
 
@@ -159,14 +159,14 @@ async def running(
     }
 
 
-async def waits_since(connection: AsyncConnection, series_instance_uid: str, at: datetime) -> set[str]:
+async def waits_since(connection: Connection, series_instance_uid: str, at: datetime) -> set[str]:
     """Return the gateways that were told before `at` to close a series, and have not said what became of it."""
     of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
     told = select(orders.c.GatewayID).where(of_series, orders.c.At < at)
     return set((await connection.execute(told)).scalars())
 
 
-async def closed_nowhere(connection: AsyncConnection, order: Row) -> bool:
+async def closed_nowhere(connection: Connection, order: Row) -> bool:
     """Return whether all gateways that had a series open when this was ordered say that they had nothing to close."""
     same = (orders.c.SeriesInstanceUID == order["SeriesInstanceUID"]) & (orders.c.At == order["At"])
     others = select(func.count()).select_from(orders).where(same, orders.c.Settles, orders.c.Problem.is_(None))

@@ -12,10 +12,22 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal, literal_column, not_, or_, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    bindparam,
+    exists,
+    func,
+    literal,
+    literal_column,
+    not_,
+    or_,
+    select,
+    tuple_,
+)
 
 from storage import studies
+from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.orders import forget_old_whys, forget_why
 from storage.schema import (
@@ -105,7 +117,7 @@ class Purger:
         return ChangeBatch(after=until, changes=count)
 
 
-async def purge_series(connection: AsyncConnection, before: datetime, after: Place | None) -> SeriesBatch:
+async def purge_series(connection: Connection, before: datetime, after: Place | None) -> SeriesBatch:
     """Remove one batch, in one transaction; with the first one go the reasons of old orders.
 
     1. Lock the rows: each has then the last word of every report that has been stored.
@@ -139,7 +151,7 @@ async def purge_series(connection: AsyncConnection, before: datetime, after: Pla
     return _became(found, batch, stays)
 
 
-async def _delete_changes(connection: AsyncConnection, outdated: ColumnElement[bool]) -> int:
+async def _delete_changes(connection: Connection, outdated: ColumnElement[bool]) -> int:
     return (await connection.execute(changes.delete().where(outdated))).rowcount
 
 
@@ -169,14 +181,12 @@ def _uids(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [row["SeriesInstanceUID"] for row in rows]
 
 
-async def recall(connection: AsyncConnection, series_instance_uid: str, now: datetime) -> dict[str, Any] | None:
+async def recall(connection: Connection, series_instance_uid: str, now: datetime) -> dict[str, Any] | None:
     """Take the tombstone of a series that comes again; return how its timeline begins, before what is stored at `now`.
 
     A report that has waited for the purge began before it.
     """
-    this = purged.c.SeriesInstanceUID == series_instance_uid
-    gone = purged.delete().where(this).returning(purged.c.At, purged.c.NumInstances)
-    row = (await connection.execute(gone)).one_or_none()
+    row = (await connection.execute(RECALL, {"series": series_instance_uid})).one_or_none()
     if row is None:
         return None
     event = {"At": min(row.At, now), "GatewayID": None, "Revision": 1, "Event": "series.purged"}
@@ -184,6 +194,10 @@ async def recall(connection: AsyncConnection, series_instance_uid: str, now: dat
 
 
 # --- its SQL ----------------------------------------------------------------------------------------------------
+
+# Made once, as those of revisions.py.
+_TOMBSTONE = purged.c.SeriesInstanceUID == bindparam("series")
+RECALL = purged.delete().where(_TOMBSTONE).returning(purged.c.At, purged.c.NumInstances)
 
 
 def select_old(before: datetime, after: Place | None) -> Select[Any]:

@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, bindparam, case, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import HeardSource, SeriesReport
+from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.rhythm import KEPT_HOURS, hour_of, missed_hours
 from storage.schema import completions, gateways, source_hours, sources
@@ -79,9 +79,7 @@ class Sources:
 # --- a source has sent ------------------------------------------------------------------------------------------
 
 
-async def note_sent(
-    connection: AsyncConnection, report: SeriesReport, now: datetime, *, images: int, series: int
-) -> None:
+async def note_sent(connection: Connection, report: SeriesReport, now: datetime, *, images: int, series: int) -> None:
     """Note when a report's source sent, and count the images and series that were new. Repeating it adds nothing more.
 
     1. The row of its hour is counted up: for all but the first report of a source in an hour that is all.
@@ -100,7 +98,7 @@ async def note_sent(
         await connection.execute(COUNT, values)
 
 
-async def _begin(connection: AsyncConnection, source: str, hour: int, first: datetime, at: datetime) -> None:
+async def _begin(connection: Connection, source: str, hour: int, first: datetime, at: datetime) -> None:
     """Make the row of an hour, and of a source that is new."""
     known = select(sources.c.Source).where(sources.c.Source == source)
     if (await connection.execute(known)).first() is None:
@@ -111,13 +109,13 @@ async def _begin(connection: AsyncConnection, source: str, hour: int, first: dat
     await insert(connection, source_hours, {"Source": source, "Hour": hour} | counts)
 
 
-async def _forget_hours(connection: AsyncConnection, source: str, before: int) -> None:
+async def _forget_hours(connection: Connection, source: str, before: int) -> None:
     """Forget what no question goes back to."""
     old = (source_hours.c.Source == source) & (source_hours.c.Hour < before)
     await connection.execute(source_hours.delete().where(old))
 
 
-async def _make_room(connection: AsyncConnection) -> None:
+async def _make_room(connection: Connection) -> None:
     """Forget the sources that sent in the fewest hours, of these the one that came first, so that another has room.
 
     So names that a stranger makes up never evict a scanner that is known. It is one statement, which leaves alone what

@@ -10,20 +10,20 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
 import structlog
-from sqlalchemy import Select, delete, func, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Select, bindparam, delete, func, select, update
 
 from common import metrics
 from common.required import Required, missing_of, required_of
 from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
 from storage import history, merge, orders, study_rules, study_silence
 from storage.answers import StudyRecord
+from storage.connection import Connection
 from storage.engine import insert
 from storage.gaps import gaps
 from storage.heartbeats import SPEAKS_WITHIN
-from storage.revisions import figures_of
+from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
-from storage.schema import changes, gateways, instances, series, studies, study_completions, study_sources
+from storage.schema import gateways, instances, series, studies, study_completions, study_sources
 from storage.study_holders import Reporter, held
 from storage.study_rules import Decision, Evidence
 
@@ -36,6 +36,12 @@ LARGEST = 2**31 - 1  # that `changes` holds: reports without UIDs may claim more
 NOBODY = Reporter(None, None)
 OF_STUDY = ("PatientID", "PatientName", "StudyDate", "StudyTime", "StudyDescription", "AccessionNumber", "Source")
 REFOLDED = 100  # series of a study that are read to know anew whose it is
+# Made once, as those of revisions.py.
+_BY_KEY = studies.c.StudyInstanceUID == bindparam("key")
+LOCKED = select(studies).where(_BY_KEY).with_for_update()
+FREE = select(studies).where(_BY_KEY).with_for_update(skip_locked=True)
+UPDATE = update(studies).where(_BY_KEY)
+OF_SOURCES = select(study_sources).where(study_sources.c.Source.in_((bindparam("own"), "")))
 
 log = structlog.get_logger()
 
@@ -107,7 +113,7 @@ def measure(told: Sequence[Told]) -> None:
 
 
 async def keep(  # noqa: PLR0913 - a change, and how it came
-    connection: AsyncConnection,
+    connection: Connection,
     before: SeriesRow,
     after: SeriesRow,
     now: datetime,
@@ -185,7 +191,7 @@ def _said(change: _Change, said: Mapping[str, Any]) -> _Change:
     return change._replace(learnt=learnt).with_columns(said)
 
 
-async def _leave(connection: AsyncConnection, row: StudyRow, before: SeriesRow, now: datetime) -> None:
+async def _leave(connection: Connection, row: StudyRow, before: SeriesRow, now: datetime) -> None:
     """Take a series out of the study that it was in; without any, that goes. It is due: it may lose its verdict."""
     uid = row["StudyInstanceUID"]
     columns = study_rules.counted(row, before, None)
@@ -197,7 +203,7 @@ async def _leave(connection: AsyncConnection, row: StudyRow, before: SeriesRow, 
     await _update(connection, uid, columns | {"UpdatedAt": now} | due)
 
 
-async def _refolded(connection: AsyncConnection, study_instance_uid: str) -> dict[str, Any]:
+async def _refolded(connection: Connection, study_instance_uid: str) -> dict[str, Any]:
     """Return whose a study is and when it came, out of its series as they are now: one of them was corrected."""
     of_study = series.c.StudyInstanceUID == study_instance_uid
     some = select(series).where(of_study).order_by(series.c.SeriesInstanceUID).limit(REFOLDED)
@@ -209,7 +215,7 @@ async def _refolded(connection: AsyncConnection, study_instance_uid: str) -> dic
     return columns | {"FirstReceivedAt": first, "LastReceivedAt": last}
 
 
-async def _recounted(connection: AsyncConnection, change: _Change, changed: SeriesRow) -> _Change:
+async def _recounted(connection: Connection, change: _Change, changed: SeriesRow) -> _Change:
     """Return what a study that has no row yet comes to by all its series; the one that has changed as it was before."""
     of_study = series.c.StudyInstanceUID == change.row["StudyInstanceUID"]
     for one in (await connection.execute(select(series).where(of_study))).mappings().all():
@@ -219,15 +225,13 @@ async def _recounted(connection: AsyncConnection, change: _Change, changed: Seri
     return change
 
 
-async def _find_gap(
-    connection: AsyncConnection, row: SeriesRow, now: datetime, report: SeriesReport | None
-) -> str | None:
+async def _find_gap(connection: Connection, row: SeriesRow, now: datetime, report: SeriesReport | None) -> str | None:
     """Return which InstanceNumbers a series seems to lack, and say so in its timeline."""
     if row["NumInstances"] > MAX_NUMBERED:
         return None
     is_whole = report is not None and len(set(report.SOPInstanceUIDs or ())) == row["NumInstances"]
     if report is not None and is_whole:
-        gap = gaps(one["InstanceNumber"] for one in merge.instance_rows(report) if one["InstanceNumber"] is not None)
+        gap = gaps(merge.instance_numbers(report))
     else:
         gap = await _stored_gap(connection, row)
     if gap is not None:
@@ -236,7 +240,7 @@ async def _find_gap(
     return gap
 
 
-async def _stored_gap(connection: AsyncConnection, row: SeriesRow) -> str | None:
+async def _stored_gap(connection: Connection, row: SeriesRow) -> str | None:
     """Return the same of all that is stored; it is read only if fewer numbers are there than from first to last."""
     numbers = instances.c.InstanceNumber
     of_series = (instances.c.SeriesInstanceUID == row["SeriesInstanceUID"]) & numbers.is_not(None)
@@ -252,7 +256,7 @@ async def _stored_gap(connection: AsyncConnection, row: SeriesRow) -> str | None
 
 
 async def look(  # noqa: PLR0913 - what is asked, and what was heard
-    connection: AsyncConnection,
+    connection: Connection,
     study_instance_uid: str,
     now: datetime,
     terms: Terms,
@@ -278,7 +282,7 @@ async def look(  # noqa: PLR0913 - what is asked, and what was heard
 
 
 async def hold(
-    connection: AsyncConnection, study_instance_uid: str, *, wait: bool = True
+    connection: Connection, study_instance_uid: str, *, wait: bool = True
 ) -> tuple[StudyRow | None, str | None]:
     """Lock the row of a study, and one of its series against being purged; return both. None: there is no such."""
     for _ in range(3 if wait else 1):  # the series may be moved to another study while it is waited for
@@ -291,21 +295,22 @@ async def hold(
     return None, None
 
 
-async def _locked(connection: AsyncConnection, study_instance_uid: str, *, wait: bool = True) -> StudyRow | None:
-    this = select(studies).where(studies.c.StudyInstanceUID == study_instance_uid)
-    row = (await connection.execute(this.with_for_update(skip_locked=not wait))).mappings().one_or_none()
+async def _locked(connection: Connection, study_instance_uid: str, *, wait: bool = True) -> StudyRow | None:
+    row = (await connection.execute(LOCKED if wait else FREE, {"key": study_instance_uid})).mappings().one_or_none()
     return cast("StudyRow", {**row}) if row else None
 
 
-async def _made(connection: AsyncConnection, study_instance_uid: str, now: datetime) -> StudyRow:
+async def _made(connection: Connection, study_instance_uid: str, now: datetime) -> StudyRow:
     """Return the row of a study, locked; it is made if it is not there."""
     while (row := await _locked(connection, study_instance_uid)) is None:
-        await insert(connection, studies, study_rules.new_study(study_instance_uid, now))
+        made = study_rules.new_study(study_instance_uid, now)
+        if await insert(connection, studies, made):
+            return made
     return row
 
 
 async def _decided(
-    connection: AsyncConnection, change: _Change, now: datetime, terms: Terms | None, reporter: Reporter | None
+    connection: Connection, change: _Change, now: datetime, terms: Terms | None, reporter: Reporter | None
 ) -> list[Told]:
     """Decide about a study that has changed so, write its row, and let it be told; return what is.
 
@@ -351,12 +356,12 @@ def _ends(row: StudyRow, after: StudyRow) -> bool:
     return first and after["Verdict"] in FINAL_VERDICTS and row["Verdict"] not in FINAL_VERDICTS
 
 
-async def _evidence(connection: AsyncConnection, row: StudyRow, now: datetime, terms: Terms) -> Evidence:
+async def _evidence(connection: Connection, row: StudyRow, now: datetime, terms: Terms) -> Evidence:
     """Return what is known beside a study's row, without a look at gateways and descriptions."""
     if row["Unsettled"]:  # nothing of that matters
         return Evidence(now, timedelta(), 0, terms.max_open, looked=False)
     names = [row["Source"] or "", ""]
-    found = (await connection.execute(select(study_sources).where(study_sources.c.Source.in_(names)))).mappings()
+    found = (await connection.execute(OF_SOURCES, {"own": names[0]})).mappings()
     known: dict[str, Mapping[str, Any]] = {one["Source"]: {**one} for one in found}
     source = known.get(names[0]) or known.get("") or {"Learnt": {}, "Trust": 0}
     study = study_rules.learnt_of(row)
@@ -368,7 +373,7 @@ async def _evidence(connection: AsyncConnection, row: StudyRow, now: datetime, t
 
 
 async def _looked(
-    connection: AsyncConnection, row: StudyRow, evidence: Evidence, terms: Terms, reporter: Reporter
+    connection: Connection, row: StudyRow, evidence: Evidence, terms: Terms, reporter: Reporter
 ) -> Evidence:
     """Return the same with what is missing, and who holds the study."""
     missing: tuple[str, ...] = ()
@@ -382,7 +387,7 @@ async def _looked(
     return evidence._replace(missing=missing, held=by, held_elsewhere=elsewhere, looked=True)
 
 
-async def _order_count(connection: AsyncConnection, row: StudyRow, series_instance_uid: str, now: datetime) -> None:
+async def _order_count(connection: Connection, row: StudyRow, series_instance_uid: str, now: datetime) -> None:
     """Have the gateway that asked the PACS last ask it again; one that is silent is not kept waiting with orders."""
     heard = select(gateways.c.At).where(gateways.c.GatewayID == row["CountedBy"])
     at = (await connection.execute(heard)).scalar()
@@ -396,7 +401,7 @@ async def _order_count(connection: AsyncConnection, row: StudyRow, series_instan
 
 
 async def write(
-    connection: AsyncConnection, row: StudyRow, after: StudyRow, series_instance_uid: str, now: datetime
+    connection: Connection, row: StudyRow, after: StudyRow, series_instance_uid: str, now: datetime
 ) -> list[Told]:
     """Write what has changed of a study, and let it be told if that is news for others."""
     kinds = study_rules.kinds(row, after)
@@ -422,7 +427,7 @@ async def write(
         "Kinds": " ".join(kinds),
         "At": now,
     }
-    await connection.execute(changes.insert().values(told))
+    await connection.execute(TELL, told)
     details = {name: after[name] for name in ("Verdict", "Policy", "Basis", "Withdrawn")}
     event = {"At": now, "GatewayID": None, "Revision": after["Revision"], "Event": "study.told", "Details": details}
     await history.add(connection, series_instance_uid, [event])
@@ -430,12 +435,11 @@ async def write(
     return [Told(row["StudyInstanceUID"], after["Revision"], after["Verdict"], after["Policy"], contradicted)]
 
 
-async def _update(connection: AsyncConnection, study_instance_uid: str, changed: Mapping[str, Any]) -> None:
-    this = studies.c.StudyInstanceUID == study_instance_uid
-    await connection.execute(update(studies).where(this).values(changed))
+async def _update(connection: Connection, study_instance_uid: str, changed: Mapping[str, Any]) -> None:
+    await connection.execute(UPDATE, {"key": study_instance_uid, **changed})
 
 
-async def _learn(connection: AsyncConnection, source: str | None, learnt: _Learnt, now: datetime) -> None:
+async def _learn(connection: Connection, source: str | None, learnt: _Learnt, now: datetime) -> None:
     """Learn of a source what a study has shown."""
     if not learnt.silence_s and learnt.ended is None and learnt.trust is None:
         return
@@ -456,7 +460,7 @@ async def _learn(connection: AsyncConnection, source: str | None, learnt: _Learn
         await connection.execute(update(study_sources).where(this).values(values))
 
 
-async def count_verdicts(connection: AsyncConnection, row: StudyRow, after: StudyRow, told: Told) -> None:
+async def count_verdicts(connection: Connection, row: StudyRow, after: StudyRow, told: Told) -> None:
     """Count a verdict that is told, and one that images have contradicted, in the figures."""
     counted = []
     if told.contradicted in FINAL_VERDICTS:
@@ -474,7 +478,7 @@ async def count_verdicts(connection: AsyncConnection, row: StudyRow, after: Stud
 # --- series are purged, gateways let go -------------------------------------------------------------------------
 
 
-async def forget(connection: AsyncConnection, purged: Sequence[Mapping[str, Any]]) -> None:
+async def forget(connection: Connection, purged: Sequence[Mapping[str, Any]]) -> None:
     """Take series that are purged out of their studies; a study whose last series goes, goes too.
 
     What a study says stays: nobody has found that it was wrong.
@@ -499,7 +503,7 @@ def select_due(now: datetime, limit: int) -> Select[Any]:
     return select(studies.c.StudyInstanceUID).where(studies.c.DueAt <= now).order_by(*order).limit(limit)
 
 
-async def make_due(connection: AsyncConnection, study_instance_uids: Sequence[str], now: datetime) -> None:
+async def make_due(connection: Connection, study_instance_uids: Sequence[str], now: datetime) -> None:
     """Let studies be looked at soon; those that others change now are left to them."""
     these = studies.c.StudyInstanceUID.in_(study_instance_uids) & (studies.c.DueAt > now)
     these &= studies.c.Policy.is_distinct_from("declared")  # of those it says for how long gateways are waited for
@@ -509,6 +513,6 @@ async def make_due(connection: AsyncConnection, study_instance_uids: Sequence[st
         await connection.execute(update(studies).where(studies.c.StudyInstanceUID.in_(uids)).values(DueAt=now))
 
 
-async def put_off(connection: AsyncConnection, study_instance_uid: str, now: datetime) -> None:
+async def put_off(connection: Connection, study_instance_uid: str, now: datetime) -> None:
     """Let a study not be looked at for PUT_OFF_FOR, unless something comes to it."""
     await _update(connection, study_instance_uid, {"DueAt": now + PUT_OFF_FOR})

@@ -5,10 +5,10 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from storage import orders, studies, study_rules
 from storage.answers import StudyRecord
+from storage.connection import Connection
 from storage.declarations import ANSWERS_WITHIN
 from storage.merge import Word
 from storage.rows import with_changes
@@ -33,7 +33,7 @@ class DeclaredStudy(NamedTuple):
 
 
 async def declare(
-    connection: AsyncConnection, study_instance_uid: str, word: Word, now: datetime
+    connection: Connection, study_instance_uid: str, word: Word, now: datetime
 ) -> tuple[DeclaredStudy | None, list[Told]]:
     """Take a person's word for a study; None if it is not stored. Return also what is told.
 
@@ -71,7 +71,7 @@ class _Closing(NamedTuple):
     waits: bool = False
 
 
-async def _close(connection: AsyncConnection, study_instance_uid: str, word: Word, now: datetime) -> _Closing:
+async def _close(connection: Connection, study_instance_uid: str, word: Word, now: datetime) -> _Closing:
     """Order what gateways have open of a study to be reported."""
     told: list[str] = []
     untold: list[str] = []

@@ -5,8 +5,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from storage.connection import Connection
 from storage.heartbeats import SPEAKS_WITHIN
 from storage.schema import gateways
 
@@ -23,7 +23,7 @@ class Reporter(NamedTuple):
 
 
 async def held(
-    connection: AsyncConnection, study_instance_uid: str, now: datetime, reporter: Reporter
+    connection: Connection, study_instance_uid: str, now: datetime, reporter: Reporter
 ) -> tuple[str | None, str | None]:
     """Say which gateway holds images of a study or may hold them; and the same if the reporter's report was its last.
 
@@ -64,7 +64,7 @@ def _holds(row: Mapping[str, Any], study_instance_uid: str, now: datetime) -> st
     return None
 
 
-async def _was_its_last(connection: AsyncConnection, study_instance_uid: str, reporter: Reporter) -> bool:
+async def _was_its_last(connection: Connection, study_instance_uid: str, reporter: Reporter) -> bool:
     """Return whether a gateway names no other open series of the study, and names all that it has open."""
     columns = (gateways.c.State[name].label(name) for name in ("Arriving", "OpenSeries"))
     row = (await connection.execute(select(*columns).where(gateways.c.GatewayID == reporter.gateway_id))).one_or_none()

@@ -67,11 +67,13 @@ class Decision(NamedTuple):
 # --- what its series come to ------------------------------------------------------------------------------------
 
 
-def new_study(study_instance_uid: str, now: datetime) -> Columns:
+def new_study(study_instance_uid: str, now: datetime) -> StudyRow:
     """Return the row of a study that was not known, without any series."""
+    empty: Columns = dict.fromkeys(StudyRow.__annotations__)
     numbers = ("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions")
     own = {"StudyInstanceUID": study_instance_uid, "Modalities": {}, "Verdicts": {}, "MissingSeries": []}
-    return dict.fromkeys(numbers, 0) | own | {"Kinds": [], "Gaps": {}, "UpdatedAt": now, "OpenSince": now}
+    others = {"CountGrew": False, "Kinds": [], "Gaps": {}, "UpdatedAt": now, "OpenSince": now}
+    return cast("StudyRow", empty | dict.fromkeys(numbers, 0) | own | others)
 
 
 def counted(row: Mapping[str, Any], before: SeriesRow | None, after: SeriesRow | None) -> Columns:

@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Select, case, false, func, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
 
+from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.schema import changes, dead_changes, webhooks
 
@@ -40,7 +40,7 @@ class Webhooks:
         row = {"Url": url, "Secret": secret, "CreatedAt": datetime.now(UTC), "Position": position, "Attempts": 0}
         row |= {"Filters": filters, "LinkLocal": link_local}
 
-        async def add(connection: AsyncConnection) -> int:
+        async def add(connection: Connection) -> int:
             mine = select(webhooks.c.Id).where(webhooks.c.Secret == secret)
             before = (await connection.execute(mine)).scalar_one_or_none()  # of a try whose answer was lost
             if before is not None:
@@ -56,7 +56,7 @@ class Webhooks:
     async def remove(self, id: int) -> bool:
         """Remove a webhook; return whether there was such a one."""
 
-        async def remove(connection: AsyncConnection) -> int:
+        async def remove(connection: Connection) -> int:
             await connection.execute(dead_changes.delete().where(dead_changes.c.Webhook == id))
             return (await connection.execute(webhooks.delete().where(webhooks.c.Id == id))).rowcount
 
@@ -74,7 +74,7 @@ class Webhooks:
             this &= or_(webhooks.c.OldSecretUntil.is_(None), webhooks.c.OldSecretUntil <= now)
         rotated = {"Secret": secret, "OldSecret": webhooks.c.Secret, "OldSecretUntil": now + keep_old}
 
-        async def rotate(connection: AsyncConnection) -> tuple[str | None, datetime | None]:
+        async def rotate(connection: Connection) -> tuple[str | None, datetime | None]:
             await connection.execute(webhooks.update().where(this).values(rotated))
             stored = select(webhooks.c.Secret, webhooks.c.OldSecretUntil).where(webhooks.c.Id == id)
             row = (await connection.execute(stored)).one_or_none()
@@ -88,7 +88,7 @@ class Webhooks:
         Return the number that comes next; None if it is neither.
         """
 
-        async def back(connection: AsyncConnection) -> int | None:
+        async def back(connection: Connection) -> int | None:
             first = select(func.min(dead_changes.c.Number)).where(dead_changes.c.Webhook == id)
             number: int | None = (await connection.execute(first)).scalar_one()
             ended = (webhooks.c.Id == id) & (webhooks.c.NextAttemptAt == FOR_EVER)
@@ -117,7 +117,7 @@ class Webhooks:
         """Forget the changes that were given up: nobody tells them again. Return how many these were."""
         done = 0
 
-        async def forget(connection: AsyncConnection) -> None:
+        async def forget(connection: Connection) -> None:
             nonlocal done
             of_webhook = dead_changes.c.Webhook == id
             done = max(done, (await connection.execute(dead_changes.delete().where(of_webhook))).rowcount)
@@ -141,7 +141,7 @@ class Webhooks:
         if not await self._engine.read(wanted):
             return []
 
-        async def claim(connection: AsyncConnection) -> list[dict[str, Any]]:
+        async def claim(connection: Connection) -> list[dict[str, Any]]:
             rows = await connection.execute(select(webhooks).where(behind & due & free).with_for_update())
             mine = [{**row} for row in rows.mappings()]
             ids = [row["Id"] for row in mine]
@@ -153,7 +153,7 @@ class Webhooks:
     async def keep(self, id: int, owner: str, update: dict[str, Any]) -> dict[str, Any] | None:
         """Write down how far a webhook is; return its secrets as they are now, None if it is no longer this owner's."""
 
-        async def change(connection: AsyncConnection) -> dict[str, Any] | None:
+        async def change(connection: Connection) -> dict[str, Any] | None:
             mine = (webhooks.c.Id == id) & (webhooks.c.Owner == owner)
             done = webhooks.update().where(mine).values(_claimed(owner) | update)
             row = (await connection.execute(done.returning(*SECRETS))).mappings().one_or_none()
@@ -165,7 +165,7 @@ class Webhooks:
         """Keep a change that was given up, until it is replayed."""
         row = {"Webhook": id, "Number": number, "Problem": problem, "At": datetime.now(UTC)}
 
-        async def add(connection: AsyncConnection) -> None:
+        async def add(connection: Connection) -> None:
             await insert(connection, dead_changes, row)
 
         await self._engine.write(add)

@@ -12,7 +12,7 @@ import structlog
 import trustme
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from api.cli.check import check
 from bench.rig.peers import free_port
@@ -22,6 +22,7 @@ from common.version import version
 from console.findings import Finding
 from db import Database
 from models import GatewayState
+from storage.connection import Connection
 from storage.engine import revisions
 from storage.schema import dead_changes, webhooks
 from tests.rig.commands import server_command
@@ -195,7 +196,7 @@ async def test_webhooks_that_fail_or_gave_changes_up_are_warnings(database_url: 
         for n, attempts in ((1, 0), (2, 3), (3, 0)):
             values = row | {"Url": f"https://u:s3cret@ai{n}.example/hook?token=s3cret", "Attempts": attempts}
             insert = webhooks.insert().values(values | {"Problem": "HTTP 500"})
-            await database.engine.write(partial(AsyncConnection.execute, statement=insert))
+            await database.engine.write(partial(Connection.execute, statement=insert))
         dead = {"Webhook": 3, "Number": 1, "Problem": "HTTP 410", "At": datetime.now(UTC)}
         await database.engine.write(lambda c: c.execute(dead_changes.insert().values(dead)))
     findings = await found(database_url)

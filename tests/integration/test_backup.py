@@ -18,11 +18,11 @@ import httpx
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from bench.rig.postgres import new_database
 from bench.rig.processes import server
 from db import Database
+from storage.connection import Connection
 from storage.schema import purged
 from tests.rig.factories import STUDY, make_report
 from tests.rig.papers import OPERATIONS
@@ -170,7 +170,7 @@ async def test_what_the_guide_deletes_of_tombstones_is_gone_and_the_rest_stays(d
     (statement,) = re.findall(r"`(DELETE FROM purged [^`]*)`", OPERATIONS)
     before, after = datetime(2025, 12, 31, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)
 
-    async def delete(connection: AsyncConnection) -> None:
+    async def delete(connection: Connection) -> None:
         rows = [{"SeriesInstanceUID": uid, "At": at, "NumInstances": 1} for uid, at in (("1", before), ("2", after))]
         await connection.execute(purged.insert(), rows)
         await connection.execute(text(statement))

@@ -5,6 +5,7 @@ import contextlib
 import random
 import re
 import sqlite3
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,10 +16,11 @@ import alembic.command
 import alembic.config
 import alembic.migration
 import pytest
-from sqlalchemy import Connection, create_engine, inspect, text
+import sqlalchemy
+from sqlalchemy import create_engine, event, inspect, text
 from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from api.operations import operations
 from api.told import uid_of
@@ -27,12 +29,14 @@ from common.settings import ServerSettings
 from db import CONFLICTS_BYTES, Database
 from gateway.pieces import pieces
 from models import MAX_VALUE, SeriesRecord, SeriesReport
+from storage.connection import Connection
 from storage.engine import BUSY_TIMEOUT_MS, DatabaseUnavailable, DatabaseUnusable, Engine
 from storage.listing import Listing, select_listed
 from storage.move import move
 from storage.schema import instances, metadata
 from tests.rig.factories import SERIES, STUDY, make_report
 from tests.rig.migrating import downgrade
+from tests.rig.transactions import is_on_sqlite, transaction
 
 
 @pytest.fixture
@@ -50,10 +54,10 @@ async def rows(database: Database, query: str) -> list[tuple[Any, ...]]:
 
 
 async def test_the_seeds_columns_come_first(database: Database) -> None:
-    def columns(connection: Connection) -> list[tuple[str, str]]:
+    def columns(connection: sqlalchemy.Connection) -> list[tuple[str, str]]:
         return [(column["name"], str(column["type"])) for column in inspect(connection).get_columns("series")]
 
-    async with database.engine.readers.connect() as connection:
+    async with transaction(database) as connection:
         found = await connection.run_sync(columns)
         keys = await connection.run_sync(lambda c: inspect(c).get_pk_constraint("series")["constrained_columns"])
     assert [name for name, _ in found][:5] == [
@@ -68,11 +72,11 @@ async def test_the_seeds_columns_come_first(database: Database) -> None:
 
 
 async def test_migrations_make_exactly_the_tables_the_code_uses(database: Database) -> None:
-    def differences(connection: Connection) -> list[Any]:
+    def differences(connection: sqlalchemy.Connection) -> list[Any]:
         context = alembic.migration.MigrationContext.configure(connection)
         return list(alembic.autogenerate.compare_metadata(context, metadata))
 
-    async with database.engine.readers.connect() as connection:
+    async with transaction(database) as connection:
         assert await connection.run_sync(differences) == []
 
 
@@ -260,23 +264,39 @@ def by_date(uid: str) -> tuple[int, str]:
 
 async def test_sqlite_is_durable_with_foreign_keys_and_readers_cannot_write(path: Path) -> None:
     async with Database.open(sqlite(path)) as database:
-        async with database.engine.writer.connect() as connection:
+        async with transaction(database) as connection:
             for pragma, value in (
                 ("journal_mode", "wal"),
                 ("synchronous", 2),
                 ("foreign_keys", 1),
                 ("busy_timeout", BUSY_TIMEOUT_MS),
             ):
-                assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() == value
+                assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar_one() == value
             with pytest.raises(IntegrityError):
                 await connection.execute(instances.insert().values(SeriesInstanceUID="none", SOPInstanceUID="1"))
         with pytest.raises(DatabaseUnavailable):
             await Database(Engine(database.engine.readers, database.engine.readers)).store(make_report("1"))
 
 
+async def test_a_new_series_is_written_once_and_what_was_written_is_not_read(database: Database) -> None:
+    await database.store(make_report("1", series=f"{SERIES}.1"))
+    asked: list[str] = []
+    engine: Any = database.engine.writer.engine
+    listening = (getattr(engine, "sync_engine", engine), "before_cursor_execute", lambda *given: asked.append(given[2]))
+    event.listen(*listening)
+    try:
+        await database.store(make_report("1", "2"))
+    finally:
+        event.remove(*listening)
+    of_table = r"(UPDATE|INSERT|SELECT)\b(?:.*?\b(?:INTO|FROM))?\s+(\w+)"
+    told = Counter(found.groups() for one in asked if (found := re.match(of_table, one, re.DOTALL)))
+    assert told["SELECT", "series"] == told["INSERT", "series"] == told["INSERT", "instances"] == 1
+    assert told["UPDATE", "series"] == told["SELECT", "instances"] == told["SELECT", "timeline"] == 0
+
+
 async def test_failed_report_leaves_nothing_behind(database: Database) -> None:
     await database.store(make_report("1"))
-    on_sqlite = database.engine.writer.dialect.name == "sqlite"
+    on_sqlite = is_on_sqlite(database)
     fault = ["CREATE TRIGGER fault BEFORE UPDATE ON series BEGIN SELECT RAISE(ABORT, 'injected'); END"]
     if not on_sqlite:
         fault = [
@@ -292,7 +312,7 @@ async def test_failed_report_leaves_nothing_behind(database: Database) -> None:
 
 
 async def executed(database: Database, *statements: str) -> None:
-    async def execute(connection: AsyncConnection) -> None:
+    async def execute(connection: Connection) -> None:
         for statement in statements:
             await connection.execute(text(statement))
 

@@ -14,12 +14,12 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from api.examples import GATEWAY_REPORT
 from common.settings import ServerSettings
 from models import MAX_ATTRIBUTE, MAX_DESCRIPTION, MAX_VALUE, MAX_VALUES, MOST
 from server import create_app
+from storage.connection import Connection
 from tests.rig.factories import make_state
 from tests.rig.serving import empty_database
 
@@ -189,7 +189,7 @@ async def test_a_long_name_of_a_field_is_not_repeated(http: httpx.AsyncClient) -
 
 
 async def execute(app: FastAPI, statement: str, **values: object) -> None:
-    async def do(connection: AsyncConnection) -> None:
+    async def do(connection: Connection) -> None:
         await connection.execute(text(statement), values)
 
     await app.state.database.engine.write(do)

@@ -28,6 +28,7 @@ from storage.listing import Listing
 from storage.purge import SERIES_AT_ONCE
 from storage.stored import LOOKED_THROUGH, Wanted
 from tests.rig.factories import RECEIVED_AT, SERIES, STUDY, arriving, make_report, make_state
+from tests.rig.transactions import is_on_sqlite
 
 
 async def tell(http: httpx.AsyncClient, state: dict[str, Any]) -> None:
@@ -137,7 +138,7 @@ async def test_what_a_newer_server_keeps_of_a_gateway_can_be_read(app: FastAPI, 
     database: Database = app.state.database
     newer = json.dumps(make_state("g") | {"OfTheFuture": 1})
     change = text('UPDATE gateways SET "State" = :state').bindparams(state=newer)
-    if "postgresql" in str(database.engine.writer.url):
+    if not is_on_sqlite(database):
         change = text('UPDATE gateways SET "State" = CAST(:state AS jsonb)').bindparams(state=newer)
     await database.engine.write(lambda connection: connection.execute(change))
     assert len((await http.get("/gateways")).json()["gateways"]) == 1

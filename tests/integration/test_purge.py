@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from common.settings import ServerSettings
 from db import Database
 from models import GatewayState, OrderDone
 from storage import history, purge
+from storage.connection import Connection
 from storage.engine import Engine
 from storage.move import TABLES, move
 from storage.purge import CHANGES_AT_ONCE, ChangeBatch, SeriesBatch
 from storage.schema import changes, orders, series, timeline
 from tests.rig.factories import arriving, make_report, make_state
 from tests.rig.old_series import OLD, aged, stored, uid
+from tests.rig.transactions import is_on_sqlite, transaction
 
 BEFORE = datetime(2021, 1, 1, tzinfo=UTC)
 
@@ -101,7 +102,7 @@ async def test_what_was_said_in_ordering_goes_with_its_age_though_nothing_of_it_
     for age in (timedelta(days=6), timedelta(days=8)):
         at = datetime.now(UTC) - age
         given = orders.update().values(At=at)
-        await database.engine.write(partial(AsyncConnection.execute, statement=given))
+        await database.engine.write(partial(Connection.execute, statement=given))
         await purged_of(database, before=at + timedelta(hours=1))
         found = await database.orders.listed("g", 9)
         assert (len(found), str(found).count("Smith")) == (2, 2 if age.days == 6 else 0)
@@ -305,7 +306,7 @@ async def test_reports_of_the_very_series_lose_no_image_and_nobody_deadlocks(dat
 async def waits_for_lock(database: Database) -> None:
     """Until somebody waits for a lock of PostgreSQL; on SQLite one waits for the only writer at once."""
     async with asyncio.timeout(120):
-        while "postgresql" in str(database.engine.writer.url):
+        while not is_on_sqlite(database):
             if await database.engine.read(text("SELECT 1 FROM pg_locks WHERE NOT granted")):
                 return
             await asyncio.sleep(0.01)
@@ -314,7 +315,7 @@ async def waits_for_lock(database: Database) -> None:
 async def test_a_report_that_waits_for_the_purge_of_its_series_makes_it_anew(database: Database) -> None:
     await stored(database, 1)
     await aged(database, 1)
-    async with database.engine.writer.begin() as connection:
+    async with transaction(database) as connection:
         assert (await purge.purge_series(connection, BEFORE, None)).series == 1
         storing = asyncio.create_task(database.store(make_report("2", series=uid(1))))
         await waits_for_lock(database)
@@ -327,7 +328,7 @@ async def test_a_report_that_waits_for_the_purge_of_its_series_makes_it_anew(dat
 async def test_a_purge_that_waits_for_a_report_leaves_its_series(database: Database, locked_first: bool) -> None:
     await stored(database, 1)
     await aged(database, 1)
-    async with database.engine.writer.begin() as connection:
+    async with transaction(database) as connection:
         this = series.c.SeriesInstanceUID == uid(1)
         change = series.update().where(this).values(UpdatedAt=datetime.now(UTC))
         if locked_first:
@@ -347,7 +348,7 @@ async def test_a_purge_that_waits_for_a_report_goes_on_behind_its_series(
     monkeypatch.setattr(purge, "SERIES_AT_ONCE", 2)
     await stored(database, *range(4))
     await aged(database, *range(4))
-    async with database.engine.writer.begin() as connection:
+    async with transaction(database) as connection:
         change = series.update().where(series.c.SeriesInstanceUID == uid(1)).values(UpdatedAt=datetime.now(UTC))
         await connection.execute(change)
         purging = asyncio.create_task(purged_of(database))
@@ -370,7 +371,7 @@ async def test_a_report_finds_the_row_gone_between_its_two_statements(database: 
     """On PostgreSQL: the insert sees the row that a purge has locked and not yet deleted."""
     await stored(database, 1)
     await aged(database, 1)
-    async with database.engine.writer.begin() as connection:
+    async with transaction(database) as connection:
         this = series.c.SeriesInstanceUID == uid(1)
         await connection.execute(select(series).where(this).with_for_update())
         storing = asyncio.create_task(database.store(make_report("2", series=uid(1))))

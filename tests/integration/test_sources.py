@@ -306,9 +306,9 @@ async def test_sources_are_read_from_their_own_tables(database: Database) -> Non
     asked: list[str] = []
     read = database.engine.read
 
-    async def watched(query: Any) -> Any:
+    async def watched(query: Any, parameters: Any = None) -> Any:
         asked.append(str(query))
-        return await read(query)
+        return await read(query, parameters)
 
     database.engine.read = watched  # type: ignore[method-assign]
     await with_a_rhythm(database, NOW - timedelta(hours=5))

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import time_machine
 from sqlalchemy import select, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from api.follower import Follower
@@ -23,6 +22,7 @@ from api.webhooks import GIVE_UP_S, Teller, signed, wants
 from common.outgoing import LinkLocalAddress, http_client, refuse_link_local
 from db import Database
 from models import Change, SeriesReport
+from storage.connection import Connection
 from storage.schema import webhooks
 from storage.webhooks import new_secret
 from tests.rig.factories import SERIES, STUDY, make_report
@@ -378,7 +378,7 @@ async def test_a_cookie_of_a_receiver_does_not_silence_it(database: Database, re
 async def test_a_webhook_whose_secret_is_none_stops_no_other(database: Database, receiver: Receiver) -> None:
     spoilt = await added(database, receiver.url)
 
-    async def spoil(connection: AsyncConnection) -> None:
+    async def spoil(connection: Connection) -> None:
         await connection.execute(webhooks.update().where(webhooks.c.Id == spoilt["id"]).values({"Secret": "whsec_5"}))
 
     await database.engine.write(spoil)

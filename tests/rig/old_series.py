@@ -3,10 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from db import Database
 from models import SeriesReport
+from storage.connection import Connection
 from storage.schema import changes, series
 from tests.rig.factories import STUDY, make_report
 
@@ -29,7 +28,7 @@ async def aged(database: Database, *numbers: int) -> None:
     """Let these series, and what was told of them, be of long ago."""
     uids = [uid(n) for n in numbers]
 
-    async def age(connection: AsyncConnection) -> None:
+    async def age(connection: Connection) -> None:
         of_series = series.c.SeriesInstanceUID.in_(uids)
         await connection.execute(series.update().where(of_series).values(UpdatedAt=OLD))
         await connection.execute(changes.update().where(changes.c.SeriesInstanceUID.in_(uids)).values(At=OLD))

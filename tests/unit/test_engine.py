@@ -1,18 +1,20 @@
 """When a transaction is tried again, what its errors become, and what is counted of them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import exc
+from sqlalchemy import exc, text
 from sqlalchemy.engine import make_url
 
 from common import metrics
 from common.settings import ServerSettings
-from storage import engine
+from storage import connection, engine
+from storage.connection import Connection
 from storage.engine import FIRST_BACKOFF_S, TRIES, DatabaseUnavailable, Engine
 
 A_NAME = "Test^One"
@@ -51,15 +53,19 @@ class Database:
         self.times: list[float] = []
         self.engine = Engine(self, self)  # type: ignore[arg-type]
 
-    @asynccontextmanager
-    async def begin(self) -> AsyncIterator[int]:
-        self.times.append(asyncio.get_running_loop().time())
-        yield len(self.times)
+    @property
+    def sync_engine(self) -> "Database":
+        return self
 
-    async def do(self, connection: Any) -> int:
+    @contextmanager
+    def begin(self) -> Iterator[None]:
+        self.times.append(asyncio.get_running_loop().time())
+        yield
+
+    async def do(self, _: Connection) -> int:
         if (failure := next(self.failures, None)) is not None:
             raise failure
-        return int(connection)
+        return len(self.times)
 
 
 def counted() -> tuple[float, float]:
@@ -107,7 +113,24 @@ async def test_a_fault_of_ours_is_none_of_the_databases() -> None:
     assert counted() == before
 
 
+async def test_a_transaction_that_awaits_something_else_is_said_and_undone(tmp_path: Path) -> None:
+    async def wait(connection: Connection) -> None:
+        await connection.execute(text("CREATE TABLE one (id INTEGER)"))
+        await asyncio.sleep(0)
+
+    async def tables(connection: Connection) -> list[str]:
+        return list((await connection.execute(text("SELECT name FROM sqlite_master"))).scalars())
+
+    writer = engine._sqlite(make_url(f"sqlite+aiosqlite:///{tmp_path}/series.db"), writes=True)
+    try:
+        with pytest.raises(RuntimeError, match="something else"):
+            await connection.run(writer, wait)
+        assert await connection.run(writer, tables) == []
+    finally:
+        await writer.dispose()
+
+
 async def test_postgresql_s_pool_is_as_it_is_set_and_waits_no_longer_than_a_transaction_may() -> None:
     url = make_url("postgresql+asyncpg://user@127.0.0.1:1/series")
     pool: Any = engine._postgresql(url, ServerSettings(database_pool_size=3, database_timeout_s=7)).sync_engine.pool
-    assert (pool.size(), pool._max_overflow, pool._timeout, pool._pre_ping) == (3, 0, 7, True)
+    assert (pool.size(), pool._max_overflow, pool._timeout) == (3, 0, 7)

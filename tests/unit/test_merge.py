@@ -103,7 +103,9 @@ def test_a_decision_dismisses_merges_or_corrects() -> None:
 def test_each_image_is_a_row_with_what_holds_for_all_and_its_own() -> None:
     columns = {"SOPClassUID": ["1.2"], "InstanceNumber": ["7", "x"], "Rows": [str(2**31 - 1), str(2**31)]}
     columns |= {"Columns": [str(1 - 2**31), str(-(2**31))], "NumberOfFrames": ["3"]}
-    first, second = merge.instance_rows(report("1", "2", InstanceAttributes=columns))
+    of_both = report("1", "2", InstanceAttributes=columns)
+    first, second = (dict(zip(merge.INSTANCE_COLUMNS, row, strict=True)) for row in merge.instance_rows(of_both))
+    assert list(merge.instance_numbers(of_both)) == [7]
     both = {"SeriesInstanceUID": SERIES, "SOPClassUID": "1.2", "NumberOfFrames": 3, "BitsAllocated": None}
     own = {"SOPInstanceUID": f"{SERIES}.1", "InstanceNumber": 7, "Rows": 2**31 - 1, "Columns": 1 - 2**31}
     assert first == both | own
