@@ -16,19 +16,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from common import metrics
 from common.required import Required, missing_of, required_of
 from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
-from storage import history, merge, orders, study_rules, study_silence
+from storage import history, merge, orders, study_learning, study_rules, study_silence
 from storage.answers import StudyRecord
 from storage.engine import insert
 from storage.gaps import gaps
 from storage.heartbeats import SPEAKS_WITHIN
 from storage.revisions import figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
-from storage.schema import changes, gateways, instances, series, studies, study_completions, study_sources
+from storage.schema import changes, gateways, instances, series, studies, study_completions
 from storage.study_holders import Reporter, held
+from storage.study_learning import Learnt
 from storage.study_rules import Decision, Evidence
 
-MAX_SOURCES = 1000  # rows of what was learnt; sources beyond that learn together under an empty name
-MAX_FIGURES = 5000  # the same of how verdicts have fared
+MAX_FIGURES = 5000  # rows of how verdicts have fared; sources beyond that are counted under an empty name
 PUT_OFF_FOR = timedelta(hours=1)  # how long a study is left alone that could not be decided
 MAX_NUMBERED = 20_000  # images of a series whose numbers are looked at
 MAX_DESCRIPTIONS = 10_000  # different descriptions of a study's series that are looked at
@@ -58,20 +58,6 @@ class Told(NamedTuple):
     """The verdict that images contradicted, if they did."""
 
 
-class _Learnt(NamedTuple):
-    """What a change of a study teaches about its source."""
-
-    silence_s: float = 0.0
-    came: str = ""
-    """The kind of the series that ended the silence."""
-    before: StudyRow | None = None
-    """The study as it was then."""
-    ended: StudyRow | None = None
-    """The study, if it is told complete for the first time."""
-    trust: int | None = None
-    """1: its PACS held one more study whole from the start. 0: it did not."""
-
-
 class _Change(NamedTuple):
     """What changes of a study."""
 
@@ -80,7 +66,7 @@ class _Change(NamedTuple):
     columns: dict[str, Any]
     series_instance_uid: str
     """One of its series, which is locked: what is told names it."""
-    learnt: _Learnt = _Learnt()
+    learnt: Learnt = Learnt()
 
     @property
     def after(self) -> StudyRow:
@@ -330,7 +316,7 @@ async def _decided(
     if _ends(row, after):
         learnt = learnt._replace(ended=after)
     told = await write(connection, row, after, change.series_instance_uid, now)
-    await _learn(connection, after["Source"], learnt, now)
+    await study_learning.learn(connection, after, learnt, now)
     for one in told:
         await count_verdicts(connection, row, after, one)
     return told
@@ -355,16 +341,11 @@ async def _evidence(connection: AsyncConnection, row: StudyRow, now: datetime, t
     """Return what is known beside a study's row, without a look at gateways and descriptions."""
     if row["Unsettled"]:  # nothing of that matters
         return Evidence(now, timedelta(), 0, terms.max_open, looked=False)
-    names = [row["Source"] or "", ""]
-    found = (await connection.execute(select(study_sources).where(study_sources.c.Source.in_(names)))).mappings()
-    known: dict[str, Mapping[str, Any]] = {one["Source"]: {**one} for one in found}
-    source = known.get(names[0]) or known.get("") or {"Learnt": {}, "Trust": 0}
-    study = study_rules.learnt_of(row)
-    silence, sure = (
-        timedelta(seconds=of(source["Learnt"], study)) for of in (study_silence.timeout_s, study_silence.sure_s)
-    )
+    learnt, study = await study_learning.known(connection, row), study_rules.learnt_of(row)
+    silence, sure = (timedelta(seconds=of(learnt, study)) for of in (study_silence.timeout_s, study_silence.sure_s))
+    trust = await study_learning.trust(connection, row) if study_rules.held_whole(row) else 0
     required = bool(required_of(terms.required, row["Source"], row["StudyDescription"]))
-    return Evidence(now, silence, source["Trust"], terms.max_open, required, looked=False, sure=sure)
+    return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure)
 
 
 async def _looked(
@@ -433,27 +414,6 @@ async def write(
 async def _update(connection: AsyncConnection, study_instance_uid: str, changed: Mapping[str, Any]) -> None:
     this = studies.c.StudyInstanceUID == study_instance_uid
     await connection.execute(update(studies).where(this).values(changed))
-
-
-async def _learn(connection: AsyncConnection, source: str | None, learnt: _Learnt, now: datetime) -> None:
-    """Learn of a source what a study has shown."""
-    if not learnt.silence_s and learnt.ended is None and learnt.trust is None:
-        return
-    name = await figures_of(connection, study_sources, source or "", MAX_SOURCES)
-    await insert(connection, study_sources, {"Source": name, "Learnt": {}, "Trust": 0, "UpdatedAt": now})
-    this = study_sources.c.Source == name
-    known = (await connection.execute(select(study_sources).where(this).with_for_update())).mappings().one()
-    content, trust = known["Learnt"], known["Trust"]
-    if learnt.silence_s and learnt.before is not None:
-        study = study_rules.learnt_of(learnt.before)
-        content = study_silence.learn(content, learnt.silence_s, study, learnt.came)
-    if learnt.ended is not None:
-        content = study_silence.ended(content, study_rules.learnt_of(learnt.ended))
-    if learnt.trust is not None:
-        trust = min(trust + 1, study_rules.MAX_TRUST) if learnt.trust else 0
-    if (content, trust) != (known["Learnt"], known["Trust"]):
-        values = {"Learnt": content, "Trust": trust, "UpdatedAt": now}
-        await connection.execute(update(study_sources).where(this).values(values))
 
 
 async def count_verdicts(connection: AsyncConnection, row: StudyRow, after: StudyRow, told: Told) -> None:

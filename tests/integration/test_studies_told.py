@@ -103,6 +103,20 @@ async def test_open_series_are_those_that_gateways_name(http: httpx.AsyncClient)
     assert found == {"1.1": 1, "1.2": 0, "1.3": 0, "1.4": 0}
 
 
+async def test_whoever_writes_about_a_study_is_told_its_open_series_as_whoever_reads_it(
+    http: httpx.AsyncClient,
+) -> None:
+    await four(http)
+    now = datetime.now(UTC).isoformat()
+    named = {"SeriesInstanceUID": "1.2.9", "StudyInstanceUID": "1.2", "Source": "CT1 CT", "Revision": 1, "Instances": 1}
+    state = make_state("g", Arriving=[named | {"FirstReceivedAt": now, "LastReceivedAt": now}], OpenSeries=1)
+    assert (await http.put("/gateways/g", json=state)).status_code == 200
+    counted = await http.post("/studies/1.2/counts", json={"Series": 3, "Instances": 40, "At": now, "GatewayID": "g"})
+    assert counted.json() == await get(http, "/studies/1.2")
+    assert counted.json()["OpenSeries"] == 1
+    assert (await declare(http, "1.2"))["Record"]["OpenSeries"] == 1
+
+
 @pytest.mark.parametrize(
     ("query", "wanted"),
     [
