@@ -133,7 +133,8 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
         change = _counted(change, report.StudyCounts, by=report.GatewayID, pacs=pacs, ahead=ahead)
         change = _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
-    return await _decided(connection, change, now, terms, reporter)
+    _, told = await _decided(connection, change, now, terms, reporter)
+    return told
 
 
 def _brought(
@@ -258,9 +259,7 @@ async def look(  # noqa: PLR0913 - what is asked, and what was heard
     change = _Change(row, {}, one)
     if counts is not None:
         change = _counted(change.with_columns({"UpdatedAt": now}), counts, by=gateway_id)
-    told = await _decided(connection, change, now, terms, NOBODY)
-    rows = select(studies).where(studies.c.StudyInstanceUID == study_instance_uid)
-    return cast("StudyRow", {**(await connection.execute(rows)).mappings().one()}), told
+    return await _decided(connection, change, now, terms, NOBODY)
 
 
 async def hold(
@@ -292,8 +291,8 @@ async def _made(connection: AsyncConnection, study_instance_uid: str, now: datet
 
 async def _decided(
     connection: AsyncConnection, change: _Change, now: datetime, terms: Terms | None, reporter: Reporter | None
-) -> list[Told]:
-    """Decide about a study that has changed so, write its row, and let it be told; return what is.
+) -> tuple[StudyRow, list[Told]]:
+    """Decide about a study that has changed so, write its row, and let it be told; return the row, and what is told.
 
     1. Without `terms` it is due, and nothing is decided.
     2. Who holds the study is looked at if it could get a verdict and a report has brought counts, so that this may be
@@ -315,11 +314,11 @@ async def _decided(
         learnt = learnt._replace(trust=1)
     if _ends(row, after):
         learnt = learnt._replace(ended=after)
-    told = await write(connection, row, after, change.series_instance_uid, now)
+    after, told = await write(connection, row, after, change.series_instance_uid, now)
     await study_learning.learn(connection, after, learnt, now)
     for one in told:
         await count_verdicts(connection, row, after, one)
-    return told
+    return after, told
 
 
 def _decide(row: StudyRow, evidence: Evidence) -> Decision:
@@ -378,8 +377,8 @@ async def _order_count(connection: AsyncConnection, row: StudyRow, series_instan
 
 async def write(
     connection: AsyncConnection, row: StudyRow, after: StudyRow, series_instance_uid: str, now: datetime
-) -> list[Told]:
-    """Write what has changed of a study, and let it be told if that is news for others."""
+) -> tuple[StudyRow, list[Told]]:
+    """Write what has changed of a study, and let it be told if that is news; return the row, and what is told."""
     kinds = study_rules.kinds(row, after)
     if kinds:
         after = with_changes(after, {"Revision": row["Revision"] + 1})
@@ -387,10 +386,11 @@ async def write(
     changed = {name: value for name, value in after.items() if before[name] != value}
     if not changed.keys().isdisjoint(StudyRecord.model_fields):  # who reads it again sees something else
         changed["UpdatedAt"] = now
+        after = with_changes(after, {"UpdatedAt": now})
     if changed:
         await _update(connection, row["StudyInstanceUID"], changed)
     if not kinds:
-        return []
+        return after, []
     expected = after["ExpectedInstances"]
     told = {
         "Subject": "study",
@@ -408,7 +408,7 @@ async def write(
     event = {"At": now, "GatewayID": None, "Revision": after["Revision"], "Event": "study.told", "Details": details}
     await history.add(connection, series_instance_uid, [event])
     contradicted = (row["Verdict"] or row["Withdrawn"]) if "contradicted" in kinds else None
-    return [Told(row["StudyInstanceUID"], after["Revision"], after["Verdict"], after["Policy"], contradicted)]
+    return after, [Told(row["StudyInstanceUID"], after["Revision"], after["Verdict"], after["Policy"], contradicted)]
 
 
 async def _update(connection: AsyncConnection, study_instance_uid: str, changed: Mapping[str, Any]) -> None:

@@ -432,6 +432,17 @@ async def test_a_pacs_is_trusted_with_all_its_stations_and_with_studies_of_an_ea
     assert ((await record(database)).Verdict, (await record(database, OTHER)).Verdict) == ("verified", None)
 
 
+async def test_what_is_returned_of_a_look_is_what_is_stored(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    clock.shift(1)
+    assert await database.count_study(STUDY, counts(2, 9), "one") == await record(database)
+    clock.shift(7200)
+    await beat(database)
+    verified = await database.count_study(STUDY, counts(1, 1), "one")
+    assert verified == await record(database)
+    assert verified.Verdict == "idle"
+
+
 async def test_a_pacs_that_had_less_when_the_first_image_came_is_told_idle_and_verified_two_hours_later(
     database: Database, clock: Any
 ) -> None:
