@@ -210,7 +210,7 @@ function drawTime(picture, { x, cuts, wide, perS, first, last, spanS }, y, width
     const at = x(first + s);
     picture.append(
       svg("line", { x1: at, x2: at, y1: y + 3, y2: y + 9, class: "axis" }),
-      svg("text", { x: at, y: y + 24, class: "tick" }, s ? `+${Number(s.toFixed(1))}` : "0"),
+      svg("text", { x: at, y: y + 24, class: "tick" }, s ? `+${Number(s.toFixed(1))}` : spanS ? "0" : ""),
     );
   }
   for (const cut of cuts) {
