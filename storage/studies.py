@@ -130,7 +130,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     reporter = None
     if report is not None and report.StudyCounts is not None:
         pacs, ahead = study_rules.asked_whom(report)
-        change = _counted(change, report.StudyCounts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+        change = _counted(change, report.StudyCounts, now, by=report.GatewayID, pacs=pacs, ahead=ahead)
         change = _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
     _, told = await _decided(connection, change, now, terms, reporter)
@@ -158,10 +158,17 @@ def _brought(
     return change._replace(learnt=learnt._replace(trust=0) if wrong else learnt)
 
 
-def _counted(
-    change: _Change, counts: CountsOfStudy, *, by: str | None, pacs: str | None = None, ahead: bool = False
+def _counted(  # noqa: PLR0913 - what was said, and by whom
+    change: _Change,
+    counts: CountsOfStudy,
+    now: datetime,
+    *,
+    by: str | None,
+    pacs: str | None = None,
+    ahead: bool = False,
 ) -> _Change:
-    """Take what a PACS has into what changes, and into what is learnt of it."""
+    """Take what a PACS has into what changes, and into what is learnt of it. A gateway's clock may be ahead."""
+    counts = counts.model_copy(update={"At": min(counts.At, now)})
     return _said(change, study_rules.taken(change.after, counts, by=by, pacs=pacs, ahead=ahead))
 
 
@@ -258,7 +265,7 @@ async def look(  # noqa: PLR0913 - what is asked, and what was heard
         return None, []
     change = _Change(row, {}, one)
     if counts is not None:
-        change = _counted(change.with_columns({"UpdatedAt": now}), counts, by=gateway_id)
+        change = _counted(change.with_columns({"UpdatedAt": now}), counts, now, by=gateway_id)
     return await _decided(connection, change, now, terms, NOBODY)
 
 

@@ -432,6 +432,20 @@ async def test_a_pacs_is_trusted_with_all_its_stations_and_with_studies_of_an_ea
     assert ((await record(database)).Verdict, (await record(database, OTHER)).Verdict) == ("verified", None)
 
 
+async def test_a_count_of_a_gateway_whose_clock_is_ahead_is_of_now(database: Database, clock: Any) -> None:
+    """Else it would pass for one after the silence, and later ones for older than it."""
+    ahead = datetime.now(UTC) + timedelta(days=300)
+    said: dict[str, Any] = {"StudyCounts": {"Series": 1, "Instances": 1, "At": ahead}}
+    await database.store(asked(1, "1", has=(1, 1)).model_copy(update={"StudyCounts": counts(1, 1)}))
+    await database.store(of(1, "1", **said))
+    await database.count_study(STUDY, CountsOfStudy(Series=1, Instances=1, At=ahead), "one")
+    await beat(database)
+    assert (await record(database)).Verdict is None
+    clock.shift(1)
+    await database.count_study(STUDY, counts(2, 9), "one")
+    assert (await record(database)).ExpectedInstances == 9
+
+
 async def test_what_is_returned_of_a_look_is_what_is_stored(database: Database, clock: Any) -> None:
     await database.store(of(1, "1", verdict="idle"))
     clock.shift(1)

@@ -16,6 +16,7 @@ from sqlalchemy import Select, text
 from sqlalchemy.dialects.sqlite import dialect
 
 from api.follower import Follower
+from api.listing import packed
 from api.operations import operations
 from common.settings import ServerSettings
 from db import Database, select_changes
@@ -266,6 +267,15 @@ async def test_a_gateway_says_what_the_pacs_has_of_a_study(http: httpx.AsyncClie
         refused = await http.post("/studies/1.2/counts", json=said | wrong)
         assert refused.status_code == 422
         assert refused.json()["detail"][0]["loc"] == ["body", *wrong]
+
+
+@pytest.mark.parametrize("path", ["/studies/1.1/timeline?", "/studies?Verdict=null&", "/series?Verdict=null&"])
+async def test_a_place_beyond_the_calendar_is_422_naming_the_field(http: httpx.AsyncClient, path: str) -> None:
+    await four(http)
+    place = ["9999-12-31T23:59:59-12:00", 1 if "timeline" in path else "1.1"]
+    refused = await http.get(f"{path}after={packed(place)}")
+    assert refused.status_code == 422
+    assert refused.json()["detail"][0]["loc"] == ["query", "after"]
 
 
 async def test_each_route_needs_its_scope(app: FastAPI, http: httpx.AsyncClient) -> None:
