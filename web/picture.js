@@ -35,7 +35,7 @@ const SHAPES = {
 /** Draw the events, which are in order of time, as wide as the host. `words` says an event in words. */
 export function draw(host, all, words) {
   for (const event of all) event.at = Date.parse(event.At) / 1000;
-  const events = all.filter((event) => isTime(event.at));
+  const events = all.filter((event) => isTime(event.at) && !event.Event.startsWith("study.")); // of the series alone
   if (!events.length) return host.replaceChildren();
   const stories = told(events);
   const times = [
