@@ -158,7 +158,7 @@ class Database:
         declare = partial(study_declarations.declare, study_instance_uid=study_instance_uid, word=word, now=now)
         done, told = await self.engine.write(declare)
         studies.measure(told)
-        return done
+        return done and done._replace(record=await self._counted(done.record))
 
     async def count_study(
         self, study_instance_uid: str, counts: CountsOfStudy, gateway_id: str | None
@@ -167,7 +167,12 @@ class Database:
         asked = partial(studies.look, study_instance_uid=study_instance_uid, terms=self._terms, now=datetime.now(UTC))
         row, told = await self.engine.write(partial(asked, counts=counts, gateway_id=gateway_id))
         studies.measure(told)
-        return as_study(row) if row else None
+        return await self._counted(as_study(row)) if row else None
+
+    async def _counted(self, record: StudyRecord) -> StudyRecord:
+        """Return the record with how many of its series gateways name as open."""
+        are_open = await open_series(self.engine)
+        return record.model_copy(update={"OpenSeries": are_open.get(record.StudyInstanceUID, 0)})
 
     async def decide_due(self) -> int:
         """Decide about studies that are due, DUE_AT_ONCE at most; return how many were. Others may do the same.
@@ -236,9 +241,7 @@ class Database:
     async def study(self, study_instance_uid: str) -> StudyRecord | None:
         """Return the record of one study, None if no series of it is stored."""
         rows = await self.engine.read(select_study(study_instance_uid))
-        if not rows:
-            return None
-        return as_study(rows[0], (await open_series(self.engine)).get(study_instance_uid, 0))
+        return await self._counted(as_study(rows[0])) if rows else None
 
     async def studies(
         self, *, after: Sequence[Any] | None, limit: int, listing: StudyListing = ALL_STUDIES

@@ -334,6 +334,7 @@ class StoredStudy(BaseModel):
     MissingSeries: Annotated[list[str], Field(description="Required series that are not here.")]
     ExpectedSeries: Annotated[int | None, Field(description="How many its PACS has.")]
     ExpectedInstances: Annotated[int | None, Field(description="How many images its PACS has.")]
+    Gaps: Annotated[dict[str, str], Field(description="By series, which InstanceNumbers seem to be missing.")]
     FalseCompletions: Annotated[int, Field(description="How often images came after it was told complete.")]
     UpdatedAt: Annotated[AwareDatetime, Field(description="When its row last changed.")]
 

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 from fastapi import APIRouter, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, BaseModel, Field, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter
 
 from api import table
 from api.answers import SeriesPage
 from api.parameters import IN_DIGITS, KNOWN_ONLY, NO_CONTROL, Moment
 from api.routing import READS, Db, Responses, answers
-from models import SeriesRecord, SeriesVerdict, Uid
+from models import SeriesRecord, SeriesVerdict, Timestamp, Uid
 from storage.answers import StudyRecord
 from storage.engine import DatabaseUnavailable
 from storage.listing import Listed, Listing
@@ -27,7 +27,7 @@ from storage.merge import searched
 DATES = re.compile(r"(\d{8})?(-)?(\d{8})?")
 AT_ONCE = 1000  # series that are read for one piece of a table
 UID: TypeAdapter[str] = TypeAdapter(Uid)
-PLACES: dict[str, Any] = {"UpdatedAt": AwareDatetime, "StudyDate": Annotated[str, Field(pattern=NO_CONTROL)]}
+PLACES: dict[str, Any] = {"UpdatedAt": Timestamp, "StudyDate": Annotated[str, Field(pattern=NO_CONTROL)]}
 """What may stand in a place beside UIDs, by column."""
 AS_CSV: Responses = {200: {"content": {"text/csv": {}}, "description": "A line for each."}}
 Record = SeriesRecord | StudyRecord

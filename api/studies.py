@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import structlog
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from api import declarations, table
 from api.answers import Declare, SeriesPage, StudyCounts, StudyDeclaration, StudyEvent, StudyPage, StudyTimeline
@@ -16,7 +16,7 @@ from api.parameters import KNOWN_ONLY, NO_CONTROL
 from api.routing import DECIDES, READS, WRITES, Changes, Db, answers
 from common import metrics
 from db import Database
-from models import Positive, Uid
+from models import Positive, Timestamp, Uid
 from storage.answers import StudyRecord
 from storage.listing import Listing, StudyListing
 from storage.study_views import SERIES_OF_TIMELINE
@@ -105,7 +105,7 @@ def _about(event: Mapping[str, Any]) -> dict[str, str | None]:
 def _place(text: str) -> list[Any]:
     """Return the time and Id behind which a page of events begins. Raises RequestValidationError."""
     try:
-        return unpacked(text, (AwareDatetime, Positive))
+        return unpacked(text, (Timestamp, Positive))
     except ValueError:
         refuse("after", "is not `next` of a page of this timeline")
 

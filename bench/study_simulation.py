@@ -8,7 +8,7 @@ import heapq
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from itertools import pairwise
@@ -222,14 +222,6 @@ def _spans(times: Sequence[float], idle_s: float) -> Iterator[tuple[float, float
             first = then
 
 
-@dataclass
-class Source:
-    """What the server has learnt of a source."""
-
-    learnt: dict[str, Any] = field(default_factory=dict)
-    trust: int = 0
-
-
 class Server:
     """Decides about studies by the server's own rules, with a model of what stands around them."""
 
@@ -239,7 +231,10 @@ class Server:
         self._rows: dict[str, StudyRow] = {}
         self._series: dict[str, SeriesRow] = {}
         self._descriptions: dict[str, set[str]] = defaultdict(set)
-        self._sources: dict[str, Source] = defaultdict(Source)
+        self._learnt: dict[str, dict[str, Any]] = defaultdict(dict)
+        """By source."""
+        self._trust: dict[tuple[str | None, bool], int] = defaultdict(int)
+        """By PACS, and of studies of an earlier day by themselves."""
         self._told: dict[str, list[Told]] = defaultdict(list)
         self._due: list[tuple[float, str, bool]] = []
         """When to look at which study, and if the PACS answers then."""
@@ -269,11 +264,11 @@ class Server:
         columns |= study_rules.described({**row, **columns}, after)
         if came.images:
             silence_s = study_rules.silence_s(row, report.FirstReceivedAt)
-            so_far, source = study_rules.learnt_of(row), self._sources[row["Source"] or after["Source"] or ""]
-            source.learnt = learn(source.learnt, silence_s, so_far, study_rules.kind_of_series(after))
+            so_far, name = study_rules.learnt_of(row), row["Source"] or after["Source"] or ""
+            self._learnt[name] = learn(self._learnt[name], silence_s, so_far, study_rules.kind_of_series(after))
             columns |= study_rules.reopened(row, _at(came.t))
             if columns.get("FalseCompletions", 0) > row["FalseCompletions"] and row["Policy"] == "verified":
-                source.trust = 0
+                self._trust[study_rules.trusted_for(row)] = 0
         self._descriptions[study].add(came.event.description)
         self._rows[study] = _with(row, columns)
         if report.StudyCounts is not None:
@@ -291,11 +286,8 @@ class Server:
     def _said(self, study: str, said: Mapping[str, Any]) -> None:
         row = self._rows[study]
         if study_rules.disappoints(row, said):
-            self._source(row).trust = 0
+            self._trust[study_rules.trusted_for(row)] = 0
         self._rows[study] = _with(row, said)
-
-    def _source(self, row: StudyRow) -> Source:
-        return self._sources[row["Source"] or ""]
 
     def _decide(self, study: str, t: float, *, reporting: bool = False) -> None:
         row = self._rows[study]
@@ -303,11 +295,11 @@ class Server:
             return
         decision = study_rules.decide(row, self._evidence(study, row, t))
         after = self._rows[study] = _with(row, decision.columns)
-        source = self._source(after)
-        source.trust += decision.trusted
+        self._trust[study_rules.trusted_for(after)] += decision.trusted
         if after["Verdict"] is not None and after["Verdict"] != row["Verdict"]:
             if not self._told[study] and after["Verdict"] in FINAL_VERDICTS:
-                source.learnt = ended(source.learnt, study_rules.learnt_of(after))
+                name = after["Source"] or ""
+                self._learnt[name] = ended(self._learnt[name], study_rules.learnt_of(after))
             self._told[study].append(Told(t, after["Verdict"]))
         if decision.ask:
             heapq.heappush(self._due, (t + ASKED_S, study, True))
@@ -315,19 +307,19 @@ class Server:
             heapq.heappush(self._due, (max(t + 1e-3, _seconds(after["DueAt"])), study, False))
 
     def _evidence(self, study: str, row: StudyRow, t: float) -> Evidence:
-        source, so_far = self._source(row), study_rules.learnt_of(row)
+        learnt, so_far = self._learnt[row["Source"] or ""], study_rules.learnt_of(row)
         wanted = required_of(self._required, row["Source"], row["StudyDescription"])
         spans = self._heard.open[study]
         return Evidence(
             _at(t),
-            timedelta(seconds=timeout_s(source.learnt, so_far)),
-            source.trust,
+            timedelta(seconds=timeout_s(learnt, so_far)),
+            self._trust[study_rules.trusted_for(row)],
             MAX_OPEN,
             bool(wanted),
             missing_of(wanted, self._descriptions[study]),
             held="held" if any(first + HEARD_S <= t < until + HEARD_S for first, until in spans) else None,
             held_elsewhere="held" if any(first + HEARD_S <= t < until for first, until in spans) else None,
-            sure=timedelta(seconds=sure_s(source.learnt, so_far)),
+            sure=timedelta(seconds=sure_s(learnt, so_far)),
         )
 
 

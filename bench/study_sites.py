@@ -196,6 +196,18 @@ def stored_then_live(place: StudyPlace, sender: Sender, t: float) -> float:
     return t
 
 
+def forwarded(place: StudyPlace, sender: Sender, t: float) -> float:
+    """A live study of one of seven scanners: of CT and MR as above, of others one to three series within minutes."""
+    modality, station = place.rng.choice(BEHIND)
+    sender = Sender(sender.ae, modality, station)
+    if modality in ("CT", "MR"):
+        return (ct if modality == "CT" else mr)(place, sender, t)
+    made = place.study(f"{modality} {place.rng.choice(('one', 'two'))}")
+    for n in range(place.rng.randint(1, 3)):
+        t = place.come(sender, made, t + place.between(5, 60), f"{modality} {'abc'[n]}", (1, 10))
+    return t
+
+
 # --- sites -----------------------------------------------------------------------------------------------------
 
 
@@ -230,10 +242,11 @@ KINDS = [
     StudyKind("late reports of few studies", seldom_reported, Sender("PACS", "CT", "CT01"), 900),
     StudyKind("two gateways", spread, Sender("PACS", "CT", "CT01"), 600),
     StudyKind("stored ones, then live ones", stored_then_live, Sender("PACS", ""), 600, studies=16),
+    StudyKind("seven scanners behind one archive", forwarded, Sender("PACS", ""), 300),
 ]
 ASKED = [
     *(replace(kind, name=f"{kind.name}; PACS receives", pacs="receives") for kind in KINDS if kind.play != migrated),
     replace(KINDS[0], name=f"{KINDS[0].name}; PACS forwards whole series", pacs="series by series"),
-    *(replace(KINDS[n], name=f"{KINDS[n].name}; PACS holds all", pacs="holds") for n in (0, 3, 4, 6)),
+    *(replace(KINDS[n], name=f"{KINDS[n].name}; PACS holds all", pacs="holds") for n in (0, 3, 4, 6, 8)),
 ]
 """The same behind a PACS that can be asked."""

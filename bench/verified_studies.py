@@ -110,14 +110,13 @@ class Trial:
             time.sleep(0.2)
         raise RuntimeError(f"not {wanted} within {WITHIN_S:g} s: {rows}")
 
-    def trust(self, source: str) -> None:
+    def trust(self) -> None:
         """Let the server trust the PACS, as it does after TRUSTED_AFTER studies that it held whole."""
         with closing(sqlite3.connect(self._folder / "series.db", timeout=60)) as database, database:
             now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-            insert = (
-                'INSERT OR REPLACE INTO study_sources ("Source", "Learnt", "Trust", "UpdatedAt") VALUES (?, ?, ?, ?)'
-            )
-            database.execute(insert, (source, "{}", TRUSTED_AFTER, now))
+            insert = 'INSERT OR REPLACE INTO study_pacs ("PACS", "Stored", "Trust", "UpdatedAt") VALUES (?, ?, ?, ?)'
+            for stored in (False, True):
+                database.execute(insert, ("ORTHANC", stored, TRUSTED_AFTER, now))
 
     def told(self) -> dict[str, list[dict[str, Any]]]:
         """Return what was told of each study, in order."""
@@ -132,8 +131,8 @@ class Trial:
         priming = [upload(self._pacs, self._images) for _ in range(PRIMING)]
         for study in priming:
             self.send(study, range(SERIES))
-        rows = self.wait_for(priming, "settled")
-        self.trust(rows[0]["Source"])
+        self.wait_for(priming, "settled")
+        self.trust()
         studies = [upload(self._pacs, self._images) for _ in range(count)]
         for n, study in enumerate(studies[:-1]):
             self.send(study, range(2))

@@ -7,9 +7,9 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 from pydantic import TypeAdapter, ValidationError
 from pydicom.dataset import Dataset
@@ -31,6 +31,7 @@ from models import Count, CountsOfStudy, Instance, SeriesKey, Uid
 FETCHED_AT_ONCE = 50  # SOP Instance UIDs in one retrieve request; the list has to fit into 64 KiB
 PATIENCE = 4  # a question is given up after this many times pacs_timeout_s
 STUDY_TIMEOUT_S = 2.0  # longest wait for an answer about a study, if one about a series waits behind it
+RECENT = timedelta(days=30)  # how old a study may be that a check asks about
 MAX_PROBLEM = 200  # characters of a problem
 A_UID: TypeAdapter[str] = TypeAdapter(Uid)
 A_COUNT: TypeAdapter[int] = TypeAdapter(Count)
@@ -95,6 +96,17 @@ def probe(line: Line) -> str | None:
     return None
 
 
+def probe_study(line: Line, today: date) -> StudyAnswer | None:
+    """Ask for the counts of whichever study of the last RECENT the PACS names first; None if it names none.
+
+    The rest of its list is not read. Raises PacsUnavailable.
+    """
+    identifier = _study_identifier("")
+    identifier.StudyDate = f"{today - RECENT:%Y%m%d}-"  # PS3.4 §C.2.2.2.5: from that day on
+    with closing(matches(line, identifier)) as found:
+        return next(map(_counts_of_study, found), None)
+
+
 def find(line: Line, *, key: SeriesKey, study: bool = False) -> Found:
     """Ask for the count at SERIES level. If it is missing, unreadable or zero, ask for the list at IMAGE level.
 
@@ -153,22 +165,29 @@ def _count_study(assoc: Association, study_instance_uid: str, timeout_s: float) 
     They are taken from a single match that has this Study Instance UID, at least one series, and no fewer images than
     series.
     """
-    identifier = Dataset()
-    identifier.QueryRetrieveLevel, identifier.StudyInstanceUID = "STUDY", study_instance_uid
-    identifier.NumberOfStudyRelatedSeries = identifier.NumberOfStudyRelatedInstances = None
+    identifier = _study_identifier(study_instance_uid)
     assoc.dimse_timeout = timeout_s
-    said: list[tuple[str | None, int | None, int | None]] = []
+    said: list[tuple[str | None, StudyAnswer]] = []
     with matches_on(assoc, identifier, time.monotonic() + timeout_s, f"{timeout_s:g} s") as found:
         for ds in found:
             if said:
                 raise PacsUnavailable("several matches for one study")
-            numbers = [_count(ds, f"NumberOfStudyRelated{level}") for level in ("Series", "Instances")]
-            said.append((_uid(ds, "StudyInstanceUID"), numbers[0], numbers[1]))
+            said.append((_uid(ds, "StudyInstanceUID"), _counts_of_study(ds)))
     if not said:
         return StudyAnswer(problem="does not know the study")
-    uid, series, instances = said[0]
-    if uid != study_instance_uid:
-        return StudyAnswer(problem="answers about another study")
+    uid, answer = said[0]
+    return answer if uid == study_instance_uid else StudyAnswer(problem="answers about another study")
+
+
+def _study_identifier(study_instance_uid: str) -> Dataset:
+    ds = Dataset()
+    ds.QueryRetrieveLevel, ds.StudyInstanceUID = "STUDY", study_instance_uid
+    ds.NumberOfStudyRelatedSeries = ds.NumberOfStudyRelatedInstances = None
+    return ds
+
+
+def _counts_of_study(ds: Dataset | None) -> StudyAnswer:
+    series, instances = (_count(ds, f"NumberOfStudyRelated{level}") for level in ("Series", "Instances"))
     if series is None or instances is None or not 0 < series <= instances:
         return StudyAnswer(problem="gives no counts of a study that can be right")
     return StudyAnswer(CountsOfStudy(Series=series, Instances=instances, At=datetime.now(UTC)))

@@ -182,7 +182,7 @@ def offers(assoc: Association, abstract_syntax: str) -> bool:
 # --- answers ----------------------------------------------------------------------------------------------------
 
 
-def matches(line: Line, identifier: Dataset) -> Iterator[Dataset | None]:
+def matches(line: Line, identifier: Dataset) -> Generator[Dataset | None]:
     """Yield each match of a C-FIND on an association of its own, as `matches_on` does. Raises PacsUnavailable."""
     deadline = time.monotonic() + line.timeout_s
     with (

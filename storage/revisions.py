@@ -109,6 +109,6 @@ def _count_up(figure: str) -> Update:
 
 async def figures_of(connection: Connection, table: Table, source: str, most: int) -> str:
     """Return the name that a source's figures stand under: senders choose names, and not how many rows exist."""
-    rows = select(func.count()).select_from(table)
-    known = (await connection.execute(rows.where(table.c.Source == source))).scalar_one()
+    rows, name = select(func.count()).select_from(table), next(iter(table.primary_key))
+    known = (await connection.execute(rows.where(name == source))).scalar_one()
     return source if known or (await connection.execute(rows)).scalar_one() < most else ""

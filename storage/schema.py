@@ -1,5 +1,6 @@
 """The server's tables: one definition for SQLite and PostgreSQL. Migrations bring a database up to it."""
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,6 +59,26 @@ class Document(TypeDecorator[Any]):
 
     def process_result_value(self, value: Any, dialect: Any) -> Any:
         return valid_unicode(value)
+
+
+class Learnt(Document):
+    """What was learnt, as JSON. Text that is none, as SQLite takes it, is read as None."""
+
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Any) -> TypeEngine[Any]:
+        return JSONB() if dialect.name == "postgresql" else Text()
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return value if dialect.name == "postgresql" else json.dumps(value)
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        if dialect.name == "postgresql":
+            return value
+        try:
+            return json.loads(value)
+        except ValueError:
+            return None
 
 
 class Attributes(Document):
@@ -232,12 +253,21 @@ study_completions = Table(
     Column("False", Integer, nullable=False),
     sqlite_with_rowid=False,
 )
-# What was learnt of each source's studies: its silences between series, and how often its PACS held all from the start.
+# What was learnt of each source's studies: its silences between series.
 study_sources = Table(
     "study_sources",
     metadata,
     Column("Source", ORDERED_TEXT, primary_key=True),
-    Column("Learnt", DOCUMENT, nullable=False),
+    Column("Learnt", Learnt(), nullable=False),
+    Column("UpdatedAt", UtcDateTime, nullable=False),
+    sqlite_with_rowid=False,
+)
+# How many studies in a row each PACS held from the start; of those of an earlier day by itself.
+study_pacs = Table(
+    "study_pacs",
+    metadata,
+    Column("PACS", ORDERED_TEXT, primary_key=True),
+    Column("Stored", Boolean, primary_key=True),
     Column("Trust", Integer, nullable=False),
     Column("UpdatedAt", UtcDateTime, nullable=False),
     sqlite_with_rowid=False,

@@ -15,7 +15,7 @@ from sqlalchemy import Select, bindparam, delete, func, select, update
 from common import metrics
 from common.required import Required, missing_of, required_of
 from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
-from storage import history, merge, orders, study_rules, study_silence
+from storage import history, merge, orders, study_learning, study_rules, study_silence
 from storage.answers import StudyRecord
 from storage.connection import Connection
 from storage.engine import insert
@@ -23,12 +23,12 @@ from storage.gaps import gaps
 from storage.heartbeats import SPEAKS_WITHIN
 from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
-from storage.schema import gateways, instances, series, studies, study_completions, study_sources
+from storage.schema import gateways, instances, series, studies, study_completions
 from storage.study_holders import Reporter, held
+from storage.study_learning import Learnt
 from storage.study_rules import Decision, Evidence
 
-MAX_SOURCES = 1000  # rows of what was learnt; sources beyond that learn together under an empty name
-MAX_FIGURES = 5000  # the same of how verdicts have fared
+MAX_FIGURES = 5000  # rows of how verdicts have fared; sources beyond that are counted under an empty name
 PUT_OFF_FOR = timedelta(hours=1)  # how long a study is left alone that could not be decided
 MAX_NUMBERED = 20_000  # images of a series whose numbers are looked at
 MAX_DESCRIPTIONS = 10_000  # different descriptions of a study's series that are looked at
@@ -41,7 +41,6 @@ _BY_KEY = studies.c.StudyInstanceUID == bindparam("key")
 LOCKED = select(studies).where(_BY_KEY).with_for_update()
 FREE = select(studies).where(_BY_KEY).with_for_update(skip_locked=True)
 UPDATE = update(studies).where(_BY_KEY)
-OF_SOURCES = select(study_sources).where(study_sources.c.Source.in_((bindparam("own"), "")))
 
 log = structlog.get_logger()
 
@@ -64,20 +63,6 @@ class Told(NamedTuple):
     """The verdict that images contradicted, if they did."""
 
 
-class _Learnt(NamedTuple):
-    """What a change of a study teaches about its source."""
-
-    silence_s: float = 0.0
-    came: str = ""
-    """The kind of the series that ended the silence."""
-    before: StudyRow | None = None
-    """The study as it was then."""
-    ended: StudyRow | None = None
-    """The study, if it is told complete for the first time."""
-    trust: int | None = None
-    """1: its PACS held one more study whole from the start. 0: it did not."""
-
-
 class _Change(NamedTuple):
     """What changes of a study."""
 
@@ -86,7 +71,7 @@ class _Change(NamedTuple):
     columns: dict[str, Any]
     series_instance_uid: str
     """One of its series, which is locked: what is told names it."""
-    learnt: _Learnt = _Learnt()
+    learnt: Learnt = Learnt()
 
     @property
     def after(self) -> StudyRow:
@@ -150,10 +135,11 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     reporter = None
     if report is not None and report.StudyCounts is not None:
         pacs, ahead = study_rules.asked_whom(report)
-        change = _counted(change, report.StudyCounts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+        change = _counted(change, report.StudyCounts, now, by=report.GatewayID, pacs=pacs, ahead=ahead)
         change = _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
-    return await _decided(connection, change, now, terms, reporter)
+    _, told = await _decided(connection, change, now, terms, reporter)
+    return told
 
 
 def _brought(
@@ -177,10 +163,17 @@ def _brought(
     return change._replace(learnt=learnt._replace(trust=0) if wrong else learnt)
 
 
-def _counted(
-    change: _Change, counts: CountsOfStudy, *, by: str | None, pacs: str | None = None, ahead: bool = False
+def _counted(  # noqa: PLR0913 - what was said, and by whom
+    change: _Change,
+    counts: CountsOfStudy,
+    now: datetime,
+    *,
+    by: str | None,
+    pacs: str | None = None,
+    ahead: bool = False,
 ) -> _Change:
-    """Take what a PACS has into what changes, and into what is learnt of it."""
+    """Take what a PACS has into what changes, and into what is learnt of it. A gateway's clock may be ahead."""
+    counts = counts.model_copy(update={"At": min(counts.At, now)})
     return _said(change, study_rules.taken(change.after, counts, by=by, pacs=pacs, ahead=ahead))
 
 
@@ -275,10 +268,8 @@ async def look(  # noqa: PLR0913 - what is asked, and what was heard
         return None, []
     change = _Change(row, {}, one)
     if counts is not None:
-        change = _counted(change.with_columns({"UpdatedAt": now}), counts, by=gateway_id)
-    told = await _decided(connection, change, now, terms, NOBODY)
-    rows = select(studies).where(studies.c.StudyInstanceUID == study_instance_uid)
-    return cast("StudyRow", {**(await connection.execute(rows)).mappings().one()}), told
+        change = _counted(change.with_columns({"UpdatedAt": now}), counts, now, by=gateway_id)
+    return await _decided(connection, change, now, terms, NOBODY)
 
 
 async def hold(
@@ -311,8 +302,8 @@ async def _made(connection: Connection, study_instance_uid: str, now: datetime) 
 
 async def _decided(
     connection: Connection, change: _Change, now: datetime, terms: Terms | None, reporter: Reporter | None
-) -> list[Told]:
-    """Decide about a study that has changed so, write its row, and let it be told; return what is.
+) -> tuple[StudyRow, list[Told]]:
+    """Decide about a study that has changed so, write its row, and let it be told; return the row, and what is told.
 
     1. Without `terms` it is due, and nothing is decided.
     2. Who holds the study is looked at if it could get a verdict and a report has brought counts, so that this may be
@@ -334,11 +325,11 @@ async def _decided(
         learnt = learnt._replace(trust=1)
     if _ends(row, after):
         learnt = learnt._replace(ended=after)
-    told = await write(connection, row, after, change.series_instance_uid, now)
-    await _learn(connection, after["Source"], learnt, now)
+    after, told = await write(connection, row, after, change.series_instance_uid, now)
+    await study_learning.learn(connection, after, learnt, now)
     for one in told:
         await count_verdicts(connection, row, after, one)
-    return told
+    return after, told
 
 
 def _decide(row: StudyRow, evidence: Evidence) -> Decision:
@@ -360,16 +351,11 @@ async def _evidence(connection: Connection, row: StudyRow, now: datetime, terms:
     """Return what is known beside a study's row, without a look at gateways and descriptions."""
     if row["Unsettled"]:  # nothing of that matters
         return Evidence(now, timedelta(), 0, terms.max_open, looked=False)
-    names = [row["Source"] or "", ""]
-    found = (await connection.execute(OF_SOURCES, {"own": names[0]})).mappings()
-    known: dict[str, Mapping[str, Any]] = {one["Source"]: {**one} for one in found}
-    source = known.get(names[0]) or known.get("") or {"Learnt": {}, "Trust": 0}
-    study = study_rules.learnt_of(row)
-    silence, sure = (
-        timedelta(seconds=of(source["Learnt"], study)) for of in (study_silence.timeout_s, study_silence.sure_s)
-    )
+    learnt, study = await study_learning.known(connection, row), study_rules.learnt_of(row)
+    silence, sure = (timedelta(seconds=of(learnt, study)) for of in (study_silence.timeout_s, study_silence.sure_s))
+    trust = await study_learning.trust(connection, row) if study_rules.held_whole(row) else 0
     required = bool(required_of(terms.required, row["Source"], row["StudyDescription"]))
-    return Evidence(now, silence, source["Trust"], terms.max_open, required, looked=False, sure=sure)
+    return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure)
 
 
 async def _looked(
@@ -402,8 +388,8 @@ async def _order_count(connection: Connection, row: StudyRow, series_instance_ui
 
 async def write(
     connection: Connection, row: StudyRow, after: StudyRow, series_instance_uid: str, now: datetime
-) -> list[Told]:
-    """Write what has changed of a study, and let it be told if that is news for others."""
+) -> tuple[StudyRow, list[Told]]:
+    """Write what has changed of a study, and let it be told if that is news; return the row, and what is told."""
     kinds = study_rules.kinds(row, after)
     if kinds:
         after = with_changes(after, {"Revision": row["Revision"] + 1})
@@ -411,10 +397,11 @@ async def write(
     changed = {name: value for name, value in after.items() if before[name] != value}
     if not changed.keys().isdisjoint(StudyRecord.model_fields):  # who reads it again sees something else
         changed["UpdatedAt"] = now
+        after = with_changes(after, {"UpdatedAt": now})
     if changed:
         await _update(connection, row["StudyInstanceUID"], changed)
     if not kinds:
-        return []
+        return after, []
     expected = after["ExpectedInstances"]
     told = {
         "Subject": "study",
@@ -432,32 +419,11 @@ async def write(
     event = {"At": now, "GatewayID": None, "Revision": after["Revision"], "Event": "study.told", "Details": details}
     await history.add(connection, series_instance_uid, [event])
     contradicted = (row["Verdict"] or row["Withdrawn"]) if "contradicted" in kinds else None
-    return [Told(row["StudyInstanceUID"], after["Revision"], after["Verdict"], after["Policy"], contradicted)]
+    return after, [Told(row["StudyInstanceUID"], after["Revision"], after["Verdict"], after["Policy"], contradicted)]
 
 
 async def _update(connection: Connection, study_instance_uid: str, changed: Mapping[str, Any]) -> None:
     await connection.execute(UPDATE, {"key": study_instance_uid, **changed})
-
-
-async def _learn(connection: Connection, source: str | None, learnt: _Learnt, now: datetime) -> None:
-    """Learn of a source what a study has shown."""
-    if not learnt.silence_s and learnt.ended is None and learnt.trust is None:
-        return
-    name = await figures_of(connection, study_sources, source or "", MAX_SOURCES)
-    await insert(connection, study_sources, {"Source": name, "Learnt": {}, "Trust": 0, "UpdatedAt": now})
-    this = study_sources.c.Source == name
-    known = (await connection.execute(select(study_sources).where(this).with_for_update())).mappings().one()
-    content, trust = known["Learnt"], known["Trust"]
-    if learnt.silence_s and learnt.before is not None:
-        study = study_rules.learnt_of(learnt.before)
-        content = study_silence.learn(content, learnt.silence_s, study, learnt.came)
-    if learnt.ended is not None:
-        content = study_silence.ended(content, study_rules.learnt_of(learnt.ended))
-    if learnt.trust is not None:
-        trust = min(trust + 1, study_rules.MAX_TRUST) if learnt.trust else 0
-    if (content, trust) != (known["Learnt"], known["Trust"]):
-        values = {"Learnt": content, "Trust": trust, "UpdatedAt": now}
-        await connection.execute(update(study_sources).where(this).values(values))
 
 
 async def count_verdicts(connection: Connection, row: StudyRow, after: StudyRow, told: Told) -> None:

@@ -56,11 +56,10 @@ async def declare(
         closing = await _close(connection, study_instance_uid, word, now)
     columns = study_rules.declared(row, word, now, waits=closing.waits)
     after = with_changes(row, columns)
-    told = await studies.write(connection, row, after, one, now) if columns else []
+    after, told = await studies.write(connection, row, after, one, now) if columns else (after, [])
     for change in told:
         await studies.count_verdicts(connection, row, after, change)
-    current = with_changes(after, {"Revision": told[0].revision if told else after["Revision"]})
-    return DeclaredStudy(as_study(current), bool(columns), closing.told, closing.untold), told
+    return DeclaredStudy(as_study(after), bool(columns), closing.told, closing.untold), told
 
 
 class _Closing(NamedTuple):

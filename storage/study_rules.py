@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from common.study_kinds import group_of, kind_of
+from common.study_kinds import STORED, group_of, kind_of
 from models import FINAL_VERDICTS, ChangeKind, CountsOfStudy, SeriesReport, SeriesVerdict
 from storage.merge import BASIS_LENGTH, Columns, Word, missing
 from storage.rows import SeriesRow, StudyRow
 from storage.study_silence import MAX_KINDS, Study
 
-TRUSTED_AFTER = 10  # studies of a source that its PACS held whole from the start: then it is believed at once
+TRUSTED_AFTER = 10  # studies that a PACS held whole from the start: then it is believed at once
 MAX_TRUST = 1000
 COUNT_WAIT = timedelta(seconds=30)  # how long the PACS's answer is waited for once the silence has passed
 DECLARED_WITHIN = timedelta(seconds=30)  # how long gateways are waited for that have series of a declared study open
@@ -36,7 +36,7 @@ class Evidence(NamedTuple):
     silence: timedelta
     """How long its source's studies are silent at most, as learnt."""
     trust: int
-    """How many studies its source's PACS has held whole from the start, in a row."""
+    """How many studies like it its PACS has held whole from the start, in a row."""
     max_open: timedelta
     required: bool = False
     """Some series are required of such a study."""
@@ -146,6 +146,14 @@ def learnt_of(row: StudyRow) -> Study:
     """Return what of a study says what may still come."""
     received = row["FirstReceivedAt"] or row["OpenSince"]
     return Study(tuple(row["Kinds"]), group_of(row["StudyDescription"], row["StudyDate"], received))
+
+
+def trusted_for(row: StudyRow) -> tuple[str | None, bool]:
+    """Return which PACS is trusted or not with such a study, and if that is of an earlier day.
+
+    A PACS that holds those whole may all the same receive those of today while it forwards them.
+    """
+    return row["PACS"], learnt_of(row).group == STORED
 
 
 def silence_s(row: StudyRow, came_at: datetime | None) -> float:
@@ -335,7 +343,7 @@ def _decision(row: StudyRow, e: Evidence, policy: SeriesVerdict | None, look: bo
         "DueAt": row["DueAt"] if pending else _due(row, e, policy, look),
     }
     slow = policy == "verified" and not stands and _asked_late(row, e)
-    return Decision(columns, ask, look, trusted=slow and _held_whole(row) and final)
+    return Decision(columns, ask, look, trusted=slow and held_whole(row) and final)
 
 
 def _weaker(row: StudyRow, policy: SeriesVerdict | None) -> SeriesVerdict | None:
@@ -370,7 +378,7 @@ def _asked_late(row: StudyRow, e: Evidence) -> bool:
 
 def _sure_at(row: StudyRow, e: Evidence) -> datetime:
     """Return when the PACS has to be asked to be believed."""
-    return _last(row, e) + (e.silence if _held_whole(row) else max(e.silence, e.sure))
+    return _last(row, e) + (e.silence if held_whole(row) else max(e.silence, e.sure))
 
 
 def _asked_surely(row: StudyRow, e: Evidence) -> bool:
@@ -387,13 +395,13 @@ def _asks_at(row: StudyRow, e: Evidence) -> datetime | None:
     return min(later, default=None) if _can_ask(row) else None
 
 
-def _held_whole(row: StudyRow) -> bool:
+def held_whole(row: StudyRow) -> bool:
     """Return whether its PACS seems to have had all of it from the start: else it may itself still receive it."""
     return bool(row["CountedAhead"]) and not row["CountGrew"]
 
 
 def _is_trusted(row: StudyRow, e: Evidence) -> bool:
-    return e.trust >= TRUSTED_AFTER and _held_whole(row)
+    return e.trust >= TRUSTED_AFTER and held_whole(row)
 
 
 def _waited(row: StudyRow, e: Evidence) -> bool:

@@ -37,6 +37,7 @@ MAX_KINDS = 64  # kinds of series that are remembered of a study
 
 _Row = list[Any]
 _NUMBER, _SILENCE, _KIND, _AGAIN, _GROUP = range(5)
+_KINDS_OF_VALUES: tuple[Any, ...] = (int, (int, float), str, int, str)
 
 
 class Study(NamedTuple):
@@ -49,6 +50,22 @@ class Study(NamedTuple):
 
 
 ANY = Study()
+
+
+def is_readable(learnt: Any) -> bool:
+    """Return whether this can have been learnt: another version, or a person, may have stored something else."""
+    if not isinstance(learnt, dict):
+        return False
+    groups, late = learnt.get("groups", {}), learnt.get("late", [])
+    numbers = [learnt.get("studies", 0), *(groups.values() if isinstance(groups, dict) else [None])]
+    return all(isinstance(n, int) for n in numbers) and isinstance(late, list) and all(map(_is_row, late))
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, list) or len(row) != len(_KINDS_OF_VALUES):
+        return False
+    has_form = all(isinstance(value, kind) for value, kind in zip(row, _KINDS_OF_VALUES, strict=True))
+    return has_form and 0 <= row[_SILENCE] <= LONGEST_S
 
 
 # --- learning --------------------------------------------------------------------------------------------------

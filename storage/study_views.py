@@ -16,7 +16,7 @@ LATELY = timedelta(days=1)  # for how long an incomplete study is waited for
 SERIES_OF_TIMELINE = 1000  # series whose events one timeline has
 SHOWN = (
     *("StudyInstanceUID", "Verdict", "Withdrawn", "Basis", "NumSeries", "NumInstances", "Unsettled", "Incomplete"),
-    *("MissingSeries", "ExpectedSeries", "ExpectedInstances", "FalseCompletions", "UpdatedAt"),
+    *("MissingSeries", "ExpectedSeries", "ExpectedInstances", "Gaps", "FalseCompletions", "UpdatedAt"),
 )
 PLACE = (timeline.c.At, timeline.c.Id)
 

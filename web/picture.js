@@ -35,7 +35,7 @@ const SHAPES = {
 /** Draw the events, which are in order of time, as wide as the host. `words` says an event in words. */
 export function draw(host, all, words) {
   for (const event of all) event.at = Date.parse(event.At) / 1000;
-  const events = all.filter((event) => isTime(event.at));
+  const events = all.filter((event) => isTime(event.at) && !event.Event.startsWith("study.")); // of the series alone
   if (!events.length) return host.replaceChildren();
   const stories = told(events);
   const times = [
@@ -210,7 +210,7 @@ function drawTime(picture, { x, cuts, wide, perS, first, last, spanS }, y, width
     const at = x(first + s);
     picture.append(
       svg("line", { x1: at, x2: at, y1: y + 3, y2: y + 9, class: "axis" }),
-      svg("text", { x: at, y: y + 24, class: "tick" }, s ? `+${Number(s.toFixed(1))}` : "0"),
+      svg("text", { x: at, y: y + 24, class: "tick" }, s ? `+${Number(s.toFixed(1))}` : spanS ? "0" : ""),
     );
   }
   for (const cut of cuts) {

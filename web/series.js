@@ -9,8 +9,11 @@ import { draw } from "./picture.js";
 import { ask } from "./stream.js";
 
 const PHASES = {
+  aborted: "its last association aborted",
   open: "its association still open",
+  each: "an association for each image, and the last one ended",
   moved: "its association busy with another series",
+  next: "an association for each image, and the next series begun",
   released: "its associations released",
   counted: "as many images there as a tag says",
 };
@@ -54,6 +57,8 @@ export function words({ Event, Details: d }) {
       return `Row stored: ${many(d.Known, "image", "images")}, ${count(d.Added)} of them new`;
     case "verdict.contradicted":
       return `The verdict ${d.Verdict} was too early: ${many(d.Added, "image", "images")} came after it`;
+    case "series.parted":
+      return `Reported as a part, ${many(d.Images, "image", "images")}: the PACS has more`;
     case "series.purged":
       return `Purged with ${many(d.Images, "image", "images")}; it was sent again later`;
     case "timeline.shortened":
@@ -61,7 +66,7 @@ export function words({ Event, Details: d }) {
     case "series.declared":
       return `${d.By} declared it ${d.Declared}: ${d.Because}`;
     case "series.gapped":
-      return `Images seem to be missing in between: numbers ${d.Numbers}`;
+      return `Images seem to be missing in between: InstanceNumber ${String(d.Numbers).replace(/ missing\?$/, "")}`;
     case "study.told":
       return studied(d);
     case "conflict.resolved":
@@ -74,16 +79,20 @@ export function words({ Event, Details: d }) {
 }
 
 function studied({ Verdict, Withdrawn, Basis }) {
-  const now = Verdict ?? (Withdrawn ? `declared incomplete (it was ${Withdrawn})` : "open again");
+  const was = Withdrawn === "part" ? "" : ` (it was ${Withdrawn})`;
+  const now = Verdict ?? (Withdrawn ? `declared incomplete${was}` : "open again");
   return `Its study is ${now}${Basis ? `: ${Basis}` : ""}`;
 }
 
 function answered(d) {
-  if (d.Problem) return `${d.PACS} was asked and gave no answer: ${d.Problem}`;
+  if (d.Problem && d.Count == null) return `${d.PACS} was asked and gave no answer: ${d.Problem}`;
   const missing = d.Missing ? `, ${count(d.Missing)} missing` : "";
   const fetched = d.Fetched ? `, ${count(d.Fetched)} fetched` : "";
-  return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, of which ${count(d.Known)} are here${missing}${fetched}`;
+  return `${d.PACS} was asked: it has ${many(d.Count, "image", "images")}, of which ${count(d.Known)} are here${missing}${fetched}${ofStudy(d)}${d.Problem ? ` (${d.Problem})` : ""}`;
 }
+
+const ofStudy = ({ StudySeries: series, StudyInstances: all }) =>
+  series ? `; of the study ${count(series)} series with ${many(all, "image", "images")}` : "";
 
 /** Return links to the study and this series in the API, and to the viewer if the server names one. */
 function links({ StudyInstanceUID, SeriesInstanceUID }) {

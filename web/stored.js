@@ -91,7 +91,8 @@ function judge(study) {
   const known = states.get(study.uid);
   if (!known) return;
   study.total = known.NumSeries;
-  const verdict = badge(known.Verdict ? `study ${known.Verdict}` : "study open", known.Verdict ?? "none");
+  const stands = known.Verdict ?? (known.Withdrawn ? "declared incomplete" : "open");
+  const verdict = badge(`study ${stands}`, known.Verdict ?? "none");
   verdict.title = known.Basis ?? (known.Verdict ? STUDY_VERDICTS[known.Verdict] : "its verdict is still to come");
   study.state.replaceChildren(verdict, el("span", { className: "hint" }, imagesOf(known)), ...lacks(known));
   countRows(study);
@@ -100,7 +101,7 @@ function judge(study) {
 const imagesOf = ({ NumInstances: here, ExpectedInstances: expected }) =>
   expected > here ? `${count(here)} of ${many(expected, "image", "images")}` : many(here, "image", "images");
 
-function* lacks({ MissingSeries: required, ExpectedSeries, NumSeries, Incomplete, FalseCompletions }) {
+function* lacks({ MissingSeries: required, ExpectedSeries, NumSeries, Incomplete, Gaps, FalseCompletions }) {
   const titled = (made, title) => Object.assign(made, { title });
   const series = Math.max(required.length, (ExpectedSeries ?? 0) - NumSeries);
   if (required.length) {
@@ -110,6 +111,8 @@ function* lacks({ MissingSeries: required, ExpectedSeries, NumSeries, Incomplete
     yield titled(badge(`${many(series, "series", "series")} missing`, "bad"), `Its PACS has ${count(ExpectedSeries)} series`);
   }
   if (Incomplete) yield badge(`${many(Incomplete, "series lacks", "series lack")} images`, "bad");
+  const gaps = Object.values(Gaps);
+  if (gaps.length) yield titled(badge(gaps.length > 1 ? `gaps in ${many(gaps.length, "series", "series")}` : gaps[0], "warn"), `InstanceNumbers: ${gaps.join("; ")}`);
   if (FalseCompletions) yield badge("was too early", "warn");
 }
 

@@ -8,10 +8,11 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from common.errors import SeriesGatewayError
+from common.errors import SeriesGatewayError, printable
 from common.outgoing import http_client, retry_after_s
 
 TIMEOUT_S = 20.0
+MAX_REFUSAL = 200  # characters of what a server says of a parameter
 M = TypeVar("M", bound=BaseModel)
 CURES = {
     401: "give a key of scope series:read with --key-file, or in the environment variable SERIES_KEY",
@@ -22,7 +23,7 @@ CURES = {
 
 
 class Unreadable(SeriesGatewayError):
-    """The server gave no usable answer. The text says no more about it than its status."""
+    """The server gave no usable answer. The text says no more about it than its status, and which value it refuses."""
 
     def __init__(self, reason: str, retry_after_s: float = 0.0, *, may_pass: bool = True) -> None:
         super().__init__(reason)
@@ -52,7 +53,7 @@ class Remote:
         except (httpx.HTTPError, OSError) as error:  # OSError: the key's file cannot be read
             raise Unreadable(f"{type(error).__name__}") from None
         if answer.status_code != 200:
-            cure = CURES.get(answer.status_code)
+            cure = _refusal(answer) or CURES.get(answer.status_code)
             reason = f"HTTP {answer.status_code}" + (f": {cure}" if cure else "")
             wait_s = retry_after_s(answer.headers.get("Retry-After"))
             raise Unreadable(reason, wait_s, may_pass=answer.status_code == 429 or answer.status_code >= 500)
@@ -60,3 +61,13 @@ class Remote:
             return shape.model_validate_json(answer.content)
         except ValidationError:
             raise Unreadable("the answer is not that of a series server") from None
+
+
+def _refusal(answer: httpx.Response) -> str | None:
+    """Return which parameter a server refuses, and why; None if it does not say that, or does not know it."""
+    try:
+        (first, *_) = answer.json()["detail"]
+        where, what, is_unknown = first["loc"][-1], first["msg"], first["type"] == "unknown_parameter"
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return None
+    return None if answer.status_code != 422 or is_unknown else printable(f"{where} {what}")[:MAX_REFUSAL]

@@ -5,6 +5,7 @@ import ssl
 import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
 from http import HTTPStatus
@@ -16,13 +17,17 @@ from common.threads import in_thread
 from common.version import compared, said_in, version
 from console import machine
 from console.findings import Finding, certificate_problem, failed, of_error, ok, warning
-from dicom.query_retrieve import probe
+from dicom.query_retrieve import RECENT, StudyAnswer, probe, probe_study
 from dicom.scu import Line, PacsUnavailable
 from dicom.tls import BadCertificate, Tls
 from gateway.server_client import CannotCall, server_client
 
 CLOCKS_S = 2.0  # largest difference of clocks without a warning
 DATE_S = 1.0  # precision of an HTTP Date header
+COUNT_STUDIES = (
+    "Have it answer NumberOfStudyRelatedSeries (0020,1206) and NumberOfStudyRelatedInstances (0020,1208) in C-FIND at "
+    "STUDY level; or name the series that studies need in SERVER_REQUIRED_SERIES, on the server."
+)
 MAKE_A_KEY = "python server.py keys create gateway --scope series:write --scope series:read --save FILE"
 
 
@@ -43,9 +48,24 @@ def dicom(what: str, settings: GatewaySettings, peer: Peer, *, of_ours: bool = F
         return [_unavailable(what, settings, peer, str(error), of_ours)]
     answers = ok(what, f"{peer} answers C-ECHO")
     if of_ours or without_find is None:
-        return [answers] if of_ours else [answers, ok(what, f"answers C-FIND from {settings.ae_title}")]
+        found = ok(what, f"answers C-FIND from {settings.ae_title}")
+        return [answers] if of_ours else [answers, found, _counts_studies(what, Line.to(peer, settings))]
     cure = f"Allow C-FIND from {settings.ae_title} there (Orthanc: DicomModalities); else no series becomes verified."
     return [answers, failed(what, f"C-FIND: {without_find}", cure)]
+
+
+def _counts_studies(what: str, line: Line) -> Finding:
+    """Check if a PACS counts what a study has, which it need not (PS3.4 table C.6-5)."""
+    try:
+        answer = probe_study(line, datetime.now(UTC).date())
+    except PacsUnavailable as error:
+        answer = StudyAnswer(problem=str(error))
+    if answer is None:
+        return ok(what, f"names no study of the last {RECENT.days} days, so that its counts cannot be seen yet")
+    if answer.counts is not None:
+        return ok(what, "counts the series and images of a study: studies can become verified")
+    told = f"gives no counts of studies ({answer.problem}): series can become verified, studies only idle or expected"
+    return warning(what, told, COUNT_STUDIES)
 
 
 def _unavailable(what: str, settings: GatewaySettings, peer: Peer, problem: str, of_ours: bool) -> Finding:

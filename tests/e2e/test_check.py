@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import trustme
+from pydicom import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification  # type: ignore[attr-defined]
 
@@ -63,7 +64,8 @@ def test_all_is_well_beside_a_running_gateway_a_server_and_a_pacs(tmp_path: Path
     assert {state for _, state in lines} == {"ok"}, report
     assert "accepts images" in lines["gateway", "ok"]
     assert "answers C-ECHO" in lines["DICOM port", "ok"]
-    assert lines["PACS ORTHANC", "ok"] == "answers C-FIND from STORESCP"
+    of_pacs = [line["detail"] for line in report["findings"] if line["what"] == "PACS ORTHANC"]
+    assert of_pacs[1:] == ["answers C-FIND from STORESCP", COUNTS_UNSEEN]
     assert "series:read and series:write" in lines["key", "ok"]
     assert "sound, schema" in lines["journal gateway-journal.db", "ok"]
     assert out.endswith(" ok, 0 warning, 0 failed\n")
@@ -238,16 +240,30 @@ async def test_a_running_gateway_with_tls_answers_c_echo(tmp_path: Path) -> None
 # --- the PACS ---------------------------------------------------------------------------------------------------
 
 
+COUNTS_UNSEEN = "names no study of the last 30 days, so that its counts cannot be seen yet"
+Answers = list[tuple[int, Dataset | None]]
+
+
+def a_study(**counts: Any) -> tuple[int, Dataset]:
+    """What a PACS says of a study."""
+    ds = Dataset()
+    ds.QueryRetrieveLevel, ds.StudyInstanceUID = "STUDY", "1.2.3"
+    for name, value in counts.items():
+        setattr(ds, f"NumberOfStudyRelated{name}", value)
+    return 0xFF00, ds
+
+
 @contextmanager
-def stock_pacs(**requirements: Any) -> Iterator[int]:
-    """Stock pynetdicom that answers C-FIND with nothing; its port."""
+def stock_pacs(studies: Answers | None = None, **requirements: Any) -> Iterator[int]:
+    """Stock pynetdicom that answers C-FIND with nothing, at STUDY level with these; its port."""
     ae = AE("PACS")
     ae.add_supported_context(Verification)
     ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
     for name, value in requirements.items():
         setattr(ae, name, value)
 
-    def handle_find(event: evt.Event) -> Iterator[tuple[int, None]]:
+    def handle_find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        yield from (studies or ()) if event.identifier.QueryRetrieveLevel == "STUDY" else ()
         yield 0x0000, None
 
     scp: Any = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_FIND, handle_find)])
@@ -261,6 +277,37 @@ async def test_a_pacs_that_answers_is_fine(tmp_path: Path) -> None:
     with stock_pacs() as port:
         findings = await found(tmp_path, pacs=f"PACS@127.0.0.1:{port}")
     assert "answers C-FIND from STORESCP" in said(findings, "PACS PACS", "ok")
+    assert COUNTS_UNSEEN in said(findings, "PACS PACS", "ok")
+
+
+async def test_a_pacs_that_counts_studies_is_told_and_its_list_of_them_not_read(tmp_path: Path) -> None:
+    with stock_pacs([a_study(Series=2, Instances=7)] * 20_000) as port:
+        findings = await found(tmp_path, pacs=f"PACS@127.0.0.1:{port}")
+    assert "counts the series and images of a study" in said(findings, "PACS PACS", "ok")
+
+
+@pytest.mark.parametrize(
+    "studies",
+    [
+        [a_study()],
+        [a_study(Series=2)],
+        [a_study(Series="", Instances="")],
+        [a_study(Series=3, Instances=2)],
+        [(0xA700, None)],
+    ],
+    ids=["neither", "one", "empty", "impossible", "refused"],
+)
+async def test_a_pacs_that_does_not_count_studies_is_a_warning_with_what_follows_and_the_cure(
+    tmp_path: Path, studies: Answers
+) -> None:
+    with stock_pacs(studies) as port:
+        findings = await found(tmp_path, pacs=f"PACS@127.0.0.1:{port}")
+    assert "answers C-FIND from STORESCP" in said(findings, "PACS PACS", "ok")
+    assert "studies only idle or expected" in said(findings, "PACS PACS", "warning")
+    (cure,) = [one.cure for one in findings if (one.what, one.state) == ("PACS PACS", "warning")]
+    assert "NumberOfStudyRelatedSeries" in cure
+    assert "SERVER_REQUIRED_SERIES" in cure
+    assert not [one for one in findings if one.what == "PACS PACS" and one.state == "failed"]
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,32 @@ async def test_a_studys_own_verdict_and_what_it_lacks_change_while_it_is_watched
         assert problems == []
 
 
+def told(event: str, **details: Any) -> dict[str, Any]:
+    return {"At": datetime.now(UTC).isoformat(), "Event": event, "Details": details}
+
+
+async def test_gaps_a_persons_word_and_what_the_pacs_has_of_a_study_are_told(running: Serving) -> None:
+    url, series = running.url, f"{STUDY}.1"
+    numbers = [str(n) for n in (*range(1, 9), *range(11, 21))]
+    said = {"PACS": "ORTHANC", "Count": 18, "Known": 18, "Missing": 0, "Fetched": 0, "Problem": None}
+    of_study = {"StudySeries": 3, "StudyInstances": 90}
+    events = [told("pacs.answered", **said, **of_study), told("series.parted", Images=18)]
+    numbered = {"SOPInstanceUIDs": numbers, "InstanceAttributes": {"InstanceNumber": numbers}}
+    store(url, series, **numbered, NumInstances=18, Verdict="idle", Timeline=events)
+    async with looking(url) as (page, problems):
+        state = page.locator("#stored-table .study", has_text="Test, One").locator(".state-of-study")
+        await expect(state).to_have_text("study idle18 images9 to 10 missing?")
+        post(url, f"studies/{STUDY}/declaration", Declared="incomplete", Because="the ward has called")
+        await expect(state).to_have_text("study declared incomplete18 images9 to 10 missing?")
+        await page.goto(f"{url}/#series/{series}")
+        await expect(page.locator("#series .events")).to_contain_text("of the study 3 series with 90 images")
+        await expect(page.locator("#series .events")).to_contain_text(
+            "Reported as a part, 18 images: the PACS has more"
+        )
+        await expect(page.locator("#series .events")).to_contain_text("Its study is declared incomplete")
+        assert problems == []
+
+
 @pytest.mark.slow
 async def test_what_is_found_shows_its_studies_verdicts_on_a_phone_too(running: Serving) -> None:
     store(running.url, f"{STUDY}.1")

@@ -6,6 +6,7 @@ import random
 import tempfile
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from structlog.testing import capture_logs
 
 from common import metrics
@@ -21,14 +22,15 @@ from common.required import required_series
 from common.settings import ServerSettings
 from db import LOOKED_AT, Database
 from models import FINAL_VERDICTS, Change, CountsOfStudy, GatewayState, SeriesReport
-from storage import study_rules
+from storage import study_rules, study_silence
 from storage.answers import StudyRecord
 from storage.orders import give
 from storage.rows import StudyRow
-from storage.schema import series, studies
+from storage.schema import series, studies, study_sources
 from storage.studies import Terms
 from storage.study_declarations import DeclaredStudy
 from storage.study_rules import COUNT_WAIT, DECLARED_WITHIN, TRUSTED_AFTER
+from storage.study_silence import MAX_KINDS
 from tests.rig.factories import STUDY, arriving, make_report, make_state
 from tests.rig.migrating import downgrade
 from tests.rig.serving import empty_database
@@ -282,6 +284,50 @@ async def test_a_report_is_stored_though_its_study_cannot_be_decided(
     assert ((await record(database)).NumInstances, (await record(database)).Verdict) == (2, None)
 
 
+UNREADABLE: list[Any] = [
+    None,
+    [],
+    "late",
+    {"studies": "1"},
+    {"groups": [1]},
+    {"late": [[1, "x"]]},
+    {"late": [[1, 60, 3, 0, ""]]},
+]
+
+
+@pytest.mark.parametrize("learnt", UNREADABLE, ids=repr)
+async def test_what_was_learnt_and_cannot_be_read_is_learnt_again(database: Database, clock: Any, learnt: Any) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    await pass_silence(database, clock)
+    change = update(study_sources).values(Learnt=learnt)
+    await database.engine.write(lambda connection: connection.execute(change))
+    with capture_logs() as logged:
+        clock.shift(60)
+        await database.store(of(2, "1", verdict="idle"))  # it has been silent: something is learnt
+    assert "habits.unreadable" in {line["event"] for line in logged}
+    clock.shift(7200)
+    await beat(database)
+    await database.decide_due()
+    assert (await record(database)).NumSeries == 2
+
+
+async def test_learnt_text_that_is_no_json_is_learnt_again(tmp_path: Path, clock: Any) -> None:
+    """On SQLite; PostgreSQL keeps no other text as JSON."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'series.db'}"
+    async with Database.open(ServerSettings(database_url=url)) as database:
+        await _spoil(database, clock)
+
+
+async def _spoil(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    await pass_silence(database, clock)
+    await database.engine.write(lambda one: one.execute(text("""UPDATE study_sources SET "Learnt" = '{'""")))
+    clock.shift(60)
+    await database.store(of(2, "1", verdict="idle"))
+    assert (await record(database)).NumSeries == 2
+    assert [study_silence.is_readable(one["Learnt"]) for one in await database.engine.read(select(study_sources))]
+
+
 async def test_a_study_is_idle_once_its_source_was_silent_and_images_after_that_contradict(
     database: Database, clock: Any
 ) -> None:
@@ -336,7 +382,7 @@ async def test_the_pacs_is_asked_again_after_the_silence_and_verifies(database: 
     assert answered is not None
     assert (answered.Verdict, answered.Policy) == ("verified", "verified")
     assert (await told(database))[-1].Kinds == ["revised", "verified"]
-    assert await rows(database, 'SELECT "Trust" FROM study_sources') == [(1,)]
+    assert await rows(database, 'SELECT "Trust" FROM study_pacs') == [(1,)]
     assert await database.count_study("9.9", counts(1, 1), "one") is None
 
 
@@ -366,14 +412,50 @@ async def test_what_the_pacs_has_more_takes_the_verdict_and_counts_as_nobodys_fa
     assert "2 series with 9 images" in (study.Basis or "")
 
 
-async def earn_trust(database: Database, clock: Any) -> None:
+async def earn_trust(database: Database, clock: Any, **change: Any) -> None:
     """Let a PACS hold as many studies whole from the start as make it trusted."""
     for n in range(TRUSTED_AFTER):
         uid = f"1.7.{n}"
-        await database.store(asked(1, "1", study=uid, has=(1, 1)))
+        await database.store(asked(1, "1", study=uid, has=(1, 1), **change))
         await pass_silence(database, clock, uid)
         await database.count_study(uid, counts(1, 1), "one")
         assert (await record(database, uid)).Verdict == "verified"
+
+
+@pytest.mark.parametrize(("earned", "other"), [("20260601", "20200101"), ("20200101", "20260601")])
+async def test_a_pacs_is_trusted_with_all_its_stations_and_with_studies_of_an_earlier_day_by_themselves(
+    database: Database, clock: Any, earned: str, other: str
+) -> None:
+    await earn_trust(database, clock, Attributes={"StudyDate": [earned]})
+    station: dict[str, Any] = {"Source": "CT1 MR MR01"}
+    await database.store(asked(1, "1", has=(1, 1), Attributes={"StudyDate": [earned]}, **station))
+    await database.store(asked(1, "1", has=(1, 1), Attributes={"StudyDate": [other]}, study=OTHER, **station))
+    assert ((await record(database)).Verdict, (await record(database, OTHER)).Verdict) == ("verified", None)
+
+
+async def test_a_count_of_a_gateway_whose_clock_is_ahead_is_of_now(database: Database, clock: Any) -> None:
+    """Else it would pass for one after the silence, and later ones for older than it."""
+    ahead = datetime.now(UTC) + timedelta(days=300)
+    said: dict[str, Any] = {"StudyCounts": {"Series": 1, "Instances": 1, "At": ahead}}
+    await database.store(asked(1, "1", has=(1, 1)).model_copy(update={"StudyCounts": counts(1, 1)}))
+    await database.store(of(1, "1", **said))
+    await database.count_study(STUDY, CountsOfStudy(Series=1, Instances=1, At=ahead), "one")
+    await beat(database)
+    assert (await record(database)).Verdict is None
+    clock.shift(1)
+    await database.count_study(STUDY, counts(2, 9), "one")
+    assert (await record(database)).ExpectedInstances == 9
+
+
+async def test_what_is_returned_of_a_look_is_what_is_stored(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    clock.shift(1)
+    assert await database.count_study(STUDY, counts(2, 9), "one") == await record(database)
+    clock.shift(7200)
+    await beat(database)
+    verified = await database.count_study(STUDY, counts(1, 1), "one")
+    assert verified == await record(database)
+    assert verified.Verdict == "idle"
 
 
 async def test_a_pacs_that_had_less_when_the_first_image_came_is_told_idle_and_verified_two_hours_later(
@@ -385,7 +467,7 @@ async def test_a_pacs_that_had_less_when_the_first_image_came_is_told_idle_and_v
     first.Details.update({"StudySeries": 1, "StudyInstances": 1})
     await database.store(report.model_copy(update={"Timeline": [first, *report.Timeline]}))
     assert (await record(database)).Verdict is None
-    assert await rows(database, 'SELECT "Trust" FROM study_sources') == [(0,)]
+    assert await rows(database, 'SELECT "Trust" FROM study_pacs') == [(0,)]
     await pass_silence(database, clock)
     await database.count_study(STUDY, counts(1, 2), "one")
     assert (await record(database)).Verdict == "idle"
@@ -408,7 +490,7 @@ async def test_a_trusted_pacs_verifies_with_the_last_report_and_loses_its_trust_
     study = await record(database)
     assert (study.Verdict, study.Policy, study.Revision) == ("verified", "verified", 1)
     await database.store(asked(3, "1", has=(3, 3)))  # of which the count has grown: it is asked again, later
-    assert ((await record(database)).Verdict, await rows(database, 'SELECT "Trust" FROM study_sources')) == (
+    assert ((await record(database)).Verdict, await rows(database, 'SELECT "Trust" FROM study_pacs')) == (
         None,
         [(0,)],
     )
@@ -660,6 +742,45 @@ async def test_studies_of_an_earlier_version_are_filled_from_their_series(databa
         assert await told(database) == []
         await database.store(of(2, "1", study="1.8"))
         assert (await record(database, "1.8")).FalseCompletions == 1
+
+
+async def kinds_of(database: Database) -> dict[str, set[str]]:
+    """What is known of the kinds of each study's series."""
+    return {row["StudyInstanceUID"]: {*row["Kinds"]} for row in await database.engine.read(select(studies))}
+
+
+async def test_studies_that_were_filled_without_kinds_get_those_of_their_series(database_url: str) -> None:
+    given = ServerSettings(database_url=database_url)
+    async with Database.open(given) as database:
+        for n in range(80):
+            described = {"Modality": ["CT"], "SeriesDescription": [f"Thorax {chr(97 + n // 9)}{chr(97 + n % 9)} 1.5"]}
+            await database.store(of(n, "1", Attributes=described, ago_s=n))
+        said = [{"Modality": ["SR"]}, {}, {"SeriesDescription": ["MÄü\ufffd 3.0 T2"], "Modality": ["MRXYZ"]}]
+        for n, described in enumerate(said):
+            await database.store(of(n, "1", study=OTHER, Attributes=described))
+        new = await kinds_of(database)
+        await database.engine.write(lambda one: one.execute(update(studies).values(Kinds=[])))
+        await downgrade(database_url, "0016")
+    async with Database.open(given) as database:
+        filled = await kinds_of(database)
+        assert filled[OTHER] == new[OTHER]
+        assert len(filled[STUDY]) == len(new[STUDY]) == MAX_KINDS
+        assert await rows(database, "SELECT * FROM study_pacs") == []
+
+
+async def test_what_is_learnt_of_an_upgraded_study_is_learnt_of_its_kinds(database_url: str, clock: Any) -> None:
+    given = ServerSettings(database_url=database_url)
+    async with Database.open(given) as database:
+        await database.store(of(1, "1", verdict="idle", Attributes={"SeriesDescription": ["Thorax"]}))
+        await database.store(of(2, "1", verdict="idle", Attributes={"SeriesDescription": ["MPR"]}))
+        await downgrade(database_url, "0015")
+    async with Database.open(given) as database:
+        clock.shift(600)
+        await database.store(of(3, "1", verdict="idle", Attributes={"SeriesDescription": ["MPR"]}))
+        (learnt,) = [one["Learnt"] for one in await database.engine.read(select(study_sources))]
+        assert [again for *_, again, _ in learnt["late"]] == [1]
+        await pass_silence(site(database, required_series="*:*=MPR|Thorax"), clock)
+        assert ((await record(database)).Verdict, (await record(database)).Policy) == ("idle", "expected")
 
 
 async def pass_count_order(database: Database) -> None:

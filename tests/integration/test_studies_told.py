@@ -16,6 +16,7 @@ from sqlalchemy import Select, text
 from sqlalchemy.dialects.sqlite import dialect
 
 from api.follower import Follower
+from api.listing import packed
 from api.operations import operations
 from common.settings import ServerSettings
 from db import Database, select_changes
@@ -101,6 +102,20 @@ async def test_open_series_are_those_that_gateways_name(http: httpx.AsyncClient)
     assert (await http.put("/gateways/g", json=state)).status_code == 200
     found = {one["StudyInstanceUID"]: one["OpenSeries"] for one in (await get(http, "/studies"))["studies"]}
     assert found == {"1.1": 1, "1.2": 0, "1.3": 0, "1.4": 0}
+
+
+async def test_whoever_writes_about_a_study_is_told_its_open_series_as_whoever_reads_it(
+    http: httpx.AsyncClient,
+) -> None:
+    await four(http)
+    now = datetime.now(UTC).isoformat()
+    named = {"SeriesInstanceUID": "1.2.9", "StudyInstanceUID": "1.2", "Source": "CT1 CT", "Revision": 1, "Instances": 1}
+    state = make_state("g", Arriving=[named | {"FirstReceivedAt": now, "LastReceivedAt": now}], OpenSeries=1)
+    assert (await http.put("/gateways/g", json=state)).status_code == 200
+    counted = await http.post("/studies/1.2/counts", json={"Series": 3, "Instances": 40, "At": now, "GatewayID": "g"})
+    assert counted.json() == await get(http, "/studies/1.2")
+    assert counted.json()["OpenSeries"] == 1
+    assert (await declare(http, "1.2"))["Record"]["OpenSeries"] == 1
 
 
 @pytest.mark.parametrize(
@@ -252,6 +267,15 @@ async def test_a_gateway_says_what_the_pacs_has_of_a_study(http: httpx.AsyncClie
         refused = await http.post("/studies/1.2/counts", json=said | wrong)
         assert refused.status_code == 422
         assert refused.json()["detail"][0]["loc"] == ["body", *wrong]
+
+
+@pytest.mark.parametrize("path", ["/studies/1.1/timeline?", "/studies?Verdict=null&", "/series?Verdict=null&"])
+async def test_a_place_beyond_the_calendar_is_422_naming_the_field(http: httpx.AsyncClient, path: str) -> None:
+    await four(http)
+    place = ["9999-12-31T23:59:59-12:00", 1 if "timeline" in path else "1.1"]
+    refused = await http.get(f"{path}after={packed(place)}")
+    assert refused.status_code == 422
+    assert refused.json()["detail"][0]["loc"] == ["query", "after"]
 
 
 async def test_each_route_needs_its_scope(app: FastAPI, http: httpx.AsyncClient) -> None:

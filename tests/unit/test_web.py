@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from common.events import TIMELINE_EVENTS
+from gateway.idle import Phase
+
 WEB = Path(__file__).parents[2] / "web"
 SCRIPTS = sorted(WEB.glob("*.js"))
 HTML = (WEB / "index.html").read_text()
@@ -37,3 +40,12 @@ def test_the_vendored_library_is_the_one_named_and_has_its_licence() -> None:
     (version,) = re.findall(r"uPlot (\d+\.\d+\.\d+)", (WEB / "vendor" / "README").read_text())
     assert f"v{version}" in (WEB / "vendor" / "uPlot.iife.min.js").read_text()
     assert "MIT License" in (WEB / "vendor" / "LICENSE").read_text()
+
+
+def test_the_page_has_words_for_every_event_of_a_timeline_and_every_phase() -> None:
+    """The sentence of an event that it does not know is its fields as they are."""
+    series, sources = ((WEB / name).read_text() for name in ("series.js", "sources.js"))
+    assert not {event.name for event in TIMELINE_EVENTS} - set(re.findall(r'case "([a-z.]+)":', series))
+    for script in (series, sources):
+        (phases,) = re.findall(r"const PHASES = \{(.*?)\};", script, re.DOTALL)
+        assert {phase.value for phase in Phase} == set(re.findall(r"^  (\w+):", phases, re.MULTILINE))
