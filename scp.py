@@ -11,7 +11,6 @@ import ssl
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
 
@@ -291,6 +290,7 @@ class _Association(Connection):
         self._unreadable = ""  # the kind of error that the walk raised
         self._storing: asyncio.Future[int] | None = None
         self._association: Association | None = None  # set while it is established
+        self._calling = self._called = ""  # its AE titles
         self._was_released = False  # true if the peer asked for it (PS3.8 §7.2); otherwise it was aborted
         self._instances = 0  # how many were kept
         self._finished_at = 0.0  # when the last instance had come completely
@@ -312,7 +312,8 @@ class _Association(Connection):
         else:
             self._advance()
             if self._association is not None:
-                self._association.receiving_at = self.loop.time() if self._acceptor.in_instance else None
+                self._association.receiving_at = self.heard_at if self._acceptor.in_instance else None
+        self._acceptor.hold()
 
     def on_writable(self) -> None:
         self._advance()
@@ -405,7 +406,8 @@ class _Association(Connection):
             self._end(self._acceptor.reject(*rejection.numbers))
             return
         number, now = next(self._scp.numbers), self.loop.time()
-        self._association = Association(number, titles.calling, self.address, now)
+        self._calling, self._called = titles.calling, titles.called
+        self._association = Association(number, self._calling, self.address, now)
         self._scp.establish(self)
         metrics.associations.inc()
         self._scp.observe(self._association)
@@ -442,12 +444,13 @@ class _Association(Connection):
                 self._walk,
                 wanted=self._scp.wanted,
                 transfer_syntax_uid=store.transfer_syntax_uid,
-                calling_ae_title=self._acceptor.titles.calling,
+                calling_ae_title=self._calling,
+                called_ae_title=self._called,
                 peer_address=self.address,
                 received_at=datetime.now(UTC),
+                length=length,
+                association=self._association,
             )
-            called = self._acceptor.titles.called
-            instance = replace(instance, called_ae_title=called, length=length, association=self._association)
         except HeaderError as error:
             self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)
         except Exception as error:  # hostile bytes may raise anything; the error's text may hold patient data

@@ -165,9 +165,15 @@ class Walk:
 
     def _take(self, data: bytes | memoryview) -> None:
         if self._kept_bytes > 0:
-            data = bytes(data)
-            self._beginning.append(data[: self._kept_bytes])
-            self._kept_bytes -= len(data)
+            kept = bytes(data[: self._kept_bytes])
+            self._beginning.append(kept)
+            self._kept_bytes -= len(kept)
+            self._pass(kept)
+            data = data[len(kept) :]
+        if data:
+            self._pass(data)
+
+    def _pass(self, data: bytes | memoryview) -> None:
         if self._skip:
             passed = min(self._skip, len(data))
             self._skip -= passed
