@@ -59,6 +59,12 @@ from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKe
 from scp import Arrival, enqueue, serve_scp
 
 CLOSED = None  # the last item on the inbox
+
+
+class Alarm(NamedTuple):
+    """A note on the inbox that something may be due."""
+
+
 POLLS = 2  # rounds of the event loop after which everything that the sockets hold is on the inbox
 
 log = structlog.get_logger()
@@ -101,7 +107,7 @@ class Made(NamedTuple):
 
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
 """Shows a gateway's state while it runs, such as the table on a terminal."""
-Item = Arrival | Released | Answered | Drain | Declare | None
+Item = Arrival | Alarm | Released | Answered | Drain | Declare | None
 Inbox = asyncio.Queue[Item]
 
 
@@ -156,6 +162,7 @@ class Gateway:
         self._declared: list[tuple[asyncio.Future[int], int]] = []
         """Futures that get a number of reports, once those reports are in the journal."""
         self._pauses = Pauses()
+        self._alarm: asyncio.TimerHandle | None = None
         self.putting: asyncio.TaskGroup  # items that wait for room on the inbox; set while the gateway listens
 
     # --- its life ---
@@ -291,13 +298,25 @@ class Gateway:
         """Return everything on the inbox. If it is empty, wait until something comes, is due, or can be tried again."""
         now = asyncio.get_running_loop().time()
         due_at = now + JOURNAL_RETRY_S if self._unfiled else self.collector.next_deadline()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._pauses.deadline(due_at, now)):
-                first = await self.inbox.get()
-                return [first, *self._waiting()]
-        for _ in range(POLLS):  # see what has arrived before what is due, since a loop may run timers first
-            await asyncio.sleep(0)
-        return [*self._waiting()]
+        self._set_alarm(self._pauses.deadline(due_at, now))
+        first = await self.inbox.get()
+        if isinstance(first, Alarm):
+            for _ in range(POLLS):  # see what has arrived before what is due, since a loop may run timers first
+                await asyncio.sleep(0)
+        return [first, *self._waiting()]
+
+    def _set_alarm(self, at: float | None) -> None:
+        """Wake `_take` at this time, or before it: a timer for every image would cost more than to wake in vain."""
+        if at is None or (self._alarm is not None and self._alarm.when() <= at):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(at, self._wake)
+
+    def _wake(self) -> None:
+        self._alarm = None
+        with contextlib.suppress(asyncio.QueueFull):  # then it is awake
+            self.inbox.put_nowait(Alarm())
 
     def _waiting(self) -> Iterator[Item]:
         return (self.inbox.get_nowait() for _ in range(self.inbox.qsize()))
@@ -322,7 +341,8 @@ class Gateway:
         else:
             now = asyncio.get_running_loop().time()
             for arrival in arrivals:
-                metrics.instances_doubtful.inc(bool(arrival.instance.doubtful))
+                if arrival.instance.doubtful:
+                    metrics.instances_doubtful.inc()
                 self.collector.observe(arrival.instance, now)
         for arrival in arrivals:
             self.held.let_go(arrival.instance.study_instance_uid)

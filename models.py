@@ -109,10 +109,11 @@ class Instance:
     """Bytes of the encoded data set."""
     association: Association | None = field(default=None, compare=False, repr=False)
     """The association that carried it; None if that is not known any more."""
+    key: SeriesKey = field(init=False, compare=False, repr=False)
 
-    @property
-    def key(self) -> SeriesKey:
-        return SeriesKey(self.study_instance_uid, self.series_instance_uid, self.text("PatientID"))
+    def __post_init__(self) -> None:
+        key = SeriesKey(self.study_instance_uid, self.series_instance_uid, self.text("PatientID"))
+        object.__setattr__(self, "key", key)  # made once, since many ask for it
 
     def text(self, keyword: str) -> str | None:
         """Return the attribute as one string, values joined by a backslash as on the wire; None if it has no value."""

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import warnings
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -92,11 +93,11 @@ def enqueue(inbox: asyncio.Queue[Any], timeout_s: float) -> HandleStore:
     not be kept.
     """
     loop = asyncio.get_running_loop()
+    timeouts = _TimeOuts(loop, timeout_s)
 
     def handle_store(instance: Instance) -> asyncio.Future[int]:
         arrival = Arrival(instance, loop.create_future())
-        waits = loop.call_later(timeout_s, _refuse, arrival)
-        arrival.status.add_done_callback(lambda _: waits.cancel())
+        timeouts.add(arrival.status, instance.sop_instance_uid)
         try:
             inbox.put_nowait(arrival)
         except asyncio.QueueFull:
@@ -107,11 +108,37 @@ def enqueue(inbox: asyncio.Queue[Any], timeout_s: float) -> HandleStore:
     return handle_store
 
 
-def _refuse(arrival: Arrival) -> None:
-    sop_instance_uid = arrival.instance.sop_instance_uid
-    log.warning("instance.refused", sop_instance_uid=sop_instance_uid, reason="inbox_timeout_s passed")
-    if not arrival.status.done():
-        arrival.status.set_result(OUT_OF_RESOURCES)
+class _TimeOuts:
+    """Refuses instances that were not kept in time. All of them have the same time, so one timer serves them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._waiting: deque[tuple[float, asyncio.Future[int], str]] = deque()  # and some that wait no more
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, status: asyncio.Future[int], sop_instance_uid: str) -> None:
+        """Let an instance wait for its status for `timeout_s`."""
+        self._forget()
+        self._waiting.append((self._loop.time() + self._timeout_s, status, sop_instance_uid))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._sweep)
+
+    def _forget(self) -> None:
+        """Forget the oldest ones, as far as they have their status."""
+        while self._waiting and self._waiting[0][1].done():
+            self._waiting.popleft()
+
+    def _sweep(self) -> None:
+        """Refuse those whose time is over; set the timer for the next one that waits."""
+        now = self._loop.time()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, status, sop_instance_uid = self._waiting.popleft()
+            if not status.done():
+                log.warning("instance.refused", sop_instance_uid=sop_instance_uid, reason="inbox_timeout_s passed")
+                status.set_result(OUT_OF_RESOURCES)
+        self._forget()
+        self._timer = self._loop.call_at(self._waiting[0][0], self._sweep) if self._waiting else None
 
 
 @asynccontextmanager
