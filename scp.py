@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import structlog
@@ -23,6 +24,7 @@ from common import metrics
 from common.settings import GatewaySettings
 from dicom import header
 from dicom.associate import Titles, escaped
+from dicom.command_set import StoreStarted
 from dicom.connection import Connection
 from dicom.header import HeaderError, with_class_of_command
 from dicom.listening import listen
@@ -50,7 +52,6 @@ from dicom.upper_layer import (
     OperationRefused,
     Released,
     State,
-    StoreStarted,
     Violation,
     pass_over,
 )
@@ -60,6 +61,7 @@ from models import Association, Instance
 ACCEPT_RETRY_S = 0.5  # pause if the process has no file descriptors left
 GIVES_WAY_AFTER_S = 10.0  # an association without a PDU for this long may be ended if a limit is reached
 READ_BYTES = 2**18  # of the buffer that sockets are read into
+MAX_HEADERS_BYTES = 2**22  # of the headers that wait, beyond which an association has one operation in flight
 
 HandleStore = Callable[[Instance], Awaitable[int]]
 """Keeps one instance and returns its C-STORE status, within a bounded time. A future is cheaper than a coroutine."""
@@ -192,13 +194,14 @@ class _Scp:
         self.loop = asyncio.get_running_loop()
         self.settings = settings
         self.ae = _application_entity(settings)
-        self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes)
+        self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes, settings.max_operations)
         self.wanted = header.Wanted(settings.extras)
         self.tls = tls_context(settings)
         self.handle_store = handle_store
         self.saturated = saturated
         self.observe = observe
         self.numbers = itertools.count(1)
+        self.header_bytes = 0  # of the instances that wait for their answers on associations with a window
         self.read_buffer = memoryview(bytearray(READ_BYTES))  # shared, since bytes are handled before the next read
         self.waiting: dict[_Association, None] = {}  # connections without an association, in the order they came
         self.established: dict[_Association, None] = {}
@@ -315,18 +318,17 @@ class _Association(Connection):
         self._store: StoreStarted
         self._walk: Walk
         self._unreadable = ""  # the kind of error that the walk raised
-        self._storing: asyncio.Future[int] | None = None
+        self._storing = 0  # how many instances wait for their status
         self._association: Association | None = None  # set while it is established
         self._calling = self._called = ""  # its AE titles
         self._was_released = False  # true if the peer asked for it (PS3.8 §7.2); otherwise it was aborted
         self._instances = 0  # how many were kept
-        self._finished_at = 0.0  # when the last instance had come completely
         self._pdus = 0
 
     @property
     def idle_since(self) -> float:
         """Return when the last PDU came, in loop time; infinity in the middle of a PDU or an instance."""
-        busy = self._storing is not None or self._acceptor.in_instance or self._acceptor.in_pdu
+        busy = self._storing > 0 or self._acceptor.in_instance or self._acceptor.in_pdu
         return math.inf if busy else self.heard_at
 
     def on_connected(self) -> None:
@@ -334,12 +336,9 @@ class _Association(Connection):
 
     def on_bytes(self, data: memoryview) -> None:
         self._acceptor.receive_data(data)
-        if self._storing is not None:  # makes a sender wait that does not wait for answers
-            self.pause()
-        else:
-            self._advance()
-            if self._association is not None:
-                self._association.receiving_at = self.heard_at if self._acceptor.in_instance else None
+        self._advance()
+        if self._association is not None:
+            self._association.receiving_at = self.heard_at if self._acceptor.in_instance else None
         self._acceptor.hold()
 
     def on_writable(self) -> None:
@@ -379,12 +378,18 @@ class _Association(Connection):
     # --- the upper layer's side ---
 
     def _advance(self) -> None:
-        """Handle events until we need more data, have to answer first, or the peer has to read first."""
+        """Handle events until we need more data, have to answer first, or the peer has to read first.
+
+        A sender that goes on without waiting for answers has to wait: nothing is read while bytes wait to be handled.
+        """
         while self.may_write:
-            event = self._acceptor.next_event()
+            full = self._storing and self._scp.header_bytes > MAX_HEADERS_BYTES
+            event = PAUSED if full else self._acceptor.next_event()
             if event is NEED_DATA:
                 break
             if event is PAUSED:
+                if self._acceptor.in_pdu:
+                    self.pause()
                 return
             self._handle(event)
         if self.resume():
@@ -456,12 +461,11 @@ class _Association(Connection):
         3. Command and data set name different instances: refuse it with DATA_SET_MISMATCH.
         4. Otherwise hand it to `handle_store`, and answer with the status that this returns.
         """
-        store = self._store
-        self._finished_at = self.loop.time()
+        store, finished_at = self._store, self.loop.time()
         metrics.instances_received.inc()
         metrics.received_bytes.inc(length)
         if self._scp.saturated():
-            self._respond(OUT_OF_RESOURCES)
+            self._respond(store, finished_at, OUT_OF_RESOURCES)
             return
         if self._unreadable:
             self._refuse(CANNOT_UNDERSTAND, f"header unreadable: {self._unreadable}")
@@ -487,30 +491,39 @@ class _Association(Connection):
                 self._refuse(DATA_SET_MISMATCH, "SOPInstanceUID is not the command's", 0x00080018)
             else:
                 instance = with_class_of_command(instance, _uid(store.sop_class_uid))
-                self._storing = asyncio.ensure_future(self._scp.handle_store(instance))
-                self._storing.add_done_callback(self._answer)
+                size = self._walk.kept_bytes if self._acceptor.window > 1 else 0
+                self._count(1, size)
+                storing = asyncio.ensure_future(self._scp.handle_store(instance))
+                storing.add_done_callback(partial(self._answer, store, finished_at, size))
+
+    def _count(self, instances: int, header_bytes: int) -> None:
+        """Count instances that begin to wait for their status, or with negative numbers that end."""
+        self._storing += instances
+        self._scp.header_bytes += header_bytes
 
     def _refuse(self, status: int, comment: str, offending: int | None = None) -> None:
         """Refuse an instance, with Error Comment and Offending Element (PS3.7 §C.4)."""
         self._log("instance.refused", status=f"0x{status:04X}", reason=comment)
-        self._respond(status, comment, offending)
+        self._respond(self._store, self.loop.time(), status, comment, offending)
 
-    def _respond(self, status: int, comment: str = "", offending: int | None = None) -> None:
-        self.write(self._acceptor.respond(status, comment, offending))
+    def _respond(
+        self, store: StoreStarted, finished_at: float, status: int, comment: str = "", offending: int | None = None
+    ) -> None:
+        self.write(self._acceptor.respond(status, comment, offending, store))
         metrics.store_responses.labels(f"0x{status:04X}").inc()
-        metrics.store_seconds.observe(self.loop.time() - self._finished_at)
+        metrics.store_seconds.observe(self.loop.time() - finished_at)
 
-    def _answer(self, storing: asyncio.Future[int]) -> None:
+    def _answer(self, store: StoreStarted, finished_at: float, size: int, storing: asyncio.Future[int]) -> None:
         """Answer with the status that `handle_store` returned, and continue."""
-        self._storing = None
+        self._count(-1, -size)
         if self._association is None or storing.cancelled():
             return
         if (error := storing.exception()) is not None:  # an image that was not kept is never answered with Success
-            uid = _uid(self._store.sop_instance_uid)
+            uid = _uid(store.sop_instance_uid)
             log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=uid)
         status = PROCESSING_FAILURE if error else storing.result()
         self._instances += status == SUCCESS
-        self._respond(status)
+        self._respond(store, finished_at, status)
         self._advance()
 
     def _end(self, response: bytes) -> None:
@@ -540,7 +553,7 @@ class _Association(Connection):
             self.expect_within(settings.pdu_timeout_s)
 
     def on_timer(self) -> None:
-        if self._storing is not None:
+        if self._storing:
             self.expect_within(self._scp.settings.pdu_timeout_s)  # the peer is waiting for us
 
     def on_late(self) -> None:

@@ -4,6 +4,8 @@ Rules:
 
 - `receive_data` takes the bytes of the peer. `next_event` returns what they mean: an event, NEED_DATA if more bytes are
   needed, or PAUSED while the caller has to answer. While it is PAUSED, the transport should not be read.
+- As many C-STOREs may wait for their answers as the association's window allows (PS3.7 §D.3.3.3): one, unless the peer
+  asked for more. They are answered in any order.
 - `accept`, `reject`, `respond` and `abort` return the bytes to write to the peer.
 - Released, Aborted and Violation are the last events. The caller writes the bytes in the event; everything that the
   peer still sends is ignored (Sta13).
@@ -15,7 +17,7 @@ Rules:
 """
 
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -23,6 +25,7 @@ from typing import NamedTuple
 from pynetdicom.presentation import PresentationContext
 
 from dicom.associate import MAXIMUM_LENGTH, Request, Titles, Unreadable, accept, read
+from dicom.command_set import StoreForm, StoreStarted, element, elements_of, number
 from dicom.statuses import SOP_CLASS_NOT_SUPPORTED, SUCCESS, UNRECOGNIZED_OPERATION
 
 MAX_ASSOCIATE_BYTES = 2**18  # longest A-ASSOCIATE-RQ that is accepted
@@ -72,7 +75,6 @@ NO_DATA_SET = 0x0101
 VERIFICATION = "1.2.840.10008.1.1"
 
 PDU_HEADER, PDV_HEADER = struct.Struct(">BxL"), struct.Struct(">LBB")  # PS3.8 §9.3.1, §9.3.5.1 and Annex E.2
-ELEMENT_HEADER = struct.Struct("<HHL")  # PS3.7 §6.3.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Limits:
 
     max_pdu_bytes: int = 2**20
     max_command_bytes: int = 2**16
+    max_operations: int = 1
+    """The largest window that is granted; beyond its window a peer has to wait."""
 
 
 # --- events ---------------------------------------------------------------------------------------------------
@@ -91,19 +95,6 @@ class AssociateRequested:
     """The peer asks for an association. The caller has to call `accept` or `reject`."""
 
     request: Request
-
-
-class StoreStarted(NamedTuple):
-    """A C-STORE-RQ has come (PS3.7 §9.3.1.1). The caller sets `data_set` to a function that takes the data set.
-
-    If the peer says that there is no data set, InstanceFinished follows at once.
-    """
-
-    context_id: int
-    transfer_syntax_uid: str
-    message_id: bytes
-    sop_class_uid: bytes
-    sop_instance_uid: bytes
 
 
 class InstanceFinished(NamedTuple):
@@ -205,13 +196,16 @@ class Acceptor:
         self._contexts: Mapping[int, tuple[str, str]] = {}  # accepted contexts: abstract and transfer syntax by ID
         self._peer_maximum_length = 0
         self._command = bytearray()  # of which more fragments will come
-        self._form: _StoreForm | None = None  # that of the last C-STORE-RQ
-        self._store: StoreStarted | None = None
+        self._form: StoreForm | None = None  # that of the last C-STORE-RQ
+        self.window = 1
+        """How many C-STOREs may be in flight."""
+        self._store: StoreStarted | None = None  # the one whose data set is coming
+        self._waiting: list[StoreStarted] = []  # those that have come and are not answered, in their order
         self._refusal: OperationRefused | None = None  # the event to return once its data set has been skipped
         self.data_set: Callable[[memoryview], object] = pass_over
         """Called with each fragment of the data set after StoreStarted. The bytes are valid only during the call."""
         self._length = 0
-        self._without: InstanceFinished | None = None  # the event to return after a StoreStarted without a data set
+        self._without: StoreStarted | None = None  # a C-STORE-RQ without a data set, to be finished at once
         self._paused = False
 
     # --- in ---
@@ -247,13 +241,13 @@ class Acceptor:
     @property
     def in_instance(self) -> bool:
         """Tell if a C-STORE-RQ has come that is not answered yet."""
-        return self._store is not None
+        return self._store is not None or bool(self._waiting)
 
     def next_event(self) -> Event:
         """Return the next event, or NEED_DATA or PAUSED."""
         if self._without is not None:
-            finished, self._without = self._without, None
-            return finished
+            self._without = None
+            return self._finished(0)
         if self._paused:
             return PAUSED
         try:
@@ -263,9 +257,10 @@ class Acceptor:
                     self.hold()
                 if found is not None:
                     return found
-        except _Broken as broken:
+        except (_Broken, Unreadable) as broken:
             self._end()
-            return Violation(str(broken), _abort(broken.reason))
+            reason = broken.reason if isinstance(broken, _Broken) else INVALID_PDU_PARAMETER
+            return Violation(str(broken), _abort(reason))
         self._end()  # AA-6: everything that still comes is ignored
         return NEED_DATA
 
@@ -296,6 +291,8 @@ class Acceptor:
             raise _Broken(f"{kind.name} of {length} bytes, at most {longest} are allowed")
         if len(self._buffer) - self._at < 6 + length:
             return NEED_DATA
+        if kind is PduType.A_RELEASE_RQ and self._waiting:
+            return PAUSED  # every C-STORE is answered first
         pdu = bytes(self._buffer[self._at : self._at + 6 + length])
         self._at += 6 + length
         if kind is PduType.A_ASSOCIATE_RQ:
@@ -305,16 +302,13 @@ class Acceptor:
 
     def _associate(self, pdu: bytes) -> Event:
         self.titles = Titles.of(pdu)
-        try:
-            request = read(pdu)
-        except Unreadable as unreadable:
-            raise _Broken(str(unreadable)) from None
+        request = read(pdu)
         if not request.protocol_version & 1:
             return Violation(
                 f"protocol version 0x{request.protocol_version:04X}", self.reject(*PROTOCOL_VERSION_NOT_SUPPORTED)
             )
         supported = {str(cx.abstract_syntax): [*map(str, cx.transfer_syntax)] for cx in self._supported}
-        self._acceptance, self._contexts = accept(request, supported)
+        self._acceptance, self._contexts, self.window = accept(request, supported, self._limits.max_operations)
         self._peer_maximum_length = request.maximum_length
         self.state, self._paused = State.STA3, True
         return AssociateRequested(request)
@@ -386,8 +380,8 @@ class Acceptor:
 
     def _act(self, command: bytes) -> Event | None:
         """Read a complete command set (PS3.7 §6.3.1, Annex E), and act on it."""
-        elements = _command_elements(command)
-        field = _us(elements, 0x0100)
+        elements = elements_of(command)
+        field = number(elements, 0x0100)
         if field & RESPONSE:
             raise _Broken(f"a DIMSE response, 0x{field:04X}, to no request")
         if field == C_CANCEL_RQ:
@@ -397,14 +391,14 @@ class Acceptor:
             raise _Broken("a command set without MessageID")
         sop_class = elements.get(0x0002, elements.get(0x0003, b""))
         abstract_syntax, transfer_syntax = self._contexts[self._pdv_context]
-        has_data_set = _us(elements, 0x0800) != NO_DATA_SET
+        has_data_set = number(elements, 0x0800) != NO_DATA_SET
         if field == C_STORE_RQ and abstract_syntax != VERIFICATION:
             uid = elements.get(0x1000, b"")
             store = StoreStarted(self._pdv_context, transfer_syntax, message_id, sop_class, uid)
             if has_data_set:
-                self._form = _StoreForm.of(command, store, self._stored(store, SUCCESS))
+                self._form = StoreForm.of(command, store, self._stored(store, SUCCESS))
             else:
-                self._without, self._paused = InstanceFinished(0), True
+                self._without = store
             return self._begin(store)
         if field == C_ECHO_RQ and abstract_syntax == VERIFICATION and not has_data_set:
             return EchoRequested(self._response(self._pdv_context, field, message_id, sop_class, SUCCESS))
@@ -424,8 +418,15 @@ class Acceptor:
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None
             return refusal
-        self._paused, self.data_set = True, pass_over
-        return InstanceFinished(self._length)
+        self.data_set = pass_over
+        return self._finished(self._length)
+
+    def _finished(self, length: int) -> InstanceFinished:
+        """Let the C-STORE whose data set has come wait for its answer."""
+        if self._store is not None:
+            self._waiting.append(self._store)
+        self._store, self._paused = None, len(self._waiting) >= self.window
+        return InstanceFinished(length)
 
     # --- out ---
 
@@ -439,19 +440,26 @@ class Acceptor:
         self._end()
         return struct.pack(">BBLBBBB", PduType.A_ASSOCIATE_RJ.value, 0, 4, 0, result, source, reason)
 
-    def respond(self, status: int, comment: str = "", offending: int | None = None) -> bytes:
-        """Return a C-STORE-RSP (PS3.7 §9.3.1.2, §C.4). Called after InstanceFinished."""
-        if self._store is None:
+    def respond(
+        self, status: int, comment: str = "", offending: int | None = None, store: StoreStarted | None = None
+    ) -> bytes:
+        """Return a C-STORE-RSP (PS3.7 §9.3.1.2, §C.4) to `store`, or to the one that has waited longest.
+
+        Called after InstanceFinished.
+        """
+        if not self._waiting:
             raise RuntimeError("respond() without an instance that waits for it")
-        store, self._store, self._paused = self._store, None, False
+        store = store or self._waiting[0]
+        self._waiting.remove(store)
+        self._paused = False
         if status == SUCCESS and not comment and self._form is not None and self._form.answers(store):
             return self._form.success(store)
-        extra = b"" if offending is None else _element(0x0901, struct.pack("<HH", offending >> 16, offending & 0xFFFF))
-        extra += _element(0x0902, comment.encode("ascii", "replace")[:64]) if comment else b""
+        extra = b"" if offending is None else element(0x0901, struct.pack("<HH", offending >> 16, offending & 0xFFFF))
+        extra += element(0x0902, comment.encode("ascii", "replace")[:64]) if comment else b""
         return self._stored(store, status, extra)
 
     def _stored(self, store: StoreStarted, status: int, extra: bytes = b"") -> bytes:
-        extra += _element(0x1000, store.sop_instance_uid)
+        extra += element(0x1000, store.sop_instance_uid)
         return self._response(store.context_id, C_STORE_RQ, store.message_id, store.sop_class_uid, status, extra)
 
     def abort(self) -> bytes:
@@ -463,10 +471,10 @@ class Acceptor:
         self, context_id: int, field: int, message_id: bytes, sop_class_uid: bytes, status: int, extra: bytes = b""
     ) -> bytes:
         """Return a DIMSE response as P-DATA-TF PDUs (PS3.7 §6.3.1), none longer than the peer accepts."""
-        body = _element(0x0002, sop_class_uid) if sop_class_uid else b""
-        body += _element(0x0100, struct.pack("<H", field | RESPONSE)) + _element(0x0120, message_id)
-        body += _element(0x0800, struct.pack("<H", NO_DATA_SET)) + _element(0x0900, struct.pack("<H", status)) + extra
-        message = _element(0x0000, struct.pack("<L", len(body))) + body
+        body = element(0x0002, sop_class_uid) if sop_class_uid else b""
+        body += element(0x0100, struct.pack("<H", field | RESPONSE)) + element(0x0120, message_id)
+        body += element(0x0800, struct.pack("<H", NO_DATA_SET)) + element(0x0900, struct.pack("<H", status)) + extra
+        message = element(0x0000, struct.pack("<L", len(body))) + body
         room = max(1, (self._peer_maximum_length or MAXIMUM_LENGTH) - 6)
         pdus = b""
         for start in range(0, len(message), room):
@@ -485,101 +493,3 @@ class Acceptor:
 def _abort(reason: int) -> bytes:
     """Return an A-ABORT by the service provider (PS3.8 §9.3.8)."""
     return struct.pack(">BBLBBBB", PduType.A_ABORT.value, 0, 4, 0, 0, 2, reason)
-
-
-class _StoreForm(NamedTuple):
-    """What a sender's C-STORE-RQs, and their answers with 0x0000, have in common.
-
-    Only the values of MessageID and AffectedSOPInstanceUID differ, and of the latter not the length.
-    """
-
-    first: StoreStarted
-    before: bytes
-    """The command set up to the value of MessageID."""
-    between: bytes
-    """The command set from there to the value of AffectedSOPInstanceUID, which is its end."""
-    answer_before: bytes
-    answer_between: bytes
-    answer_after: bytes
-
-    @classmethod
-    def of(cls, command: bytes, store: StoreStarted, answer: bytes) -> "_StoreForm | None":
-        """Take the form of a C-STORE-RQ and its answer; None if the elements are in another order, or the PDUs many."""
-        places = {element: (start, end) for element, start, end in _places(command)}
-        (_, id_ends), (uid_starts, uid_ends) = places[0x0110], places.get(0x1000, (0, 0))
-        if uid_ends != len(command) or id_ends > uid_starts or PDU_HEADER.unpack_from(answer)[1] != len(answer) - 6:
-            return None
-        answer_at = 12 + {e: start for e, start, _ in _places(answer[12:])}[0x0120]
-        padding = uid_ends - uid_starts & 1
-        answer_ends = len(answer) - padding - (uid_ends - uid_starts)
-        return cls(
-            store,
-            command[: id_ends - 2],
-            command[id_ends:uid_starts],
-            answer[:answer_at],
-            answer[answer_at + 2 : answer_ends],
-            bytes(padding),
-        )
-
-    def fits(self, context_id: int, command: bytes) -> bool:
-        """Tell if a command set has this form."""
-        at = len(self.before)
-        return (
-            context_id == self.first.context_id
-            and len(command) == at + 2 + len(self.between) + len(self.first.sop_instance_uid)
-            and command.startswith(self.before)
-            and command.startswith(self.between, at + 2)
-        )
-
-    def store(self, command: bytes) -> StoreStarted:
-        """Return the event of a command set that has this form."""
-        context_id, transfer_syntax_uid, _, sop_class_uid, _ = self.first
-        at = len(self.before)
-        uid = command[at + 2 + len(self.between) :]
-        return StoreStarted(context_id, transfer_syntax_uid, command[at : at + 2], sop_class_uid, uid)
-
-    def answers(self, store: StoreStarted) -> bool:
-        """Tell if the answer to a C-STORE-RQ has this form."""
-        first = self.first
-        return (
-            store.context_id == first.context_id
-            and store.sop_class_uid == first.sop_class_uid
-            and len(store.sop_instance_uid) == len(first.sop_instance_uid)
-        )
-
-    def success(self, store: StoreStarted) -> bytes:
-        """Return the answer with 0x0000."""
-        uid = store.sop_instance_uid
-        return b"".join((self.answer_before, store.message_id, self.answer_between, uid, self.answer_after))
-
-
-def _command_elements(command: bytes | bytearray) -> dict[int, bytes]:
-    """Return a command set's elements by their number in group 0000 (implicit VR little endian, PS3.7 §6.3.1)."""
-    return {element: bytes(command[start:end]) for element, start, end in _places(command)}
-
-
-def _places(command: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
-    """Yield the number of each element of a command set, and where its value begins and ends."""
-    at = 0
-    while at + 8 <= len(command):
-        group, element, length = ELEMENT_HEADER.unpack_from(command, at)
-        at += 8
-        if group != 0 or at + length > len(command):
-            break
-        yield element, at, at + length
-        at += length
-    if at != len(command):
-        raise _Broken("a command set that cannot be read")
-
-
-def _us(elements: dict[int, bytes], element: int) -> int:
-    value = elements.get(element, b"")
-    if len(value) != 2:
-        raise _Broken(f"a command set without (0000,{element:04X})")
-    return int.from_bytes(value, "little")
-
-
-def _element(element: int, value: bytes) -> bytes:
-    """Return an element of a command set, with its value padded to an even length."""
-    value += b"\0" * (len(value) % 2)
-    return struct.pack("<HHL", 0, element, len(value)) + value

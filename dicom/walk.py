@@ -135,6 +135,11 @@ class Walk:
         """Return the first `kept_bytes`, inflated, for another reader."""
         return b"".join(self._beginning)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Return how many bytes of values are kept."""
+        return sum(map(len, self.values.values())) + sum(len(v) for item in self.items for v in item.values())
+
     def feed(self, data: bytes | memoryview) -> None:
         """Read the next bytes. What is needed of them is copied."""
         if self._inflater is None:

@@ -27,7 +27,6 @@ from common import metrics
 from common.at_rest import real
 from common.attributes import news
 from common.errors import SeriesGatewayError
-from common.logs import places
 from common.threads import Worker
 from dicom.header import InstanceValues, instance_values
 from gateway import journal_rows as rows
@@ -169,7 +168,7 @@ class Journal:
         """
         now = datetime.now(UTC)
         for series in self._all("SELECT * FROM open_series"):
-            key, unreadable = rows.key(series), _Unreadable("open_series", series["id"])
+            key, unreadable = rows.key(series), rows.Unreadable("open_series", series["id"])
             attributes, undecoded, doubtful = unreadable.unless(rows.unpack, series["content"]) or ({}, {}, ())
             attributes = rows.of_patient(attributes, key.patient_id)
             opened = self._open[key] = _OpenSeries(series["id"], attributes, undecoded, doubtful)
@@ -319,11 +318,10 @@ class Journal:
     def _keep(self, instances: Sequence[Instance]) -> None:
         changed: dict[SeriesKey, _OpenSeries] = {}  # copies, used once they are committed
         kept: list[tuple[int, str, float, InstanceValues]] = []
-        known = self._open
-        teaching = [i for i in instances if (series := known.get(i.key)) is None or _has_news(i, series)]
+        teaching = [i for i in instances if (series := self._open.get(i.key)) is None or _has_news(i, series)]
         with self._transaction() if teaching else nullcontext():  # a single statement needs no transaction
             for instance in teaching:
-                series = changed.get(instance.key) or known.get(instance.key)
+                series = changed.get(instance.key) or self._open.get(instance.key)
                 changed[instance.key] = self._learn(instance, series)
             for series in changed.values():
                 self._execute(
@@ -332,7 +330,7 @@ class Journal:
                     series.id,
                 )
             for instance in instances:
-                series = changed.get(instance.key) or known[instance.key]
+                series = changed.get(instance.key) or self._open[instance.key]
                 at = instance.received_at.timestamp()
                 kept.append((series.id, instance.sop_instance_uid, at, instance_values(instance)))
             inserted = self._insert(kept)
@@ -577,28 +575,6 @@ def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
         except sqlite3.Error as error:
             raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} is no journal: {error}. Use another file.") from error
         yield journal
-
-
-# --- rows ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Unreadable:
-    """Logs once that a row cannot be read."""
-
-    table: str
-    row: int
-    said: bool = False
-
-    def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
-        """Return `do(value)`; None if that fails."""
-        try:
-            return do(value)
-        except Exception as error:  # whatever the row holds, only this row is affected
-            if not self.said:
-                log.error("journal.unreadable", table=self.table, row=self.row, reason=places(error)[0])
-            self.said = True
-            return None
 
 
 def _has_news(instance: Instance, series: _OpenSeries) -> bool:
