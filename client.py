@@ -19,7 +19,7 @@ if __name__ == "__main__":  # most commands need nothing of what follows
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -275,17 +275,20 @@ class Gateway:
             items = await self._take()
             now = loop.time()  # before the commit, so that images which come during it are seen before a series is due
             self._pauses.woke(now)
-            await self._commit([item for item in items if isinstance(item, Arrival)])
-            made = self._heed(items, now)
-            closed = CLOSED in items
-            drains = [item for item in items if isinstance(item, Drain)]
+            arrivals = [item for item in items if isinstance(item, Arrival)]
+            await self._commit(arrivals)
+            notes = [item for item in items if not isinstance(item, Arrival)] if len(arrivals) < len(items) else []
+            made = self._heed(notes, now)
+            closed = CLOSED in notes
+            drains = [note for note in notes if isinstance(note, Drain)]
             drained = [self.collector.drain(now, drain.study_instance_uid) for drain in drains]
             left = self.collector.drain(now) if closed else []
             due = self.collector.due(now) if self._pauses.over(now) else []
             reports, failures = [*made, *chain(*drained), *left, *due], self.collector.failures()
-            self._hold(reports, failures)
-            await self._set_aside(failures)
-            await self._file(reports)
+            if reports or failures or self._unfiled:
+                self._hold(reports, failures)
+                await self._set_aside(failures)
+                await self._file(reports)
             for question in self.collector.questions():
                 if self.ask is not None:
                     self.ask(question)
@@ -349,7 +352,7 @@ class Gateway:
             if not arrival.status.done():
                 arrival.status.set_result(status)
 
-    def _heed(self, items: list[Item], now: float) -> list[SeriesReport]:
+    def _heed(self, items: Sequence[Item], now: float) -> list[SeriesReport]:
         """Tell the collector everything that happened except images; return the reports that are due at once."""
         made: list[SeriesReport] = []
         for item in items:

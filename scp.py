@@ -61,6 +61,7 @@ from models import Association, Instance
 ACCEPT_RETRY_S = 0.5  # pause if the process has no file descriptors left
 GIVES_WAY_AFTER_S = 10.0  # an association without a PDU for this long may be ended if a limit is reached
 READ_BYTES = 2**18  # of the buffer that sockets are read into
+STORED = metrics.store_responses.labels(f"0x{SUCCESS:04X}")
 MAX_HEADERS_BYTES = 2**22  # of the headers that wait, beyond which an association has one operation in flight
 
 HandleStore = Callable[[Instance], Awaitable[int]]
@@ -510,7 +511,7 @@ class _Association(Connection):
         self, store: StoreStarted, finished_at: float, status: int, comment: str = "", offending: int | None = None
     ) -> None:
         self.write(self._acceptor.respond(status, comment, offending, store))
-        metrics.store_responses.labels(f"0x{status:04X}").inc()
+        (STORED if status == SUCCESS else metrics.store_responses.labels(f"0x{status:04X}")).inc()
         metrics.store_seconds.observe(self.loop.time() - finished_at)
 
     def _answer(self, store: StoreStarted, finished_at: float, size: int, storing: asyncio.Future[int]) -> None:
