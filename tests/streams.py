@@ -35,6 +35,7 @@ from dicom.upper_layer import (
 LIMITS = Limits(max_pdu_bytes=2**17, max_command_bytes=512, max_operations=4)
 CT, EXPLICIT, IMPLICIT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 MAX_ASSOCIATE = 2**18
+PROGRESS = 100_000  # streams after which their number is said
 CONTEXTS = [(CT, EXPLICIT), (VERIFICATION, IMPLICIT), (CT, IMPLICIT)]  # with the IDs 1, 3 and 5
 REQUEST = associate_rq([build_context(*context) for context in CONTEXTS])
 
@@ -413,8 +414,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--first", type=int, default=0)
     arguments = parser.parse_args()
-    for seed in range(arguments.first, arguments.first + arguments.count):
-        compare(seed)
+    for n in range(arguments.count):
+        compare(arguments.first + n)
+        if (n + 1) % PROGRESS == 0:
+            sys.stdout.write(f"{n + 1} streams\n")
+            sys.stdout.flush()
     sys.stdout.write(f"{arguments.count} streams, no difference\n")
 
 
