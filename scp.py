@@ -493,8 +493,8 @@ class _Association(Connection):
             else:
                 instance = with_class_of_command(instance, _uid(store.sop_class_uid))
                 size = self._walk.kept_bytes if self._acceptor.window > 1 else 0
-                self._count(1, size)
                 storing = asyncio.ensure_future(self._scp.handle_store(instance))
+                self._count(1, size)
                 storing.add_done_callback(partial(self._answer, store, finished_at, size))
 
     def _count(self, instances: int, header_bytes: int) -> None:
