@@ -197,7 +197,7 @@ def accept(request: Request, supported: Mapping[str, Sequence[str]], max_operati
     body = struct.pack(">H2x", 1) + request.reserved + _item(0x10, APPLICATION_CONTEXT_NAME)
     for context, result, syntax in results:
         body += _item(0x21, bytes([context.context_id, 0, result, 0]) + _item(0x40, syntax.encode("latin-1")))
-    body += _item(0x50, _user_information(roles, None if request.operations is None else operations))
+    body += _item(0x50, _user_information(roles, operations))
     return Answer(struct.pack(">BxL", 0x02, len(body)) + body, accepted, operations)
 
 
@@ -216,14 +216,14 @@ def _result(context: Context, supported: Mapping[str, Sequence[str]]) -> tuple[i
     return (ACCEPTANCE, usable[0]) if usable else (TRANSFER_SYNTAXES_NOT_SUPPORTED, next(iter(proposed), ANY_SYNTAX))
 
 
-def _user_information(roles: Mapping[str, tuple[bool, bool]], operations: int | None) -> bytes:
+def _user_information(roles: Mapping[str, tuple[bool, bool]], operations: int) -> bytes:
     """Return the user information.
 
-    It has our maximum length, the implementation (PS3.7 §D.3.3.2), the window (§D.3.3.3) if there is one, and the roles
-    as proposed. We perform `operations` at once, and invoke none: 1, since 0 would mean any number.
+    It has our maximum length, the implementation (PS3.7 §D.3.3.2), the window (§D.3.3.3) if it is more than the default
+    of 1, and the roles as proposed. We perform `operations` at once, and invoke none: 1, since 0 means any number.
     """
     told = _item(0x51, struct.pack(">L", MAXIMUM_LENGTH)) + _item(0x52, PYNETDICOM_IMPLEMENTATION_UID.encode())
-    told += b"" if operations is None else _item(0x53, struct.pack(">HH", operations, 1))
+    told += b"" if operations == 1 else _item(0x53, struct.pack(">HH", operations, 1))
     for uid, (scu, scp) in roles.items():
         told += _item(0x54, struct.pack(">H", len(uid)) + uid.encode("latin-1") + bytes([scu, scp]))
     return told + _item(0x55, PYNETDICOM_IMPLEMENTATION_VERSION.encode())
