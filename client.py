@@ -59,12 +59,6 @@ from models import FINAL_VERDICTS, Association, GatewayState, Instance, SeriesKe
 from scp import Arrival, enqueue, serve_scp
 
 CLOSED = None  # the last item on the inbox
-
-
-class Alarm(NamedTuple):
-    """A note on the inbox that something may be due."""
-
-
 POLLS = 2  # rounds of the event loop after which everything that the sockets hold is on the inbox
 
 log = structlog.get_logger()
@@ -89,6 +83,10 @@ class Released(NamedTuple):
     """A note on the inbox that an association ended."""
 
     association: Association
+
+
+class Alarm(NamedTuple):
+    """A note on the inbox that something may be due."""
 
 
 class Answered(NamedTuple):

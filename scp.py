@@ -61,8 +61,8 @@ from models import Association, Instance
 ACCEPT_RETRY_S = 0.5  # pause if the process has no file descriptors left
 GIVES_WAY_AFTER_S = 10.0  # an association without a PDU for this long may be ended if a limit is reached
 READ_BYTES = 2**18  # of the buffer that sockets are read into
-STORED = metrics.store_responses.labels(f"0x{SUCCESS:04X}")
 MAX_HEADERS_BYTES = 2**22  # of the headers that wait, beyond which an association has one operation in flight
+STORED = metrics.store_responses.labels(f"0x{SUCCESS:04X}")  # kept here, since to look it up costs more than to count
 
 HandleStore = Callable[[Instance], Awaitable[int]]
 """Keeps one instance and returns its C-STORE status, within a bounded time. A future is cheaper than a coroutine."""
