@@ -39,7 +39,6 @@ MAX_BECAUSE = 256  # characters of the reason that a person gives
 SLOT_S = 5  # seconds of each count of GatewayState.Received
 MAX_SLOTS = 120  # counts of one heartbeat: ten minutes
 
-
 # What a record holds that describes a series, be it sent or stored.
 MOST = 100  # entries of a mapping
 MAX_VALUE = 10_240  # characters of one value: an LT (PS3.5 table 6.2-1)
