@@ -19,7 +19,7 @@ if __name__ == "__main__":  # most commands need nothing of what follows
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -85,6 +85,10 @@ class Released(NamedTuple):
     association: Association
 
 
+class Alarm(NamedTuple):
+    """A note on the inbox that something may be due."""
+
+
 class Answered(NamedTuple):
     """An answer of the PACS about a series, on the inbox."""
 
@@ -101,7 +105,7 @@ class Made(NamedTuple):
 
 Show = Callable[[Callable[[], GatewayState]], AbstractAsyncContextManager[None]]
 """Shows a gateway's state while it runs, such as the table on a terminal."""
-Item = Arrival | Released | Answered | Drain | Declare | None
+Item = Arrival | Alarm | Released | Answered | Drain | Declare | None
 Inbox = asyncio.Queue[Item]
 
 
@@ -156,6 +160,7 @@ class Gateway:
         self._declared: list[tuple[asyncio.Future[int], int]] = []
         """Futures that get a number of reports, once those reports are in the journal."""
         self._pauses = Pauses()
+        self._alarm: asyncio.TimerHandle | None = None
         self.putting: asyncio.TaskGroup  # items that wait for room on the inbox; set while the gateway listens
 
     # --- its life ---
@@ -268,17 +273,20 @@ class Gateway:
             items = await self._take()
             now = loop.time()  # before the commit, so that images which come during it are seen before a series is due
             self._pauses.woke(now)
-            await self._commit([item for item in items if isinstance(item, Arrival)])
-            made = self._heed(items, now)
-            closed = CLOSED in items
-            drains = [item for item in items if isinstance(item, Drain)]
+            arrivals = [item for item in items if isinstance(item, Arrival)]
+            await self._commit(arrivals)
+            notes = [item for item in items if not isinstance(item, Arrival)] if len(arrivals) < len(items) else []
+            made = self._heed(notes, now)
+            closed = CLOSED in notes
+            drains = [note for note in notes if isinstance(note, Drain)]
             drained = [self.collector.drain(now, drain.study_instance_uid) for drain in drains]
             left = self.collector.drain(now) if closed else []
             due = self.collector.due(now) if self._pauses.over(now) else []
             reports, failures = [*made, *chain(*drained), *left, *due], self.collector.failures()
-            self._hold(reports, failures)
-            await self._set_aside(failures)
-            await self._file(reports)
+            if reports or failures or self._unfiled:
+                self._hold(reports, failures)
+                await self._set_aside(failures)
+                await self._file(reports)
             for question in self.collector.questions():
                 if self.ask is not None:
                     self.ask(question)
@@ -291,13 +299,25 @@ class Gateway:
         """Return everything on the inbox. If it is empty, wait until something comes, is due, or can be tried again."""
         now = asyncio.get_running_loop().time()
         due_at = now + JOURNAL_RETRY_S if self._unfiled else self.collector.next_deadline()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout_at(self._pauses.deadline(due_at, now)):
-                first = await self.inbox.get()
-                return [first, *self._waiting()]
-        for _ in range(POLLS):  # see what has arrived before what is due, since a loop may run timers first
-            await asyncio.sleep(0)
-        return [*self._waiting()]
+        self._set_alarm(self._pauses.deadline(due_at, now))
+        first = await self.inbox.get()
+        if isinstance(first, Alarm):
+            for _ in range(POLLS):  # see what has arrived before what is due, since a loop may run timers first
+                await asyncio.sleep(0)
+        return [first, *self._waiting()]
+
+    def _set_alarm(self, at: float | None) -> None:
+        """Wake `_take` at this time, or before it: a timer for every image would cost more than to wake in vain."""
+        if at is None or (self._alarm is not None and self._alarm.when() <= at):
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = asyncio.get_running_loop().call_at(at, self._wake)
+
+    def _wake(self) -> None:
+        self._alarm = None
+        with contextlib.suppress(asyncio.QueueFull):  # then it is awake
+            self.inbox.put_nowait(Alarm())
 
     def _waiting(self) -> Iterator[Item]:
         return (self.inbox.get_nowait() for _ in range(self.inbox.qsize()))
@@ -322,14 +342,15 @@ class Gateway:
         else:
             now = asyncio.get_running_loop().time()
             for arrival in arrivals:
-                metrics.instances_doubtful.inc(bool(arrival.instance.doubtful))
+                if arrival.instance.doubtful:
+                    metrics.instances_doubtful.inc()
                 self.collector.observe(arrival.instance, now)
         for arrival in arrivals:
             self.held.let_go(arrival.instance.study_instance_uid)
             if not arrival.status.done():
                 arrival.status.set_result(status)
 
-    def _heed(self, items: list[Item], now: float) -> list[SeriesReport]:
+    def _heed(self, items: Sequence[Item], now: float) -> list[SeriesReport]:
         """Tell the collector everything that happened except images; return the reports that are due at once."""
         made: list[SeriesReport] = []
         for item in items:

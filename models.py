@@ -39,7 +39,6 @@ MAX_BECAUSE = 256  # characters of the reason that a person gives
 SLOT_S = 5  # seconds of each count of GatewayState.Received
 MAX_SLOTS = 120  # counts of one heartbeat: ten minutes
 
-
 # What a record holds that describes a series, be it sent or stored.
 MOST = 100  # entries of a mapping
 MAX_VALUE = 10_240  # characters of one value: an LT (PS3.5 table 6.2-1)
@@ -109,10 +108,11 @@ class Instance:
     """Bytes of the encoded data set."""
     association: Association | None = field(default=None, compare=False, repr=False)
     """The association that carried it; None if that is not known any more."""
+    key: SeriesKey = field(init=False, compare=False, repr=False)
 
-    @property
-    def key(self) -> SeriesKey:
-        return SeriesKey(self.study_instance_uid, self.series_instance_uid, self.text("PatientID"))
+    def __post_init__(self) -> None:
+        key = SeriesKey(self.study_instance_uid, self.series_instance_uid, self.text("PatientID"))
+        object.__setattr__(self, "key", key)  # made once, since many ask for it
 
     def text(self, keyword: str) -> str | None:
         """Return the attribute as one string, values joined by a backslash as on the wire; None if it has no value."""

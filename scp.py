@@ -9,10 +9,11 @@ import signal
 import socket
 import ssl
 import warnings
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import structlog
@@ -23,6 +24,7 @@ from common import metrics
 from common.settings import GatewaySettings
 from dicom import header
 from dicom.associate import Titles, escaped
+from dicom.command_set import StoreStarted
 from dicom.connection import Connection
 from dicom.header import HeaderError, with_class_of_command
 from dicom.listening import listen
@@ -50,7 +52,6 @@ from dicom.upper_layer import (
     OperationRefused,
     Released,
     State,
-    StoreStarted,
     Violation,
     pass_over,
 )
@@ -60,6 +61,8 @@ from models import Association, Instance
 ACCEPT_RETRY_S = 0.5  # pause if the process has no file descriptors left
 GIVES_WAY_AFTER_S = 10.0  # an association without a PDU for this long may be ended if a limit is reached
 READ_BYTES = 2**18  # of the buffer that sockets are read into
+MAX_HEADERS_BYTES = 2**22  # of the headers that wait, beyond which an association has one operation in flight
+STORED = metrics.store_responses.labels(f"0x{SUCCESS:04X}")  # kept here, since to look it up costs more than to count
 
 HandleStore = Callable[[Instance], Awaitable[int]]
 """Keeps one instance and returns its C-STORE status, within a bounded time. A future is cheaper than a coroutine."""
@@ -93,11 +96,11 @@ def enqueue(inbox: asyncio.Queue[Any], timeout_s: float) -> HandleStore:
     not be kept.
     """
     loop = asyncio.get_running_loop()
+    timeouts = _TimeOuts(loop, timeout_s)
 
     def handle_store(instance: Instance) -> asyncio.Future[int]:
         arrival = Arrival(instance, loop.create_future())
-        waits = loop.call_later(timeout_s, _refuse, arrival)
-        arrival.status.add_done_callback(lambda _: waits.cancel())
+        timeouts.add(arrival.status, instance.sop_instance_uid)
         try:
             inbox.put_nowait(arrival)
         except asyncio.QueueFull:
@@ -108,11 +111,37 @@ def enqueue(inbox: asyncio.Queue[Any], timeout_s: float) -> HandleStore:
     return handle_store
 
 
-def _refuse(arrival: Arrival) -> None:
-    sop_instance_uid = arrival.instance.sop_instance_uid
-    log.warning("instance.refused", sop_instance_uid=sop_instance_uid, reason="inbox_timeout_s passed")
-    if not arrival.status.done():
-        arrival.status.set_result(OUT_OF_RESOURCES)
+class _TimeOuts:
+    """Refuses instances that were not kept in time. All of them have the same time, so one timer serves them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
+        self._loop = loop
+        self._timeout_s = timeout_s
+        self._waiting: deque[tuple[float, asyncio.Future[int], str]] = deque()  # and some that wait no more
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, status: asyncio.Future[int], sop_instance_uid: str) -> None:
+        """Let an instance wait for its status for `timeout_s`."""
+        self._forget()
+        self._waiting.append((self._loop.time() + self._timeout_s, status, sop_instance_uid))
+        if self._timer is None:
+            self._timer = self._loop.call_later(self._timeout_s, self._sweep)
+
+    def _forget(self) -> None:
+        """Forget the oldest ones, as far as they have their status."""
+        while self._waiting and self._waiting[0][1].done():
+            self._waiting.popleft()
+
+    def _sweep(self) -> None:
+        """Refuse those whose time is over; set the timer for the next one that waits."""
+        now = self._loop.time()
+        while self._waiting and self._waiting[0][0] <= now:
+            _, status, sop_instance_uid = self._waiting.popleft()
+            if not status.done():
+                log.warning("instance.refused", sop_instance_uid=sop_instance_uid, reason="inbox_timeout_s passed")
+                status.set_result(OUT_OF_RESOURCES)
+        self._forget()
+        self._timer = self._loop.call_at(self._waiting[0][0], self._sweep) if self._waiting else None
 
 
 @asynccontextmanager
@@ -166,13 +195,14 @@ class _Scp:
         self.loop = asyncio.get_running_loop()
         self.settings = settings
         self.ae = _application_entity(settings)
-        self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes)
+        self.limits = Limits(settings.max_pdu_bytes, settings.max_command_bytes, settings.max_operations)
         self.wanted = header.Wanted(settings.extras)
         self.tls = tls_context(settings)
         self.handle_store = handle_store
         self.saturated = saturated
         self.observe = observe
         self.numbers = itertools.count(1)
+        self.header_bytes = 0  # of the instances that wait for their answers on associations with a window
         self.read_buffer = memoryview(bytearray(READ_BYTES))  # shared, since bytes are handled before the next read
         self.waiting: dict[_Association, None] = {}  # connections without an association, in the order they came
         self.established: dict[_Association, None] = {}
@@ -289,17 +319,17 @@ class _Association(Connection):
         self._store: StoreStarted
         self._walk: Walk
         self._unreadable = ""  # the kind of error that the walk raised
-        self._storing: asyncio.Future[int] | None = None
+        self._storing = 0  # how many instances wait for their status
         self._association: Association | None = None  # set while it is established
+        self._calling = self._called = ""  # its AE titles
         self._was_released = False  # true if the peer asked for it (PS3.8 §7.2); otherwise it was aborted
         self._instances = 0  # how many were kept
-        self._finished_at = 0.0  # when the last instance had come completely
         self._pdus = 0
 
     @property
     def idle_since(self) -> float:
         """Return when the last PDU came, in loop time; infinity in the middle of a PDU or an instance."""
-        busy = self._storing is not None or self._acceptor.in_instance or self._acceptor.in_pdu
+        busy = self._storing > 0 or self._acceptor.in_instance or self._acceptor.in_pdu
         return math.inf if busy else self.heard_at
 
     def on_connected(self) -> None:
@@ -307,12 +337,10 @@ class _Association(Connection):
 
     def on_bytes(self, data: memoryview) -> None:
         self._acceptor.receive_data(data)
-        if self._storing is not None:  # makes a sender wait that does not wait for answers
-            self.pause()
-        else:
-            self._advance()
-            if self._association is not None:
-                self._association.receiving_at = self.loop.time() if self._acceptor.in_instance else None
+        self._advance()
+        if self._association is not None:
+            self._association.receiving_at = self.heard_at if self._acceptor.in_instance else None
+        self._acceptor.hold()
 
     def on_writable(self) -> None:
         self._advance()
@@ -351,12 +379,18 @@ class _Association(Connection):
     # --- the upper layer's side ---
 
     def _advance(self) -> None:
-        """Handle events until we need more data, have to answer first, or the peer has to read first."""
+        """Handle events until we need more data, have to answer first, or the peer has to read first.
+
+        A sender that goes on without waiting for answers has to wait: nothing is read while bytes wait to be handled.
+        """
         while self.may_write:
-            event = self._acceptor.next_event()
+            full = self._storing and self._scp.header_bytes > MAX_HEADERS_BYTES
+            event = PAUSED if full else self._acceptor.next_event()
             if event is NEED_DATA:
                 break
             if event is PAUSED:
+                if self._acceptor.in_pdu:
+                    self.pause()
                 return
             self._handle(event)
         if self.resume():
@@ -405,7 +439,8 @@ class _Association(Connection):
             self._end(self._acceptor.reject(*rejection.numbers))
             return
         number, now = next(self._scp.numbers), self.loop.time()
-        self._association = Association(number, titles.calling, self.address, now)
+        self._calling, self._called = titles.calling, titles.called
+        self._association = Association(number, self._calling, self.address, now)
         self._scp.establish(self)
         metrics.associations.inc()
         self._scp.observe(self._association)
@@ -427,12 +462,11 @@ class _Association(Connection):
         3. Command and data set name different instances: refuse it with DATA_SET_MISMATCH.
         4. Otherwise hand it to `handle_store`, and answer with the status that this returns.
         """
-        store = self._store
-        self._finished_at = self.loop.time()
+        store, finished_at = self._store, self.loop.time()
         metrics.instances_received.inc()
         metrics.received_bytes.inc(length)
         if self._scp.saturated():
-            self._respond(OUT_OF_RESOURCES)
+            self._respond(store, finished_at, OUT_OF_RESOURCES)
             return
         if self._unreadable:
             self._refuse(CANNOT_UNDERSTAND, f"header unreadable: {self._unreadable}")
@@ -442,12 +476,13 @@ class _Association(Connection):
                 self._walk,
                 wanted=self._scp.wanted,
                 transfer_syntax_uid=store.transfer_syntax_uid,
-                calling_ae_title=self._acceptor.titles.calling,
+                calling_ae_title=self._calling,
+                called_ae_title=self._called,
                 peer_address=self.address,
                 received_at=datetime.now(UTC),
+                length=length,
+                association=self._association,
             )
-            called = self._acceptor.titles.called
-            instance = replace(instance, called_ae_title=called, length=length, association=self._association)
         except HeaderError as error:
             self._refuse(CANNOT_UNDERSTAND, str(error), error.tag)
         except Exception as error:  # hostile bytes may raise anything; the error's text may hold patient data
@@ -457,30 +492,39 @@ class _Association(Connection):
                 self._refuse(DATA_SET_MISMATCH, "SOPInstanceUID is not the command's", 0x00080018)
             else:
                 instance = with_class_of_command(instance, _uid(store.sop_class_uid))
-                self._storing = asyncio.ensure_future(self._scp.handle_store(instance))
-                self._storing.add_done_callback(self._answer)
+                size = self._walk.kept_bytes if self._acceptor.window > 1 else 0
+                storing = asyncio.ensure_future(self._scp.handle_store(instance))
+                self._count(1, size)
+                storing.add_done_callback(partial(self._answer, store, finished_at, size))
+
+    def _count(self, instances: int, header_bytes: int) -> None:
+        """Count instances that begin to wait for their status, or with negative numbers that end."""
+        self._storing += instances
+        self._scp.header_bytes += header_bytes
 
     def _refuse(self, status: int, comment: str, offending: int | None = None) -> None:
         """Refuse an instance, with Error Comment and Offending Element (PS3.7 §C.4)."""
         self._log("instance.refused", status=f"0x{status:04X}", reason=comment)
-        self._respond(status, comment, offending)
+        self._respond(self._store, self.loop.time(), status, comment, offending)
 
-    def _respond(self, status: int, comment: str = "", offending: int | None = None) -> None:
-        self.write(self._acceptor.respond(status, comment, offending))
-        metrics.store_responses.labels(f"0x{status:04X}").inc()
-        metrics.store_seconds.observe(self.loop.time() - self._finished_at)
+    def _respond(
+        self, store: StoreStarted, finished_at: float, status: int, comment: str = "", offending: int | None = None
+    ) -> None:
+        self.write(self._acceptor.respond(status, comment, offending, store))
+        (STORED if status == SUCCESS else metrics.store_responses.labels(f"0x{status:04X}")).inc()
+        metrics.store_seconds.observe(self.loop.time() - finished_at)
 
-    def _answer(self, storing: asyncio.Future[int]) -> None:
+    def _answer(self, store: StoreStarted, finished_at: float, size: int, storing: asyncio.Future[int]) -> None:
         """Answer with the status that `handle_store` returned, and continue."""
-        self._storing = None
+        self._count(-1, -size)
         if self._association is None or storing.cancelled():
             return
         if (error := storing.exception()) is not None:  # an image that was not kept is never answered with Success
-            uid = _uid(self._store.sop_instance_uid)
+            uid = _uid(store.sop_instance_uid)
             log.error("instance.refused", reason=type(error).__name__, sop_instance_uid=uid)
         status = PROCESSING_FAILURE if error else storing.result()
         self._instances += status == SUCCESS
-        self._respond(status)
+        self._respond(store, finished_at, status)
         self._advance()
 
     def _end(self, response: bytes) -> None:
@@ -510,7 +554,7 @@ class _Association(Connection):
             self.expect_within(settings.pdu_timeout_s)
 
     def on_timer(self) -> None:
-        if self._storing is not None:
+        if self._storing:
             self.expect_within(self._scp.settings.pdu_timeout_s)  # the peer is waiting for us
 
     def on_late(self) -> None:

@@ -1,5 +1,7 @@
 """Every metric: name, meaning, unit and labels, named as Prometheus recommends. No patient data and no UIDs."""
 
+from bisect import bisect_left
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -15,6 +17,46 @@ for registry in (GATEWAY, SERVER):
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+
+
+class _Plain:
+    """A number of a metric that only one thread changes, so without a lock."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0.0
+
+    def get(self) -> float:
+        return self.number
+
+    def get_exemplar(self) -> None:
+        return None
+
+
+class LoopCounter(Counter):
+    """A counter for every image: it is counted in the event loop alone, at a fifth of the cost."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._value: _Plain = _Plain()
+
+    def inc(self, amount: float = 1, exemplar: object = None) -> None:
+        self._value.number += amount
+
+
+class LoopHistogram(Histogram):
+    """A histogram for every image: it is observed in the event loop alone, at a fifth of the cost."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._sum: _Plain = _Plain()
+        self._buckets: list[_Plain] = [_Plain() for _ in self._upper_bounds]
+
+    def observe(self, amount: float, exemplar: object = None) -> None:
+        self._sum.number += amount
+        self._buckets[bisect_left(self._upper_bounds, amount)].number += 1
+
 
 FAST_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SLOW_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 900)
@@ -33,17 +75,17 @@ associations_refused = Counter(
 associations_aborted = Counter(
     "gateway_associations_aborted", "Associations that the gateway aborted after a time-out.", registry=GATEWAY
 )
-instances_received = Counter("gateway_instances_received", "Instances received completely.", registry=GATEWAY)
-received_bytes = Counter("gateway_received_bytes", "Bytes of received data sets.", registry=GATEWAY)
+instances_received = LoopCounter("gateway_instances_received", "Instances received completely.", registry=GATEWAY)
+received_bytes = LoopCounter("gateway_received_bytes", "Bytes of received data sets.", registry=GATEWAY)
 instances_doubtful = Counter(
     "gateway_instances_doubtful",
     "Instances that were kept although they violate the standard; their series say how.",
     registry=GATEWAY,
 )
-store_responses = Counter(
+store_responses = LoopCounter(
     "gateway_store_responses", "C-STORE responses. status: as in PS3.4 Annex B.2.3.", ["status"], registry=GATEWAY
 )
-store_seconds = Histogram(
+store_seconds = LoopHistogram(
     "gateway_store_seconds",
     "Time from the last byte of an instance to its C-STORE response.",
     buckets=FAST_S,
@@ -58,13 +100,13 @@ inbox_instances = Gauge(
 inbox_size = Gauge(
     "gateway_inbox_size", "Most instances that may wait in the inbox (GATEWAY_INBOX_SIZE).", registry=GATEWAY
 )
-commit_seconds = Histogram(
+commit_seconds = LoopHistogram(
     "gateway_journal_commit_seconds",
     "Time of one commit of received instances, fsync included.",
     buckets=FAST_S,
     registry=GATEWAY,
 )
-commit_instances = Histogram(
+commit_instances = LoopHistogram(
     "gateway_journal_commit_instances", "Instances in one commit.", buckets=BATCH, registry=GATEWAY
 )
 journal_failures = Counter("gateway_journal_failures", "Writes to the journal that failed.", registry=GATEWAY)

@@ -125,6 +125,13 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
     max_pdu_bytes: int = kinds.count_of_bytes(
         2**20, "Largest P-DATA-TF PDU that is accepted; peers are told 131072.", least=2**17
     )
+    max_operations: int = kinds.number(
+        16,
+        "Most C-STOREs of one association that may be in flight, where its sender asks for an Asynchronous Operations "
+        "Window.",
+        least=1,
+        most=2**16 - 1,
+    )
     max_command_bytes: int = kinds.count_of_bytes(2**16, "Largest DIMSE command set that is accepted.", least=1024)
     max_header_bytes: int = kinds.count_of_bytes(
         2**16,

@@ -2,8 +2,8 @@
 
 Rules:
 
-- Only what is used is read: version, AE titles, presentation contexts, maximum length and roles. Everything else is
-  skipped (PS3.8 §9.3.1).
+- Only what is used is read: version, AE titles, presentation contexts, maximum length, asynchronous operations window
+  and roles. Everything else is skipped (PS3.8 §9.3.1).
 - A text ends at a NUL; spaces around it are padding.
 - An item that does not fit into the item around it raises Unreadable, and so do more items than a request can need.
 - Anything else that is wrong with a presentation context only rejects that context.
@@ -35,7 +35,7 @@ TRANSFER_SYNTAXES_NOT_SUPPORTED = 4
 
 
 class Unreadable(Exception):
-    """The lengths in the request contradict each other. The text says which."""
+    """What the peer sent cannot be read: its lengths contradict each other. The text says which."""
 
 
 class Titles(NamedTuple):
@@ -80,6 +80,8 @@ class Request:
     """The longest P-DATA-TF PDU that the peer accepts; 0 for any length."""
     roles: Mapping[str, tuple[bool, bool]]
     """By SOP Class: if the peer proposes to be SCU, and if it proposes to be SCP (PS3.7 §D.3.3.4)."""
+    operations: int | None = None
+    """How many operations the peer wants to have in flight, 0 for any number; None if it does not say."""
 
 
 class Answer(NamedTuple):
@@ -88,6 +90,8 @@ class Answer(NamedTuple):
     pdu: bytes
     accepted: Mapping[int, tuple[str, str]]
     """The abstract and the transfer syntax of each accepted context, by context ID."""
+    operations: int
+    """How many operations the peer may have in flight."""
 
 
 # --- in ---------------------------------------------------------------------------------------------------------
@@ -99,7 +103,7 @@ def read(pdu: bytes) -> Request:
         raise Unreadable(f"A-ASSOCIATE-RQ of {len(pdu)} bytes, at least {ITEMS} are needed")
     contexts: dict[int, Context] = {}
     roles: dict[str, tuple[bool, bool]] = {}
-    maximum_length = 0
+    maximum_length, operations = 0, None
     items = _Items()
     for kind, body in items.of(pdu[ITEMS:]):
         if kind == 0x20:
@@ -109,10 +113,12 @@ def read(pdu: bytes) -> Request:
             for inner, value in items.of(body):
                 if inner == 0x51:
                     maximum_length = int.from_bytes(value[:4], "big")
+                elif inner == 0x53 and len(value) == 4:
+                    operations = int.from_bytes(value[:2], "big")
                 elif inner == 0x54:
                     roles |= _role(value)
     (version,) = struct.unpack_from(">H", pdu, 6)
-    return Request(version, Titles.of(pdu), pdu[RESERVED], [*contexts.values()], maximum_length, roles)
+    return Request(version, Titles.of(pdu), pdu[RESERVED], [*contexts.values()], maximum_length, roles, operations)
 
 
 class _Items:
@@ -174,8 +180,12 @@ def escaped(value: bytes) -> str:
 # --- out --------------------------------------------------------------------------------------------------------
 
 
-def accept(request: Request, supported: Mapping[str, Sequence[str]]) -> Answer:
-    """Answer each context on its own. `supported` maps abstract syntaxes other than storage to transfer syntaxes."""
+def accept(request: Request, supported: Mapping[str, Sequence[str]], max_operations: int = 1) -> Answer:
+    """Answer each context on its own. `supported` maps abstract syntaxes other than storage to transfer syntaxes.
+
+    A peer that wants several operations in flight gets as many, `max_operations` at most.
+    """
+    operations = 1 if request.operations is None else min(request.operations or max_operations, max_operations)
     results = [(context, *_result(context, supported)) for context in request.contexts]
     accepted = {
         context.context_id: (context.abstract_syntax, syntax)
@@ -187,8 +197,8 @@ def accept(request: Request, supported: Mapping[str, Sequence[str]]) -> Answer:
     body = struct.pack(">H2x", 1) + request.reserved + _item(0x10, APPLICATION_CONTEXT_NAME)
     for context, result, syntax in results:
         body += _item(0x21, bytes([context.context_id, 0, result, 0]) + _item(0x40, syntax.encode("latin-1")))
-    body += _item(0x50, _user_information(roles))
-    return Answer(struct.pack(">BxL", 0x02, len(body)) + body, accepted)
+    body += _item(0x50, _user_information(roles, operations))
+    return Answer(struct.pack(">BxL", 0x02, len(body)) + body, accepted, operations)
 
 
 def _result(context: Context, supported: Mapping[str, Sequence[str]]) -> tuple[int, str]:
@@ -206,9 +216,14 @@ def _result(context: Context, supported: Mapping[str, Sequence[str]]) -> tuple[i
     return (ACCEPTANCE, usable[0]) if usable else (TRANSFER_SYNTAXES_NOT_SUPPORTED, next(iter(proposed), ANY_SYNTAX))
 
 
-def _user_information(roles: Mapping[str, tuple[bool, bool]]) -> bytes:
-    """Return the user information: our maximum length, the implementation (PS3.7 §D.3.3.2), the roles as proposed."""
+def _user_information(roles: Mapping[str, tuple[bool, bool]], operations: int) -> bytes:
+    """Return the user information.
+
+    It has our maximum length, the implementation (PS3.7 §D.3.3.2), the window (§D.3.3.3) if it is more than the default
+    of 1, and the roles as proposed. We perform `operations` at once, and invoke none: 1, since 0 means any number.
+    """
     told = _item(0x51, struct.pack(">L", MAXIMUM_LENGTH)) + _item(0x52, PYNETDICOM_IMPLEMENTATION_UID.encode())
+    told += b"" if operations == 1 else _item(0x53, struct.pack(">HH", operations, 1))
     for uid, (scu, scp) in roles.items():
         told += _item(0x54, struct.pack(">H", len(uid)) + uid.encode("latin-1") + bytes([scu, scp]))
     return told + _item(0x55, PYNETDICOM_IMPLEMENTATION_VERSION.encode())

@@ -19,7 +19,7 @@ from common.errors import SeriesGatewayError
 from common.extras import NUMBERS, TEXTS, Extra
 from dicom.text import decode_text, guess, is_defined_term
 from dicom.walk import MAX_VALUE_BYTES, Encoding, Walk
-from models import INSTANCE_KEYWORDS, MAX_UID, Instance, is_standard_uid, is_uid
+from models import INSTANCE_KEYWORDS, MAX_UID, Association, Instance, is_standard_uid, is_uid
 
 PYDICOM_BYTES = 2**16  # how much of a data set pydicom reads if our own walk fails
 MAX_PATIENT_ID_BYTES = 256  # an LO has at most 64 characters; databases index it
@@ -127,6 +127,9 @@ def finish(  # noqa: PLR0913 - one parameter a field
     calling_ae_title: str,
     peer_address: str,
     received_at: datetime,
+    called_ae_title: str = "",
+    length: int = 0,
+    association: Association | None = None,
 ) -> Instance:
     """Return the Instance that a walk found, once its data set has come completely.
 
@@ -163,6 +166,9 @@ def finish(  # noqa: PLR0913 - one parameter a field
         attributes=attributes,
         undecoded=undecoded,
         doubtful=tuple(odd),
+        called_ae_title=called_ae_title,
+        length=length,
+        association=association,
     )
 
 

@@ -135,6 +135,11 @@ class Walk:
         """Return the first `kept_bytes`, inflated, for another reader."""
         return b"".join(self._beginning)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Return how many bytes of values are kept."""
+        return sum(map(len, self.values.values())) + sum(len(v) for item in self.items for v in item.values())
+
     def feed(self, data: bytes | memoryview) -> None:
         """Read the next bytes. What is needed of them is copied."""
         if self._inflater is None:
@@ -165,9 +170,15 @@ class Walk:
 
     def _take(self, data: bytes | memoryview) -> None:
         if self._kept_bytes > 0:
-            data = bytes(data)
-            self._beginning.append(data[: self._kept_bytes])
-            self._kept_bytes -= len(data)
+            kept = bytes(data[: self._kept_bytes])
+            self._beginning.append(kept)
+            self._kept_bytes -= len(kept)
+            self._pass(kept)
+            data = data[len(kept) :]
+        if data:
+            self._pass(data)
+
+    def _pass(self, data: bytes | memoryview) -> None:
         if self._skip:
             passed = min(self._skip, len(data))
             self._skip -= passed

@@ -8,14 +8,12 @@
   series replaces it.
 """
 
-import asyncio
 import contextlib
 import json
 import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,7 +27,7 @@ from common import metrics
 from common.at_rest import real
 from common.attributes import news
 from common.errors import SeriesGatewayError
-from common.logs import places
+from common.threads import Worker
 from dicom.header import InstanceValues, instance_values
 from gateway import journal_rows as rows
 from gateway.idle import MAX_SOURCES
@@ -48,7 +46,8 @@ VACUUM_PAGES = 2000  # pages that are given back to the file system at once
 MEASURED_FOR_S = 0.1  # how often the size of the journal and the free space on its disk are measured
 
 
-# One statement for all instances, since each statement costs a switch of threads.
+INSERT_INSTANCE = "INSERT OR IGNORE INTO instances VALUES (?, ?, ?, ?)"
+# One statement for several instances, since each statement costs a switch of threads.
 INSERT_INSTANCES = """
 INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3 FROM json_each(?)
 """
@@ -95,7 +94,7 @@ class _OpenSeries:
 class Journal:
     """One SQLite file with one writer. SQL runs in one thread, and every method returns after its transaction."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection, bounds: Bounds, thread: Executor) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, bounds: Bounds, thread: Worker) -> None:
         self._path = path
         self._connection = connection
         self._bounds = bounds
@@ -129,8 +128,9 @@ class Journal:
 
     async def keep(self, instances: Sequence[Instance]) -> None:
         """Log instances in one transaction with one fsync. If it raises JournalUnavailable, none is kept."""
-        with metrics.commit_seconds.time():
-            await self._write(self._keep, instances)
+        began = time.perf_counter()
+        await self._write(self._keep, instances)
+        metrics.commit_seconds.observe(time.perf_counter() - began)
         metrics.commit_instances.observe(len(instances))
 
     async def file_reports(
@@ -168,7 +168,7 @@ class Journal:
         """
         now = datetime.now(UTC)
         for series in self._all("SELECT * FROM open_series"):
-            key, unreadable = rows.key(series), _Unreadable("open_series", series["id"])
+            key, unreadable = rows.key(series), rows.Unreadable("open_series", series["id"])
             attributes, undecoded, doubtful = unreadable.unless(rows.unpack, series["content"]) or ({}, {}, ())
             attributes = rows.of_patient(attributes, key.patient_id)
             opened = self._open[key] = _OpenSeries(series["id"], attributes, undecoded, doubtful)
@@ -297,9 +297,8 @@ class Journal:
 
     async def _run(self, do: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a function in the journal's thread. Every error of SQLite becomes JournalUnavailable."""
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, lambda: do(*args, **kwargs))
+            return await self._thread.run(do, *args, **kwargs)
         except sqlite3.Error as error:
             self.failing = f"journal: {error}"
             metrics.journal_failures.inc()
@@ -334,11 +333,18 @@ class Journal:
                 series = changed.get(instance.key) or self._open[instance.key]
                 at = instance.received_at.timestamp()
                 kept.append((series.id, instance.sop_instance_uid, at, instance_values(instance)))
-            inserted = self._connection.execute(INSERT_INSTANCES, (json.dumps(kept),)).rowcount
+            inserted = self._insert(kept)
         self._open |= changed
         self.open_instances += inserted
         if time.monotonic() >= self._measured_at + MEASURED_FOR_S:
             self._measure()
+
+    def _insert(self, kept: Sequence[tuple[int, str, float, InstanceValues]]) -> int:
+        """Insert instances in one statement; return how many were not there yet."""
+        if len(kept) > 1:
+            return self._connection.execute(INSERT_INSTANCES, (json.dumps(kept),)).rowcount
+        ((*columns, values),) = kept
+        return self._connection.execute(INSERT_INSTANCE, (*columns, json.dumps(values))).rowcount
 
     def _learn(self, instance: Instance, series: _OpenSeries | None) -> _OpenSeries:
         """Return the series with what an instance adds. The first value of an attribute counts, as in the collector."""
@@ -562,35 +568,13 @@ class Journal:
 def _opened(path: Path, bounds: Bounds) -> Iterator[Journal]:
     with (
         closing(connect_or_set_aside(path)) as connection,
-        ThreadPoolExecutor(1, thread_name_prefix="journal") as thread,
+        Worker("journal") as thread,
     ):
         try:
             journal = Journal(path, connection, bounds, thread)
         except sqlite3.Error as error:
             raise JournalUnusable(f"GATEWAY_JOURNAL_PATH={path} is no journal: {error}. Use another file.") from error
         yield journal
-
-
-# --- rows ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Unreadable:
-    """Logs once that a row cannot be read."""
-
-    table: str
-    row: int
-    said: bool = False
-
-    def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
-        """Return `do(value)`; None if that fails."""
-        try:
-            return do(value)
-        except Exception as error:  # whatever the row holds, only this row is affected
-            if not self.said:
-                log.error("journal.unreadable", table=self.table, row=self.row, reason=places(error)[0])
-            self.said = True
-            return None
 
 
 def _has_news(instance: Instance, series: _OpenSeries) -> bool:

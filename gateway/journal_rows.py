@@ -1,4 +1,4 @@
-"""Convert the journal's rows, so that a damaged row affects only its own series. No I/O, no clock.
+"""Convert the journal's rows, so that a damaged row affects only its own series. No clock, no I/O but the log.
 
 SQLite lets a column hold values of any type, and any bytes as text.
 """
@@ -7,13 +7,16 @@ import base64
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from sqlite3 import Row
-from typing import Any
+from typing import Any, TypeVar
 
+import structlog
+
+from common.logs import places
 from models import INSTANCE_KEYWORDS, MAX_DOUBT, DeadReport, Instance, SeriesKey, SeriesReport
 
 KEY = "study_instance_uid, series_instance_uid, patient_id"
@@ -21,11 +24,14 @@ WAITING_COLUMNS = (
     f"id, {KEY}, revision, verdict, instances, attempts, next_attempt_at, reported_at, changed_at, traceparent"
 )
 Attributes = dict[str, tuple[str, ...]]
+T = TypeVar("T")
 MAX_COUNT = 2**31 - 1  # models.Count
 MAX_REVISION = 2**31 - 2  # the next revision has to fit into SeriesReport.Revision
 MAX_LINE = 256  # models.Line
 MAX_FIELDS = 10  # most fields that a reason names
 TRACEPARENT = re.compile(r"[0-9a-f]{1,2}(-[0-9a-f]{1,32}){3}")
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +131,25 @@ def dead_report(row: Row, now: datetime) -> DeadReport | None:
         )
     except ValueError:
         return None
+
+
+@dataclass(slots=True)
+class Unreadable:
+    """Logs once that a row cannot be read."""
+
+    table: str
+    row: int
+    said: bool = False
+
+    def unless(self, do: Callable[[Any], T], value: Any) -> T | None:
+        """Return `do(value)`; None if that fails."""
+        try:
+            return do(value)
+        except Exception as error:  # whatever the row holds, only this row is affected
+            if not self.said:
+                log.error("journal.unreadable", table=self.table, row=self.row, reason=places(error)[0])
+            self.said = True
+            return None
 
 
 # --- what is open ----------------------------------------------------------------------------------------------

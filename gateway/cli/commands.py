@@ -49,6 +49,7 @@ SECTIONS = {
         "associate_timeout_s",
         "pdu_timeout_s",
         "association_idle_timeout_s",
+        "max_operations",
         "max_pdu_bytes",
         "max_command_bytes",
         "max_header_bytes",

@@ -32,6 +32,7 @@ from scp import serve_scp
 from tests.rig.associations import Kept, Raw, listening, unsaturated
 from tests.rig.factories import encode, make_dataset
 from tests.rig.pdus import ECHO, RELEASE_RQ, SOP_INSTANCE, command, element, p_data, pdv, store
+from tests.rig.streams import with_window
 
 ABORTED = b"\x07\x00\x00\x00\x00\x04"
 
@@ -230,6 +231,60 @@ async def test_sender_that_pipelines_is_not_read_on_while_its_instance_waits() -
         for _ in range(200):
             assert (await raw.pdu())[0] == 4
         await flood
+
+
+def numbered(message_id: int) -> bytes:
+    """A C-STORE of `encoded` with that message ID."""
+    return p_data(pdv(1, 3, command(1, data_set=True, message_id=message_id))) + p_data(pdv(1, 2, encoded()))
+
+
+async def test_instances_in_a_window_are_answered_as_they_are_kept() -> None:
+    waiting: asyncio.Queue[asyncio.Future[int]] = asyncio.Queue()
+
+    def keep(_: object) -> asyncio.Future[int]:
+        waiting.put_nowait(asyncio.get_running_loop().create_future())
+        return waiting._queue[-1]  # type: ignore[attr-defined, no-any-return]
+
+    limits = GatewaySettings(scp_port=0, max_operations=3)
+    async with serve_scp(limits, keep, unsaturated) as port, Raw(port) as raw:
+        await raw.say(with_window(associate_rq(), 5))
+        await raw.pdu()
+        await raw.say(b"".join(map(numbered, range(1, 5))) + RELEASE_RQ)
+        first, second, third = [await waiting.get() for _ in range(3)]
+        second.set_result(0)
+        assert element(0x0120, b"\2\0") in await raw.pdu()
+        fourth = await waiting.get()
+        for one, status, message_id in ((fourth, 0xA700, b"\4\0"), (first, 0, b"\1\0"), (third, 0, b"\3\0")):
+            one.set_result(status)
+            answer = await raw.pdu()
+            assert element(0x0120, message_id) in answer
+            assert element(0x0900, status.to_bytes(2, "little")) in answer
+        assert (await raw.pdu())[0] == 6  # A-RELEASE-RP
+
+
+@pytest.mark.parametrize("headers_bytes", [0, 2**22])
+async def test_a_window_closes_while_headers_that_wait_are_too_many(
+    headers_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scp.MAX_HEADERS_BYTES", headers_bytes)
+    in_flight: list[int] = [0]
+    loop = asyncio.get_running_loop()
+
+    def keep(_: object) -> asyncio.Future[int]:
+        status = loop.create_future()
+        in_flight.append(in_flight[-1] + 1)
+        status.add_done_callback(lambda _: in_flight.append(in_flight[-1] - 1))
+        loop.call_later(0.01, status.set_result, 0)
+        return status
+
+    async with serve_scp(GatewaySettings(scp_port=0), keep, unsaturated) as port, Raw(port) as raw:
+        await raw.say(with_window(associate_rq(), 16))
+        await raw.pdu()
+        await raw.say(b"".join(map(numbered, range(20))))
+        for _ in range(20):
+            assert element(0x0900, b"\0\0") in await raw.pdu()
+    assert (max(in_flight) > 1) is (headers_bytes > 0)
+    assert in_flight[-1] == 0
 
 
 async def test_an_association_says_when_bytes_of_an_unfinished_image_came_last() -> None:

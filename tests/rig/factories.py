@@ -1,8 +1,8 @@
 """Synthetic instances and data sets. No patient ever had these names."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -16,6 +16,7 @@ from pydicom.filewriter import write_dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from bench.rig.senders import ct_image
+from common.threads import Worker
 from common.version import version
 from gateway.collector import SeriesCollector
 from gateway.idle import IdlePolicy
@@ -113,11 +114,14 @@ def encode(ds: Dataset, *, implicit: bool = False, little_endian: bool = True) -
 UNBOUNDED = Bounds(max_instances=10**9, max_bytes=10**12, min_free_bytes=0)
 
 
-class Inline(Executor):
+class Inline(Worker):
     """Runs at once, in the caller: for virtual time, which does not wait for threads."""
 
-    def submit(self, do: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
+    def __init__(self) -> None:
+        super().__init__("inline")
+
+    def run(self, do: Callable[..., Any], *args: Any, **kwargs: Any) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         try:
             future.set_result(do(*args, **kwargs))
         except Exception as error:

@@ -24,8 +24,10 @@ from pynetdicom.presentation import negotiate_unrestricted
 
 from bench.interop import results_of
 from bench.odd_associations import CT, LENGTHS, Odd, context, item, odd_associations, of_user, request
+from bench.rig.senders import associate_rq
 from dicom.associate import RESERVED, Titles, Unreadable, accept, escaped, read
 from dicom.sop_classes import WITHOUT_PATIENT, is_stored
+from tests.rig.streams import with_window
 
 SUPPORTED = {"1.2.840.10008.1.1": [str(uid) for uid in ALL_TRANSFER_SYNTAXES]}
 ABSTRACT = [
@@ -230,3 +232,28 @@ def test_non_patient_objects_are_those_of_annex_gg() -> None:
 )
 def test_a_uid_is_stored_by_what_it_is_and_where_it_stands(uid: str, stored: bool) -> None:
     assert is_stored(uid) is stored
+
+
+@pytest.mark.parametrize(("asked", "granted"), [(2, 2), (16, 16), (17, 16), (65535, 16), (0, 16)])
+def test_a_window_is_granted_up_to_the_limit_and_never_without_one(asked: int, granted: int) -> None:
+    answer = accept(read(with_window(associate_rq(), asked)), SUPPORTED, max_operations=16)
+    decoded = A_ASSOCIATE_AC()
+    decoded.decode(answer.pdu)
+    (window,) = [
+        item
+        for item in decoded.to_primitive().user_information
+        if isinstance(item, AsynchronousOperationsWindowNegotiation)
+    ]
+    assert answer.operations == granted
+    assert (window.maximum_number_operations_invoked, window.maximum_number_operations_performed) == (granted, 1)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [b"", item(0x53, b"\0\5"), item(0x53, b"\0\5\0\5\0"), item(0x53, b"\0\1\0\1")],
+    ids=["none", "short", "long", "of one"],
+)
+def test_without_a_readable_window_one_operation_is_in_flight(items: bytes) -> None:
+    answer = accept(read(of_user(items)), SUPPORTED, max_operations=16)
+    assert answer.operations == 1
+    assert b"S\0\0\4" not in answer.pdu

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
 from common import metrics
+from common.metrics import FAST_S, LoopCounter, LoopHistogram
 from server import app
 from storage.key_reader import SCOPES
 
@@ -264,3 +265,21 @@ def test_grafana_is_told_where_the_dashboards_are() -> None:
     assert provider["options"]["path"] == "/etc/grafana/dashboards"
     assert source["type"] == DASHBOARD["templating"]["list"][0]["query"] == "prometheus"
     assert source["jsonData"]["timeInterval"] == CONFIG["global"]["scrape_interval"]
+
+
+def test_metrics_of_every_image_say_what_prometheus_clients_own_would() -> None:
+    registry = CollectorRegistry()
+    theirs = Histogram("x", "x", registry=registry, buckets=FAST_S), Counter("y", "y", ["status"], registry=registry)
+    ours = LoopHistogram("x", "x", registry=None, buckets=FAST_S), LoopCounter("y", "y", ["status"], registry=None)
+    for histogram, counter in (theirs, ours):
+        for amount in (0.0, 0.0004, 0.0005, 0.003, 10, 11, 1e9):
+            histogram.observe(amount)
+        counter.labels("0x0000").inc()
+        counter.labels("0x0000").inc(2.5)
+        counter.labels("0xA700").inc(0)
+
+    def said(metric: MetricWrapperBase) -> list[tuple[str, dict[str, str], float]]:
+        (family,) = metric.collect()
+        return [(s.name, s.labels, s.value) for s in family.samples if not s.name.endswith("_created")]
+
+    assert [*map(said, ours)] == [*map(said, theirs)]

@@ -15,6 +15,7 @@ from pynetdicom.pdu import A_ASSOCIATE_AC
 
 from bench.rig.senders import associate_rq
 from dicom.associate import MAXIMUM_LENGTH
+from dicom.command_set import StoreStarted, elements_of
 from dicom.upper_layer import (
     INVALID_PDU_PARAMETER,
     MAX_ASSOCIATE_BYTES,
@@ -33,11 +34,10 @@ from dicom.upper_layer import (
     OperationRefused,
     Released,
     State,
-    StoreStarted,
     Violation,
-    _command_elements,
 )
 from tests.rig.pdus import ABORT, DATA_SET, ECHO, RELEASE_RQ, SOP_INSTANCE, command, element, p_data, pdv, store
+from tests.rig.streams import with_window
 
 SUPPORTED = [build_context(VERIFICATION, ALL_TRANSFER_SYNTAXES)]
 
@@ -226,7 +226,7 @@ def responded(*arguments: Any, **changes: Any) -> dict[int, bytes]:
     response = acceptor.respond(*arguments)
     kind, length, of_pdv, context_id, header = struct.unpack_from(">BxLLBB", response)
     assert (kind, length, of_pdv, context_id, header) == (4, len(response) - 6, len(response) - 10, 1, 3)
-    return _command_elements(bytearray(response[12:]))
+    return elements_of(bytearray(response[12:]))
 
 
 def test_a_response_has_what_it_has_to_and_no_more() -> None:
@@ -435,3 +435,40 @@ def test_every_storage_class_in_every_transfer_syntax_is_accepted(first: int) ->
         answer.decode(written)
         results = answer.to_primitive().presentation_context_definition_results_list
         assert [(cx.result, cx.transfer_syntax) for cx in results] == [(0, [syntax])] * len(proposed)
+
+
+def windowed(operations: int) -> Acceptor:
+    acceptor = Acceptor(SUPPORTED, Limits(max_operations=16))
+    acceptor.receive_data(with_window(associate_rq(), operations))
+    acceptor.next_event()
+    acceptor.accept()
+    return acceptor
+
+
+def numbered(message_id: int) -> bytes:
+    """A C-STORE with that message ID."""
+    return p_data(pdv(1, 3, command(1, data_set=True, message_id=message_id))) + p_data(pdv(1, 2, b"ab"))
+
+
+def test_as_many_stores_as_the_window_allows_wait_for_answers_which_go_out_in_any_order() -> None:
+    acceptor = windowed(3)
+    acceptor.receive_data(b"".join(map(numbered, range(1, 5))))
+    started: list[StoreStarted] = []
+    while (event := acceptor.next_event()) is not PAUSED:
+        started += [event] if isinstance(event, StoreStarted) else []
+    assert [int.from_bytes(one.message_id, "little") for one in started] == [1, 2, 3]
+    for one in (started[1], started[0]):
+        assert element(0x0120, one.message_id) in acceptor.respond(0, store=one)
+    assert kinds([acceptor.next_event() for _ in range(2)]) == ["StoreStarted", "InstanceFinished"]
+    assert acceptor.next_event() is NEED_DATA
+
+
+def test_a_release_waits_until_every_store_is_answered() -> None:
+    acceptor = windowed(0)
+    acceptor.receive_data(numbered(1) + ECHO + numbered(2) + RELEASE_RQ)
+    events = [acceptor.next_event() for _ in range(5)]
+    assert kinds(events) == ["StoreStarted", "InstanceFinished", "EchoRequested", "StoreStarted", "InstanceFinished"]
+    for _ in range(2):
+        assert acceptor.next_event() is PAUSED
+        acceptor.respond(0)
+    assert kinds([acceptor.next_event()]) == ["Released"]
