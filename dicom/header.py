@@ -136,10 +136,9 @@ def finish(  # noqa: PLR0913 - one parameter a field
     1. End the walk. If it did not end well or found no UIDs, let pydicom read the beginning as well.
     2. Decode the wanted values with the data set's character set; note what is odd.
     3. Read numbers that were sent with another VR than their own, and the site's own attributes.
-    4. Check the three UIDs.
+    4. Check the UIDs of study, series and instance.
 
-    A data set that ends early is read as far as it goes. Raises HeaderError if the Study, Series or SOP Instance UID is
-    missing, empty, multi-valued or not a UID.
+    Raises HeaderError if one is missing, empty, multi-valued or no UID. A cut data set is read as far as it goes.
     """
     ended_well = walk.end() and walk.values.keys() >= IDENTITY.keys()
     values, vrs = (walk.values, walk.vrs) if ended_well else _second_reading(walk)
