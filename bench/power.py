@@ -34,7 +34,7 @@ from console.findings import FAILED
 Who = Literal["gateway", "server"]
 
 STRIKES_WITHIN_S = 20.0  # an armed disk that has not struck by then is cut at once
-STOPS_WITHIN_S = 30.0  # after SIGTERM
+STOPS_WITHIN_S = 120.0  # after SIGTERM
 MIGRATED_FROM = "0012"  # later migrations added tables that nothing here needs
 VACUUM_PAGES = 4000  # free pages with which the journal gives some back
 JOURNAL = r"/gateway-journal\.db"
