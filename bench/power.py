@@ -34,7 +34,7 @@ from console.findings import FAILED
 Who = Literal["gateway", "server"]
 
 STRIKES_WITHIN_S = 20.0  # an armed disk that has not struck by then is cut at once
-STOPS_WITHIN_S = 30.0  # after SIGTERM
+STOPS_WITHIN_S = 120.0  # after SIGTERM
 MIGRATED_FROM = "0012"  # later migrations added tables that nothing here needs
 VACUUM_PAGES = 4000  # free pages with which the journal gives some back
 JOURNAL = r"/gateway-journal\.db"
@@ -140,8 +140,8 @@ def cut_at(  # noqa: PLR0913 - what it waits for, and what makes it happen
         provoke()
     ends_at = time.monotonic() + STRIKES_WITHIN_S
     while not disk.struck.wait(0.05) and time.monotonic() < ends_at:
-        if lab.senders_done.is_set() and _process(lab, who).popen.poll() is not None:
-            break  # nothing more will happen
+        if _process(lab, who).popen.poll() is not None:
+            break  # it has ended, and nothing more will happen
     lab.cuts[disk.struck_at.split("/")[0].strip() if disk.struck.is_set() else "at rest"] += 1
     cut(lab, rng, *(("gateway", "server") if both else (who,)))
 
@@ -155,9 +155,12 @@ def _process(lab: Lab, who: Who) -> Process:
 
 
 def _stop(lab: Lab, who: Who) -> None:
-    process = _process(lab, who)
-    process.popen.send_signal(signal.SIGTERM)
-    process.popen.wait(STOPS_WITHIN_S)
+    _ask_to_stop(lab, who)
+    _process(lab, who).popen.wait(STOPS_WITHIN_S)
+
+
+def _ask_to_stop(lab: Lab, who: Who) -> None:
+    _process(lab, who).popen.send_signal(signal.SIGTERM)
 
 
 def _look_at_audit_log(lab: Lab) -> None:
@@ -223,7 +226,7 @@ def checkpointing(who: Who) -> Inject:
     def inject(lab: Lab, rng: random.Random) -> None:
         def end() -> None:
             time.sleep(rng.uniform(0.1, 1.0))
-            _stop(lab, who)
+            _ask_to_stop(lab, who)
 
         cut_at(lab, rng, who, r"\.db$", (*SYNCS, "truncate"), most=12, provoke=end)
 
@@ -273,7 +276,7 @@ def vacuuming_journal(lab: Lab, rng: random.Random) -> None:
     def vacuum() -> None:
         lab.start_gateway()
         time.sleep(rng.uniform(0.3, 1.5))
-        _stop(lab, "gateway")
+        _ask_to_stop(lab, "gateway")
 
     if rng.random() < 0.5:
         cut_at(lab, rng, "gateway", r"\.db$", (*SYNCS, "truncate"), most=30, provoke=vacuum)
