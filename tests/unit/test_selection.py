@@ -126,5 +126,5 @@ def test_every_peer_of_a_test_is_known_and_comes_with_what_ci_installs() -> None
     assert marked <= MISSING.keys()
     packages = re.findall(r"[\w-]+", re.findall(r"packages=\(([^)]+)\)", (ROOT / ".ci" / "run").read_text())[0])
     of_pip_or_always = {"bash", "postgresql", *NOT_FROM_DEBIAN}
-    of_another_name = {"promtool": "prometheus", "namespaces": "nftables", "fuse": "fuse3"}
+    of_another_name = {"promtool": "prometheus", "namespaces": "nftables", "fuse": "fuse3", "cc": "gcc"}
     assert {of_another_name.get(name, name) for name in MISSING.keys() - of_pip_or_always} <= set(packages)

@@ -53,4 +53,4 @@ def test_nothing_is_none(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_command_has_a_form_of_its_own() -> None:
     forms = {path.name for path in SOURCES if re.search(r"%Y|strftime", path.read_text())}
-    assert forms == {"times.py", "journal_file.py"}  # which names a file so
+    assert forms == {"times.py", "journal_file.py", "query_retrieve.py"}  # a file's name, and DICOM's DA
