@@ -28,7 +28,7 @@ from console.findings import Finding, State
 from gateway.cli.check import check
 from gateway.cli.reach import dicom
 from tests.rig.commands import NOWHERE, answer, client, client_json
-from tests.rig.findings import READY, said, some_server
+from tests.rig.findings import READY, is_well, said, some_server
 from tests.rig.sending import dead_letters, new_series, send
 
 
@@ -61,14 +61,13 @@ def test_all_is_well_beside_a_running_gateway_a_server_and_a_pacs(tmp_path: Path
             out = client(tmp_path, *flags, "check", url=url)
     lines = {(line["what"], line["state"]): line["detail"] for line in report["findings"]}
     assert report["ok"]
-    assert {state for _, state in lines} == {"ok"}, report
     assert "accepts images" in lines["gateway", "ok"]
     assert "answers C-ECHO" in lines["DICOM port", "ok"]
     of_pacs = [line["detail"] for line in report["findings"] if line["what"] == "PACS ORTHANC"]
     assert of_pacs[1:] == ["answers C-FIND from STORESCP", COUNTS_UNSEEN]
     assert "series:read and series:write" in lines["key", "ok"]
     assert "sound, schema" in lines["journal gateway-journal.db", "ok"]
-    assert out.endswith(" ok, 0 warning, 0 failed\n")
+    assert is_well(out), out
     assert key.read_text() not in out
 
 
