@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeDecorator, TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine, UserDefinedType
 
 from models import fitting, fitting_bytes, valid_unicode
 
@@ -61,13 +61,22 @@ class Document(TypeDecorator[Any]):
         return valid_unicode(value)
 
 
+class _Unread(UserDefinedType[Any]):
+    """SQLite's JSON, as the text that is stored."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "JSON"
+
+
 class Learnt(Document):
     """What was learnt, as JSON. Text that is none, as SQLite takes it, is read as None."""
 
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Any) -> TypeEngine[Any]:
-        return JSONB() if dialect.name == "postgresql" else Text()
+        return JSONB() if dialect.name == "postgresql" else _Unread()
 
     def process_bind_param(self, value: Any, dialect: Any) -> Any:
         return value if dialect.name == "postgresql" else json.dumps(value)

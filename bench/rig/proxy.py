@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any
+from weakref import WeakSet
 
 REPORT = b"POST /series "
 CANNED = "HTTP/1.1 {}\r\nContent-Length: 0\r\n{}Connection: close\r\n\r\n"
@@ -111,21 +112,33 @@ def served(serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Corouti
     loop = asyncio.new_event_loop()
     stop = asyncio.Event()
 
-    connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+    serving: set[asyncio.Task[None]] = set()
+    transports: WeakSet[asyncio.WriteTransport] = WeakSet()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            serving.remove(task)
+            writer.close()
+
+        transports.add(writer.transport)
         task = loop.create_task(serve(reader, writer))
-        connections[task] = writer
-        task.add_done_callback(lambda _: connections.pop(task).close())
+        serving.add(task)
+        task.add_done_callback(ended)
 
     async def main() -> None:
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         ports.put(server.sockets[0].getsockname()[1])
         await stop.wait()
+        for listener in server.sockets:
+            loop.remove_reader(listener.fileno())
+        for _ in range(3):  # turns until `connected` was called for what had been accepted: else that is left open
+            await asyncio.sleep(0)
         server.close()
-        for task in connections:
+        for task in serving:
             task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        await asyncio.gather(*serving, return_exceptions=True)
+        for transport in transports:
+            transport.abort()  # what is still to be written has nobody who waits for it
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()), name="proxy")
     thread.start()
