@@ -19,6 +19,7 @@ if __name__ == "__main__":  # most commands need nothing of what follows
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -161,6 +162,7 @@ class Gateway:
         """Futures that get a number of reports, once those reports are in the journal."""
         self._pauses = Pauses()
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf  # uvloop forgets when a timer was due as it fires, and only then calls
         self.putting: asyncio.TaskGroup  # items that wait for room on the inbox; set while the gateway listens
 
     # --- its life ---
@@ -308,14 +310,14 @@ class Gateway:
 
     def _set_alarm(self, at: float | None) -> None:
         """Wake `_take` at this time, or before it: a timer for every image would cost more than to wake in vain."""
-        if at is None or (self._alarm is not None and self._alarm.when() <= at):
+        if at is None or at >= self._alarm_at:
             return
         if self._alarm is not None:
             self._alarm.cancel()
-        self._alarm = asyncio.get_running_loop().call_at(at, self._wake)
+        self._alarm, self._alarm_at = asyncio.get_running_loop().call_at(at, self._wake), at
 
     def _wake(self) -> None:
-        self._alarm = None
+        self._alarm, self._alarm_at = None, math.inf
         with contextlib.suppress(asyncio.QueueFull):  # then it is awake
             self.inbox.put_nowait(Alarm())
 

@@ -37,7 +37,7 @@ from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
 from storage.connection import Connection
 from storage.declarations import Declared
 from storage.engine import DatabaseUnavailable, Engine, insert
-from storage.heartbeats import Heartbeats
+from storage.heartbeats import Heartbeats, is_late
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, StudyListing, select_listed
@@ -407,7 +407,9 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
         await declarations.note_word(connection, row, word)
     told: list[Told] = []
     if changed or corrected or report.StudyCounts:
-        told = await studies.keep(connection, corrected or known, row, now, terms=terms, report=report, decided=decided)
+        obeys = order is not None and order["StudyInstanceUID"] is not None
+        keep = partial(studies.keep, terms=terms, report=report, obeys=obeys, decided=decided)
+        told = await keep(connection, corrected or known, row, now)
     if changed:
         for counted_row, figure in merge.completions(report, known, row):
             await count_verdict(connection, counted_row, figure)
@@ -439,11 +441,13 @@ async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order
     Return what it is to do, the orders that have ended, and the studies that it does not name any more.
     """
     now = datetime.now(UTC)
-    named = select(gateways.c.State["OpenStudies"]).where(gateways.c.GatewayID == state.GatewayID)
-    before = (await connection.execute(named)).scalar() or ()
-    freed = sorted({*before} - {*(state.OpenStudies or ())})
-    said = {"At": now, "State": state.model_dump(mode="json")}
-    await insert(connection, gateways, {"GatewayID": state.GatewayID} | said, or_update=said)
+    said = select(gateways.c.State).where(gateways.c.GatewayID == state.GatewayID)
+    before = (await connection.execute(said)).scalar() or {}
+    freed: list[str] = []
+    if not is_late(state, before):
+        freed = sorted({*(before.get("OpenStudies") or ())} - {*(state.OpenStudies or ())})
+        says = {"At": now, "State": state.model_dump(mode="json")}
+        await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
     await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
     latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
     await connection.execute(gateways.delete().where(gateways.c.GatewayID.in_(latest.offset(MAX_GATEWAYS))))

@@ -403,7 +403,7 @@ class _Association(Connection):
                 self._walk = self._scp.wanted.begin(event.transfer_syntax_uid, self._scp.settings.max_header_bytes)
                 self._acceptor.data_set = self._go_on
                 if self._association is not None:
-                    self._association.began_at = self.loop.time()
+                    self._association.began_at = self.heard_at
             case InstanceFinished(length):
                 self._store_instance(length)
             case EchoRequested(response):

@@ -30,6 +30,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = False
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0  # uvloop's timers do not know it any more when they fire, before they call
 
     # --- what a subclass does ---
 
@@ -162,10 +163,10 @@ class Connection(asyncio.BufferedProtocol):
     def expect_within(self, seconds: float) -> None:
         """Set the deadline to so many seconds from now."""
         self._deadline = self.loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._deadline:
+        if self._timer is None or self._timer_at > self._deadline:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self.loop.call_at(self._deadline, self._look_at_time)
+            self._set_timer()
 
     def _look_at_time(self) -> None:
         """Check the deadline. There is only one timer; if the deadline has moved, it is set again."""
@@ -174,6 +175,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._timer is not None:
             return  # on_timer has set a deadline
         if self.loop.time() < self._deadline:
-            self._timer = self.loop.call_at(self._deadline, self._look_at_time)
+            self._set_timer()
         else:
             self.on_late()
+
+    def _set_timer(self) -> None:
+        self._timer, self._timer_at = self.loop.call_at(self._deadline, self._look_at_time), self._deadline

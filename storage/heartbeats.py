@@ -2,17 +2,32 @@
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy import select
 
 from common.errors import SeriesGatewayError
+from models import GatewayState
 from storage.connection import Connection
 from storage.engine import Engine
 from storage.schema import gateways
 
 SPEAKS_WITHIN = timedelta(seconds=15)  # a gateway that runs; the live page calls it silent beyond
+LATE_WITHIN = timedelta(minutes=1)
 Refusals = Mapping[str, tuple[datetime, str]]
 """When a heartbeat under a gateway's name was not let in, and why."""
+
+
+def is_late(state: GatewayState, said: Mapping[str, Any]) -> bool:
+    """Return whether a gateway has said something newer since its start: a heartbeat that waited was overtaken.
+
+    Beyond LATE_WITHIN it is no heartbeat that is late, but the gateway's clock that was set back.
+    """
+    try:
+        since, at = (datetime.fromisoformat(str(said[name])) for name in ("StartedAt", "At"))
+        return since == state.StartedAt and timedelta() < at - state.At < LATE_WITHIN
+    except (KeyError, ValueError, TypeError):  # of another version
+        return False
 
 
 class StillHeard(SeriesGatewayError):
@@ -40,6 +55,11 @@ class Heartbeats:
         lately = (gateways.c.RefusedAt > since) & (gateways.c.RefusedAt > gateways.c.At)
         rows = await self._engine.read(select(gateways.c.GatewayID, gateways.c.Refused).where(lately))
         return {row["GatewayID"]: row["Refused"] for row in rows}
+
+    async def have_spoken(self, since: datetime) -> bool:
+        """Return whether all gateways that have not stopped were heard since then."""
+        stopped = gateways.c.State["Stopped"].label("Stopped")
+        return all(row["Stopped"] for row in await self._engine.read(select(stopped).where(gateways.c.At < since)))
 
     async def dismiss(self, gateway_id: str, now: datetime) -> bool:
         """Forget a gateway that is gone, until it says something; return whether it was known. Raises StillHeard."""

@@ -7,11 +7,11 @@ from sqlalchemy import Table, func, select, text, tuple_
 
 from storage.connection import Connection
 from storage.engine import DatabaseUnusable, Engine, insert
-from storage.schema import changes, counters, gateways, metadata, orders, timeline, webhooks
+from storage.schema import changes, counters, metadata, orders, timeline, webhooks
 
 AT_ONCE = 2000
 MARK = "move"  # in `counters` of the target while it is being filled
-TABLES = [table for table in metadata.sorted_tables if table not in (counters, gateways)] + [counters]
+TABLES = [table for table in metadata.sorted_tables if table is not counters] + [counters]
 WITH_SEQUENCE = (timeline, changes, webhooks, orders)
 
 Progress = Callable[[int], None]

@@ -105,11 +105,13 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     *,
     terms: Terms | None = None,
     report: SeriesReport | None = None,
+    obeys: bool = False,
     decided: bool = False,
 ) -> list[Told]:
     """Let the study of a series follow its change; return what of that is told. The series' row is locked.
 
-    Without `terms` nothing is decided now: the study is due at once. `decided`: an operator has brought the images.
+    Without `terms` nothing is decided now: the study is due at once. `obeys`: the report was made for a person's word
+    about the study. `decided`: an operator has brought the images.
     """
     moved = before["Revision"] > 0 and before["StudyInstanceUID"] != after["StudyInstanceUID"]
     uids = {after["StudyInstanceUID"]} | ({before["StudyInstanceUID"]} if moved else set())
@@ -126,7 +128,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
         change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
     change = change.with_columns(study_rules.described(change.after, after))
     if is_new or after["NumInstances"] > before["NumInstances"]:
-        change = _brought(change, after, now, report, counts=not decided)
+        change = _brought(change, after, now, report, obeys=obeys, counts=not decided)
     if merge.says_more(before, after) and after["Verdict"] in FINAL_VERDICTS:
         gap = await _find_gap(connection, after, now, report)
         change = change.with_columns(study_rules.with_gap(row, after["SeriesInstanceUID"], gap))
@@ -142,12 +144,11 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     return told
 
 
-def _brought(
-    change: _Change, series_row: SeriesRow, now: datetime, report: SeriesReport | None, *, counts: bool
+def _brought(  # noqa: PLR0913 - a report, and how it came
+    change: _Change, series_row: SeriesRow, now: datetime, report: SeriesReport | None, *, obeys: bool, counts: bool
 ) -> _Change:
     """Let a study follow images that have come: it is open again, and its silence has ended."""
     row = change.row
-    obeys = report is not None and report.Verdict == "declared"
     reopened = study_rules.reopened(row, now, obeys=obeys, counts=counts)
     change = change.with_columns(reopened)
     if report is None:

@@ -46,14 +46,14 @@ def _holds(row: Mapping[str, Any], study_instance_uid: str, now: datetime) -> st
     """Say why a gateway counts as holding images of a study; None if it holds none.
 
     1. It names the study: it has series of it open, or reports of them undelivered, if it has stopped in its journal.
-    2. It has stopped: it has nothing else of it.
+    2. It has stopped, and has said of which studies it holds images: it has nothing else of it.
     3. It is silent, and had something open or undelivered: what may have come since is not known.
     4. It has something open, and does not say of which studies.
     """
     name, named = row["GatewayID"][:NAME_LENGTH], row["OpenStudies"]
     if study_instance_uid in (named or ()):  # 1
         return f"gateway {name} has images of it that it has not reported"
-    if row["Stopped"]:  # 2
+    if row["Stopped"] and named is not None:  # 2
         return None
     has_any = any(row[count] for count in ("OpenSeries", "UndeliveredReports", "InboxInstances"))
     if now - row["At"] > SPEAKS_WITHIN and has_any:  # 3

@@ -168,21 +168,25 @@ def silence_s(row: StudyRow, came_at: datetime | None) -> float:
 def taken(row: StudyRow, counts: CountsOfStudy, *, by: str | None, pacs: str | None, ahead: bool = False) -> Columns:
     """Return what a study's row knows of its PACS once that has said what it has; nothing if it said more since.
 
+    Of several PACS the one counts that has more of the study, and nothing that another one has said is of it.
     `ahead`: the PACS had more of the series that was asked about when its first image came.
     """
     if row["CountedAt"] is not None and counts.At < row["CountedAt"]:
         return {}
     said, before = (counts.Series, counts.Instances), (row["ExpectedSeries"], row["ExpectedInstances"])
     had = (row["NumSeries"], row["NumInstances"])
-    first = row["CountedAhead"] is None
+    is_another = None not in (pacs, row["PACS"]) and pacs != row["PACS"]
+    if is_another and (said[0] < (before[0] or 0) or said[1] < (before[1] or 0)):
+        return {}
+    first = is_another or row["CountedAhead"] is None
     grew = not first and (said[0] > (before[0] or 0) or said[1] > (before[1] or 0))
     return {
         "ExpectedSeries": said[0],
         "ExpectedInstances": said[1],
         "CountedAt": counts.At,
-        "CountedSince": row["CountedSince"] if said == before else counts.At,
+        "CountedSince": row["CountedSince"] if said == before and not is_another else counts.At,
         "CountedAhead": (ahead or said[0] > had[0] or said[1] > had[1]) if first else row["CountedAhead"],
-        "CountGrew": row["CountGrew"] or grew,
+        "CountGrew": (row["CountGrew"] and not is_another) or grew,
         "CountedBy": by or row["CountedBy"],
         "PACS": pacs or row["PACS"],
     }

@@ -17,7 +17,7 @@ from storage.connection import Connection
 from storage.engine import Engine
 from storage.move import TABLES, move
 from storage.purge import CHANGES_AT_ONCE, ChangeBatch, SeriesBatch
-from storage.schema import changes, orders, series, timeline
+from storage.schema import changes, metadata, orders, series, timeline
 from tests.rig.factories import arriving, make_report, make_state
 from tests.rig.old_series import OLD, aged, stored, uid
 from tests.rig.transactions import is_on_sqlite, transaction
@@ -467,3 +467,7 @@ async def test_a_timeline_of_an_earlier_version_is_shortened_by_the_next_report(
     events = await database.timeline(uid(1))
     assert len(events) == history.FIRST + 1 + history.LAST
     assert events[history.FIRST].Details["Dropped"] == 40_002 - history.FIRST - history.LAST
+
+
+def test_a_move_leaves_no_table_behind() -> None:
+    assert {*TABLES} == {*metadata.sorted_tables}

@@ -2,12 +2,13 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 import pytest
+import time_machine
 from fastapi import FastAPI
 from sqlalchemy import func, select, text
 
@@ -19,8 +20,14 @@ from storage.schema import source_hours, sources
 from tests.rig.factories import STUDY, make_report, make_state
 from tests.rig.migrating import downgrade
 
-NOW = datetime.now(UTC)
+NOW = datetime.now(UTC).replace(minute=30)  # hours are counted: no test begins shortly before the next one
 CT = "CT1 CT"
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[None]:
+    with time_machine.travel(NOW):
+        yield
 
 
 def sent(*sops: str, source: str | None = CT, at: datetime = NOW, **more: Any) -> SeriesReport:

@@ -544,6 +544,7 @@ async def test_what_one_heartbeat_lets_go_is_decided_however_much_it_is(database
         ({"OpenStudies": ["9.9"], "OpenSeries": 1}, True),  # silent: what has come since is not known
         ({"OpenStudies": []}, False),
         ({"OpenStudies": ["9.9"], "OpenSeries": 1, "Stopped": True}, False),
+        ({"OpenStudies": None, "UndeliveredReports": 1200, "Stopped": True}, True),
         ({"OpenStudies": None, "InboxInstances": 3}, True),
         ({"OpenStudies": None}, False),
     ],
@@ -565,6 +566,30 @@ async def test_a_silent_gateway_may_hold_what_began_before_it_fell_silent(
     await beat(database)  # the other one is forgotten, after a day
     await database.decide_due()
     assert (await record(database)).Verdict in ("idle", "capped")
+
+
+async def test_a_heartbeat_that_was_overtaken_frees_no_study(database: Database, clock: Any) -> None:
+    overtaken = make_state("two", OpenStudies=[])
+    clock.shift(timedelta(seconds=5))
+    await database.store(of(1, "1", ago_s=7200))
+    await beat(database, "two", STUDY, StartedAt=overtaken["StartedAt"], OpenSeries=1)
+    await database.heard(GatewayState.model_validate(overtaken))
+    await database.decide_due()
+    assert await told(database) == []
+    long_ago = datetime.fromisoformat(overtaken["At"]) - timedelta(minutes=2)  # no request takes that: a clock set back
+    await database.heard(GatewayState.model_validate(overtaken | {"At": long_ago}))
+    assert len(await told(database)) == 1
+
+
+async def test_all_gateways_that_have_not_stopped_are_heard(database: Database, clock: Any) -> None:
+    since = datetime.now(UTC)
+    assert await database.heartbeats.have_spoken(since)
+    await beat(database, "one")
+    await beat(database, "two", Stopped=True)
+    assert await database.heartbeats.have_spoken(since)
+    assert not await database.heartbeats.have_spoken(since + timedelta(seconds=1))
+    await beat(database, "one", Stopped=True)
+    assert await database.heartbeats.have_spoken(since + timedelta(seconds=1))
 
 
 # --- what is required, and for how long at most -----------------------------------------------------------------
@@ -676,6 +701,16 @@ async def test_incomplete_takes_orders_back_and_leaves_those_for_one_series(data
     assert done is not None
     assert (done.record.Verdict, done.record.Withdrawn) == (None, "part")
     assert await beat(database, "one", STUDY, **open_series) == []
+
+
+async def test_a_word_about_a_series_is_none_about_its_declared_study(database: Database, clock: Any) -> None:
+    await database.store(of(1, "1", ago_s=60))
+    await declare(database, clock, "complete")
+    assert (await record(database)).Verdict == "declared"
+    clock.shift(timedelta(hours=2))
+    await database.store(of(2, "1", verdict="declared"))
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions) == (None, 1)
 
 
 async def test_a_series_that_is_declared_incomplete_takes_its_studys_verdict(database: Database, clock: Any) -> None:

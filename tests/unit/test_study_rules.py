@@ -265,6 +265,17 @@ def test_the_first_count_says_if_the_pacs_was_ahead_and_later_ones_if_it_grew() 
     assert disappoints(known, grown)
 
 
+def test_of_two_pacs_the_one_counts_that_has_more_of_the_study() -> None:
+    known = row(**{**taken(row(), counts(5, 500), by="one", pacs="ARCHIVE"), "CountGrew": True})
+    later = timedelta(minutes=1)
+    assert taken(known, counts(1, 100, later), by="one", pacs="MODALITY") == {}
+    assert taken(known, counts(6, 400, later), by="one", pacs="MODALITY") == {}
+    more = taken(known, counts(5, 500, later), by="one", pacs="SECOND")
+    assert (more["PACS"], more["CountedAhead"], more["CountGrew"]) == ("SECOND", True, False)
+    assert more["CountedSince"] == more["CountedAt"] == LAST + later
+    assert taken(known, counts(1, 100, later), by="one", pacs=None)["ExpectedSeries"] == 1
+
+
 def test_an_older_count_that_comes_later_is_left_out() -> None:
     known = row(**taken(row(), counts(3, 15), by="one", pacs="ORTHANC"))
     assert taken(known, counts(2, 10, -SILENCE), by="one", pacs="ORTHANC") == {}
