@@ -109,7 +109,7 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[URL]:
     """A real PostgreSQL on which databases may be created."""
-    with postgres.postgresql(durable=False) as server:
+    with postgres.postgresql() as server:
         yield server
 
 

