@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
+from unicodedata import normalize
 
 MOST = 100  # entries
 MOST_SERIES = 50  # series of one entry
@@ -51,4 +52,6 @@ def missing_of(wanted: Collection[str], descriptions: Collection[str]) -> tuple[
 
 
 def _matches(text: str | None, pattern: str) -> bool:
-    return fnmatchcase((text or "").strip().casefold(), pattern.casefold())
+    """Return whether a text matches a pattern, in whatever case, composed or decomposed (Unicode's NFC and NFD)."""
+    composed, like = (normalize("NFC", one.casefold()) for one in ((text or "").strip(), pattern))
+    return fnmatchcase(composed, like)

@@ -344,6 +344,8 @@ def test_what_is_required_is_found_by_source_and_description_in_whatever_case() 
     assert required_of(rules, None, None) == ()
     assert missing_of(("Thorax 1.0", "MPR cor"), ["THORAX 1.0", "Topogram"]) == ("MPR cor",)
     assert missing_of(("MIP*",), ["mip cor 5.0"]) == ()
+    composed, decomposed = "Sch\u00e4del*", "SCHA\u0308DEL nativ"
+    assert missing_of((composed,), [decomposed]) == missing_of((decomposed,), [composed.upper()[:-1] + " nativ"]) == ()
     assert required_series(" ") == ()
 
 
