@@ -402,7 +402,7 @@ class _Association(Connection):
                 self._store, self._unreadable = event, ""
                 self._walk = self._scp.wanted.begin(event.transfer_syntax_uid, self._scp.settings.max_header_bytes)
                 self._acceptor.data_set = self._go_on
-                if self._association is not None:
+                if self._association is not None and not self._storing:  # else there is no silence before it
                     self._association.began_at = self.heard_at
             case InstanceFinished(length):
                 self._store_instance(length)

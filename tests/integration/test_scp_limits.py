@@ -309,6 +309,36 @@ async def test_an_association_says_when_bytes_of_an_unfinished_image_came_last()
         assert association.receiving_at is None
 
 
+async def test_an_image_that_begins_while_another_waits_ends_no_silence() -> None:
+    """Else the time that the one before took to come would be learnt as silence before it."""
+    associations: list[Association] = []
+    waiting: asyncio.Queue[asyncio.Future[int]] = asyncio.Queue()
+
+    def keep(_: object) -> asyncio.Future[int]:
+        status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        waiting.put_nowait(status)
+        return status
+
+    async with serve_scp(GatewaySettings(scp_port=0), keep, unsaturated, associations.append) as port, Raw(port) as raw:
+        await raw.say(with_window(associate_rq(), 4))
+        await raw.pdu()
+        (association,) = associations
+        await raw.say(ECHO + numbered(1)[:-100])
+        await raw.pdu()
+        first_at = association.began_at
+        assert first_at is not None
+        await raw.say(numbered(1)[-100:] + numbered(2))
+        first, second = [await waiting.get() for _ in range(2)]
+        assert association.began_at == first_at
+        for status in (first, second):
+            status.set_result(0)
+            await raw.pdu()
+        await raw.say(numbered(3))
+        (await waiting.get()).set_result(0)
+        await raw.pdu()
+        assert association.began_at > first_at
+
+
 async def test_what_is_kept_after_its_sender_has_gone_is_answered_to_nobody() -> None:
     handed_over, gone = asyncio.Event(), asyncio.Event()
     status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
