@@ -61,6 +61,10 @@ class Site:
         events = (await self.get("/timeline"))["events"]
         return [event for event in events if event["Event"] in names]
 
+    async def timeline(self) -> list[dict[str, Any]]:
+        """What happened to the series itself: its study is decided some time later."""
+        return [event for event in (await self.get("/timeline"))["events"] if event["Event"] != "study.told"]
+
     async def changes(self) -> list[Change]:
         found = (await self.http.get("/changes")).json()["changes"]
         return [Change.model_validate(one) for one in found]
@@ -96,10 +100,10 @@ async def test_a_stored_series_that_is_open_nowhere_is_declared_at_once(site: Si
 async def test_declaring_again_changes_nothing_and_says_so(site: Site) -> None:
     await site.post(report("1"))
     await site.declare()
-    before = [await site.get(), await site.get("/timeline"), await site.changes(), await site.figures()]
+    before = [await site.get(), await site.timeline(), await site.changes(), await site.figures()]
     again = (await site.declare(because="another reason")).json()
     assert (again["Changed"], again["Did"]) == (False, "nothing to do: it is declared already")
-    assert before == [await site.get(), await site.get("/timeline"), await site.changes(), await site.figures()]
+    assert before == [await site.get(), await site.timeline(), await site.changes(), await site.figures()]
 
 
 async def test_verified_is_stronger_than_a_persons_word(site: Site) -> None:
