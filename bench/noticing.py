@@ -219,7 +219,7 @@ class _Stage:
         return sock
 
     def _side(self, ends: tuple[str, str], who: str, waits: str, by: str, bound_s: float) -> Side:
-        """One that the system of the first end has a connection for."""
+        """Makes a side that the system of the first end has a connection for."""
         self._until(lambda: bool(self._net.connections(*ends)))
         return Side(who, waits, by, bound_s, lambda: not self._net.connections(*ends))
 
@@ -309,7 +309,7 @@ class _Stage:
                 await engine.write(lock)
 
     async def _hold_migrations(self, held: threading.Event) -> None:
-        """As a server does that migrates; another that starts waits for it."""
+        """Holds the lock of a server that migrates; another that starts waits for it."""
         connection = await asyncpg.connect(self._database.replace("+asyncpg", ""))
         await connection.execute(f"SELECT pg_advisory_lock({MIGRATING})")
         held.set()
@@ -328,18 +328,18 @@ async def _table(connection: Connection) -> None:
 
 
 def _ended(asked: Future[Any]) -> Callable[[], bool]:
-    """Whether it has; raises what it has raised."""
+    """Tells whether a request has ended; raises what it has raised."""
     return lambda: asked.done() and asked.result() is None
 
 
 def _says(process: Process, event: str) -> Callable[[], bool]:
-    """Whether it says so from now on."""
+    """Tells whether a process logs an event from now on."""
     before = len(process.events(event))
     return lambda: len(process.events(event)) > before
 
 
 def table(sides: Sequence[Side]) -> Table:
-    """In the order of who waits."""
+    """Makes the table, in the order of who waits."""
     shown = Table("who waits", "for", "is told by", "noticed after", box=MARKDOWN)
     for side in sorted(sides, key=lambda side: (side.who, side.waits)):
         after = "not at all" if side.after_s is None else f"{side.after_s:.0f} s"

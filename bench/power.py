@@ -234,7 +234,7 @@ def checkpointing(who: Who) -> Inject:
 
 
 def reporting(hook: str, *who: Who) -> Inject:
-    """When a report is on its way to the server, or its answer back: at once, or a few changes of a disk later."""
+    """Cuts while a report, or its answer, is on its way: at once, or a few changes of a disk later."""
 
     def inject(lab: Lab, rng: random.Random) -> None:
         disk, struck = _disk(lab, rng.choice(who)), threading.Event()

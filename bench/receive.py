@@ -202,7 +202,7 @@ def one_gibibyte(folder: Path, everyone: Sequence[Receiver]) -> dict[str, dict[s
 
 
 def idle_cpu(receiver: Receiver, associations: int) -> dict[str, Any]:
-    """So many idle associations: what they cost, in percent of one core."""
+    """Measures what so many idle associations cost, in percent of one core."""
     told: dict[str, Any] = {"associations": associations}
     with ExitStack() as stack:
         try:

@@ -51,7 +51,7 @@ def extremes(results: dict[str, Any]) -> str:
 
 
 def telemetry(results: dict[str, Any]) -> str:
-    """What measuring costs."""
+    """Makes the table of what measuring costs."""
     lines = ["| telemetry | images/s | to one that measures nothing | CPU an image |"]
     lines.append("|---|---|---|---|")
     for name, figures in results.get("telemetry", {}).items():

@@ -119,18 +119,12 @@ class GatewaySettings(Settings, prefix="GATEWAY_"):
         10.0, "Longest wait for a TLS handshake, for an A-ASSOCIATE-RQ, and for a peer to close its connection."
     )
     pdu_timeout_s: float = kinds.seconds(30.0, "Longest time from the first to the last byte of one PDU.")
-    association_idle_timeout_s: float = kinds.seconds(
-        600.0, "An association that sends no PDU for this long is aborted."
-    )
+    association_idle_timeout_s: float = kinds.seconds(600.0, "An association without a PDU for this long is aborted.")
     max_pdu_bytes: int = kinds.count_of_bytes(
         2**20, "Largest P-DATA-TF PDU that is accepted; peers are told 131072.", least=2**17
     )
     max_operations: int = kinds.number(
-        16,
-        "Most C-STOREs of one association that may be in flight, where its sender asks for an Asynchronous Operations "
-        "Window.",
-        least=1,
-        most=2**16 - 1,
+        16, "Most C-STOREs in flight where an Asynchronous Operations Window is asked for.", least=1, most=2**16 - 1
     )
     max_command_bytes: int = kinds.count_of_bytes(2**16, "Largest DIMSE command set that is accepted.", least=1024)
     max_header_bytes: int = kinds.count_of_bytes(

@@ -53,7 +53,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What a table calls it."""
+        """Returns what a table calls it."""
         size = f"{self.images} of {self.size}" if self.images else self.size
         parts = [self.sender, size, str(self.associations)]
         parts += [f"window {self.window}"] if self.window > 1 else []

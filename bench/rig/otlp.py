@@ -19,7 +19,7 @@ class Sink:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes a process export to it, soon."""
+        """Returns what makes a process export to it, soon."""
         return {"OTEL_EXPORTER_OTLP_ENDPOINT": self.url, "OTEL_BSP_SCHEDULE_DELAY": "200", "NO_PROXY": "127.0.0.1"}
 
     def spans(self) -> list[Span]:

@@ -44,7 +44,7 @@ class Proxy:
         """Called once, when the server has answered a report and the gateway has not heard; then it is forgotten."""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, request after request."""
+        """Serves one connection, request after request."""
         try:
             while request := await _message(reader):
                 _once(self, "on_request", request)
@@ -93,7 +93,7 @@ def _once(proxy: Proxy, name: str, request: bytes) -> None:
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
-    """One HTTP message with a Content-Length; empty at the end of the stream."""
+    """Reads one HTTP message with a Content-Length; returns nothing at the end of the stream."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:

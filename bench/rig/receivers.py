@@ -101,7 +101,7 @@ class Receiver:
         return used_s
 
     def peak_rss_mib(self) -> float:
-        """Of the process that listens."""
+        """Returns the peak RSS of the process that listens."""
         status = Path(f"/proc/{self._listening.processes[0].pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
