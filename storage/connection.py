@@ -4,6 +4,7 @@ What a transaction does is a coroutine function of a `Connection`. It awaits not
 coroutine: the driver's calls suspend the greenlet, and no chain of coroutines is entered anew for each of them.
 """
 
+import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -47,8 +48,25 @@ Do = Callable[[Connection], Coroutine[Any, Any, T]]
 
 
 async def run(engine: AsyncEngine, do: Do[T]) -> T:
-    """Run one transaction of an engine: committed at its end, rolled back if it raises."""
-    return await greenlet_spawn(_run, engine.sync_engine, do)
+    """Run one transaction of an engine: committed at its end, rolled back if it raises or is cancelled.
+
+    One cancellation reaches it, and its rollback is waited for: the next, while a connection is given back or closed,
+    would leave that open, or aiosqlite waiting for a thread that has ended.
+    """
+    transaction: asyncio.Task[T] = asyncio.create_task(greenlet_spawn(_run, engine.sync_engine, do))
+    cancelled: asyncio.CancelledError | None = None
+    while not transaction.done():
+        try:
+            await asyncio.wait((transaction,))
+        except asyncio.CancelledError as error:
+            if not transaction.cancelling():
+                transaction.cancel()
+            cancelled = error
+    if cancelled is not None:
+        if not transaction.cancelled():
+            transaction.exception()  # which nobody waits for
+        raise cancelled
+    return transaction.result()
 
 
 def _run(engine: sqlalchemy.Engine, do: Do[T]) -> T:

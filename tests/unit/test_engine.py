@@ -1,6 +1,7 @@
 """When a transaction is tried again, what its errors become, and what is counted of them."""
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import exc, text
+from sqlalchemy import event, exc, text
 from sqlalchemy.engine import make_url
 
 from common import metrics
@@ -128,6 +129,39 @@ async def test_a_transaction_that_awaits_something_else_is_said_and_undone(tmp_p
         assert await connection.run(writer, tables) == []
     finally:
         await writer.dispose()
+
+
+@pytest.mark.parametrize("moment", ["connect", "begin", "before_cursor_execute", "commit", "rollback"])
+async def test_who_is_cancelled_again_and_again_leaves_no_connection_open_and_no_task(
+    moment: str, tmp_path: Path
+) -> None:
+    """As anyio cancels what a client that is gone had asked for: at each turn of the loop, until it has ended."""
+
+    async def write(connection: Connection) -> None:
+        await connection.execute(text("CREATE TABLE one (id INTEGER)"))
+        if moment == "rollback":
+            raise KeyError(A_NAME)
+
+    async def tables(connection: Connection) -> list[str]:
+        return list((await connection.execute(text("SELECT name FROM sqlite_master"))).scalars())
+
+    def cancel(*_: Any, **__: Any) -> None:
+        if not asked.done():
+            asked.cancel()
+            loop.call_soon(cancel)
+
+    loop, threads = asyncio.get_running_loop(), threading.enumerate()
+    writer = engine._sqlite(make_url(f"sqlite+aiosqlite:///{tmp_path}/series.db"), writes=True)
+    event.listen(writer.sync_engine, moment, cancel)
+    asked = asyncio.ensure_future(connection.run(writer, write))
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert await connection.run(writer, tables) in ([], ["one"])
+    await writer.dispose()
+    for thread in set(threading.enumerate()) - set(threads):
+        await asyncio.to_thread(thread.join, 10)
+        assert thread.name.startswith("asyncio_") or not thread.is_alive()
 
 
 async def test_postgresql_s_pool_is_as_it_is_set_and_waits_no_longer_than_a_transaction_may() -> None:
