@@ -31,6 +31,10 @@ class RequestFailed(SeriesGatewayError):
     """The request could not be carried out. The text says why."""
 
 
+class EndedMeanwhile(RequestFailed):
+    """The process ended before it answered, so whether it has carried out the request is not known."""
+
+
 @asynccontextmanager
 async def serve_control(path: Path, operations: Mapping[str, Operation]) -> AsyncIterator[None]:
     """Answer requests of the form `{"do": operation, …arguments}`. Only the user of this process can connect."""
@@ -69,8 +73,9 @@ async def _answer(operations: Mapping[str, Operation], reader: "asyncio.StreamRe
 def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str, Any]:
     """Ask the process that owns the file at `path` to do an operation; return its answer.
 
-    Raises NotRunning or RequestFailed.
+    Raises NotRunning, or RequestFailed, of which EndedMeanwhile says that the answer has not come whole.
     """
+    ended = f"the running process ended before it answered `{do}`, which it may have done: start it, look, ask again"
     with _address(path) as address, socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(timeout_s)
         try:
@@ -84,7 +89,12 @@ def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str
         try:
             sock.sendall(json.dumps({"do": do} | arguments).encode() + b"\n")
             with sock.makefile() as lines:
-                answer: dict[str, Any] = json.loads(lines.readline())
+                line = lines.readline()
+            if not line.endswith("\n"):
+                raise EndedMeanwhile(ended)
+            answer: dict[str, Any] = json.loads(line)
+        except ConnectionError as error:
+            raise EndedMeanwhile(ended) from error
         except (OSError, ValueError) as error:
             raise RequestFailed(f"the running process did not answer `{do}`: {type(error).__name__}") from error
     if "error" in answer:

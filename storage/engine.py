@@ -56,6 +56,9 @@ class Engine:
     def __init__(self, writer: AsyncEngine, readers: AsyncEngine) -> None:
         self.writer = writer
         self.readers = readers
+        self._running = 0
+        self._closing = False
+        self._unused = asyncio.Event()
 
     @classmethod
     @asynccontextmanager
@@ -68,10 +71,21 @@ class Engine:
             readers = _sqlite(url, writes=False) if on_sqlite else _alone(writer)
             try:
                 await _migrate(url, writer if on_sqlite else _patient(url))
-                yield cls(writer, readers)
+                engine = cls(writer, readers)
+                try:
+                    yield engine
+                finally:
+                    await engine.close()
             finally:
                 await readers.dispose()
                 await writer.dispose()
+
+    async def close(self) -> None:
+        """Begin no transaction any more, and wait for those that run: a pool takes none back once it is disposed of."""
+        self._closing = True
+        while self._running:
+            self._unused.clear()
+            await self._unused.wait()
 
     async def read(self, query: Executable, parameters: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """Return the rows of a query. Raises DatabaseUnavailable."""
@@ -80,7 +94,7 @@ class Engine:
             return [{**row} for row in (await connection.execute(query, parameters)).mappings()]
 
         with _measured("read"):
-            return await _tried(self.readers, rows)
+            return await self._tried(self.readers, rows)
 
     async def write(self, do: Do[T]) -> T:
         """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.
@@ -88,7 +102,30 @@ class Engine:
         In the latter case it may have been committed, so `do` has to bear that. Raises DatabaseUnavailable.
         """
         with _measured("write"):
-            return await _tried(self.writer, do)
+            return await self._tried(self.writer, do)
+
+    async def _tried(self, engine: AsyncEngine, do: Do[T]) -> T:
+        for attempt in range(TRIES):
+            try:
+                with self._used(), _translated():
+                    return await run(engine, do)
+            except _TryAgain as error:
+                reason = str(error)
+                metrics.database_retries.inc()
+                await asyncio.sleep(random.uniform(0, FIRST_BACKOFF_S * 2.0**attempt))  # noqa: S311 - not a secret
+        raise DatabaseUnavailable(f"{reason}, {TRIES} times")
+
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        if self._closing:
+            raise DatabaseUnavailable("it is being closed")
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._unused.set()
 
 
 @contextmanager
@@ -99,18 +136,6 @@ def _measured(kind: str) -> Iterator[None]:
     except DatabaseUnavailable:
         metrics.database_failures.inc()
         raise
-
-
-async def _tried(engine: AsyncEngine, do: Do[T]) -> T:
-    for attempt in range(TRIES):
-        try:
-            with _translated():
-                return await run(engine, do)
-        except _TryAgain as error:
-            reason = str(error)
-            metrics.database_retries.inc()
-            await asyncio.sleep(random.uniform(0, FIRST_BACKOFF_S * 2.0**attempt))  # noqa: S311 - not a secret
-    raise DatabaseUnavailable(f"{reason}, {TRIES} times")
 
 
 async def insert(

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from api.operations import operations
-from common.control import NotRunning, request
+from common.control import EndedMeanwhile, NotRunning, request
 from common.errors import SeriesGatewayError
 from common.settings import ServerSettings
 from common.times import stamp
@@ -38,7 +38,7 @@ async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_jso
         try:
             await _purge(partial(do, before=before.isoformat(), dry=dry), old, counted)
             ended = True
-        except NotRunning:
+        except (NotRunning, EndedMeanwhile):
             raise SeriesGatewayError("the server was stopped in the meantime; run the same command again") from None
         finally:
             _tell(before, counted, dry=dry, ended=ended, as_json=as_json)

@@ -164,6 +164,29 @@ async def test_who_is_cancelled_again_and_again_leaves_no_connection_open_and_no
         assert thread.name.startswith("asyncio_") or not thread.is_alive()
 
 
+async def test_what_runs_when_a_database_is_closed_is_waited_for_and_nothing_begins_any_more() -> None:
+    database, may_end, begun = Database(), asyncio.Event(), asyncio.Event()
+
+    async def slow(_: object, do: Any) -> Any:
+        begun.set()
+        await may_end.wait()
+        return await do(None)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(engine, "run", slow)
+        nobody_waits = asyncio.create_task(database.engine.write(database.do))
+        await begun.wait()
+        closing = asyncio.create_task(database.engine.close())
+        await asyncio.sleep(0)
+        with pytest.raises(DatabaseUnavailable, match="being closed"):
+            await database.engine.write(database.do)
+        assert not closing.done()
+        may_end.set()
+        await closing
+        assert nobody_waits.done()
+    await database.engine.close()
+
+
 async def test_postgresql_s_pool_is_as_it_is_set_and_waits_no_longer_than_a_transaction_may() -> None:
     url = make_url("postgresql+asyncpg://user@127.0.0.1:1/series")
     pool: Any = engine._postgresql(url, ServerSettings(database_pool_size=3, database_timeout_s=7)).sync_engine.pool
