@@ -1,4 +1,4 @@
-"""The HTTP client for servers that we do not control: no cookies, no redirects, bounded waits."""
+"""The HTTP client for servers that we do not control: no cookies, no redirects, bounded waits. HTTP's dates."""
 
 import random
 import time
@@ -93,14 +93,14 @@ def retry_after_s(header: str | None, date: str | None = None) -> float:
     try:
         if header.isdigit():
             return min(float(header), RETRY_AFTER_MAX_S)
-        answered_at = _seconds_of(date) if date else None
-        wait_s = (_seconds_of(header) or 0.0) - (time.time() if answered_at is None else answered_at)
+        answered_at = seconds_of(date) if date else None
+        wait_s = (seconds_of(header) or 0.0) - (time.time() if answered_at is None else answered_at)
         return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
     except Exception:  # the text may be anything: '²' is a digit but not a number, a zone may be out of range
         return 0.0
 
 
-def _seconds_of(date: str) -> float | None:
+def seconds_of(date: str) -> float | None:
     """Return the seconds since 1970 of an HTTP date, which may name a leap second (23:59:60); None if it is none."""
     try:
         parsed = parsedate_tz(date)  # a date without a zone, or in zone -0000, is in UTC (RFC 5322 §3.3)

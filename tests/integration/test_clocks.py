@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
+import httpx
 import pytest
 import time_machine
 from sqlalchemy import select, update
 
 from db import Database
-from models import GatewayState, Order, SeriesReport
+from models import GatewayState, Order, SeriesRecord, SeriesReport
 from storage.orders import state_of
 from storage.rhythm import hour_of
 from storage.schema import gateways, orders, source_hours, studies, webhooks
@@ -55,6 +57,33 @@ async def test_a_study_is_idle_in_time_though_its_gateways_clock_is_ahead(
     assert await verdict(database) is None
     clock.shift(HOUR)
     assert await verdict(database) == "idle"
+
+
+@pytest.mark.parametrize("wrong", [-YEAR, -HOUR, HOUR, YEAR])
+async def test_a_sender_that_says_when_it_sends_may_have_any_clock(http: httpx.AsyncClient, wrong: timedelta) -> None:
+    sent = {"Date": format_datetime(NOW + wrong, usegmt=True)}
+    report = of(1, NOW + wrong - timedelta(seconds=40))
+    for _ in range(2):
+        answer = await http.post("/series", json=report.model_dump(mode="json"), headers=sent)
+        record = SeriesRecord.model_validate(answer.json())
+        assert (record.LastReceivedAt, record.Revision) == (NOW - timedelta(seconds=40), 1)
+
+
+@pytest.mark.parametrize(
+    "date",
+    [None, "", "soon", "Mon, 01 Jan 0001 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:60 GMT", "Mon, 01 Jan 99999 0:0 GMT"],
+)
+@pytest.mark.parametrize("year", [1, 2026, 9999])
+async def test_a_date_that_is_none_or_beyond_the_calendar_refuses_no_report(
+    http: httpx.AsyncClient, date: str | None, year: int
+) -> None:
+    sent = {} if date is None else {"Date": date}
+    report = of(1, NOW.replace(year=year)).model_dump(mode="json")
+    answer = await http.post("/series", json=report, headers=sent)
+    assert answer.status_code == 201
+    last = SeriesRecord.model_validate(answer.json()).LastReceivedAt
+    assert last is not None
+    assert last <= NOW
 
 
 async def test_what_was_stored_of_a_clock_ahead_ends_with_the_next_report(database: Database, clock: Any) -> None:
@@ -125,7 +154,7 @@ async def test_servers_whose_clocks_differ_by_seconds_leave_each_others_gateways
 
 
 async def test_an_order_from_ahead_closes_nothing_and_can_be_given_again(database: Database, clock: Any) -> None:
-    has_open = {"Arriving": [arriving(SERIES, 1)], "OpenSeries": 1}
+    has_open: dict[str, Any] = {"Arriving": [arriving(SERIES, 1)], "OpenSeries": 1}
     clock.shift(YEAR)
     await beat(database, **has_open)
     await database.declare(SERIES, "complete", "me", "by a wrong clock")

@@ -23,6 +23,7 @@ from gateway.dispatcher import SeriesDispatcher
 from gateway.held_studies import HeldStudies
 from gateway.idle import Fixed
 from gateway.journal import Journal
+from gateway.server_client import ask
 from models import Association, Instance, SeriesReport
 from storage.rhythm import KEPT_HOURS, UNUSUAL, hour_of, missed_hours
 from tests.rig.factories import SERIES, encode, make_dataset, make_instance, make_report, memory_journal
@@ -61,7 +62,7 @@ def closed_with(before: timedelta, after: timedelta) -> tuple[list[float], Serie
     site.image("3", 2.0)
     site.collector.due(2.0 + IDLE_S - 0.001)
     deadlines.append(site.collector.next_deadline() or 0.0)
-    reports = []
+    reports: list[SeriesReport] = []
     while not reports:
         at = site.collector.next_deadline()
         assert at is not None
@@ -200,6 +201,20 @@ def test_without_a_date_of_the_answer_it_is_counted_from_our_clock(date: str | N
         assert retry_after_s(format_datetime(NOW + timedelta(seconds=90), usegmt=True), date) == 90
 
 
+@pytest.mark.parametrize("wrong", JUMPS)
+async def test_what_is_sent_says_when_by_the_clock_that_has_told_its_times(wrong: timedelta) -> None:
+    said: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        said.append(request.headers["Date"])
+        return httpx.Response(200)
+
+    async with httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(answer)) as http:
+        with time_machine.travel(NOW + wrong, tick=False):
+            await ask(http, "POST", "series", content=b"{}")
+    assert said == [format_datetime(NOW + wrong, usegmt=True)]
+
+
 def test_a_leap_second_is_an_http_date() -> None:
     leap, before, after = (
         "Sat, 31 Dec 2016 23:59:60 GMT",
@@ -213,8 +228,10 @@ def test_a_leap_second_is_an_http_date() -> None:
 def test_an_image_of_a_leap_second_is_read_and_its_time_stays_as_it_was_sent(time: str) -> None:
     ds = make_dataset()
     ds.StudyDate, ds.StudyTime = "20161231", time
-    sent = {"calling_ae_title": "CT", "peer_address": "127.0.0.1", "received_at": NOW}
-    instance = read_instance(encode(ds), transfer_syntax_uid=ExplicitVRLittleEndian, **sent)
+    body, syntax = encode(ds), ExplicitVRLittleEndian
+    instance = read_instance(
+        body, transfer_syntax_uid=syntax, calling_ae_title="CT", peer_address="127.0.0.1", received_at=NOW
+    )
     assert (instance.text("StudyTime"), instance.doubtful) == (time, ())
 
 
