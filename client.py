@@ -76,7 +76,7 @@ class Declare(NamedTuple):
     """A request on the inbox to report a series if it was open before a time. `closed` gets the number of reports."""
 
     series_instance_uid: str
-    given_at: datetime
+    given_at: float
     closed: asyncio.Future[int]
 
 
@@ -430,9 +430,10 @@ class Gateway:
         """Put an answer of the PACS on the inbox."""
         await self.inbox.put(Answered(key, answer))
 
-    async def declare(self, series_instance_uid: str, given_at: datetime) -> int:
-        """Report a series if it was open before a time; return how many reports of it are on disk."""
-        request = Declare(series_instance_uid, given_at, asyncio.get_running_loop().create_future())
+    async def declare(self, series_instance_uid: str, age_s: float) -> int:
+        """Report a series if it was open `age_s` ago; return how many reports of it are on disk."""
+        loop = asyncio.get_running_loop()
+        request = Declare(series_instance_uid, loop.time() - age_s, loop.create_future())
         await self.inbox.put(request)
         return await request.closed
 

@@ -32,7 +32,7 @@ from models import (
     fitting,
     fitting_bytes,
 )
-from storage import declarations, history, merge, orders, revisions, studies, study_declarations
+from storage import ahead, declarations, history, merge, orders, revisions, studies, study_declarations
 from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
 from storage.connection import Connection
 from storage.declarations import Declared
@@ -181,7 +181,7 @@ class Database:
         keep others from being decided.
         """
         now = datetime.now(UTC)
-        due = await self.engine.read(studies.select_due(now, DUE_AT_ONCE))
+        due = await self.engine.read(studies.select_due(now, DUE_AT_ONCE, self._terms.max_open))
         return sum([await self._look_or_put_off(row["StudyInstanceUID"]) for row in due])
 
     async def _look_or_put_off(self, study_instance_uid: str) -> bool:
@@ -354,6 +354,7 @@ async def _store(
     3. Any other is united with what is known (`_unite`).
     """
     now = datetime.now(UTC)
+    report = ahead.of_report(report, now)
     while (known := await locked(connection, report.SeriesInstanceUID)) is None:
         new = merge.new_row(report, now)
         with suppress(_Faster):  # purged between two statements, a row is made anew
@@ -449,6 +450,8 @@ async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order
         says = {"At": now, "State": state.model_dump(mode="json")}
         await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
     await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
+    of_now = gateways.update().where(ahead.is_far(gateways.c.At, now, timedelta())).values(At=now)
+    await connection.execute(of_now)  # one that is gone would count as heard until then
     latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
     await connection.execute(gateways.delete().where(gateways.c.GatewayID.in_(latest.offset(MAX_GATEWAYS))))
     ended = await orders.acknowledge(connection, state, now)

@@ -121,7 +121,8 @@ class Teller:
                     "POST", webhook["Url"], content=body, headers=headers, extensions=extensions
                 ) as answer,
             ):
-                status, wait_s = answer.status_code, retry_after_s(answer.headers.get("Retry-After"))  # no body is read
+                status, said = answer.status_code, answer.headers  # no body is read
+                wait_s = retry_after_s(said.get("Retry-After"), said.get("Date"))
         except LinkLocalAddress:
             return LINK_LOCAL, 0.0
         except Exception as error:  # the edge to a stranger's server, whatever its URL, secret or answer provokes

@@ -1,9 +1,9 @@
-"""The HTTP client for servers that we do not control: no cookies, no redirects, bounded waits."""
+"""The HTTP client for servers that we do not control: no cookies, no redirects, bounded waits. HTTP's dates."""
 
 import random
+import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from email.utils import mktime_tz, parsedate_tz
 from http.cookiejar import CookieJar
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
@@ -82,18 +82,28 @@ def backoff_s(attempt: int, longest_s: float, base_s: float) -> float:
     return random.uniform(0, min(longest_s, base_s * 2.0 ** min(attempt, 30)))  # noqa: S311 - not a secret
 
 
-def retry_after_s(header: str | None) -> float:
+def retry_after_s(header: str | None, date: str | None = None) -> float:
     """Return the seconds that a Retry-After header asks for (RFC 9110 §10.2.3), at most an hour; 0 if there are none.
 
-    The header holds seconds or a date.
+    The header holds seconds or a date. A date is after that of the answer's Date header, which the same clock has told,
+    or after our own clock's.
     """
     if header is None:
         return 0.0
     try:
         if header.isdigit():
             return min(float(header), RETRY_AFTER_MAX_S)
-        at = parsedate_to_datetime(header)
-        at = at if at.tzinfo else at.replace(tzinfo=UTC)  # zone -0000 is UTC (RFC 5322 §3.3)
-        return min(max((at - datetime.now(UTC)).total_seconds(), 0.0), RETRY_AFTER_MAX_S)
+        answered_at = seconds_of(date) if date else None
+        wait_s = (seconds_of(header) or 0.0) - (time.time() if answered_at is None else answered_at)
+        return min(max(wait_s, 0.0), RETRY_AFTER_MAX_S)
     except Exception:  # the text may be anything: '²' is a digit but not a number, a zone may be out of range
         return 0.0
+
+
+def seconds_of(date: str) -> float | None:
+    """Return the seconds since 1970 of an HTTP date, which may name a leap second (23:59:60); None if it is none."""
+    try:
+        parsed = parsedate_tz(date)  # a date without a zone, or in zone -0000, is in UTC (RFC 5322 §3.3)
+        return None if parsed is None else float(mktime_tz((*parsed[:9], parsed[9] or 0)))
+    except Exception:  # the text may be anything: a zone may be out of range
+        return None

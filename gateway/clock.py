@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from common.outgoing import RETRY_AFTER_MAX_S
 
 RECALIBRATE_S = 1.0  # how often the offset between loop time and wall-clock time is refreshed
+SET_BACK = timedelta(minutes=1)  # what lies further ahead of a later time than this was told by a clock since set back
 PAUSED_S = 0.1  # if a wait ends this late, the process was stopped, or its machine was paused
 SETTLE_S = 0.5  # time after a pause in which senders continue, and no series is taken for idle
 
@@ -31,6 +32,31 @@ def wall_clock(monotonic: Callable[[], float]) -> Callable[[float], datetime]:
 def from_wall_clock(at: float) -> float:
     """Return the seconds from now until `at` (since 1970). They are bounded, since the clock may have been set."""
     return min(max(at - time.time(), 0.0), RETRY_AFTER_MAX_S)
+
+
+def later(before: datetime, since: datetime) -> datetime:
+    """Return the later of two times, of which `since` was read after the other. If the clock was set back, that is it.
+
+    So a time that a wrong clock has told lasts only until the next one.
+    """
+    return since if before - since > SET_BACK else max(before, since)
+
+
+class Onward:
+    """Reads the wall clock, and never goes back by less than SET_BACK: then it waits until the clock has caught up.
+
+    Who compares two readings would take the second one for the earlier.
+    """
+
+    def __init__(self) -> None:
+        self._last = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        """Return the time. No reading is the same as the one before."""
+        now = datetime.now(UTC)
+        waits = timedelta() <= self._last - now <= SET_BACK
+        self._last = self._last + timedelta(microseconds=1) if waits else now
+        return self._last
 
 
 class Pauses:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from dicom.header import instance_values
 from gateway import reporting
+from gateway.clock import later
 from gateway.closed_series import REMEMBERED_S, ClosedSeries, ClosedSeriesMemory
 from gateway.held_studies import HeldStudies
 from gateway.idle import IdlePolicy, Phase, Source
@@ -116,7 +117,7 @@ class SeriesCollector:
     def _note_source(self, series: OpenSeries) -> None:
         """Remember when its source was last heard. Beyond MAX_HEARD, the longest silent one is dropped."""
         before = self._heard.pop(series.source, series.last_received_at)
-        self._heard[series.source] = max(before, series.last_received_at)
+        self._heard[series.source] = later(before, series.last_received_at)
         if len(self._heard) > MAX_HEARD:
             del self._heard[next(iter(self._heard))]
 
@@ -197,10 +198,10 @@ class SeriesCollector:
         meant = [one for one in self._open.values() if every or one.key.study_instance_uid == study_instance_uid]
         return broken + [report for one in meant for report in self._or_least(one, self._close, "drained", now)]
 
-    def declare(self, series_instance_uid: str, given_at: datetime, now: float) -> list[SeriesReport]:
+    def declare(self, series_instance_uid: str, given_at: float, now: float) -> list[SeriesReport]:
         """Close and report a series that was open before `given_at`, since a person declared it complete."""
         of_series = [series for key, series in self._open.items() if key.series_instance_uid == series_instance_uid]
-        meant = [series for series in of_series if series.first_received_at <= given_at]
+        meant = [series for series in of_series if series.began_at <= given_at]
         return [report for series in meant for report in self._or_least(series, self._close, "declared", now)]
 
     def _schedule(self, series: OpenSeries, *, again: bool = False) -> None:

@@ -6,6 +6,7 @@ import heapq
 import itertools
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -70,7 +71,8 @@ class SeriesDispatcher:
         self._concurrency = concurrency
         self._retry_max_s = retry_max_s
         self._lines: dict[SeriesKey, deque[Waiting]] = {}
-        self._undelivered: dict[int, float] = {}  # by report: when it was made; in the order of `submit`
+        self._undelivered: dict[int, float] = {}  # by report: when it was made, loop time; in the order of `submit`
+        self._now: Callable[[], float] = time.monotonic  # the loop's, once a report is there
         self._of_studies: Counter[str] = Counter()  # how many of these a study has
         self._held = HeldStudies() if held is None else held
         # One entry for each series that has waiting reports and none being posted. The number breaks ties.
@@ -95,7 +97,7 @@ class SeriesDispatcher:
     def oldest_undelivered_s(self) -> float:
         """Return the age of the oldest undelivered report; 0 if there is none."""
         reported_at = next(iter(self._undelivered.values()), None)
-        return 0.0 if reported_at is None else max(time.time() - reported_at, 0.0)
+        return 0.0 if reported_at is None else self._now() - reported_at
 
     def submit(self, waiting: Waiting) -> None:
         """Take a report for delivery, after earlier ones of the same series."""
@@ -103,7 +105,8 @@ class SeriesDispatcher:
         while len(line) > 1 and line[-1].part:  # replaced by this report in the journal; the first may be under way
             self._end(line.pop())
         line.append(waiting)
-        self._undelivered[waiting.id] = waiting.reported_at
+        self._now = asyncio.get_running_loop().time
+        self._undelivered[waiting.id] = self._now() - max(time.time() - waiting.reported_at, 0.0)
         self._of_studies[waiting.key.study_instance_uid] += 1
         self._held.take(waiting.key.study_instance_uid)
         if len(line) == 1:

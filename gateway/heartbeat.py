@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +14,7 @@ from prometheus_client import Gauge
 from common import metrics
 from common.settings import GatewaySettings
 from common.version import version
+from gateway.clock import Onward
 from gateway.collector import SeriesCollector
 from gateway.dispatcher import SeriesDispatcher
 from gateway.held_studies import HeldStudies
@@ -57,7 +57,8 @@ class Vitals:
         self._journal = journal
         self._collector = collector
         self._dispatcher = dispatcher
-        self._started_at = datetime.now(UTC)
+        self._clock = Onward()
+        self._started_at = self._clock.now()
         self._before = metrics.total(metrics.instances_received)
         self._slots: deque[int] = deque([0], MAX_SLOTS)
         self._slot = self._now_slot()
@@ -71,7 +72,7 @@ class Vitals:
         reason, problem = self._journal.saturated(), self._dispatcher.last_problem
         return GatewayState.model_construct(
             GatewayID=self._settings.id,
-            At=datetime.now(UTC),
+            At=self._clock.now(),
             StartedAt=self._started_at,
             Stopped=False,
             AETitle=_line(self._settings.ae_title),

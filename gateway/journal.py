@@ -54,7 +54,7 @@ INSERT OR IGNORE INTO instances SELECT value ->> 0, value ->> 1, value ->> 2, va
 
 COUNT_SOURCE = """
 INSERT INTO sources VALUES (?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET
-    last_image_at = max(last_image_at, excluded.last_image_at),
+    last_image_at = max(min(last_image_at, ?), excluded.last_image_at),
     series = series + excluded.series, images = images + excluded.images
 """
 FORGET_SOURCES = """
@@ -405,10 +405,10 @@ class Journal:
         many("INSERT OR REPLACE INTO pacs VALUES (?, ?)", [(rows.storable(title), n) for title, n in trust.items()])
 
     def _count_sources(self, reports: Sequence[SeriesReport]) -> None:
-        """Note who has sent, and when. Beyond MAX_SOURCES, those with the fewest series are forgotten first."""
+        """Note who has sent, and when: at the latest now. Beyond MAX_SOURCES, those with the fewest series go first."""
         ended = [report for report in reports if report.Verdict is not None and report.Source]
         sent = [
-            (r.Source, r.LastReceivedAt.timestamp(), int(r.Revision == 1), r.NumInstances)
+            (r.Source, r.LastReceivedAt.timestamp(), int(r.Revision == 1), r.NumInstances, time.time())
             for r in ended
             if r.LastReceivedAt is not None
         ]

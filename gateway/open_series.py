@@ -11,6 +11,7 @@ from datetime import datetime
 
 from common.attributes import news
 from dicom.header import InstanceValues, instance_values
+from gateway.clock import later
 from gateway.closed_series import ClosedSeries
 from gateway.idle import IdlePolicy, Phase, Source, source_of
 from gateway.questions import Answer, Question
@@ -133,6 +134,8 @@ class OpenSeries:
     last_seen: float
     first_received_at: datetime
     last_received_at: datetime
+    began_at: float
+    """When its first image came. If that was before a restart, by the wall clock, but never after `opened`."""
     called_ae_title: str = ""
 
     previous: ClosedSeries | None = None
@@ -216,6 +219,7 @@ class OpenSeries:
             last_seen=now,
             first_received_at=first.received_at,
             last_received_at=first.received_at,
+            began_at=now - (0.0 if first.association else _age_s(first, rules.wall_clock(now))),
             called_ae_title=first.called_ae_title,
             previous=previous,
             held_before=previous.held if previous else {},
@@ -228,7 +232,8 @@ class OpenSeries:
         if self.previous is not None and instance.sop_instance_uid not in self.previous.held:
             self._contradict(self.previous, instance, now)
         self.last_seen = now
-        self.last_received_at = max(self.last_received_at, instance.received_at)
+        self.last_received_at = later(self.last_received_at, instance.received_at)
+        self.first_received_at = min(self.first_received_at, self.last_received_at)  # the clock may have been set back
         values = self.sop_instance_uids.setdefault(instance.sop_instance_uid, instance_values(instance))
         self._mark_arrival(now)
         self._learn(instance, values)
@@ -548,6 +553,10 @@ class OpenSeries:
         said = self.said
         others_hold_some = said is not None and (self.has_more() or said.answer.known > said.here)
         return others_hold_some and not self.may_fetch() and self.images_in_part != len(self.sop_instance_uids)
+
+
+def _age_s(instance: Instance, now: datetime) -> float:
+    return max((now - instance.received_at).total_seconds(), 0.0)
 
 
 def within_length(text: str) -> str:

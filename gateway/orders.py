@@ -11,7 +11,6 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 
@@ -108,17 +107,16 @@ def _number(order: Any) -> int | None:
 
 
 def obedience(
-    declare: Callable[[str, datetime], Awaitable[int]], letters: Mapping[str, Operation], count: CountStudy
+    declare: Callable[[str, float], Awaitable[int]], letters: Mapping[str, Operation], count: CountStudy
 ) -> Mapping[str, Do]:
     """Return a function for each kind of order. `letters` are the operations on dead letters (operations.py).
 
-    `declare` reports a series if it was open before a time, and returns the number of reports. `count` asks a PACS,
-    named by its AE title, about a study, posts its answer, and returns why that was not possible, if so.
+    `declare` reports a series if it was open so many seconds ago, and returns the number of reports. `count` asks a
+    PACS, named by its AE title, about a study, posts its answer, and returns why that was not possible, if so.
     """
 
     async def close(order: Order) -> str | None:
-        given_at = datetime.now(UTC) - timedelta(seconds=order.AgeS)
-        return None if await declare(order.SeriesInstanceUID or "", given_at) else "it was not open here"
+        return None if await declare(order.SeriesInstanceUID or "", order.AgeS) else "it was not open here"
 
     async def replay(order: Order) -> str | None:
         done = await letters["replay"]([order.DeadLetter])

@@ -11,6 +11,8 @@ import ssl
 import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
@@ -145,7 +147,8 @@ class Answer:
 
     status: int
     retry_after: str | None
-    """The Retry-After header, as it came."""
+    """The Retry-After header, as it came, and so is `date`."""
+    date: str | None
     content: bytes
     """The body; empty if it was too long, or had a content coding that cannot be read."""
 
@@ -166,14 +169,16 @@ async def ask(  # noqa: PLR0913 - one parameter for each part of a request
     """
     if timeout_s is None:
         timeout_s = PARTS * (http.timeout.read or NO_TIMEOUT_S)
-    headers = {"Accept-Encoding": "identity", **(headers or {})}
+    now = format_datetime(datetime.now(UTC), usegmt=True)  # by which the server knows if our clock is wrong
+    headers = {"Accept-Encoding": "identity", "Date": now, **(headers or {})}
     try:
         async with (
             asyncio.timeout(timeout_s),
             http.stream(method, path, content=content, headers=headers) as response,
         ):
             body = await _read(response, max_bytes)
-            return Answer(response.status_code, response.headers.get("Retry-After"), body)
+            retry_after, date = (response.headers.get(name) for name in ("Retry-After", "Date"))
+            return Answer(response.status_code, retry_after, date, body)
     except Exception as error:  # a strange answer can make httpx raise many kinds of errors
         connecting = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
         raise NoAnswer(_failure(error), connecting=connecting) from error
@@ -271,7 +276,7 @@ async def post_report(http: httpx.AsyncClient, report: str, headers: Mapping[str
     if not report:
         raise SeriesRejected("the journal has no content of it")
     answer = await _post(http, "series", report, headers)
-    status, wait_s = answer.status, retry_after_s(answer.retry_after)
+    status, wait_s = answer.status, retry_after_s(answer.retry_after, answer.date)
     if 400 <= status < 500 and not _is_about_the_report(answer):
         cure = NOT_OF_THE_REPORT.get(status, "something in front of the server refuses it: correct that")
         problem = f"HTTP {status}, but not from our server: {cure}"
@@ -293,7 +298,7 @@ async def _post(http: httpx.AsyncClient, path: str, body: str, headers: Mapping[
         answer = await ask(http, "POST", path, content=body.encode(), headers=headers)
     except NoAnswer as error:
         raise ServerUnavailable(str(error), whole_server=error.connecting) from error
-    status, wait_s = answer.status, retry_after_s(answer.retry_after)
+    status, wait_s = answer.status, retry_after_s(answer.retry_after, answer.date)
     if status in KEY_PROBLEMS:
         raise ServerUnavailable(f"HTTP {status}: {KEY_PROBLEMS[status]}", wait_s, whole_server=True)
     if status >= 500 or status in RETRYABLE:

@@ -18,6 +18,7 @@ from models import (
     fitting,
     fitting_bytes,
 )
+from storage.ahead import OF_REPORT
 from storage.answers import Decision
 from storage.folding import FOLDED_LENGTH, folded
 from storage.rows import Claim, SeriesRow, with_changes
@@ -168,8 +169,9 @@ def changes(report: SeriesReport, known: SeriesRow, union: int, now: datetime) -
     }
     if known["Revision"] and changed.items() <= known.items():
         return {}
-    first = [at for at in (known["FirstReceivedAt"], report.FirstReceivedAt) if at]
-    last = [at for at in (known["LastReceivedAt"], report.LastReceivedAt) if at]
+    first, last = (
+        [min(at, now) for at in (cast("Columns", known)[name], getattr(report, name)) if at] for name in OF_REPORT
+    )
     return changed | {
         "FirstReceivedAt": min(first, default=None),
         "LastReceivedAt": max(last, default=None),

@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, select
+from sqlalchemy import ColumnElement, and_, func, not_, select
 
 from common.errors import SeriesGatewayError
 from models import MAX_ORDERS, GatewayState, Order, OrderKind, SeriesReport
+from storage.ahead import APART, is_far
 from storage.connection import Connection
 from storage.engine import Engine
 from storage.merge import Word
@@ -43,11 +44,14 @@ def state_of(order: Row, now: datetime) -> str:
     """Return what has become of an order: waiting, done, failed, expired."""
     if order["DoneAt"] is not None:
         return "failed" if order["Problem"] else "done"
-    return "waiting" if order["At"] > now - EXPIRE_AFTER else "expired"
+    return "waiting" if now - EXPIRE_AFTER < order["At"] <= now + APART else "expired"
 
 
 def _waits(now: datetime) -> ColumnElement[bool]:
-    return and_(orders.c.DoneAt.is_(None), orders.c.At > now - EXPIRE_AFTER)
+    """Hold of orders that are to be given. Nobody knows how old one is that lies ahead: it could close too much."""
+    return and_(
+        orders.c.DoneAt.is_(None), orders.c.At > now - EXPIRE_AFTER, not_(is_far(orders.c.At, now, timedelta()))
+    )
 
 
 async def give(  # noqa: PLR0913 - what an order is made of

@@ -2,12 +2,13 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select, bindparam, case, func, select
+from sqlalchemy import Select, bindparam, case, func, literal, or_, select
 
 from models import HeardSource, SeriesReport
+from storage.ahead import is_far
 from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.rhythm import KEPT_HOURS, hour_of, missed_hours
@@ -38,12 +39,12 @@ class Sources:
 
         An image of a series that is still open counts, too: gateways tell of those.
         """
-        rows = {row["Source"]: row for row in await self._engine.read(LATEST)}
+        rows = {row["Source"]: row for row in await self._engine.read(LATEST, {"until": hour_of(now)})}
         last = {source: min(row["LastReceivedAt"], now) for source, row in rows.items()}
         for _, heard in await self.heard():
             if heard.Source in last:
                 last[heard.Source] = min(max(last[heard.Source], heard.LastReceivedAt), now)
-        first = {source: row["FirstReceivedAt"] for source, row in rows.items()}
+        first = {source: min(row["FirstReceivedAt"], now) for source, row in rows.items()}
         missed = await self._all_missed(first, last, hour_of(now))
         return [Sent(source, first[source], last[source], missed[source]) for source in rows]
 
@@ -93,17 +94,22 @@ async def note_sent(connection: Connection, report: SeriesReport, now: datetime,
         return
     values = {"source": report.Source, "hour": hour, "at": at, "images": images, "series": series}
     if (await connection.execute(COUNT, values)).rowcount == 0:
-        await _begin(connection, report.Source, hour, min(report.FirstReceivedAt or at, at), at)
+        await _begin(connection, report.Source, hour, min(report.FirstReceivedAt or at, at), at, now)
         await _forget_hours(connection, report.Source, hour_of(now) - KEPT_HOURS)
         await connection.execute(COUNT, values)
 
 
-async def _begin(connection: Connection, source: str, hour: int, first: datetime, at: datetime) -> None:
-    """Make the row of an hour, and of a source that is new."""
+async def _begin(  # noqa: PLR0913, PLR0917 - a source, an hour, and when
+    connection: Connection, source: str, hour: int, first: datetime, at: datetime, now: datetime
+) -> None:
+    """Make the row of an hour, and of a source that is new, or whose first image came by a clock since set back."""
     known = select(sources.c.Source).where(sources.c.Source == source)
     if (await connection.execute(known)).first() is None:
         await _make_room(connection)
-    keep = {"FirstReceivedAt": sources.c.FirstReceivedAt}  # which locks the row: nobody forgets it meanwhile
+    began = sources.c.FirstReceivedAt
+    keep = {
+        "FirstReceivedAt": case((is_far(began, now, timedelta()), literal(first, began.type)), else_=began)
+    }  # which locks the row: nobody forgets it meanwhile
     await insert(connection, sources, {"Source": source, "FirstReceivedAt": first}, or_update=keep)
     counts = {"LastReceivedAt": at, "Images": 0, "Series": 0}
     await insert(connection, source_hours, {"Source": source, "Hour": hour} | counts)
@@ -111,8 +117,9 @@ async def _begin(connection: Connection, source: str, hour: int, first: datetime
 
 async def _forget_hours(connection: Connection, source: str, before: int) -> None:
     """Forget what no question goes back to."""
-    old = (source_hours.c.Source == source) & (source_hours.c.Hour < before)
-    await connection.execute(source_hours.delete().where(old))
+    hours = source_hours.c.Hour
+    wrong = or_(hours < before, hours > before + KEPT_HOURS + 1)  # ahead: the server's clock was set back
+    await connection.execute(source_hours.delete().where(source_hours.c.Source == source, wrong))
 
 
 async def _make_room(connection: Connection) -> None:
@@ -132,7 +139,7 @@ async def _make_room(connection: Connection) -> None:
 
 _LAST = (
     select(source_hours.c.LastReceivedAt)
-    .where(source_hours.c.Source == sources.c.Source)
+    .where(source_hours.c.Source == sources.c.Source, source_hours.c.Hour <= bindparam("until"))
     .order_by(source_hours.c.Hour.desc())
     .limit(1)
     .scalar_subquery()

@@ -15,7 +15,7 @@ from sqlalchemy import Select, bindparam, delete, func, select, update
 from common import metrics
 from common.required import Required, missing_of, required_of
 from models import FINAL_VERDICTS, CountsOfStudy, SeriesReport
-from storage import history, merge, orders, study_learning, study_rules, study_silence
+from storage import ahead, history, merge, orders, study_learning, study_rules, study_silence
 from storage.answers import StudyRecord
 from storage.connection import Connection
 from storage.engine import insert
@@ -311,6 +311,8 @@ async def _decided(
        all; and for who looks at what is due (NOBODY). Else it is due.
     3. What many transactions want comes last: what is learnt, and the figures.
     """
+    if terms is not None:
+        change = change.with_columns(ahead.of_study(change.after, now, terms.max_open))
     row, learnt = change.row, change.learnt
     decision = Decision({} if study_rules.is_pending(row) else {"DueAt": now})
     if terms is not None:
@@ -464,10 +466,10 @@ async def forget(connection: Connection, purged: Sequence[Mapping[str, Any]]) ->
             await connection.execute(update(studies).where(this).values(row))
 
 
-def select_due(now: datetime, limit: int) -> Select[Any]:
+def select_due(now: datetime, limit: int, max_open: timedelta) -> Select[Any]:
     """Return the query for the studies that are due, the longest due first."""
-    order = (studies.c.DueAt, studies.c.StudyInstanceUID)
-    return select(studies.c.StudyInstanceUID).where(studies.c.DueAt <= now).order_by(*order).limit(limit)
+    order, due = (studies.c.DueAt, studies.c.StudyInstanceUID), ahead.is_due(studies.c.DueAt, now, max_open)
+    return select(studies.c.StudyInstanceUID).where(due).order_by(*order).limit(limit)
 
 
 async def make_due(connection: Connection, study_instance_uids: Sequence[str], now: datetime) -> None:

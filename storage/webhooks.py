@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import Select, case, false, func, or_, select
 
+from storage.ahead import is_far
 from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.schema import changes, dead_changes, webhooks
@@ -135,8 +136,11 @@ class Webhooks:
         """Claim those, but for `telling`, that do not know change `last`, are due, and are told by no other process."""
         now = datetime.now(UTC)
         behind = (webhooks.c.Position < last) & webhooks.c.Id.not_in(telling)
-        due = or_(webhooks.c.NextAttemptAt.is_(None), webhooks.c.NextAttemptAt <= now)
-        free = or_(webhooks.c.Owner == owner, webhooks.c.Owner.is_(None), webhooks.c.OwnedUntil < now)
+        next_at, until = webhooks.c.NextAttemptAt, webhooks.c.OwnedUntil
+        stuck = is_far(next_at, now) & (next_at < FOR_EVER)
+        due = or_(next_at.is_(None), next_at <= now, stuck)
+        is_over = or_(until < now, is_far(until, now, timedelta(seconds=CLAIM_S)))
+        free = or_(webhooks.c.Owner == owner, webhooks.c.Owner.is_(None), is_over)
         wanted = select(webhooks.c.Id).where(behind & due & free)
         if not await self._engine.read(wanted):
             return []

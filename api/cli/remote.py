@@ -55,7 +55,7 @@ class Remote:
         if answer.status_code != 200:
             cure = _refusal(answer) or CURES.get(answer.status_code)
             reason = f"HTTP {answer.status_code}" + (f": {cure}" if cure else "")
-            wait_s = retry_after_s(answer.headers.get("Retry-After"))
+            wait_s = retry_after_s(answer.headers.get("Retry-After"), answer.headers.get("Date"))
             raise Unreadable(reason, wait_s, may_pass=answer.status_code == 429 or answer.status_code >= 500)
         try:
             return shape.model_validate_json(answer.content)

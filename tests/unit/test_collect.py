@@ -26,7 +26,7 @@ from gateway.open_series import OpenSeries
 from gateway.questions import Question
 from models import Instance
 from scp import HandleStore, enqueue
-from tests.rig.factories import RECEIVED_AT, SERIES, collector_of, make_instance, make_report, memory_journal
+from tests.rig.factories import SERIES, collector_of, make_instance, make_report, memory_journal
 
 pytestmark = pytest.mark.virtual_time
 IDLE_S = 1.0
@@ -112,7 +112,7 @@ async def test_a_declared_series_is_reported_when_asked_and_only_then_is_that_sa
     async with way(collector_of(Fixed(3600.0))) as w:
         await w.store(make_instance("1"))
         closed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        await w.inbox.put(Declare(SERIES, RECEIVED_AT, closed))
+        await w.inbox.put(Declare(SERIES, asyncio.get_running_loop().time(), closed))
         assert await closed == 1
         assert w.taken.reports == [(SERIES, 1, 1)]
         assert w.journal.open_instances == 0
@@ -131,7 +131,7 @@ async def test_a_declaration_is_not_done_before_its_report_is_on_disk() -> None:
         asked: list[asyncio.Future[int]] = []
         for _ in range(2):
             asked.append(asyncio.get_running_loop().create_future())
-            await w.inbox.put(Declare(SERIES, RECEIVED_AT, asked[-1]))
+            await w.inbox.put(Declare(SERIES, asyncio.get_running_loop().time(), asked[-1]))
         await asyncio.sleep(60)
         assert not any(one.done() for one in asked)
         asked[0].cancel()  # nobody waits for it any more

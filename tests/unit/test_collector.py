@@ -141,28 +141,28 @@ def test_drain_reports_what_is_open_and_empties(collector: SeriesCollector) -> N
 def test_a_declared_series_is_reported_at_once_and_no_other(collector: SeriesCollector) -> None:
     for series in (SERIES, "1.9"):
         collector.observe(make_instance("1", series=series), 0.0)
-    (report,) = collector.declare(SERIES, RECEIVED_AT, 0.5)
+    (report,) = collector.declare(SERIES, 0.0, 0.5)
     assert (report.SeriesInstanceUID, report.Verdict, report.NumInstances) == (SERIES, "declared", 1)
     assert report.Timeline[-1].Details["Verdict"] == "declared"
-    assert collector.declare(SERIES, RECEIVED_AT, 0.6) == []
+    assert collector.declare(SERIES, 0.0, 0.6) == []
     assert [r.SeriesInstanceUID for r in collector.due(IDLE_S)] == ["1.9"]
 
 
 def test_a_declared_series_is_reported_for_each_patient_that_it_is_collected_under(collector: SeriesCollector) -> None:
     collector.observe(make_instance("1"), 0.0)
     collector.observe(make_instance("2", patient_id="P2"), 0.0)
-    assert [r.PatientID for r in collector.declare(SERIES, RECEIVED_AT, 0.5)] == ["P1", "P2"]
+    assert [r.PatientID for r in collector.declare(SERIES, 0.0, 0.5)] == ["P1", "P2"]
 
 
 def test_what_a_person_said_before_its_first_image_came_closes_no_series(collector: SeriesCollector) -> None:
     collector.observe(make_instance("1"), 0.0)
-    assert collector.declare(SERIES, RECEIVED_AT - timedelta(milliseconds=1), 0.5) == []
+    assert collector.declare(SERIES, -0.001, 0.5) == []
     assert collector.open_series == 1
 
 
 def test_an_image_after_a_declaration_contradicts_it(collector: SeriesCollector) -> None:
     collector.observe(make_instance("1"), 0.0)
-    collector.declare(SERIES, RECEIVED_AT, 0.5)
+    collector.declare(SERIES, 0.0, 0.5)
     collector.observe(make_instance("2"), 1.0)
     (report,) = collector.due(1.0 + IDLE_S)
     (reopened,) = [entry for entry in report.Timeline if entry.Event == "series.reopened"]
@@ -174,7 +174,7 @@ def test_that_a_person_was_impatient_teaches_nothing_of_a_source() -> None:
     collector = collector_of(policy)
     collector.observe(make_instance("1"), 0.0)
     source = Source("TEST", "CT", "")
-    collector.declare(SERIES, RECEIVED_AT, 0.5)
+    collector.declare(SERIES, 0.0, 0.5)
     assert policy.known(source) == 0
     collector.observe(make_instance("1", series="1.9"), 1.0)
     collector.due(1000.0)

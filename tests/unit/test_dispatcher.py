@@ -253,17 +253,23 @@ async def test_no_word_of_a_broken_answer_is_logged() -> None:
     assert [entry["reason"] for entry in logs if entry["event"] == "report.delayed"] == ["RemoteProtocolError"]
 
 
-async def test_the_age_is_that_of_the_oldest_undelivered_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Server(httpx.Response(503), httpx.Response(503))
-    async with dispatching(server) as line:
+@pytest.mark.parametrize("set_by_s", [0.0, 365 * 86400.0, -365 * 86400.0, 3600.0, -1.0])
+async def test_the_age_is_that_of_the_oldest_undelivered_report_whatever_the_clock_is_set_to(
+    monkeypatch: pytest.MonkeyPatch, set_by_s: float
+) -> None:
+    async with dispatching(Server()) as line:
         assert line.dispatcher.oldest_undelivered_s == 0
+        line.dispatcher.pause(60)
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now)
         await line.report(make_report("1"))
-        monkeypatch.setattr(time, "time", lambda: now + 10)
+        monkeypatch.setattr(time, "time", lambda: now + set_by_s)
+        await asyncio.sleep(10)
         await line.report(make_report("1", series="1.2"))
-        assert (line.dispatcher.undelivered, line.dispatcher.oldest_undelivered_s) == (2, 10)
-        await asyncio.sleep(1)
+        assert line.dispatcher.undelivered == 2
+        assert line.dispatcher.oldest_undelivered_s == pytest.approx(10, abs=0.1)
+        line.dispatcher.hurry()
+        await line.dispatcher.drain(1)
         monkeypatch.undo()
     assert (line.dispatcher.undelivered, line.dispatcher.oldest_undelivered_s) == (0, 0)
 

@@ -1,0 +1,230 @@
+"""Clocks that are wrong and are set right, the gateways' and the server's own, on both databases."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Any
+
+import httpx
+import pytest
+import time_machine
+from sqlalchemy import select, update
+
+from db import Database
+from models import GatewayState, Order, SeriesRecord, SeriesReport
+from storage.orders import state_of
+from storage.rhythm import hour_of
+from storage.schema import gateways, orders, source_hours, studies, webhooks
+from storage.webhooks import CLAIM_S, FOR_EVER
+from tests.rig.factories import STUDY, arriving, make_report, make_state
+
+NOW = datetime(2026, 6, 1, 12, 30, tzinfo=UTC)
+YEAR, HOUR = timedelta(days=365), timedelta(hours=1)
+SERIES = f"{STUDY}.1"
+
+
+@pytest.fixture(autouse=True)
+def clock() -> Iterator[Any]:
+    """The time that the server has; it stands still until it is shifted."""
+    with time_machine.travel(NOW, tick=False) as travelled:
+        yield travelled
+
+
+def of(series: int, at: datetime, *, verdict: str | None = "idle", gateway: str = "one") -> SeriesReport:
+    """A gateway's report of a series, whose images came then by its clock."""
+    said = {"FirstReceivedAt": at, "LastReceivedAt": at, "Source": "CT", "GatewayID": gateway, "Verdict": verdict}
+    return make_report("1", series=f"{STUDY}.{series}").model_copy(update=said)
+
+
+async def beat(database: Database, gateway: str = "one", **change: Any) -> list[Order]:
+    return (await database.heard(GatewayState.model_validate(make_state(gateway, OpenStudies=[]) | change)))[0]
+
+
+async def verdict(database: Database) -> str | None:
+    await beat(database)
+    await database.decide_due()
+    found = await database.study(STUDY)
+    assert found is not None
+    return found.Verdict
+
+
+@pytest.mark.parametrize("ahead", [YEAR, HOUR])
+async def test_a_study_is_idle_in_time_though_its_gateways_clock_is_ahead(
+    database: Database, clock: Any, ahead: timedelta
+) -> None:
+    record, _ = await database.store(of(1, NOW + ahead))
+    assert (record.FirstReceivedAt, record.LastReceivedAt) == (NOW, NOW)
+    assert await verdict(database) is None
+    clock.shift(HOUR)
+    assert await verdict(database) == "idle"
+
+
+@pytest.mark.parametrize("wrong", [-YEAR, -HOUR, HOUR, YEAR])
+async def test_a_sender_that_says_when_it_sends_may_have_any_clock(http: httpx.AsyncClient, wrong: timedelta) -> None:
+    sent = {"Date": format_datetime(NOW + wrong, usegmt=True)}
+    report = of(1, NOW + wrong - timedelta(seconds=40))
+    for _ in range(2):
+        answer = await http.post("/series", json=report.model_dump(mode="json"), headers=sent)
+        record = SeriesRecord.model_validate(answer.json())
+        assert (record.LastReceivedAt, record.Revision) == (NOW - timedelta(seconds=40), 1)
+
+
+@pytest.mark.parametrize(
+    "date",
+    [None, "", "soon", "Mon, 01 Jan 0001 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:60 GMT", "Mon, 01 Jan 99999 0:0 GMT"],
+)
+@pytest.mark.parametrize("year", [1, 2026, 9999])
+async def test_a_date_that_is_none_or_beyond_the_calendar_refuses_no_report(
+    http: httpx.AsyncClient, date: str | None, year: int
+) -> None:
+    sent = {} if date is None else {"Date": date}
+    report = of(1, NOW.replace(year=year)).model_dump(mode="json")
+    answer = await http.post("/series", json=report, headers=sent)
+    assert answer.status_code == 201
+    last = SeriesRecord.model_validate(answer.json()).LastReceivedAt
+    assert last is not None
+    assert last <= NOW
+
+
+async def test_what_was_stored_of_a_clock_ahead_ends_with_the_next_report(database: Database, clock: Any) -> None:
+    clock.shift(YEAR)
+    await database.store(of(1, NOW + YEAR))
+    clock.shift(-YEAR)
+    record, _ = await database.store(of(1, NOW).model_copy(update={"SOPInstanceUIDs": [f"{SERIES}.2"]}))
+    assert (record.NumInstances, record.LastReceivedAt) == (2, NOW)
+
+
+async def test_a_study_is_decided_after_the_servers_clock_was_a_year_ahead(database: Database, clock: Any) -> None:
+    clock.shift(YEAR)
+    await database.store(of(1, NOW + YEAR))
+    assert await verdict(database) is None
+    clock.shift(-YEAR)
+    assert await verdict(database) is None  # its silence begins anew
+    (row,) = await database.engine.read(select(studies))
+    assert NOW < row["DueAt"] <= NOW + timedelta(days=1)
+    assert await database.decide_due() == 0
+    clock.shift(HOUR)
+    assert await verdict(database) == "idle"
+
+
+async def test_a_study_that_is_not_over_is_capped_though_the_servers_clock_was_a_year_ahead(
+    database: Database, clock: Any
+) -> None:
+    clock.shift(YEAR)
+    await database.store(of(1, NOW + YEAR, verdict=None))
+    clock.shift(-YEAR)
+    assert await verdict(database) is None
+    clock.shift(timedelta(days=1, minutes=1))
+    assert await verdict(database) == "capped"
+
+
+@pytest.mark.parametrize("wrong", [YEAR, -YEAR, HOUR, -HOUR])
+async def test_a_gateway_is_heard_when_the_server_heard_it_whatever_its_own_clock_says(
+    database: Database, clock: Any, wrong: timedelta
+) -> None:
+    await beat(database, At=(NOW + wrong).isoformat(), StartedAt=(NOW + wrong - HOUR).isoformat())
+    clock.shift(10)
+    (gateway,) = await database.gateways()
+    assert (gateway.SeenAt, gateway.SilentS) == (NOW, 10)
+    await beat(database, At=(NOW + timedelta(seconds=10)).isoformat(), StartedAt=(NOW + wrong - HOUR).isoformat())
+    (gateway,) = await database.gateways()
+    assert (gateway.SilentS, gateway.State.At) == (0, NOW + timedelta(seconds=10))
+
+
+async def test_a_gateway_that_is_gone_is_silent_though_the_servers_clock_was_a_year_ahead(
+    database: Database, clock: Any
+) -> None:
+    clock.shift(YEAR)
+    await beat(database, "gone")
+    clock.shift(-YEAR)
+    await beat(database, "one")
+    clock.shift(100)
+    assert {gateway.State.GatewayID: gateway.SilentS for gateway in await database.gateways()}["gone"] == 100
+    assert await database.heartbeats.dismiss("gone", datetime.now(UTC))
+
+
+async def test_servers_whose_clocks_differ_by_seconds_leave_each_others_gateways_alone(
+    database: Database, clock: Any
+) -> None:
+    await beat(database, "theirs")
+    clock.shift(-50)
+    await beat(database, "ours")
+    rows = await database.engine.read(select(gateways.c.GatewayID, gateways.c.At))
+    assert {row["GatewayID"]: row["At"] for row in rows}["theirs"] == NOW
+
+
+async def test_an_order_from_ahead_closes_nothing_and_can_be_given_again(database: Database, clock: Any) -> None:
+    has_open: dict[str, Any] = {"Arriving": [arriving(SERIES, 1)], "OpenSeries": 1}
+    clock.shift(YEAR)
+    await beat(database, **has_open)
+    await database.declare(SERIES, "complete", "me", "by a wrong clock")
+    clock.shift(-YEAR)
+    assert await beat(database, **has_open) == []
+    (row,) = await database.engine.read(select(orders))
+    assert state_of(row, NOW) == "expired"
+    await database.declare(SERIES, "complete", "me", "again")
+    clock.shift(5)
+    assert [order.AgeS for order in await beat(database, **has_open)] == [5]
+
+
+@pytest.mark.parametrize(
+    ("column", "ahead", "is_told"),
+    [
+        ("NextAttemptAt", YEAR, True),
+        ("NextAttemptAt", timedelta(minutes=30), False),
+        ("NextAttemptAt", FOR_EVER - NOW, False),
+        ("OwnedUntil", YEAR, True),
+        ("OwnedUntil", timedelta(seconds=CLAIM_S), False),
+    ],
+)
+async def test_a_webhook_is_told_again_once_the_clock_is_set_right(
+    database: Database, column: str, ahead: timedelta, is_told: bool
+) -> None:
+    await database.webhooks.add("http://127.0.0.1:1/", 0, {})
+
+    async def leave(connection: Any) -> None:
+        left = {"Owner": "a process that is gone", "OwnedUntil": NOW - HOUR} | {column: NOW + ahead}
+        await connection.execute(update(webhooks).values(left))
+
+    await database.engine.write(leave)
+    assert len(await database.webhooks.claim("us", 1, ())) == is_told
+
+
+async def test_a_source_is_missed_again_though_the_servers_clock_was_a_year_ahead(
+    database: Database, clock: Any
+) -> None:
+    clock.shift(YEAR)
+    await database.store(of(1, NOW + YEAR))
+    clock.shift(-YEAR)
+    (sent,) = await database.sources.all(NOW)
+    assert sent.LastReceivedAt == NOW
+    await database.store(of(2, NOW))
+    clock.shift(HOUR)
+    (sent,) = await database.sources.all(datetime.now(UTC))
+    assert (sent.FirstReceivedAt, sent.LastReceivedAt) == (NOW, NOW)
+    rows = await database.engine.read(select(source_hours.c.Hour))
+    assert [row["Hour"] for row in rows] == [hour_of(NOW)]
+
+
+@pytest.mark.parametrize("wrong", [HOUR, timedelta(days=365)])
+async def test_a_key_is_as_valid_as_the_clock_says_and_again_once_that_is_set_right(
+    database: Database, clock: Any, wrong: timedelta
+) -> None:
+    _, presented = await database.keys.create("it", ["admin"], NOW + timedelta(minutes=30))
+    clock.shift(wrong)
+    assert await database.keys.recognize(presented) is None
+    clock.shift(-wrong)
+    assert await database.keys.recognize(presented) is not None
+
+
+async def test_a_series_that_was_purged_by_a_clock_ahead_begins_its_timeline_with_that(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, NOW))
+    await database.last_change()  # which numbers it: one without is known to nobody
+    clock.shift(YEAR)
+    assert (await database.purger.series(NOW + HOUR, None, dry=False)).series == 1
+    clock.shift(-YEAR)
+    await database.store(of(1, NOW))
+    events = await database.timeline(SERIES)
+    assert (events[0].Event, events[0].At) == ("series.purged", NOW)
