@@ -388,7 +388,7 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
     is_new = not known["Revision"]
     order = await orders.made_for(connection, report)
     word = None if order is None else orders.word_of(order)
-    taken_back = order is not None and order["Problem"] == orders.WITHDRAWN and known["Verdict"] != "declared"
+    taken_back = order is not None and order["Problem"] in orders.TAKEN_BACKS and known["Verdict"] != "declared"
     if word is not None:
         report = report.model_copy(update={"Basis": word.basis})
     elif taken_back:
