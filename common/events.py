@@ -153,6 +153,13 @@ LOG_EVENTS = (
         "The gateway ended; `undelivered` reports wait in the journal for the next start.",
     ),
     LogEvent(
+        "gateway.undrained",
+        "error",
+        "journal series reason",
+        "The gateway ended while its journal could not be written: so many series stay open in it, and are reported "
+        "after the next start. Exit status 3.",
+    ),
+    LogEvent(
         "habits.unreadable",
         "warning",
         "source exception",
