@@ -111,6 +111,10 @@ class Database:
         async with Engine.open(settings) as engine:
             yield cls(engine, terms)
 
+    async def unkept_promises(self) -> list[str]:
+        """Return the settings of PostgreSQL that are off, for want of which a power cut loses what was committed."""
+        return await self.engine.unkept_promises()
+
     # --- reports in ---
 
     async def store(self, report: SeriesReport) -> tuple[SeriesRecord, bool]:

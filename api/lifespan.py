@@ -76,7 +76,7 @@ def _told() -> Iterator[None]:
 
 async def _warn_of_power_cuts(database: Database) -> None:
     """Log if PostgreSQL says that it has committed what a power cut can take: gateways forget it then."""
-    if off := await database.engine.unkept_promises():
+    if off := await database.unkept_promises():
         cure = "; ".join(f"ALTER SYSTEM SET {name} = on" for name in off)
         log.warning("database.not_durable", off=off, cure=f"{cure}; SELECT pg_reload_conf()")
 

@@ -279,7 +279,8 @@ def webhooks_() -> None:
     "--source",
     "Source",
     multiple=True,
-    help="Only changes from this source: calling AE title and modality, such as 'CT1 CT'; repeatable.",
+    help="Only changes from this source, just as `sources` names it: calling AE title, modality and, if images have it, "
+    "station, such as 'CT1 CT SCANNER2'; repeatable.",
 )
 @click.option(
     "--verdict",
