@@ -279,7 +279,7 @@ def webhooks_() -> None:
     "--source",
     "Source",
     multiple=True,
-    help="Only changes from this source, just as `sources` names it: calling AE title, modality and, if images have it, "
+    help="Only changes from this source, just as `sources` names it: calling AE title, modality and, if it has one, "
     "station, such as 'CT1 CT SCANNER2'; repeatable.",
 )
 @click.option(
