@@ -163,5 +163,5 @@ def run_main(main: Coroutine[Any, Any, T], settings: GatewaySettings) -> T:
         while isinstance(problem, BaseExceptionGroup):  # task groups nest
             problem = problem.exceptions[0]
     failed = click.ClickException(settings.as_typed(str(problem)))
-    failed.exit_code = getattr(problem, "exit_code", failed.exit_code)
+    failed.exit_code = getattr(problem, "exit_code", failed.exit_code)  # type: ignore[misc]  # click says how
     raise failed
