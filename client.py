@@ -46,7 +46,7 @@ from gateway.dispatcher import JOURNAL_RETRY_S, SeriesDispatcher
 from gateway.heartbeat import Vitals, beat, last_beat
 from gateway.held_studies import HeldStudies
 from gateway.idle import Adaptive, Fixed, IdlePolicy, Source
-from gateway.journal import Bounds, Journal, JournalUnavailable
+from gateway.journal import Bounds, Journal, JournalFailed, JournalUnavailable
 from gateway.journal_rows import Waiting
 from gateway.metrics_port import serve_metrics
 from gateway.operations import dead_letter_operations
@@ -113,8 +113,8 @@ Inbox = asyncio.Queue[Item]
 async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = True, show: Show | None = None) -> int:
     """Run a gateway until `stop`, then drain it; return how many reports stay in the journal for the next start.
 
-    If `listen` is false, only drain what the journal holds. Raises CannotCall, CannotListen, CannotServeMetrics or
-    JournalUnusable.
+    If `listen` is false, only drain what the journal holds. Raises CannotCall, CannotListen, CannotServeMetrics,
+    JournalFailed or JournalUnusable.
     """
     bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
     spans_of = partial(GatewaySpans, monotonic=asyncio.get_running_loop().time)
@@ -136,6 +136,11 @@ async def run(settings: GatewaySettings, stop: asyncio.Event, *, listen: bool = 
         gateway = Gateway(settings, journal, collector, dispatcher, spans, held)
         undelivered = await gateway.run(http, stop, listen=listen, show=show)
     log.info("gateway.stopped", undelivered=undelivered)
+    if unfiled := gateway.unfiled:
+        where, reason = str(settings.journal_path), journal.failing or "it works again"
+        log.error("gateway.undrained", journal=where, series=unfiled, reason=reason)
+        cure = "Mend its disk and start the gateway: it reports them then"
+        raise JournalFailed(f"GATEWAY_JOURNAL_PATH={where}: {unfiled} series could not be reported ({reason}). {cure}.")
     return undelivered
 
 
@@ -164,6 +169,11 @@ class Gateway:
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf  # uvloop forgets when a timer was due as it fires, and only then calls
         self.putting: asyncio.TaskGroup  # items that wait for room on the inbox; set while the gateway listens
+
+    @property
+    def unfiled(self) -> int:
+        """Return how many reports could not be filed in the journal; their series are open in it."""
+        return len(self._unfiled)
 
     # --- its life ---
 

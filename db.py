@@ -111,6 +111,10 @@ class Database:
         async with Engine.open(settings) as engine:
             yield cls(engine, terms)
 
+    async def unkept_promises(self) -> list[str]:
+        """Return the settings of PostgreSQL that are off, for want of which a power cut loses what was committed."""
+        return await self.engine.unkept_promises()
+
     # --- reports in ---
 
     async def store(self, report: SeriesReport) -> tuple[SeriesRecord, bool]:
@@ -389,7 +393,7 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
     is_new = not known["Revision"]
     order = await orders.made_for(connection, report)
     word = None if order is None else orders.word_of(order)
-    taken_back = order is not None and order["Problem"] == orders.WITHDRAWN and known["Verdict"] != "declared"
+    taken_back = order is not None and order["Problem"] in orders.TAKEN_BACKS and known["Verdict"] != "declared"
     if word is not None:
         report = report.model_copy(update={"Basis": word.basis})
     elif taken_back:

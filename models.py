@@ -325,7 +325,7 @@ class SeriesReport(BaseModel):
     ] = None
     Source: Annotated[
         Annotated[str, Field(max_length=64), WithoutNul] | None,
-        Field(description="Calling AE title and modality, as learnt for."),
+        Field(description="Calling AE title, modality and station, as learnt for."),
     ] = None
     CalledAETitle: Annotated[
         Annotated[str, Field(max_length=64), WithoutNul] | None,
@@ -386,7 +386,7 @@ class Change(BaseModel):
     SeriesInstanceUID: Annotated[str | None, Field(description="Null of a study.")]
     StudyInstanceUID: str
     Modality: Annotated[str | None, Field(description="Of a study all of its series', a backslash between.")] = None
-    Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
+    Source: Annotated[str | None, Field(description="Calling AE title, modality and station, as learnt for.")] = None
     Kinds: list[ChangeKind] = []
     Revision: Annotated[int, Field(description="A conflict makes none: it tells the one that stands.")]
     NumInstances: int
@@ -436,7 +436,7 @@ class SeriesRecord(BaseModel):
         Field(description="A person has declared the series incomplete: the verdict that it had; `part`: none."),
     ] = None
     CalledAETitle: CalledTitle = None
-    Source: Annotated[str | None, Field(description="Calling AE title and modality, as learnt for.")] = None
+    Source: Annotated[str | None, Field(description="Calling AE title, modality and station, as learnt for.")] = None
     FalseCompletions: Annotated[
         int, Field(description="How often images came after a verdict had said that the series was over.")
     ] = 0
@@ -510,7 +510,7 @@ class ArrivingSeries(BaseModel):
     PatientID: PatientId = None
     PatientName: Text = None
     SeriesDescription: Text = None
-    Source: Annotated[str, Field(max_length=64, description="Calling AE title and modality."), WithoutNul]
+    Source: Annotated[str, Field(max_length=64, description="Calling AE title, modality, station."), WithoutNul]
     Revision: Annotated[int, Field(strict=True, ge=1, lt=2**31)]
     Instances: Annotated[Count, Field(description="Of this revision, so far.")]
     Expected: Annotated[Count | None, Field(description="As a tag or the PACS says.")] = None

@@ -55,7 +55,8 @@ def _of_row(said: Declare, done: Declared) -> str | None:
 
 def _of_withdrawn(record: SeriesRecord | StudyRecord, changed: bool) -> str:
     if changed:
-        return f"its verdict ({record.Withdrawn}) is withdrawn until images come or it is verified"
+        had = "it had no verdict and gets none" if record.Withdrawn == "part" else f"it is no longer {record.Withdrawn}"
+        return f"{had}: it counts as incomplete until more images come, or a PACS has just what is here"
     return "nothing to do: it is declared incomplete already"
 
 

@@ -38,6 +38,7 @@ async def running(app: FastAPI, settings: ServerSettings, patience: Patience) ->
             app.state.audit = stack.enter_context(audit_log(settings.audit_path))
             app.state.spans = await stack.enter_async_context(open_spans("series-server", Spans))
             database = app.state.database = await stack.enter_async_context(Database.open(settings))
+            await _warn_of_power_cuts(database)
             http = await stack.enter_async_context(
                 http_client(trust_env=settings.proxy_from_env, timeout=REQUEST_TIMEOUT_S)
             )
@@ -71,6 +72,13 @@ def _told() -> Iterator[None]:
     except Exception:
         log.exception("server.failed")
         raise
+
+
+async def _warn_of_power_cuts(database: Database) -> None:
+    """Log if PostgreSQL says that it has committed what a power cut can take: gateways forget it then."""
+    if off := await database.unkept_promises():
+        cure = "; ".join(f"ALTER SYSTEM SET {name} = on" for name in off)
+        log.warning("database.not_durable", off=off, cure=f"{cure}; SELECT pg_reload_conf()")
 
 
 async def _or_stop(work: Coroutine[Any, Any, None]) -> None:

@@ -45,7 +45,8 @@ class Common(BaseModel):
         Literal[SeriesVerdict, "null"] | None, Field(description="`null`: those without one, which are still open.")
     ] = None
     Source: Annotated[
-        str | None, Field(max_length=64, pattern=NO_CONTROL, description="Calling AE title and modality: `CT1 CT`.")
+        str | None,
+        Field(max_length=64, pattern=NO_CONTROL, description="Calling AE title, modality, station: `CT1 CT SCANNER2`."),
     ] = None
     StudyDate: Annotated[
         str | None, Field(max_length=17, description="A day or a range: `20260101-20260131`, `20260101-`.")

@@ -56,7 +56,8 @@ async def serve_control(path: Path, operations: Mapping[str, Operation]) -> Asyn
             yield
         finally:
             server.close()
-            _remove(address)
+            with contextlib.suppress(OSError):  # its disk has failed: the next process removes it
+                _remove(address)
 
 
 async def _answer(operations: Mapping[str, Operation], reader: "asyncio.StreamReader") -> dict[str, Any]:

@@ -103,6 +103,14 @@ LOG_EVENTS = (
         "The schema is being brought up to date; this can take a while.",
     ),
     LogEvent(
+        "database.not_durable",
+        "warning",
+        "off cure",
+        "At the server's start: these settings of PostgreSQL are off for its sessions, so a power cut of the "
+        "database's machine loses reports that gateways have forgotten. `cure` is what to run there; ALTER ROLE or "
+        "ALTER DATABASE may say otherwise.",
+    ),
+    LogEvent(
         "database.unavailable", "error", "reason", "The database did not answer; the request was answered with 503."
     ),
     LogEvent(
@@ -143,6 +151,13 @@ LOG_EVENTS = (
         "info",
         "undelivered",
         "The gateway ended; `undelivered` reports wait in the journal for the next start.",
+    ),
+    LogEvent(
+        "gateway.undrained",
+        "error",
+        "journal series reason",
+        "The gateway ended while its journal could not be written: so many series stay open in it, and are reported "
+        "after the next start. Exit status 3.",
     ),
     LogEvent(
         "habits.unreadable",

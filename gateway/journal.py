@@ -72,6 +72,12 @@ class JournalUnavailable(SeriesGatewayError):
     """The journal cannot be read or written now, and nothing was changed. Trying again may help."""
 
 
+class JournalFailed(SeriesGatewayError):
+    """The journal could not be written as the gateway ended, so series stay open in it until the next start."""
+
+    exit_code = 3  # as of a drain that left something
+
+
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """How much the journal may hold. Beyond that no more images are accepted."""

@@ -36,6 +36,7 @@ READERS = 4
 TRIES = 8  # how often one transaction is tried
 FIRST_BACKOFF_S = 0.01
 TRY_AGAIN = {"40001", "40P01"}  # serialization failure, deadlock: PostgreSQL, appendix A
+PROMISES = ("fsync", "synchronous_commit", "full_page_writes")  # what PostgreSQL still has after a power cut
 MIGRATING = 0x53475700  # key of the advisory lock: one server at a time brings the schema up to date
 
 T = TypeVar("T")
@@ -95,6 +96,12 @@ class Engine:
 
         with _measured("read"):
             return await self._tried(self.readers, rows)
+
+    async def unkept_promises(self) -> list[str]:
+        """Return the settings of PostgreSQL that are off, for want of which a power cut loses what was committed."""
+        if self.readers.dialect.name != "postgresql":
+            return []  # PRAGMAS has what SQLite needs
+        return [name for name in PROMISES if (await self.read(text(f"SHOW {name}")))[0][name] == "off"]
 
     async def write(self, do: Do[T]) -> T:
         """Run `do` in one transaction, and again where PostgreSQL asks for that or the connection broke.

@@ -16,13 +16,12 @@ from sqlalchemy.pool import NullPool
 from common.at_rest import read_only
 from common.errors import SeriesGatewayError
 from common.settings import ServerSettings
-from storage.engine import revision, revisions
+from storage.engine import PROMISES, revision, revisions
 from storage.keys import Key, key_of
 from storage.schema import api_keys, changes, conflicts, gateways, webhooks
 from storage.webhooks import select_all
 
 USED = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
-PROMISES = ("fsync", "synchronous_commit", "full_page_writes")
 ENCRYPTED = "SELECT coalesce((SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()), false)"
 
 

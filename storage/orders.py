@@ -18,6 +18,8 @@ EXPIRE_AFTER = timedelta(days=1)
 KEPT_FOR = timedelta(days=7)
 MAX_WAITING = 1000  # orders that wait at one gateway
 WITHDRAWN = "withdrawn: the series was then declared incomplete"
+TAKEN_BACK = "done, and then taken back: the series was declared incomplete"
+TAKEN_BACKS = (WITHDRAWN, TAKEN_BACK)
 
 CLOSES = orders.c.Kind == "declare"
 
@@ -43,7 +45,7 @@ class Orders:
 def state_of(order: Row, now: datetime) -> str:
     """Return what has become of an order: waiting, done, failed, expired."""
     if order["DoneAt"] is not None:
-        return "failed" if order["Problem"] else "done"
+        return "failed" if order["Problem"] not in (None, TAKEN_BACK) else "done"
     return "waiting" if now - EXPIRE_AFTER < order["At"] <= now + APART else "expired"
 
 
@@ -108,15 +110,26 @@ async def acknowledge(connection: Connection, state: GatewayState, now: datetime
 
 
 async def withdraw(connection: Connection, series_instance_uid: str, now: datetime) -> int:
-    """End the orders that close a series; return how many these were."""
-    of_series = (orders.c.SeriesInstanceUID == series_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
-    return (await connection.execute(orders.update().where(of_series).values(DoneAt=now, Problem=WITHDRAWN))).rowcount
+    """Take back the orders that close a series; return how many these were."""
+    return await _take_back(connection, orders.c.SeriesInstanceUID == series_instance_uid, now)
 
 
 async def withdraw_study(connection: Connection, study_instance_uid: str, now: datetime) -> None:
-    """End the orders that close series since their study was declared complete."""
-    of_study = (orders.c.StudyInstanceUID == study_instance_uid) & CLOSES & orders.c.DoneAt.is_(None)
-    await connection.execute(orders.update().where(of_study).values(DoneAt=now, Problem=WITHDRAWN))
+    """Take back the orders that close series since their study was declared complete."""
+    await _take_back(connection, orders.c.StudyInstanceUID == study_instance_uid, now)
+
+
+async def _take_back(connection: Connection, of_word: ColumnElement[bool], now: datetime) -> int:
+    """End the orders that still wait, and note it of those that were obeyed: their reports may be under way yet.
+
+    Orders without a reason are of a series that was purged.
+    """
+    waits = of_word & CLOSES & orders.c.DoneAt.is_(None)
+    ended = (await connection.execute(orders.update().where(waits).values(DoneAt=now, Problem=WITHDRAWN))).rowcount
+    obeyed = (
+        of_word & CLOSES & orders.c.DoneAt.is_not(None) & orders.c.Problem.is_(None) & orders.c.Because.is_not(None)
+    )
+    return ended + (await connection.execute(orders.update().where(obeyed).values(Problem=TAKEN_BACK))).rowcount
 
 
 async def forget_why(connection: Connection, series_instance_uids: Sequence[str]) -> None:
@@ -142,7 +155,7 @@ async def made_for(connection: Connection, report: SeriesReport) -> Row | None:
 
 def word_of(order: Row) -> Word | None:
     """Return what a person has said by an order; None if that was taken back, or the series purged."""
-    if order["Because"] is None or order["Problem"] == WITHDRAWN:
+    if order["Because"] is None or order["Problem"] in TAKEN_BACKS:
         return None
     return Word("complete", order["By"], order["Because"], order["At"])
 

@@ -29,6 +29,7 @@ from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
 CHANGE_KINDS = ("created", "revised", "verified", "declared", "contradicted", "conflict")  # models.ChangeKind
+STUDY_KINDS = ("revised", "verified", "declared", "contradicted")  # those that a study has: study_rules.kinds
 MAX_BECAUSE = 256  # characters of a declaration's reason, as in models.py
 T = TypeVar("T")
 
@@ -278,7 +279,8 @@ def webhooks_() -> None:
     "--source",
     "Source",
     multiple=True,
-    help="Only changes from this source: calling AE title and modality, such as 'CT1 CT'; repeatable.",
+    help="Only changes from this source, just as `sources` names it: calling AE title, modality and, if it has one, "
+    "station, such as 'CT1 CT SCANNER2'; repeatable.",
 )
 @click.option(
     "--verdict",
@@ -316,6 +318,9 @@ def add(  # noqa: PLR0913, PLR0917 - one parameter an option
     if is_link_local(host) and not link_local:
         raise click.UsageError(f"{host} is a link-local address: add --link-local if you mean it")
     filters = {name: [*values] for name, values in only.items() if values}
+    if subject == "study" and (never := [kind for kind in only["Kinds"] if kind not in STUDY_KINDS]):
+        allowed = f"give --kind {', '.join(STUDY_KINDS)}, or --subject series"
+        raise click.UsageError(f"--kind {never[0]} never happens to a study: {allowed}")
     if subject != "series":
         filters["Subject"] = ["series", "study"] if subject == "any" else [subject]
     asked = {"url": url, "from_start": from_start, "link_local": link_local, "filters": filters}

@@ -221,7 +221,11 @@ OF_SERIES = ("conflicts", "doubtful")  # filters that studies have not
 @click.option("--updated-until", metavar="DAY", help="Only what last changed before then.")
 @click.option("--modality", help="Only series of this modality, or studies with such a series.")
 @click.option("--verdict", type=click.Choice([*VERDICTS, "null"]), help="Only what has this verdict; null: none.")
-@click.option("--source", help="Only what comes from this source: calling AE title and modality, such as 'CT1 CT'.")
+@click.option(
+    "--source",
+    help="Only what comes from this source, just as `sources` names it: calling AE title, modality and, if images have "
+    "it, station, such as 'CT1 CT SCANNER2'.",
+)
 @click.option("--study-date", metavar="DAYS", help="Only studies of this day or range: 20260131, 20260101-20260131.")
 @click.option("--patient-id", help="Only this patient's.")
 @click.option("--study", metavar="UID", help="Only this study.")

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ValidationError
 
 from common.errors import SeriesGatewayError, printable
 from common.outgoing import http_client, retry_after_s
+from common.settings import without_password
+from console.findings import certificate_problem
 
 TIMEOUT_S = 20.0
 MAX_REFUSAL = 200  # characters of what a server says of a parameter
@@ -36,6 +38,7 @@ class Remote:
     """A server that is read with a key. The key is read at each request, since its file may be replaced."""
 
     def __init__(self, url: str, key_file: Path | None, ca: Path | None) -> None:
+        self.url = url
         self._key_file = key_file
         verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=str(ca)) if ca else True
         self.http = http_client(base_url=url, auth=self._with_key, timeout=TIMEOUT_S, verify=verify)
@@ -50,8 +53,11 @@ class Remote:
         """Get a path; return the answer, checked against the model `shape`. Raises Unreadable."""
         try:
             answer = await self.http.get(path, params=query)
-        except (httpx.HTTPError, OSError) as error:  # OSError: the key's file cannot be read
-            raise Unreadable(f"{type(error).__name__}") from None
+        except httpx.HTTPError as error:
+            raise Unreadable(self._unreached(error)) from None
+        except OSError as error:
+            file = f"{self._key_file} (--key-file, SERIES_KEY_FILE)"
+            raise Unreadable(f"{file} cannot be read: {error.strerror or type(error).__name__}") from None
         if answer.status_code != 200:
             cure = _refusal(answer) or CURES.get(answer.status_code)
             reason = f"HTTP {answer.status_code}" + (f": {cure}" if cure else "")
@@ -61,6 +67,14 @@ class Remote:
             return shape.model_validate_json(answer.content)
         except ValidationError:
             raise Unreadable("the answer is not that of a series server") from None
+
+    def _unreached(self, error: httpx.HTTPError) -> str:
+        """Say which server gave no answer, and which setting names it."""
+        server = f"the server at {without_password(self.url)} (--url, SERIES_URL)"
+        if problem := certificate_problem(error):
+            return f"{server} has a certificate that is not valid: {problem}"
+        verb = "cannot be reached" if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else "did not answer"
+        return f"{server} {verb}: {type(error).__name__}"
 
 
 def _refusal(answer: httpx.Response) -> str | None:

@@ -162,4 +162,6 @@ def run_main(main: Coroutine[Any, Any, T], settings: GatewaySettings) -> T:
         problem = errors.exceptions[0]
         while isinstance(problem, BaseExceptionGroup):  # task groups nest
             problem = problem.exceptions[0]
-    raise click.ClickException(settings.as_typed(str(problem)))
+    failed = click.ClickException(settings.as_typed(str(problem)))
+    failed.exit_code = getattr(problem, "exit_code", failed.exit_code)  # type: ignore[misc]  # click says how
+    raise failed

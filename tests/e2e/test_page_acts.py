@@ -165,7 +165,7 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
         await action.get_by_label("It is not complete").check()
         await action.get_by_label("Reason").fill("the last phase is missing")
         await press.click()
-        await expect(action.get_by_role("status")).to_contain_text("its verdict (idle) is withdrawn")
+        await expect(action.get_by_role("status")).to_contain_text("it is no longer idle")
         await expect(page.locator("#series")).to_contain_text("declared it incomplete: the last phase is missing")
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from bench.rig.forgetful_mount import ForgetfulMount, forgetful
-from bench.rig.processes import ROOT
+from bench.rig.processes import ROOT, gateway
 from common.at_rest import name_for_good, sync_folder
+from tests.rig.commands import NOWHERE
+from tests.rig.sending import new_series, send
 
 pytestmark = [pytest.mark.peer("fuse"), pytest.mark.slow]
 COMMITS = 100
@@ -90,6 +92,19 @@ def test_a_file_that_was_named_for_good_is_there_after_any_cut(disk: ForgetfulMo
         name_for_good(part, path)
         disk.cut(seed, "none")
         assert path.read_text() == text
+
+
+def test_a_gateway_whose_journals_disk_has_failed_ends_in_order_and_says_so(disk: ForgetfulMount) -> None:
+    journal = disk.folder / "journal.db"
+    with gateway(disk.folder.parent, NOWHERE, journal_path=journal, idle_timeout_s=600) as (process, port):
+        send(port, new_series(3))
+        disk.freeze()
+        assert process.stop() == 3
+        assert not [line for line in process.lines if "Traceback" in line or "ExceptionGroup" in line]
+        (told,) = process.events("gateway.undrained")
+        assert (told["journal"], told["series"]) == (str(journal), 1)
+        assert "disk I/O error" in told["reason"]
+        assert f"GATEWAY_JOURNAL_PATH={journal}" in process.lines[-1]
 
 
 @pytest.mark.timeout(1800)

@@ -16,7 +16,7 @@ from models import MAX_BECAUSE, MAX_ORDERS, Change, GatewayState, SeriesReport
 from storage import orders as storage_orders
 from storage.declarations import ANSWERS_WITHIN
 from storage.orders import EXPIRE_AFTER, KEPT_FOR
-from tests.rig.factories import SERIES, arriving, make_report, make_state
+from tests.rig.factories import SERIES, STUDY, arriving, make_report, make_state
 
 BECAUSE = "radiology says that this is all"
 
@@ -43,7 +43,10 @@ class Site:
 
     async def beat(self, name: str, *open_series: str, done: Any = (), **change: Any) -> list[dict[str, Any]]:
         """A heartbeat; what its answer orders."""
-        told = {"Arriving": [arriving(uid, 1) for uid in open_series], "OpenSeries": len(open_series)}
+        told = {
+            "Arriving": [arriving(uid, 1, StudyInstanceUID=STUDY) for uid in open_series],
+            "OpenSeries": len(open_series),
+        }
         done = [{"Number": one, "Problem": None} if isinstance(one, int) else one for one in done]
         state = make_state(name, **told, OrdersDone=done, **change)
         answer = await self.http.put(f"/gateways/{name}", json=state)
@@ -53,6 +56,10 @@ class Site:
     async def declare(self, word: str = "complete", because: str = BECAUSE, uid: str = SERIES) -> httpx.Response:
         body = {"Declared": word, "Because": because}
         return await self.http.post(f"/series/{uid}/declaration", json=body)
+
+    async def declare_study(self, word: str) -> httpx.Response:
+        study = (await self.get())["StudyInstanceUID"]
+        return await self.http.post(f"/studies/{study}/declaration", json={"Declared": word, "Because": BECAUSE})
 
     async def get(self, path: str = "") -> Any:
         return (await self.http.get(f"/series/{SERIES}{path}")).json()
@@ -300,6 +307,52 @@ async def test_a_report_that_obeys_an_order_which_was_taken_back_brings_images_a
     assert record["Basis"].startswith("declared incomplete by")
     assert (await site.changes())[-1].Verdict is None
     assert (await site.post(report("3", Revision=3)))["Verdict"] == "idle"
+
+
+@pytest.mark.parametrize("of", ["series", "study"])
+async def test_a_report_that_was_filed_before_its_order_was_taken_back_brings_images_and_no_verdict(
+    site: Site, of: str
+) -> None:
+    """The gateway has said that it obeyed, and its report waits for the network."""
+    declare = site.declare if of == "series" else site.declare_study
+    await site.post(report("1"))
+    await site.beat("g", SERIES)
+    await declare("complete")
+    (order,) = await site.beat("g", SERIES)
+    await site.beat("g", done=[order["Number"]])
+    await declare("incomplete")
+    (listed,) = (await site.http.get("/gateways/g/orders")).json()["orders"]
+    assert (listed["State"], "taken back" in listed["Problem"]) == ("done", True)
+    for _ in range(2):
+        record = await site.post(report("2", verdict="declared", Revision=2))
+        assert (record["Verdict"], record["NumInstances"]) == (None, 2)
+    assert (await site.changes())[-1].Verdict is None
+    assert (await site.post(report("3", Revision=3)))["Verdict"] == "idle"
+
+
+async def test_a_report_that_was_filed_for_a_series_not_stored_yet_loses_its_verdict_likewise(site: Site) -> None:
+    await site.beat("g", SERIES)
+    await site.declare("complete")
+    (order,) = await site.beat("g", SERIES)
+    await site.beat("g", done=[order["Number"]])
+    done = await site.declare("incomplete")
+    assert (done.status_code, "taken back" in done.json()["Did"]) == (200, True)
+    record = await site.post(report("1", verdict="declared"))
+    assert (record["Verdict"], record["Withdrawn"]) == (None, "declared")
+
+
+async def test_a_word_that_was_obeyed_and_taken_back_can_be_said_again(site: Site) -> None:
+    await site.beat("g", SERIES)
+    await site.declare("complete")
+    (order,) = await site.beat("g", SERIES)
+    await site.post(report("1", verdict="declared"))
+    await site.beat("g", done=[order["Number"]])
+    await site.declare("incomplete")
+    assert (await site.post(report("1", verdict="declared")))["Verdict"] is None  # a repeat brings it not back
+    await site.beat("g", SERIES)
+    await site.declare("complete")
+    await site.beat("g", SERIES)
+    assert (await site.post(report("2", verdict="declared", Revision=2)))["Verdict"] == "declared"
 
 
 async def test_incomplete_takes_back_the_order_to_close_a_series_that_is_not_stored_yet(site: Site) -> None:

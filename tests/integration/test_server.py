@@ -15,7 +15,9 @@ import fastapi.openapi.utils
 import httpx
 import pytest
 from fastapi import FastAPI
+from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
+from structlog.testing import capture_logs
 
 from api.examples import GATEWAY_REPORT, MINIMAL_REPORT
 from common.settings import ServerSettings
@@ -347,3 +349,20 @@ async def test_the_first_requests_of_a_process_are_answered_also_at_the_same_tim
     answers = await asyncio.gather(*(http.get(path) for path in paths))
     assert {answer.status_code for answer in answers} == {200}
     assert described_by == {threading.current_thread().name}  # in two at once, one of them finds half of it
+
+
+@pytest.mark.peer("postgresql")
+async def test_a_postgresql_that_answers_before_its_disk_is_warned_of_at_the_start(postgresql_url: str) -> None:
+    for off in ([], ["synchronous_commit"]):
+        engine, name = create_async_engine(postgresql_url), make_url(postgresql_url).database
+        async with engine.begin() as connection:
+            for setting in off:
+                await connection.execute(text(f'ALTER DATABASE "{name}" SET {setting} = off'))
+        await engine.dispose()
+        app = create_app(ServerSettings(database_url=postgresql_url))
+        with capture_logs() as logs:
+            async with app.router.lifespan_context(app):
+                pass
+        told = [entry for entry in logs if entry["event"] == "database.not_durable"]
+        assert [entry["off"] for entry in told] == ([off] if off else [])
+        assert all(f"SET {setting} = on" in told[0]["cure"] for setting in off)

@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -147,3 +148,20 @@ def test_tab_needs_no_settings_and_has_its_old_name(
     assert name == "tab" or f"  {name}" not in CliRunner().invoke(group, ["--help"]).output
     assert f"_{program.replace('.', '_').upper()}_COMPLETE" in script
     assert "{" not in re.sub(r"\$?\{[^}]*\}|\{|\}", "", script)
+
+
+@pytest.mark.parametrize("kind", get_args(ChangeKind))
+def test_a_webhook_of_studies_takes_only_the_kinds_of_change_that_a_study_has(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    add = ["webhooks", "add", "https://ai.example/hook", "--kind", kind, "--subject"]
+    env = COLUMNS | {"DATABASE_URL": url}
+    for subject in ("series", "any"):
+        assert CliRunner().invoke(SERVER, [*add, subject], env=env).exit_code == 0
+    refused = CliRunner().invoke(SERVER, [*add, "study"], env=env)
+    assert refused.exit_code == (0 if kind in server_commands.STUDY_KINDS else 2), refused.output
+    if refused.exit_code:
+        assert f"--kind {kind}" in refused.output
+        assert all(allowed in refused.output for allowed in server_commands.STUDY_KINDS)

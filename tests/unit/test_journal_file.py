@@ -216,3 +216,12 @@ def test_a_journal_is_known_by_the_same_name_whenever_it_is_opened(tmp_path: Pat
         connection.close()
     assert names[0] == names[1] != names[2]
     assert all(names)
+
+
+async def test_a_control_socket_that_cannot_be_removed_is_left_to_the_next_process(path: Path) -> None:
+    """Its disk has failed; what follows at the end of a process is done all the same."""
+    address = path.with_name(f"{path.name}.sock")
+    async with serve_control(path, {}):
+        address.unlink()
+        address.mkdir()
+    assert address.is_dir()
