@@ -214,7 +214,7 @@ studies = Table(
     Column("FirstReceivedAt", UtcDateTime),
     Column("LastReceivedAt", UtcDateTime),
     Column("UpdatedAt", UtcDateTime, nullable=False),
-    Column("ExpectedSeries", Integer),  # what the PACS said of it last
+    Column("ExpectedSeries", Integer),  # what the PACS said of it last, without what was purged
     Column("ExpectedInstances", NUMBER),
     Column("CountedAt", UtcDateTime),  # when it said so
     Column("CountedSince", UtcDateTime),  # since when it has said the same
@@ -228,6 +228,8 @@ studies = Table(
     Column("Gaps", DOCUMENT, nullable=False, server_default="{}"),  # series to the numbers that it seems to lack
     Column("OpenSince", UtcDateTime, nullable=False),  # by the server's clock: stored first, or contradicted last
     Column("DueAt", UtcDateTime),  # when it is looked at next; null: not before something comes
+    Column("PurgedSeries", Integer, nullable=False, server_default="0"),  # of it, that have not come again
+    Column("PurgedInstances", NUMBER, nullable=False, server_default="0"),  # images that these had
     Index("study_by_due", "DueAt", "StudyInstanceUID"),
     Index("study_by_update", "UpdatedAt", "StudyInstanceUID"),
     Index("study_by_verdict", "Verdict", "UpdatedAt", "StudyInstanceUID"),
@@ -336,6 +338,7 @@ purged = Table(
     Column("SeriesInstanceUID", ORDERED_TEXT, primary_key=True),
     Column("At", UtcDateTime, nullable=False),
     Column("NumInstances", Integer, nullable=False),
+    Column("StudyInstanceUID", ORDERED_TEXT),  # null of those that a version before 0.3 has left
     sqlite_with_rowid=False,
 )
 completions = Table(

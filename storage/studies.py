@@ -52,6 +52,14 @@ class Terms(NamedTuple):
     required: tuple[Required, ...] = ()
 
 
+class ComesAgain(NamedTuple):
+    """What was purged of a series that comes again."""
+
+    study_instance_uid: str | None
+    """None: a version before 0.3 has purged it."""
+    images: int
+
+
 class Told(NamedTuple):
     """A change of a study that others are told of."""
 
@@ -107,11 +115,12 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     report: SeriesReport | None = None,
     obeys: bool = False,
     decided: bool = False,
+    again: ComesAgain | None = None,
 ) -> list[Told]:
     """Let the study of a series follow its change; return what of that is told. The series' row is locked.
 
     Without `terms` nothing is decided now: the study is due at once. `obeys`: the report was made for a person's word
-    about the study. `decided`: an operator has brought the images.
+    about the study. `decided`: an operator has brought the images. `again`: the series was purged before.
     """
     moved = before["Revision"] > 0 and before["StudyInstanceUID"] != after["StudyInstanceUID"]
     uids = {after["StudyInstanceUID"]} | ({before["StudyInstanceUID"]} if moved else set())
@@ -127,7 +136,11 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     if before["Revision"] and (moved or before["PatientID"] != after["PatientID"]):
         change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
     change = change.with_columns(study_rules.described(change.after, after))
-    if is_new or after["NumInstances"] > before["NumInstances"]:
+    known = before["NumInstances"]
+    if again is not None and row["PurgedSeries"] and again.study_instance_uid == row["StudyInstanceUID"]:
+        change = change.with_columns(study_rules.come_again(row, again.images))
+        is_new, known = False, again.images  # it contradicts nothing that it comes again
+    if is_new or after["NumInstances"] > known:
         change = _brought(change, after, now, report, obeys=obeys, counts=not decided)
     if merge.says_more(before, after) and after["Verdict"] in FINAL_VERDICTS:
         gap = await _find_gap(connection, after, now, report)
@@ -355,7 +368,7 @@ async def _evidence(connection: Connection, row: StudyRow, now: datetime, terms:
     learnt, study = await study_learning.known(connection, row), study_rules.learnt_of(row)
     silence, sure = (timedelta(seconds=of(learnt, study)) for of in (study_silence.timeout_s, study_silence.sure_s))
     trust = await study_learning.trust(connection, row) if study_rules.held_whole(row) else 0
-    required = bool(required_of(terms.required, row["Source"], row["StudyDescription"]))
+    required = bool(await _required(connection, row, terms))
     return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure)
 
 
@@ -365,13 +378,24 @@ async def _looked(
     """Return the same with what is missing, and who holds the study."""
     missing: tuple[str, ...] = ()
     if evidence.required:
-        wanted = required_of(terms.required, row["Source"], row["StudyDescription"])
+        wanted = await _required(connection, row, terms)
         description = series.c.Attributes["SeriesDescription", 0].as_string()
         of_study = series.c.StudyInstanceUID == row["StudyInstanceUID"]
         found = await connection.execute(select(description).where(of_study).distinct().limit(MAX_DESCRIPTIONS))
         missing = missing_of(wanted, [text for text in found.scalars() if text])
     by, elsewhere = await held(connection, row["StudyInstanceUID"], evidence.now, reporter)
     return evidence._replace(missing=missing, held=by, held_elsewhere=elsewhere, looked=True)
+
+
+async def _required(connection: Connection, row: StudyRow, terms: Terms) -> tuple[str, ...]:
+    """Return which series are required of a study, by what its series are, and not by which of them came first."""
+    if not terms.required:
+        return ()
+    described = series.c.Attributes["StudyDescription", 0].as_string()
+    of_study = series.c.StudyInstanceUID == row["StudyInstanceUID"]
+    kinds = select(series.c.Source, described).where(of_study).distinct().limit(MAX_DESCRIPTIONS)
+    found = await connection.execute(kinds)
+    return required_of(terms.required, [(source, study) for source, study in found])
 
 
 async def _order_count(connection: Connection, row: StudyRow, series_instance_uid: str, now: datetime) -> None:
@@ -448,14 +472,14 @@ async def count_verdicts(connection: Connection, row: StudyRow, after: StudyRow,
 async def forget(connection: Connection, purged: Sequence[Mapping[str, Any]]) -> None:
     """Take series that are purged out of their studies; a study whose last series goes, goes too.
 
-    What a study says stays: nobody has found that it was wrong.
+    What a study says stays: nobody has found that it was wrong. What its PACS has still of these is not missing.
     """
     for uid in sorted({str(one["StudyInstanceUID"]) for one in purged}):
         row = await _locked(connection, uid)
         if row is None:
             continue
         for one in (cast("SeriesRow", each) for each in purged if each["StudyInstanceUID"] == uid):
-            row = with_changes(row, study_rules.counted(row, one, None))
+            row = with_changes(row, study_rules.counted(row, one, None) | study_rules.purged(row, one))
             row = with_changes(row, study_rules.with_gap(row, one["SeriesInstanceUID"], None))
         this = studies.c.StudyInstanceUID == uid
         if row["NumSeries"] <= 0:

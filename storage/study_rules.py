@@ -71,6 +71,7 @@ def new_study(study_instance_uid: str, now: datetime) -> StudyRow:
     """Return the row of a study that was not known, without any series."""
     empty: Columns = dict.fromkeys(StudyRow.__annotations__)
     numbers = ("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions")
+    numbers += ("PurgedSeries", "PurgedInstances")
     own = {"StudyInstanceUID": study_instance_uid, "Modalities": {}, "Verdicts": {}, "MissingSeries": []}
     others = {"CountGrew": False, "Kinds": [], "Gaps": {}, "UpdatedAt": now, "OpenSince": now}
     return cast("StudyRow", empty | dict.fromkeys(numbers, 0) | own | others)
@@ -168,12 +169,13 @@ def silence_s(row: StudyRow, came_at: datetime | None) -> float:
 def taken(row: StudyRow, counts: CountsOfStudy, *, by: str | None, pacs: str | None, ahead: bool = False) -> Columns:
     """Return what a study's row knows of its PACS once that has said what it has; nothing if it said more since.
 
-    Of several PACS the one counts that has more of the study, and nothing that another one has said is of it.
+    Of several PACS the one counts that has more of the study, and nothing that another one has said is of it. What was
+    purged here and is there still is nothing that is missing.
     `ahead`: the PACS had more of the series that was asked about when its first image came.
     """
     if row["CountedAt"] is not None and counts.At < row["CountedAt"]:
         return {}
-    said, before = (counts.Series, counts.Instances), (row["ExpectedSeries"], row["ExpectedInstances"])
+    said, before = _still_here(row, counts), (row["ExpectedSeries"], row["ExpectedInstances"])
     had = (row["NumSeries"], row["NumInstances"])
     is_another = None not in (pacs, row["PACS"]) and pacs != row["PACS"]
     if is_another and (said[0] < (before[0] or 0) or said[1] < (before[1] or 0)):
@@ -190,6 +192,29 @@ def taken(row: StudyRow, counts: CountsOfStudy, *, by: str | None, pacs: str | N
         "CountedBy": by or row["CountedBy"],
         "PACS": pacs or row["PACS"],
     }
+
+
+def _still_here(row: StudyRow, counts: CountsOfStudy) -> tuple[int, int]:
+    """Return what its PACS has of a study, in series and images, without what was purged here."""
+    return max(0, counts.Series - row["PurgedSeries"]), max(0, counts.Instances - row["PurgedInstances"])
+
+
+def purged(row: StudyRow, series: SeriesRow) -> Columns:
+    """Return the columns of a study of which a series is purged: what its PACS has of that is no longer compared."""
+    images = series["NumInstances"]
+    more = {"PurgedSeries": row["PurgedSeries"] + 1, "PurgedInstances": row["PurgedInstances"] + images}
+    return more | _expected(row, -1, -images)
+
+
+def come_again(row: StudyRow, images: int) -> Columns:
+    """Return the columns of a study of which a series comes again that was purged with so many images."""
+    less = {"PurgedSeries": row["PurgedSeries"] - 1, "PurgedInstances": max(0, row["PurgedInstances"] - images)}
+    return less | _expected(row, 1, row["PurgedInstances"] - less["PurgedInstances"])
+
+
+def _expected(row: StudyRow, series: int, images: int) -> Columns:
+    by = (("ExpectedSeries", row["ExpectedSeries"], series), ("ExpectedInstances", row["ExpectedInstances"], images))
+    return {name: max(0, known + more) for name, known, more in by if known is not None}
 
 
 def disappoints(row: StudyRow, changed: Mapping[str, Any]) -> bool:
@@ -213,7 +238,8 @@ def had_less(row: StudyRow, first: CountsOfStudy | None) -> Columns:
     """
     if first is None or row["ExpectedSeries"] is None or row["ExpectedInstances"] is None:
         return {}
-    less = first.Series < row["ExpectedSeries"] or first.Instances < row["ExpectedInstances"]
+    had = _still_here(row, first)
+    less = had[0] < row["ExpectedSeries"] or had[1] < row["ExpectedInstances"]
     return {"CountGrew": True} if less else {}
 
 

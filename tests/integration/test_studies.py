@@ -24,6 +24,7 @@ from db import LOOKED_AT, Database
 from models import FINAL_VERDICTS, Change, CountsOfStudy, GatewayState, SeriesReport
 from storage import study_rules, study_silence
 from storage.answers import StudyRecord
+from storage.listing import StudyListing
 from storage.orders import give
 from storage.rows import StudyRow
 from storage.schema import series, studies, study_sources
@@ -509,6 +510,79 @@ async def test_another_open_series_of_the_same_gateway_keeps_the_verdict_away(da
     assert (await record(database)).Verdict == "verified"
 
 
+# --- a part of it is purged -------------------------------------------------------------------------------------
+
+
+async def purge_first(database: Database, clock: Any) -> None:
+    """Let a study be verified whose PACS has three series, of which two are then purged."""
+    await beat(database)
+    for n in (1, 2, 3):
+        await database.store(asked(n, *map(str, range(n)), has=(3, 6)))
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(3, 6), "one")
+    assert (await record(database)).Verdict == "verified"
+    clock.shift(timedelta(hours=1))
+    await database.store(asked(3, "0", "1", "2", has=(3, 6), Revision=2, Attributes={"SeriesDescription": ["MPR"]}))
+    await database.last_change()
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    assert (await database.purger.series(before, None, dry=False)).series == 2
+
+
+async def is_listed(database: Database) -> bool:
+    """Whether the study is listed as incomplete."""
+    return bool(await database.studies(after=None, limit=9, listing=StudyListing(Incomplete=True)))
+
+
+async def test_what_is_purged_of_a_study_is_not_missing_and_takes_no_verdict(database: Database, clock: Any) -> None:
+    await purge_first(database, clock)
+    await beat(database)
+    await database.store(asked(3, "0", "1", "2", has=(3, 6), Revision=3))  # a repeated report
+    await database.count_study(STUDY, counts(3, 6), "one")
+    study = await record(database)
+    assert (study.Verdict, study.NumSeries, study.NumInstances, study.FalseCompletions) == ("verified", 1, 3, 0)
+    assert (study.ExpectedSeries, study.ExpectedInstances, await is_listed(database)) == (1, 3, False)
+    assert await database.study_views.incomplete_since(datetime.now(UTC)) is None
+    await compare(database)
+
+
+async def test_what_comes_to_a_study_that_was_purged_in_part_is_verified_again(database: Database, clock: Any) -> None:
+    await purge_first(database, clock)
+    await database.store(asked(4, "1", has=(4, 7)))
+    assert ((await record(database)).Verdict, await is_listed(database)) == (None, False)
+    for told_as in ("idle", "verified"):  # its count has grown: it is believed two hours after
+        await pass_silence(database, clock)
+        await database.count_study(STUDY, counts(4, 7), "one")
+        assert (await record(database)).Verdict == told_as
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions, study.ExpectedInstances) == ("verified", 1, 4)
+
+
+async def test_a_purged_series_that_comes_again_contradicts_its_study_only_with_more(
+    database: Database, clock: Any
+) -> None:
+    await purge_first(database, clock)
+    await database.store(asked(1, "0", has=(3, 6)))
+    await database.store(asked(2, "0", "1", has=(3, 6)))
+    study = await record(database)
+    assert (study.Verdict, study.NumSeries, study.FalseCompletions) == ("verified", 3, 0)
+    assert (study.ExpectedSeries, study.ExpectedInstances) == (3, 6)
+    await purge_again(database, clock)
+    await database.store(asked(2, "0", "1", "2", has=(3, 7)))
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions, study.ExpectedInstances) == (None, 1, 6)
+    await compare(database)
+
+
+async def purge_again(database: Database, clock: Any) -> None:
+    """Let all but the third series be purged once more."""
+    clock.shift(timedelta(hours=1))
+    await database.declare(f"{STUDY}.3", "incomplete", "me", BECAUSE)
+    await database.store(asked(3, "0", "1", "2", has=(3, 6), Revision=9))
+    await database.last_change()
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    assert (await database.purger.series(before, None, dry=False)).series == 2
+
+
 # --- gateways that hold it --------------------------------------------------------------------------------------
 
 
@@ -620,6 +694,24 @@ async def test_a_required_series_is_waited_for_and_then_decides(database: Databa
     await demanding.decide_due()
     study = await record(demanding)
     assert (study.Verdict, study.Policy, study.MissingSeries) == ("expected", "expected", [])
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
+async def test_what_is_required_does_not_depend_on_which_series_came_first(
+    database: Database, clock: Any, order: tuple[int, ...]
+) -> None:
+    demanding = site(database, required_series="CT1*:Chest*=Thorax 1.0|MPR*")
+    described: dict[int, dict[str, Any]] = {
+        1: {"Attributes": {"SeriesDescription": ["Thorax 1.0"], "StudyDescription": ["Chest"]}},
+        2: {"Attributes": {"SeriesDescription": ["Dose"]}, "Source": "DOSE SR"},
+        3: {"Attributes": {"SeriesDescription": ["Key images"], "StudyDescription": ["Other"]}, "Source": "WS KO"},
+    }
+    for n in order:
+        await demanding.store(of(n, "1", verdict="idle", ago_s=7200, **described[n]))
+        await demanding.decide_due()
+    await demanding.decide_due()
+    study = await record(demanding)
+    assert (study.Verdict, study.MissingSeries) == (None, ["MPR*"])
 
 
 async def test_a_study_that_stays_open_is_capped(database: Database, clock: Any) -> None:

@@ -338,15 +338,22 @@ def test_a_gap_is_told_in_few_words_whatever_the_numbers_are(numbers: list[int])
 
 def test_what_is_required_is_found_by_source_and_description_in_whatever_case() -> None:
     rules = required_series("CT1*:CHEST*=Thorax 1.0|MPR cor; *:*Angio*=MIP*")
-    assert required_of(rules, "CT1 CT", "Chest native") == ("Thorax 1.0", "MPR cor")
-    assert required_of(rules, "CT2 CT", "CT-Angio") == ("MIP*",)
-    assert required_of(rules, "CT2 CT", "Chest") == ()
-    assert required_of(rules, None, None) == ()
+    assert required_of(rules, [("CT1 CT", "Chest native")]) == ("Thorax 1.0", "MPR cor")
+    assert required_of(rules, [("CT2 CT", "CT-Angio")]) == ("MIP*",)
+    assert required_of(rules, [("CT2 CT", "Chest")]) == ()
+    assert required_of(rules, [(None, None)]) == ()
     assert missing_of(("Thorax 1.0", "MPR cor"), ["THORAX 1.0", "Topogram"]) == ("MPR cor",)
     assert missing_of(("MIP*",), ["mip cor 5.0"]) == ()
     composed, decomposed = "Sch\u00e4del*", "SCHA\u0308DEL nativ"
     assert missing_of((composed,), [decomposed]) == missing_of((decomposed,), [composed.upper()[:-1] + " nativ"]) == ()
     assert required_series(" ") == ()
+
+
+@given(st.permutations([("CT1 CT", None), ("MR1 MR", "Chest"), ("CT1 CT", "Angio chest"), (None, "Angio")]))
+def test_what_is_required_is_the_same_whichever_series_came_first(kinds: list[tuple[str | None, str | None]]) -> None:
+    rules = required_series("MR2*:*=Never; *:Angio chest=MIP; CT1*:*=Thorax")
+    assert required_of(rules, kinds) == ("MIP",)
+    assert required_of(required_series("CT1*:Chest=Thorax"), kinds) == ()  # no one series is of both
 
 
 @pytest.mark.parametrize(
