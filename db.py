@@ -37,7 +37,7 @@ from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
 from storage.connection import Connection
 from storage.declarations import Declared
 from storage.engine import DatabaseUnavailable, Engine, insert
-from storage.heartbeats import Heartbeats, is_late
+from storage.heartbeats import Heartbeats, behind_s, is_late
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, StudyListing, select_listed
@@ -448,7 +448,7 @@ async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order
     freed: list[str] = []
     if not is_late(state, before):
         freed = sorted({*(before.get("OpenStudies") or ())} - {*(state.OpenStudies or ())})
-        says = {"At": now, "State": state.model_dump(mode="json")}
+        says = {"At": now, "State": state.model_dump(mode="json"), "BehindS": behind_s(state, now)}
         await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
     await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
     latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)

@@ -20,7 +20,7 @@ from storage.answers import StudyRecord
 from storage.connection import Connection
 from storage.engine import insert
 from storage.gaps import gaps
-from storage.heartbeats import SPEAKS_WITHIN
+from storage.heartbeats import SPEAKS_WITHIN, clock_behind
 from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.schema import gateways, instances, series, studies, study_completions
@@ -135,13 +135,14 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     change = change.with_columns(study_rules.counted(change.after, None if is_new else before, after))
     if before["Revision"] and (moved or before["PatientID"] != after["PatientID"]):
         change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
-    change = change.with_columns(study_rules.described(change.after, after))
+    behind = await clock_behind(connection, report.GatewayID if report else None)
+    change = change.with_columns(study_rules.described(change.after, study_rules.by_our_clock(after, report, behind)))
     known = before["NumInstances"]
     if again is not None and row["PurgedSeries"] and again.study_instance_uid == row["StudyInstanceUID"]:
         change = change.with_columns(study_rules.come_again(row, again.images))
         is_new, known = False, again.images  # it contradicts nothing that it comes again
     if is_new or after["NumInstances"] > known:
-        change = _brought(change, after, now, report, obeys=obeys, counts=not decided)
+        change = _brought(change, after, now, report, behind, obeys=obeys, counts=not decided)
     if merge.says_more(before, after) and after["Verdict"] in FINAL_VERDICTS:
         gap = await _find_gap(connection, after, now, report)
         change = change.with_columns(study_rules.with_gap(row, after["SeriesInstanceUID"], gap))
@@ -150,7 +151,8 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     reporter = None
     if report is not None and report.StudyCounts is not None:
         pacs, ahead = study_rules.asked_whom(report)
-        change = _counted(change, report.StudyCounts, now, by=report.GatewayID, pacs=pacs, ahead=ahead)
+        counts = _at(report.StudyCounts, behind, now)
+        change = _counted(change, counts, by=report.GatewayID, pacs=pacs, ahead=ahead)
         change = _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
     _, told = await _decided(connection, change, now, terms, reporter)
@@ -158,9 +160,19 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
 
 
 def _brought(  # noqa: PLR0913 - a report, and how it came
-    change: _Change, series_row: SeriesRow, now: datetime, report: SeriesReport | None, *, obeys: bool, counts: bool
+    change: _Change,
+    series_row: SeriesRow,
+    now: datetime,
+    report: SeriesReport | None,
+    behind: timedelta,
+    *,
+    obeys: bool,
+    counts: bool,
 ) -> _Change:
-    """Let a study follow images that have come: it is open again, and its silence has ended."""
+    """Let a study follow images that have come: it is open again, and its silence has ended.
+
+    `behind`: the clock of the gateway that says so.
+    """
     row = change.row
     reopened = study_rules.reopened(row, now, obeys=obeys, counts=counts)
     change = change.with_columns(reopened)
@@ -170,24 +182,22 @@ def _brought(  # noqa: PLR0913 - a report, and how it came
         change = change.with_columns({"LastReceivedAt": now})
     if not counts:
         return change
-    silence_s = study_rules.silence_s(row, report.FirstReceivedAt)
+    silence_s = study_rules.silence_s(row, report.FirstReceivedAt and report.FirstReceivedAt + behind)
     silence_s = silence_s if silence_s > study_silence.SHORTEST_S else 0.0  # most are: nothing is read for these
     learnt = change.learnt._replace(silence_s=silence_s, came=study_rules.kind_of_series(series_row), before=row)
     wrong = reopened.get("FalseCompletions", 0) > row["FalseCompletions"] and row["Policy"] == "verified"
     return change._replace(learnt=learnt._replace(trust=0) if wrong else learnt)
 
 
-def _counted(  # noqa: PLR0913 - what was said, and by whom
-    change: _Change,
-    counts: CountsOfStudy,
-    now: datetime,
-    *,
-    by: str | None,
-    pacs: str | None = None,
-    ahead: bool = False,
+def _at(counts: CountsOfStudy, behind: timedelta, now: datetime) -> CountsOfStudy:
+    """Return what a PACS has, as it said it by the server's clock; by no clock it said so later than now."""
+    return counts.model_copy(update={"At": min(counts.At + behind, now)})
+
+
+def _counted(
+    change: _Change, counts: CountsOfStudy, *, by: str | None, pacs: str | None = None, ahead: bool = False
 ) -> _Change:
-    """Take what a PACS has into what changes, and into what is learnt of it. A gateway's clock may be ahead."""
-    counts = counts.model_copy(update={"At": min(counts.At, now)})
+    """Take what a PACS has into what changes, and into what is learnt of it."""
     return _said(change, study_rules.taken(change.after, counts, by=by, pacs=pacs, ahead=ahead))
 
 
@@ -206,6 +216,7 @@ async def _leave(connection: Connection, row: StudyRow, before: SeriesRow, now: 
         await connection.execute(delete(studies).where(studies.c.StudyInstanceUID == uid))
         return
     columns |= study_rules.with_gap(row, before["SeriesInstanceUID"], None) | await _refolded(connection, uid)
+    columns |= {"CountedSince": row["CountedSince"] and now}
     due = {} if study_rules.is_pending(row) else {"DueAt": now}
     await _update(connection, uid, columns | {"UpdatedAt": now} | due)
 
@@ -282,7 +293,8 @@ async def look(  # noqa: PLR0913 - what is asked, and what was heard
         return None, []
     change = _Change(row, {}, one)
     if counts is not None:
-        change = _counted(change.with_columns({"UpdatedAt": now}), counts, now, by=gateway_id)
+        counts = _at(counts, await clock_behind(connection, gateway_id), now)
+        change = _counted(change.with_columns({"UpdatedAt": now}), counts, by=gateway_id)
     return await _decided(connection, change, now, terms, NOBODY)
 
 

@@ -225,6 +225,27 @@ async def test_twenty_series_of_one_study_at_once_by_two_servers_are_counted_exa
         await compare(one)
 
 
+async def test_a_first_series_that_gateways_report_at_once_is_counted_once(database: Database) -> None:
+    reports = [of(1, "1", str(n), GatewayID=f"g{n}", verdict="idle") for n in range(2, 8)]
+    await asyncio.gather(*(database.store(report) for report in reports))
+    assert ((await record(database)).NumSeries, (await record(database)).NumInstances) == (1, 7)
+    await compare(database)
+
+
+async def test_a_series_that_claimed_too_much_leaves_nothing_of_that_when_it_is_purged(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    claims = update(series).values(Verdict="verified")  # as an earlier version stored it
+    await database.engine.write(lambda connection: connection.execute(claims))
+    clock.shift(timedelta(hours=1))
+    await database.store(of(2, "1", verdict="idle"))
+    await database.last_change()
+    await database.purger.series(datetime.now(UTC) - timedelta(minutes=1), None, dry=False)
+    assert (await record(database)).NumSeries == 1
+    await compare(database)
+
+
 async def test_a_series_that_is_corrected_moves_to_its_study_and_an_empty_one_goes(database: Database) -> None:
     await database.store(of(1, "1"))
     await database.store(of(2, "1", "2", study="1.9"))
@@ -813,6 +834,96 @@ async def test_a_series_that_is_declared_incomplete_takes_its_studys_verdict(dat
     await database.decide_due()
     study = await record(database)
     assert (study.Verdict, study.Unsettled, study.FalseCompletions) == (None, 1, 0)
+
+
+async def test_a_declared_study_is_not_listed_as_incomplete(database: Database, clock: Any) -> None:
+    await database.store(asked(1, "1", has=(3, 40)))
+    assert await is_listed(database)
+    assert await database.study_views.incomplete_since(datetime.now(UTC)) is not None
+    await declare(database, clock, "complete")
+    assert not await is_listed(database)
+    assert await database.study_views.incomplete_since(datetime.now(UTC)) is None
+    assert await database.studies(after=None, limit=9, listing=StudyListing(Incomplete=False))
+    await declare(database, clock, "incomplete")
+    assert await is_listed(database)
+
+
+async def test_the_pacs_of_a_study_that_is_declared_incomplete_is_asked_and_has_to_say_something_new(
+    database: Database, clock: Any
+) -> None:
+    await database.store(asked(1, "1", has=(1, 1)))
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(1, 1), "one")
+    assert (await record(database)).Verdict == "verified"
+    await declare(database, clock, "incomplete")
+    for _ in range(3):
+        clock.shift(3600)
+        await beat(database)
+        await database.decide_due()
+        orders = [one for one in await beat(database) if one.Kind == "count"]
+        assert [one.StudyInstanceUID for one in orders] == [STUDY]
+        await database.count_study(STUDY, counts(1, 1), "one")
+        await beat(database, OrdersDone=[{"Number": one.Number, "Problem": None} for one in orders])
+        assert ((await record(database)).Verdict, (await record(database)).Withdrawn) == (None, "verified")
+    await database.count_study(STUDY, counts(2, 2), "one")  # the person was right
+    clock.shift(600)
+    await database.count_study(STUDY, counts(1, 1), "one")
+    study = await record(database)
+    assert (study.Verdict, study.Withdrawn, study.FalseCompletions) == ("verified", None, 0)
+
+
+async def test_images_end_a_persons_word_that_a_study_is_incomplete(database: Database, clock: Any) -> None:
+    await database.store(asked(1, "1", has=(1, 1)))
+    await declare(database, clock, "incomplete")
+    clock.shift(3)
+    await database.store(asked(2, "1", has=(2, 2)))
+    assert (await record(database)).Withdrawn is None
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(2, 2), "one")
+    assert (await record(database)).Verdict in ("idle", "verified")
+
+
+# --- clocks that are wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind_s", [1200, -1200, 90_000])
+async def test_a_gateways_clock_shortens_and_lengthens_no_silence(
+    database: Database, clock: Any, behind_s: float
+) -> None:
+    async def says(**change: Any) -> None:
+        await beat(database, At=(datetime.now(UTC) - timedelta(seconds=behind_s)).isoformat(), **change)
+
+    def at() -> datetime:
+        return datetime.now(UTC) - timedelta(seconds=behind_s)
+
+    await says()
+    said: dict[str, Any] = {"Series": 1, "Instances": 1}
+    report = asked(1, "1", has=(1, 1), ago_s=behind_s)
+    told = {"StudyCounts": CountsOfStudy(**said, At=at())}
+    await database.store(report.model_copy(update=told))
+    study = await record(database)
+    assert (study.FirstReceivedAt, study.LastReceivedAt) == (NOW, NOW)
+    clock.shift(study_silence.PRIOR_S - 1)
+    await says()
+    await database.count_study(STUDY, CountsOfStudy(**said, At=at()), "one")
+    assert (await record(database)).Verdict is None
+    clock.shift(1)
+    await says()
+    await database.count_study(STUDY, CountsOfStudy(**said, At=at()), "one")
+    assert (await record(database)).Verdict == "verified"
+    learnt = await rows(database, 'SELECT "Learnt" FROM study_sources')
+    clock.shift(600)
+    await database.store(of(2, "1", ago_s=behind_s))
+    (after,) = [one["Learnt"] for one in await database.engine.read(select(study_sources))]
+    assert (len(learnt), [silence for _, silence, *_ in after["late"]]) == (1, [study_silence.PRIOR_S + 600])
+
+
+async def test_a_clock_is_taken_to_be_right_if_it_differs_by_no_more_than_a_heartbeat_may_take(
+    database: Database, clock: Any
+) -> None:
+    await beat(database, At=(NOW - timedelta(seconds=4)).isoformat())
+    await database.store(of(1, "1", ago_s=4))
+    assert (await record(database)).LastReceivedAt == NOW - timedelta(seconds=4)
 
 
 # --- numbers that are missing -----------------------------------------------------------------------------------

@@ -132,9 +132,35 @@ def test_declared_incomplete_has_no_verdict_until_it_is_verified() -> None:
     decided = decide(withdrawn, seen(timedelta(days=3)))
     assert (decided.columns["Verdict"], decided.columns["Withdrawn"], decided.columns["DueAt"]) == (None, "idle", None)
     assert decided.columns["Basis"] == columns["Basis"]
-    asked = decide(counted_row(asked=SILENCE, **columns), seen(SILENCE))
+    asked = decide(counted_row(asked=SILENCE, CountedSince=LAST + SILENCE, **columns), seen(SILENCE))
     assert (asked.columns["Verdict"], asked.columns["Withdrawn"]) == ("verified", None)
     assert declared(withdrawn, said("incomplete"), LAST, waits=False) == {}
+
+
+@pytest.mark.parametrize("since", [None, LAST - SILENCE, LAST])
+def test_what_a_pacs_has_said_before_a_person_denied_it_verifies_nothing(since: Any) -> None:
+    columns = declared(counted_row(Verdict="verified", Policy="verified"), said("incomplete"), LAST, waits=False)
+    for trust in (0, TRUSTED_AFTER):
+        again = decide(counted_row(asked=SILENCE, CountedSince=since, **columns), seen(SILENCE, trust=trust))
+        assert (again.columns["Verdict"], again.columns["Withdrawn"]) == (None, "verified")
+
+
+def test_the_pacs_of_a_study_that_is_declared_incomplete_is_asked_again_for_as_long_as_one_is_open() -> None:
+    before = counted_row(Verdict="verified", Policy="verified", CountedSince=LAST)
+    withdrawn = counted_row(CountedSince=LAST, **declared(before, said("incomplete"), LAST, waits=False))
+    assert withdrawn["DueAt"] == LAST
+    now, asked = timedelta(), 0
+    while (due := withdrawn["DueAt"]) is not None:
+        now = due - LAST
+        decided = decide(withdrawn, seen(now))
+        assert (decided.columns["Verdict"], decided.columns["Basis"]) == (None, withdrawn["Basis"])
+        asked += decided.ask
+        at = LAST + now if decided.ask else withdrawn["CountedAt"]
+        withdrawn = cast("StudyRow", {**withdrawn, **decided.columns, "CountedAt": at})
+    assert now > timedelta(hours=22)
+    assert 20 < asked < 50
+    assert not decide(withdrawn, seen(timedelta(days=2))).ask
+    assert decide(row(**declared(row(), said("incomplete"), LAST, waits=False)), seen()).columns["DueAt"] is None
 
 
 # --- 4: what is required ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A study knows what of it was purged, and a tombstone its study."""
+"""A study knows what of it was purged, and a tombstone its study; how far a gateway's clock is behind."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -13,9 +13,11 @@ def upgrade() -> None:
     op.add_column("studies", sa.Column("PurgedSeries", sa.Integer, nullable=False, server_default="0"))
     op.add_column("studies", sa.Column("PurgedInstances", NUMBER, nullable=False, server_default="0"))
     op.add_column("purged", sa.Column("StudyInstanceUID", KEY))  # of earlier ones it is not known
+    op.add_column("gateways", sa.Column("BehindS", sa.Float))
 
 
 def downgrade() -> None:
+    op.drop_column("gateways", "BehindS")
     op.drop_column("purged", "StudyInstanceUID")
     op.drop_column("studies", "PurgedInstances")
     op.drop_column("studies", "PurgedSeries")
