@@ -138,7 +138,7 @@ async def purge_series(connection: Connection, before: datetime, after: Place | 
     gone = [series.c[name] for name in (*COUNTED, "SeriesInstanceUID")]
     goes = [row["SeriesInstanceUID"] for row in batch if row["SeriesInstanceUID"] not in kept]
     found_gone = select(*gone).where(series.c.SeriesInstanceUID.in_(goes))
-    of_studies = [merge.truthful(row) for row in (await connection.execute(found_gone)).mappings()]
+    of_studies = [merge.truthful({**row}) for row in (await connection.execute(found_gone)).mappings()]
     remembered = ("SeriesInstanceUID", "NumInstances", "StudyInstanceUID")
     tombstones = [{"At": now, **{name: row[name] for name in remembered}} for row in of_studies]
     if tombstones:

@@ -70,8 +70,10 @@ class Decision(NamedTuple):
 def new_study(study_instance_uid: str, now: datetime) -> StudyRow:
     """Return the row of a study that was not known, without any series."""
     empty: Columns = dict.fromkeys(StudyRow.__annotations__)
-    numbers = ("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions")
-    numbers += ("PurgedSeries", "PurgedInstances")
+    numbers = (
+        *("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions"),
+        *("PurgedSeries", "PurgedInstances"),
+    )
     own = {"StudyInstanceUID": study_instance_uid, "Modalities": {}, "Verdicts": {}, "MissingSeries": []}
     others = {"CountGrew": False, "Kinds": [], "Gaps": {}, "UpdatedAt": now, "OpenSince": now}
     return cast("StudyRow", empty | dict.fromkeys(numbers, 0) | own | others)
