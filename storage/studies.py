@@ -395,6 +395,10 @@ async def _looked(
         of_study = series.c.StudyInstanceUID == row["StudyInstanceUID"]
         found = await connection.execute(select(description).where(of_study).distinct().limit(MAX_DESCRIPTIONS))
         missing = missing_of(wanted, [text for text in found.scalars() if text])
+        if row["PurgedSeries"]:  # what was not missing before may have been purged: that is no evidence either way
+            before = tuple(one for one in missing if one in row["MissingSeries"])
+            evidence = evidence._replace(required=before == missing)
+            missing = before
     by, elsewhere = await held(connection, row["StudyInstanceUID"], evidence.now, reporter)
     return evidence._replace(missing=missing, held=by, held_elsewhere=elsewhere, looked=True)
 

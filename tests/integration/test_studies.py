@@ -594,6 +594,32 @@ async def test_a_purged_series_that_comes_again_contradicts_its_study_only_with_
     await compare(database)
 
 
+async def test_a_required_series_that_is_purged_is_not_missing_and_decides_nothing(
+    database: Database, clock: Any
+) -> None:
+    demanding = site(database, required_series="*:*=Thorax|MPR")
+    await beat(demanding)
+    described: list[dict[str, Any]] = [{"Attributes": {"SeriesDescription": [text]}} for text in ("Thorax", "MPR")]
+    await demanding.store(of(1, "1", verdict="idle", **described[0]))
+    await demanding.store(of(2, "1", verdict="idle", **described[1]))
+    await demanding.decide_due()
+    assert (await record(demanding)).Policy == "expected"
+    clock.shift(timedelta(hours=1))
+    await demanding.store(of(2, "1", verdict="idle", Attributes={"ProtocolName": ["MPR"]}, Revision=2))
+    await demanding.last_change()
+    await demanding.purger.series(datetime.now(UTC) - timedelta(minutes=1), None, dry=False)
+    await beat(demanding)
+    await demanding.count_study(STUDY, counts(2, 2), "one")
+    study = await record(demanding)
+    assert (study.Policy, study.MissingSeries, await is_listed(demanding)) == ("expected", [], False)
+    await demanding.store(of(3, "1", verdict="idle"))
+    await demanding.decide_due()
+    assert ((await record(demanding)).Verdict, (await record(demanding)).MissingSeries) == (None, [])
+    await pass_silence(demanding, clock)
+    await demanding.decide_due()
+    assert (await record(demanding)).Policy != "expected"
+
+
 async def purge_again(database: Database, clock: Any) -> None:
     """Let all but the third series be purged once more."""
     clock.shift(timedelta(hours=1))
