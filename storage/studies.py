@@ -150,10 +150,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
         change = change.with_columns({"UpdatedAt": now})
     reporter = None
     if report is not None and report.StudyCounts is not None:
-        pacs, ahead = study_rules.asked_whom(report)
-        counts = _at(report.StudyCounts, behind, now)
-        change = _counted(change, counts, by=report.GatewayID, pacs=pacs, ahead=ahead)
-        change = _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
+        change = _answered(change, report, _at(report.StudyCounts, behind, now))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
     _, told = await _decided(connection, change, now, terms, reporter)
     return told
@@ -187,6 +184,13 @@ def _brought(  # noqa: PLR0913 - a report, and how it came
     learnt = change.learnt._replace(silence_s=silence_s, came=study_rules.kind_of_series(series_row), before=row)
     wrong = reopened.get("FalseCompletions", 0) > row["FalseCompletions"] and row["Policy"] == "verified"
     return change._replace(learnt=learnt._replace(trust=0) if wrong else learnt)
+
+
+def _answered(change: _Change, report: SeriesReport, counts: CountsOfStudy) -> _Change:
+    """Take into what changes what a report says that its PACS has, and had when it was first asked."""
+    pacs, ahead = study_rules.asked_whom(report)
+    change = _counted(change, counts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+    return _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
 
 
 def _at(counts: CountsOfStudy, behind: timedelta, now: datetime) -> CountsOfStudy:
