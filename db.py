@@ -37,7 +37,7 @@ from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent
 from storage.connection import Connection
 from storage.declarations import Declared
 from storage.engine import DatabaseUnavailable, Engine, insert
-from storage.heartbeats import Heartbeats, is_late
+from storage.heartbeats import Heartbeats, behind_s, is_late
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, StudyListing, select_listed
@@ -59,7 +59,7 @@ from storage.schema import IS_OF_STUDY, changes, completions, conflicts, counter
 from storage.search import Finder
 from storage.sources import Sources, note_sent
 from storage.stored import Stored
-from storage.studies import Terms, Told
+from storage.studies import ComesAgain, Terms, Told
 from storage.study_declarations import DeclaredStudy
 from storage.study_listing import as_study, open_series, select_study
 from storage.study_views import StudyViews
@@ -402,8 +402,9 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
     changed = merge.changes(report, known, merge.count(report, known, counted), now)
     if taken_back:
         changed = merge.still_incomplete(changed, known)
+    again = None
     if is_new:
-        await _begin(connection, report, known, changed)
+        again = await _begin(connection, report, known, changed)
     elif changed:
         await revise(connection, known, changed)
     await history.keep(connection, report, known, changed)
@@ -413,7 +414,7 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
     told: list[Told] = []
     if changed or corrected or report.StudyCounts:
         obeys = order is not None and order["StudyInstanceUID"] is not None
-        keep = partial(studies.keep, terms=terms, report=report, obeys=obeys, decided=decided)
+        keep = partial(studies.keep, terms=terms, report=report, obeys=obeys, decided=decided, again=again)
         told = await keep(connection, corrected or known, row, now)
     if changed:
         for counted_row, figure in merge.completions(report, known, row):
@@ -428,13 +429,14 @@ class _Faster(Exception):
     """Another transaction has made the row that this one was to make."""
 
 
-async def _begin(connection: Connection, report: SeriesReport, known: SeriesRow, changed: Mapping[str, Any]) -> None:
-    """Make the row of a series; if it was purged, its timeline says so. Raises _Faster."""
+async def _begin(
+    connection: Connection, report: SeriesReport, known: SeriesRow, changed: Mapping[str, Any]
+) -> ComesAgain | None:
+    """Make the row of a series; return what was purged of it, which its timeline says, too. Raises _Faster."""
     if not await revisions.begin(connection, known, changed):
         raise _Faster
     await revisions.add_images(connection, report)
-    if event := await recall(connection, report.SeriesInstanceUID, changed["UpdatedAt"]):
-        await history.add(connection, report.SeriesInstanceUID, [event], is_new=True)
+    return await recall(connection, report.SeriesInstanceUID, changed["UpdatedAt"])
 
 
 # --- gateways ---------------------------------------------------------------------------------------------------
@@ -451,7 +453,7 @@ async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order
     freed: list[str] = []
     if not is_late(state, before):
         freed = sorted({*(before.get("OpenStudies") or ())} - {*(state.OpenStudies or ())})
-        says = {"At": now, "State": state.model_dump(mode="json")}
+        says = {"At": now, "State": state.model_dump(mode="json"), "BehindS": behind_s(state, now)}
         await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
     await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
     of_now = gateways.update().where(ahead.is_far(gateways.c.At, now, timedelta())).values(At=now)

@@ -66,7 +66,7 @@ class Declare(BaseModel):
         Completeness,
         Field(
             description="complete: what is open of it is reported now, and it is `declared`. incomplete: its verdict "
-            "is withdrawn until images come, or a PACS has just what is here."
+            "is withdrawn until images come, or a PACS newly has just what is here."
         ),
     ]
     Because: Why

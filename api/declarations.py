@@ -4,7 +4,7 @@ import structlog
 
 from api.answers import Declaration, Declare, StudyDeclaration
 from db import Database
-from models import SeriesRecord
+from models import SeriesRecord, is_uid
 from storage.answers import StudyRecord
 from storage.declarations import Declared
 from storage.study_declarations import DeclaredStudy
@@ -65,8 +65,11 @@ def _of_standing(record: SeriesRecord | StudyRecord) -> str:
     return f"nothing to do: it is {record.Verdict}{stronger}"
 
 
-def unknown(said: Declare, series_instance_uid: str) -> str:
-    """Say why there is nothing that could be declared."""
+async def unknown(database: Database, said: Declare, series_instance_uid: str) -> str:
+    """Say why there is nothing that could be declared, and how, if the UID is that of a study."""
+    if is_uid(series_instance_uid) and await database.study(series_instance_uid) is not None:
+        how = "declare it with --study, or by POST /studies/{StudyInstanceUID}/declaration"
+        return f"{series_instance_uid} is no series, but a study: {how}"
     if said.Declared == "incomplete":
         return f"no series {series_instance_uid} is stored: there is no verdict to withdraw"
     return f"no series {series_instance_uid} is stored, and no gateway says that it has it open"
@@ -101,6 +104,9 @@ def _words_of_study(said: Declare, done: DeclaredStudy) -> str:
     return "; ".join(filter(None, (what, closing, _of_untold(done.untold))))
 
 
-def unknown_study(study_instance_uid: str) -> str:
-    """Say why there is nothing that could be declared."""
+async def unknown_study(database: Database, study_instance_uid: str) -> str:
+    """Say why there is nothing that could be declared, and how, if the UID is that of a series."""
+    if is_uid(study_instance_uid) and await database.get(study_instance_uid) is not None:
+        how = "declare it without --study, or by POST /series/{SeriesInstanceUID}/declaration"
+        return f"{study_instance_uid} is no study, but a series: {how}"
     return f"no series of study {study_instance_uid} is stored"

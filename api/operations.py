@@ -79,7 +79,7 @@ async def _declare(
     known = is_uid(series_instance_uid)
     done = await declarations.declare(database, series_instance_uid, said, by) if known else None
     if done is None:
-        return {"unknown": declarations.unknown(said, series_instance_uid)}
+        return {"unknown": await declarations.unknown(database, said, series_instance_uid)}
     row = done.Record
     verdict = None if row is None else row.Verdict or f"none ({row.Withdrawn} was withdrawn)"
     return {
@@ -98,7 +98,7 @@ async def _declare_study(
     known = is_uid(study_instance_uid)
     done = await declarations.declare_study(database, study_instance_uid, said, by) if known else None
     if done is None:
-        return {"unknown": declarations.unknown_study(study_instance_uid)}
+        return {"unknown": await declarations.unknown_study(database, study_instance_uid)}
     row = done.Record
     return {
         "study": study_instance_uid,

@@ -80,7 +80,7 @@ async def declare(
     """
     done = await declarations.declare(database, SeriesInstanceUID, said, request.state.who)
     if done is None:
-        raise HTTPException(404, declarations.unknown(said, SeriesInstanceUID))
+        raise HTTPException(404, await declarations.unknown(database, said, SeriesInstanceUID))
     follower.stored()
     request.state.done["decision"] = said.Declared
     return done

@@ -34,7 +34,10 @@ class WhichStudies(Common, Ordered):
     AccessionNumber: Annotated[str | None, Field(max_length=64, pattern=NO_CONTROL)] = None
     Incomplete: Annotated[
         bool | None,
-        Field(description="Images of a series, a required series or what the PACS has are missing, or are not."),
+        Field(
+            description="Images of a series, a required series or what the PACS has are missing, or are not. Of "
+            "a study that a person has declared complete nothing is."
+        ),
     ] = None
 
     def listing(self) -> StudyListing:
@@ -120,7 +123,7 @@ async def declare_study(
     """
     done = await declarations.declare_study(database, StudyInstanceUID, said, request.state.who)
     if done is None:
-        raise HTTPException(404, declarations.unknown_study(StudyInstanceUID))
+        raise HTTPException(404, await declarations.unknown_study(database, StudyInstanceUID))
     follower.stored()
     request.state.done["decision"] = said.Declared
     return done

@@ -308,7 +308,7 @@ class Server:
 
     def _evidence(self, study: str, row: StudyRow, t: float) -> Evidence:
         learnt, so_far = self._learnt[row["Source"] or ""], study_rules.learnt_of(row)
-        wanted = required_of(self._required, row["Source"], row["StudyDescription"])
+        wanted = required_of(self._required, [(row["Source"], row["StudyDescription"])])
         spans = self._heard.open[study]
         return Evidence(
             _at(t),

@@ -1,4 +1,4 @@
-"""Parse SERVER_REQUIRED_SERIES: which series a study of which source and description has to have."""
+"""Parse SERVER_REQUIRED_SERIES: which series a study of which sources and descriptions has to have."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -38,10 +38,13 @@ def _entry(entry: str) -> Required:
     return Required(parts["source"].strip() or "*", parts["study"].strip() or "*", series)
 
 
-def required_of(rules: Sequence[Required], source: str | None, study: str | None) -> tuple[str, ...]:
-    """Return the series that a study has to have: those of the first entry that matches it."""
+def required_of(rules: Sequence[Required], kinds: Collection[tuple[str | None, str | None]]) -> tuple[str, ...]:
+    """Return the series that a study has to have: those of the first entry that matches one of its series.
+
+    `kinds`: the source and the StudyDescription of each, in whatever order: it says nothing that one came first.
+    """
     for rule in rules:
-        if _matches(source, rule.source) and _matches(study, rule.study):
+        if any(_matches(source, rule.source) and _matches(study, rule.study) for source, study in kinds):
             return rule.series
     return ()
 

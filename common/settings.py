@@ -484,7 +484,7 @@ class ServerSettings(Settings, prefix="SERVER_"):
         "",
         "Series that a study has to have, entries separated by semicolons: CT1*:CHEST*=Thorax 1.0|MPR cor. Before the "
         "= a source (sender, modality, station) and a StudyDescription, behind it SeriesDescriptions, all patterns of "
-        "the shell in whatever case; the first entry that matches a study holds.",
+        "the shell in whatever case; the first entry that matches any series of a study holds.",
         check=required_series,
     )
     study_max_open_s: float = kinds.seconds(

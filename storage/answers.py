@@ -77,8 +77,10 @@ class StudyRecord(BaseModel):
     Policy: Annotated[str | None, Field(description="What decided that.")]
     Basis: Annotated[str | None, Field(description="What the verdict, or its absence, rests on, in words.")]
     MissingSeries: Annotated[list[str], Field(description="Required series (SERVER_REQUIRED_SERIES) not here.")]
-    ExpectedSeries: Annotated[int | None, Field(description="How many its PACS has, as it said last.")]
-    ExpectedInstances: Annotated[int | None, Field(description="How many images its PACS has, as it said last.")]
+    ExpectedSeries: Annotated[
+        int | None, Field(description="How many its PACS has, as it said last, without those that were purged here.")
+    ]
+    ExpectedInstances: Annotated[int | None, Field(description="The same of images.")]
     Withdrawn: Annotated[
         SeriesVerdict | Literal["part"] | None,
         Field(description="A person has declared it incomplete: the verdict that it had; `part`: none."),

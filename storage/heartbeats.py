@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from common.errors import SeriesGatewayError
 from models import GatewayState
@@ -14,6 +14,8 @@ from storage.schema import gateways
 
 SPEAKS_WITHIN = timedelta(seconds=15)  # a gateway that runs; the live page calls it silent beyond
 LATE_WITHIN = timedelta(minutes=1)
+CLOCKS_AGREE = timedelta(seconds=5)  # how much of a difference is that of the way, and not of the clocks
+BEHIND = select(gateways.c.BehindS).where(gateways.c.GatewayID == bindparam("name"))  # made once, as in revisions.py
 Refusals = Mapping[str, tuple[datetime, str]]
 """When a heartbeat under a gateway's name was not let in, and why."""
 
@@ -28,6 +30,19 @@ def is_late(state: GatewayState, said: Mapping[str, Any]) -> bool:
         return since == state.StartedAt and timedelta() < at - state.At < LATE_WITHIN
     except (KeyError, ValueError, TypeError):  # of another version
         return False
+
+
+def behind_s(state: GatewayState, now: datetime) -> float:
+    """Return how far a gateway's clock is behind as it says this; below 0: ahead. 0 if that may be the way here."""
+    behind = now - state.At
+    return behind.total_seconds() if abs(behind) > CLOCKS_AGREE else 0.0
+
+
+async def clock_behind(connection: Connection, gateway_id: str | None) -> timedelta:
+    """Return how far a gateway's clock was behind when it was last heard of; nothing if it never was."""
+    if gateway_id is None:
+        return timedelta()
+    return timedelta(seconds=(await connection.execute(BEHIND, {"name": gateway_id})).scalar() or 0.0)
 
 
 class StillHeard(SeriesGatewayError):

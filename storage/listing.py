@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Column, ColumnElement, Select, Table, exists, literal, not_, or_, select, tuple_
 
 from storage.matching import Range, Unindexed, matches
-from storage.schema import IS_DOUBTFUL, IS_IN_CONFLICT, IS_INCOMPLETE, IS_INCOMPLETE_STUDY, series, studies
+from storage.schema import IS_DOUBTFUL, IS_IN_CONFLICT, IS_INCOMPLETE, LACKS_SOMETHING, series, studies
 
 Order = tuple[str, ...]
 BY_UID = ("SeriesInstanceUID",)
@@ -107,7 +107,7 @@ class StudyListing(Listed):
             of_study = series.c.StudyInstanceUID == studies.c.StudyInstanceUID
             yield exists().where(of_study, series.c.Modality == self.Modality).correlate(studies)
         if self.Incomplete is not None:
-            yield IS_INCOMPLETE_STUDY if self.Incomplete else not_(IS_INCOMPLETE_STUDY)
+            yield LACKS_SOMETHING if self.Incomplete else not_(LACKS_SOMETHING)
 
 
 def select_listed(listing: Listed, after: Sequence[Any] | None, limit: int) -> Select[Any]:

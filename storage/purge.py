@@ -26,7 +26,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from storage import studies
+from storage import history, merge, studies
 from storage.connection import Connection
 from storage.engine import Engine, insert
 from storage.orders import forget_old_whys, forget_why
@@ -42,12 +42,16 @@ from storage.schema import (
     timeline,
     webhooks,
 )
+from storage.studies import ComesAgain
 
 SERIES_AT_ONCE = 100
 IMAGES_AT_ONCE = 5000  # images in a batch of several series
 CHANGES_AT_ONCE = 1000
 BY_SERIES = (instances, conflicts, timeline, changes, purged, series)  # in the order in which they can go
-COUNTED = ("StudyInstanceUID", "Modality", "Verdict", "NumInstances", "ExpectedInstances", "FalseCompletions")
+COUNTED = (
+    *("StudyInstanceUID", "Modality", "Verdict", "NumInstances"),
+    *("ExpectedInstances", "ExpectedFrom", "FalseCompletions"),
+)
 PLACE = (series.c.UpdatedAt, series.c.SeriesInstanceUID)
 
 Place = tuple[datetime, str]
@@ -131,15 +135,13 @@ async def purge_series(connection: Connection, before: datetime, after: Place | 
     now = datetime.now(UTC)
     if after is None:
         await forget_old_whys(connection, before, now)
-    tombstones = [
-        {"SeriesInstanceUID": row["SeriesInstanceUID"], "At": now, "NumInstances": row["NumInstances"]}
-        for row in batch
-        if row["SeriesInstanceUID"] not in kept
-    ]
+    gone = [series.c[name] for name in (*COUNTED, "SeriesInstanceUID")]
+    goes = [row["SeriesInstanceUID"] for row in batch if row["SeriesInstanceUID"] not in kept]
+    found_gone = select(*gone).where(series.c.SeriesInstanceUID.in_(goes))
+    of_studies = [merge.truthful({**row}) for row in (await connection.execute(found_gone)).mappings()]
+    remembered = ("SeriesInstanceUID", "NumInstances", "StudyInstanceUID")
+    tombstones = [{"At": now, **{name: row[name] for name in remembered}} for row in of_studies]
     if tombstones:
-        gone = [series.c[name] for name in (*COUNTED, "SeriesInstanceUID")]
-        found_gone = select(*gone).where(series.c.SeriesInstanceUID.in_(_uids(tombstones)))
-        of_studies = [{**row} for row in (await connection.execute(found_gone)).mappings()]
         for table in BY_SERIES:
             of_series = table.c.SeriesInstanceUID.in_(_uids(tombstones))
             await connection.execute(table.delete().where(of_series))
@@ -181,23 +183,25 @@ def _uids(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [row["SeriesInstanceUID"] for row in rows]
 
 
-async def recall(connection: Connection, series_instance_uid: str, now: datetime) -> dict[str, Any] | None:
-    """Take the tombstone of a series that comes again; return how its timeline begins, before what is stored at `now`.
+async def recall(connection: Connection, series_instance_uid: str, now: datetime) -> ComesAgain | None:
+    """Take the tombstone of a series that comes again, and let its timeline begin with that; None: there is none.
 
-    A report that has waited for the purge began before it.
+    A report that is stored at `now` may have waited for the purge: it began before it.
     """
     row = (await connection.execute(RECALL, {"series": series_instance_uid})).one_or_none()
     if row is None:
         return None
     event = {"At": min(row.At, now), "GatewayID": None, "Revision": 1, "Event": "series.purged"}
-    return event | {"Details": {"Images": row.NumInstances}}
+    event |= {"Details": {"Images": row.NumInstances}}
+    await history.add(connection, series_instance_uid, [event], is_new=True)
+    return ComesAgain(row.StudyInstanceUID, row.NumInstances)
 
 
 # --- its SQL ----------------------------------------------------------------------------------------------------
 
 # Made once, as those of revisions.py.
 _TOMBSTONE = purged.c.SeriesInstanceUID == bindparam("series")
-RECALL = purged.delete().where(_TOMBSTONE).returning(purged.c.At, purged.c.NumInstances)
+RECALL = purged.delete().where(_TOMBSTONE).returning(purged.c.At, purged.c.NumInstances, purged.c.StudyInstanceUID)
 
 
 def select_old(before: datetime, after: Place | None) -> Select[Any]:

@@ -79,6 +79,8 @@ class StudyRow(TypedDict):
     Gaps: dict[str, str]
     OpenSince: datetime
     DueAt: datetime | None
+    PurgedSeries: int
+    PurgedInstances: int
 
 
 class Claim(TypedDict):

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     DateTime,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -214,10 +215,10 @@ studies = Table(
     Column("FirstReceivedAt", UtcDateTime),
     Column("LastReceivedAt", UtcDateTime),
     Column("UpdatedAt", UtcDateTime, nullable=False),
-    Column("ExpectedSeries", Integer),  # what the PACS said of it last
+    Column("ExpectedSeries", Integer),  # what the PACS said of it last, without what was purged
     Column("ExpectedInstances", NUMBER),
     Column("CountedAt", UtcDateTime),  # when it said so
-    Column("CountedSince", UtcDateTime),  # since when it has said the same
+    Column("CountedSince", UtcDateTime),  # since when it has said the same, of the same series
     Column("CountedAhead", Boolean),  # it had more than had come when it was first asked; null: not asked yet
     Column("CountGrew", Boolean, nullable=False, server_default=false()),
     Column("CountedBy", Text),  # the gateway that asked last, …
@@ -226,8 +227,12 @@ studies = Table(
         "Kinds", DOCUMENT, nullable=False, server_default="[]"
     ),  # of its series, for what is learnt (study_kinds.py)
     Column("Gaps", DOCUMENT, nullable=False, server_default="{}"),  # series to the numbers that it seems to lack
-    Column("OpenSince", UtcDateTime, nullable=False),  # by the server's clock: stored first, or contradicted last
+    Column(
+        "OpenSince", UtcDateTime, nullable=False
+    ),  # by the server's clock: stored first, or contradicted last, be it by a person
     Column("DueAt", UtcDateTime),  # when it is looked at next; null: not before something comes
+    Column("PurgedSeries", Integer, nullable=False, server_default="0"),  # of it, that have not come again
+    Column("PurgedInstances", NUMBER, nullable=False, server_default="0"),  # images that these had
     Index("study_by_due", "DueAt", "StudyInstanceUID"),
     Index("study_by_update", "UpdatedAt", "StudyInstanceUID"),
     Index("study_by_verdict", "Verdict", "UpdatedAt", "StudyInstanceUID"),
@@ -244,6 +249,8 @@ _LACKS = or_(
     studies.c.ExpectedInstances > studies.c.NumInstances,
 )
 IS_INCOMPLETE_STUDY = case((_LACKS, literal_column("1")), else_=literal_column("0")) == literal_column("1")
+# Of these, those that are waited for: of a declared one a person has said that nothing is missing.
+LACKS_SOMETHING = IS_INCOMPLETE_STUDY & studies.c.Policy.is_distinct_from(literal_column("'declared'"))
 Index(
     "incomplete_studies",
     studies.c.UpdatedAt,
@@ -336,6 +343,7 @@ purged = Table(
     Column("SeriesInstanceUID", ORDERED_TEXT, primary_key=True),
     Column("At", UtcDateTime, nullable=False),
     Column("NumInstances", Integer, nullable=False),
+    Column("StudyInstanceUID", ORDERED_TEXT),  # null of those that a version before 0.3 has left
     sqlite_with_rowid=False,
 )
 completions = Table(
@@ -441,6 +449,7 @@ gateways = Table(
     Column("State", DOCUMENT, nullable=False),
     Column("RefusedAt", UtcDateTime),  # when a heartbeat of its name was not let in
     Column("Refused", Text),  # why
+    Column("BehindS", Float),  # how far its clock is behind the server's, or ahead if below 0, as it said this
 )
 # Who sends, and in which hours: the last one of each source says when it was heard of last.
 sources = Table(

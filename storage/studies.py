@@ -20,7 +20,7 @@ from storage.answers import StudyRecord
 from storage.connection import Connection
 from storage.engine import insert
 from storage.gaps import gaps
-from storage.heartbeats import SPEAKS_WITHIN
+from storage.heartbeats import SPEAKS_WITHIN, clock_behind
 from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.schema import gateways, instances, series, studies, study_completions
@@ -50,6 +50,14 @@ class Terms(NamedTuple):
 
     max_open: timedelta = timedelta(days=1)
     required: tuple[Required, ...] = ()
+
+
+class ComesAgain(NamedTuple):
+    """What was purged of a series that comes again."""
+
+    study_instance_uid: str | None
+    """None: a version before 0.3 has purged it."""
+    images: int
 
 
 class Told(NamedTuple):
@@ -107,11 +115,12 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     report: SeriesReport | None = None,
     obeys: bool = False,
     decided: bool = False,
+    again: ComesAgain | None = None,
 ) -> list[Told]:
     """Let the study of a series follow its change; return what of that is told. The series' row is locked.
 
     Without `terms` nothing is decided now: the study is due at once. `obeys`: the report was made for a person's word
-    about the study. `decided`: an operator has brought the images.
+    about the study. `decided`: an operator has brought the images. `again`: the series was purged before.
     """
     moved = before["Revision"] > 0 and before["StudyInstanceUID"] != after["StudyInstanceUID"]
     uids = {after["StudyInstanceUID"]} | ({before["StudyInstanceUID"]} if moved else set())
@@ -126,9 +135,14 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     change = change.with_columns(study_rules.counted(change.after, None if is_new else before, after))
     if before["Revision"] and (moved or before["PatientID"] != after["PatientID"]):
         change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
-    change = change.with_columns(study_rules.described(change.after, after))
-    if is_new or after["NumInstances"] > before["NumInstances"]:
-        change = _brought(change, after, now, report, obeys=obeys, counts=not decided)
+    behind = await clock_behind(connection, report.GatewayID if report else None)
+    change = change.with_columns(study_rules.described(change.after, study_rules.by_our_clock(after, report, behind)))
+    known = before["NumInstances"]
+    if again is not None and row["PurgedSeries"] and again.study_instance_uid == row["StudyInstanceUID"]:
+        change = change.with_columns(study_rules.come_again(row, again.images))
+        is_new, known = False, again.images  # it contradicts nothing that it comes again
+    if is_new or after["NumInstances"] > known:
+        change = _brought(change, after, now, report, behind, obeys=obeys, counts=not decided)
     if merge.says_more(before, after) and after["Verdict"] in FINAL_VERDICTS:
         gap = await _find_gap(connection, after, now, report)
         change = change.with_columns(study_rules.with_gap(row, after["SeriesInstanceUID"], gap))
@@ -136,18 +150,26 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
         change = change.with_columns({"UpdatedAt": now})
     reporter = None
     if report is not None and report.StudyCounts is not None:
-        pacs, ahead = study_rules.asked_whom(report)
-        change = _counted(change, report.StudyCounts, now, by=report.GatewayID, pacs=pacs, ahead=ahead)
-        change = _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
+        change = _answered(change, report, _at(report.StudyCounts, behind, now))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
     _, told = await _decided(connection, change, now, terms, reporter)
     return told
 
 
 def _brought(  # noqa: PLR0913 - a report, and how it came
-    change: _Change, series_row: SeriesRow, now: datetime, report: SeriesReport | None, *, obeys: bool, counts: bool
+    change: _Change,
+    series_row: SeriesRow,
+    now: datetime,
+    report: SeriesReport | None,
+    behind: timedelta,
+    *,
+    obeys: bool,
+    counts: bool,
 ) -> _Change:
-    """Let a study follow images that have come: it is open again, and its silence has ended."""
+    """Let a study follow images that have come: it is open again, and its silence has ended.
+
+    `behind`: the clock of the gateway that says so.
+    """
     row = change.row
     reopened = study_rules.reopened(row, now, obeys=obeys, counts=counts)
     change = change.with_columns(reopened)
@@ -157,24 +179,29 @@ def _brought(  # noqa: PLR0913 - a report, and how it came
         change = change.with_columns({"LastReceivedAt": now})
     if not counts:
         return change
-    silence_s = study_rules.silence_s(row, report.FirstReceivedAt)
+    silence_s = study_rules.silence_s(row, report.FirstReceivedAt and report.FirstReceivedAt + behind)
     silence_s = silence_s if silence_s > study_silence.SHORTEST_S else 0.0  # most are: nothing is read for these
     learnt = change.learnt._replace(silence_s=silence_s, came=study_rules.kind_of_series(series_row), before=row)
     wrong = reopened.get("FalseCompletions", 0) > row["FalseCompletions"] and row["Policy"] == "verified"
     return change._replace(learnt=learnt._replace(trust=0) if wrong else learnt)
 
 
-def _counted(  # noqa: PLR0913 - what was said, and by whom
-    change: _Change,
-    counts: CountsOfStudy,
-    now: datetime,
-    *,
-    by: str | None,
-    pacs: str | None = None,
-    ahead: bool = False,
+def _answered(change: _Change, report: SeriesReport, counts: CountsOfStudy) -> _Change:
+    """Take into what changes what a report says that its PACS has, and had when it was first asked."""
+    pacs, ahead = study_rules.asked_whom(report)
+    change = _counted(change, counts, by=report.GatewayID, pacs=pacs, ahead=ahead)
+    return _said(change, study_rules.had_less(change.after, study_rules.first_counts(report)))
+
+
+def _at(counts: CountsOfStudy, behind: timedelta, now: datetime) -> CountsOfStudy:
+    """Return what a PACS has, as it said it by the server's clock; by no clock it said so later than now."""
+    return counts.model_copy(update={"At": min(counts.At + behind, now)})
+
+
+def _counted(
+    change: _Change, counts: CountsOfStudy, *, by: str | None, pacs: str | None = None, ahead: bool = False
 ) -> _Change:
-    """Take what a PACS has into what changes, and into what is learnt of it. A gateway's clock may be ahead."""
-    counts = counts.model_copy(update={"At": min(counts.At, now)})
+    """Take what a PACS has into what changes, and into what is learnt of it."""
     return _said(change, study_rules.taken(change.after, counts, by=by, pacs=pacs, ahead=ahead))
 
 
@@ -193,6 +220,7 @@ async def _leave(connection: Connection, row: StudyRow, before: SeriesRow, now: 
         await connection.execute(delete(studies).where(studies.c.StudyInstanceUID == uid))
         return
     columns |= study_rules.with_gap(row, before["SeriesInstanceUID"], None) | await _refolded(connection, uid)
+    columns |= {"CountedSince": row["CountedSince"] and now}
     due = {} if study_rules.is_pending(row) else {"DueAt": now}
     await _update(connection, uid, columns | {"UpdatedAt": now} | due)
 
@@ -269,7 +297,8 @@ async def look(  # noqa: PLR0913 - what is asked, and what was heard
         return None, []
     change = _Change(row, {}, one)
     if counts is not None:
-        change = _counted(change.with_columns({"UpdatedAt": now}), counts, now, by=gateway_id)
+        counts = _at(counts, await clock_behind(connection, gateway_id), now)
+        change = _counted(change.with_columns({"UpdatedAt": now}), counts, by=gateway_id)
     return await _decided(connection, change, now, terms, NOBODY)
 
 
@@ -357,7 +386,7 @@ async def _evidence(connection: Connection, row: StudyRow, now: datetime, terms:
     learnt, study = await study_learning.known(connection, row), study_rules.learnt_of(row)
     silence, sure = (timedelta(seconds=of(learnt, study)) for of in (study_silence.timeout_s, study_silence.sure_s))
     trust = await study_learning.trust(connection, row) if study_rules.held_whole(row) else 0
-    required = bool(required_of(terms.required, row["Source"], row["StudyDescription"]))
+    required = bool(await _required(connection, row, terms))
     return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure)
 
 
@@ -367,13 +396,28 @@ async def _looked(
     """Return the same with what is missing, and who holds the study."""
     missing: tuple[str, ...] = ()
     if evidence.required:
-        wanted = required_of(terms.required, row["Source"], row["StudyDescription"])
+        wanted = await _required(connection, row, terms)
         description = series.c.Attributes["SeriesDescription", 0].as_string()
         of_study = series.c.StudyInstanceUID == row["StudyInstanceUID"]
         found = await connection.execute(select(description).where(of_study).distinct().limit(MAX_DESCRIPTIONS))
         missing = missing_of(wanted, [text for text in found.scalars() if text])
+        if row["PurgedSeries"]:  # what was not missing before may have been purged: that is no evidence either way
+            before = tuple(one for one in missing if one in row["MissingSeries"])
+            evidence = evidence._replace(required=before == missing)
+            missing = before
     by, elsewhere = await held(connection, row["StudyInstanceUID"], evidence.now, reporter)
     return evidence._replace(missing=missing, held=by, held_elsewhere=elsewhere, looked=True)
+
+
+async def _required(connection: Connection, row: StudyRow, terms: Terms) -> tuple[str, ...]:
+    """Return which series are required of a study, by what its series are, and not by which of them came first."""
+    if not terms.required:
+        return ()
+    described = series.c.Attributes["StudyDescription", 0].as_string()
+    of_study = series.c.StudyInstanceUID == row["StudyInstanceUID"]
+    kinds = select(series.c.Source, described).where(of_study).distinct().limit(MAX_DESCRIPTIONS)
+    found = await connection.execute(kinds)
+    return required_of(terms.required, [(source, study) for source, study in found])
 
 
 async def _order_count(connection: Connection, row: StudyRow, series_instance_uid: str, now: datetime) -> None:
@@ -450,14 +494,14 @@ async def count_verdicts(connection: Connection, row: StudyRow, after: StudyRow,
 async def forget(connection: Connection, purged: Sequence[Mapping[str, Any]]) -> None:
     """Take series that are purged out of their studies; a study whose last series goes, goes too.
 
-    What a study says stays: nobody has found that it was wrong.
+    What a study says stays: nobody has found that it was wrong. What its PACS has still of these is not missing.
     """
     for uid in sorted({str(one["StudyInstanceUID"]) for one in purged}):
         row = await _locked(connection, uid)
         if row is None:
             continue
         for one in (cast("SeriesRow", each) for each in purged if each["StudyInstanceUID"] == uid):
-            row = with_changes(row, study_rules.counted(row, one, None))
+            row = with_changes(row, study_rules.counted(row, one, None) | study_rules.purged(row, one))
             row = with_changes(row, study_rules.with_gap(row, one["SeriesInstanceUID"], None))
         this = studies.c.StudyInstanceUID == uid
         if row["NumSeries"] <= 0:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 from common.study_kinds import STORED, group_of, kind_of
 from models import FINAL_VERDICTS, ChangeKind, CountsOfStudy, SeriesReport, SeriesVerdict
 from storage.merge import BASIS_LENGTH, Columns, Word, missing
-from storage.rows import SeriesRow, StudyRow
+from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.study_silence import MAX_KINDS, Study
 
 TRUSTED_AFTER = 10  # studies that a PACS held whole from the start: then it is believed at once
@@ -70,7 +70,10 @@ class Decision(NamedTuple):
 def new_study(study_instance_uid: str, now: datetime) -> StudyRow:
     """Return the row of a study that was not known, without any series."""
     empty: Columns = dict.fromkeys(StudyRow.__annotations__)
-    numbers = ("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions")
+    numbers = (
+        *("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions"),
+        *("PurgedSeries", "PurgedInstances"),
+    )
     own = {"StudyInstanceUID": study_instance_uid, "Modalities": {}, "Verdicts": {}, "MissingSeries": []}
     others = {"CountGrew": False, "Kinds": [], "Gaps": {}, "UpdatedAt": now, "OpenSince": now}
     return cast("StudyRow", empty | dict.fromkeys(numbers, 0) | own | others)
@@ -127,6 +130,15 @@ def described(row: Mapping[str, Any], series: SeriesRow) -> Columns:
     return columns
 
 
+def by_our_clock(series: SeriesRow, report: SeriesReport | None, behind: timedelta) -> SeriesRow:
+    """Return a series as a report has changed it, with the times of that alone, of a gateway whose clock is `behind`.
+
+    Without a report nothing has come.
+    """
+    said = {name: report and getattr(report, name) for name in ("FirstReceivedAt", "LastReceivedAt")}
+    return with_changes(series, {name: at and at + behind for name, at in said.items()})
+
+
 def kind_of_series(series: SeriesRow) -> str:
     """Return the kind of a series, for what is learnt about silences."""
     return kind_of(series["Modality"], _first(series["Attributes"], "SeriesDescription"))
@@ -168,12 +180,13 @@ def silence_s(row: StudyRow, came_at: datetime | None) -> float:
 def taken(row: StudyRow, counts: CountsOfStudy, *, by: str | None, pacs: str | None, ahead: bool = False) -> Columns:
     """Return what a study's row knows of its PACS once that has said what it has; nothing if it said more since.
 
-    Of several PACS the one counts that has more of the study, and nothing that another one has said is of it.
+    Of several PACS the one counts that has more of the study, and nothing that another one has said is of it. What was
+    purged here and is there still is nothing that is missing.
     `ahead`: the PACS had more of the series that was asked about when its first image came.
     """
     if row["CountedAt"] is not None and counts.At < row["CountedAt"]:
         return {}
-    said, before = (counts.Series, counts.Instances), (row["ExpectedSeries"], row["ExpectedInstances"])
+    said, before = _still_here(row, counts), (row["ExpectedSeries"], row["ExpectedInstances"])
     had = (row["NumSeries"], row["NumInstances"])
     is_another = None not in (pacs, row["PACS"]) and pacs != row["PACS"]
     if is_another and (said[0] < (before[0] or 0) or said[1] < (before[1] or 0)):
@@ -190,6 +203,29 @@ def taken(row: StudyRow, counts: CountsOfStudy, *, by: str | None, pacs: str | N
         "CountedBy": by or row["CountedBy"],
         "PACS": pacs or row["PACS"],
     }
+
+
+def _still_here(row: StudyRow, counts: CountsOfStudy) -> tuple[int, int]:
+    """Return what its PACS has of a study, in series and images, without what was purged here."""
+    return max(0, counts.Series - row["PurgedSeries"]), max(0, counts.Instances - row["PurgedInstances"])
+
+
+def purged(row: StudyRow, series: SeriesRow) -> Columns:
+    """Return the columns of a study of which a series is purged: what its PACS has of that is no longer compared."""
+    images = series["NumInstances"]
+    more = {"PurgedSeries": row["PurgedSeries"] + 1, "PurgedInstances": row["PurgedInstances"] + images}
+    return more | _expected(row, -1, -images)
+
+
+def come_again(row: StudyRow, images: int) -> Columns:
+    """Return the columns of a study of which a series comes again that was purged with so many images."""
+    less = {"PurgedSeries": row["PurgedSeries"] - 1, "PurgedInstances": max(0, row["PurgedInstances"] - images)}
+    return less | _expected(row, 1, row["PurgedInstances"] - less["PurgedInstances"])
+
+
+def _expected(row: StudyRow, series: int, images: int) -> Columns:
+    by = (("ExpectedSeries", row["ExpectedSeries"], series), ("ExpectedInstances", row["ExpectedInstances"], images))
+    return {name: max(0, known + more) for name, known, more in by if known is not None}
 
 
 def disappoints(row: StudyRow, changed: Mapping[str, Any]) -> bool:
@@ -213,7 +249,8 @@ def had_less(row: StudyRow, first: CountsOfStudy | None) -> Columns:
     """
     if first is None or row["ExpectedSeries"] is None or row["ExpectedInstances"] is None:
         return {}
-    less = first.Series < row["ExpectedSeries"] or first.Instances < row["ExpectedInstances"]
+    had = _still_here(row, first)
+    less = had[0] < row["ExpectedSeries"] or had[1] < row["ExpectedInstances"]
     return {"CountGrew": True} if less else {}
 
 
@@ -281,7 +318,8 @@ def decide(row: StudyRow, e: Evidence) -> Decision:
        or is trusted; if not, it was asked after `sure`.
     2. A person has said that it is complete, and the gateways that had series of it open have reported them or have had
        DECLARED_WITHIN for it: `declared`.
-    3. A person has said that it is incomplete, or gateways are still waited for: no verdict.
+    3. A person has said that it is incomplete, or gateways are still waited for: no verdict. After "incomplete" case 1
+       needs that its PACS has said so only since (`_is_news`); that is asked again for `max_open`.
     4. Series are required of it, all are here, and its PACS has no more than is known: `expected`.
     5. The silence of its source has passed, its PACS has no more, and no required series is missing: `idle`. A PACS
        that can be asked is, and has COUNT_WAIT to answer.
@@ -290,7 +328,7 @@ def decide(row: StudyRow, e: Evidence) -> Decision:
     """
     settled = not row["Unsettled"]
     applies = {
-        "verified": settled and _has_the_same(row) and (_asked_surely(row, e) or _is_trusted(row, e)),
+        "verified": settled and _has_the_same(row) and _is_believed(row, e),
         "declared": row["Policy"] == "declared" and (e.held is None or _waited(row, e)),
         "expected": settled and e.required and not e.missing and not has_more(row),
         "idle": settled and not e.missing and not has_more(row) and e.now >= _idle_at(row, e),
@@ -304,7 +342,8 @@ def decide(row: StudyRow, e: Evidence) -> Decision:
         if _stands(row, name) or (holds and e.looked and kept_back[name] is None):
             policy = cast("SeriesVerdict", name)
             break
-    look = policy is None and not e.looked and not spoken and any(applies.values())
+    may_be = applies["verified"] if spoken else any(applies.values())
+    look = policy is None and not e.looked and not is_pending(row) and may_be
     if policy is None and not spoken:
         is_capped = e.now >= row["OpenSince"] + e.max_open and not look
         policy = "capped" if is_capped or _stands(row, "capped") else None  # 6, 7
@@ -335,9 +374,11 @@ def _decision(row: StudyRow, e: Evidence, policy: SeriesVerdict | None, look: bo
     basis = row["Basis"] if stands or pending or withdrawn else _basis(row, e, policy, told)
     final = policy in FINAL_VERDICTS
     late = any(e.now >= at and not _asked_after(row, at) for at in (_quiet_at(row, e), _sure_at(row, e)))
-    again = has_more(row) and row["CountedAt"] is not None and e.now - row["CountedAt"] >= _between(row, e, MORE_AGAIN)
+    asked_long_ago = row["CountedAt"] is not None and e.now - row["CountedAt"] >= _between(row, e, MORE_AGAIN)
+    again = (has_more(row) or withdrawn is not None) and asked_long_ago
     free = e.looked and e.held is None and not row["Unsettled"]
-    ask = free and policy not in STANDS and withdrawn is None and not pending and _can_ask(row) and (late or again)
+    given_up = withdrawn is not None and e.now >= row["OpenSince"] + e.max_open
+    ask = free and policy not in STANDS and not (pending or given_up) and _can_ask(row) and (late or again)
     columns: Columns = {
         "Verdict": told,
         "Policy": row["Policy"] if stands or pending else policy,
@@ -389,6 +430,16 @@ def _asked_surely(row: StudyRow, e: Evidence) -> bool:
     return _asked_after(row, _sure_at(row, e))
 
 
+def _is_believed(row: StudyRow, e: Evidence) -> bool:
+    """Return whether what its PACS says may verify it: that stands for long enough, and no person has denied it."""
+    return (row["Withdrawn"] is None or _is_news(row)) and (_asked_surely(row, e) or _is_trusted(row, e))
+
+
+def _is_news(row: StudyRow) -> bool:
+    """Return whether its PACS says something else since a person has said that the study is incomplete."""
+    return row["CountedSince"] is not None and row["CountedSince"] > row["OpenSince"]
+
+
 def _asked_after(row: StudyRow, at: datetime) -> bool:
     return row["CountedAt"] is not None and row["CountedAt"] >= at
 
@@ -425,7 +476,9 @@ def _due(row: StudyRow, e: Evidence, policy: SeriesVerdict | None, look: bool) -
     if look:
         return e.now
     if row["Withdrawn"]:
-        return None
+        again_at = e.now + _between(row, e, MORE_AGAIN)
+        asks = _can_ask(row) and not row["Unsettled"] and again_at < row["OpenSince"] + e.max_open
+        return again_at if asks else None
     cap_at = None if policy == "capped" else row["OpenSince"] + e.max_open
     if row["Unsettled"] or e.missing:
         at = None
@@ -487,8 +540,9 @@ def declared(row: StudyRow, word: Word, now: datetime, *, waits: bool) -> Column
     if word.declared == "incomplete":
         if row["Withdrawn"]:
             return {}
-        withdrawn = {"Verdict": None, "Policy": None, "Withdrawn": row["Verdict"] or "part", "DueAt": None}
-        return withdrawn | {"Basis": word.basis, "UpdatedAt": now}
+        withdrawn = {"Verdict": None, "Policy": None, "Withdrawn": row["Verdict"] or "part"}
+        due = now if _can_ask(row) else None
+        return withdrawn | {"Basis": word.basis, "UpdatedAt": now, "OpenSince": now, "DueAt": due}
     if row["Verdict"] in STANDS or (row["Policy"] == "declared" and waits):
         return {}
     verdict, due = (None, now + DECLARED_WITHIN) if waits else ("declared", None)

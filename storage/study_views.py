@@ -9,7 +9,7 @@ from sqlalchemy import Select, func, literal, select, tuple_
 
 from storage.answers import StudyCompletion
 from storage.engine import Engine
-from storage.schema import IS_INCOMPLETE_STUDY, series, studies, study_completions, timeline
+from storage.schema import LACKS_SOMETHING, series, studies, study_completions, timeline
 
 COUNTED = 1000  # studies at most that are counted: beyond it, it is many
 LATELY = timedelta(days=1)  # for how long an incomplete study is waited for
@@ -78,7 +78,7 @@ def select_incomplete_since(since: datetime) -> Select[Any]:
     of_lately = select(
         func.coalesce(studies.c.LastReceivedAt, studies.c.UpdatedAt, type_=studies.c.UpdatedAt.type).label("at")
     )
-    some = of_lately.where(IS_INCOMPLETE_STUDY, studies.c.UpdatedAt >= since)
+    some = of_lately.where(LACKS_SOMETHING, studies.c.UpdatedAt >= since)
     some = some.order_by(studies.c.UpdatedAt, studies.c.StudyInstanceUID).limit(COUNTED)
     return select(func.min(some.subquery().c.at).label("since"))
 

@@ -24,6 +24,7 @@ from db import LOOKED_AT, Database
 from models import FINAL_VERDICTS, Change, CountsOfStudy, GatewayState, SeriesReport
 from storage import study_rules, study_silence
 from storage.answers import StudyRecord
+from storage.listing import StudyListing
 from storage.orders import give
 from storage.rows import StudyRow
 from storage.schema import series, studies, study_sources
@@ -222,6 +223,27 @@ async def test_twenty_series_of_one_study_at_once_by_two_servers_are_counted_exa
         assert (study.NumSeries, study.NumInstances, study.Unsettled) == (20, 40, 0)
         assert (study.ExpectedSeries, study.ExpectedInstances) == (20, 40)
         await compare(one)
+
+
+async def test_a_first_series_that_gateways_report_at_once_is_counted_once(database: Database) -> None:
+    reports = [of(1, "1", str(n), GatewayID=f"g{n}", verdict="idle") for n in range(2, 8)]
+    await asyncio.gather(*(database.store(report) for report in reports))
+    assert ((await record(database)).NumSeries, (await record(database)).NumInstances) == (1, 7)
+    await compare(database)
+
+
+async def test_a_series_that_claimed_too_much_leaves_nothing_of_that_when_it_is_purged(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1", verdict="idle"))
+    claims = update(series).values(Verdict="verified")  # as an earlier version stored it
+    await database.engine.write(lambda connection: connection.execute(claims))
+    clock.shift(timedelta(hours=1))
+    await database.store(of(2, "1", verdict="idle"))
+    await database.last_change()
+    await database.purger.series(datetime.now(UTC) - timedelta(minutes=1), None, dry=False)
+    assert (await record(database)).NumSeries == 1
+    await compare(database)
 
 
 async def test_a_series_that_is_corrected_moves_to_its_study_and_an_empty_one_goes(database: Database) -> None:
@@ -509,6 +531,105 @@ async def test_another_open_series_of_the_same_gateway_keeps_the_verdict_away(da
     assert (await record(database)).Verdict == "verified"
 
 
+# --- a part of it is purged -------------------------------------------------------------------------------------
+
+
+async def purge_first(database: Database, clock: Any) -> None:
+    """Let a study be verified whose PACS has three series, of which two are then purged."""
+    await beat(database)
+    for n in (1, 2, 3):
+        await database.store(asked(n, *map(str, range(n)), has=(3, 6)))
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(3, 6), "one")
+    assert (await record(database)).Verdict == "verified"
+    clock.shift(timedelta(hours=1))
+    await database.store(asked(3, "0", "1", "2", has=(3, 6), Revision=2, Attributes={"SeriesDescription": ["MPR"]}))
+    await database.last_change()
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    assert (await database.purger.series(before, None, dry=False)).series == 2
+
+
+async def is_listed(database: Database) -> bool:
+    """Whether the study is listed as incomplete."""
+    return bool(await database.studies(after=None, limit=9, listing=StudyListing(Incomplete=True)))
+
+
+async def test_what_is_purged_of_a_study_is_not_missing_and_takes_no_verdict(database: Database, clock: Any) -> None:
+    await purge_first(database, clock)
+    await beat(database)
+    await database.store(asked(3, "0", "1", "2", has=(3, 6), Revision=3))  # a repeated report
+    await database.count_study(STUDY, counts(3, 6), "one")
+    study = await record(database)
+    assert (study.Verdict, study.NumSeries, study.NumInstances, study.FalseCompletions) == ("verified", 1, 3, 0)
+    assert (study.ExpectedSeries, study.ExpectedInstances, await is_listed(database)) == (1, 3, False)
+    assert await database.study_views.incomplete_since(datetime.now(UTC)) is None
+    await compare(database)
+
+
+async def test_what_comes_to_a_study_that_was_purged_in_part_is_verified_again(database: Database, clock: Any) -> None:
+    await purge_first(database, clock)
+    await database.store(asked(4, "1", has=(4, 7)))
+    assert ((await record(database)).Verdict, await is_listed(database)) == (None, False)
+    for told_as in ("idle", "verified"):  # its count has grown: it is believed two hours after
+        await pass_silence(database, clock)
+        await database.count_study(STUDY, counts(4, 7), "one")
+        assert (await record(database)).Verdict == told_as
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions, study.ExpectedInstances) == ("verified", 1, 4)
+
+
+async def test_a_purged_series_that_comes_again_contradicts_its_study_only_with_more(
+    database: Database, clock: Any
+) -> None:
+    await purge_first(database, clock)
+    await database.store(asked(1, "0", has=(3, 6)))
+    await database.store(asked(2, "0", "1", has=(3, 6)))
+    study = await record(database)
+    assert (study.Verdict, study.NumSeries, study.FalseCompletions) == ("verified", 3, 0)
+    assert (study.ExpectedSeries, study.ExpectedInstances) == (3, 6)
+    await purge_again(database, clock)
+    await database.store(asked(2, "0", "1", "2", has=(3, 7)))
+    study = await record(database)
+    assert (study.Verdict, study.FalseCompletions, study.ExpectedInstances) == (None, 1, 6)
+    await compare(database)
+
+
+async def test_a_required_series_that_is_purged_is_not_missing_and_decides_nothing(
+    database: Database, clock: Any
+) -> None:
+    demanding = site(database, required_series="*:*=Thorax|MPR")
+    await beat(demanding)
+    described: list[dict[str, Any]] = [{"Attributes": {"SeriesDescription": [text]}} for text in ("Thorax", "MPR")]
+    await demanding.store(of(1, "1", verdict="idle", **described[0]))
+    await demanding.store(of(2, "1", verdict="idle", **described[1]))
+    await demanding.decide_due()
+    assert (await record(demanding)).Policy == "expected"
+    clock.shift(timedelta(hours=1))
+    await demanding.store(of(2, "1", verdict="idle", Attributes={"ProtocolName": ["MPR"]}, Revision=2))
+    await demanding.last_change()
+    await demanding.purger.series(datetime.now(UTC) - timedelta(minutes=1), None, dry=False)
+    await beat(demanding)
+    await demanding.count_study(STUDY, counts(2, 2), "one")
+    study = await record(demanding)
+    assert (study.Policy, study.MissingSeries, await is_listed(demanding)) == ("expected", [], False)
+    await demanding.store(of(3, "1", verdict="idle"))
+    await demanding.decide_due()
+    assert ((await record(demanding)).Verdict, (await record(demanding)).MissingSeries) == (None, [])
+    await pass_silence(demanding, clock)
+    await demanding.decide_due()
+    assert (await record(demanding)).Policy != "expected"
+
+
+async def purge_again(database: Database, clock: Any) -> None:
+    """Let all but the third series be purged once more."""
+    clock.shift(timedelta(hours=1))
+    await database.declare(f"{STUDY}.3", "incomplete", "me", BECAUSE)
+    await database.store(asked(3, "0", "1", "2", has=(3, 6), Revision=9))
+    await database.last_change()
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    assert (await database.purger.series(before, None, dry=False)).series == 2
+
+
 # --- gateways that hold it --------------------------------------------------------------------------------------
 
 
@@ -622,6 +743,24 @@ async def test_a_required_series_is_waited_for_and_then_decides(database: Databa
     assert (study.Verdict, study.Policy, study.MissingSeries) == ("expected", "expected", [])
 
 
+@pytest.mark.parametrize("order", list(itertools.permutations((1, 2, 3))))
+async def test_what_is_required_does_not_depend_on_which_series_came_first(
+    database: Database, clock: Any, order: tuple[int, ...]
+) -> None:
+    demanding = site(database, required_series="CT1*:Chest*=Thorax 1.0|MPR*")
+    described: dict[int, dict[str, Any]] = {
+        1: {"Attributes": {"SeriesDescription": ["Thorax 1.0"], "StudyDescription": ["Chest"]}},
+        2: {"Attributes": {"SeriesDescription": ["Dose"]}, "Source": "DOSE SR"},
+        3: {"Attributes": {"SeriesDescription": ["Key images"], "StudyDescription": ["Other"]}, "Source": "WS KO"},
+    }
+    for n in order:
+        await demanding.store(of(n, "1", verdict="idle", ago_s=7200, **described[n]))
+        await demanding.decide_due()
+    await demanding.decide_due()
+    study = await record(demanding)
+    assert (study.Verdict, study.MissingSeries) == (None, ["MPR*"])
+
+
 async def test_a_study_that_stays_open_is_capped(database: Database, clock: Any) -> None:
     impatient = site(database, study_max_open_s=600)
     await impatient.store(of(1, "1", verdict="capped"))
@@ -721,6 +860,96 @@ async def test_a_series_that_is_declared_incomplete_takes_its_studys_verdict(dat
     await database.decide_due()
     study = await record(database)
     assert (study.Verdict, study.Unsettled, study.FalseCompletions) == (None, 1, 0)
+
+
+async def test_a_declared_study_is_not_listed_as_incomplete(database: Database, clock: Any) -> None:
+    await database.store(asked(1, "1", has=(3, 40)))
+    assert await is_listed(database)
+    assert await database.study_views.incomplete_since(datetime.now(UTC)) is not None
+    await declare(database, clock, "complete")
+    assert not await is_listed(database)
+    assert await database.study_views.incomplete_since(datetime.now(UTC)) is None
+    assert await database.studies(after=None, limit=9, listing=StudyListing(Incomplete=False))
+    await declare(database, clock, "incomplete")
+    assert await is_listed(database)
+
+
+async def test_the_pacs_of_a_study_that_is_declared_incomplete_is_asked_and_has_to_say_something_new(
+    database: Database, clock: Any
+) -> None:
+    await database.store(asked(1, "1", has=(1, 1)))
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(1, 1), "one")
+    assert (await record(database)).Verdict == "verified"
+    await declare(database, clock, "incomplete")
+    for _ in range(3):
+        clock.shift(3600)
+        await beat(database)
+        await database.decide_due()
+        orders = [one for one in await beat(database) if one.Kind == "count"]
+        assert [one.StudyInstanceUID for one in orders] == [STUDY]
+        await database.count_study(STUDY, counts(1, 1), "one")
+        await beat(database, OrdersDone=[{"Number": one.Number, "Problem": None} for one in orders])
+        assert ((await record(database)).Verdict, (await record(database)).Withdrawn) == (None, "verified")
+    await database.count_study(STUDY, counts(2, 2), "one")  # the person was right
+    clock.shift(600)
+    await database.count_study(STUDY, counts(1, 1), "one")
+    study = await record(database)
+    assert (study.Verdict, study.Withdrawn, study.FalseCompletions) == ("verified", None, 0)
+
+
+async def test_images_end_a_persons_word_that_a_study_is_incomplete(database: Database, clock: Any) -> None:
+    await database.store(asked(1, "1", has=(1, 1)))
+    await declare(database, clock, "incomplete")
+    clock.shift(3)
+    await database.store(asked(2, "1", has=(2, 2)))
+    assert (await record(database)).Withdrawn is None
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(2, 2), "one")
+    assert (await record(database)).Verdict in ("idle", "verified")
+
+
+# --- clocks that are wrong --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind_s", [1200, -1200, 90_000])
+async def test_a_gateways_clock_shortens_and_lengthens_no_silence(
+    database: Database, clock: Any, behind_s: float
+) -> None:
+    async def says(**change: Any) -> None:
+        await beat(database, At=(datetime.now(UTC) - timedelta(seconds=behind_s)).isoformat(), **change)
+
+    def at() -> datetime:
+        return datetime.now(UTC) - timedelta(seconds=behind_s)
+
+    await says()
+    said: dict[str, Any] = {"Series": 1, "Instances": 1}
+    report = asked(1, "1", has=(1, 1), ago_s=behind_s)
+    told = {"StudyCounts": CountsOfStudy(**said, At=at())}
+    await database.store(report.model_copy(update=told))
+    study = await record(database)
+    assert (study.FirstReceivedAt, study.LastReceivedAt) == (NOW, NOW)
+    clock.shift(study_silence.PRIOR_S - 1)
+    await says()
+    await database.count_study(STUDY, CountsOfStudy(**said, At=at()), "one")
+    assert (await record(database)).Verdict is None
+    clock.shift(1)
+    await says()
+    await database.count_study(STUDY, CountsOfStudy(**said, At=at()), "one")
+    assert (await record(database)).Verdict == "verified"
+    learnt = await rows(database, 'SELECT "Learnt" FROM study_sources')
+    clock.shift(600)
+    await database.store(of(2, "1", ago_s=behind_s))
+    (after,) = [one["Learnt"] for one in await database.engine.read(select(study_sources))]
+    assert (len(learnt), [silence for _, silence, *_ in after["late"]]) == (1, [study_silence.PRIOR_S + 600])
+
+
+async def test_a_clock_is_taken_to_be_right_if_it_differs_by_no_more_than_a_heartbeat_may_take(
+    database: Database, clock: Any
+) -> None:
+    await beat(database, At=(NOW - timedelta(seconds=4)).isoformat())
+    await database.store(of(1, "1", ago_s=4))
+    assert (await record(database)).LastReceivedAt == NOW - timedelta(seconds=4)
 
 
 # --- numbers that are missing -----------------------------------------------------------------------------------

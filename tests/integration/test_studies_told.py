@@ -443,6 +443,27 @@ async def test_the_command_line_declares_a_study_or_says_why_not(database: Datab
         assert unknown in (await declare_study(study_instance_uid=unknown, **said))["unknown"]
 
 
+@pytest.mark.parametrize("word", ["complete", "incomplete"])
+async def test_a_word_about_a_study_as_if_it_were_a_series_is_answered_with_how_to_say_it(
+    database: Database, word: str
+) -> None:
+    await database.store(part("1.2", 1))
+    (one,) = await database.page(after=None, limit=9)
+    said = {"declared": word, "because": "over", "by": "me, command line"}
+    of_series = await operations(database)["declare"](series_instance_uid="1.2", **said)
+    assert "--study" in of_series["unknown"]
+    of_study = await operations(database)["declare_study"](study_instance_uid=one.SeriesInstanceUID, **said)
+    assert "without --study" in of_study["unknown"]
+    for unknown in ("9", "no UID\\at all"):
+        assert "--study" not in (await operations(database)["declare"](series_instance_uid=unknown, **said))["unknown"]
+
+
+async def test_a_word_about_a_study_over_http_as_if_it_were_a_series_names_the_way(http: httpx.AsyncClient) -> None:
+    await http.post("/series", json=part("1.2", 1).model_dump(mode="json"))
+    answer = await http.post("/series/1.2/declaration", json={"Declared": "complete", "Because": "over"})
+    assert (answer.status_code, "POST /studies/" in answer.json()["detail"]) == (404, True)
+
+
 async def test_a_study_that_reads_otherwise_has_changed_also_without_another_verdict(database: Database) -> None:
     now = datetime.now(UTC)
     await database.store(part("1.2", 1, Verdict="idle", FirstReceivedAt=now, LastReceivedAt=now))

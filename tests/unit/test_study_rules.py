@@ -132,9 +132,35 @@ def test_declared_incomplete_has_no_verdict_until_it_is_verified() -> None:
     decided = decide(withdrawn, seen(timedelta(days=3)))
     assert (decided.columns["Verdict"], decided.columns["Withdrawn"], decided.columns["DueAt"]) == (None, "idle", None)
     assert decided.columns["Basis"] == columns["Basis"]
-    asked = decide(counted_row(asked=SILENCE, **columns), seen(SILENCE))
+    asked = decide(counted_row(asked=SILENCE, CountedSince=LAST + SILENCE, **columns), seen(SILENCE))
     assert (asked.columns["Verdict"], asked.columns["Withdrawn"]) == ("verified", None)
     assert declared(withdrawn, said("incomplete"), LAST, waits=False) == {}
+
+
+@pytest.mark.parametrize("since", [None, LAST - SILENCE, LAST])
+def test_what_a_pacs_has_said_before_a_person_denied_it_verifies_nothing(since: Any) -> None:
+    columns = declared(counted_row(Verdict="verified", Policy="verified"), said("incomplete"), LAST, waits=False)
+    for trust in (0, TRUSTED_AFTER):
+        again = decide(counted_row(asked=SILENCE, CountedSince=since, **columns), seen(SILENCE, trust=trust))
+        assert (again.columns["Verdict"], again.columns["Withdrawn"]) == (None, "verified")
+
+
+def test_the_pacs_of_a_study_that_is_declared_incomplete_is_asked_again_for_as_long_as_one_is_open() -> None:
+    before = counted_row(Verdict="verified", Policy="verified", CountedSince=LAST)
+    withdrawn = counted_row(CountedSince=LAST, **declared(before, said("incomplete"), LAST, waits=False))
+    assert withdrawn["DueAt"] == LAST
+    now, asked = timedelta(), 0
+    while (due := withdrawn["DueAt"]) is not None:
+        now = due - LAST
+        decided = decide(withdrawn, seen(now))
+        assert (decided.columns["Verdict"], decided.columns["Basis"]) == (None, withdrawn["Basis"])
+        asked += decided.ask
+        at = LAST + now if decided.ask else withdrawn["CountedAt"]
+        withdrawn = cast("StudyRow", {**withdrawn, **decided.columns, "CountedAt": at})
+    assert now > timedelta(hours=22)
+    assert 20 < asked < 50
+    assert not decide(withdrawn, seen(timedelta(days=2))).ask
+    assert decide(row(**declared(row(), said("incomplete"), LAST, waits=False)), seen()).columns["DueAt"] is None
 
 
 # --- 4: what is required ----------------------------------------------------------------------------------------
@@ -338,15 +364,22 @@ def test_a_gap_is_told_in_few_words_whatever_the_numbers_are(numbers: list[int])
 
 def test_what_is_required_is_found_by_source_and_description_in_whatever_case() -> None:
     rules = required_series("CT1*:CHEST*=Thorax 1.0|MPR cor; *:*Angio*=MIP*")
-    assert required_of(rules, "CT1 CT", "Chest native") == ("Thorax 1.0", "MPR cor")
-    assert required_of(rules, "CT2 CT", "CT-Angio") == ("MIP*",)
-    assert required_of(rules, "CT2 CT", "Chest") == ()
-    assert required_of(rules, None, None) == ()
+    assert required_of(rules, [("CT1 CT", "Chest native")]) == ("Thorax 1.0", "MPR cor")
+    assert required_of(rules, [("CT2 CT", "CT-Angio")]) == ("MIP*",)
+    assert required_of(rules, [("CT2 CT", "Chest")]) == ()
+    assert required_of(rules, [(None, None)]) == ()
     assert missing_of(("Thorax 1.0", "MPR cor"), ["THORAX 1.0", "Topogram"]) == ("MPR cor",)
     assert missing_of(("MIP*",), ["mip cor 5.0"]) == ()
     composed, decomposed = "Sch\u00e4del*", "SCHA\u0308DEL nativ"
     assert missing_of((composed,), [decomposed]) == missing_of((decomposed,), [composed.upper()[:-1] + " nativ"]) == ()
     assert required_series(" ") == ()
+
+
+@given(st.permutations([("CT1 CT", None), ("MR1 MR", "Chest"), ("CT1 CT", "Angio chest"), (None, "Angio")]))
+def test_what_is_required_is_the_same_whichever_series_came_first(kinds: list[tuple[str | None, str | None]]) -> None:
+    rules = required_series("MR2*:*=Never; *:Angio chest=MIP; CT1*:*=Thorax")
+    assert required_of(rules, kinds) == ("MIP",)
+    assert required_of(required_series("CT1*:Chest=Thorax"), kinds) == ()  # no one series is of both
 
 
 @pytest.mark.parametrize(
