@@ -32,12 +32,12 @@ from models import (
     fitting,
     fitting_bytes,
 )
-from storage import ahead, declarations, history, merge, orders, revisions, studies, study_declarations
+from storage import declarations, history, merge, orders, revisions, studies, study_declarations
 from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
 from storage.connection import Connection
 from storage.declarations import Declared
 from storage.engine import DatabaseUnavailable, Engine, insert
-from storage.heartbeats import Heartbeats, behind_s, is_late
+from storage.heartbeats import Heartbeats, behind_s, forget_gone, is_late
 from storage.keys import Keys
 from storage.latest import Latest
 from storage.listing import Listing, StudyListing, select_listed
@@ -69,8 +69,6 @@ NUMBERED_AT_ONCE = 1000  # changes in one transaction
 IDENTITY = ("PatientID", "PatientName", "StudyInstanceUID", "Attributes")
 MERGED = ("merge", "correct")
 CONFLICTS_BYTES = 4 * 2**20  # bytes of the reports in one page of conflicts
-FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
-MAX_GATEWAYS = 256  # known at once: those that spoke last
 LOOKED_AT = 20  # studies that a heartbeat lets go and that are decided before it is answered; others follow
 DUE_AT_ONCE = 100  # studies of one look at what is due
 ALL, ALL_STUDIES = Listing(), StudyListing()
@@ -358,7 +356,6 @@ async def _store(
     3. Any other is united with what is known (`_unite`).
     """
     now = datetime.now(UTC)
-    report = ahead.of_report(report, now)
     while (known := await locked(connection, report.SeriesInstanceUID)) is None:
         new = merge.new_row(report, now)
         with suppress(_Faster):  # purged between two statements, a row is made anew
@@ -455,11 +452,7 @@ async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order
         freed = sorted({*(before.get("OpenStudies") or ())} - {*(state.OpenStudies or ())})
         says = {"At": now, "State": state.model_dump(mode="json"), "BehindS": behind_s(state, now)}
         await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
-    await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
-    of_now = gateways.update().where(ahead.is_far(gateways.c.At, now, timedelta())).values(At=now)
-    await connection.execute(of_now)  # one that is gone would count as heard until then
-    latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
-    await connection.execute(gateways.delete().where(gateways.c.GatewayID.in_(latest.offset(MAX_GATEWAYS))))
+    await forget_gone(connection, now)
     ended = await orders.acknowledge(connection, state, now)
     for order in ended:
         if order["Problem"] and order["Kind"] == "declare":

@@ -1,7 +1,6 @@
 """One series: its reports taken in, its record, timeline and images, and a person's word about it."""
 
 from contextlib import AbstractContextManager, nullcontext
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import structlog
@@ -12,10 +11,8 @@ from api.answers import Declaration, Declare, InstanceList, Timeline
 from api.examples import EXAMPLES
 from api.parameters import KNOWN_ONLY
 from api.routing import DECIDES, READS, WRITES, Changes, Db, Responses, answers
-from common.outgoing import seconds_of
 from common.tracing import Spans
 from models import SeriesRecord, SeriesReport, Uid
-from storage.ahead import by_our_clock
 
 ONE = "/series/{SeriesInstanceUID:path}"  # a UID that is none of PS3.5 §9.1 may have a slash
 STORED: Responses = {201: {"model": SeriesRecord, "description": "Stored, and new."}}
@@ -39,7 +36,6 @@ async def post_series(
     """
     spans: Spans | None = request.app.state.spans
     tracing: AbstractContextManager[dict[str, str]] = spans.stored(request.headers) if spans else nullcontext({})
-    report = by_our_clock(report, seconds_of(request.headers.get("Date", "")), datetime.now(UTC))
     with tracing as trace:
         record, created = await database.store(report)
     follower.stored()

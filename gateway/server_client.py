@@ -11,8 +11,6 @@ import ssl
 import zlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import format_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated
@@ -169,8 +167,7 @@ async def ask(  # noqa: PLR0913 - one parameter for each part of a request
     """
     if timeout_s is None:
         timeout_s = PARTS * (http.timeout.read or NO_TIMEOUT_S)
-    now = format_datetime(datetime.now(UTC), usegmt=True)  # by which the server knows if our clock is wrong
-    headers = {"Accept-Encoding": "identity", "Date": now, **(headers or {})}
+    headers = {"Accept-Encoding": "identity", **(headers or {})}
     try:
         async with (
             asyncio.timeout(timeout_s),

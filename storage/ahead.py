@@ -4,37 +4,22 @@ What lies ahead would hold for as long: no silence passes, nothing falls due. So
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, or_
 
-from models import SeriesReport
-
 APART = timedelta(minutes=1)  # how far the clocks of the servers of one database may be apart
 FAR = timedelta(days=1)  # the longest that anything here is put off for, but a study's cap, which is set anew
-WRONG = timedelta(minutes=5)  # from which on a sender's clock is wrong; a large report takes a while to come
-OF_REPORT = ("FirstReceivedAt", "LastReceivedAt")
 OF_STUDY = ("FirstReceivedAt", "LastReceivedAt", "OpenSince", "CountedAt", "DueAt")
 
 
-def by_our_clock(report: SeriesReport, sent_at: float | None, now: datetime) -> SeriesReport:
-    """Return a report with the times of its images by the server's clock, if its sender's is WRONG.
-
-    `sent_at`: when it was sent by that clock, in seconds since 1970; None if that is not known.
-    """
+def by_our_clock(at: datetime, behind: timedelta, now: datetime) -> datetime:
+    """Return a time that a gateway has told, whose clock is `behind` the server's: by that, and at the latest now."""
     try:
-        apart = timedelta() if sent_at is None else now - datetime.fromtimestamp(sent_at, UTC)
-        times = {name: at + apart for name in OF_REPORT if (at := getattr(report, name)) is not None}
-    except (ValueError, OverflowError, OSError):  # beyond the years 1 to 9999
-        return report
-    return report.model_copy(update=times) if abs(apart) > WRONG else report
-
-
-def of_report(report: SeriesReport, now: datetime) -> SeriesReport:
-    """Return a report whose images came now at the latest: its gateway's clock may be ahead."""
-    early = {name: now for name in OF_REPORT if (at := getattr(report, name)) is not None and at > now}
-    return report.model_copy(update=early) if early else report
+        return min(at + behind, now)
+    except OverflowError:  # beyond the years 1 to 9999
+        return min(at, now)
 
 
 def of_study(row: Mapping[str, Any], now: datetime, max_open: timedelta) -> dict[str, datetime]:

@@ -1,4 +1,4 @@
-"""What else there is to a gateway's row than its heartbeat (db.py keeps that): that it is refused, or was dismissed."""
+"""What else there is to a gateway's row than its heartbeat (db.py keeps that): its clock, refusals, its end."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -8,10 +8,13 @@ from sqlalchemy import bindparam, select
 
 from common.errors import SeriesGatewayError
 from models import GatewayState
+from storage.ahead import is_far
 from storage.connection import Connection
 from storage.engine import Engine
 from storage.schema import gateways
 
+FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
+MAX_GATEWAYS = 256  # known at once: those that spoke last
 SPEAKS_WITHIN = timedelta(seconds=15)  # a gateway that runs; the live page calls it silent beyond
 LATE_WITHIN = timedelta(minutes=1)
 CLOCKS_AGREE = timedelta(seconds=5)  # how much of a difference is that of the way, and not of the clocks
@@ -43,6 +46,17 @@ async def clock_behind(connection: Connection, gateway_id: str | None) -> timede
     if gateway_id is None:
         return timedelta()
     return timedelta(seconds=(await connection.execute(BEHIND, {"name": gateway_id})).scalar() or 0.0)
+
+
+async def forget_gone(connection: Connection, now: datetime) -> None:
+    """Forget the gateways that have said nothing for FORGOTTEN_AFTER, and beyond MAX_GATEWAYS those silent longest.
+
+    One that has spoken later than now, by a clock that was set back since, counts as heard now.
+    """
+    await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
+    await connection.execute(gateways.update().where(is_far(gateways.c.At, now, timedelta())).values(At=now))
+    latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
+    await connection.execute(gateways.delete().where(gateways.c.GatewayID.in_(latest.offset(MAX_GATEWAYS))))
 
 
 class StillHeard(SeriesGatewayError):

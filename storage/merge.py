@@ -18,7 +18,6 @@ from models import (
     fitting,
     fitting_bytes,
 )
-from storage.ahead import OF_REPORT
 from storage.answers import Decision
 from storage.folding import FOLDED_LENGTH, folded
 from storage.rows import Claim, SeriesRow, with_changes
@@ -170,7 +169,8 @@ def changes(report: SeriesReport, known: SeriesRow, union: int, now: datetime) -
     if known["Revision"] and changed.items() <= known.items():
         return {}
     first, last = (
-        [min(at, now) for at in (cast("Columns", known)[name], getattr(report, name)) if at] for name in OF_REPORT
+        [min(at, now) for at in (cast("Columns", known)[name], getattr(report, name)) if at]
+        for name in ("FirstReceivedAt", "LastReceivedAt")
     )
     return changed | {
         "FirstReceivedAt": min(first, default=None),

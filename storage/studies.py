@@ -136,7 +136,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     if before["Revision"] and (moved or before["PatientID"] != after["PatientID"]):
         change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
     behind = await clock_behind(connection, report.GatewayID if report else None)
-    change = change.with_columns(study_rules.described(change.after, study_rules.by_our_clock(after, report, behind)))
+    change = change.with_columns(study_rules.described(change.after, study_rules.as_told(after, report, behind, now)))
     known = before["NumInstances"]
     if again is not None and row["PurgedSeries"] and again.study_instance_uid == row["StudyInstanceUID"]:
         change = change.with_columns(study_rules.come_again(row, again.images))
@@ -179,7 +179,8 @@ def _brought(  # noqa: PLR0913 - a report, and how it came
         change = change.with_columns({"LastReceivedAt": now})
     if not counts:
         return change
-    silence_s = study_rules.silence_s(row, report.FirstReceivedAt and report.FirstReceivedAt + behind)
+    came_at = report.FirstReceivedAt and ahead.by_our_clock(report.FirstReceivedAt, behind, now)
+    silence_s = study_rules.silence_s(row, came_at)
     silence_s = silence_s if silence_s > study_silence.SHORTEST_S else 0.0  # most are: nothing is read for these
     learnt = change.learnt._replace(silence_s=silence_s, came=study_rules.kind_of_series(series_row), before=row)
     wrong = reopened.get("FalseCompletions", 0) > row["FalseCompletions"] and row["Policy"] == "verified"
@@ -195,7 +196,7 @@ def _answered(change: _Change, report: SeriesReport, counts: CountsOfStudy) -> _
 
 def _at(counts: CountsOfStudy, behind: timedelta, now: datetime) -> CountsOfStudy:
     """Return what a PACS has, as it said it by the server's clock; by no clock it said so later than now."""
-    return counts.model_copy(update={"At": min(counts.At + behind, now)})
+    return counts.model_copy(update={"At": ahead.by_our_clock(counts.At, behind, now)})
 
 
 def _counted(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from common.study_kinds import STORED, group_of, kind_of
 from models import FINAL_VERDICTS, ChangeKind, CountsOfStudy, SeriesReport, SeriesVerdict
+from storage.ahead import by_our_clock
 from storage.merge import BASIS_LENGTH, Columns, Word, missing
 from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.study_silence import MAX_KINDS, Study
@@ -130,13 +131,13 @@ def described(row: Mapping[str, Any], series: SeriesRow) -> Columns:
     return columns
 
 
-def by_our_clock(series: SeriesRow, report: SeriesReport | None, behind: timedelta) -> SeriesRow:
+def as_told(series: SeriesRow, report: SeriesReport | None, behind: timedelta, now: datetime) -> SeriesRow:
     """Return a series as a report has changed it, with the times of that alone, of a gateway whose clock is `behind`.
 
     Without a report nothing has come.
     """
     said = {name: report and getattr(report, name) for name in ("FirstReceivedAt", "LastReceivedAt")}
-    return with_changes(series, {name: at and at + behind for name, at in said.items()})
+    return with_changes(series, {name: at and by_our_clock(at, behind, now) for name, at in said.items()})
 
 
 def kind_of_series(series: SeriesRow) -> str:
@@ -519,7 +520,7 @@ def _counted_words(row: StudyRow) -> str:
 def _why_not(row: StudyRow, e: Evidence) -> str:
     """Say what a verdict waits for."""
     if row["Unsettled"]:
-        return f"{row['Unsettled']} of {row['NumSeries']} series are not over"
+        return f"{row['Unsettled']} of {row['NumSeries']} series are still open, or were drained"
     if e.held is not None:
         return e.held
     if e.missing:

@@ -56,7 +56,7 @@ async def test_a_studys_own_verdict_and_what_it_lacks_change_while_it_is_watched
         head = page.locator("#stored-table .study", has_text="Test, One")
         state, verdict = head.locator(".state-of-study"), head.locator(".state-of-study .badge").first
         await expect(state).to_have_text("study open2 images")
-        await expect(verdict).to_have_attribute("title", "1 of 1 series are not over")
+        await expect(verdict).to_have_attribute("title", "1 of 1 series are still open, or were drained")
         store(url, f"{STUDY}.2")
         await expect(state).to_have_text("study open4 images")
         at = datetime.now(UTC).isoformat()

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
-import httpx
 import pytest
 import time_machine
 from sqlalchemy import select, update
 
 from db import Database
-from models import GatewayState, Order, SeriesRecord, SeriesReport
+from models import GatewayState, Order, SeriesReport
 from storage.orders import state_of
 from storage.rhythm import hour_of
 from storage.schema import gateways, orders, source_hours, studies, webhooks
@@ -60,30 +58,33 @@ async def test_a_study_is_idle_in_time_though_its_gateways_clock_is_ahead(
 
 
 @pytest.mark.parametrize("wrong", [-YEAR, -HOUR, HOUR, YEAR])
-async def test_a_sender_that_says_when_it_sends_may_have_any_clock(http: httpx.AsyncClient, wrong: timedelta) -> None:
-    sent = {"Date": format_datetime(NOW + wrong, usegmt=True)}
-    report = of(1, NOW + wrong - timedelta(seconds=40))
-    for _ in range(2):
-        answer = await http.post("/series", json=report.model_dump(mode="json"), headers=sent)
-        record = SeriesRecord.model_validate(answer.json())
-        assert (record.LastReceivedAt, record.Revision) == (NOW - timedelta(seconds=40), 1)
-
-
-@pytest.mark.parametrize(
-    "date",
-    [None, "", "soon", "Mon, 01 Jan 0001 00:00:00 GMT", "Fri, 31 Dec 9999 23:59:60 GMT", "Mon, 01 Jan 99999 0:0 GMT"],
-)
-@pytest.mark.parametrize("year", [1, 2026, 9999])
-async def test_a_date_that_is_none_or_beyond_the_calendar_refuses_no_report(
-    http: httpx.AsyncClient, date: str | None, year: int
+async def test_the_silence_of_a_study_is_by_the_servers_clock_whatever_its_gateways(
+    database: Database, clock: Any, wrong: timedelta
 ) -> None:
-    sent = {} if date is None else {"Date": date}
-    report = of(1, NOW.replace(year=year)).model_dump(mode="json")
-    answer = await http.post("/series", json=report, headers=sent)
-    assert answer.status_code == 201
-    last = SeriesRecord.model_validate(answer.json()).LastReceivedAt
-    assert last is not None
-    assert last <= NOW
+    async def said() -> str | None:
+        await beat(database, At=(datetime.now(UTC) + wrong).isoformat())
+        await database.decide_due()
+        found = await database.study(STUDY)
+        return found.Verdict if found else None
+
+    assert await said() is None
+    await database.store(of(1, NOW + wrong))
+    assert await said() is None
+    clock.shift(timedelta(seconds=30))
+    assert await said() is None
+    clock.shift(HOUR)
+    assert await said() == "idle"
+
+
+@pytest.mark.parametrize("behind", [-YEAR, timedelta(), YEAR])
+@pytest.mark.parametrize("year", [1, 2026, 9999])
+async def test_a_time_at_the_end_of_the_calendar_refuses_no_report(
+    database: Database, behind: timedelta, year: int
+) -> None:
+    await beat(database, At=(NOW - behind).isoformat())
+    record, _ = await database.store(of(1, NOW.replace(year=year)))
+    assert record.LastReceivedAt is not None
+    assert record.LastReceivedAt <= NOW
 
 
 async def test_what_was_stored_of_a_clock_ahead_ends_with_the_next_report(database: Database, clock: Any) -> None:

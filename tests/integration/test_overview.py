@@ -14,7 +14,6 @@ from fastapi import FastAPI
 from sqlalchemy import Select, text
 from sqlalchemy.dialects import sqlite
 
-import db
 from api.follower import Follower
 from api.overview import LATEST, Overview
 from api.stored import MAX_SKIP
@@ -22,7 +21,7 @@ from bench.rig.processes import Process, server
 from common.settings import ServerSettings
 from db import Database
 from models import MAX_ARRIVING
-from storage import latest, stored
+from storage import heartbeats, latest, stored
 from storage.keys import Keys
 from storage.listing import Listing
 from storage.purge import SERIES_AT_ONCE
@@ -72,7 +71,7 @@ async def test_silence_is_by_the_servers_clock_and_a_gateway_silent_for_a_day_is
 async def test_of_too_many_gateways_those_are_known_that_spoke_last(
     app: FastAPI, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(db, "MAX_GATEWAYS", 3)
+    monkeypatch.setattr(heartbeats, "MAX_GATEWAYS", 3)
     watcher = app.state.overview.frames()
     at = datetime.now(UTC)
     for second, name in enumerate("abcad"):

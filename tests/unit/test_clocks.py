@@ -23,7 +23,6 @@ from gateway.dispatcher import SeriesDispatcher
 from gateway.held_studies import HeldStudies
 from gateway.idle import Fixed
 from gateway.journal import Journal
-from gateway.server_client import ask
 from models import Association, Instance, SeriesReport
 from storage.rhythm import KEPT_HOURS, UNUSUAL, hour_of, missed_hours
 from tests.rig.factories import SERIES, encode, make_dataset, make_instance, make_report, memory_journal
@@ -199,20 +198,6 @@ def test_a_date_to_wait_for_is_counted_from_the_answers_own_date(wrong: timedelt
 def test_without_a_date_of_the_answer_it_is_counted_from_our_clock(date: str | None) -> None:
     with time_machine.travel(NOW, tick=False):
         assert retry_after_s(format_datetime(NOW + timedelta(seconds=90), usegmt=True), date) == 90
-
-
-@pytest.mark.parametrize("wrong", JUMPS)
-async def test_what_is_sent_says_when_by_the_clock_that_has_told_its_times(wrong: timedelta) -> None:
-    said: list[str] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        said.append(request.headers["Date"])
-        return httpx.Response(200)
-
-    async with httpx.AsyncClient(base_url="http://server", transport=httpx.MockTransport(answer)) as http:
-        with time_machine.travel(NOW + wrong, tick=False):
-            await ask(http, "POST", "series", content=b"{}")
-    assert said == [format_datetime(NOW + wrong, usegmt=True)]
 
 
 def test_a_leap_second_is_an_http_date() -> None:
