@@ -22,7 +22,7 @@ BY_DESIGN = {
     "rows of study_completions": "5,000 rows; sources beyond that stand together",
     "rows of study_sources": "1,000 rows; sources beyond that stand together",
     "database, KiB": "`purge`, whose free pages are used again; tombstones stay",
-    "database WAL, KiB": "its largest transaction, and the longest reader's, above 4 MiB; the space is used again",
+    "database WAL, KiB": "its largest transaction; the space is used again, 64 MiB of it stay at most",
     "audit log, KiB": "logrotate",
     "gateway RSS, MiB": "what is remembered of closed series: images for 800 s, revisions of 100,000 (60 MiB)",
     "journal rows of learnt": "1,000 sources",
