@@ -17,6 +17,7 @@ from storage.schema import metadata
 
 MIB, KIB = 2**20, 2**10
 GATEWAY, SERVER = "gateway", "server"
+UNTOLD = 'SELECT (SELECT max("Number") FROM changes) - (SELECT min("Position") FROM webhooks)'
 
 
 class Looks:
@@ -63,6 +64,7 @@ class Looks:
         counted = ", ".join(f"(SELECT count(*) FROM {name})" for name in names)  # noqa: S608 - the schema's
         counts = query(self._database, f"SELECT {counted}")
         found: dict[str, float] = {f"rows of {name}": n for name, n in zip(names, counts[0], strict=True)}
+        found["changes that the webhook was not told yet"] = query(self._database, UNTOLD)[0][0] or 0
         with closing(sqlite3.connect(f"file:{self._lab.journal}?mode=ro", uri=True, timeout=30)) as journal:
             tables = journal.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall()
             for (name,) in tables:
