@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PACS   ?=
 
-.PHONY: demo play test test-all compose-test lint docs faults bench policies completion attacks scale mutants up
+.PHONY: demo play test test-all compose-test lint docs faults bench policies completion attacks scale soak mutants up
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -46,6 +46,9 @@ completion: policies ## the same, by its name until 0.2
 
 scale: $(VENV)/testing ## two gateways, two servers, HAProxy, PostgreSQL, kill -9, hosts cut off (as root); ends with lost=0 doubled=0
 	@$(BIN)/python -m bench.scale $(ARGS)
+
+soak: $(VENV)/testing ## a year in an hour: 50,000 series, restarts, purges; what grows; ends with lost=0 doubled=0. ARGS="--series 2000": a look
+	@$(BIN)/python -m bench.soak $(ARGS)
 
 attacks: $(VENV)/testing ## hostile peers, while a good one keeps working; ends with tried=T survived=T
 	@$(BIN)/python -m bench.attacks $(ARGS)

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and its plot, from bench/results.json. Run it alone to draw them again."""
+"""docs/benchmarks.md and its plot, from bench/results.json; those of `make soak`. Run it alone to draw them again."""
 
 import json
 import sys
@@ -8,9 +8,21 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
+from bench.growth import Samples, document
 from bench.rig.processes import ROOT
 from bench.tables import extremes, names, table, telemetry
 
+SOAK = "a year in an hour"
+SOAK_PANELS = {
+    "memory, MiB": ("gateway RSS, MiB", "server RSS, MiB"),
+    "files, KiB": ("journal, KiB", "journal WAL, KiB", "database, KiB", "database WAL, KiB", "audit log, KiB"),
+    "rows of the server": tuple(f"rows of {name}" for name in ("series", "instances", "timeline", "changes", "purged")),
+    "rows of the journal": ("journal rows of reports", "journal rows of learnt", "journal rows of sources"),
+    "descriptors and threads": (
+        "gateway descriptors", "gateway threads", "server descriptors", "server threads",
+    ),
+    "time series in /metrics": ("gateway time series", "server time series"),
+}  # fmt: skip
 Points = dict[str, tuple[float, float, float]]
 """For each policy its false completions per 1000 series, median and 99th percentile of latency."""
 
@@ -31,6 +43,12 @@ def write_completion(tables: dict[str, list[list[str]]], plots: dict[str, Points
 def write_studies(tables: dict[str, list[list[str]]]) -> None:
     """Tables (lines each) of docs/completion.md about studies, for each set of runs."""
     _insert(ROOT / "docs" / "completion.md", _parts(tables), "figures of studies")
+
+
+def write_soak(results: dict[str, Any]) -> None:
+    """Tables and one plot of docs/reliability.md about a year in an hour."""
+    _insert(ROOT / "docs" / "reliability.md", document(results), SOAK)
+    _plot_soak(results["samples"], ROOT / "docs" / "images" / "soak.svg")
 
 
 def _parts(tables: dict[str, list[list[str]]]) -> list[str]:
@@ -56,6 +74,24 @@ def _plot_completion(plots: dict[str, Points], path: Path) -> None:
         axes.grid(alpha=0.3)
     all_axes[0].set_ylabel("false completions per 1000 series")
     all_axes[0].legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _plot_soak(samples: Samples, path: Path) -> None:
+    """A panel for each kind of measure, over the number of series."""
+    mpl.rcParams["svg.hashsalt"] = "series-gateway"
+    figure, all_axes = plt.subplots(3, 2, figsize=(11, 9), layout="constrained", sharex=True)
+    for axes, (title, measures) in zip(all_axes.flat, SOAK_PANELS.items(), strict=True):
+        for name in measures:
+            if name in samples:
+                axes.plot(samples["series"], samples[name], label=name.removeprefix("rows of ").partition(", ")[0])
+        axes.set_title(title, fontsize=10)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    for axes in all_axes[-1]:
+        axes.set_xlabel("series so far")
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 
@@ -96,4 +132,5 @@ def _plot(results: dict[str, Any], path: Path) -> None:
 
 if __name__ == "__main__":
     write_document(json.loads((ROOT / "bench" / "results.json").read_text()))
+    write_soak(json.loads((ROOT / "bench" / "soak.json").read_text()))
     sys.exit(0)

@@ -255,10 +255,10 @@ def sigterm(lab: Lab, rng: random.Random) -> None:
 def clock_steps(lab: Lab, rng: random.Random) -> None:
     for step in (rng.choice([3600, -3600]), 0):
         time.sleep(rng.uniform(0, 1))
-        _set_clock(lab.folder, step)
+        set_clock(lab.folder, step)
 
 
-def _set_clock(folder: Path, step_s: int) -> None:
+def set_clock(folder: Path, step_s: int) -> None:
     path = folder / "clock"
     path.with_suffix(".new").write_text(str(step_s))
     path.with_suffix(".new").rename(path)
@@ -275,7 +275,7 @@ def plain(folder: Path) -> Iterator[dict[str, str]]:
 @contextmanager
 def stepped_clock(folder: Path) -> Iterator[dict[str, str]]:
     """Wall clocks that `clock_steps` sets; monotonic ones stay true."""
-    _set_clock(folder, 0)
+    set_clock(folder, 0)
     yield {"PYTHONPATH": str(ROOT / "bench" / "stepped_clock"), "STEPPED_CLOCK": str(folder / "clock")}
 
 

@@ -31,7 +31,14 @@ from common.settings import ServerSettings, without_password
 from storage.connection import Connection, Do, run
 
 BUSY_TIMEOUT_MS = 5000
-PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
+WAL_BYTES = 64 * 2**20  # how much of SQLite's write-ahead log stays on the disk once it was larger
+PRAGMAS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    f"busy_timeout={BUSY_TIMEOUT_MS}",
+    f"journal_size_limit={WAL_BYTES}",
+)
 READERS = 4
 TRIES = 8  # how often one transaction is tried
 FIRST_BACKOFF_S = 0.01

@@ -158,8 +158,10 @@ class Sender:
 class PynetdicomSender(Sender):
     """Stock pynetdicom as SCU."""
 
+    ae_title = "FAULTS"
+
     def send(self, images: list[Dataset]) -> Iterator[int]:
-        ae = AE("FAULTS")
+        ae = AE(self.ae_title)
         ae.connection_timeout = ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 6
         contexts = [build_context(CTImageStorage, ExplicitVRLittleEndian)]
         assoc = pure_scu(ae.associate(self._host, self._port, contexts))

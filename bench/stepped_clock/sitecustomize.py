@@ -11,15 +11,14 @@ POLL_S = 0.02
 
 
 def _follow(path: Path) -> None:
-    current, travel = 0.0, None
+    current, traveller = 0.0, None
     while True:
         step = float(path.read_text())
-        if step != current:
-            if travel is not None:
-                travel.stop()
-            travel = time_machine.travel(time.time() + step, tick=True)
-            travel.start()
-            current = step
+        if step != current and traveller is None:
+            traveller = time_machine.travel(time.time() + step, tick=True).start()
+        elif step != current and traveller is not None:
+            traveller.shift(step - current)  # at once: nobody sees the true time between two steps
+        current = step
         time.sleep(POLL_S)
 
 

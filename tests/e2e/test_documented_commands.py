@@ -64,6 +64,7 @@ def test_make_demo_stores_what_was_sent(pacs: str) -> None:
         ("policies TRACES=folder", 'python -m bench.completion --traces "folder"'),
         ("attacks", "python -m bench.attacks"),
         ("scale ARGS='--trials 20 --seed 1'", "python -m bench.scale --trials 20 --seed 1"),
+        ("soak ARGS='--series 2000'", "python -m bench.soak --series 2000"),
         ("mutants ARGS='--modules idle --seed 1'", "python -m bench.mutants --modules idle --seed 1"),
         ("up", "docker compose up --build"),
     ],

@@ -131,6 +131,22 @@ async def test_a_transaction_that_awaits_something_else_is_said_and_undone(tmp_p
         await writer.dispose()
 
 
+async def test_sqlite_s_write_ahead_log_gives_back_what_a_large_transaction_took(tmp_path: Path) -> None:
+    async def write(connection: Connection) -> None:
+        await connection.execute(text("CREATE TABLE IF NOT EXISTS one (content BLOB)"))
+        await connection.execute(text("INSERT INTO one VALUES (zeroblob(:size))"), {"size": sizes.pop()})
+
+    sizes, log = [1, engine.WAL_BYTES + 2**20], tmp_path / "series.db-wal"
+    writer = engine._sqlite(make_url(f"sqlite+aiosqlite:///{tmp_path}/series.db"), writes=True)
+    try:
+        await connection.run(writer, write)
+        assert log.stat().st_size > engine.WAL_BYTES
+        await connection.run(writer, write)
+        assert log.stat().st_size <= engine.WAL_BYTES
+    finally:
+        await writer.dispose()
+
+
 @pytest.mark.parametrize("moment", ["connect", "begin", "before_cursor_execute", "commit", "rollback"])
 async def test_who_is_cancelled_again_and_again_leaves_no_connection_open_and_no_task(
     moment: str, tmp_path: Path
