@@ -13,7 +13,7 @@ from storage.rows import SeriesRow
 from storage.schema import series
 from tests.rig.factories import RECEIVED_AT, SERIES, make_report
 
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NOW = datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
 VERDICTS = st.sampled_from([None, "declared", "expected", "idle", "capped", "drained"])
 FEW = st.integers(0, 4)
 
