@@ -258,6 +258,19 @@ async def test_a_series_whose_report_cannot_be_made_is_reported_with_the_least(
     assert [entry["series_instance_uid"] for entry in reduced] == ["1.9"]
 
 
+async def test_an_image_after_the_least_report_is_of_the_same_series_and_makes_its_next_revision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with way() as w:
+        poisoned(monkeypatch, SERIES, SeriesCollector, "_decide")
+        await w.store(make_instance("1"))
+        await asyncio.sleep(3 * IDLE_S)
+        monkeypatch.undo()
+        await w.store(make_instance("2"))
+        await asyncio.sleep(3 * IDLE_S)
+    assert w.taken.reports == [(SERIES, 1, 1), (SERIES, 2, 1)]
+
+
 async def test_a_series_of_which_not_even_that_can_be_made_is_set_aside_and_the_others_go_on(logs: list[Any]) -> None:
     async with way() as w:
         for series in ("1.8", "not\\a UID", "1.10"):

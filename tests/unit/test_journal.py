@@ -197,10 +197,13 @@ async def test_delivered_report_keeps_its_place_in_the_history_without_its_conte
 async def test_refused_report_is_dead_until_replayed_or_discarded_with_a_reason(journal: Journal, path: Path) -> None:
     await journal.keep(instances("1", "2"))
     one, two = await journal.file_reports([make_report("1"), make_report("2")])
+    await journal.delayed(replace(one, attempts=3, next_attempt_at=time.time() + 60), "HTTP 503")
     for waiting in (one, two):
         await journal.refused(waiting, "HTTP 422 bad")
     assert (journal.waiting(), journal.waiting_instances) == ([], 0)
-    assert await journal.replay_dead([one.id, 999]) == [one]
+    assert [dead.Id for dead in await journal.last_dead(2)] == [two.id, one.id]
+    assert [dead.Id for dead in await journal.last_dead(1)] == [two.id]
+    assert await journal.replay_dead([one.id, 999]) == [one]  # as if it had never been tried
     assert (journal.waiting(), journal.waiting_instances) == ([one], 1)
     assert await journal.discard_dead(None, "test data") == [two.id]
     assert await journal.discard_dead(None, "again") == []

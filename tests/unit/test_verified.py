@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from typing import Any
 
 import pytest
@@ -340,6 +340,7 @@ def test_a_failed_question_leaves_what_the_pacs_said_before(pacs: Pacs) -> None:
     assert len(report.MissingSOPInstanceUIDs) == 5
     assert "30 images" in str(report.Basis)
     assert "did not end in time" in str(report.Basis)
+    assert "did not end in time" in [entry.Details.get("Problem") for entry in report.Timeline]
 
 
 def test_a_pacs_that_has_less_than_is_known_is_no_expectation(pacs: Pacs) -> None:
@@ -356,6 +357,19 @@ def test_a_pacs_that_never_answers_leaves_it_to_the_time_out(pacs: Pacs) -> None
     ((at, report),) = pacs.run(1000.0)
     assert report.Verdict == "idle"
     assert at < 2 * PRIORS[Phase.OPEN] * 2.0
+
+
+def test_pauses_between_questions_double_while_nothing_comes_and_begin_anew_with_an_image(pacs: Pacs) -> None:
+    pacs.has[SERIES] = uids(9)
+    pauses = []
+    for n in range(2):
+        pacs.asked.clear()
+        pacs.collector.observe(image(n, None), pacs.now)
+        assert [report.Verdict for _, report in pacs.run(pacs.now + 8.0)] in ([], [None])
+        times = [at for at, _ in pacs.asked]
+        pauses.append([round(later - at - ANSWER_S, 3) for at, later in pairwise(times)])
+    assert pauses[0][-1] > 2 * pauses[0][0] > 0
+    assert pauses[1][0] == pytest.approx(ASK_AFTER_S, abs=ANSWER_S)
 
 
 # --- what the PACS has and has not sent -------------------------------------------------------------------------
@@ -510,6 +524,7 @@ def test_the_last_counts_of_the_study_are_in_the_report_and_in_the_evidence() ->
     entries = [entry.Details for entry in report.Timeline if entry.Event == "pacs.answered"]
     assert [entry.get("StudyInstances") for entry in entries] == [1, 5, None]
     assert entries[1]["StudySeries"] == 2
+    assert all(entry.get("Problem") is None for entry in entries)
 
 
 def ask_at(collector: SeriesCollector, now: float) -> list[Question]:
