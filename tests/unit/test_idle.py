@@ -507,6 +507,17 @@ def test_a_weight_that_is_no_number_teaches_nothing(weight: str) -> None:
     assert policy.timeout_s(CT1, Phase.OPEN, {}) > 10.0
 
 
+def test_a_histogram_holds_any_silence_and_is_zero_without_one() -> None:
+    silences = Quantile()
+    assert silences.bound_s() == 0.0
+    silences.add(10.0**9)
+    assert silences.bound_s() == pytest.approx(1000.0)
+    again = Quantile()
+    again.load({"per_decade": 30, "150": 1.0, "151": 1.0, str(10**9): 1.0})
+    assert again.bound_s() == pytest.approx(1000.0)
+    assert again.dump() == {"per_decade": 30, 150: 3.0}
+
+
 def test_ten_series_that_ended_at_the_images_in_their_acquisition_make_it_an_expectation() -> None:
     collector = collector_of(adaptive())
     verdicts = []

@@ -61,6 +61,26 @@ def test_a_report_says_all_that_is_known_of_its_series() -> None:
     }
 
 
+@pytest.mark.parametrize("extras", [(), ("NumberOfSlices",)])
+def test_a_count_of_a_tag_is_an_attribute_only_where_a_site_wants_it_as_its_own(extras: tuple[str, ...]) -> None:
+    assert "NumberOfSlices" in reporting.HINTS
+    (report,) = collected(image("1", NumberOfSlices="1"), extras=extras).due(9.0)
+    assert [keyword for keyword in report.Attributes if keyword in reporting.HINTS] == list(extras)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda collector: collector.due(9.0), "quiet for 2 s (fixed, "),
+        (lambda collector: collector.declare(SERIES, 1.0, 1.0), "a person has declared it complete"),
+        (lambda collector: collector.drain(1.0), "an operator's request, or a stop"),
+    ],
+)
+def test_the_basis_says_what_its_verdict_rests_on(end: Any, words: str) -> None:
+    (report,) = end(collected(image()))
+    assert report.Basis.startswith(words)
+
+
 def test_the_least_report_still_says_whose_it_is_and_when_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> SeriesReport:
         raise ValueError("never shown")
