@@ -327,7 +327,6 @@ FAST = {"GATEWAY_IDLE_TIMEOUT_S": "0.3", "GATEWAY_IDLE_POLICY": "fixed", "GATEWA
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # pynetdicom's, where a connection is refused
 def test_no_series_is_forgotten_through_kill_9_of_all_three_and_each_runs_in_order(tmp_path: Path) -> None:
     rng = random.Random(4)
     script(tmp_path, '#!/bin/sh\necho "$1 $REVISION" >> begun\nsleep 0.02\necho "$1 $REVISION $NUM_INSTANCES" >> ran\n')
