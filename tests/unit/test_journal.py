@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable
@@ -339,6 +340,7 @@ async def test_corrupt_file_is_set_aside_whole_and_said_loudly(path: Path, how: 
             assert journal.open_instances == 0
             await journal.keep(instances("1"))
     (aside,) = path.parent.glob("journal.db.corrupt-*")
+    assert re.fullmatch(r"journal\.db\.corrupt-\d{8}T\d{6}Z", aside.name)
     assert aside.read_bytes()[4096:] == bytes(content)[4096:]  # SQLite marks its first page as opened
     (entry,) = logs
     assert (entry["event"], entry["log_level"], entry["moved_to"]) == ("journal.set_aside", "error", str(aside))
