@@ -1,9 +1,9 @@
 """How soon is a study verified? A real Orthanc sends over two gateways; `python -m bench.verified_studies`.
 
 Twenty studies of five series, series by series to one gateway or the other. One gateway is killed in the middle and
-started again; of the last study, one series is held back. The PACS is trusted from the start, as it is after ten
-studies that it held whole: to learn that takes a silence a study. Ends with the studies that were verified, those told
-before their last image, and the median from a study's last image to its verdict.
+started again; of the last study, one series is held back. The PACS is trusted from the start, as it is after ten series
+and ten studies that it held whole: to learn the latter takes a silence a study. Ends with the studies that were
+verified, those told before their last image, and the median from a study's last image to its verdict.
 """
 
 import argparse
@@ -24,10 +24,11 @@ from pydicom.uid import generate_uid
 from bench.rig.peers import Orthanc, free_port, orthanc
 from bench.rig.processes import Process, running, server, start_gateway
 from bench.rig.senders import synthetic_image
+from gateway.open_series import TRUSTED_AFTER as SERIES_UNTIL_TRUSTED
 from storage.study_rules import TRUSTED_AFTER
 
 SERIES, IMAGES = 5, 40  # of a study, of a series
-PRIMING = 5  # studies after which both gateways trust the PACS's word about series
+PRIMING = 5  # studies of which the gateways learn for how long to wait
 HELD_BACK_S = 30.0
 WITHIN_S = 600.0  # beyond which something is wrong
 
@@ -111,7 +112,15 @@ class Trial:
         raise RuntimeError(f"not {wanted} within {WITHIN_S:g} s: {rows}")
 
     def trust(self) -> None:
-        """Let the server trust the PACS, as it does after TRUSTED_AFTER studies that it held whole."""
+        """Let the server and both gateways trust the PACS, as they do after studies and series that it held whole.
+
+        A gateway learns that only of series that take longer to come than the PACS takes to answer.
+        """
+        for name, gateway in self.gateways.items():
+            gateway.kill()
+            with closing(sqlite3.connect(self._folder / name / "gateway-journal.db", timeout=60)) as journal, journal:
+                journal.execute("INSERT OR REPLACE INTO pacs VALUES ('ORTHANC', ?)", (SERIES_UNTIL_TRUSTED,))
+            self.gateways[name] = self._start(name)
         with closing(sqlite3.connect(self._folder / "series.db", timeout=60)) as database, database:
             now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
             insert = 'INSERT OR REPLACE INTO study_pacs ("PACS", "Stored", "Trust", "UpdatedAt") VALUES (?, ?, ?, ?)'
