@@ -168,10 +168,8 @@ def changes(report: SeriesReport, known: SeriesRow, union: int, now: datetime) -
     }
     if known["Revision"] and changed.items() <= known.items():
         return {}
-    first, last = (
-        [min(at, now) for at in (cast("Columns", known)[name], getattr(report, name)) if at]
-        for name in ("FirstReceivedAt", "LastReceivedAt")
-    )
+    first = [min(at, now) for at in (known["FirstReceivedAt"], report.FirstReceivedAt) if at]
+    last = [min(at, now) for at in (known["LastReceivedAt"], report.LastReceivedAt) if at]
     return changed | {
         "FirstReceivedAt": min(first, default=None),
         "LastReceivedAt": max(last, default=None),

@@ -115,7 +115,7 @@ def associate_rq(
 
 
 def feed(acceptor: Acceptor, stream: bytes, cut: int) -> None:
-    """What a caller does that accepts everything, with the stream in two parts; may raise nothing."""
+    """Do what a caller does that accepts everything, with the stream in two parts; may raise nothing."""
     for part in (stream[:cut], stream[cut:]):
         acceptor.receive_data(part)
         while (event := acceptor.next_event()) is not NEED_DATA and event is not PAUSED:
@@ -151,7 +151,7 @@ class Sender:
                 time.sleep(random.uniform(0, 2 * AGAIN_AFTER_S))
 
     def send(self, images: list[Dataset]) -> Iterator[int]:
-        """One association; yields the places of images as they are acknowledged."""
+        """Send over one association; yield the places of images as they are acknowledged."""
         raise NotImplementedError
 
 
