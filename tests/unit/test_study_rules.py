@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.cli.commands import STUDY_KINDS
 from common.required import MOST, missing_of, required_of, required_series
 from common.settings import ServerSettings, SettingsError
 from models import SeriesReport
 from storage.gaps import gaps
 from storage.merge import Word
-from storage.rows import StudyRow
+from storage.rows import StudyRow, with_changes
 from storage.study_rules import (
     COUNT_WAIT,
     DECLARED_WITHIN,
@@ -389,3 +390,15 @@ def test_a_wrong_entry_stops_the_start_with_its_text_and_an_example(text: str) -
     with pytest.raises(SettingsError, match="SERVER_REQUIRED_SERIES") as raised:
         ServerSettings(required_series=text)
     assert "CT1*:CHEST*=Thorax 1.0|MPR cor" in str(raised.value)
+
+
+def test_the_kinds_that_a_webhook_may_ask_for_are_those_that_a_study_has() -> None:
+    new = new_study("1.2", LAST)
+    rows = [
+        with_changes(new, {"Verdict": verdict, "Withdrawn": withdrawn, "FalseCompletions": wrong})
+        for verdict in (None, "idle", "verified", "declared")
+        for withdrawn in (None, "part")
+        for wrong in (0, 1)
+    ]
+    found = {kind for before in rows for after in rows for kind in kinds(before, after)}
+    assert found == set(STUDY_KINDS)
