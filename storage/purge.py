@@ -1,12 +1,12 @@
 """Forgets series that have not changed since a time, and old changes of those that stay: a batch a transaction.
 
-A series goes with all that refers to it, the last one of a study with that; what stays is its tombstone. A report that
-comes at the same moment waits for the same lock, of the series' row: either the series has then changed and stays, or
-it is gone and the report makes it anew. Webhooks are told first: a change that one of them does not know keeps its
-series.
+A series goes with all that refers to it, the last one of a study with that; what stays is its tombstone, and what was
+told of a study that stays, which is handed on to another of its series. A report that comes at the same moment waits
+for the same lock, of the series' row: either the series has then changed and stays, or it is gone and the report makes
+it anew. Webhooks are told first: a change that one of them does not know keeps its series.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import accumulate
@@ -32,6 +32,7 @@ from storage.engine import Engine, insert
 from storage.orders import forget_old_whys, forget_why
 from storage.schema import (
     IS_IN_CONFLICT,
+    IS_OF_STUDY,
     changes,
     conflicts,
     counters,
@@ -126,7 +127,8 @@ async def purge_series(connection: Connection, before: datetime, after: Place | 
 
     1. Lock the rows: each has then the last word of every report that has been stored.
     2. Only then look what keeps some of them: a new statement sees what was committed meanwhile.
-    3. Delete all that refers to the others, and leave their tombstones.
+    3. Hand on what was told of studies that stay, and take the others out of their studies.
+    4. Delete all that refers to them, and leave their tombstones.
     """
     found = [{**row} for row in (await connection.execute(select_old(before, after).with_for_update())).mappings()]
     batch = _batch(found)
@@ -142,15 +144,43 @@ async def purge_series(connection: Connection, before: datetime, after: Place | 
     remembered = ("SeriesInstanceUID", "NumInstances", "StudyInstanceUID")
     tombstones = [{"At": now, **{name: row[name] for name in remembered}} for row in of_studies]
     if tombstones:
+        await _hand_on(connection, of_studies)
+        await studies.forget(connection, of_studies, now)
         for table in BY_SERIES:
             of_series = table.c.SeriesInstanceUID.in_(_uids(tombstones))
             await connection.execute(table.delete().where(of_series))
         await forget_why(connection, _uids(tombstones))
-        await studies.forget(connection, of_studies)
         await connection.execute(purged.insert(), tombstones)
         more = {"Value": counters.c.Value + len(tombstones)}
         await insert(connection, counters, {"Name": "purged", "Value": len(tombstones)}, or_update=more)
     return _became(found, batch, stays)
+
+
+async def _hand_on(connection: Connection, gone: Sequence[dict[str, Any]]) -> None:
+    """Let what was told of studies stand at a series of theirs that stays; of a study without any it goes, too."""
+    at_gone = changes.c.SeriesInstanceUID.in_(_uids(gone)) & IS_OF_STUDY
+    told_of = (await connection.execute(select(changes.c.StudyInstanceUID).where(at_gone).distinct())).scalars()
+    heirs = await _heirs(connection, {*told_of, *(row["StudyInstanceUID"] for row in gone)}, _uids(gone))
+    for study, heir in heirs.items():
+        of_study = at_gone & (changes.c.StudyInstanceUID == study)
+        await connection.execute(changes.update().where(of_study).values(SeriesInstanceUID=heir))
+        of_it = timeline.c.SeriesInstanceUID.in_(_uids([row for row in gone if row["StudyInstanceUID"] == study]))
+        events = timeline.update().where(of_it, timeline.c.Event == "study.told")
+        await connection.execute(events.values(SeriesInstanceUID=heir))
+
+
+async def _heirs(connection: Connection, studies_of: Collection[str], gone: Sequence[str]) -> dict[str, str]:
+    """Return a series of each study that stays, locked against other purges; nothing of a study without any."""
+    first = func.min(series.c.SeriesInstanceUID).label("first")
+    stays = series.c.StudyInstanceUID.in_(studies_of) & series.c.SeriesInstanceUID.not_in(gone)
+    some = select(series.c.StudyInstanceUID, first).where(stays).group_by(series.c.StudyInstanceUID)
+    while True:  # the first one may be purged, or moved to another study, while it is waited for
+        wanted = {row.StudyInstanceUID: row.first for row in await connection.execute(some)}
+        these = series.c.SeriesInstanceUID.in_(wanted.values())
+        locked = select(series.c.StudyInstanceUID, series.c.SeriesInstanceUID).where(these)
+        locked = locked.order_by(series.c.SeriesInstanceUID).with_for_update(read=True, key_share=True)
+        if {row.StudyInstanceUID: row.SeriesInstanceUID for row in await connection.execute(locked)} == wanted:
+            return wanted
 
 
 async def _delete_changes(connection: Connection, outdated: ColumnElement[bool]) -> int:

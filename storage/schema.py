@@ -344,6 +344,7 @@ purged = Table(
     Column("At", UtcDateTime, nullable=False),
     Column("NumInstances", Integer, nullable=False),
     Column("StudyInstanceUID", ORDERED_TEXT),  # null of those that a version before 0.3 has left
+    Index("purged_by_study", "StudyInstanceUID"),
     sqlite_with_rowid=False,
 )
 completions = Table(

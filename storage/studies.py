@@ -23,7 +23,7 @@ from storage.gaps import gaps
 from storage.heartbeats import SPEAKS_WITHIN, clock_behind
 from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
-from storage.schema import gateways, instances, series, studies, study_completions
+from storage.schema import gateways, instances, purged, series, studies, study_completions
 from storage.study_holders import Reporter, held
 from storage.study_learning import Learnt
 from storage.study_rules import Decision, Evidence
@@ -41,6 +41,9 @@ _BY_KEY = studies.c.StudyInstanceUID == bindparam("key")
 LOCKED = select(studies).where(_BY_KEY).with_for_update()
 FREE = select(studies).where(_BY_KEY).with_for_update(skip_locked=True)
 UPDATE = update(studies).where(_BY_KEY)
+PURGED = select(func.count(), func.coalesce(func.sum(purged.c.NumInstances), 0)).where(
+    purged.c.StudyInstanceUID == bindparam("key")
+)
 
 log = structlog.get_logger()
 
@@ -138,7 +141,12 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     behind = await clock_behind(connection, report.GatewayID if report else None)
     change = change.with_columns(study_rules.described(change.after, study_rules.as_told(after, report, behind, now)))
     known = before["NumInstances"]
-    if again is not None and row["PurgedSeries"] and again.study_instance_uid == row["StudyInstanceUID"]:
+    if (
+        again is not None
+        and row["NumSeries"]
+        and row["PurgedSeries"]
+        and again.study_instance_uid == row["StudyInstanceUID"]
+    ):
         change = change.with_columns(study_rules.come_again(row, again.images))
         is_new, known = False, again.images  # it contradicts nothing that it comes again
     if is_new or after["NumInstances"] > known:
@@ -323,9 +331,10 @@ async def _locked(connection: Connection, study_instance_uid: str, *, wait: bool
 
 
 async def _made(connection: Connection, study_instance_uid: str, now: datetime) -> StudyRow:
-    """Return the row of a study, locked; it is made if it is not there."""
+    """Return the row of a study, locked; it is made if it is not there, and knows then what was purged of it."""
     while (row := await _locked(connection, study_instance_uid)) is None:
-        made = study_rules.new_study(study_instance_uid, now)
+        before = (await connection.execute(PURGED, {"key": study_instance_uid})).one()
+        made = study_rules.new_study(study_instance_uid, now, *before)
         if await insert(connection, studies, made):
             return made
     return row
@@ -422,13 +431,18 @@ async def _required(connection: Connection, row: StudyRow, terms: Terms) -> tupl
 
 
 async def _order_count(connection: Connection, row: StudyRow, series_instance_uid: str, now: datetime) -> None:
-    """Have the gateway that asked the PACS last ask it again; one that is silent is not kept waiting with orders."""
-    heard = select(gateways.c.At).where(gateways.c.GatewayID == row["CountedBy"])
-    at = (await connection.execute(heard)).scalar()
-    if row["CountedBy"] is not None and at is not None and now - at <= SPEAKS_WITHIN:
+    """Have the gateway that asked the PACS last ask it again; if that is silent or stopped, whichever spoke last.
+
+    That may not know this PACS: then it says so, and the study has lost nothing.
+    """
+    speaks = select(gateways.c.GatewayID, gateways.c.State["Stopped"].label("Stopped"))
+    speaks = speaks.where(gateways.c.At >= now - SPEAKS_WITHIN).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
+    names = [one.GatewayID for one in await connection.execute(speaks) if not one.Stopped]
+    if names:
+        name = next((name for name in names if name == row["CountedBy"]), names[0])
         about: dict[str, Any] = {"SeriesInstanceUID": series_instance_uid, "StudyInstanceUID": row["StudyInstanceUID"]}
         about |= {"CallingAETitle": row["PACS"]}
-        await orders.give(connection, row["CountedBy"], "count", about, by="the server", because=None, now=now)
+        await orders.give(connection, name, "count", about, by="the server", because=None, now=now)
 
 
 # --- what is written --------------------------------------------------------------------------------------------
@@ -492,18 +506,21 @@ async def count_verdicts(connection: Connection, row: StudyRow, after: StudyRow,
 # --- series are purged, gateways let go -------------------------------------------------------------------------
 
 
-async def forget(connection: Connection, purged: Sequence[Mapping[str, Any]]) -> None:
+async def forget(connection: Connection, gone: Sequence[Mapping[str, Any]], now: datetime) -> None:
     """Take series that are purged out of their studies; a study whose last series goes, goes too.
 
-    What a study says stays: nobody has found that it was wrong. What its PACS has still of these is not missing.
+    What a study says stays: nobody has found that it was wrong. What its PACS has still of these is not missing. One
+    without a verdict is due: it may have waited for a series that goes.
     """
-    for uid in sorted({str(one["StudyInstanceUID"]) for one in purged}):
+    for uid in sorted({str(one["StudyInstanceUID"]) for one in gone}):
         row = await _locked(connection, uid)
         if row is None:
             continue
-        for one in (cast("SeriesRow", each) for each in purged if each["StudyInstanceUID"] == uid):
+        for one in (cast("SeriesRow", each) for each in gone if each["StudyInstanceUID"] == uid):
             row = with_changes(row, study_rules.counted(row, one, None) | study_rules.purged(row, one))
             row = with_changes(row, study_rules.with_gap(row, one["SeriesInstanceUID"], None))
+        if row["Verdict"] is None and not study_rules.is_pending(row):
+            row = with_changes(row, {"DueAt": now})
         this = studies.c.StudyInstanceUID == uid
         if row["NumSeries"] <= 0:
             await connection.execute(delete(studies).where(this))

@@ -549,6 +549,24 @@ async def purge_first(database: Database, clock: Any) -> None:
     assert (await database.purger.series(before, None, dry=False)).series == 2
 
 
+async def purge(database: Database, young: timedelta = timedelta(minutes=1)) -> int:
+    """Purge what has not changed for longer than that; how many series that were."""
+    await database.last_change()
+    return (await database.purger.series(datetime.now(UTC) - young, None, dry=False)).series
+
+
+async def events_of_study(database: Database) -> list[Any]:
+    """What the study's timeline says of its verdict."""
+    events = await database.study_views.events(STUDY, None, 999)
+    return [(one["At"], one["Details"]) for one in events if one["Event"] == "study.told"]
+
+
+async def places(database: Database) -> set[tuple[str, str]]:
+    """Of what is told of studies, whose it is and at which series it stands."""
+    told_of = """SELECT "StudyInstanceUID", "SeriesInstanceUID" FROM changes WHERE "Subject" = 'study'"""
+    return set(await rows(database, told_of))
+
+
 async def is_listed(database: Database) -> bool:
     """Whether the study is listed as incomplete."""
     return bool(await database.studies(after=None, limit=9, listing=StudyListing(Incomplete=True)))
@@ -592,6 +610,93 @@ async def test_a_purged_series_that_comes_again_contradicts_its_study_only_with_
     study = await record(database)
     assert (study.Verdict, study.FalseCompletions, study.ExpectedInstances) == (None, 1, 6)
     await compare(database)
+
+
+async def test_what_was_told_of_a_study_stays_when_the_series_goes_at_which_it_stands(
+    database: Database, clock: Any
+) -> None:
+    await beat(database)
+    for n in (1, 2, 3):
+        await database.store(asked(n, *map(str, range(n)), has=(3, 6)))
+    await pass_silence(database, clock)
+    await database.count_study(STUDY, counts(3, 6), "one")
+    before, events = await told(database), await events_of_study(database)
+    assert await places(database) == {(STUDY, f"{STUDY}.1")}
+    clock.shift(timedelta(hours=1))
+    await database.store(asked(3, "0", "1", "2", has=(3, 6), Revision=2, Attributes={"SeriesDescription": ["MPR"]}))
+    assert await purge(database) == 2
+    assert [one.Number for one in await told(database)][: len(before)] == [one.Number for one in before]
+    assert await places(database) == {(STUDY, f"{STUDY}.3")}
+    assert (await events_of_study(database))[: len(events)] == events != []
+    clock.shift(timedelta(hours=1))
+    assert await purge(database) == 1
+    assert (await told(database), await database.study(STUDY)) == ([], None)
+
+
+async def test_what_was_told_of_a_study_stays_where_a_series_that_has_left_it_is_purged(
+    database: Database, clock: Any
+) -> None:
+    await database.store(of(1, "1"))
+    await database.store(of(2, "1"))
+    await declare(database, clock, "complete")
+    assert await places(database) == {(STUDY, f"{STUDY}.1")}
+    moved = of(1, "1", "3", study="1.9").model_copy(update={"SeriesInstanceUID": f"{STUDY}.1", "PatientID": "P9"})
+    await database.store(moved)
+    (conflict,) = await database.conflicts(after=None, limit=9, resolved=False)
+    await database.resolve(conflict.Digest, "correct", "me")
+    clock.shift(timedelta(hours=1))
+    await database.store(of(2, "1", Revision=2, Attributes={"SeriesDescription": ["MPR"]}))
+    assert await purge(database) == 1
+    assert (STUDY, f"{STUDY}.2") in await places(database)
+
+
+async def test_a_study_whose_only_open_series_is_purged_is_decided(database: Database, clock: Any) -> None:
+    patient = site(database, study_max_open_s=30 * 86400)
+    await patient.store(of(1, "1", verdict=None))
+    clock.shift(timedelta(hours=3))
+    await patient.store(of(2, "1", verdict="idle"))
+    clock.shift(timedelta(hours=3))
+    await patient.decide_due()
+    assert (await record(patient)).Verdict is None
+    assert await purge(patient, timedelta(hours=4)) == 1
+    await patient.decide_due()
+    await pass_silence(patient, clock)
+    study = await record(patient)
+    assert (study.Verdict, study.NumSeries, datetime.now(UTC) < NOW + timedelta(days=1)) == ("idle", 1, True)
+
+
+async def test_a_study_that_was_purged_whole_and_comes_again_in_part_lacks_nothing(
+    database: Database, clock: Any
+) -> None:
+    for n in (1, 2, 3):
+        await database.store(asked(n, *map(str, range(n)), has=(3, 6)))
+    clock.shift(timedelta(hours=1))
+    assert await purge(database) == 3
+    for known, (n, series_left, images_left) in enumerate([(2, 1, 2), (4, 2, 3), (1, 3, 4)]):
+        await database.store(asked(n, *map(str, range(1 if n == 4 else n)), has=(4 if known else 3, 7 if known else 6)))
+        study = await record(database)
+        assert (study.NumSeries, study.NumInstances) == (series_left, images_left)
+        assert (study.ExpectedSeries, study.ExpectedInstances) == (series_left, images_left)
+    assert not await is_listed(database)
+    await compare(database)
+
+
+async def test_another_gateway_asks_where_the_one_that_asked_has_stopped_or_is_gone(
+    database: Database, clock: Any
+) -> None:
+    await beat(database, "one")
+    await database.store(asked(1, "1", has=(1, 1)))
+    await beat(database, "one", Stopped=True)
+    clock.shift(timedelta(hours=1))
+    await beat(database, "three", Stopped=True)
+    await database.decide_due()
+    assert await rows(database, 'SELECT "GatewayID" FROM orders') == []
+    await beat(database, "two")
+    await database.engine.write(lambda connection: connection.execute(update(studies).values(DueAt=NOW)))
+    await database.decide_due()
+    assert [(one.Kind, one.CallingAETitle) for one in await beat(database, "two")] == [("count", "ORTHANC")]
+    await database.count_study(STUDY, counts(1, 1), "two")
+    assert (await record(database)).Verdict == "verified"
 
 
 async def test_a_required_series_that_is_purged_is_not_missing_and_decides_nothing(
