@@ -32,14 +32,15 @@ from models import (
     fitting,
     fitting_bytes,
 )
-from storage import declarations, history, merge, orders, revisions, studies, study_declarations
+from storage import declarations, heartbeats, history, merge, orders, revisions, studies, study_declarations
 from storage.answers import Completion, Conflict, Decision, Gateway, SeriesEvent, StudyRecord
 from storage.connection import Connection
 from storage.declarations import Declared
 from storage.engine import DatabaseUnavailable, Engine, insert
-from storage.heartbeats import Heartbeats, behind_s, forget_gone, is_late
+from storage.heartbeats import Heartbeats
 from storage.keys import Keys
 from storage.latest import Latest
+from storage.leaps import Leaps
 from storage.listing import Listing, StudyListing, select_listed
 from storage.matching import Octets
 from storage.merge import Word
@@ -89,7 +90,8 @@ class Database:
 
     def __init__(self, engine: Engine, terms: Terms = Terms()) -> None:  # noqa: B008 - it never changes
         self.engine = engine
-        self._terms = terms
+        self.leaps = Leaps()
+        self._set = terms
         self.finder = Finder(engine)
         self.heartbeats = Heartbeats(engine)
         self.keys = Keys(engine)
@@ -108,6 +110,11 @@ class Database:
         terms = Terms(timedelta(seconds=settings.study_max_open_s), required_series(settings.required_series))
         async with Engine.open(settings) as engine:
             yield cls(engine, terms)
+
+    @property
+    def _terms(self) -> Terms:
+        """What the site has set for studies, and since when their silences count."""
+        return self._set._replace(since=self.leaps.last())
 
     async def unkept_promises(self) -> list[str]:
         """Return the settings of PostgreSQL that are off, for want of which a power cut loses what was committed."""
@@ -219,7 +226,7 @@ class Database:
         Return what it is to do, and the orders of which it says for the first time what became of them. Studies that it
         no longer names are decided: the first LOOKED_AT now, others soon.
         """
-        orders, ended, freed = await self.engine.write(partial(_hear, state=state))
+        orders, ended, freed = await self.engine.write(partial(_hear, state=state, since=self.leaps.since()))
         with suppress(DatabaseUnavailable):  # they are looked at later, too
             if later := freed[LOOKED_AT:]:
                 now = datetime.now(UTC)
@@ -417,8 +424,7 @@ async def _unite(  # noqa: PLR0913 - a report, and how it came
         for counted_row, figure in merge.completions(report, known, row):
             await count_verdict(connection, counted_row, figure)
     added = row["NumInstances"] - known["NumInstances"]
-    new = bool(changed) and not known["Revision"]
-    await note_sent(connection, report, now, images=added, series=int(new))
+    await note_sent(connection, report, now, images=added, series=int(is_new and bool(changed)))
     return changed, told
 
 
@@ -439,20 +445,17 @@ async def _begin(
 # --- gateways ---------------------------------------------------------------------------------------------------
 
 
-async def _hear(connection: Connection, state: GatewayState) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
+async def _hear(
+    connection: Connection, state: GatewayState, since: datetime
+) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
     """Keep a gateway's state, forget gateways that are gone, and take what it says of its orders.
 
-    Return what it is to do, the orders that have ended, and the studies that it does not name any more.
+    Return what it is to do, the orders that have ended, and the studies that it does not name any more. The server
+    has run `since` then.
     """
     now = datetime.now(UTC)
-    said = select(gateways.c.State).where(gateways.c.GatewayID == state.GatewayID)
-    before = (await connection.execute(said)).scalar() or {}
-    freed: list[str] = []
-    if not is_late(state, before):
-        freed = sorted({*(before.get("OpenStudies") or ())} - {*(state.OpenStudies or ())})
-        says = {"At": now, "State": state.model_dump(mode="json"), "BehindS": behind_s(state, now)}
-        await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
-    await forget_gone(connection, now)
+    freed = await heartbeats.keep(connection, state, now)
+    await heartbeats.forget_gone(connection, now, since)
     ended = await orders.acknowledge(connection, state, now)
     for order in ended:
         if order["Problem"] and order["Kind"] == "declare":

@@ -14,12 +14,14 @@ LISTENS_FIRST = timedelta(seconds=25)  # gateways that were refused speak every 
 async def decide_due(database: Database, follower: Follower) -> None:
     """Decide about studies as they fall due, until the follower's end.
 
-    What gateways said before the server started, or its database was away, may be out of date: all of them are heard
-    first, or LISTENS_FIRST has passed.
+    What gateways said before the server started, its database was away or its clock was set forward may be out of
+    date: all of them are heard first, or LISTENS_FIRST has passed.
     """
     since, has_listened = datetime.now(UTC), False
     while not follower.ended:
         decided = 0
+        if (leapt_at := database.leaps.last()) is not None and leapt_at > since:
+            since, has_listened = leapt_at, False
         try:
             has_listened = has_listened or await _has_listened(database, since)
             if has_listened:

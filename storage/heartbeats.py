@@ -1,8 +1,8 @@
-"""What else there is to a gateway's row than its heartbeat (db.py keeps that): its clock, refusals, its end."""
+"""A gateway's row: its heartbeat, its clock, refusals, its end."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import bindparam, select
 
@@ -10,7 +10,8 @@ from common.errors import SeriesGatewayError
 from models import GatewayState
 from storage.ahead import is_far
 from storage.connection import Connection
-from storage.engine import Engine
+from storage.engine import Engine, insert
+from storage.leaps import were_set
 from storage.schema import gateways
 
 FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
@@ -18,9 +19,35 @@ MAX_GATEWAYS = 256  # known at once: those that spoke last
 SPEAKS_WITHIN = timedelta(seconds=15)  # a gateway that runs; the live page calls it silent beyond
 LATE_WITHIN = timedelta(minutes=1)
 CLOCKS_AGREE = timedelta(seconds=5)  # how much of a difference is that of the way, and not of the clocks
-BEHIND = select(gateways.c.BehindS).where(gateways.c.GatewayID == bindparam("name"))  # made once, as in revisions.py
+CLOCK = select(gateways.c.BehindS, gateways.c.ClockSetAt).where(  # made once, as in revisions.py
+    gateways.c.GatewayID == bindparam("name")
+)
+LISTENS_FOR = timedelta(minutes=1)  # how long a server that has started does not know who is gone
 Refusals = Mapping[str, tuple[datetime, str]]
 """When a heartbeat under a gateway's name was not let in, and why."""
+
+
+class Clock(NamedTuple):
+    """A gateway's clock, beside the server's."""
+
+    behind: timedelta = timedelta()
+    """Below 0: it is ahead."""
+    set_at: datetime | None = None
+    """When one of the two was set last, by the server's."""
+
+
+async def keep(connection: Connection, state: GatewayState, now: datetime) -> list[str]:
+    """Keep a heartbeat in place of the one before, unless it is late; return the studies that it names no more."""
+    known = select(gateways.c.State, gateways.c.BehindS).where(gateways.c.GatewayID == state.GatewayID)
+    row = (await connection.execute(known)).one_or_none()
+    before = (row and row.State) or {}
+    if is_late(state, before):
+        return []
+    behind = behind_s(state, now)
+    says = {"At": now, "State": state.model_dump(mode="json"), "BehindS": behind}
+    says |= {"ClockSetAt": now} if row and were_set(behind, row.BehindS) else {}
+    await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
+    return sorted({*(before.get("OpenStudies") or ())} - {*(state.OpenStudies or ())})
 
 
 def is_late(state: GatewayState, said: Mapping[str, Any]) -> bool:
@@ -41,19 +68,21 @@ def behind_s(state: GatewayState, now: datetime) -> float:
     return behind.total_seconds() if abs(behind) > CLOCKS_AGREE else 0.0
 
 
-async def clock_behind(connection: Connection, gateway_id: str | None) -> timedelta:
-    """Return how far a gateway's clock was behind when it was last heard of; nothing if it never was."""
-    if gateway_id is None:
-        return timedelta()
-    return timedelta(seconds=(await connection.execute(BEHIND, {"name": gateway_id})).scalar() or 0.0)
+async def clock_of(connection: Connection, gateway_id: str | None) -> Clock:
+    """Return a gateway's clock as it was when that was last heard of; the server's own if it never was."""
+    row = (await connection.execute(CLOCK, {"name": gateway_id})).one_or_none() if gateway_id is not None else None
+    return Clock(timedelta(seconds=row.BehindS or 0.0), row.ClockSetAt) if row else Clock()
 
 
-async def forget_gone(connection: Connection, now: datetime) -> None:
+async def forget_gone(connection: Connection, now: datetime, since: datetime) -> None:
     """Forget the gateways that have said nothing for FORGOTTEN_AFTER, and beyond MAX_GATEWAYS those silent longest.
 
-    One that has spoken later than now, by a clock that was set back since, counts as heard now.
+    None is silent for long if the server has been running since just now, or a clock was set meanwhile. One that has
+    spoken later than now, by a clock that was set back since, counts as heard now.
     """
-    await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
+    was_set = select(gateways.c.GatewayID).where(gateways.c.ClockSetAt > now - FORGOTTEN_AFTER)
+    if now - since > LISTENS_FOR and (await connection.execute(was_set.limit(1))).first() is None:
+        await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
     await connection.execute(gateways.update().where(is_far(gateways.c.At, now, timedelta())).values(At=now))
     latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)
     await connection.execute(gateways.delete().where(gateways.c.GatewayID.in_(latest.offset(MAX_GATEWAYS))))

@@ -451,6 +451,7 @@ gateways = Table(
     Column("RefusedAt", UtcDateTime),  # when a heartbeat of its name was not let in
     Column("Refused", Text),  # why
     Column("BehindS", Float),  # how far its clock is behind the server's, or ahead if below 0, as it said this
+    Column("ClockSetAt", UtcDateTime),  # when one of these two clocks was set last (leaps.py); null: not known to be
 )
 # Who sends, and in which hours: the last one of each source says when it was heard of last.
 sources = Table(

@@ -20,7 +20,7 @@ from storage.answers import StudyRecord
 from storage.connection import Connection
 from storage.engine import insert
 from storage.gaps import gaps
-from storage.heartbeats import SPEAKS_WITHIN, clock_behind
+from storage.heartbeats import SPEAKS_WITHIN, clock_of
 from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.schema import gateways, instances, purged, series, studies, study_completions
@@ -53,6 +53,8 @@ class Terms(NamedTuple):
 
     max_open: timedelta = timedelta(days=1)
     required: tuple[Required, ...] = ()
+    since: datetime | None = None
+    """When the server's clock was set forward last: silences count from then (leaps.py)."""
 
 
 class ComesAgain(NamedTuple):
@@ -138,8 +140,8 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     change = change.with_columns(study_rules.counted(change.after, None if is_new else before, after))
     if before["Revision"] and (moved or before["PatientID"] != after["PatientID"]):
         change = change.with_columns(await _refolded(connection, row["StudyInstanceUID"]))
-    behind = await clock_behind(connection, report.GatewayID if report else None)
-    change = change.with_columns(study_rules.described(change.after, study_rules.as_told(after, report, behind, now)))
+    clock = await clock_of(connection, report.GatewayID if report else None)
+    change = change.with_columns(study_rules.described(change.after, study_rules.as_told(after, report, clock, now)))
     known = before["NumInstances"]
     if (
         again is not None
@@ -150,7 +152,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
         change = change.with_columns(study_rules.come_again(row, again.images))
         is_new, known = False, again.images  # it contradicts nothing that it comes again
     if is_new or after["NumInstances"] > known:
-        change = _brought(change, after, now, report, behind, obeys=obeys, counts=not decided)
+        change = _brought(change, after, now, report, clock.behind, obeys=obeys, counts=not decided)
     if merge.says_more(before, after) and after["Verdict"] in FINAL_VERDICTS:
         gap = await _find_gap(connection, after, now, report)
         change = change.with_columns(study_rules.with_gap(row, after["SeriesInstanceUID"], gap))
@@ -158,7 +160,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
         change = change.with_columns({"UpdatedAt": now})
     reporter = None
     if report is not None and report.StudyCounts is not None:
-        change = _answered(change, report, _at(report.StudyCounts, behind, now))
+        change = _answered(change, report, _at(report.StudyCounts, clock.behind, now))
         reporter = Reporter(report.GatewayID, after["SeriesInstanceUID"])
     _, told = await _decided(connection, change, now, terms, reporter)
     return told
@@ -306,7 +308,7 @@ async def look(  # noqa: PLR0913 - what is asked, and what was heard
         return None, []
     change = _Change(row, {}, one)
     if counts is not None:
-        counts = _at(counts, await clock_behind(connection, gateway_id), now)
+        counts = _at(counts, (await clock_of(connection, gateway_id)).behind, now)
         change = _counted(change.with_columns({"UpdatedAt": now}), counts, by=gateway_id)
     return await _decided(connection, change, now, terms, NOBODY)
 
@@ -392,12 +394,12 @@ def _ends(row: StudyRow, after: StudyRow) -> bool:
 async def _evidence(connection: Connection, row: StudyRow, now: datetime, terms: Terms) -> Evidence:
     """Return what is known beside a study's row, without a look at gateways and descriptions."""
     if row["Unsettled"]:  # nothing of that matters
-        return Evidence(now, timedelta(), 0, terms.max_open, looked=False)
+        return Evidence(now, timedelta(), 0, terms.max_open, looked=False, since=terms.since)
     learnt, study = await study_learning.known(connection, row), study_rules.learnt_of(row)
     silence, sure = (timedelta(seconds=of(learnt, study)) for of in (study_silence.timeout_s, study_silence.sure_s))
     trust = await study_learning.trust(connection, row) if study_rules.held_whole(row) else 0
     required = bool(await _required(connection, row, terms))
-    return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure)
+    return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure, since=terms.since)
 
 
 async def _looked(
@@ -415,8 +417,10 @@ async def _looked(
             before = tuple(one for one in missing if one in row["MissingSeries"])
             evidence = evidence._replace(required=before == missing)
             missing = before
-    by, elsewhere = await held(connection, row["StudyInstanceUID"], evidence.now, reporter)
-    return evidence._replace(missing=missing, held=by, held_elsewhere=elsewhere, looked=True)
+    holders = await held(connection, row["StudyInstanceUID"], evidence.now, reporter)
+    since = max((at for at in (evidence.since, holders.clock_set_at) if at is not None), default=None)
+    evidence = evidence._replace(held=holders.first, held_elsewhere=holders.elsewhere, since=since)
+    return evidence._replace(missing=missing, looked=True)
 
 
 async def _required(connection: Connection, row: StudyRow, terms: Terms) -> tuple[str, ...]:

@@ -11,7 +11,8 @@ from storage.heartbeats import SPEAKS_WITHIN
 from storage.schema import gateways
 
 _SAID = ("Stopped", "OpenStudies", "OpenSeries", "UndeliveredReports", "InboxInstances")
-_STATES = select(gateways.c.GatewayID, gateways.c.At, *(gateways.c.State[name].label(name) for name in _SAID))
+_OWN = (gateways.c.GatewayID, gateways.c.At, gateways.c.ClockSetAt)
+_STATES = select(*_OWN, *(gateways.c.State[name].label(name) for name in _SAID))
 NAME_LENGTH = 64  # characters of a GatewayID
 
 
@@ -22,24 +23,36 @@ class Reporter(NamedTuple):
     series_instance_uid: str | None
 
 
-async def held(
-    connection: Connection, study_instance_uid: str, now: datetime, reporter: Reporter
-) -> tuple[str | None, str | None]:
-    """Say which gateway holds images of a study or may hold them; and the same if the reporter's report was its last.
+class Holders(NamedTuple):
+    """Who holds images of a study, or may, in words; None: nobody."""
 
-    None: nobody does. The reporter named the study before it was told that the report has come. It holds no more of it
+    first: str | None
+    """The first gateway that does."""
+    elsewhere: str | None
+    """The same if the report that has just come was its gateway's last of the study."""
+    clock_set_at: datetime | None
+    """When the server's clock was set last, by the gateways that speak: theirs differ from it since."""
+
+
+async def held(connection: Connection, study_instance_uid: str, now: datetime, reporter: Reporter) -> Holders:
+    """Say which gateway holds images of a study or may hold them.
+
+    The reporter named the study before it was told that the report has come. It holds no more of it
     if that was the only series of the study that it named as open, and it named all; what it has not delivered yet, the
     count of its PACS contains.
     """
     rows = [{**row} for row in (await connection.execute(_STATES)).mappings()]
+    speaking = [row["ClockSetAt"] for row in rows if now - row["At"] <= SPEAKS_WITHIN and not row["Stopped"]]
+    set_at = min(speaking) if speaking and None not in speaking else None  # of one of several: it was that gateway's
     whys = {row["GatewayID"]: why for row in rows if (why := _holds(row, study_instance_uid, now)) is not None}
     first = next(iter(whys.values()), None)
     others = {gateway: why for gateway, why in whys.items() if gateway != reporter.gateway_id}
     if first is None or len(others) == len(whys) or others:
-        return first, first if len(others) == len(whys) else next(iter(others.values()))
+        return Holders(first, first if len(others) == len(whys) else next(iter(others.values())), set_at)
     row = next(row for row in rows if row["GatewayID"] == reporter.gateway_id)
     speaks = now - row["At"] <= SPEAKS_WITHIN
-    return first, None if speaks and await _was_its_last(connection, study_instance_uid, reporter) else first
+    was_last = speaks and await _was_its_last(connection, study_instance_uid, reporter)
+    return Holders(first, None if was_last else first, set_at)
 
 
 def _holds(row: Mapping[str, Any], study_instance_uid: str, now: datetime) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 from common.study_kinds import STORED, group_of, kind_of
 from models import FINAL_VERDICTS, ChangeKind, CountsOfStudy, SeriesReport, SeriesVerdict
 from storage.ahead import by_our_clock
+from storage.heartbeats import Clock
 from storage.merge import BASIS_LENGTH, Columns, Word, missing
 from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.study_silence import MAX_KINDS, Study
@@ -51,6 +52,8 @@ class Evidence(NamedTuple):
     """The same without the gateway whose report has just come: what that holds, its PACS's count contains."""
     sure: timedelta = timedelta()
     """How long a study is silent until a PACS is believed that may itself still receive it: `silence` at least."""
+    since: datetime | None = None
+    """When a clock was set last by which these silences would be too long (leaps.py)."""
 
 
 class Decision(NamedTuple):
@@ -131,13 +134,17 @@ def described(row: Mapping[str, Any], series: SeriesRow) -> Columns:
     return columns
 
 
-def as_told(series: SeriesRow, report: SeriesReport | None, behind: timedelta, now: datetime) -> SeriesRow:
-    """Return a series as a report has changed it, with the times of that alone, of a gateway whose clock is `behind`.
+def as_told(series: SeriesRow, report: SeriesReport | None, clock: Clock, now: datetime) -> SeriesRow:
+    """Return a series as a report has changed it, with the times of that alone, of a gateway with this clock.
 
-    Without a report nothing has come.
+    Without a report nothing has come. Its last image may have come until the clock was set: what it says of before that
+    may be wrong by as much.
     """
     said = {name: report and getattr(report, name) for name in ("FirstReceivedAt", "LastReceivedAt")}
-    return with_changes(series, {name: at and by_our_clock(at, behind, now) for name, at in said.items()})
+    times = {name: at and by_our_clock(at, clock.behind, now) for name, at in said.items()}
+    if times["LastReceivedAt"] and clock.set_at:
+        times["LastReceivedAt"] = max(times["LastReceivedAt"], min(clock.set_at, now))
+    return with_changes(series, times)
 
 
 def kind_of_series(series: SeriesRow) -> str:
@@ -404,8 +411,9 @@ def _weaker(row: StudyRow, policy: SeriesVerdict | None) -> SeriesVerdict | None
 
 
 def _last(row: StudyRow, e: Evidence) -> datetime:
-    """Return when its last image came: a gateway's clock may be ahead."""
-    return min(row["LastReceivedAt"] or row["OpenSince"], e.now)
+    """Return since when it has been silent: a gateway's clock may be ahead, the server's may have been set forward."""
+    last = row["LastReceivedAt"] or row["OpenSince"]
+    return min(last if e.since is None else max(last, e.since), e.now)
 
 
 def _quiet_at(row: StudyRow, e: Evidence) -> datetime:
@@ -461,7 +469,9 @@ def _is_trusted(row: StudyRow, e: Evidence) -> bool:
 
 
 def _waited(row: StudyRow, e: Evidence) -> bool:
-    return row["DueAt"] is not None and e.now >= row["DueAt"]
+    if row["DueAt"] is None:
+        return False
+    return e.now >= (row["DueAt"] if e.since is None else max(row["DueAt"], e.since + DECLARED_WITHIN))
 
 
 def _between(row: StudyRow, e: Evidence, bounds: tuple[timedelta, timedelta]) -> timedelta:

@@ -2,16 +2,22 @@
 
 const STALE_MS = 5000; // silence after which the stream counts as broken; an event comes every second
 const LONGEST_MS = 15000; // longest pause before the next attempt
+const ANSWER_MS = 30000; // longest wait for an answer: a connection that broke unseen, as in a sleeping laptop, brings none
 
 /** Send a request; return [status, JSON], or [0, null] if the server does not answer. */
-export async function ask(path, options) {
+export async function ask(path, { signal, within = ANSWER_MS, ...options } = {}) {
+  const ends = new AbortController();
+  const timer = setTimeout(() => ends.abort(), within);
+  signal?.addEventListener("abort", () => ends.abort());
   try {
-    const response = await fetch(path, { cache: "no-store", ...options });
+    const response = await fetch(path, { cache: "no-store", ...options, signal: ends.signal });
     const json = response.status !== 204 && response.headers.get("Content-Type")?.startsWith("application/json");
     return [response.status, json ? await response.json() : null];
   } catch (error) {
-    if (error.name === "AbortError") throw error;
+    if (signal?.aborted) throw error;
     return [0, null];
+  } finally {
+    clearTimeout(timer);
   }
 }
 
@@ -37,7 +43,7 @@ export function follow(on) {
   }
 
   async function connect() {
-    const [status, answer] = await ask("session");
+    const [status, answer] = await ask("session", { within: 2 * STALE_MS });
     if (stopped) return undefined;
     if (status === 401 || status === 403) return on.refused(answer?.detail ?? "");
     if (status !== 200) return again(answer?.detail ?? "the server does not answer");

@@ -19,7 +19,7 @@ import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
 from axe_playwright_python.base import AxeResults
-from playwright.async_api import Browser, ConsoleMessage, Locator, Page, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Error, Locator, Page, Route, async_playwright, expect
 
 from bench.demo import studies
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
@@ -76,7 +76,12 @@ def browse(browser: Browser) -> Browse:
         try:
             context.set_default_timeout(TIMEOUT_MS)
             page = await context.new_page()
-            yield page, Watch(page)
+            watch = Watch(page)
+            try:
+                yield page, watch
+            except (AssertionError, Error):
+                print(f"the page: hidden={await page.evaluate('document.hidden')}, {watch.problems}, {watch.answers}")
+                raise
         finally:
             await context.close()
 
@@ -261,6 +266,22 @@ async def log_in(page: Page, key: str) -> None:
     await page.get_by_label("API key").fill(key)
     await page.keyboard.press("Enter")
     await expect(page.locator("#link")).to_have_text("live")
+
+
+@pytest.mark.slow
+async def test_a_request_that_is_never_answered_is_sent_again(browse: Browse, running: Serving) -> None:
+    async with browse() as (page, _):
+        asked: list[Route] = []
+
+        async def answer(route: Route) -> None:
+            asked.append(route)
+            if len(asked) > 1:
+                await route.continue_()
+
+        await page.route("**/session", answer)
+        await page.goto(running.url)
+        await expect(page.locator("#link")).to_have_text("live")
+        await asked[0].abort()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A server in this process, on a database of its own, and a client of it on this machine."""
 
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -8,6 +9,12 @@ from fastapi import FastAPI
 
 from common.settings import ServerSettings
 from server import create_app
+
+
+@pytest.fixture(autouse=True)
+def time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that a test moves has run so far, and was not set."""
+    monkeypatch.setattr("storage.leaps.monotonic", time.time)
 
 
 @pytest.fixture

@@ -119,6 +119,133 @@ async def test_a_study_that_is_not_over_is_capped_though_the_servers_clock_was_a
     assert await verdict(database) == "capped"
 
 
+# --- a clock is set forward -------------------------------------------------------------------------------------
+
+
+class Monotonic:
+    """What the monotonic clock says, which is not set with the other one."""
+
+    def __init__(self, clock: Any) -> None:
+        self._clock, self._s = clock, 0.0
+
+    def __call__(self) -> float:
+        return self._s
+
+    def passes(self, time: timedelta) -> None:
+        """Let time pass, by both clocks."""
+        self._clock.shift(time)
+        self._s += time.total_seconds()
+
+
+@pytest.fixture
+def monotonic(clock: Any, monkeypatch: pytest.MonkeyPatch) -> Monotonic:
+    found = Monotonic(clock)
+    monkeypatch.setattr("storage.leaps.monotonic", found)
+    return found
+
+
+async def decided(database: Database) -> str | None:
+    await database.decide_due()
+    found = await database.study(STUDY)
+    return found.Verdict if found else None
+
+
+def restarted(database: Database) -> Database:
+    """The same database, as a server process that has just started sees it."""
+    return Database(database.engine)
+
+
+@pytest.mark.parametrize("wrong", [timedelta(minutes=40), YEAR])
+async def test_a_server_whose_clock_is_set_forward_tells_no_study_early(
+    database: Database, clock: Any, monotonic: Monotonic, wrong: timedelta
+) -> None:
+    database = restarted(database)
+    await beat(database)
+    await database.store(of(1, NOW))
+    clock.shift(wrong)
+    assert await decided(database) in (None, "capped")
+    if await decided(database) is None:
+        monotonic.passes(timedelta(minutes=29))
+        assert await decided(database) is None
+    monotonic.passes(timedelta(minutes=31))
+    await beat(database)
+    assert await decided(database) == "idle"
+
+
+@pytest.mark.parametrize("gateways_set", [(), ("one",), ("one", "two")])
+async def test_a_clock_that_was_set_while_no_server_ran_shows_by_its_gateways(
+    database: Database, clock: Any, monotonic: Monotonic, gateways_set: tuple[str, ...]
+) -> None:
+    async def speak() -> None:
+        for name in ("one", "two"):
+            at = datetime.now(UTC) - (timedelta(minutes=40) if name in gateways_set else timedelta())
+            await beat(database, name, At=at.isoformat())
+
+    await beat(database, "one")
+    await beat(database, "two")
+    await database.store(of(1, NOW))
+    clock.shift(timedelta(minutes=40))
+    database = restarted(database)
+    await speak()
+    assert await decided(database) == (None if len(gateways_set) == 2 else "idle")
+    monotonic.passes(timedelta(minutes=31))
+    await speak()
+    assert await decided(database) == "idle"
+
+
+@pytest.mark.parametrize("wrong", [-HOUR, HOUR])
+async def test_a_gateway_whose_clock_is_set_right_before_it_reports_tells_no_study_early(
+    database: Database, clock: Any, monotonic: Monotonic, wrong: timedelta
+) -> None:
+    await beat(database, "two")
+    await beat(database, At=(NOW + wrong).isoformat())
+    monotonic.passes(timedelta(minutes=1))
+    await beat(database)
+    await database.store(of(1, NOW + wrong))
+    assert await decided(database) is None
+    monotonic.passes(timedelta(minutes=31))
+    await beat(database)
+    assert await decided(database) == "idle"
+
+
+async def test_a_study_that_waits_for_gateways_to_be_declared_waits_though_the_clock_is_set_forward(
+    database: Database, clock: Any, monotonic: Monotonic
+) -> None:
+    database = restarted(database)
+    await beat(database, OpenSeries=1, OpenStudies=[STUDY], Arriving=[arriving(SERIES, 1, StudyInstanceUID=STUDY)])
+    await database.store(of(2, NOW))
+    monotonic.passes(timedelta(seconds=1))
+    await database.declare_study(STUDY, "complete", "me", "the ward has called")
+    clock.shift(HOUR)
+    assert await decided(database) is None
+    monotonic.passes(timedelta(seconds=31))
+    assert await decided(database) == "declared"
+
+
+async def test_a_silent_gateway_is_not_forgotten_as_the_clock_is_set_forward_or_the_server_starts(
+    database: Database, clock: Any, monotonic: Monotonic
+) -> None:
+    async def names() -> set[str]:
+        await beat(database, "one", At=(datetime.now(UTC) - wrong).isoformat())
+        return {row["GatewayID"] for row in await database.engine.read(select(gateways))}
+
+    wrong = timedelta()
+    await beat(database, "gone", OpenSeries=1)
+    monotonic.passes(timedelta(days=2))  # nobody has run meanwhile
+    database = restarted(database)
+    assert await names() == {"one", "gone"}
+    wrong = YEAR
+    clock.shift(YEAR)
+    for passed in (timedelta(), timedelta(hours=23)):
+        monotonic.passes(passed)
+        assert await names() == {"one", "gone"}
+    monotonic.passes(timedelta(hours=2))
+    assert await names() == {"one"}
+
+
+# --- gateways, orders, webhooks, sources, keys -------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("wrong", [YEAR, -YEAR, HOUR, -HOUR])
 async def test_a_gateway_is_heard_when_the_server_heard_it_whatever_its_own_clock_says(
     database: Database, clock: Any, wrong: timedelta

@@ -804,6 +804,9 @@ async def test_a_heartbeat_that_was_overtaken_frees_no_study(database: Database,
     assert await told(database) == []
     long_ago = datetime.fromisoformat(overtaken["At"]) - timedelta(minutes=2)  # no request takes that: a clock set back
     await database.heard(GatewayState.model_validate(overtaken | {"At": long_ago}))
+    clock.shift(timedelta(hours=1))
+    await beat(database, "two", At=(datetime.now(UTC) - timedelta(minutes=2)).isoformat())
+    await database.decide_due()
     assert len(await told(database)) == 1
 
 

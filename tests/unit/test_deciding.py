@@ -32,8 +32,9 @@ class Seconds:
 class Database:
     """A database of which the seconds are written down at which it was asked to decide."""
 
-    def __init__(self, speaks_at: float, away: tuple[float, float] = (-1, -1)) -> None:
-        self.heartbeats = self
+    def __init__(self, speaks_at: float, away: tuple[float, float] = (-1, -1), leaps_at: float = 99) -> None:
+        self.heartbeats = self.leaps = self
+        self._leaps_at = leaps_at
         self.began = datetime.now(UTC)
         self.decided: list[float] = []
         self._speaks_at, self._away = speaks_at, away
@@ -43,6 +44,10 @@ class Database:
         if self._away[0] <= at < self._away[1]:
             raise DatabaseUnavailable("away")
         return at
+
+    def last(self) -> datetime | None:
+        leapt_at = self.began + timedelta(seconds=self._leaps_at)
+        return leapt_at if datetime.now(UTC) >= leapt_at else None
 
     async def have_spoken(self, since: datetime) -> bool:
         return self._at() >= (since - self.began).total_seconds() + self._speaks_at
@@ -59,6 +64,7 @@ class Database:
         ({"speaks_at": 5}, [*range(5, 40)]),
         ({"speaks_at": 99}, [*range(int(LISTENS_FIRST.total_seconds()) + 1, 40)]),
         ({"speaks_at": 5, "away": (10, 20)}, [*range(5, 10), *range(24, 40)]),
+        ({"speaks_at": 5, "leaps_at": 10}, [*range(5, 10), *range(15, 40)]),
     ],
 )
 async def test_nothing_is_decided_before_gateways_have_said_what_they_hold_now(
