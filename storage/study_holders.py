@@ -37,21 +37,21 @@ class Holders(NamedTuple):
 async def held(connection: Connection, study_instance_uid: str, now: datetime, reporter: Reporter) -> Holders:
     """Say which gateway holds images of a study or may hold them.
 
-    The reporter named the study before it was told that the report has come. It holds no more of it
-    if that was the only series of the study that it named as open, and it named all; what it has not delivered yet, the
-    count of its PACS contains.
+    The reporter named the study before it was told that the report has come. It holds no more of it if that was the
+    only series of the study that it named as open, and it named all; what it has not delivered yet, the count of its
+    PACS contains. If it has not spoken lately, it is not known what it holds, nor if a clock was set.
     """
     rows = [{**row} for row in (await connection.execute(_STATES)).mappings()]
     speaking = [row["ClockSetAt"] for row in rows if now - row["At"] <= SPEAKS_WITHIN and not row["Stopped"]]
     set_at = min(speaking) if speaking and None not in speaking else None  # of one of several: it was that gateway's
     whys = {row["GatewayID"]: why for row in rows if (why := _holds(row, study_instance_uid, now)) is not None}
+    silent = [row for row in rows if row["GatewayID"] == reporter.gateway_id and now - row["At"] > SPEAKS_WITHIN]
+    whys |= {row["GatewayID"]: whys.get(row["GatewayID"]) or f"{_silent(row)}, and has reported" for row in silent}
     first = next(iter(whys.values()), None)
     others = {gateway: why for gateway, why in whys.items() if gateway != reporter.gateway_id}
     if first is None or len(others) == len(whys) or others:
         return Holders(first, first if len(others) == len(whys) else next(iter(others.values())), set_at)
-    row = next(row for row in rows if row["GatewayID"] == reporter.gateway_id)
-    speaks = now - row["At"] <= SPEAKS_WITHIN
-    was_last = speaks and await _was_its_last(connection, study_instance_uid, reporter)
+    was_last = not silent and await _was_its_last(connection, study_instance_uid, reporter)
     return Holders(first, None if was_last else first, set_at)
 
 
@@ -70,11 +70,14 @@ def _holds(row: Mapping[str, Any], study_instance_uid: str, now: datetime) -> st
         return None
     has_any = any(row[count] for count in ("OpenSeries", "UndeliveredReports", "InboxInstances"))
     if now - row["At"] > SPEAKS_WITHIN and has_any:  # 3
-        since = row["At"].isoformat(timespec="seconds")
-        return f"gateway {name} is silent since {since}, and had images that it had not reported"
+        return f"{_silent(row)}, and had images that it had not reported"
     if named is None and has_any:  # 4
         return f"gateway {name} has images that it has not reported, and does not say of which studies"
     return None
+
+
+def _silent(row: Mapping[str, Any]) -> str:
+    return f"gateway {row['GatewayID'][:NAME_LENGTH]} is silent since {row['At'].isoformat(timespec='seconds')}"
 
 
 async def _was_its_last(connection: Connection, study_instance_uid: str, reporter: Reporter) -> bool:

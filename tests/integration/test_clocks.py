@@ -9,7 +9,7 @@ import time_machine
 from sqlalchemy import select, update
 
 from db import Database
-from models import GatewayState, Order, SeriesReport
+from models import CountsOfStudy, GatewayState, Order, SeriesReport
 from storage.orders import state_of
 from storage.rhythm import hour_of
 from storage.schema import gateways, orders, source_hours, studies, webhooks
@@ -191,6 +191,21 @@ async def test_a_clock_that_was_set_while_no_server_ran_shows_by_its_gateways(
     monotonic.passes(timedelta(minutes=31))
     await speak()
     assert await decided(database) == "idle"
+
+
+async def test_a_report_that_comes_before_its_gateway_has_spoken_again_decides_nothing(
+    database: Database, clock: Any, monotonic: Monotonic
+) -> None:
+    await beat(database)
+    clock.shift(HOUR)  # while no server ran
+    database = restarted(database)
+    asked = {"Series": 1, "Instances": 1, "At": NOW}
+    await database.store(of(1, NOW).model_copy(update={"StudyCounts": CountsOfStudy.model_validate(asked)}))
+    found = await database.study(STUDY)
+    assert (found and found.Verdict, found and found.Basis) == (
+        None,
+        "gateway one is silent since 2026-06-01T12:30:00+00:00, and has reported",
+    )
 
 
 @pytest.mark.parametrize("wrong", [-HOUR, HOUR])
