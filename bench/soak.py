@@ -416,7 +416,7 @@ def soak(console: Console, options: argparse.Namespace) -> tuple[dict[str, Any],
         database = f"sqlite+aiosqlite:///{folder}/server/series.db"
         if options.postgresql:
             database = stack.enter_context(new_database(stack.enter_context(postgresql())))
-        environment = stack.enter_context(stepped_clock(folder))
+        environment = stack.enter_context(stepped_clock(folder)) | {"STEPPED_CLOCK_PASSES": "1"}
         archive, metrics_port = Archive(), free_port()
         environment |= SETTINGS | {
             "DATABASE_URL": database,

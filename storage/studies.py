@@ -64,6 +64,10 @@ class ComesAgain(NamedTuple):
     """None: a version before 0.3 has purged it."""
     images: int
 
+    def is_of(self, row: StudyRow) -> bool:
+        """Return whether a study that stayed counts it as purged; one that is made anew has counted without it."""
+        return bool(row["NumSeries"] and row["PurgedSeries"]) and self.study_instance_uid == row["StudyInstanceUID"]
+
 
 class Told(NamedTuple):
     """A change of a study that others are told of."""
@@ -143,12 +147,7 @@ async def keep(  # noqa: PLR0913 - a change, and how it came
     clock = await clock_of(connection, report.GatewayID if report else None)
     change = change.with_columns(study_rules.described(change.after, study_rules.as_told(after, report, clock, now)))
     known = before["NumInstances"]
-    if (
-        again is not None
-        and row["NumSeries"]
-        and row["PurgedSeries"]
-        and again.study_instance_uid == row["StudyInstanceUID"]
-    ):
+    if again is not None and again.is_of(row):
         change = change.with_columns(study_rules.come_again(row, again.images))
         is_new, known = False, again.images  # it contradicts nothing that it comes again
     if is_new or after["NumInstances"] > known:

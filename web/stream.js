@@ -4,8 +4,13 @@ const STALE_MS = 5000; // silence after which the stream counts as broken; an ev
 const LONGEST_MS = 15000; // longest pause before the next attempt
 const ANSWER_MS = 30000; // longest wait for an answer: a connection that broke unseen, as in a sleeping laptop, brings none
 
-/** Send a request; return [status, JSON], or [0, null] if the server does not answer. */
-export async function ask(path, { signal, within = ANSWER_MS, ...options } = {}) {
+/** Send a request; return [status, JSON], or [0, null] if the server does not answer. What only reads is sent twice. */
+export async function ask(path, options = {}) {
+  const answer = await send(path, options);
+  return answer[0] || options.method ? answer : send(path, options); // the network may have changed just then
+}
+
+async function send(path, { signal, within = ANSWER_MS, ...options }) {
   const ends = new AbortController();
   const timer = setTimeout(() => ends.abort(), within);
   signal?.addEventListener("abort", () => ends.abort());

@@ -47,7 +47,8 @@ class Watch:
         page.on("response", lambda response: self.answers.append((response.url, response.status)))
 
     def _hear(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        changed = "ERR_NETWORK_CHANGED" in message.text  # others begin and end containers meanwhile: it is asked again
+        if message.type in ("error", "warning") and not changed:
             self.problems.append(message.text)
 
     def asks_nobody_but(self, url: str) -> bool:
@@ -269,19 +270,40 @@ async def log_in(page: Page, key: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lost", ["web/world.js", "web/page.js", "web/vendor/uPlot.iife.min.js", "session"])
+async def test_a_page_that_loads_as_the_network_changes_starts_all_the_same(
+    browse: Browse, running: Serving, lost: str
+) -> None:
+    async with browse() as (page, _):
+        await page.route(f"**/{lost}", lambda route: route.abort("internetdisconnected"), times=2)
+        await page.goto(running.url)
+        await expect(page.locator("#link")).to_have_text("live")
+        await expect(page.locator("#starting")).to_be_hidden()
+
+
+@pytest.mark.slow
+async def test_a_page_that_does_not_start_says_so(browse: Browse, running: Serving) -> None:
+    async with browse() as (page, _):
+        await page.route("**/web/start.js", lambda route: route.abort("internetdisconnected"))
+        await page.goto(running.url)
+        await expect(page.get_by_text("The page is loading. If nothing follows, load it again.")).to_be_visible()
+
+
+@pytest.mark.slow
 async def test_a_request_that_is_never_answered_is_sent_again(browse: Browse, running: Serving) -> None:
     async with browse() as (page, _):
         asked: list[Route] = []
 
         async def answer(route: Route) -> None:
             asked.append(route)
-            if len(asked) > 1:
+            if len(asked) > 2:
                 await route.continue_()
 
         await page.route("**/session", answer)
         await page.goto(running.url)
         await expect(page.locator("#link")).to_have_text("live")
-        await asked[0].abort()
+        for route in asked[:2]:
+            await route.abort()
 
 
 @pytest.mark.slow
