@@ -107,7 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return three for two cores, where slow tests run four: many wait for processes of theirs.
+    """Return three for two cores, where slow tests run five: many wait for processes of theirs.
 
     One named test needs no other process.
     """
@@ -116,7 +116,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if len(config.args) == 1 and "::" in config.args[0]:
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(2 * cores if asks_for_slow(config) else cores + (cores + 1) // 2, MAX_PROCESSES)
+    return min(2 * cores + cores // 2 if asks_for_slow(config) else cores + (cores + 1) // 2, MAX_PROCESSES)
 
 
 @pytest.hookimpl(tryfirst=True)

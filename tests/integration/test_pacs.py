@@ -479,6 +479,22 @@ async def test_a_round_list_is_whole_where_the_pacs_has_listed_more_before() -> 
     assert [answer.confirmed for answer in answers] == [True, True]
 
 
+async def test_a_round_list_is_whole_where_the_pacs_was_asked_for_what_is_missing_of_more_before() -> None:
+    longer, round_ = uids_of(101), uids_of(100)
+    numbers, left = ["101", ""], [longer, round_]
+
+    def find(ds: Dataset) -> Iterator[tuple[int, Dataset | None]]:
+        if ds.QueryRetrieveLevel == "SERIES":
+            yield match(ds, NumberOfSeriesRelatedInstances=numbers.pop(0))
+        elif ds.QueryRetrieveLevel == "IMAGE":
+            yield from images(ds, left.pop(0))
+
+    with foreign_pacs(find) as port:
+        async with asking(port) as (pacs, _):
+            answers = [await pacs.ask(about(here)) for here in (longer[1:], round_)]
+    assert [(answer.missing, answer.confirmed) for answer in answers] == [(tuple(longer[:1]), False), ((), True)]
+
+
 async def test_what_a_cut_off_list_names_is_missing_all_the_same() -> None:
     answer = await ask(counts("", uids=uids_of(100)), here=uids_of(98))
     assert (answer.count, answer.missing) == (None, tuple(uids_of(100)[98:]))
