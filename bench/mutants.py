@@ -51,7 +51,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "gateway/idle.py": ("idle collector", ""),
     "gateway/pacs.py": ("asking", "pacs pacs_raw"),
     "gateway/dispatcher.py": ("dispatcher client", ""),
-    "gateway/server_client.py": ("client dispatcher answers", ""),
+    "gateway/server_client.py": ("client post_counts dispatcher answers", ""),
     "gateway/heartbeat.py": ("heartbeat orders answers", ""),
     "gateway/orders.py": ("orders heartbeat", ""),
     "client.py": ("collect gateway spans client_sources", "gateway"),

@@ -98,6 +98,16 @@ async def test_news_are_told_within_a_second() -> None:
     assert (series.StudyInstanceUID, series.PatientID, series.PatientName) == (STUDY, "P1", "Test^One")
 
 
+async def test_a_report_that_only_grows_older_is_no_news() -> None:
+    async with watched() as gateway:
+        for waiting in await gateway.journal.file_reports([make_report("1")]):
+            gateway.dispatcher.submit(waiting)
+        await asyncio.sleep(2 * QUIET_BEAT_S + 0.5)
+        ages = [state.OldestUndeliveredS for _, state in gateway.beats]
+    assert len(ages) in (3, 4)  # of which the first may have come before the report
+    assert ages[-1] > ages[-2] > 0
+
+
 async def test_the_state_is_that_of_journal_dispatcher_and_inbox() -> None:
     async with watched() as gateway:
         await gateway.journal.keep([make_instance("1"), make_instance("2")])

@@ -49,5 +49,6 @@ async def test_what_the_server_refuses_is_told_and_not_posted_again(status: int)
 
 @pytest.mark.parametrize("answer", [httpx.Response(503), httpx.Response(429), httpx.ConnectError("refused")])
 async def test_a_server_that_cannot_take_them_now_gets_them_later(answer: httpx.Response | Exception) -> None:
-    with pytest.raises(ServerUnavailable):
+    with pytest.raises(ServerUnavailable) as caught:
         await post(answer)
+    assert caught.value.retry_after_s == 0  # it does not say for how long
