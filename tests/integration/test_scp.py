@@ -136,6 +136,20 @@ async def test_data_set_without_identity_is_refused_and_the_association_goes_on(
         assert (await scu.store(make_dataset())).Status == SUCCESS
 
 
+async def test_a_fault_of_ours_in_reading_a_header_refuses_the_image_and_the_association_goes_on(
+    port: int, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("Test^One")
+
+    async with associated(port) as scu:
+        with monkeypatch.context() as broken:
+            broken.setattr("dicom.walk.Walk.feed", fail)
+            answer = await scu.store(make_dataset())
+        assert (answer.Status, answer.ErrorComment) == (CANNOT_UNDERSTAND, "header unreadable: ValueError")
+        assert (await scu.store(make_dataset())).Status == SUCCESS
+
+
 @pytest.mark.parametrize(
     ("keyword", "value", "status"),
     [

@@ -64,6 +64,14 @@ async def test_images_and_their_answers_are_counted_and_measured() -> None:
     assert after["bytes"] - before["bytes"] > sum(instance.length for instance in kept.instances) > 0
 
 
+async def test_an_association_that_a_full_gateway_rejects_is_counted_as_that() -> None:
+    before = counts()
+    async with serve_scp(settings(), Kept(), lambda: "disk full") as port, Raw(port) as raw:
+        await raw.say(associate_rq())
+        assert (await raw.pdu())[0] == 0x03
+    assert counts() == before | {"saturated": before["saturated"] + 1}
+
+
 async def test_open_associations_are_counted_while_they_are_open() -> None:
     async with serve_scp(settings(), Kept(), unsaturated) as port, associated(port), associated(port):
         assert metrics.total(metrics.associations_open) == 2
