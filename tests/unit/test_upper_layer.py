@@ -287,20 +287,21 @@ def test_response_echoes_message_id_and_uids_and_carries_the_reason() -> None:
     assert SOP_INSTANCE.encode() in response
 
 
+@pytest.mark.parametrize("request_", [ECHO, store() * 3])
 @pytest.mark.parametrize("maximum_length", [0, 7, 32, 128, 16384])
-def test_response_is_cut_to_what_the_peer_takes(maximum_length: int) -> None:
-    _, written = run([associate_rq(maximum_length=maximum_length) + ECHO])
+def test_response_is_cut_to_what_the_peer_takes(maximum_length: int, request_: bytes) -> None:
+    _, written = run([associate_rq(maximum_length=maximum_length) + request_])
     at = 6 + struct.unpack_from(">L", written, 2)[0]
     message, lengths, last = b"", [], 0
     while at < len(written):
         kind, length, _, context_id, last = struct.unpack_from(">BxLLBB", written, at)
-        assert (kind, context_id) == (4, 3)
+        assert (kind, context_id) == (4, 3 if request_ == ECHO else 1)
         lengths.append(length)
         message += written[at + 12 : at + 6 + length]
         at += 6 + length
     assert last == 3
     assert max(lengths) <= (maximum_length or MAXIMUM_LENGTH)
-    assert element(0x0900, b"\0\0") in message
+    assert message.count(element(0x0900, b"\0\0")) == (1 if request_ == ECHO else 3)
 
 
 @pytest.mark.parametrize(
