@@ -50,6 +50,7 @@ BATCH = 5000
 BORN = datetime(2026, 1, 1, tzinfo=UTC)
 PATIENT = {"SERVER_REQUESTS_PER_S": "100000", "SERVER_DATABASE_TIMEOUT_S": "100"}  # what is slow is measured, too
 FIRST_TIMED = "0009"  # the schema from which a large database is brought up to date
+BEFORE_STUDIES = "0015"  # from which on series that are stored make the rows of their studies
 
 
 def main() -> int:
@@ -218,6 +219,13 @@ QUERIES = {
     "GET /metrics": "/metrics",
     "GET /series/{uid}": "/series/{series}",
     "GET /changes, near the end": "/changes?since={near}&limit=50",
+    "GET /studies": "/studies?limit=100",
+    "GET /studies, newest": "/studies?order=newest&limit=100",
+    "GET /studies?PatientID=": "/studies?PatientID={patient}",
+    "GET /studies?Modality=": "/studies?Modality=XA&limit=100",
+    "GET /studies?Incomplete=true, newest": "/studies?Incomplete=true&order=newest&limit=100",
+    "GET /studies/{uid}": "/studies/{study}",
+    "GET /studies/{uid}/timeline": "/studies/{study}/timeline",
     "studies, as OHIF asks": "/dicom-web/studies?limit=101&offset=0&fuzzymatching=false&includefield=00081030,00080060",
     "studies of a patient": "/dicom-web/studies?PatientID={patient}",
     "studies, name prefix": "/dicom-web/studies?PatientName={name}*&limit=25",
@@ -238,13 +246,14 @@ def queries(console: Console, name: str, large: int, times: int) -> None:
         with database(name) as (url, folder):
             asyncio.run(fill(console, url, size))
             asyncio.run(fill_sources(url, size))
+            asyncio.run(migrations(console, name, url, size, since=BEFORE_STUDIES))
             with server(folder, DATABASE_URL=url, **PATIENT) as (_, base):
                 for query, path in QUERIES.items():
                     found[query].append(latencies(base, path, size, times))
             for batch, seconds in asyncio.run(batches(url)).items():
                 found[batch].append(seconds)
             if size == large:
-                asyncio.run(migrations(console, name, url, size))
+                asyncio.run(migrations(console, name, url, size, since=FIRST_TIMED))
     table = Table(
         "query", "p50 at 1,000", f"p50 at {large:,}", "p99 at 1,000", f"p99 at {large:,}", "p99 ratio", box=SIMPLE
     )
@@ -309,8 +318,8 @@ async def batches(url: str) -> dict[str, list[float]]:
     return {name: sorted(found) for name, found in seconds.items()}
 
 
-async def migrations(console: Console, name: str, url: str, size: int) -> None:
-    """Seconds of each migration since FIRST_TIMED, one after the other, at the time of the last series."""
+async def migrations(console: Console, name: str, url: str, size: int, *, since: str) -> None:
+    """Seconds of each migration since this one, one after the other, at the time of the last series."""
     config = alembic.config.Config()
     config.set_main_option("script_location", str(ROOT / "storage" / "migrations"))
 
@@ -319,8 +328,8 @@ async def migrations(console: Console, name: str, url: str, size: int) -> None:
         change(config, to)
 
     async with Engine.open(ServerSettings(database_url=url, database_timeout_s=3600)) as engine:
-        for revision in revisions()[revisions().index(FIRST_TIMED) :]:
-            change = alembic.command.downgrade if revision == FIRST_TIMED else alembic.command.upgrade
+        for revision in revisions()[revisions().index(since) :]:
+            change = alembic.command.downgrade if revision == since else alembic.command.upgrade
             began = time.monotonic()
             with time_machine.travel(BORN + timedelta(seconds=20 * size)):
                 await engine.write(lambda connection, how=(change, revision): connection.run_sync(migrate, *how))  # type: ignore[misc]

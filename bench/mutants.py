@@ -59,7 +59,7 @@ TESTS: dict[str, tuple[str, str]] = {
     "dicom/upper_layer.py": ("upper_layer associate streams", ""),
     "dicom/command_set.py": ("upper_layer streams", ""),
     "dicom/associate.py": ("associate upper_layer", ""),
-    "dicom/query_retrieve.py": ("asking", "pacs"),
+    "dicom/query_retrieve.py": ("asking", "pacs pacs_studies pacs_raw"),
     "dicom/header.py": ("header extras models", ""),
     "dicom/walk.py": ("walk header", ""),
     "storage/merge.py": ("merge union", "db declarations"),
