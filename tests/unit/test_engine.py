@@ -1,22 +1,26 @@
 """When a transaction is tried again, what its errors become, and what is counted of them."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import asyncpg
 import pytest
 from sqlalchemy import event, exc, text
 from sqlalchemy.engine import make_url
+from structlog.testing import capture_logs
 
 from common import metrics
 from common.settings import ServerSettings
 from storage import connection, engine
 from storage.connection import Connection
 from storage.engine import FIRST_BACKOFF_S, TRIES, DatabaseUnavailable, Engine
+from tests.rig.migrating import upgrade
 
 A_NAME = "Test^One"
 
@@ -178,6 +182,49 @@ async def test_who_is_cancelled_again_and_again_leaves_no_connection_open_and_no
     for thread in set(threading.enumerate()) - set(threads):
         await asyncio.to_thread(thread.join, 10)
         assert thread.name.startswith("asyncio_") or not thread.is_alive()
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "all the same", "wrong"])
+async def test_a_transaction_is_told_that_it_is_cancelled_and_who_waited_learns_no_more(
+    monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    begun, ended = asyncio.Event(), []
+
+    async def work(*_: object) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            ended.append(ends)
+            if ends == "wrong":
+                raise KeyError(A_NAME) from None
+            if ends == "cancelled":
+                raise
+
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    monkeypatch.setattr(connection, "greenlet_spawn", work)
+    asked = asyncio.ensure_future(connection.run(cast(Any, SimpleNamespace(sync_engine=None)), cast(Any, None)))
+    await begun.wait()
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert ended == [ends]
+    del asked
+    await asyncio.sleep(0)
+    gc.collect()  # which complains of a failure that nobody has looked at
+    assert complaints == []
+
+
+async def test_a_schema_of_an_earlier_version_is_said_before_it_is_brought_up_to_date(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+    head = engine.revisions()[-1]
+    await upgrade(url, "0018")
+    for told in ([("database.migrating", "0018", head), ("database.migrated", None, head)], []):
+        with capture_logs() as logs:
+            async with Engine.open(ServerSettings(database_url=url)):
+                pass
+        assert [(log["event"], log.get("before"), log["to"]) for log in logs if "migrat" in log["event"]] == told
 
 
 async def test_what_runs_when_a_database_is_closed_is_waited_for_and_nothing_begins_any_more() -> None:
