@@ -96,6 +96,7 @@ def test_a_creator_may_have_what_separates_entries() -> None:
     ("named", "vr", "sent", "values"),
     [
         ("", "US", struct.pack("<2H", 3, 4), ("3", "4")),
+        ("", "UL", struct.pack("<L", 3) + b"\1\2", ("3",)),  # with part of another one
         ("", "FD", struct.pack("<d", 0.1), ("0.1",)),
         (",US", "IS", b"1000", ("1000",)),
         (",IS", "SL", struct.pack("<l", -5), ("-5",)),
