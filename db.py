@@ -91,7 +91,7 @@ class Database:
     def __init__(self, engine: Engine, terms: Terms = Terms()) -> None:  # noqa: B008 - it never changes
         self.engine = engine
         self.leaps = Leaps()
-        self._set = terms
+        self._terms = terms._replace(leaps=self.leaps)
         self.finder = Finder(engine)
         self.heartbeats = Heartbeats(engine)
         self.keys = Keys(engine)
@@ -110,11 +110,6 @@ class Database:
         terms = Terms(timedelta(seconds=settings.study_max_open_s), required_series(settings.required_series))
         async with Engine.open(settings) as engine:
             yield cls(engine, terms)
-
-    @property
-    def _terms(self) -> Terms:
-        """What the site has set for studies, and since when their silences count."""
-        return self._set._replace(since=self.leaps.last())
 
     async def unkept_promises(self) -> list[str]:
         """Return the settings of PostgreSQL that are off, for want of which a power cut loses what was committed."""
@@ -226,7 +221,9 @@ class Database:
         Return what it is to do, and the orders of which it says for the first time what became of them. Studies that it
         no longer names are decided: the first LOOKED_AT now, others soon.
         """
-        orders, ended, freed = await self.engine.write(partial(_hear, state=state, since=self.leaps.since()))
+        orders, ended, freed = await self.engine.write(
+            partial(_hear, state=state, came_at=datetime.now(UTC), leaps=self.leaps)
+        )
         with suppress(DatabaseUnavailable):  # they are looked at later, too
             if later := freed[LOOKED_AT:]:
                 now = datetime.now(UTC)
@@ -446,16 +443,15 @@ async def _begin(
 
 
 async def _hear(
-    connection: Connection, state: GatewayState, since: datetime
+    connection: Connection, state: GatewayState, came_at: datetime, leaps: Leaps
 ) -> tuple[list[Order], list[dict[str, Any]], list[str]]:
     """Keep a gateway's state, forget gateways that are gone, and take what it says of its orders.
 
-    Return what it is to do, the orders that have ended, and the studies that it does not name any more. The server
-    has run `since` then.
+    Return what it is to do, the orders that have ended, and the studies that it does not name any more.
     """
     now = datetime.now(UTC)
-    freed = await heartbeats.keep(connection, state, now)
-    await heartbeats.forget_gone(connection, now, since)
+    freed = await heartbeats.keep(connection, state, came_at, now)
+    await heartbeats.forget_gone(connection, now, leaps)
     ended = await orders.acknowledge(connection, state, now)
     for order in ended:
         if order["Problem"] and order["Kind"] == "declare":

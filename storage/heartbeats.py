@@ -11,7 +11,7 @@ from models import GatewayState
 from storage.ahead import is_far
 from storage.connection import Connection
 from storage.engine import Engine, insert
-from storage.leaps import were_set
+from storage.leaps import SEEN_WITHIN, Leaps, were_set
 from storage.schema import gateways
 
 FORGOTTEN_AFTER = timedelta(days=1)  # how long a gateway that says nothing is remembered
@@ -22,7 +22,6 @@ CLOCKS_AGREE = timedelta(seconds=5)  # how much of a difference is that of the w
 CLOCK = select(gateways.c.BehindS, gateways.c.ClockSetAt).where(  # made once, as in revisions.py
     gateways.c.GatewayID == bindparam("name")
 )
-LISTENS_FOR = timedelta(minutes=1)  # how long a server that has started does not know who is gone
 Refusals = Mapping[str, tuple[datetime, str]]
 """When a heartbeat under a gateway's name was not let in, and why."""
 
@@ -36,14 +35,17 @@ class Clock(NamedTuple):
     """When one of the two was set last, by the server's."""
 
 
-async def keep(connection: Connection, state: GatewayState, now: datetime) -> list[str]:
-    """Keep a heartbeat in place of the one before, unless it is late; return the studies that it names no more."""
+async def keep(connection: Connection, state: GatewayState, came_at: datetime, now: datetime) -> list[str]:
+    """Keep a heartbeat in place of the one before, unless it is late; return the studies that it names no more.
+
+    It came before `now`: it may have waited for the database.
+    """
     known = select(gateways.c.State, gateways.c.BehindS).where(gateways.c.GatewayID == state.GatewayID)
     row = (await connection.execute(known)).one_or_none()
     before = (row and row.State) or {}
     if is_late(state, before):
         return []
-    behind = behind_s(state, now)
+    behind = behind_s(state, came_at)
     says = {"At": now, "State": state.model_dump(mode="json"), "BehindS": behind}
     says |= {"ClockSetAt": now} if row and were_set(behind, row.BehindS) else {}
     await insert(connection, gateways, {"GatewayID": state.GatewayID} | says, or_update=says)
@@ -74,14 +76,17 @@ async def clock_of(connection: Connection, gateway_id: str | None) -> Clock:
     return Clock(timedelta(seconds=row.BehindS or 0.0), row.ClockSetAt) if row else Clock()
 
 
-async def forget_gone(connection: Connection, now: datetime, since: datetime) -> None:
+async def forget_gone(connection: Connection, now: datetime, leaps: Leaps) -> None:
     """Forget the gateways that have said nothing for FORGOTTEN_AFTER, and beyond MAX_GATEWAYS those silent longest.
 
-    None is silent for long if the server has been running since just now, or a clock was set meanwhile. One that has
-    spoken later than now, by a clock that was set back since, counts as heard now.
+    None is silent for long if the server has just started, or its clock was set meanwhile. One that has spoken later
+    than now, by a clock that was set back since, counts as heard now.
     """
-    was_set = select(gateways.c.GatewayID).where(gateways.c.ClockSetAt > now - FORGOTTEN_AFTER)
-    if now - since > LISTENS_FOR and (await connection.execute(was_set.limit(1))).first() is None:
+    times = (
+        await connection.execute(select(gateways.c.ClockSetAt).where(gateways.c.ClockSetAt.is_not(None)))
+    ).scalars()
+    set_at = leaps.last_by(list(times))
+    if now - leaps.since() > SEEN_WITHIN and (set_at is None or now - set_at > FORGOTTEN_AFTER):
         await connection.execute(gateways.delete().where(gateways.c.At < now - FORGOTTEN_AFTER))
     await connection.execute(gateways.update().where(is_far(gateways.c.At, now, timedelta())).values(At=now))
     latest = select(gateways.c.GatewayID).order_by(gateways.c.At.desc(), gateways.c.GatewayID)

@@ -21,6 +21,7 @@ from storage.connection import Connection
 from storage.engine import insert
 from storage.gaps import gaps
 from storage.heartbeats import SPEAKS_WITHIN, clock_of
+from storage.leaps import Leaps
 from storage.revisions import TELL, figures_of
 from storage.rows import SeriesRow, StudyRow, with_changes
 from storage.schema import gateways, instances, purged, series, studies, study_completions
@@ -53,8 +54,8 @@ class Terms(NamedTuple):
 
     max_open: timedelta = timedelta(days=1)
     required: tuple[Required, ...] = ()
-    since: datetime | None = None
-    """When the server's clock was set forward last: silences count from then (leaps.py)."""
+    leaps: Leaps | None = None
+    """What the server's process knows of its clock."""
 
 
 class ComesAgain(NamedTuple):
@@ -393,12 +394,12 @@ def _ends(row: StudyRow, after: StudyRow) -> bool:
 async def _evidence(connection: Connection, row: StudyRow, now: datetime, terms: Terms) -> Evidence:
     """Return what is known beside a study's row, without a look at gateways and descriptions."""
     if row["Unsettled"]:  # nothing of that matters
-        return Evidence(now, timedelta(), 0, terms.max_open, looked=False, since=terms.since)
+        return Evidence(now, timedelta(), 0, terms.max_open, looked=False)
     learnt, study = await study_learning.known(connection, row), study_rules.learnt_of(row)
     silence, sure = (timedelta(seconds=of(learnt, study)) for of in (study_silence.timeout_s, study_silence.sure_s))
     trust = await study_learning.trust(connection, row) if study_rules.held_whole(row) else 0
     required = bool(await _required(connection, row, terms))
-    return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure, since=terms.since)
+    return Evidence(now, silence, trust, terms.max_open, required, looked=False, sure=sure)
 
 
 async def _looked(
@@ -417,7 +418,7 @@ async def _looked(
             evidence = evidence._replace(required=before == missing)
             missing = before
     holders = await held(connection, row["StudyInstanceUID"], evidence.now, reporter)
-    since = max((at for at in (evidence.since, holders.clock_set_at) if at is not None), default=None)
+    since = terms.leaps.last_by(holders.clocks_set_at) if terms.leaps else None
     evidence = evidence._replace(held=holders.first, held_elsewhere=holders.elsewhere, since=since)
     return evidence._replace(missing=missing, looked=True)
 

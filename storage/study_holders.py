@@ -1,6 +1,6 @@
 """Which gateways hold images of a study, or may: by what each said last of itself."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -30,8 +30,8 @@ class Holders(NamedTuple):
     """The first gateway that does."""
     elsewhere: str | None
     """The same if the report that has just come was its gateway's last of the study."""
-    clock_set_at: datetime | None
-    """When the server's clock was set last, by the gateways that speak: theirs differ from it since."""
+    clocks_set_at: Collection[datetime]
+    """When the clocks of gateways and the server's were set last."""
 
 
 async def held(connection: Connection, study_instance_uid: str, now: datetime, reporter: Reporter) -> Holders:
@@ -42,10 +42,10 @@ async def held(connection: Connection, study_instance_uid: str, now: datetime, r
     PACS contains. If it has not spoken lately, it is not known what it holds, nor if a clock was set.
     """
     rows = [{**row} for row in (await connection.execute(_STATES)).mappings()]
-    speaking = [row["ClockSetAt"] for row in rows if now - row["At"] <= SPEAKS_WITHIN and not row["Stopped"]]
-    set_at = min(speaking) if speaking and None not in speaking else None  # of one of several: it was that gateway's
+    set_at = [row["ClockSetAt"] for row in rows if row["ClockSetAt"] is not None]
     whys = {row["GatewayID"]: why for row in rows if (why := _holds(row, study_instance_uid, now)) is not None}
-    silent = [row for row in rows if row["GatewayID"] == reporter.gateway_id and now - row["At"] > SPEAKS_WITHIN]
+    own = [row for row in rows if row["GatewayID"] == reporter.gateway_id and not row["Stopped"]]
+    silent = [row for row in own if now - row["At"] > SPEAKS_WITHIN]
     whys |= {row["GatewayID"]: whys.get(row["GatewayID"]) or f"{_silent(row)}, and has reported" for row in silent}
     first = next(iter(whys.values()), None)
     others = {gateway: why for gateway, why in whys.items() if gateway != reporter.gateway_id}

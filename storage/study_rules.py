@@ -74,9 +74,7 @@ class Decision(NamedTuple):
 def new_study(study_instance_uid: str, now: datetime, purged_series: int = 0, purged_images: int = 0) -> StudyRow:
     """Return the row of a study that was not known, without any series; so much of it was purged before."""
     empty: Columns = dict.fromkeys(StudyRow.__annotations__)
-    numbers = (
-        *("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions"),
-    )
+    numbers = ("NumSeries", "NumInstances", "Unsettled", "Incomplete", "Contradicted", "Revision", "FalseCompletions")
     own = {"StudyInstanceUID": study_instance_uid, "Modalities": {}, "Verdicts": {}, "MissingSeries": []}
     others = {"CountGrew": False, "Kinds": [], "Gaps": {}, "UpdatedAt": now, "OpenSince": now}
     others |= {"PurgedSeries": purged_series, "PurgedInstances": purged_images}

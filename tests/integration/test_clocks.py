@@ -187,7 +187,7 @@ async def test_a_clock_that_was_set_while_no_server_ran_shows_by_its_gateways(
     clock.shift(timedelta(minutes=40))
     database = restarted(database)
     await speak()
-    assert await decided(database) == (None if len(gateways_set) == 2 else "idle")
+    assert await decided(database) == (None if gateways_set else "idle")
     monotonic.passes(timedelta(minutes=31))
     await speak()
     assert await decided(database) == "idle"
@@ -256,6 +256,21 @@ async def test_a_silent_gateway_is_not_forgotten_as_the_clock_is_set_forward_or_
         assert await names() == {"one", "gone"}
     monotonic.passes(timedelta(hours=2))
     assert await names() == {"one"}
+
+
+async def test_a_gateway_whose_clock_is_set_again_and_again_holds_up_nobody(
+    database: Database, clock: Any, monotonic: Monotonic
+) -> None:
+    database = restarted(database)
+    await beat(database, "gone", OpenSeries=1)
+    monotonic.passes(timedelta(days=1, hours=1))
+    await database.store(of(1, datetime.now(UTC), gateway="other"))
+    for minutes in range(0, 40, 4):
+        wrong = timedelta(seconds=30 * (minutes % 8 > 0))
+        await beat(database, "one", At=(datetime.now(UTC) - wrong).isoformat())
+        monotonic.passes(timedelta(minutes=4))
+    assert {row["GatewayID"] for row in await database.engine.read(select(gateways))} == {"one"}
+    assert await decided(database) == "idle"
 
 
 # --- gateways, orders, webhooks, sources, keys -------------------------------------------------------------------
