@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any, cast
 
 import httpx
@@ -17,7 +17,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # t
 from structlog.testing import capture_logs
 
 from client import count_study
-from dicom.query_retrieve import find
+from dicom.query_retrieve import RECENT, find, probe_study
 from dicom.scu import Line, PacsUnavailable
 from gateway.questions import Answer
 from gateway.study_counts import PAUSE_S, REFUSALS, StudyManners
@@ -246,12 +246,14 @@ class Both:
 
     def __init__(self, of_study: Iterable[bytes]) -> None:
         self._of_study = of_study
+        self.asked: list[Dataset] = []
 
     @contextmanager
     def associated(self, *_: str) -> Iterator["Both"]:
         yield self
 
     def send_c_find(self, identifier: Dataset, *_: Any) -> Iterator[tuple[Dataset, Dataset | None]]:
+        self.asked.append(identifier)
         of_series = [raw((0x0020000E, SERIES.encode()), (0x00201209, b"3 "))[1].sent]
         return Said(self._of_study if identifier.QueryRetrieveLevel == "STUDY" else of_series).send_c_find()
 
@@ -259,6 +261,17 @@ class Both:
 def counted(number: bytes) -> bytes:
     """A match at STUDY level with this number of images."""
     return raw((0x0020000D, STUDY.encode()), (0x00201206, b"2 "), (0x00201208, number))[1].sent
+
+
+def test_a_probe_asks_for_any_study_of_lately() -> None:
+    line = Both([counted(b"7")])
+    answer = probe_study(cast(Line, line), date(2026, 6, 1))
+    (identifier,) = line.asked
+    asked = (identifier.QueryRetrieveLevel, identifier.StudyInstanceUID, identifier.StudyDate)
+    assert asked == ("STUDY", "", f"{date(2026, 6, 1) - RECENT:%Y%m%d}-")
+    assert answer
+    assert answer.counts
+    assert (answer.counts.Series, answer.counts.Instances) == (2, 7)
 
 
 @pytest.mark.parametrize("number", [b"3 series", b"\xff\xfe", b"1.0 ", b"9999999999999 "])
