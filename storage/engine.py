@@ -58,6 +58,10 @@ class DatabaseUnusable(SeriesGatewayError):
     """The database cannot be opened at all. The text says why and names the cure."""
 
 
+class DatabaseInUse(DatabaseUnusable):
+    """Another process has the SQLite file."""
+
+
 class Engine:
     """Transactions on one database."""
 
@@ -212,7 +216,7 @@ def _only_process(url: URL) -> Iterator[None]:
             held.enter_context(locked(path))
             path.touch(mode=0o600)  # patients' names are nobody else's business; SQLite's other files take its mode
         except BlockingIOError:
-            raise DatabaseUnusable(
+            raise DatabaseInUse(
                 f"DATABASE_URL={url} is used by another server process, and SQLite bears one. Stop it, run uvicorn "
                 "with one worker, or use PostgreSQL: DATABASE_URL=postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE"
             ) from None

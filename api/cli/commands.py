@@ -7,6 +7,7 @@ are imported inside those commands, so that every command starts quickly.
 
 import sqlite3
 import sys
+import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -28,6 +29,7 @@ from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
+STARTS_WITHIN_S = 10.0  # how long a server is waited for that has the database, and does not answer yet
 CHANGE_KINDS = ("created", "revised", "verified", "declared", "contradicted", "conflict")  # models.ChangeKind
 STUDY_KINDS = ("revised", "verified", "declared", "contradicted")  # those that a study has: study_rules.kinds
 MAX_BECAUSE = 256  # characters of a declaration's reason, as in models.py
@@ -537,9 +539,23 @@ def _do(settings: ServerSettings, operation: str, /, **arguments: Any) -> dict[s
     if settings.sqlite_path is not None:
         with suppress(NotRunning):
             return _asked(settings.sqlite_path, operation, **arguments)
-    from api.operations import done_here
+    import asyncio
 
-    return _run(done_here(settings, operation, **arguments))
+    from api.operations import done_here
+    from storage.engine import DatabaseInUse
+
+    ends_at = time.monotonic() + STARTS_WITHIN_S
+    while True:
+        try:
+            return asyncio.run(done_here(settings, operation, **arguments))
+        except DatabaseInUse as error:  # a server has just started, and does not answer yet
+            if settings.sqlite_path is None or time.monotonic() > ends_at:
+                raise click.ClickException(str(error)) from None
+            time.sleep(0.2)
+            with suppress(NotRunning):
+                return _asked(settings.sqlite_path, operation, **arguments)
+        except SeriesGatewayError as error:
+            raise click.ClickException(str(error)) from None
 
 
 def _keys(settings: ServerSettings) -> list[dict[str, Any]]:
