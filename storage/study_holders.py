@@ -47,12 +47,13 @@ async def held(connection: Connection, study_instance_uid: str, now: datetime, r
     own = [row for row in rows if row["GatewayID"] == reporter.gateway_id and not row["Stopped"]]
     silent = [row for row in own if now - row["At"] > SPEAKS_WITHIN]
     whys |= {row["GatewayID"]: whys.get(row["GatewayID"]) or f"{_silent(row)}, and has reported" for row in silent}
-    first = next(iter(whys.values()), None)
-    others = {gateway: why for gateway, why in whys.items() if gateway != reporter.gateway_id}
-    if first is None or len(others) == len(whys) or others:
-        return Holders(first, first if len(others) == len(whys) else next(iter(others.values())), set_at)
-    was_last = not silent and await _was_its_last(connection, study_instance_uid, reporter)
-    return Holders(first, None if was_last else first, set_at)
+    first = elsewhere = next(iter(whys.values()), None)
+    others = [why for gateway, why in whys.items() if gateway != reporter.gateway_id]
+    if others:
+        elsewhere = others[0]
+    elif whys and not silent and await _was_its_last(connection, study_instance_uid, reporter):
+        elsewhere = None
+    return Holders(first, elsewhere, set_at)
 
 
 def _holds(row: Mapping[str, Any], study_instance_uid: str, now: datetime) -> str | None:

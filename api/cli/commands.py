@@ -536,26 +536,26 @@ def _new_file(path: Path) -> Path:
 
 def _do(settings: ServerSettings, operation: str, /, **arguments: Any) -> dict[str, Any]:
     """Have the server that runs on the SQLite file do an operation, or do it here; return the answer."""
-    if settings.sqlite_path is not None:
-        with suppress(NotRunning):
-            return _asked(settings.sqlite_path, operation, **arguments)
-    import asyncio
-
-    from api.operations import done_here
-    from storage.engine import DatabaseInUse
-
     ends_at = time.monotonic() + STARTS_WITHIN_S
-    while True:
+
+    async def done() -> dict[str, Any] | None:
+        from api.operations import done_here
+        from storage.engine import DatabaseInUse
+
         try:
-            return asyncio.run(done_here(settings, operation, **arguments))
-        except DatabaseInUse as error:  # a server has just started, and does not answer yet
-            if settings.sqlite_path is None or time.monotonic() > ends_at:
-                raise click.ClickException(str(error)) from None
-            time.sleep(0.2)
+            return await done_here(settings, operation, **arguments)
+        except DatabaseInUse:  # a server has just started, and does not answer yet
+            if time.monotonic() > ends_at:
+                raise
+            return None
+
+    while True:
+        if settings.sqlite_path is not None:
             with suppress(NotRunning):
                 return _asked(settings.sqlite_path, operation, **arguments)
-        except SeriesGatewayError as error:
-            raise click.ClickException(str(error)) from None
+        if (answer := _run(done())) is not None:
+            return answer
+        time.sleep(0.2)
 
 
 def _keys(settings: ServerSettings) -> list[dict[str, Any]]:
