@@ -8,10 +8,11 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import SeriesGatewayError
 
@@ -19,12 +20,20 @@ if TYPE_CHECKING:
     import asyncio
 
 MAX_LINE_BYTES = 2**20  # of a request
+STARTS_WITHIN_S = 10.0  # how long a process is waited for that has the file, and does not answer yet
+ASKED_EVERY_S = 0.2
+
+T = TypeVar("T")
 
 Operation = Callable[..., Awaitable[dict[str, Any]]]
 
 
 class NotRunning(SeriesGatewayError):
     """No process listens on the file's socket."""
+
+
+class FileInUse(SeriesGatewayError):
+    """Another process has the file, whether it answers on the socket or not."""
 
 
 class RequestFailed(SeriesGatewayError):
@@ -101,6 +110,34 @@ def request(path: Path, timeout_s: float, do: str, **arguments: Any) -> dict[str
     if "error" in answer:
         raise RequestFailed(str(answer["error"]))
     return answer
+
+
+def asked_or_done(
+    ask: Callable[[], T],
+    do: Callable[[], Coroutine[Any, Any, T]],
+    run: Callable[[Coroutine[Any, Any, T | None]], T | None],
+) -> T:
+    """Ask the process that has the file, or, where none runs, have `run` do it here; return the answer.
+
+    `ask` raises NotRunning and `do` FileInUse where a process that has the file is only starting: then both are tried
+    again for STARTS_WITHIN_S.
+    """
+    ends_at = time.monotonic() + STARTS_WITHIN_S
+
+    async def done() -> T | None:
+        try:
+            return await do()
+        except FileInUse:
+            if time.monotonic() > ends_at:
+                raise
+            return None
+
+    while True:
+        with suppress(NotRunning):
+            return ask()
+        if (answer := run(done())) is not None:
+            return answer
+        time.sleep(ASKED_EVERY_S)
 
 
 def _remove(address: str) -> None:

@@ -12,7 +12,7 @@ import structlog
 
 from common.at_rest import locked, real, sync_folder
 from gateway import journal_rows as rows
-from gateway.journal_reader import JournalUnusable
+from gateway.journal_reader import JournalInUse, JournalUnusable
 
 SCHEMA = """
 CREATE TABLE open_series (
@@ -103,14 +103,14 @@ def exclusive(path: Path) -> Iterator[None]:
         try:
             held.enter_context(locked(path))
         except BlockingIOError as error:
-            raise JournalUnusable(used) from error
+            raise JournalInUse(used) from error
         except OSError as error:
             raise JournalUnusable(
                 f"GATEWAY_JOURNAL_PATH={path} cannot be locked: {error.strerror}. Make its folder, writable by this "
                 "user."
             ) from error
         if _is_open_by_another_name(real(path)):
-            raise JournalUnusable(used)
+            raise JournalInUse(used)
         yield
 
 

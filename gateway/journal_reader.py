@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.at_rest import rows
+from common.control import FileInUse
 from common.errors import SeriesGatewayError
 
 DEAD = "SELECT id, series_instance_uid, revision, instances, answer, changed_at{more} FROM reports WHERE state = 'dead'"
@@ -37,6 +38,10 @@ COUNTS_SOURCES = 7  # schema version from which on sources are counted
 
 class JournalUnusable(SeriesGatewayError):
     """The journal cannot be opened. The text says why, and how to fix it."""
+
+
+class JournalInUse(JournalUnusable, FileInUse):
+    """Another gateway has the journal."""
 
 
 def status(path: Path) -> dict[str, Any]:

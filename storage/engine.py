@@ -26,6 +26,7 @@ from sqlalchemy.pool import NullPool
 from common import metrics
 from common.at_rest import locked
 from common.connections import OF_POSTGRESQL, notice_death
+from common.control import FileInUse
 from common.errors import SeriesGatewayError
 from common.settings import ServerSettings, without_password
 from storage.connection import Connection, Do, run
@@ -58,7 +59,7 @@ class DatabaseUnusable(SeriesGatewayError):
     """The database cannot be opened at all. The text says why and names the cure."""
 
 
-class DatabaseInUse(DatabaseUnusable):
+class DatabaseInUse(DatabaseUnusable, FileInUse):
     """Another process has the SQLite file."""
 
 

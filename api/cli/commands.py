@@ -7,7 +7,6 @@ are imported inside those commands, so that every command starts quickly.
 
 import sqlite3
 import sys
-import time
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,7 @@ import click
 
 from api.cli.readers import VERDICTS, export, moment, on_complete, sources
 from common.at_rest import name_for_good
-from common.control import NotRunning, RequestFailed, request
+from common.control import NotRunning, RequestFailed, asked_or_done, request
 from common.errors import SeriesGatewayError
 from common.kinds import http_url
 from common.settings import ServerSettings, SettingsError, load, without_password
@@ -29,7 +28,6 @@ from storage import key_reader
 from storage.key_reader import SCOPES
 
 REQUEST_TIMEOUT_S = 10.0
-STARTS_WITHIN_S = 10.0  # how long a server is waited for that has the database, and does not answer yet
 CHANGE_KINDS = ("created", "revised", "verified", "declared", "contradicted", "conflict")  # models.ChangeKind
 STUDY_KINDS = ("revised", "verified", "declared", "contradicted")  # those that a study has: study_rules.kinds
 MAX_BECAUSE = 256  # characters of a declaration's reason, as in models.py
@@ -536,26 +534,18 @@ def _new_file(path: Path) -> Path:
 
 def _do(settings: ServerSettings, operation: str, /, **arguments: Any) -> dict[str, Any]:
     """Have the server that runs on the SQLite file do an operation, or do it here; return the answer."""
-    ends_at = time.monotonic() + STARTS_WITHIN_S
 
-    async def done() -> dict[str, Any] | None:
+    def ask() -> dict[str, Any]:
+        if settings.sqlite_path is None:
+            raise NotRunning
+        return _asked(settings.sqlite_path, operation, **arguments)
+
+    async def done() -> dict[str, Any]:
         from api.operations import done_here
-        from storage.engine import DatabaseInUse
 
-        try:
-            return await done_here(settings, operation, **arguments)
-        except DatabaseInUse:  # a server has just started, and does not answer yet
-            if time.monotonic() > ends_at:
-                raise
-            return None
+        return await done_here(settings, operation, **arguments)
 
-    while True:
-        if settings.sqlite_path is not None:
-            with suppress(NotRunning):
-                return _asked(settings.sqlite_path, operation, **arguments)
-        if (answer := _run(done())) is not None:
-            return answer
-        time.sleep(0.2)
+    return asked_or_done(ask, done, _run)
 
 
 def _keys(settings: ServerSettings) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from api.operations import operations
-from common.control import EndedMeanwhile, NotRunning, request
+from common.control import ASKED_EVERY_S, STARTS_WITHIN_S, EndedMeanwhile, FileInUse, NotRunning, request
 from common.errors import SeriesGatewayError
 from common.settings import ServerSettings
 from common.times import stamp
@@ -47,18 +47,28 @@ async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_jso
 @asynccontextmanager
 async def _operations(settings: ServerSettings, before: datetime) -> AsyncIterator[tuple[Do, int]]:
     """Yield a function that does an operation, in the server if one runs on SQLite, and how many series are old."""
+    ends_at = time.monotonic() + STARTS_WITHIN_S
+    async with AsyncExitStack() as held:
+        while True:
+            try:
+                do, old = await _asked_or_open(settings, before, held)
+                break
+            except FileInUse:  # a server that has just started does not answer yet
+                if time.monotonic() > ends_at:
+                    raise
+            await asyncio.sleep(ASKED_EVERY_S)
+        yield do, old
+
+
+async def _asked_or_open(settings: ServerSettings, before: datetime, held: AsyncExitStack) -> tuple[Do, int]:
+    """Return the same, having asked the server; where none runs, having opened the database. Raises FileInUse."""
     if settings.sqlite_path is not None:
         ask = partial(_asked, settings.sqlite_path)
-        try:
-            old = (await ask("count_old", before=before.isoformat()))["series"]
-        except NotRunning:
-            pass
-        else:
-            yield ask, old
-            return
-    async with Database.open(settings) as database:
-        here = operations(database)
-        yield lambda operation, **given: here[operation](**given), await database.purger.old(before)
+        with suppress(NotRunning):
+            return ask, (await ask("count_old", before=before.isoformat()))["series"]
+    database = await held.enter_async_context(Database.open(settings))
+    here = operations(database)
+    return lambda operation, **given: here[operation](**given), await database.purger.old(before)
 
 
 async def _asked(path: Path, operation: str, **given: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Modules that only some commands need are imported inside those commands, so that
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from common.control import NotRunning, RequestFailed, request
+from common.control import NotRunning, RequestFailed, asked_or_done, request
 from common.errors import SeriesGatewayError
 from common.settings import GatewaySettings, SettingsError, load
 from console.options import Group, flag
@@ -295,14 +295,14 @@ def _drain_study(settings: GatewaySettings, study: str) -> dict[str, Any]:
 
 
 def _drain(settings: GatewaySettings, run: "Run") -> dict[str, Any]:
-    try:
-        return _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain")
-    except NotRunning:
-        from gateway.cli.process import run_drain
+    async def done() -> dict[str, Any]:
+        from gateway.cli.process import drained
 
         held = _read(settings, journal_reader.status)
-        undelivered = run_drain(settings, run)
-        return {"reported": held["open_series"], "undelivered": undelivered}
+        return {"reported": held["open_series"], "undelivered": await drained(settings, run)}
+
+    timeout_s = 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S
+    return asked_or_done(partial(_asked, settings, timeout_s, "drain"), done, partial(_run_main, settings))
 
 
 @click.group("dead-letters")
@@ -433,10 +433,18 @@ def _change(context: Context, as_json: bool, do: str, ids: list[int] | None, **a
 
 
 def _change_one(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
-    _read(settings, journal_reader.status)  # raises if there is no journal
-    try:
-        return _asked(settings, REQUEST_TIMEOUT_S, do, **arguments)
-    except NotRunning:
-        from gateway.cli.process import change_dead_letters
+    async def done() -> dict[str, Any]:
+        from gateway.cli.process import changed_dead_letters
 
-        return change_dead_letters(settings, do, **arguments)
+        return await changed_dead_letters(settings, do, **arguments)
+
+    _read(settings, journal_reader.status)  # raises if there is no journal
+    return asked_or_done(
+        partial(_asked, settings, REQUEST_TIMEOUT_S, do, **arguments), done, partial(_run_main, settings)
+    )
+
+
+def _run_main(settings: GatewaySettings, main: Coroutine[Any, Any, T]) -> T:
+    from gateway.cli.process import run_main
+
+    return run_main(main, settings)

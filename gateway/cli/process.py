@@ -51,22 +51,18 @@ def run_gateway(settings: GatewaySettings, run: Run) -> None:
     run_main(_until_signalled(settings, run, show=_on_terminal(settings)), settings)
 
 
-def run_drain(settings: GatewaySettings, run: Run) -> int:
-    """Deliver what the journal holds; return how many reports stay."""
+async def drained(settings: GatewaySettings, run: Run) -> int:
+    """Deliver what the journal of a stopped gateway holds; return how many reports stay."""
     configure_logging()
-    return run_main(run(settings, asyncio.Event(), listen=False), settings)
+    return await run(settings, asyncio.Event(), listen=False)
 
 
-def change_dead_letters(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
+async def changed_dead_letters(settings: GatewaySettings, do: str, **arguments: Any) -> dict[str, Any]:
     """Change dead letters in the journal of a stopped gateway, as a running one would; return the answer."""
-
-    async def alone() -> dict[str, Any]:
-        bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
-        async with Journal.open(settings.journal_path, bounds) as journal:
-            return await dead_letter_operations(journal, submit=lambda waiting: None)[do](**arguments)
-
     configure_logging()
-    return run_main(alone(), settings)
+    bounds = Bounds(settings.max_pending_instances, settings.journal_max_bytes, settings.min_free_bytes)
+    async with Journal.open(settings.journal_path, bounds) as journal:
+        return await dead_letter_operations(journal, submit=lambda waiting: None)[do](**arguments)
 
 
 def _on_terminal(settings: GatewaySettings) -> Show | None:
