@@ -8,7 +8,8 @@ from typing import Any
 
 ERRORS = 3.0  # standard errors of a slope: one of fewer is none
 NOISE = 0.05  # of a measure's mean: growth over the second half that is none
-LEAST = {"MiB": 4.0, "KiB": 256.0, "rows": 50.0, "": 5.0}  # by unit: growth over the second half that is none either
+LEAST = {"MiB": 4.0, "KiB": 256.0, "rows": 50.0, "time series": 30.0, "": 5.0}
+"""By unit, growth over the second half that is none either. A route that first answers adds 20 time series at once."""
 BY_DESIGN = {
     "rows of purged": "one for each series that `purge` deleted, until that comes again; `purge` counts in it",
     "rows of changes": "`purge`",
@@ -80,7 +81,7 @@ def growths(samples: Samples) -> list[Growth]:
 
 def _growth(name: str, xs: Sequence[float], ys: Sequence[float]) -> Growth:
     rise = slope(xs, ys)
-    unit = "rows" if "rows of" in name else name.partition(", ")[2]
+    unit = next((unit for unit in ("rows", "time series") if unit in name), name.partition(", ")[2])
     is_rise = rise > ERRORS * standard_error(xs, ys)
     grew = is_rise and rise * (xs[-1] - xs[0]) > max(LEAST[unit], NOISE * sum(ys) / len(ys))
     says = "bounded" if not grew else f"grows until: {BY_DESIGN[name]}" if name in BY_DESIGN else "grows"

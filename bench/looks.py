@@ -40,6 +40,10 @@ class Looks:
         for name, value in measures.items():
             self.seen.setdefault(name, []).append(round(value, 1))
 
+    def untold(self) -> int:
+        """Return how many changes the webhook was not told yet."""
+        return int(query(self._database, UNTOLD)[0][0] or 0)
+
     def _processes(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, process in ((GATEWAY, self._lab.gateway), (SERVER, self._lab.server)):
@@ -64,7 +68,7 @@ class Looks:
         counted = ", ".join(f"(SELECT count(*) FROM {name})" for name in names)  # noqa: S608 - the schema's
         counts = query(self._database, f"SELECT {counted}")
         found: dict[str, float] = {f"rows of {name}": n for name, n in zip(names, counts[0], strict=True)}
-        found["changes that the webhook was not told yet"] = query(self._database, UNTOLD)[0][0] or 0
+        found["changes that the webhook was not told yet"] = self.untold()
         with closing(sqlite3.connect(f"file:{self._lab.journal}?mode=ro", uri=True, timeout=30)) as journal:
             tables = journal.execute("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").fetchall()
             for (name,) in tables:

@@ -311,6 +311,15 @@ class Year:
             self.purges += 1
         self.looks.look(series)
         self.clock(day + 1)
+        self._night()
+
+    def _night(self) -> None:
+        """Wait until the webhook was told all changes that are stored: days are short, and nights would be long."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not self.senders.problems and (behind := self.looks.untold()) > 0:
+            if time.monotonic() > deadline:
+                self.senders.problems.append(f"the webhook was not told {behind} changes in a night")
+            time.sleep(LOOK_S)
 
     def _restarts(self) -> dict[int, list[Callable[[], None]]]:
         """Return what is restarted on which day: all in the first half."""

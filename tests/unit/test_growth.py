@@ -47,6 +47,8 @@ def test_only_the_second_half_counts() -> None:
         ("rows of x", -1.0, "bounded"),
         ("rows of purged", 1.0, f"grows until: {BY_DESIGN['rows of purged']}"),
         ("rows of purged", 0.0, "bounded"),
+        ("server time series", 0.02, "bounded"),
+        ("server time series", 0.1, "grows"),
         ("server RSS, MiB", 0.003, "bounded"),
         ("server RSS, MiB", 0.03, "grows"),
     ],
