@@ -119,8 +119,8 @@ def asked_or_done(
 ) -> T:
     """Ask the process that has the file, or, where none runs, have `run` do it here; return the answer.
 
-    `ask` raises NotRunning and `do` FileInUse where a process that has the file is only starting: then both are tried
-    again for STARTS_WITHIN_S.
+    Where none answers (`ask` raises NotRunning) and one has the file (`do` raises FileInUse), that process starts or
+    ends: for STARTS_WITHIN_S it, or the next one, is only asked, since who took the file would keep the next one out.
     """
     ends_at = time.monotonic() + STARTS_WITHIN_S
 
@@ -132,11 +132,13 @@ def asked_or_done(
                 raise
             return None
 
+    is_first = True
     while True:
         with suppress(NotRunning):
             return ask()
-        if (answer := run(done())) is not None:
+        if (is_first or time.monotonic() > ends_at) and (answer := run(done())) is not None:
             return answer
+        is_first = False
         time.sleep(ASKED_EVERY_S)
 
 

@@ -41,7 +41,7 @@ class JournalUnusable(SeriesGatewayError):
 
 
 class JournalInUse(JournalUnusable, FileInUse):
-    """Another gateway has the journal."""
+    """Another gateway, or a command, has the journal."""
 
 
 def status(path: Path) -> dict[str, Any]:

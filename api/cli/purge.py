@@ -47,28 +47,37 @@ async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_jso
 @asynccontextmanager
 async def _operations(settings: ServerSettings, before: datetime) -> AsyncIterator[tuple[Do, int]]:
     """Yield a function that does an operation, in the server if one runs on SQLite, and how many series are old."""
-    ends_at = time.monotonic() + STARTS_WITHIN_S
     async with AsyncExitStack() as held:
-        while True:
-            try:
-                do, old = await _asked_or_open(settings, before, held)
-                break
-            except FileInUse:  # a server that has just started does not answer yet
-                if time.monotonic() > ends_at:
-                    raise
+        ends_at, is_first = time.monotonic() + STARTS_WITHIN_S, True
+        while (found := await _found(settings, before)) is None:
+            if is_first or time.monotonic() > ends_at:
+                try:
+                    database = await held.enter_async_context(Database.open(settings))
+                except FileInUse:  # by a server that starts or ends: it, or the next one, is asked
+                    if time.monotonic() > ends_at:
+                        raise
+                else:
+                    found = _here(database), await database.purger.old(before)
+                    break
+            is_first = False
             await asyncio.sleep(ASKED_EVERY_S)
-        yield do, old
+        yield found
 
 
-async def _asked_or_open(settings: ServerSettings, before: datetime, held: AsyncExitStack) -> tuple[Do, int]:
-    """Return the same, having asked the server; where none runs, having opened the database. Raises FileInUse."""
-    if settings.sqlite_path is not None:
-        ask = partial(_asked, settings.sqlite_path)
-        with suppress(NotRunning):
-            return ask, (await ask("count_old", before=before.isoformat()))["series"]
-    database = await held.enter_async_context(Database.open(settings))
+async def _found(settings: ServerSettings, before: datetime) -> tuple[Do, int] | None:
+    """Return the same of the server that runs on the SQLite file; None where none answers."""
+    if settings.sqlite_path is None:
+        return None
+    ask = partial(_asked, settings.sqlite_path)
+    with suppress(NotRunning):
+        return ask, (await ask("count_old", before=before.isoformat()))["series"]
+    return None
+
+
+def _here(database: Database) -> Do:
+    """Return a function that does an operation in this process."""
     here = operations(database)
-    return lambda operation, **given: here[operation](**given), await database.purger.old(before)
+    return lambda operation, **given: here[operation](**given)
 
 
 async def _asked(path: Path, operation: str, **given: Any) -> dict[str, Any]:

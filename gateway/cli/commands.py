@@ -286,12 +286,18 @@ def _drain_study(settings: GatewaySettings, study: str) -> dict[str, Any]:
 
     if not is_uid(study):
         raise click.UsageError(f"--study {study!r} is not a UID: give the study's Study Instance UID")
-    try:
-        return _asked(settings, 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S, "drain", study=study)
-    except NotRunning:
-        raise click.ClickException(
-            f"no gateway runs on {settings.journal_path}: start it, or use `drain` without --study, which reports all"
-        ) from None
+
+    async def done() -> dict[str, Any]:
+        from gateway.journal_file import exclusive
+
+        with exclusive(settings.journal_path):
+            raise click.ClickException(
+                f"no gateway runs on {settings.journal_path}: start it, or use `drain` without --study, which reports "
+                "all"
+            )
+
+    timeout_s = 2 * settings.drain_timeout_s + REQUEST_TIMEOUT_S
+    return asked_or_done(partial(_asked, settings, timeout_s, "drain", study=study), done, partial(_run_main, settings))
 
 
 def _drain(settings: GatewaySettings, run: "Run") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a command does beside a server or a gateway that has the file, and does not answer yet, since it just starts."""
+"""What a command does beside a server or a gateway that has the file and does not answer: it starts, or ends."""
 
 import asyncio
 from collections.abc import Sequence
@@ -77,13 +77,14 @@ each_command = pytest.mark.parametrize(("group", "arguments"), COMMANDS, ids=[" 
 
 
 @each_command
-def test_a_command_waits_for_a_process_that_has_the_file_and_does_not_answer_yet(
+def test_a_command_takes_the_file_once_the_process_that_had_it_has_ended_and_none_answers(
     monkeypatch: pytest.MonkeyPatch, group: click.Group, arguments: list[str]
 ) -> None:
-    tried = held(monkeypatch, times=2)
+    for module in (control, purge):
+        monkeypatch.setattr(module, "STARTS_WITHIN_S", 0.05)
+    held(monkeypatch, times=1)
     done = do(group, arguments)
     assert (done.exit_code, done.exception) == (0, None), done.output
-    assert len(tried) > 2
 
 
 @each_command
@@ -98,8 +99,9 @@ def test_a_command_says_who_has_the_file_where_that_never_answers(
     assert "is used by another" in done.output
 
 
-def test_a_process_that_has_started_meanwhile_is_asked() -> None:
-    answers = [None, None, "its answer"]
+def test_a_process_that_starts_or_ends_is_only_asked_until_it_answers() -> None:
+    answers = [None, None, None, "its answer"]
+    tried = 0
 
     def ask() -> str:
         if answer := answers.pop(0):
@@ -107,9 +109,34 @@ def test_a_process_that_has_started_meanwhile_is_asked() -> None:
         raise control.NotRunning
 
     async def do() -> str:
+        nonlocal tried
+        tried += 1
         raise control.FileInUse
 
     assert control.asked_or_done(ask, do, asyncio.run) == "its answer"
+    assert tried == 1
+
+
+def test_a_purge_only_asks_a_server_that_starts_until_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = [True] * 3
+
+    def request(_: Path, __: float, operation: str, **___: Any) -> dict[str, Any]:
+        if silent:
+            silent.pop()
+            raise control.NotRunning
+        return {"series": 0} if operation == "count_old" else {"after": None}
+
+    monkeypatch.setattr(purge, "request", request)
+    monkeypatch.setattr(purge, "ASKED_EVERY_S", 0)
+    tried = held(monkeypatch, times=1000)
+    done = do(SERVER, ["purge", "--before", "2020-01-01"])
+    assert (done.exit_code, len(tried)) == (0, 1), done.output
+
+
+def test_a_study_is_not_drained_where_no_gateway_runs() -> None:
+    done = do(CLIENT, ["drain", "--study", "1.2"])
+    assert done.exit_code == 1
+    assert "no gateway runs on" in done.output
 
 
 def test_what_does_not_run_on_a_file_is_done_at_once() -> None:
