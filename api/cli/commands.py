@@ -509,7 +509,7 @@ def purge(settings: ServerSettings, day: str, dry_run: bool, as_json: bool) -> N
     if before > datetime.now(UTC):
         raise click.UsageError(f"{day} is in the future")
     _need_database(settings)
-    _run(forget(settings, before, dry=dry_run, as_json=as_json))
+    forget(settings, before, _run, dry=dry_run, as_json=as_json)
 
 
 # --- helpers ----------------------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ import asyncio
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from api.operations import operations
-from common.control import ASKED_EVERY_S, STARTS_WITHIN_S, EndedMeanwhile, FileInUse, NotRunning, request
+from common.control import EndedMeanwhile, NotRunning, RequestFailed, asked_or_done, request
 from common.errors import SeriesGatewayError
 from common.settings import ServerSettings
 from common.times import stamp
@@ -30,54 +29,46 @@ COUNTED = ("series", "images", "changes", "in_conflict", "untold")
 Do = Callable[..., Awaitable[dict[str, Any]]]
 
 
-async def purge(settings: ServerSettings, before: datetime, *, dry: bool, as_json: bool) -> None:
-    """Delete what is older, and print how much that was and what stays. Raises SeriesGatewayError."""
+def purge(
+    settings: ServerSettings,
+    before: datetime,
+    run: Callable[[Coroutine[Any, Any, bool | None]], bool | None],
+    *,
+    dry: bool,
+    as_json: bool,
+) -> None:
+    """Delete what is older, and print how much that was and what stays. Raises click.ClickException."""
+    purged = partial(_purged, before=before, dry=dry, as_json=as_json)
+
+    def ask() -> bool | None:
+        if settings.sqlite_path is None:
+            raise NotRunning
+        try:
+            old = request(settings.sqlite_path, TIMEOUT_S, "count_old", before=before.isoformat())["series"]
+        except RequestFailed as error:
+            raise click.ClickException(str(error)) from None
+        return run(purged(partial(_asked, settings.sqlite_path), old))
+
+    async def here() -> bool | None:
+        async with Database.open(settings) as database:
+            do = operations(database)
+            return await purged(lambda operation, **given: do[operation](**given), await database.purger.old(before))
+
+    asked_or_done(ask, here, run)
+
+
+async def _purged(do: Do, old: int, *, before: datetime, dry: bool, as_json: bool) -> bool:
+    """Delete by `do`, and print how much that was. Raises SeriesGatewayError."""
     counted: Counter[str] = Counter(dict.fromkeys(COUNTED, 0))
     ended = False
-    async with _operations(settings, before) as (do, old):
-        try:
-            await _purge(partial(do, before=before.isoformat(), dry=dry), old, counted)
-            ended = True
-        except (NotRunning, EndedMeanwhile):
-            raise SeriesGatewayError("the server was stopped in the meantime; run the same command again") from None
-        finally:
-            _tell(before, counted, dry=dry, ended=ended, as_json=as_json)
-
-
-@asynccontextmanager
-async def _operations(settings: ServerSettings, before: datetime) -> AsyncIterator[tuple[Do, int]]:
-    """Yield a function that does an operation, in the server if one runs on SQLite, and how many series are old."""
-    async with AsyncExitStack() as held:
-        ends_at, is_first = time.monotonic() + STARTS_WITHIN_S, True
-        while (found := await _found(settings, before)) is None:
-            if is_first or time.monotonic() > ends_at:
-                try:
-                    database = await held.enter_async_context(Database.open(settings))
-                except FileInUse:  # by a server that starts or ends: it, or the next one, is asked
-                    if time.monotonic() > ends_at:
-                        raise
-                else:
-                    found = _here(database), await database.purger.old(before)
-                    break
-            is_first = False
-            await asyncio.sleep(ASKED_EVERY_S)
-        yield found
-
-
-async def _found(settings: ServerSettings, before: datetime) -> tuple[Do, int] | None:
-    """Return the same of the server that runs on the SQLite file; None where none answers."""
-    if settings.sqlite_path is None:
-        return None
-    ask = partial(_asked, settings.sqlite_path)
-    with suppress(NotRunning):
-        return ask, (await ask("count_old", before=before.isoformat()))["series"]
-    return None
-
-
-def _here(database: Database) -> Do:
-    """Return a function that does an operation in this process."""
-    here = operations(database)
-    return lambda operation, **given: here[operation](**given)
+    try:
+        await _purge(partial(do, before=before.isoformat(), dry=dry), old, counted)
+        ended = True
+    except (NotRunning, EndedMeanwhile):
+        raise SeriesGatewayError("the server was stopped in the meantime; run the same command again") from None
+    finally:
+        _tell(before, counted, dry=dry, ended=ended, as_json=as_json)
+    return ended
 
 
 async def _asked(path: Path, operation: str, **given: Any) -> dict[str, Any]:

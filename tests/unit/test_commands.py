@@ -80,8 +80,7 @@ each_command = pytest.mark.parametrize(("group", "arguments"), COMMANDS, ids=[" 
 def test_a_command_takes_the_file_once_the_process_that_had_it_has_ended_and_none_answers(
     monkeypatch: pytest.MonkeyPatch, group: click.Group, arguments: list[str]
 ) -> None:
-    for module in (control, purge):
-        monkeypatch.setattr(module, "STARTS_WITHIN_S", 0.05)
+    monkeypatch.setattr(control, "STARTS_WITHIN_S", 0.05)
     held(monkeypatch, times=1)
     done = do(group, arguments)
     assert (done.exit_code, done.exception) == (0, None), done.output
@@ -92,7 +91,6 @@ def test_a_command_says_who_has_the_file_where_that_never_answers(
     monkeypatch: pytest.MonkeyPatch, group: click.Group, arguments: list[str]
 ) -> None:
     monkeypatch.setattr(control, "STARTS_WITHIN_S", 0)
-    monkeypatch.setattr(purge, "STARTS_WITHIN_S", 0)
     held(monkeypatch, times=1000)
     done = do(group, arguments)
     assert done.exit_code == 1
@@ -127,7 +125,6 @@ def test_a_purge_only_asks_a_server_that_starts_until_it_answers(monkeypatch: py
         return {"series": 0} if operation == "count_old" else {"after": None}
 
     monkeypatch.setattr(purge, "request", request)
-    monkeypatch.setattr(purge, "ASKED_EVERY_S", 0)
     tried = held(monkeypatch, times=1000)
     done = do(SERVER, ["purge", "--before", "2020-01-01"])
     assert (done.exit_code, len(tried)) == (0, 1), done.output
