@@ -82,6 +82,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("a busy machine is no failure")
 for kind in ("connect", "read", "write", "pool"):  # httpx's 5 s, for who asks without a time-out of its own
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, kind, 120.0)
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles the project anew
 
 
 def pytest_configure() -> None:
