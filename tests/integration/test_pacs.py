@@ -183,7 +183,7 @@ async def test_a_pacs_that_does_not_answer_is_given_up_on() -> None:
         yield from ()
 
     with foreign_pacs(find) as port:
-        async with asking(port, timeout_s=0.2) as (pacs, _):
+        async with asking(port, timeout_s=2) as (pacs, _):
             answer = await pacs.ask(about())
             stop.set()
     assert (answer.count, answer.confirmed, answer.problem) == (None, False, "broke off or did not answer in time")

@@ -199,7 +199,7 @@ async def test_a_renewed_file_is_read_without_a_new_start(files: Files) -> None:
 
 
 def settings_of(port: int, files: Files, **more: Any) -> GatewaySettings:
-    return GatewaySettings(**over_tls(port, pacs_ca=files.pacs_ca, pacs_timeout_s=2, **more))
+    return GatewaySettings(**over_tls(port, pacs_ca=files.pacs_ca, pacs_timeout_s=20, **more))
 
 
 def test_a_pacs_is_probed_over_tls(files: Files) -> None:
