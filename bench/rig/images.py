@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 PIP_OPTIONS = {"index-url", "extra-index-url", "proxy", "trusted-host"}  # how this machine reaches the index
 COMPOSE_SINCE = (2, 24, 4)  # `!override`, with which the tests take ports that are free
 ANSWER_TIMEOUT_S = 30.0  # for a question to an engine, which may hang
-TIMEOUT_S = 900.0  # for one image, of which a busy machine with a slow line makes many
+TIMEOUT_S = 900.0  # for the images of one test, where the machine is busy and the line slow
 
 
 def missing() -> str | None:
@@ -62,16 +62,33 @@ def pinned() -> dict[str, str]:
 
 def make(*names: str) -> None:
     """See that the images with these short names are there; the first takes some minutes."""
+    images = pinned() | {"systemd": SYSTEMD}
     with alone():
-        for name in ("python", *names):
-            image = SYSTEMD if name == "systemd" else pinned()[name]
-            if answer("docker", "image", "inspect", "--format", "{{.Id}}", image):
-                continue
-            print(f"making a stand-in for {image}", flush=True)
-            if name == "python":
-                make_python(image)
-            else:
-                run("docker", "build", "--quiet", "--label", LABEL, "--tag", image, str(STAND_INS / name))
+        lacking = [name for name in ("python", *names) if not is_here(images[name])]
+        for name in lacking:
+            print(f"making a stand-in for {images[name]}", flush=True)
+        if "python" in lacking:
+            make_python(images["python"])
+        services = {
+            name: {"image": images[name], "build": {"context": str(STAND_INS / name), "labels": [LABEL]}}
+            for name in lacking
+            if name != "python"
+        }
+        if services:
+            build(services)
+
+
+def is_here(image: str) -> bool:
+    """Whether this machine has it."""
+    return bool(answer("docker", "image", "inspect", "--format", "{{.Id}}", image))
+
+
+def build(services: Mapping[str, object]) -> None:
+    """Build the images of Compose services, which takes half as long as `docker build` without its plugin buildx."""
+    with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
+        yaml.safe_dump({"services": services}, file)
+        file.flush()
+        run("docker", "compose", "--project-name", "stand-ins", "--file", file.name, "build", "--quiet")
 
 
 @contextmanager

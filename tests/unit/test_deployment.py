@@ -33,9 +33,9 @@ VARIABLES = {
 
 
 def copied() -> list[str]:
-    """Sources of every COPY from the build context."""
-    lines = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE)
-    return [source for line in lines for source in line.split()[:-1]]
+    """What .dockerignore lets through, all of which is copied."""
+    assert re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE) == ["requirements.txt .", ". ."]
+    return re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
 
 
 def interpolated(value: str, **given: str) -> str:
@@ -65,11 +65,6 @@ def default(field: Any) -> str:
 def test_every_copied_path_exists() -> None:
     assert copied()
     assert [path for path in copied() if not list(ROOT.glob(path))] == []
-
-
-def test_no_copied_path_is_ignored() -> None:
-    allowed = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
-    assert [path for path in copied() if not any(Path(path).match(pattern) for pattern in allowed)] == []
 
 
 def test_the_image_holds_every_module_that_runs() -> None:
