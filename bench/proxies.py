@@ -12,6 +12,7 @@ import logging
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ IMAGES = 3  # of each report
 CONCURRENCY = 8  # GATEWAY_DISPATCH_CONCURRENCY
 TIMEOUT_S = 600.0
 LOOK_S = 0.02  # between two looks how many are delivered
+DOWN_MAX_S = 10.0  # how long the server stays away until the proxy has answered a post by itself
 PAGE = 1000
 ROOT_UID = "1.2.826.0.1.3680043.10.2"
 
@@ -96,11 +98,13 @@ def try_proxy(folder: Path, start: StartProxy, count: int, restarts: int) -> Out
     port, proxy_port = free_port(), free_port()
     runs = [start_server(folder, port, **database)[0]]
 
-    def restart(number: int) -> None:
+    def restart(number: int, met: threading.Event) -> None:
+        met.clear()
         if number % 2:
             runs[-1].stop()
         else:
             runs[-1].kill()
+        met.wait(DOWN_MAX_S)
         runs.append(start_server(folder, port, **database)[0])
 
     try:
@@ -119,12 +123,14 @@ def _until_it_listens(port: int) -> None:
 
 
 async def _post(  # noqa: PLR0913, PLR0917 - what a trial is made of
-    folder: Path, url: str, key: str, count: int, restarts: int, restart: Callable[[int], None]
+    folder: Path, url: str, key: str, count: int, restarts: int, restart: Callable[[int, threading.Event], None]
 ) -> Outcome:
-    made, outcome = reports(count), Outcome()
+    made, outcome, met = reports(count), Outcome(), threading.Event()
 
     async def look(answer: httpx.Response) -> None:
-        outcome.answered += answer.status_code >= 500
+        if answer.status_code >= 500:
+            outcome.answered += 1
+            met.set()
 
     client = http_client(
         base_url=url,
@@ -142,7 +148,7 @@ async def _post(  # noqa: PLR0913, PLR0917 - what a trial is made of
         for number in range(restarts):
             while posting.undelivered > count * (restarts - number) / (restarts + 1):
                 await posting.drain(LOOK_S)
-            await asyncio.to_thread(restart, number)
+            await asyncio.to_thread(restart, number, met)
         await posting.drain(TIMEOUT_S)
         outcome.took_s = time.perf_counter() - began
         outcome.dead = len(await journal.last_dead(count))
