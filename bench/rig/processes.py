@@ -11,14 +11,34 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("api", "common", "console", "dicom", "gateway", "storage")  # behind the five doors
 START_TIMEOUT_S = 120.0
 T = TypeVar("T")
+
+
+class Child(Protocol):
+    """What is used of `subprocess.Popen`."""
+
+    pid: int
+    returncode: int | Any
+    stdout: IO[str] | None
+    stderr: IO[str] | None
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def kill(self) -> None: ...
+
+
+started_cold: Callable[..., Child] = partial(subprocess.Popen, stdout=subprocess.PIPE, text=True, errors="replace")
+started = started_cold
+"""Starts a command whose output is read as text; where speed is not measured, `warm.popen` is cheaper."""
 
 
 class ProcessFailed(Exception):
@@ -34,15 +54,8 @@ class Process:
         self.name = name
         self.lines: list[str] = []
         self._unread: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self.popen = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env=without_settings() | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            pass_fds=pass_fds,
+        self.popen = started(
+            command, cwd=cwd, env=without_settings() | environment, stderr=subprocess.STDOUT, pass_fds=pass_fds
         )
         self._reader = threading.Thread(target=self._read, daemon=True, name=f"read {name}")
         self._reader.start()
@@ -75,6 +88,13 @@ class Process:
     def look(self) -> None:
         """Raise ProcessFailed if it has ended."""
         if (code := self.popen.poll()) is not None:
+            raise self._failed(f"ended with exit code {code}")
+
+    def ended(self) -> None:
+        """Wait until it has ended. Raises ProcessFailed if its exit code is not 0."""
+        code = self.popen.wait()
+        self._reader.join()
+        if code:
             raise self._failed(f"ended with exit code {code}")
 
     def stop(self, timeout_s: float = 120.0) -> int:
@@ -181,8 +201,7 @@ def make_key(folder: Path, environment: Mapping[str, str], name: str, scope: str
 
 def command_line(folder: Path, environment: Mapping[str, str], program: str, *arguments: str) -> None:
     """Do what an operator types."""
-    command = [sys.executable, str(ROOT / program), *arguments]
-    subprocess.run(command, cwd=folder, env={**without_settings(), **environment}, check=True, capture_output=True)
+    Process(program, [sys.executable, str(ROOT / program), *arguments], folder, **environment).ended()
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """schemathesis against the OpenAPI document, on both databases: no 5xx, and no answer that it does not know."""
 
-import json
 import os
 import re
 import subprocess
@@ -9,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.rig.processes import ROOT, server
+from bench.rig.processes import server
+from tests.rig.commands import answer
 
 CASES = int(os.environ.get("API_CASES", "5"))  # of one operation
 CHECKS = (
@@ -27,15 +27,8 @@ CHECKS = (
 @pytest.mark.timeout(1800)
 def test_no_request_makes_the_server_fail_or_break_its_own_document(tmp_path: Path, database_url: str) -> None:
     environment = {"DATABASE_URL": database_url, "SERVER_REQUESTS_PER_S": "100000"}
-    create = ("keys", "create", "schemathesis", "--scope", "admin", "--json")
     with server(tmp_path, **environment) as (_, url):
-        made = subprocess.run(
-            [sys.executable, str(ROOT / "server.py"), *create],
-            env=os.environ | environment,
-            capture_output=True,
-            check=True,
-        )
-        key = json.loads(made.stdout)["key"]
+        key = answer(database_url, "keys", "create", "schemathesis", "--scope", "admin")["key"]
         run = subprocess.run(
             [
                 str(Path(sys.executable).with_name("schemathesis")),

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from bench.rig import warm
 from bench.rig.processes import ROOT, make_key, server, without_settings
 from tests.rig.factories import STUDY, make_report
 from tests.rig.papers import JOBS, filled, line, shell
@@ -46,7 +47,7 @@ def uids(text: str) -> list[str]:
 
 def exported(url: str, folder: Path, *words: str, exit_code: int = 0) -> tuple[str, str]:
     command = [*EXPORT, "--url", url, *words]
-    done = subprocess.run(command, cwd=folder, env=without_settings(), capture_output=True, text=True, check=False)
+    done = warm.run(command, cwd=folder, env=without_settings())
     assert done.returncode == exit_code, done.stderr
     return done.stdout, done.stderr
 

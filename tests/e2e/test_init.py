@@ -15,6 +15,7 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from bench.rig import warm
 from bench.rig.peers import free_port, orthanc
 from bench.rig.processes import ROOT, Process, running, without_settings
 from tests.rig.factories import SERIES, make_dataset
@@ -35,9 +36,10 @@ def done(
 ) -> subprocess.CompletedProcess[str]:
     """The command, without a terminal."""
     env = without_settings() | environment
-    ended = subprocess.run(
-        command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False
-    )
+    if stdin:
+        ended = subprocess.run(command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, check=False)
+    else:
+        ended = warm.run(command, cwd=folder, env=env)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended
 

@@ -1,9 +1,7 @@
 """Gateway and server over TLS with a real certificate, and with a key that is made, revoked and made again."""
 
 import json
-import os
 import ssl
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import trustme
 
 from bench.rig.processes import ROOT, Process, running, start_gateway
+from tests.rig.commands import server_command
 from tests.rig.factories import SERIES, make_dataset
 from tests.rig.sending import send
 
@@ -36,13 +35,9 @@ def tls_server(folder: Path) -> tuple[Process, str]:
 
 
 def keys(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "server.py"), "keys", *arguments],
-        env=os.environ | {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"},
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    done = server_command(f"sqlite+aiosqlite:///{folder}/series.db", "keys", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def new_key(folder: Path, scope: str) -> dict[str, Any]:
@@ -59,6 +54,7 @@ def gateway(folder: Path, url: str, **environment: str) -> tuple[Process, int]:
             "GATEWAY_IDLE_POLICY": "fixed",
             "GATEWAY_IDLE_TIMEOUT_S": "0.5",
             "GATEWAY_RETRY_MAX_S": "0.5",
+            "GATEWAY_DRAIN_TIMEOUT_S": "1",
             "GATEWAY_JOURNAL_PATH": str(journal),
         }
         | environment,

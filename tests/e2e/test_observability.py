@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,8 +17,9 @@ from pynetdicom import AE
 from pynetdicom.presentation import build_context
 
 from bench.rig.peers import free_port
-from bench.rig.processes import ROOT, Process, gateway, running, server, without_settings
+from bench.rig.processes import ROOT, Process, gateway, running, server
 from bench.rig.senders import pure_scu, synthetic_series
+from tests.rig.commands import answer
 
 DEPLOYED = ROOT / "deploy" / "prometheus"
 INTERVAL = "1s"
@@ -93,11 +92,7 @@ def test_prometheus_scrapes_both_with_a_key_and_every_rule_and_panel_evaluates(t
     key = tmp_path / "key"
     with server(tmp_path) as (_, url):
         scopes = ["--scope", "metrics:read", "--scope", "series:write"]
-        subprocess.run(
-            [sys.executable, str(ROOT / "server.py"), "keys", "create", "both", *scopes, "--save", str(key)],
-            env=without_settings() | {"DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/series.db"},
-            check=True,
-        )
+        answer(f"sqlite+aiosqlite:///{tmp_path}/series.db", "keys", "create", "both", *scopes, "--save", str(key))
         with gateway(tmp_path, url, metrics_port=0, api_key_file=key) as (process, port):
             send(port)
             process.wait_for_event("report.delivered")

@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,8 +21,9 @@ from playwright.async_api import Browser, ConsoleMessage, Error, Locator, Page, 
 
 from bench.demo import studies
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
-from bench.rig.processes import ROOT, gateway, server
+from bench.rig.processes import gateway, server
 from common.version import version
+from tests.rig.commands import server_command
 from tests.rig.factories import STUDY, arriving, make_report, make_state
 from tests.rig.serving import Serving, serving
 
@@ -139,13 +137,9 @@ def store(url: str, series: str, **change: Any) -> None:
 
 def keys_command(folder: Path, *arguments: str) -> str:
     """`python server.py keys …`: what it says."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "server.py"), "keys", *arguments],
-        env=os.environ | {"DATABASE_URL": f"sqlite+aiosqlite:///{folder}/series.db"},
-        capture_output=True,
-        check=True,
-    )
-    return done.stdout.decode()
+    done = server_command(f"sqlite+aiosqlite:///{folder}/series.db", "keys", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def new_key(folder: Path, scope: str) -> str:

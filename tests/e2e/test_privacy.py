@@ -4,7 +4,6 @@ import contextlib
 import json
 import re
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
+from bench.rig import warm
 from bench.rig.otlp import sink
 from bench.rig.processes import ROOT, Process, running, start_gateway, start_server, without_settings
 from bench.rig.senders import associate_rq
@@ -57,14 +57,8 @@ def said(*processes: Process) -> str:
 
 
 def command(folder: Path, *arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
-        cwd=folder,
-        env=without_settings() | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
+    done = warm.run(words, cwd=folder, env=without_settings() | environment)
     return done.stdout + done.stderr
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from bench.database import fill
+from bench.rig import warm
 from bench.rig.processes import ROOT, server, without_settings
 from common.settings import ServerSettings
 from db import Database
@@ -74,9 +75,7 @@ def test_the_guides_commands_forget_what_is_old_beside_a_running_server(tmp_path
 def test_what_is_printed_names_no_patient_and_says_what_stays(tmp_path: Path) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     asyncio.run(prepare(url))
-    done = subprocess.run(
-        ALL, env=without_settings() | {"DATABASE_URL": url}, capture_output=True, text=True, check=False
-    )
+    done = warm.run(ALL, env=without_settings() | {"DATABASE_URL": url})
     assert done.returncode == 0, done.stderr
     assert not [word for word in ("P1", "P2", "Test^One", "purging") if word in done.stdout + done.stderr]
     assert ("GET /conflicts" in done.stderr, "webhooks list" in done.stderr) == (True, True)
@@ -98,7 +97,7 @@ def test_a_wrong_day_or_database_removes_nothing_and_is_named(
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path}/series.db"
     environment = without_settings() | {"DATABASE_URL": url, "TZ": "Pacific/Auckland"}
-    done = subprocess.run([*PURGE, *words], env=environment, capture_output=True, text=True, check=False)
+    done = warm.run([*PURGE, *words], env=environment)
     assert (done.returncode, said in done.stderr) == (exit_code, True), done.stderr
     assert not (tmp_path / "series.db").exists()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from bench.rig import warm
 from bench.rig.processes import ROOT, server
 
 NOWHERE = "http://127.0.0.1:9"
@@ -20,7 +21,7 @@ NOWHERE = "http://127.0.0.1:9"
 def client(folder: Path, *arguments: str, exit_code: int = 0, url: str = NOWHERE) -> str:
     """Run `python client.py …` there and return what it printed."""
     command = [sys.executable, str(ROOT / "client.py"), "--server-url", url, "--drain-timeout-s", "5", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = warm.run(command, cwd=folder)
     assert done.returncode == exit_code, done.stdout + done.stderr
     return done.stdout + (done.stderr if exit_code else "")
 
@@ -35,7 +36,7 @@ def server_command(url: str, *arguments: str) -> subprocess.CompletedProcess[str
     """`python server.py` with these arguments."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SERVER_")} | {"DATABASE_URL": url}
     command = [sys.executable, str(ROOT / "server.py"), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return warm.run(command, env=environment)
 
 
 def answer(url: str, *arguments: str) -> Any:

@@ -1,11 +1,11 @@
 """Scripts that on-complete runs, and what they have written."""
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench.rig import warm
 from bench.rig.processes import ROOT, without_settings
 
 SCRIPT = '#!/bin/sh\necho "$1 $REVISION $KIND $VERDICT $NUM_INSTANCES $MISSING" >> ran\n'
@@ -35,13 +35,6 @@ def until(done: Callable[[], bool], timeout_s: float = 120.0) -> None:
 
 def once(folder: Path, url: str, *words: str, exit_code: int = 0) -> str:
     """Runs `on-complete --once`; returns what it wrote to stderr."""
-    done = subprocess.run(
-        [*ON_COMPLETE, "--url", url, "--once", *words],
-        cwd=folder,
-        env=without_settings(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm.run([*ON_COMPLETE, "--url", url, "--once", *words], cwd=folder, env=without_settings())
     assert done.returncode == exit_code, done.stderr
     return done.stderr
