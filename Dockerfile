@@ -11,7 +11,7 @@ ENV PATH=/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN useradd --uid 10001 --create-home gateway && install -d -o gateway -g gateway /data /keys /secrets
 WORKDIR /app
 COPY --from=build /venv /venv
-# What .dockerignore lets through: what runs.
+# What .dockerignore lets through: what runs, and requirements.txt.
 COPY . .
 # The disk is read-only as they run: compiled here, not at every start.
 RUN python -m compileall -q .

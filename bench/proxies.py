@@ -99,11 +99,11 @@ def try_proxy(folder: Path, start: StartProxy, count: int, restarts: int) -> Out
     runs = [start_server(folder, port, **database)[0]]
 
     def restart(number: int, met: threading.Event) -> None:
-        met.clear()
         if number % 2:
             runs[-1].stop()
         else:
             runs[-1].kill()
+        met.clear()
         met.wait(DOWN_MAX_S)
         runs.append(start_server(folder, port, **database)[0])
 

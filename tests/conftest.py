@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import hypothesis
 import looptime
+import psutil
 import pytest
 from sqlalchemy.engine import URL, make_url
 
@@ -121,10 +122,13 @@ def postgresql_server() -> Iterator[URL]:
         yield server
 
 
-def in_memory(needed_bytes: int = 2 << 30) -> str | None:
+def in_memory() -> str | None:
     """A folder in memory, where that is large: there a new database costs a third. None for the usual one."""
-    memory = "/dev/shm"  # noqa: S108
-    return memory if os.path.isdir(memory) and shutil.disk_usage(memory).free > needed_bytes else None
+    memory, workers = "/dev/shm", int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # noqa: S108
+    if not os.path.isdir(memory):
+        return None
+    free = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available)
+    return memory if free > 2 * workers << 30 else None
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 PIP_OPTIONS = {"index-url", "extra-index-url", "proxy", "trusted-host"}  # how this machine reaches the index
 COMPOSE_SINCE = (2, 24, 4)  # `!override`, with which the tests take ports that are free
 ANSWER_TIMEOUT_S = 30.0  # for a question to an engine, which may hang
-TIMEOUT_S = 900.0  # for the images of one test, where the machine is busy and the line slow
+TIMEOUT_S = 900.0  # for images that are built together, where the machine is busy and the line slow
 
 
 def missing() -> str | None:
@@ -84,7 +84,7 @@ def is_here(image: str) -> bool:
 
 
 def build(services: Mapping[str, object]) -> None:
-    """Build the images of Compose services, which takes half as long as `docker build` without its plugin buildx."""
+    """Build the images of Compose services, which takes half of the time of `docker build` where buildx is missing."""
     with tempfile.NamedTemporaryFile("w", suffix=".yml") as file:
         yaml.safe_dump({"services": services}, file)
         file.flush()

@@ -92,7 +92,11 @@ class Process:
 
     def ended(self) -> None:
         """Wait until it has ended. Raises ProcessFailed if its exit code is not 0."""
-        code = self.popen.wait()
+        try:
+            code = self.popen.wait()
+        except BaseException:  # a test's time-out, too
+            self.kill()
+            raise
         self._reader.join()
         if code:
             raise self._failed(f"ended with exit code {code}")

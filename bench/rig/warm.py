@@ -1,8 +1,9 @@
 """Start `python client.py`, `python server.py` and `uvicorn server:app` as forks of a process that has imported all.
 
-Imports are most of the CPU of a short command, 1.0 to 1.7 s; a fork takes a tenth. All else is as from a shell: a
-process of its own, with its folder, environment, output, signals and exit code. Other commands, and these with a
-variable of Python's, start as usual.
+Imports are most of the CPU of a short command, 1.0 to 1.7 s; a fork takes a tenth. It is a process of its own, with its
+folder, environment, output, signals and exit code. Other than from a shell, stdin is empty; umask, limits and the seed
+of hashes are the importer's, and so is the command line that `ps` shows. Other commands, and these with a variable of
+Python's, start as usual.
 """
 
 import atexit
@@ -19,13 +20,15 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from bench.rig.processes import ROOMS, ROOT, Child, started_cold
 
@@ -48,6 +51,7 @@ IMPORTED_WHEN_NEEDED = (
 )
 NUMBER = struct.Struct("q")  # of a process, and then its exit code
 MAX_ORDER_BYTES = 100_000
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def popen(
@@ -58,10 +62,10 @@ def popen(
     stderr: int = subprocess.STDOUT,
     pass_fds: Sequence[int] = (),
 ) -> Child:
-    """Start a command whose output is read as text."""
+    """Start a command whose output is read as text; `stderr` is STDOUT or PIPE."""
     environment = dict(os.environ if env is None else env)
     ours = any([*command[1 : 1 + len(program)]] == program for program in PROGRAMS)
-    if ours and command[0] == sys.executable and not pass_fds and not _of_python(environment):
+    if ours and command[0] == sys.executable and not pass_fds and not _of_python(environment, _importer().environment):
         return Fork([*command[1:]], str(cwd or Path.cwd()), environment, stderr == subprocess.PIPE)
     return started_cold(command, cwd=cwd, env=environment, stderr=stderr, pass_fds=pass_fds)
 
@@ -74,34 +78,47 @@ def run(
     assert child.stdout is not None  # noqa: S101 - both are pipes
     assert child.stderr is not None  # noqa: S101
     with child.stdout, child.stderr, ThreadPoolExecutor(1) as thread:
-        err = thread.submit(child.stderr.read)
-        out = child.stdout.read()
-        return subprocess.CompletedProcess(command, child.wait(), out, err.result())
+        try:
+            err = thread.submit(child.stderr.read)
+            out = child.stdout.read()
+            return subprocess.CompletedProcess(command, child.wait(), out, err.result())
+        except BaseException:  # a test's time-out, too
+            child.kill()
+            raise
 
 
-def _of_python(environment: Mapping[str, str]) -> set[str]:
-    """Return the variables that Python reads when it starts and that are other here than in this process."""
-    changed = {name for name, _ in environment.items() ^ os.environ.items()}
+def _of_python(environment: Mapping[str, str], importers: Mapping[str, str]) -> set[str]:
+    """Return the variables that Python reads when it starts and that were others when the importer did."""
+    changed = {name for name, _ in environment.items() ^ importers.items()}
     return {name for name in changed if name.startswith(("PYTHON", "LC_", "LANG", "LD_"))}
 
 
 class Fork:
     """What is used of `subprocess.Popen`, for a child of the process that has imported everything."""
 
+    returncode: int | None
+
     def __init__(self, words: list[str], cwd: str, environment: dict[str, str], own_stderr: bool) -> None:
-        self.returncode: int | None = None
-        self._waiting = threading.Lock()
+        self.pid, self.returncode = 0, None
+        self._ending = threading.Lock()
         self._report, report = os.pipe()
         out, to_out = os.pipe()
         err, to_err = os.pipe() if own_stderr else (None, os.dup(to_out))
         order = json.dumps({"words": words, "cwd": cwd, "environment": environment}).encode()
         given = [to_out, to_err, report]
-        socket.send_fds(_importer(), [order], given)
-        for descriptor in given:
-            os.close(descriptor)
+        try:
+            socket.send_fds(_importer().orders, [order], given)
+        finally:
+            for descriptor in given:
+                os.close(descriptor)
         self.stdout: IO[str] | None = os.fdopen(out, errors="replace")
         self.stderr: IO[str] | None = None if err is None else os.fdopen(err, errors="replace")
         self.pid = self._number()
+
+    def __del__(self) -> None:
+        if self.pid and self.returncode is None:
+            warnings.warn(f"process {self.pid} still runs", ResourceWarning, source=self, stacklevel=2)
+        os.close(self._report)
 
     def poll(self) -> int | None:
         """Return the exit code, minus the signal that ended it, or None while it runs."""
@@ -112,31 +129,49 @@ class Fork:
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code, as `poll` does, once there is one."""
-        with self._waiting:
+        if self.returncode is None:
+            told = select.poll()
+            told.register(self._report, select.POLLIN)
+            if not told.poll(None if timeout is None else 1000 * timeout) and self.returncode is None:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
+        with self._ending:
             if self.returncode is None:
-                if not select.select([self._report], [], [], timeout)[0]:
-                    raise subprocess.TimeoutExpired(str(self.pid), timeout or 0)
                 self.returncode = self._number()
-                os.close(self._report)
             return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # it ends just now
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Send SIGKILL, if it still runs."""
         self.send_signal(signal.SIGKILL)
 
     def _number(self) -> int:
-        found: int = NUMBER.unpack(os.read(self._report, NUMBER.size))[0]
+        read = os.read(self._report, NUMBER.size)
+        if not read:
+            raise RuntimeError("the process that imports the programs has ended; its traceback is on stderr")
+        found: int = NUMBER.unpack(read)[0]
         return found
 
 
+class Importer(NamedTuple):
+    """Where it takes orders, and the variables that it started with."""
+
+    orders: socket.socket
+    environment: dict[str, str]
+
+
+def _importer() -> Importer:
+    with _ONE_AT_A_TIME:
+        return _started_importer()
+
+
 @cache
-def _importer() -> socket.socket:
-    """Start this process's importer, which ends when this process does; return where it takes orders."""
+def _started_importer() -> Importer:
+    """Start this process's importer, which ends when this process does."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with its:
         command = [sys.executable, "-m", "bench.rig.warm", str(its.fileno())]
@@ -144,7 +179,7 @@ def _importer() -> socket.socket:
         importer = subprocess.Popen(command, cwd=ROOT, stdin=nowhere, stdout=nowhere, pass_fds=[its.fileno()])
     atexit.register(importer.wait)
     atexit.register(ours.close)  # first
-    return ours
+    return Importer(ours, dict(os.environ))
 
 
 # --- the importer: a command is a fork of a fork, which waits for it and tells its number and its exit code ---------
@@ -178,12 +213,26 @@ def _forked(orders: socket.socket) -> tuple[dict[str, Any], int, int]:
     if number := os.fork():
         os.close(out)
         os.close(err)
-        os.write(report, NUMBER.pack(number))
-        os.write(report, NUMBER.pack(os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])))
-        os._exit(0)
+        try:
+            _tell(number, report)
+        finally:
+            os._exit(0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.close(report)
     return json.loads(order), out, err
+
+
+def _tell(number: int, report: int) -> None:
+    """Tell a process's number and its exit code. It is there until that is told, so that nobody has its number."""
+    try:
+        os.write(report, NUMBER.pack(number))
+    except BrokenPipeError:  # who ordered it has ended
+        os.kill(number, signal.SIGKILL)
+    ended = os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT)
+    assert ended is not None  # noqa: S101 - it is None only where nobody waits
+    code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    os.write(report, NUMBER.pack(code))
+    os.waitpid(number, 0)
 
 
 def _run(order: dict[str, Any], out: int, err: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.rig import warm
-from bench.rig.processes import ROOT, start_gateway, start_server, without_settings
+from bench.rig.processes import ROOT, gateway, server, without_settings
 
 CLIENT, SERVER = [sys.executable, str(ROOT / "client.py")], [sys.executable, str(ROOT / "server.py")]
 SERVING = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), "server:app"]
@@ -39,15 +39,12 @@ def test_it_says_the_same_and_ends_the_same(tmp_path: Path, command: list[str], 
 
 
 def test_signals_end_it_and_its_exit_code_tells_so(tmp_path: Path) -> None:
-    server, url = start_server(tmp_path)
-    gateway, _ = start_gateway(tmp_path, url)
-    assert isinstance(server.popen, warm.Fork)
-    gateway.popen.send_signal(signal.SIGINT)
-    assert gateway.popen.wait() == 0
-    server.kill()
-    assert (server.popen.returncode, server.stop()) == (-signal.SIGKILL, -signal.SIGKILL)
-    with pytest.raises(ProcessLookupError):
-        os.kill(server.popen.pid, 0)
+    with server(tmp_path) as (serving, url), gateway(tmp_path, url) as (receiving, _):
+        assert isinstance(serving.popen, warm.Fork)
+        receiving.popen.send_signal(signal.SIGINT)
+        assert receiving.popen.wait() == 0
+        serving.kill()
+        assert (serving.popen.returncode, serving.stop()) == (-signal.SIGKILL, -signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
