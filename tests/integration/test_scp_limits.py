@@ -107,6 +107,8 @@ async def test_association_that_is_idle_longest_gives_way_to_one_beyond_a_limit(
         while asyncio.get_running_loop().time() < heard_at + 0.01:  # the clock of uvloop has milliseconds
             await newer.say(ECHO)
             await newer.pdu()
+        await newer.say(ECHO)  # a tick later than the older one's last
+        await newer.pdu()
         with capture_logs() as logs:
             assert await echo(port) is True
         assert (await older.end()).startswith(ABORTED)
