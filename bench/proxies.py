@@ -77,7 +77,7 @@ PROXIES: dict[str, StartProxy] = {"nginx": nginx, "HAProxy": haproxy}
 
 
 def reports(count: int) -> list[SeriesReport]:
-    """Each of a series of its own."""
+    """Make reports, each of a series of its own."""
     return [
         SeriesReport(
             SeriesInstanceUID=f"{ROOT_UID}.{n}",

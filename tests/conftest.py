@@ -51,6 +51,7 @@ __all__ = [
     "pytest_sessionstart",
     "pytest_xdist_auto_num_workers",
 ]
+MEMORY = "/dev/shm"  # noqa: S108 - a folder in memory, where there is one
 MISSING.update(
     {
         "bash": lacking("bash", "bash"),
@@ -72,7 +73,7 @@ MISSING.update(
         "promtool": lacking("promtool", "prometheus") or lacking("prometheus", "prometheus"),
         "sqlite3": lacking("sqlite3", "sqlite3"),
         "systemd": lacking("systemd-analyze", "systemd"),
-        "tmpfs": None if os.path.isdir("/dev/shm") else "this machine has no tmpfs at /dev/shm",  # noqa: S108
+        "tmpfs": None if os.path.isdir(MEMORY) else f"this machine has no tmpfs at {MEMORY}",
         "zsh": lacking("zsh", "zsh"),
     }
 )
@@ -123,12 +124,12 @@ def postgresql_server() -> Iterator[URL]:
 
 
 def in_memory() -> str | None:
-    """A folder in memory, where that is large: there a new database costs a third. None for the usual one."""
-    memory, workers = "/dev/shm", int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))  # noqa: S108
-    if not os.path.isdir(memory):
+    """Return MEMORY where it is large: there a new database costs a third. None for the usual folder."""
+    if MISSING["tmpfs"]:
         return None
-    free = min(shutil.disk_usage(memory).free, psutil.virtual_memory().available)
-    return memory if free > 2 * workers << 30 else None
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    free = min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available)
+    return MEMORY if free > 2 * workers << 30 else None
 
 
 @pytest.fixture(scope="session")

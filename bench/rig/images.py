@@ -44,7 +44,7 @@ def missing() -> str | None:
 
 
 def answer(*command: str) -> str:
-    """What a command prints, or nothing."""
+    """Return what a command prints; nothing if it fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=ANSWER_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -79,7 +79,7 @@ def make(*names: str) -> None:
 
 
 def is_here(image: str) -> bool:
-    """Whether this machine has it."""
+    """Tell if this machine has an image."""
     return bool(answer("docker", "image", "inspect", "--format", "{{.Id}}", image))
 
 
@@ -93,7 +93,7 @@ def build(services: Mapping[str, object]) -> None:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """One process at a time."""
+    """Let one process of this machine in at a time."""
     with open(Path(tempfile.gettempdir()) / "series-gateway-images.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -123,7 +123,7 @@ def make_python(image: str) -> None:
 
 
 def mirror() -> list[str]:
-    """Where this machine has its Debian packages from."""
+    """Return the address from which this machine has its Debian packages, or none."""
     sites = answer("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Codename: bookworm")
     return sites.splitlines()[:1]
 

@@ -50,7 +50,7 @@ IMPORTED_WHEN_NEEDED = (
     "uvloop",  # where it can be installed
 )
 NUMBER = struct.Struct("q")  # of a process, and then its exit code
-MAX_ORDER_BYTES = 100_000
+MAX_ORDER_BYTES = 100_000  # a command with its environment
 _ONE_AT_A_TIME = threading.Lock()
 
 

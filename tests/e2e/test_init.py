@@ -37,7 +37,9 @@ def done(
     """The command, without a terminal."""
     env = without_settings() | environment
     if stdin:
-        ended = subprocess.run(command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, check=False)
+        ended = subprocess.run(
+            command, cwd=folder, env=env, input=stdin, capture_output=True, text=True, timeout=60, check=False
+        )
     else:
         ended = warm.run(command, cwd=folder, env=env)
     assert ended.returncode == code, ended.stdout + ended.stderr

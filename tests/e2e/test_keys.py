@@ -1,6 +1,5 @@
 """Gateway and server over TLS with a real certificate, and with a key that is made, revoked and made again."""
 
-import json
 import ssl
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import trustme
 
 from bench.rig.processes import ROOT, Process, running, start_gateway
-from tests.rig.commands import server_command
+from tests.rig.commands import answer, server_command
 from tests.rig.factories import SERIES, make_dataset
 from tests.rig.sending import send
 
@@ -29,19 +28,17 @@ def tls_server(folder: Path) -> tuple[Process, str]:
     pem = str(folder / "server.pem")
     options = ["--port", "0", "--ssl-keyfile", pem, "--ssl-certfile", pem]
     command = [sys.executable, "-m", "uvicorn", "--app-dir", str(ROOT), *options, "server:app"]
-    process = Process("server", command, folder, DATABASE_URL=f"sqlite+aiosqlite:///{folder}/series.db")
+    process = Process("server", command, folder, DATABASE_URL=database(folder))
     line = process.wait_for(lambda line: line if "Uvicorn running on https://" in line else None)
     return process, f"https://{line.split('https://')[1].split()[0]}"
 
 
-def keys(folder: Path, *arguments: str) -> str:
-    done = server_command(f"sqlite+aiosqlite:///{folder}/series.db", "keys", *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def database(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder}/series.db"
 
 
 def new_key(folder: Path, scope: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(keys(folder, "create", "gw", "--scope", scope, "--json"))
+    found: dict[str, Any] = answer(database(folder), "keys", "create", "gw", "--scope", scope)
     return found
 
 
@@ -106,7 +103,7 @@ def test_a_revoked_key_delays_and_a_new_one_in_its_file_delivers_without_restart
         with running(sender):
             send(port, [make_dataset("1")])
             sender.wait_for_event("report.delivered", stored=1)
-            keys(tmp_path, "revoke", old["id"])
+            assert server_command(database(tmp_path), "keys", "revoke", old["id"]).returncode == 0
             send(port, [make_dataset("2")])
             assert "401" in sender.wait_for_event("report.delayed")["reason"]
             file.write_text(new_key(tmp_path, "series:write")["key"])

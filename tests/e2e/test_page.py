@@ -1,7 +1,6 @@
 """The live page in a real Chromium: what a person sees, and what the browser asks for."""
 
 import asyncio
-import json
 import re
 import threading
 from collections import defaultdict
@@ -23,7 +22,7 @@ from bench.demo import studies
 from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS, free_port, orthanc
 from bench.rig.processes import gateway, server
 from common.version import version
-from tests.rig.commands import server_command
+from tests.rig.commands import answer, server_command
 from tests.rig.factories import STUDY, arriving, make_report, make_state
 from tests.rig.serving import Serving, serving
 
@@ -133,17 +132,6 @@ def speaking(url: str, **versions: str | None) -> Iterator[None]:
 def store(url: str, series: str, **change: Any) -> None:
     body = make_report("1", "2", series=series).model_dump(mode="json") | change
     httpx.post(f"{url}/series", json=body, timeout=TIMEOUT_S, trust_env=False).raise_for_status()
-
-
-def keys_command(folder: Path, *arguments: str) -> str:
-    """`python server.py keys …`: what it says."""
-    done = server_command(f"sqlite+aiosqlite:///{folder}/series.db", "keys", *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def new_key(folder: Path, scope: str) -> str:
-    return str(json.loads(keys_command(folder, "create", "page", "--scope", scope, "--json"))["key"])
 
 
 def cells(page: Page, table: str, row: str) -> Locator:
@@ -269,13 +257,14 @@ async def test_a_wrong_key_sees_nothing_and_a_good_one_until_it_logs_out(browse:
 @pytest.mark.slow
 async def test_a_key_that_is_revoked_leads_back_to_the_login(browse: Browse, tmp_path: Path) -> None:
     with server(tmp_path) as (process, url):
-        key = new_key(tmp_path, "series:read")
+        database = f"sqlite+aiosqlite:///{tmp_path}/series.db"
+        key = answer(database, "keys", "create", "page", "--scope", "series:read")["key"]
         async with browse() as (page, _):
             await page.goto(url)
             await page.get_by_label("API key").fill(key)
             await page.keyboard.press("Enter")
             await expect(page.locator("#link")).to_have_text("live")
-            keys_command(tmp_path, "revoke", key.split("_")[1])
+            assert server_command(database, "keys", "revoke", key.split("_")[1]).returncode == 0
             process.stop()  # a stream that is open goes on until its end; the next one is refused
             with server(tmp_path, int(url.rpartition(":")[2])):
                 await expect(page.get_by_role("heading", name="Log in")).to_be_visible()
