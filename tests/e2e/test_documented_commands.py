@@ -107,7 +107,7 @@ def two_terminals(folder: Path) -> Iterator[tuple[str, Process, int]]:
 DCMTK = pytest.mark.peer("dcmtk")
 SENDERS = [
     pytest.param("storescu -xs --no-halt +sd +r -aec STORESCP", {"jpeg2000", "rle"}, marks=DCMTK, id="storescu"),
-    pytest.param("dcmsend", set(), marks=DCMTK, id="dcmsend"),
+    pytest.param("dcmsend", set(), marks=[DCMTK, pytest.mark.slow], id="dcmsend"),
     pytest.param(".venv/bin/python -m pynetdicom storescu", set(), id="pynetdicom"),
 ]  # and the compressions that they skip
 

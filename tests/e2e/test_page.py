@@ -435,6 +435,7 @@ async def test_any_timeline_is_drawn(
         assert watch.problems == []
 
 
+@pytest.mark.slow
 async def test_what_cannot_be_told_of_a_series_leaves_its_facts(browse: Browse, url: str) -> None:
     store(url, f"{STUDY}.1", PatientName="Doe^Jane")
     strange: dict[str, Any] = {
@@ -560,6 +561,7 @@ async def test_what_arrives_is_counted_and_named_the_newest_first_until_it_is_de
         assert watch.problems == []
 
 
+@pytest.mark.slow
 async def test_figures_count_by_the_servers_clock_and_only_what_brought_images(browse: Browse, url: str) -> None:
     late = {"At": "2026-01-01T12:00:30Z", "Stopped": False, "StartedAt": "2026-01-01T11:00:00Z", "Address": "a"}
     state = [late | {"Received": [n], "Instances": n} for n in (10, 30)]
@@ -666,6 +668,7 @@ async def test_what_is_looked_for_stands_in_the_address_and_back_leads_back(brow
         assert watch.problems == []
 
 
+@pytest.mark.slow
 async def test_what_was_looked_for_is_gone_from_the_address_after_the_logout(browse: Browse, running: Serving) -> None:
     url, key = running.url, running.new_key("series:read")
     async with browse() as (page, _):
@@ -794,6 +797,7 @@ async def test_the_pages_about_the_api_are_ours_alone(browse: Browse, url: str) 
         assert watch.problems == []
 
 
+@pytest.mark.slow
 async def test_a_gateway_of_another_version_is_named(browse: Browse, url: str) -> None:
     ours = version()
     async with browse() as (page, watch):
@@ -843,6 +847,7 @@ LABELS = """() => {
 }"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [390, 1400])
 async def test_every_tick_of_a_chart_says_where_it_stands_and_none_is_cut(browse: Browse, url: str, width: int) -> None:
     now = datetime.now(UTC)
@@ -919,7 +924,7 @@ async def test_a_gateway_of_another_name_and_the_same_journal_is_the_same(browse
     assert present == [["c", False], ["d", True]]
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [pytest.param(390, marks=pytest.mark.slow), 1280])
 async def test_what_is_wrong_comes_first_then_what_arrives_and_what_is_stored(
     browse: Browse, url: str, width: int
 ) -> None:
@@ -1060,6 +1065,7 @@ def violations(found: AxeResults) -> list[str]:
     return [f"{one['id']}: {node['html']}" for one in found.response["violations"] for node in one["nodes"]]
 
 
+@pytest.mark.slow
 async def test_it_is_dark_where_the_system_is(browse: Browse, url: str) -> None:
     async with browse(color_scheme="dark", reduced_motion="reduce") as (page, _):
         await page.goto(url)

@@ -18,7 +18,7 @@ from storage.schema import gateways
 from tests.rig.factories import SERIES, arriving, make_report, make_state
 from tests.rig.serving import Serving, serving
 
-pytestmark = [pytest.mark.peer("chromium")]
+pytestmark = [pytest.mark.peer("chromium"), pytest.mark.slow]
 TIMEOUT_MS = 60_000
 TABS = 40  # at most, from the top of the page to what is looked for
 
@@ -80,7 +80,6 @@ async def tab_to(page: Page, words: str) -> None:
     assert await page.evaluate(f"getComputedStyle({focused}).outlineStyle") == "solid"
 
 
-@pytest.mark.slow
 async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
     running.done(running.database.store(make_report("1", "2")))
     running.done(running.database.store(make_report("2", "3", patient_id="P2")))
@@ -118,7 +117,6 @@ async def test_the_keyboard_alone_settles_a_conflict(running: Serving) -> None:
         await expect(declare).to_be_focused()  # where it came from
 
 
-@pytest.mark.slow
 async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_pressed(running: Serving) -> None:
     prepare(running)
     posts: list[str] = []
@@ -169,7 +167,6 @@ async def test_an_admin_acts_once_and_is_told_what_came_of_it_where_it_was_press
         await expect(page.locator("#series")).to_contain_text("declared it incomplete: the last phase is missing")
 
 
-@pytest.mark.slow
 async def test_a_dead_letter_that_is_refused_again_can_be_settled_again(running: Serving) -> None:
     at = datetime.now(UTC).isoformat()
     dead = {"Id": 7, "SeriesInstanceUID": "1.2", "Instances": 3, "Answer": "422", "At": at}

@@ -14,7 +14,7 @@ from bench.rig.peers import CHROMIUM, CHROMIUM_ARGUMENTS
 from tests.rig.factories import STUDY, make_report
 from tests.rig.serving import Serving, serving
 
-pytestmark = [pytest.mark.peer("chromium")]
+pytestmark = [pytest.mark.peer("chromium"), pytest.mark.slow]
 TIMEOUT_MS = 60_000
 
 
@@ -99,7 +99,6 @@ async def test_gaps_a_persons_word_and_what_the_pacs_has_of_a_study_are_told(run
         assert problems == []
 
 
-@pytest.mark.slow
 async def test_what_is_found_shows_its_studies_verdicts_on_a_phone_too(running: Serving) -> None:
     store(running.url, f"{STUDY}.1")
     post(running.url, f"studies/{STUDY}/declaration", Declared="complete", Because="over")

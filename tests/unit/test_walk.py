@@ -438,7 +438,7 @@ def test_depth_without_end_is_given_up() -> None:
 def test_memory_does_not_grow_with_what_streams_through() -> None:
     pieces = [
         SOP + long(0x00081140, "SQ", length=UNDEFINED),
-        *[(ITEM + UNIT * 1000 + END_ITEM) * 6] * 100,
+        *[(ITEM + UNIT * 1000 + END_ITEM) * 6] * 25,
         END_SEQUENCE + PATIENT + IDENTITY + long(0x7FE00010, "OW", length=2**30),
         *[bytes(2**16)] * 2**14,
         element(0x00100020, "LO", b"LATE"),
